@@ -1,0 +1,39 @@
+"""What the scheduler hands to the runner for one forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..types import Request
+
+
+@dataclass(slots=True)
+class Row:
+    """One request's share of a batch: compute positions ``[start, end)`` over ``[0, start)`` cached.
+
+    The slots of ``[0, end)`` stand in the slot table at row ``table_row``.
+    """
+
+    request: Request
+    start: int
+    end: int
+    table_row: int
+
+    @property
+    def final(self) -> bool:
+        """Does the row reach the request's last known token?"""
+        return self.end == len(self.request.tokens)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows of one forward pass; the first ``decodes`` rows have one token each and are decoding."""
+
+    rows: list[Row]
+    decodes: int
+    started: list[Request] = field(default_factory=list)  # first scheduled in this pass
+    retracted: list[Request] = field(default_factory=list)  # gave their slots back in this pass
+
+    @property
+    def tokens(self) -> int:
+        return sum(row.end - row.start for row in self.rows)

@@ -1,0 +1,119 @@
+"""What crosses the socketpair between the front and the engine: msgpack frames, never pickle.
+
+A frame is a 4-byte little-endian length and a msgpack array of messages. Params and results
+travel as ``msgspec.Raw``, decoded by whoever knows the task's structs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from ..types import ServedModel
+
+MAX_FRAME = 256 << 20  # bytes; a longer frame means a broken peer
+
+
+# front -> engine
+
+
+class Submit(Struct, tag=True, array_like=True):
+    key: int  # unique per front
+    model: str
+    task: str
+    rid: str
+    prompt: bytes  # int32 little-endian token ids
+    params: Raw
+    priority: int = 0
+    salt: bytes = b""
+    cacheable: bool = True  # False: neither reads nor fills the cache (health probes)
+
+
+class Abort(Struct, tag=True, array_like=True):
+    key: int
+
+
+class Call(Struct, tag=True, array_like=True):
+    key: int
+    control: str
+    model: str  # "" = the primary
+    arguments: dict[str, Any]
+
+
+class Stop(Struct, tag=True, array_like=True):
+    """Finish nothing, leave: the front has drained or wants out."""
+
+
+# engine -> front
+
+
+class Loading(Struct, tag=True, array_like=True):
+    """Start-up or an update is at work: what, so that the watchdog doesn't take it for a hang."""
+
+    what: str
+
+
+class Ready(Struct, tag=True, array_like=True):
+    models: list[ServedModel]
+    plan: list[dict[str, Any]]  # rows of the memory plan
+    seconds: dict[str, float]  # start-up phases
+
+
+class Failed(Struct, tag=True, array_like=True):
+    """The engine can't start or go on; it exits after this."""
+
+    message: str
+
+
+class Beat(Struct, tag=True, array_like=True):
+    """Once a second from a thread of its own. ``passes`` counts loop passes, ``age`` is the
+    running pass's age in seconds (0 when idle)."""
+
+    passes: int
+    age: float
+    waiting: int = 0
+    running: int = 0
+    free_slots: int = 0
+
+
+class Started(Struct, tag=True, array_like=True):
+    """First scheduled: left the waiting queue."""
+
+    key: int
+    cached: int
+    queue_ms: float
+
+
+class Progress(Struct, tag=True, array_like=True):
+    """New results of one request since the last Progress; ``finish`` or ``error`` is the last."""
+
+    key: int
+    tokens: list[int]
+    data: Raw | None = None
+    finish: dict[str, Any] | None = None
+    error: tuple[int, str, str | None] | None = None  # status, message, param
+    cached: int = 0
+
+
+class Answer(Struct, tag=True, array_like=True):
+    """Reply to a Call."""
+
+    key: int
+    value: Any = None
+    error: tuple[int, str, str | None] | None = None
+
+
+FrontMessage = Submit | Abort | Call | Stop
+EngineMessage = Loading | Ready | Failed | Beat | Started | Progress | Answer
+
+encoder = msgspec.msgpack.Encoder()
+front_decoder = msgspec.msgpack.Decoder(list[FrontMessage])
+engine_decoder = msgspec.msgpack.Decoder(list[EngineMessage])
+
+
+def frame(messages: list[Any]) -> bytes:
+    """Length prefix and msgpack of a list of messages."""
+    body = encoder.encode(messages)
+    return len(body).to_bytes(4, "little") + body

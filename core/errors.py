@@ -1,0 +1,64 @@
+"""Every way in which trunkline says no, one class a kind.
+
+A message names the cause and the fix; it is shown to users as it stands.
+"""
+
+from __future__ import annotations
+
+
+class TrunklineError(Exception):
+    """Base of all errors that trunkline raises on purpose."""
+
+
+class ConfigError(TrunklineError):
+    """A setting, flag or file can't be used. The CLI prints it and exits with status 2."""
+
+
+class PluginError(TrunklineError):
+    """A plugin broke its contract. The message starts with the plugin's name."""
+
+    def __init__(self, plugin: str, message: str) -> None:
+        super().__init__(f"plugin {plugin!r}: {message}")
+        self.plugin = plugin
+
+
+class ModelError(TrunklineError):
+    """A model can't be found, loaded or served; the message says why and what would work."""
+
+
+class RequestError(TrunklineError):
+    """One request is refused or ended; nothing else is affected.
+
+    ``status`` is the HTTP status. Statuses below 500 say that the client can mend it.
+    ``param`` names the offending field where there is one. ``retry_after`` is in seconds.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+
+class QueueFull(RequestError):
+    """The waiting queue can't take the request now; the same request may pass later."""
+
+    def __init__(self, message: str = "The request queue is full.", retry_after: float = 1.0) -> None:
+        super().__init__(message, status=503, retry_after=retry_after)
+
+
+class EngineDown(RequestError):
+    """The engine process died or is being replaced while the request was in flight."""
+
+    def __init__(self, message: str, retry_after: float = 5.0) -> None:
+        super().__init__(message, status=503, retry_after=retry_after)

@@ -1,0 +1,347 @@
+"""Values that cross the plugin boundary.
+
+Plugins see these and :mod:`trunkline.core.hookspecs`, never the classes behind them.
+Heavy libraries are imported for type checkers only: this module must stay cheap, because
+``trunkline --help`` imports it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from msgspec import Struct
+
+from .errors import RequestError
+
+if TYPE_CHECKING:
+    import torch
+
+
+# -- settings and models ---------------------------------------------------------------------
+
+
+class SettingsGroup(Struct, frozen=True):
+    """One TOML table and one panel of flags, described by a frozen ``msgspec.Struct``.
+
+    Every field needs a default and ``Annotated[..., Meta(description=...)]``; the flag is the
+    field's name with dashes. A field name claimed by two groups stops start-up.
+    """
+
+    name: str
+    schema: type[Struct]
+
+
+Settings = Mapping[str, Any]
+"""All settings by group name: ``settings["generation"].stream_interval``."""
+
+
+class ModelSource(Struct, frozen=True):
+    """Where a model's files are. ``reference`` is what the user wrote, ``path`` a local folder."""
+
+    reference: str
+    path: str
+
+
+class ModelInfo(Struct, frozen=True, kw_only=True):
+    """What a checkpoint is, read from its folder before anything heavy is loaded."""
+
+    path: str  # local folder
+    architecture: str  # transformers class, config.json "architectures"[0]
+    model_type: str
+    context_length: int  # tokens; the config's limit, or the smaller one that was asked for
+    vocab_size: int
+    hidden_size: int
+    causal: bool
+    num_experts: int = 0  # 0 = dense
+    eos_token_ids: tuple[int, ...] = ()
+    is_embedding: bool = False  # the user's --is-embedding
+    config: dict[str, Any] = {}  # config.json as it stands
+
+
+class Serves(Struct, frozen=True):
+    """A task's answer to "can you serve this checkpoint?".
+
+    ``when`` is ``"default"``, ``"on_request"`` (only with ``--task``) or ``"no"``;
+    ``reason`` is the sentence that users see for the last two.
+    """
+
+    task: str
+    when: str
+    reason: str = ""
+
+
+class ServedModel(Struct, frozen=True, kw_only=True):
+    """A model as the front process knows it, after the engine has loaded it."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    model_path: str  # as the user gave it
+    tokenizer_path: str
+    info: ModelInfo
+    tasks: dict[str, bool]  # task -> does its stage decode
+    refused: dict[str, str] = {}  # task -> why this model doesn't serve it
+    max_total_tokens: int  # KV slots; also the bound on one request's tokens
+    max_running_requests: int
+    dtype: str
+    attention_backend: str
+    weight_version: str = "default"
+    fused: str = ""  # what fuse.py did, for `plugins inspect` and server info
+
+    @property
+    def is_generation(self) -> bool:
+        return any(self.tasks.values())
+
+    @property
+    def max_request_tokens(self) -> int:
+        """Upper bound on prompt + new tokens of one request."""
+        return min(self.info.context_length, self.max_total_tokens)
+
+
+class Tokenizer(Protocol):
+    """The part of transformers' fast tokenizer that core and plugins use."""
+
+    chat_template: str | None
+    eos_token_id: int | None
+    all_special_ids: list[int]
+
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = ...) -> str: ...
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Modules on top of the backbone.
+
+    ``build(model)`` gets the loaded transformers class (backbone and its own head modules) and
+    returns ``f(hidden [R, hidden_size]) -> Tensor [R, ...]``.
+    ``reference(model, input_ids [1, T])`` runs the class's own ``forward`` and returns what
+    ``f`` must give for the last position, ``[1, ...]``; core compares both at load and refuses
+    the head's tasks when they differ (models whose ``forward`` does more than its parts).
+    """
+
+    name: str
+    build: Callable[[Any], Callable[[torch.Tensor], torch.Tensor]]
+    reference: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
+
+
+class Model(Protocol):
+    """A loaded model, as stages see it (engine process)."""
+
+    name: str
+    info: ModelInfo
+    tokenizer: Tokenizer | None
+    heads: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
+    device: torch.device
+    dtype: torch.dtype
+    max_request_tokens: int
+
+
+# -- requests in the engine ------------------------------------------------------------------
+
+
+class Needs(Struct, frozen=True):
+    """What a request wants of the scheduler; the answer of ``Stage.admit``.
+
+    ``new_tokens`` bounds how many tokens it may add (0: it holds room for none).
+    ``rows_from`` is the first position whose hidden row the stage wants; None = the last only.
+    ``reuse_up_to`` caps how many cached prefix tokens may stand in for computing; None = all but
+    the last. ``lockstep``: its next step needs this one collected first (no running ahead).
+    """
+
+    new_tokens: int = 0
+    rows_from: int | None = None
+    reuse_up_to: int | None = None
+    lockstep: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence in the engine. All lengths follow from ``tokens``, ``prompt_len``, ``computed``.
+
+    ``tokens`` = prompt, then output. Positions ``[0, computed)`` have keys and values in the
+    pool; a request is decoding when exactly its last token is not computed and it has output.
+    """
+
+    key: int  # unique in the engine process
+    rid: str  # the client's id
+    task: str
+    params: Any  # the stage's ``params`` struct
+    tokens: list[int]
+    prompt_len: int
+    needs: Needs = field(default_factory=Needs)
+    priority: int = 0
+    namespace: bytes = b""  # separates cache entries (model epoch, salt)
+    cacheable: bool = True  # False: neither reads nor fills the cache (health probes)
+    arrived: float = 0.0  # time.monotonic()
+    started: float = 0.0  # first scheduled, 0 = never
+    computed: int = 0
+    cached: int = 0  # prompt tokens taken from the cache when first scheduled
+    retractions: int = 0
+    state: Any = None  # the stage's own
+    schedule: Any = None  # the scheduler's own
+
+    @property
+    def output(self) -> list[int]:
+        return self.tokens[self.prompt_len :]
+
+    @property
+    def output_len(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def extend_len(self) -> int:
+        """Tokens known but not yet computed."""
+        return len(self.tokens) - self.computed
+
+
+@dataclass(slots=True)
+class PartRow:
+    """A request's share of one batch: positions ``[start, end)`` were computed in it.
+
+    The stage gets hidden rows for positions ``[first, end)`` at ``hidden[offset : offset + end - first]``.
+    ``final``: ``end`` is the last known token, so a decoding stage may produce the next one.
+    """
+
+    request: Request
+    start: int
+    end: int
+    first: int
+    offset: int
+    final: bool
+
+
+@dataclass(slots=True)
+class Part:
+    """One task's rows in a batch. A request with no wanted row is not in it."""
+
+    task: str
+    rows: list[PartRow]
+    inputs: Any = None  # whatever ``prepare`` wants to hand to ``launch``
+
+
+@dataclass(slots=True)
+class Launched:
+    """Device tensors of a part. ``next_ids`` int64 ``[len(rows)]`` feeds the next decode step."""
+
+    next_ids: torch.Tensor | None = None
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Step:
+    """One result for one request. ``finish`` (the client's finish_reason) or ``error`` ends it."""
+
+    request: Request
+    tokens: tuple[int, ...] = ()
+    data: Any = None  # the stage's ``result`` struct
+    finish: dict[str, Any] | None = None
+    error: RequestError | None = None
+
+
+class Stage(ABC):
+    """A task's code in the engine, one object per loaded model.
+
+    Called by the loop in this order: ``admit`` once; per batch ``prepare``, ``launch``,
+    ``collect``; ``reset`` when the request was retracted; ``release`` exactly once per
+    successful ``admit``. An exception in a per-request call ends that request only.
+    """
+
+    task: ClassVar[str]
+    decodes: ClassVar[bool] = False
+    params: ClassVar[type[Struct]]
+    result: ClassVar[type[Struct]]
+
+    @abstractmethod
+    def admit(self, request: Request) -> Needs:
+        """Validate and build ``request.state``. ``RequestError`` becomes the client's 4xx."""
+
+    def reset(self, request: Request) -> None:
+        """The request was retracted: drop state that will be recomputed."""
+
+    def prepare(self, part: Part) -> None:
+        """Host side, before the forward pass; may fill ``part.inputs``."""
+
+    @abstractmethod
+    def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
+        """Device side, without synchronising. ``hidden`` is ``[R, hidden_size]``, see PartRow."""
+
+    @abstractmethod
+    def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
+        """Host side. ``tensors`` is ``Launched.tensors`` on the CPU, with ``"next_ids"`` added."""
+
+    @abstractmethod
+    def probe(self) -> tuple[list[int], Struct]:
+        """Prompt ids and params of the smallest request: warm-up and /health_generate."""
+
+    def release(self, request: Request) -> None:
+        """The request left the engine, whatever the reason."""
+
+
+# -- the front process -----------------------------------------------------------------------
+
+
+class Reply(Protocol):
+    """The front's one state of a submitted request; it grows until ``finish`` or ``error``.
+
+    Producers never wait for consumers: whoever reads slowly sees several steps at once.
+    """
+
+    rid: str
+    prompt_tokens: int
+    cached_tokens: int
+    tokens: list[int]  # all output tokens so far
+    data: Any  # last ``Stage.result`` received, or None
+    finish: dict[str, Any] | None
+    error: RequestError | None
+    created: float  # time.perf_counter()
+    finished: float
+
+    async def wait(self) -> None:
+        """Return when something arrived since the last call, or at once when it is over."""
+
+    async def result(self) -> None:
+        """Return when it is over; raise ``error`` if it has one."""
+
+    def cancel(self) -> None:
+        """Abort in the engine and free everything; harmless when it is over."""
+
+
+class Submission(Struct, frozen=True, kw_only=True):
+    """One sequence to run. ``params`` is the stage's params struct."""
+
+    prompt: list[int]
+    params: Any
+    rid: str
+    priority: int = 0
+    salt: bytes = b""
+    cacheable: bool = True  # False: neither reads nor fills the prefix cache (health probes)
+
+
+class EngineClient(Protocol):
+    """What routes get: the engine, seen from the front process."""
+
+    models: Sequence[ServedModel]  # the first is the primary
+
+    def choose(self, task: str, name: str | None = None) -> ServedModel:
+        """The model for a request. RequestError when none serves the task or the name is unknown."""
+
+    def tokenizer(self, model: str) -> Tokenizer | None: ...
+
+    async def tokenize(self, model: str, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        """Token ids, computed off the event loop."""
+
+    async def off_loop(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run CPU work of a request off the event loop."""
+
+    def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[Reply]:
+        """Queue all or none. QueueFull when they don't fit now, RequestError when they never will."""
+
+    def abort(self, prefix: str = "", *, everything: bool = False) -> int:
+        """Abort live requests whose rid starts with ``prefix``; returns how many."""
+
+    def call(self, control: str, *, model: str | None = None, **arguments: Any) -> Awaitable[Any]:
+        """Run a control (hook ``controls``) in the engine between two batches."""
