@@ -174,12 +174,12 @@ def trunkline_controls() -> dict[str, Callable[..., Any]]:
 
 
 @hookspec
-def trunkline_info(model: ServedModel) -> dict[str, Any]:
+def trunkline_info(model: ServedModel, settings: Settings) -> dict[str, Any]:
     """Front, after load: extra keys for /model_info and server info::
 
     @hookimpl
-    def trunkline_info(model):
-        return {"shouts": True}
+    def trunkline_info(model, settings):
+        return {"shout_level": settings["shout"].shout_level}
     """
 
 

@@ -135,6 +135,7 @@ class Model(Protocol):
     info: ModelInfo
     tokenizer: Tokenizer | None
     heads: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
+    stages: Mapping[str, Stage]  # by task; filled after ``trunkline_stages`` was asked
     device: torch.device
     dtype: torch.dtype
     max_request_tokens: int
@@ -252,6 +253,7 @@ class Stage(ABC):
 
     task: ClassVar[str]
     decodes: ClassVar[bool] = False
+    heads: ClassVar[tuple[str, ...]] = ()  # names of the heads it calls; without them it is refused
     params: ClassVar[type[Struct]]
     result: ClassVar[type[Struct]]
 

@@ -37,3 +37,8 @@ class Batch:
     @property
     def tokens(self) -> int:
         return sum(row.end - row.start for row in self.rows)
+
+    def without(self, keys: set[int]) -> Batch:
+        """The batch less the rows of these requests."""
+        decodes = sum(row.request.key not in keys for row in self.rows[: self.decodes])
+        return Batch([row for row in self.rows if row.request.key not in keys], decodes)

@@ -1,0 +1,71 @@
+"""Core's own plugin: models from local folders, the hub and the demo catalogue.
+
+Imported by ``trunkline --help``: nothing heavy at the top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ModelError
+from ..hookspecs import hookimpl
+from ..types import ModelSource
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..types import Tokenizer
+
+DEMO = "demo:"
+
+
+@hookimpl(trylast=True)
+def trunkline_resolve_model(reference: str) -> ModelSource | None:
+    """A local folder, ``demo:NAME``, or a hub id, ``owner/name`` or ``owner/name@revision``."""
+    if reference.startswith(DEMO):
+        from . import catalogue
+
+        return ModelSource(reference, str(catalogue.fetch(reference)))
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return ModelSource(reference, str(folder.resolve()))
+    if folder.exists():
+        raise ModelError(f"{reference} is a file; give the folder that holds config.json and the weights.")
+    return ModelSource(reference, _from_hub(reference))
+
+
+@hookimpl(trylast=True)
+def trunkline_tokenizer(source: ModelSource) -> Tokenizer | None:
+    from . import tokenizer
+
+    return tokenizer.load(source)
+
+
+@hookimpl(trylast=True)
+def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, torch.Tensor]] | None:
+    from . import weights
+
+    weights.files(source.path)  # so that a folder without weights is refused here, not in mid-stream
+    return weights.stream(source.path)
+
+
+def _from_hub(reference: str) -> str:
+    """Download a hub repository, or find it in the hub's cache, and return its folder."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    name, _, revision = reference.partition("@")
+    try:
+        return snapshot_download(
+            name, revision=revision or None, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+        )
+    except HFValidationError as error:
+        raise ModelError(f"{reference!r} is neither a folder nor a hub id nor one of the {DEMO} models.") from error
+    except Exception as error:  # network, missing repository, no permission: the hub's own sentence says which
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{reference!r} is not a local folder and can't be had from the hub: {reason} "
+            f"Give a folder, or {DEMO}smollm2-135m-instruct, which comes from PyPI."
+        ) from error

@@ -1,0 +1,72 @@
+"""Text generation: ``/generate``, ``/v1/chat/completions`` and ``trunkline chat``.
+
+What runs in the engine is ``stage.py`` (sampling, stops); everything else runs in the front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from trunkline.core.hookspecs import hookimpl
+from trunkline.core.types import Serves, SettingsGroup
+
+from .settings import GROUP, TASK, GenerationSettings
+
+if TYPE_CHECKING:
+    import typer
+
+    from trunkline.core.types import EngineClient, Head, Model, ModelInfo, ServedModel, Settings, Stage
+
+
+@hookimpl
+def trunkline_settings() -> SettingsGroup:
+    return SettingsGroup(GROUP, GenerationSettings)
+
+
+@hookimpl
+def trunkline_serves(model: ModelInfo) -> Serves:
+    if not (model.causal and model.architecture.endswith(("ForCausalLM", "LMHeadModel"))):
+        return Serves(TASK, "no", f"{model.architecture} has no language model head; serve a …ForCausalLM checkpoint.")
+    if model.is_embedding:
+        reason = "The model was launched with `--is-embedding`; add `--task generation` to generate with it too."
+        return Serves(TASK, "on_request", reason)
+    return Serves(TASK, "default")
+
+
+@hookimpl
+def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
+    from .heads import LM_HEAD
+
+    return [LM_HEAD]
+
+
+@hookimpl
+def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
+    from trunkline.kernels.backend import choose
+
+    from .stage import GenerationStage
+
+    return [GenerationStage(model, choose(None, model.device.type).sample)]
+
+
+@hookimpl
+def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
+    from .chat import chat_routes
+    from .routes import generate_routes
+    from .service import Service
+
+    service = Service(engine, settings)
+    return [*generate_routes(service), *chat_routes(service)]
+
+
+@hookimpl
+def trunkline_info(model: ServedModel, settings: Settings) -> dict[str, Any]:
+    return {"preferred_sampling_params": settings[GROUP].preferred_sampling_params}
+
+
+@hookimpl
+def trunkline_commands(app: typer.Typer) -> None:
+    from .command import chat
+
+    app.command()(chat)

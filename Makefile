@@ -1,0 +1,66 @@
+# Two commands: `make serve` and `make test`. Both install what they need into .venv the first
+# time and work without a network from then on. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+# An index with CPU builds of torch, for machines without a GPU. Empty: pip's own configuration.
+TORCH_INDEX_URL ?=
+# Passed on to `trunkline serve`, e.g. make serve ARGS="--port 8000"
+ARGS ?=
+
+BIN := $(abspath $(VENV))/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+SERVE_READY := $(VENV)/.ready-serve
+TEST_READY := $(VENV)/.ready-test
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check fetch slow bench format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: $(SERVE_READY) ## Install if need be and serve demo:smollm2-135m-instruct on port 30000 (ARGS="…" for more)
+	@exec $(BIN)/trunkline serve $(ARGS)
+
+test: check fetch ## Install if need be; format, lint, types and every test that isn't slow
+	$(BIN)/python -m pytest
+
+check: $(TEST_READY) ## Format, lint and types only
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	cd benchmarks && $(BIN)/mypy --config-file ../pyproject.toml .
+
+fetch: $(SERVE_READY) ## Fetch the demo models into the cache folder
+	@$(BIN)/python -m trunkline.core.model.catalogue >/dev/null
+
+slow: $(TEST_READY) fetch ## The slow tests: soak, fuzz, long property runs
+	$(BIN)/python -m pytest -m slow --maxfail=1 --timeout=3600
+
+bench: $(TEST_READY) fetch ## Measure trunkline against transformers and the machine's floor
+	$(BIN)/python benchmarks/compare.py $(ARGS)
+
+format: $(TEST_READY) ## Reformat the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment and what tools left behind (not the models)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+# setuptools comes first and the build runs without isolation: the pinned one builds, and a
+# rebuild after an edit of pyproject.toml needs no network.
+$(SERVE_READY): pyproject.toml constraints.txt
+	@echo "Installing trunkline into $(VENV) (once; torch is the large part)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "trunkline needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --quiet setuptools
+	@$(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch
+	@$(PIP) --quiet --no-build-isolation --editable .
+	@touch $@
+
+$(TEST_READY): $(SERVE_READY)
+	@echo "Installing what the tests need into $(VENV) (once)"
+	@$(PIP) --quiet --no-build-isolation --editable '.[test]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""The commands of ``trunkline``, one file each, and the flags made from settings."""

@@ -1,0 +1,158 @@
+"""``trunkline serve``: flags and file to a Config, then the server."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from ..config import Config, ModelSettings, merge, read_file, settings_groups
+from ..discovery import CORE
+from ..errors import ConfigError
+from ..host import Host
+from . import compat
+from .flags import Flag, flags_of, signature
+
+MODEL_FLAGS = ("--model-path", "--model")
+SEGMENTS = "trunkline.segments"  # where the parser leaves what it found, in Context.meta
+SELECTION = (
+    Flag("plugins", "plugin", ("--plugin",), str, "Load only this plugin and core's own; repeatable.", True),
+    Flag("plugins", "no_plugin", ("--no-plugin",), str, "Leave this plugin out; repeatable.", True),
+)
+FILE = Flag("", "config", ("--config",), str, "TOML file with tables [server], [engine], [[models]] and one a plugin.")
+
+
+@dataclass(slots=True)
+class Early:
+    """What must be known before the flags of plugins can be: their selection, and the file."""
+
+    data: dict[str, Any] = field(default_factory=dict)  # the file's, for Config.load
+    only: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
+
+
+def peek(args: Sequence[str]) -> Early:
+    """Read ``--config``, ``--plugin`` and ``--no-plugin`` out of the arguments of ``serve``."""
+    found: dict[str, list[str]] = {"--config": [], "--plugin": [], "--no-plugin": []}
+    for position, token in enumerate(args):
+        name, equals, value = token.partition("=")
+        if name in found and (equals or position + 1 < len(args)):
+            found[name].append(value if equals else args[position + 1])
+    data = read_file(Path(found["--config"][-1])) if found["--config"] else {}
+    plugins = data.get("plugins", {})
+    only, without = (SELECTION[0].value(found["--plugin"]), SELECTION[1].value(found["--no-plugin"]))
+    return Early(data, only or plugins.get("only"), without or tuple(plugins.get("without", ())))
+
+
+class ServeCommand(TyperCommand):
+    """A command whose arguments fall into segments: common flags, then each model and its own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse each segment by itself, in a context of its own."""
+        parsed = []
+        for segment in split(args, {name for param in self.params if takes_value(param) for name in param.opts}):
+            own = type(ctx)(self, info_name=ctx.info_name, parent=ctx.parent)
+            super().parse_args(own, segment)
+            parsed.append({name: value for name, value in own.params.items() if value not in (None, (), [])})
+        ctx.meta[SEGMENTS] = parsed
+        ctx.params = {}
+        return []
+
+
+def takes_value(param: Any) -> bool:
+    return not getattr(param, "is_flag", False)
+
+
+def split(args: Sequence[str], valued: set[str]) -> list[list[str]]:
+    """Cut arguments before each model; ``valued`` are the options whose next argument is a value.
+
+    A model by position is rewritten to ``--model-path MODEL``. The first segment has none.
+    """
+    segments: list[list[str]] = [[]]
+    rest = iter(args)
+    for token in rest:
+        name, equals, _ = token.partition("=")
+        if not token.startswith("-"):
+            segments.append([MODEL_FLAGS[0], token])
+            continue
+        if name in MODEL_FLAGS:
+            segments.append([])
+        segments[-1].append(token)
+        if name in valued and not equals:
+            segments[-1].extend(value for value in [next(rest, None)] if value is not None)
+    return segments
+
+
+def all_flags(host: Host) -> list[Flag]:
+    """Every flag of ``serve``: models first, then core's groups, then the plugins'."""
+    flags = flags_of(CORE, ModelSettings, "Model (after a model: that one; before the first: all)")
+    for name, group in settings_groups(host).items():
+        flags += flags_of(name, group.schema, name.replace("_", " ").capitalize())
+    flags += [*SELECTION, FILE, *compat.flags()]
+    seen: dict[str, Flag] = {}
+    for flag in flags:
+        for name in flag.names:
+            other = seen.setdefault(name, flag)
+            if other is not flag:
+                raise ConfigError(
+                    f"The setting {flag.field!r} of [{flag.group}] can't have the flag {name}: it is taken."
+                )
+    return flags
+
+
+def add_serve(app: typer.Typer, host: Host, early: Early) -> None:
+    """Register the command; its flags come from the settings of ``host``'s plugins."""
+    flags = all_flags(host)
+
+    def serve(ctx: typer.Context, **_: Any) -> None:
+        config = configure(ctx.meta[SEGMENTS], flags, early, host)
+        from ..server.app import serve as run
+
+        run(host, config)
+
+    models = inspect.Parameter(
+        "models",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            list[str] | None, typer.Argument(metavar="MODEL", help=f"{flags[0].help} Default: the demo model.")
+        ],
+    )
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    described, annotations = signature([context, models, *(flag.parameter for flag in flags)])
+    serve.__signature__ = described  # type: ignore[attr-defined]
+    serve.__annotations__ = annotations
+    app.command(cls=ServeCommand, help="Serve one or more models over HTTP.")(serve)
+
+
+def configure(segments: Sequence[Mapping[str, Any]], flags: Sequence[Flag], early: Early, host: Host) -> Config:
+    """The configuration of parsed ``segments`` laid over the file. ConfigError for what can't be used."""
+    by_field = {flag.field: flag for flag in flags}
+    settings: dict[str, dict[str, Any]] = {}
+    scopes: list[dict[str, Any]] = []
+    foreign: dict[str, Any] = {}
+    for segment in segments:
+        own: dict[str, Any] = {}
+        for name, given in segment.items():
+            flag = by_field[name]
+            if flag.group == CORE:
+                own[name] = flag.value(given)
+            elif flag.group == compat.GROUP:
+                foreign[name] = given
+            elif flag.group not in ("", "plugins"):
+                settings.setdefault(flag.group, {})[name] = flag.value(given)
+        scopes.append(own)
+    common, *models = scopes
+    plugins = {"only": early.only, "without": early.without}
+    config = Config.load(merge(early.data, settings=settings, every_model=common, models=models, plugins=plugins), host)
+    if "served_model_name" in common and len(config.models) > 1:
+        raise ConfigError("--served-model-name before the first model would name them all; put it after a model.")
+    logging.basicConfig(level=config.server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    compat.settle(foreign)
+    return config

@@ -1,0 +1,101 @@
+"""Installed plugins: find them by entry point, choose among them, import and check one."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import inspect
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from .errors import ConfigError, PluginError
+from .hookspecs import PROJECT
+
+CORE = "models"  # core's own plugin, always loaded
+
+
+@dataclass(slots=True)
+class Found:
+    """A plugin: where it comes from and, once it is loaded, its module and the hooks it implements."""
+
+    name: str
+    target: str  # the entry point's value, "package.module"
+    distribution: str = ""
+    version: str = ""
+    module: ModuleType | None = None
+    hooks: list[str] = field(default_factory=list)
+
+    @property
+    def origin(self) -> str:
+        return f"{self.distribution} {self.version}".strip() or self.target
+
+
+def find() -> list[Found]:
+    """All installed plugins by name. PluginError when two distributions use one name."""
+    found: dict[str, Found] = {}
+    for entry in importlib.metadata.entry_points(group=PROJECT):
+        distribution = entry.dist
+        plugin = Found(
+            entry.name,
+            entry.value,
+            distribution.name if distribution else "",
+            distribution.version if distribution else "",
+        )
+        other = found.setdefault(entry.name, plugin)
+        if other.target != plugin.target:
+            raise PluginError(
+                entry.name, f"installed by both {other.origin} and {plugin.origin}; uninstall one of them"
+            )
+    return sorted(found.values(), key=lambda plugin: plugin.name)
+
+
+def select(plugins: Iterable[Found], only: Collection[str] | None, without: Collection[str]) -> list[Found]:
+    """The plugins to load. ConfigError for names that aren't installed, or when core's own is to go."""
+    by_name = {plugin.name: plugin for plugin in plugins}
+    for name in [*(only or ()), *without]:
+        if name not in by_name:
+            close = difflib.get_close_matches(name, by_name, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"installed are: {', '.join(by_name)}."
+            raise ConfigError(f"There is no plugin {name!r}; {hint}")
+    if CORE in without:
+        raise ConfigError(f"The plugin {CORE!r} is core's own and can't be left out.")
+    return [
+        plugin
+        for name, plugin in by_name.items()
+        if name not in without and (only is None or name in only or name == CORE)
+    ]
+
+
+def load_module(plugin: Found) -> None:
+    """Import the plugin's module, unless it has one. PluginError when that fails."""
+    if plugin.module is not None:
+        return
+    try:
+        plugin.module = importlib.import_module(plugin.target)
+    except Exception as error:  # whatever a stranger's module does at import
+        raise PluginError(plugin.name, f"can't be imported ({plugin.origin}): {describe(error)}") from error
+
+
+def check_functions(plugin: Found, known: Collection[str]) -> list[str]:
+    """The hooks that a module implements, sorted. PluginError for what could never be called."""
+    hooks = []
+    for name, function in vars(plugin.module).items():
+        if not name.startswith(f"{PROJECT}_") or not inspect.isroutine(function):
+            continue
+        options = getattr(function, f"{PROJECT}_impl", None)
+        if options is None:
+            raise PluginError(plugin.name, f"{name} isn't marked with @hookimpl, so it would never be called")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise PluginError(plugin.name, f"there is no hook {name}{hint}")
+        if options["wrapper"] or options["hookwrapper"]:
+            raise PluginError(plugin.name, f"{name} is a wrapper, but each plugin is asked alone: nothing to wrap")
+        hooks.append(name)
+    return sorted(hooks)
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {error}".rstrip(": ")

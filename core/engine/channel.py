@@ -1,0 +1,145 @@
+"""The engine's end of the line to the front: threads that read and write, so the loop never waits.
+
+``SocketChannel`` speaks frames over an inherited socket; ``LocalChannel`` is the same thing
+inside one process. Both coalesce: of each request at most one unsent Progress is kept, so a front
+that stops reading costs the memory of the live outputs and nothing more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from .messages import MAX_FRAME, Progress, frame, front_decoder
+
+
+class Outbox:
+    """Unsent messages in order; consecutive Progress of one request are merged."""
+
+    def __init__(self) -> None:
+        self._items: list[Any] = []
+        self._open: dict[int, Progress] = {}  # key -> its last unsent Progress
+        self._ready = threading.Condition()
+        self._closed = False
+
+    def put(self, messages: list[Any]) -> None:
+        with self._ready:
+            for message in messages:
+                if not (isinstance(message, Progress) and self._merge(message)):
+                    self._items.append(message)
+            self._ready.notify()
+
+    def _merge(self, new: Progress) -> bool:
+        """Fold ``new`` into the request's unsent Progress; False when it must stand alone."""
+        last = self._open.get(new.key)
+        if last is None or last.finish is not None or last.error is not None or last.data is not None:
+            self._open[new.key] = new
+            return False
+        last.tokens.extend(new.tokens)
+        last.data, last.finish, last.error = new.data, new.finish, new.error
+        return True
+
+    def take(self) -> list[Any] | None:
+        """Wait for messages and take them all; None after ``close`` once everything is taken."""
+        with self._ready:
+            while not self._items and not self._closed:
+                self._ready.wait()
+            items, self._items, self._open = self._items, [], {}
+            return items or None
+
+    def close(self) -> None:
+        with self._ready:
+            self._closed = True
+            self._ready.notify()
+
+
+class LocalChannel:
+    """Both ends in one process: ``deliver`` is called with each batch of engine messages."""
+
+    def __init__(self, deliver: Callable[[list[Any]], None]) -> None:
+        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        self._outbox = Outbox()
+        self._deliver = deliver
+        self._writer = threading.Thread(target=self._write, name="trunkline-deliver", daemon=True)
+        self._writer.start()
+
+    def post(self, message: Any) -> None:
+        """The front's side: hand a message (None = hang up) to the engine."""
+        self._inbox.put(message)
+
+    def receive(self, *, wait: bool) -> list[Any]:
+        """The messages that have arrived; with ``wait`` at least one. A None in it = the front left."""
+        messages: list[Any] = []
+        try:
+            messages.append(self._inbox.get(block=wait))
+            while True:
+                messages.append(self._inbox.get_nowait())
+        except Empty:
+            return messages
+
+    def send(self, messages: list[Any]) -> None:
+        self._outbox.put(messages)
+
+    def close(self) -> None:
+        """Deliver what is unsent, then stop."""
+        self._outbox.close()
+        self._writer.join(timeout=5)
+
+    def _write(self) -> None:
+        while (messages := self._outbox.take()) is not None:
+            self._deliver(messages)
+
+
+class SocketChannel(LocalChannel):
+    """The engine process's end of the socketpair."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        super().__init__(self._transmit)
+        self._reader = threading.Thread(target=self._read, name="trunkline-read", daemon=True)
+        self._reader.start()
+
+    def close(self) -> None:
+        super().close()
+        with contextlib.suppress(OSError):  # the peer may have closed first
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._reader.join(timeout=5)
+        self._socket.close()
+
+    def _transmit(self, messages: list[Any]) -> None:
+        try:
+            self._socket.sendall(frame(messages))
+        except OSError:
+            self.post(None)  # the front is gone
+
+    def _read(self) -> None:
+        while (body := read_frame(self._socket)) is not None:
+            for message in front_decoder.decode(body):
+                self.post(message)
+        self.post(None)
+
+
+def read_frame(sock: socket.socket) -> bytes | None:
+    """One frame's body; None when the peer closed or sent nonsense."""
+    head = _read_exactly(sock, 4)
+    if head is None:
+        return None
+    length = int.from_bytes(head, "little")
+    return _read_exactly(sock, length) if length <= MAX_FRAME else None
+
+
+def _read_exactly(sock: socket.socket, count: int) -> bytes | None:
+    buffer = bytearray()
+    while len(buffer) < count:
+        try:
+            chunk = sock.recv(min(count - len(buffer), 1 << 20))
+        except OSError:
+            return None
+        if not chunk:
+            return None
+        buffer += chunk
+    return bytes(buffer)

@@ -1,0 +1,120 @@
+"""One served model in the engine: its stages, queue, cache and pool. The loop gives lanes turns."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import RequestError
+from ..types import Request, ServedModel, Stage, Step
+from .batch import Batch, Row
+from .runner import Runner
+from .scheduler import Scheduler
+
+log = logging.getLogger("trunkline.engine")
+
+
+class Lane:
+    """A model's requests from admission to release.
+
+    ``spent`` is the device time in seconds that the lane has had; the loop compares it between
+    lanes to be fair.
+    """
+
+    def __init__(
+        self, served: ServedModel, model: Any, stages: Mapping[str, Stage], scheduler: Scheduler, runner: Runner
+    ) -> None:
+        self.served = served
+        self.model = model
+        self.stages = stages
+        self.scheduler = scheduler
+        self.runner = runner
+        self.spent = 0.0
+
+    @property
+    def busy(self) -> bool:
+        return self.scheduler.waiting + self.scheduler.running > 0
+
+    def admit(self, request: Request) -> None:
+        """Validate and queue; RequestError when the request can't be served."""
+        stage = self.stages.get(request.task)
+        if stage is None:
+            raise RequestError(self.served.refused.get(request.task, f"{self.served.name} doesn't serve this task."))
+        request.needs = stage.admit(request)
+        try:
+            self._check_length(request)
+        except RequestError:
+            stage.release(request)
+            raise
+        self.scheduler.add(request)
+
+    def _check_length(self, request: Request) -> None:
+        limit = self.served.max_request_tokens
+        total = len(request.tokens) + request.needs.new_tokens
+        if not request.tokens:
+            raise RequestError("The prompt has no tokens; at least one is needed.")
+        if total > limit:
+            raise RequestError(
+                f"The request needs {total} tokens ({len(request.tokens)} of input and up to "
+                f"{request.needs.new_tokens} new), but {self.served.name} holds at most {limit} per request. "
+                "Shorten the input or lower the number of new tokens."
+            )
+
+    def turn(self) -> tuple[Batch | None, list[Step]]:
+        """One pass: schedule, run, collect. Steps are applied to their requests on the way."""
+        batch = self.scheduler.plan()
+        if batch is None:
+            return None, []
+        began = time.perf_counter()
+        for request in batch.retracted:
+            self.stages[request.task].reset(request)
+        steps, failed = self._attempt(batch.rows)
+        for row in failed:
+            steps += self._alone(row)
+        # What a failed request computed may be garbage: it must not reach the prefix cache.
+        doomed = {step.request.key for step in steps if step.error is not None}
+        self.scheduler.commit(batch.without(doomed) if doomed else batch)
+        for step in steps:
+            step.request.tokens.extend(step.tokens)
+            if step.finish is not None or step.error is not None:
+                self.end(step.request)
+        self.spent += time.perf_counter() - began
+        return batch, steps
+
+    def end(self, request: Request) -> None:
+        """The request leaves: finished, failed or aborted."""
+        self.scheduler.finish(request)
+        try:
+            self.stages[request.task].release(request)
+        except Exception:
+            log.exception("release of %s failed", request.rid)
+
+    def _attempt(self, rows: Sequence[Row]) -> tuple[list[Step], list[Row]]:
+        """Run rows together. Returns their steps and the rows that must be tried alone."""
+        try:
+            parts = self.runner.run(rows)
+        except Exception:
+            log.exception("a pass over %d rows failed; running each alone", len(rows))
+            return [], list(rows)
+        steps: list[Step] = []
+        broken: set[int] = set()
+        for part, tensors in parts:
+            done: set[int] = set()
+            try:
+                for step in self.stages[part.task].collect(part, tensors):
+                    steps.append(step)
+                    done.add(step.request.key)
+            except Exception:
+                log.exception("collect of task %s failed; running its unfinished rows alone", part.task)
+                broken |= {row.request.key for row in part.rows} - done
+        return steps, [row for row in rows if row.request.key in broken]
+
+    def _alone(self, row: Row) -> list[Step]:
+        """Second and last try of one row; whatever fails now ends its request."""
+        steps, failed = self._attempt([row])
+        if failed:
+            error = RequestError("The request failed inside the engine; the server's log has the reason.", status=500)
+            return [Step(row.request, error=error)]
+        return steps

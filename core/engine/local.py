@@ -1,0 +1,191 @@
+"""The engine inside the caller's process, for scripts and notebooks: no HTTP, no second process."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..config import Config, ModelSettings, settings_groups
+from ..errors import ConfigError, RequestError
+from ..host import Host
+from ..types import ServedModel, Tokenizer
+from .channel import LocalChannel
+from .loop import EngineLoop
+from .messages import Abort, Answer, Call, Progress, Started, Stop, Submit
+from .startup import build
+
+
+class Ticket:
+    """One submitted request; fills as the engine works.
+
+    ``tokens`` are the output so far, ``data`` the stage's last result (a dict), ``finish`` the
+    finish reason once it is over.
+    """
+
+    def __init__(self, engine: Engine, key: int, rid: str) -> None:
+        self.rid = rid
+        self.tokens: list[int] = []
+        self.data: Any = None
+        self.finish: dict[str, Any] | None = None
+        self.error: RequestError | None = None
+        self.cached_tokens = 0
+        self._engine = engine
+        self._key = key
+        self._changed = threading.Condition()
+
+    @property
+    def done(self) -> bool:
+        return self.finish is not None or self.error is not None
+
+    def result(self, timeout: float | None = None) -> Ticket:
+        """Wait for the end. Raises the request's RequestError, or TimeoutError after ``timeout`` seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.done, timeout):
+                raise TimeoutError(f"request {self.rid} is still running after {timeout} s")
+        if self.error is not None:
+            raise self.error
+        return self
+
+    def __iter__(self) -> Iterator[int]:
+        """Output tokens as they come."""
+        seen = 0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self.done or len(self.tokens) > seen)  # noqa: B023
+                fresh, over = self.tokens[seen:], self.done
+            yield from fresh
+            seen += len(fresh)
+            if over:
+                if self.error is not None:
+                    raise self.error
+                return
+
+    def cancel(self) -> None:
+        self._engine.post(Abort(self._key))
+
+    def update(self, message: Any) -> None:
+        """Take in a message of the engine (called on the delivery thread)."""
+        with self._changed:
+            if isinstance(message, Progress):
+                self.tokens += message.tokens
+                self.cached_tokens = message.cached
+                if message.data is not None:
+                    self.data = msgspec.msgpack.decode(message.data)
+            elif isinstance(message, Answer):
+                self.data = message.value
+            if message.error is not None:
+                status, text, param = message.error
+                self.error = RequestError(text, status=status, param=param)
+            elif isinstance(message, Answer):
+                self.finish = {}
+            else:
+                self.finish = message.finish
+            self._changed.notify_all()
+
+
+class Engine:
+    """``Engine("path/or/hub-id", …, dtype="float32")``: the same models, stages and scheduler as
+    the server, driven from Python. Keyword arguments are settings by name (``trunkline serve --help``).
+
+    Use as a context manager, or call ``close``.
+    """
+
+    def __init__(self, *models: str, **options: Any) -> None:
+        self.host = Host.load()
+        config = configure(self.host, models, options)
+        self._channel = LocalChannel(self._deliver)
+        started = build(config, self.host, announce=lambda what: None)
+        self._loop = EngineLoop(started.lanes, self._channel, started.controls)
+        self.models: list[ServedModel] = [lane.served for lane in started.lanes]
+        self._tokenizers = {lane.served.name: lane.model.tokenizer for lane in started.lanes}
+        self._tickets: dict[int, Ticket] = {}
+        self._keys = itertools.count(1)
+        self._thread = threading.Thread(target=self._loop.run, name="trunkline-engine", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        task: str,
+        prompt: list[int] | str,
+        params: msgspec.Struct,
+        *,
+        model: str = "",
+        rid: str = "",
+        priority: int = 0,
+        salt: bytes = b"",
+    ) -> Ticket:
+        """Queue one request of any task. ``prompt`` is text or token ids, ``params`` the stage's struct."""
+        if isinstance(prompt, str):
+            prompt = self._encode(model, prompt)
+        ticket = self._ticket(rid or uuid.uuid4().hex)
+        ids = np.asarray(prompt, np.int32).tobytes()
+        raw = msgspec.Raw(msgspec.msgpack.encode(params))
+        self.post(Submit(ticket._key, model, task, ticket.rid, ids, raw, priority, salt))
+        return ticket
+
+    def call(self, control: str, *, model: str = "", **arguments: Any) -> Any:
+        """Run a control between two batches and return its value."""
+        ticket = self._ticket(control)
+        self.post(Call(ticket._key, control, model, arguments))
+        return ticket.result().data
+
+    def tokenizer(self, model: str = "") -> Tokenizer | None:
+        return self._tokenizers[model or self.models[0].name]
+
+    def close(self) -> None:
+        """Stop the loop; requests in flight are lost."""
+        self.post(Stop())
+        self._thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def post(self, message: Any) -> None:
+        """Hand a message to the loop."""
+        self._channel.post(message)
+
+    def _encode(self, model: str, text: str) -> list[int]:
+        tokenizer = self.tokenizer(model)
+        if tokenizer is None:
+            raise RequestError("This model has no tokenizer; give token ids.")
+        return tokenizer.encode(text)
+
+    def _ticket(self, rid: str) -> Ticket:
+        key = next(self._keys)
+        self._tickets[key] = ticket = Ticket(self, key, rid)
+        return ticket
+
+    def _deliver(self, messages: list[Any]) -> None:
+        for message in messages:
+            if isinstance(message, Progress | Answer) and (ticket := self._tickets.get(message.key)):
+                ticket.update(message)
+                if ticket.done:
+                    del self._tickets[message.key]
+            elif isinstance(message, Started) and (ticket := self._tickets.get(message.key)):
+                ticket.cached_tokens = message.cached
+
+
+def configure(host: Host, models: tuple[str, ...], options: dict[str, Any]) -> Config:
+    """A config from setting names, whichever table they belong to. ConfigError for unknown ones."""
+    groups = settings_groups(host)
+    tables: dict[str, dict[str, Any]] = {}
+    every_model: dict[str, Any] = {}
+    for name, value in options.items():
+        owner = next((group for group, known in groups.items() if name in known.schema.__struct_fields__), None)
+        if name in ModelSettings.__struct_fields__:
+            every_model[name] = value
+        elif owner is not None:
+            tables.setdefault(owner, {})[name] = value
+        else:
+            raise ConfigError(f"Unknown setting {name!r}; `trunkline serve --help` lists them.")
+    served = [{"model_path": model} | every_model for model in models]
+    return Config.load({"settings": tables, "models": served}, host)

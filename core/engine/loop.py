@@ -1,0 +1,230 @@
+"""The engine loop: receive, schedule, prepare, run, collect. One thread owns everything below it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from ..errors import RequestError
+from ..types import Request, Stage, Step
+from .lane import Lane
+from .messages import Abort, Answer, Beat, Call, Progress, Started, Stop, Submit
+
+log = logging.getLogger("trunkline.engine")
+
+BEAT_SECONDS = 1.0
+ABORTED = {"type": "abort", "status_code": None, "err_type": None}
+
+
+class Channel(Protocol):
+    def receive(self, *, wait: bool) -> list[Any]: ...
+    def send(self, messages: list[Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class EngineLoop:
+    """Serves requests on its lanes until the front says stop or hangs up."""
+
+    def __init__(
+        self, lanes: Sequence[Lane], channel: Channel, controls: Mapping[str, Callable[..., Any]] | None = None
+    ) -> None:
+        self.lanes = list(lanes)
+        self.channel = channel
+        self.requests: dict[int, tuple[Lane, Request]] = {}
+        self.passes = 0
+        self._controls = dict(controls or {})
+        self._names = {name: lane for lane in self.lanes for name in (lane.served.name, *lane.served.aliases)}
+        self._probes: dict[int, int] = {}  # request key -> key of the call that waits for it
+        self._pass_began = 0.0  # time.monotonic() while a pass runs, else 0
+        self._stopping = False
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def run(self) -> None:
+        """Turn until stopped; the heartbeat comes from a thread of its own."""
+        threading.Thread(target=self._beat, name="trunkline-beat", daemon=True).start()
+        while not self._stopping:
+            self.turn()
+        self.channel.close()
+
+    def turn(self) -> None:
+        self.receive()
+        lane = self.next_lane()
+        if lane is not None:
+            self._pass_began = time.monotonic()
+            batch, steps = lane.turn()
+            self._pass_began = 0.0
+            self.passes += 1
+            if batch is not None:
+                self.report(lane, batch.started, steps)
+
+    # -- inbound -----------------------------------------------------------------------------
+
+    def receive(self) -> None:
+        """Handle everything that has arrived; block only when there is no work."""
+        busy = any(lane.busy for lane in self.lanes)
+        for message in self.channel.receive(wait=not busy and not self._stopping):
+            if message is None or isinstance(message, Stop):
+                self._stopping = True
+            elif isinstance(message, Submit):
+                self._submit(message)
+            elif isinstance(message, Abort):
+                self._abort(message.key)
+            elif isinstance(message, Call):
+                self._call(message)
+
+    def _submit(self, message: Submit) -> None:
+        try:
+            lane = self._lane(message.model)
+            stage = lane.stages.get(message.task)
+            params = msgspec.msgpack.decode(message.params, type=stage.params if stage else Any)
+            prompt: list[int] = np.frombuffer(message.prompt, np.int32).tolist()
+            self._admit(lane, Request(
+                key=message.key,
+                rid=message.rid,
+                task=message.task,
+                params=params,
+                tokens=prompt,
+                prompt_len=len(prompt),
+                priority=message.priority,
+                namespace=message.salt,
+                cacheable=message.cacheable,
+                arrived=time.monotonic(),
+            ))  # fmt: skip
+        except Exception as error:
+            self.channel.send([Progress(message.key, [], error=as_wire(error))])
+
+    def _admit(self, lane: Lane, request: Request) -> None:
+        lane.admit(request)
+        self.requests[request.key] = (lane, request)
+
+    def _abort(self, key: int) -> None:
+        entry = self.requests.pop(key, None)
+        if entry is None:
+            return  # it finished while the message was on its way
+        lane, request = entry
+        lane.end(request)
+        message = "Aborted" if request.started else "Abort in waiting queue"
+        self._settle(request, Progress(key, [], finish={**ABORTED, "message": message}, cached=request.cached))
+
+    def _call(self, message: Call) -> None:
+        try:
+            lane = self._lane(message.model)
+            if message.control == "probe":
+                self._probe(lane, message.key)
+            elif message.control == "flush_cache":
+                self.channel.send([Answer(message.key, lane.scheduler.flush())])
+            elif message.control in self._controls:
+                answer = self._controls[message.control](lane.model, **message.arguments)
+                self.channel.send([Answer(message.key, answer)])
+            else:
+                raise RequestError(f"There is no control named {message.control!r}.", status=404)
+        except Exception as error:
+            self.channel.send([Answer(message.key, error=as_wire(error))])
+
+    def _probe(self, lane: Lane, call: int) -> None:
+        """Run the smallest request of the lane's first task; the call is answered when it ends."""
+        request = probe_request(next(iter(lane.stages.values())), key=-call)
+        self._admit(lane, request)
+        self._probes[request.key] = call
+
+    def _lane(self, name: str) -> Lane:
+        if not name:
+            return self.lanes[0]
+        if name not in self._names:
+            raise RequestError(f"There is no model named {name!r}; loaded: {', '.join(self._names)}.", param="model")
+        return self._names[name]
+
+    # -- outbound ----------------------------------------------------------------------------
+
+    def next_lane(self) -> Lane | None:
+        """The busy lane that has had the least device time.
+
+        A lane that was idle starts level with the least of the others: neither a debt nor a
+        credit is carried over, so a newcomer waits for one turn at most.
+        """
+        busy = [lane for lane in self.lanes if lane.busy]
+        if not busy:
+            return None
+        least = min(busy, key=lambda lane: lane.spent)
+        for lane in self.lanes:
+            lane.spent = max(lane.spent, least.spent)
+        return least
+
+    def report(self, lane: Lane, started: Sequence[Request], steps: Sequence[Step]) -> None:
+        """Tell the front what a pass brought, and forget the requests that ended."""
+        messages: list[Any] = []
+        now = time.monotonic()
+        for request in started:
+            if request.key >= 0:
+                messages.append(Started(request.key, request.cached, (now - request.arrived) * 1e3))
+        for step in steps:
+            progress = self._progress(lane, step)
+            if step.finish is not None or step.error is not None:
+                self.requests.pop(step.request.key, None)
+                if step.request.key < 0:
+                    self._settle(step.request, progress)
+            if step.request.key >= 0:
+                messages.append(progress)
+        if messages:
+            self.channel.send(messages)
+
+    def _progress(self, lane: Lane, step: Step) -> Progress:
+        return Progress(
+            step.request.key,
+            list(step.tokens),
+            data=None if step.data is None else msgspec.Raw(self._encoder.encode(step.data)),
+            finish=step.finish,
+            error=None if step.error is None else as_wire(step.error),
+            cached=step.request.cached,
+        )
+
+    def _settle(self, request: Request, progress: Progress) -> None:
+        """Send the last word on a request: to its stream, or to the call that probed with it."""
+        call = self._probes.pop(request.key, None)
+        if call is None:
+            self.channel.send([progress])
+        else:
+            self.channel.send([Answer(call, progress.finish, error=progress.error)])
+
+    def _beat(self) -> None:
+        while not self._stopping:
+            began = self._pass_began
+            self.channel.send([Beat(
+                passes=self.passes,
+                age=time.monotonic() - began if began else 0.0,
+                waiting=sum(lane.scheduler.waiting for lane in self.lanes),
+                running=sum(lane.scheduler.running for lane in self.lanes),
+                free_slots=sum(lane.scheduler.free_slots() for lane in self.lanes),
+            )])  # fmt: skip
+            time.sleep(BEAT_SECONDS)
+
+
+def probe_request(stage: Stage, key: int) -> Request:
+    """The stage's smallest request; negative keys are the engine's own."""
+    prompt, params = stage.probe()
+    return Request(
+        key=key,
+        rid="HEALTH_CHECK",
+        task=stage.task,
+        params=params,
+        tokens=list(prompt),
+        prompt_len=len(prompt),
+        cacheable=False,
+        arrived=time.monotonic(),
+    )
+
+
+def as_wire(error: Exception) -> tuple[int, str, str | None]:
+    """Status, message and field of an error; what isn't a RequestError is logged and veiled."""
+    if isinstance(error, RequestError):
+        return error.status, error.message, error.param
+    if isinstance(error, msgspec.DecodeError | msgspec.ValidationError):
+        return 400, str(error), None
+    log.error("request failed", exc_info=error)
+    return 500, "The request failed inside the engine; the server's log has the reason.", None

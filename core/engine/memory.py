@@ -1,0 +1,96 @@
+"""How much memory the KV pools get, planned for all models before one of them is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from ..errors import ModelError
+
+CPU_SHARE = 0.4  # of what is left after all weights
+CPU_LIMIT = 4 << 30  # bytes; more is rarely used by a CPU server and only slows its start
+WORTHWHILE = 16  # a pool of so many full contexts is enough for anybody
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One model's wishes: bytes of weights, bytes of KV per token, context in tokens.
+
+    ``tokens`` is the user's ``--max-total-tokens``; None = as many as fit.
+    """
+
+    name: str
+    weight_bytes: int
+    token_bytes: int
+    context: int
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a model gets: slots (tokens) in its pool, and the context that fits them."""
+
+    name: str
+    weight_bytes: int
+    kv_bytes: int
+    slots: int
+    context: int
+
+
+def available_bytes() -> int:
+    """Memory that this process may still take: the machine's, or the cgroup's where that is less."""
+    free = psutil.virtual_memory().available
+    for limit_file, used_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            limit, used = Path(limit_file).read_text().strip(), int(Path(used_file).read_text())
+        except (OSError, ValueError):
+            continue
+        if limit.isdigit():
+            free = min(free, int(limit) - used)
+    return max(free, 0)
+
+
+def plan(demands: Sequence[Demand], *, available: int, budget: int | None = None) -> list[Grant]:
+    """Split the KV budget evenly over the models that use one.
+
+    ``budget`` is the user's bound in bytes; None = 40% of what the weights leave, 4 GiB at most.
+    Raises ModelError, naming the numbers, when weights don't fit or no token does.
+    """
+    weights = sum(demand.weight_bytes for demand in demands)
+    if weights >= available:
+        raise ModelError(
+            f"The weights need {gib(weights)} but {gib(available)} of memory is free. "
+            "Load fewer models or a smaller dtype."
+        )
+    if budget is None:
+        budget = min(int((available - weights) * CPU_SHARE), CPU_LIMIT)
+    users = [demand for demand in demands if demand.token_bytes]
+    left = budget - sum(demand.token_bytes * (demand.tokens or 0) for demand in users)
+    sharers = sum(demand.tokens is None for demand in users)
+    return [_grant(demand, left // max(sharers, 1)) for demand in demands]
+
+
+def _grant(demand: Demand, share: int) -> Grant:
+    if not demand.token_bytes:
+        return Grant(demand.name, demand.weight_bytes, 0, 0, demand.context)
+    slots = demand.tokens
+    if slots is None:
+        slots = min(share // demand.token_bytes, WORTHWHILE * demand.context)
+    if slots < 1:
+        raise ModelError(
+            f"No room for the KV cache of {demand.name}: a token takes {demand.token_bytes} bytes "
+            f"and {max(share, 0)} are left. Lower --max-total-tokens or load fewer models."
+        )
+    context = min(demand.context, slots)
+    return Grant(demand.name, demand.weight_bytes, slots * demand.token_bytes, slots, context)
+
+
+def gib(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.2f} GiB"

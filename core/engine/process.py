@@ -1,0 +1,75 @@
+"""The engine process: ``python -m trunkline.core.engine.process FD``.
+
+``FD`` is the inherited end of a socketpair. The first frame from the front is ``{"config": …}``;
+from then on both sides exchange the frames of :mod:`.messages`.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import signal
+import socket
+import sys
+from typing import Any
+
+import msgspec
+
+from ..config import Config
+from ..errors import TrunklineError
+from ..guard import forbid_pickle
+from ..host import Host
+from .channel import SocketChannel, read_frame
+from .loop import EngineLoop
+from .messages import Failed, Loading, Ready, frame
+from .startup import Started, build
+
+log = logging.getLogger("trunkline.engine")
+
+
+def main() -> int:
+    """Serve until the front stops us or goes away. Exit status 1: could not start or broke."""
+    faulthandler.enable()
+    forbid_pickle()
+    # The front decides when to stop; a Ctrl-C in the terminal reaches both processes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    first = read_frame(sock)
+    if first is None:
+        return 0
+    host, config = configure(msgspec.msgpack.decode(first)["config"])
+    logging.basicConfig(
+        level=config.settings["server"].log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        started = build(config, host, announce=lambda what: sock.sendall(frame([Loading(what)])))
+    except Exception as error:
+        if not isinstance(error, TrunklineError):
+            log.exception("the engine could not start")
+        sock.sendall(frame([Failed(str(error) or type(error).__name__)]))
+        return 1
+    sock.sendall(frame([ready(started)]))
+    EngineLoop(started.lanes, SocketChannel(sock), started.controls).run()
+    return 0
+
+
+def configure(raw: dict[str, Any]) -> tuple[Host, Config]:
+    """The plugin host and the settings that the front has decided on."""
+    selection = raw.get("plugins", {})
+    host = Host.load(only=selection.get("only"), without=selection.get("without") or [])
+    return host, Config.load(raw, host)
+
+
+def ready(started: Started) -> Ready:
+    return Ready(
+        models=[lane.served for lane in started.lanes],
+        plan=[
+            {"model": grant.name, "weight_bytes": grant.weight_bytes, "kv_bytes": grant.kv_bytes, "tokens": grant.slots}
+            for grant in started.plan
+        ],
+        seconds=started.seconds,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

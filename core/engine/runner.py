@@ -1,0 +1,108 @@
+"""Turns rows into tensors, runs the model once, and hands each stage the hidden rows it wants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from trunkline.kernels.layout import Layout
+
+from ..cache.pool import KVPool, SlotTable
+from ..types import Launched, Part, PartRow, Stage
+from .batch import Row
+
+
+class Forward(Protocol):
+    """What the runner needs of a loaded model."""
+
+    device: torch.device
+
+    def forward(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, layout: Layout, pool: KVPool | None
+    ) -> torch.Tensor:
+        """Ids and positions int64 ``[T]`` -> hidden ``[T, hidden_size]`` after the final norm."""
+
+
+class Runner:
+    """One model's forward passes."""
+
+    def __init__(self, model: Forward, stages: Mapping[str, Stage], pool: KVPool | None, table: SlotTable) -> None:
+        self._model = model
+        self._stages = stages
+        self._pool = pool
+        self._table = table.slots
+
+    @torch.inference_mode()
+    def run(self, rows: Sequence[Row]) -> list[tuple[Part, dict[str, torch.Tensor]]]:
+        """One pass: a part and its tensors on the CPU for each task that has a wanted row."""
+        parts = split(rows)
+        for part, _ in parts:
+            self._stages[part.task].prepare(part)
+        hidden = self._model.forward(*self._inputs(rows), self._pool)
+        launched = []
+        for part, wanted in parts:
+            chosen = hidden if len(wanted) == len(hidden) else hidden[torch.as_tensor(wanted, device=hidden.device)]
+            launched.append((part, self._stages[part.task].launch(part, chosen)))
+        return [(part, on_host(result)) for part, result in launched]
+
+    def _inputs(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, Layout]:
+        lengths = np.fromiter((row.end - row.start for row in rows), np.int32, len(rows))
+        q_start = np.zeros(len(rows) + 1, np.int32)
+        np.cumsum(lengths, out=q_start[1:])
+        total = int(q_start[-1])
+        ids, positions, slots = (np.empty(total, np.int64) for _ in range(3))
+        for row, a, b in zip(rows, q_start, q_start[1:], strict=False):
+            ids[a:b] = row.request.tokens[row.start : row.end]
+            positions[a:b] = np.arange(row.start, row.end)
+            slots[a:b] = self._table[row.table_row, row.start : row.end]
+        device = self._model.device
+        layout = Layout(
+            q_start=q_start,
+            kv_len=np.fromiter((row.end for row in rows), np.int32, len(rows)),
+            table_row=np.fromiter((row.table_row for row in rows), np.int32, len(rows)),
+            table=self._table,
+            out_slots=torch.from_numpy(slots).to(device),
+            decodes=leading_single(lengths),
+        )
+        return torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), layout
+
+
+def leading_single(lengths: Iterable[int]) -> int:
+    """How many rows at the front have exactly one query."""
+    count = 0
+    for length in lengths:
+        if length != 1:
+            break
+        count += 1
+    return count
+
+
+def split(rows: Sequence[Row]) -> list[tuple[Part, list[int]]]:
+    """Rows by task, with the packed indices of the hidden rows that each part wants."""
+    parts: dict[str, tuple[Part, list[int]]] = {}
+    packed = 0  # index of the row's first token in the packed axis
+    for row in rows:
+        first = first_wanted(row)
+        if first < row.end:
+            part, wanted = parts.setdefault(row.request.task, (Part(row.request.task, []), []))
+            part.rows.append(PartRow(row.request, row.start, row.end, first, len(wanted), row.final))
+            wanted.extend(range(packed + first - row.start, packed + row.end - row.start))
+        packed += row.end - row.start
+    return list(parts.values())
+
+
+def first_wanted(row: Row) -> int:
+    """First position whose hidden row the stage wants; ``row.end`` when it wants none of them."""
+    if row.request.needs.rows_from is None:
+        return row.end - 1 if row.final else row.end
+    return max(row.start, row.request.needs.rows_from)
+
+
+def on_host(launched: Launched) -> dict[str, torch.Tensor]:
+    tensors = {name: tensor.cpu() for name, tensor in launched.tensors.items()}
+    if launched.next_ids is not None:
+        tensors["next_ids"] = launched.next_ids.cpu()
+    return tensors

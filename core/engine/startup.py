@@ -1,0 +1,245 @@
+"""From settings to lanes: resolve, plan the memory of all models, then load them one by one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import psutil
+import torch
+
+from trunkline.kernels.backend import Backend, choose
+
+from ..cache.pool import KVPool, SlotPool, SlotTable
+from ..cache.radix import RadixCache
+from ..config import Config, ModelSettings
+from ..errors import ModelError
+from ..host import Host
+from ..model import loader
+from ..model.info import read_info
+from ..types import ModelInfo, ModelSource, ServedModel, Stage
+from .lane import Lane
+from .loop import probe_request
+from .memory import Demand, Grant, available_bytes, plan
+from .runner import Runner
+from .scheduler import Scheduler
+
+log = logging.getLogger("trunkline.engine")
+
+MAX_RUNNING = 256  # requests in a batch unless the user or the pool says less
+STEP_FLOP = 1.5e11  # what a CPU does in about a second: bounds the default chunk
+CHUNKS = (32, 2048)  # least and most tokens of the default chunk
+
+
+@dataclass(slots=True)
+class Started:
+    """What start-up hands to the loop and to the front."""
+
+    lanes: list[Lane]
+    controls: dict[str, Callable[..., Any]]
+    plan: list[Grant]
+    seconds: dict[str, float]
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A model that is decided on but not loaded."""
+
+    name: str
+    settings: ModelSettings
+    source: ModelSource
+    tokenizer_source: ModelSource
+    info: ModelInfo
+    tasks: list[str]
+    refused: dict[str, str]
+    plan: loader.ModelPlan
+
+
+def build(config: Config, host: Host, announce: Callable[[str], None]) -> Started:
+    """Load every model of the configuration. ``announce`` is told what is going on.
+
+    Raises ModelError when a model can't be found, served or held in memory.
+    """
+    engine = config.engine
+    torch.set_num_threads(engine.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1)
+    clock = time.perf_counter()
+    candidates = [examine(settings, host) for settings in config.models]
+    grants = plan(
+        [demand(candidate) for candidate in candidates],
+        available=available_bytes(),
+        budget=engine.kv_cache_bytes,
+    )
+    seconds = {"plan": time.perf_counter() - clock}
+    lanes = []
+    for candidate, grant in zip(candidates, grants, strict=True):
+        announce(f"loading {candidate.name}")
+        clock = time.perf_counter()
+        lane = load(candidate, grant, config.settings, host)
+        seconds[f"load {candidate.name}"] = time.perf_counter() - clock
+        clock = time.perf_counter()
+        warm_up(lane)
+        seconds[f"warm up {candidate.name}"] = time.perf_counter() - clock
+        lanes.append(lane)
+    return Started(lanes, host.controls(), grants, seconds)
+
+
+def examine(settings: ModelSettings, host: Host) -> Candidate:
+    """Resolve one model and decide its tasks, without loading anything heavy."""
+    source = host.resolve_model(settings.model_path)
+    tokenizer_source = host.resolve_model(settings.tokenizer_path) if settings.tokenizer_path else source
+    info = read_info(source, settings)
+    tasks, refused = choose_tasks(settings, info, host)
+    return Candidate(
+        name=settings.name,
+        settings=settings,
+        source=source,
+        tokenizer_source=tokenizer_source,
+        info=info,
+        tasks=tasks,
+        refused=refused,
+        plan=loader.plan(source, info, settings),
+    )
+
+
+def choose_tasks(settings: ModelSettings, info: ModelInfo, host: Host) -> tuple[list[str], dict[str, str]]:
+    """The tasks to serve: those asked for with ``--task``, else the checkpoint's defaults."""
+    answers = host.serves(info)
+    if settings.task:
+        for task in settings.task:
+            if task not in answers:
+                raise ModelError(f"No plugin serves the task {task!r}; there are: {', '.join(sorted(answers))}.")
+            if answers[task].when == "no":
+                raise ModelError(f"{settings.model_path} can't serve {task}: {answers[task].reason}")
+        tasks = list(settings.task)
+    else:
+        tasks = [task for task, answer in answers.items() if answer.when == "default"]
+    refused = {task: answer.reason for task, answer in answers.items() if task not in tasks}
+    if not tasks:
+        reasons = " ".join(f"{task}: {reason}" for task, reason in refused.items() if reason)
+        raise ModelError(f"No task can be served from {settings.model_path} ({info.architecture}). {reasons}")
+    return tasks, refused
+
+
+def demand(candidate: Candidate) -> Demand:
+    return Demand(
+        name=candidate.name,
+        weight_bytes=candidate.plan.weight_bytes,
+        token_bytes=candidate.plan.kv_bytes_per_token,
+        context=candidate.info.context_length,
+        tokens=candidate.settings.max_total_tokens,
+    )
+
+
+def load(candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: Host) -> Lane:
+    """Weights, heads, stages, pool and scheduler of one model."""
+    own = candidate.settings
+    if grant.slots and grant.context < candidate.info.context_length:
+        log.warning("%s: context reduced to %d tokens, all that the KV pool holds", candidate.name, grant.context)
+    backend = choose(None if own.attention_backend == "auto" else own.attention_backend, "cpu")
+    heads = host.heads(candidate.info, settings, candidate.tasks)
+    model = loader.load(
+        candidate.source, candidate.info, own, heads, backend, weights=host.weights(candidate.source)
+    )
+    model.name = candidate.name
+    model.tokenizer = host.tokenizer(candidate.tokenizer_source)
+    model.max_request_tokens = grant.context
+    stages, refused = keep_stages(candidate, host.stages(model, settings, candidate.tasks), model.refused)
+    model.stages = stages
+    scheduler, runner = machinery(candidate, grant, model, stages, own)
+    served = describe(candidate, grant, model, stages, refused, backend)
+    return Lane(served, model, stages, scheduler, runner)
+
+
+def keep_stages(
+    candidate: Candidate, stages: Mapping[str, Stage], refused_heads: Mapping[str, str]
+) -> tuple[dict[str, Stage], dict[str, str]]:
+    """The active tasks' stages whose heads were proven; what falls away is refused with its reason."""
+    kept: dict[str, Stage] = {}
+    refused = dict(candidate.refused)
+    for task in candidate.tasks:
+        if task not in stages:
+            refused[task] = f"The plugin of {task} has no stage for {candidate.info.architecture}."
+            continue
+        reasons = [refused_heads[head] for head in stages[task].heads if head in refused_heads]
+        if reasons:
+            refused[task] = reasons[0]
+        else:
+            kept[task] = stages[task]
+    if not kept:
+        raise ModelError(f"{candidate.name} can't be served. {' '.join(refused[task] for task in candidate.tasks)}")
+    return kept, refused
+
+
+def machinery(
+    candidate: Candidate, grant: Grant, model: Any, stages: Mapping[str, Stage], own: ModelSettings
+) -> tuple[Scheduler, Runner]:
+    """Pool, cache, scheduler and runner."""
+    pool = KVPool(model.kv_shapes, grant.slots, model.dtype, model.device)
+    running = max_running(own, grant)
+    table = SlotTable(running, grant.context)
+    scheduler = Scheduler(
+        SlotPool(grant.slots),
+        table,
+        None if own.disable_radix_cache else RadixCache(),
+        chunk=chunk_size(own.chunked_prefill_size, candidate.plan.active_parameters),
+        max_running=running,
+        policy=own.schedule_policy,
+    )
+    return scheduler, Runner(model, stages, pool, table)
+
+
+def max_running(own: ModelSettings, grant: Grant) -> int:
+    """Requests that may run at the same time; each needs a slot at least."""
+    return min(own.max_running_requests or MAX_RUNNING, grant.slots)
+
+
+def chunk_size(asked: int | None, parameters: int) -> int | None:
+    """Tokens per pass: the user's, with values <= 0 meaning whole prompts; by default what a CPU
+    computes in about a second, as a power of two."""
+    if asked is not None:
+        return asked if asked > 0 else None
+    tokens = max(1, int(STEP_FLOP / (2 * max(parameters, 1))))
+    return min(max(1 << (tokens.bit_length() - 1), CHUNKS[0]), CHUNKS[1])
+
+
+def describe(
+    candidate: Candidate,
+    grant: Grant,
+    model: Any,
+    stages: Mapping[str, Stage],
+    refused: dict[str, str],
+    backend: Backend,
+) -> ServedModel:
+    info = msgspec.structs.replace(candidate.info, context_length=grant.context)
+    return ServedModel(
+        name=candidate.name,
+        model_path=candidate.settings.model_path,
+        tokenizer_path=candidate.settings.tokenizer_path or candidate.settings.model_path,
+        info=info,
+        tasks={task: stage.decodes for task, stage in stages.items()},
+        refused=refused,
+        max_total_tokens=grant.slots,
+        max_running_requests=max_running(candidate.settings, grant),
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention_backend=backend.name,
+        weight_version=candidate.settings.weight_version,
+        fused=model.fused,
+    )
+
+
+def warm_up(lane: Lane) -> None:
+    """Run each stage's smallest request to its end: compiles kernels and proves the path."""
+    for number, stage in enumerate(lane.stages.values()):
+        request = probe_request(stage, key=-1 - number)
+        lane.admit(request)
+        while lane.busy:
+            _, steps = lane.turn()
+            for step in steps:
+                if step.error is not None:
+                    raise ModelError(f"The warm-up of {lane.served.name} failed: {step.error.message}")
+    lane.spent = 0.0

@@ -1,0 +1,68 @@
+"""Our experts function, registered in transformers' ``ExpertsInterface``.
+
+The one place through which every routed token of every mixture-of-experts layer passes (Llama 4
+excepted, which runs all experts on all tokens in a module of its own).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from .attention import NAME
+
+
+def register() -> None:
+    """Make ``experts_implementation=NAME`` known to transformers. Harmless when done twice."""
+    from transformers.integrations.moe import ExpertsInterface
+
+    ExpertsInterface.register(NAME, run_experts)
+
+
+def run_experts(
+    module: Any, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """Send each token through its experts and add up the weighted results.
+
+    ``hidden`` is ``[T, hidden_size]``, ``top_k_index`` int64 ``[T, k]``, ``top_k_weights``
+    ``[T, k]``; returns ``[T, hidden_size]``. Token-expert pairs are sorted by expert, so that
+    each expert's weights are read once and by one matrix product a projection.
+    """
+    if hidden.is_meta:  # a dry run for shapes: there are no indices to sort by
+        return torch.empty_like(hidden)
+    tokens, k = top_k_index.shape
+    experts = top_k_index.reshape(-1)
+    order = torch.argsort(experts, stable=True)
+    pairs = hidden[order // k]
+    results = torch.empty_like(pairs)
+    start = 0
+    for expert, count in enumerate(torch.bincount(experts, minlength=module.num_experts).tolist()):
+        if count:
+            end = start + count
+            results[start:end] = _expert(module, expert, pairs[start:end])
+            start = end
+    results = results * top_k_weights.reshape(-1)[order].unsqueeze(-1)
+    by_token = torch.empty_like(results)
+    by_token[order] = results
+    return by_token.view(tokens, k, -1).sum(1).to(hidden.dtype)
+
+
+def _expert(module: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
+    """One expert's feed-forward on its rows ``x [n, hidden_size]``."""
+    if module.has_gate:
+        x = module._apply_gate(_project(module, "gate_up_proj", expert, x))
+    else:
+        x = module.act_fn(_project(module, "up_proj", expert, x))
+    x = _project(module, "down_proj", expert, x)
+    if getattr(module, "has_post_expert_norm", False):
+        x = module.post_expert_norm(x)
+    return x
+
+
+def _project(module: Any, name: str, expert: int, x: torch.Tensor) -> torch.Tensor:
+    """``x`` times one expert's matrix: ``[out, in]``, or ``[in, out]`` in transposed layouts."""
+    weight = getattr(module, name)[expert]
+    bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
+    return F.linear(x, weight.t() if module.is_transposed else weight, bias)

@@ -1,0 +1,128 @@
+"""What a checkpoint is, read from its JSON files; torch is not needed for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ModelError
+from ..types import ModelInfo, ModelSource
+
+if TYPE_CHECKING:
+    from ..config import ModelSettings
+
+# The same number under the names that older config classes gave it.
+CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
+HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
+EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
+# Families whose attention sees both directions unless the config says is_decoder.
+ENCODERS = frozenset(
+    "albert bert big_bird camembert convbert deberta deberta-v2 distilbert electra ernie esm eurobert "
+    "gte ibert jina_embeddings_v3 megatron-bert mobilebert modernbert mpnet mra nomic_bert nystromformer rembert "
+    "roberta roberta-prelayernorm roc_bert roformer squeezebert xlm-roberta xlm-roberta-xl xmod yoso".split()
+)
+
+
+def read_info(source: ModelSource, settings: ModelSettings) -> ModelInfo:
+    """Describe the checkpoint in ``source.path``.
+
+    Raises ModelError when its config.json is missing, damaged or names no architecture, and when
+    ``settings.context_length`` is more than the model was made for.
+    """
+    folder = Path(source.path)
+    config = _read_config(folder)
+    architectures = config.get("architectures") or []
+    if not architectures:
+        raise ModelError(f"{folder / 'config.json'} names no architecture; add \"architectures\": [\"…\"] to it.")
+    text = _text_config(config)
+    if any(_first(text, names) is None for names in (CONTEXT, HIDDEN, ("vocab_size",))):
+        text = _with_defaults(folder, text)
+    return ModelInfo(
+        path=str(folder),
+        architecture=str(architectures[0]),
+        model_type=str(config.get("model_type", "")),
+        context_length=_context_length(text, settings.context_length, source.reference),
+        vocab_size=int(text["vocab_size"]),
+        hidden_size=int(_first(text, HIDDEN) or 0),
+        causal=_is_causal(text),
+        num_experts=int(_first(text, EXPERTS) or 0),
+        eos_token_ids=_eos_token_ids(folder, text),
+        is_embedding=settings.is_embedding,
+        config=config,
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder} has no config.json, so it is not a transformers checkpoint.") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} can't be read: {error}.") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} must hold a JSON object.")
+    return config
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of a config; multimodal ones nest it."""
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, dict) else config
+
+
+def _with_defaults(folder: Path, text: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what the file leaves to its config class. Rare and slow: this imports torch."""
+    from transformers import AutoConfig
+
+    try:
+        full = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / 'config.json'} is incomplete and its class can't fill it in: {error}") from error
+    values: dict[str, Any] = full.get_text_config().to_dict()
+    if missing := [names[0] for names in (CONTEXT, HIDDEN, ("vocab_size",)) if _first(values, names) is None]:
+        raise ModelError(f"{folder / 'config.json'} doesn't say {missing[0]}; add it.")
+    return {**values, **text}
+
+
+def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    """The first of ``names`` that holds a number."""
+    values = (config.get(name) for name in names)
+    return next((value for value in values if isinstance(value, int)), None)
+
+
+def _context_length(text: dict[str, Any], asked: int | None, reference: str) -> int:
+    limit = _first(text, CONTEXT)
+    assert limit is not None  # _with_defaults has seen to it
+    if asked is None:
+        return limit
+    if asked > limit:
+        raise ModelError(f"--context-length {asked} is more than the {limit} tokens that {reference} was made for.")
+    return asked
+
+
+def _is_causal(text: dict[str, Any]) -> bool:
+    if text.get("is_causal") is False or text.get("use_bidirectional_attention") is True:
+        return False
+    return text.get("model_type") not in ENCODERS or bool(text.get("is_decoder"))
+
+
+def _eos_token_ids(folder: Path, text: dict[str, Any]) -> tuple[int, ...]:
+    """Every id that any of the folder's *config.json files calls an end of sequence.
+
+    Chat models often name their end-of-turn token in one of the other files only.
+    """
+    found: set[int] = set()
+    for values in (text, *(_read_json(path) for path in folder.glob("*config.json"))):
+        named = values.get("eos_token_id")
+        found.update(token for token in (named if isinstance(named, list) else [named]) if isinstance(token, int))
+    return tuple(sorted(found))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # a side file: what it would have added is optional
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,193 @@
+"""Plan a model's memory without its weights, then load it and let its shortcuts prove themselves."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..cache.pool import KVPool, KVShape
+from ..errors import ModelError
+from ..types import Head, ModelInfo, ModelSource
+from . import weights as safetensors
+from .architecture import adapt, choose_dtype, layer_count, resolve
+from .attention import NAME, ForwardContext, packed_layout
+from .loaded import LoadedModel
+from .proof import prove_attention, prove_head, shapes_of
+
+if TYPE_CHECKING:
+    from trunkline.kernels.backend import Backend
+
+    from ..config import ModelSettings
+
+log = logging.getLogger("trunkline.model")
+
+CPU = torch.device("cpu")
+DRY_RUN = 4  # tokens of the pass that finds out shapes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """What a model will take. ``active_parameters``: those that one token passes through."""
+
+    weight_bytes: int
+    kv_shapes: list[KVShape]
+    kv_bytes_per_token: int
+    dtype: torch.dtype
+    active_parameters: int
+
+
+def plan(source: ModelSource, info: ModelInfo, settings: ModelSettings, device: torch.device = CPU) -> ModelPlan:
+    """Sizes of weights and of one token's keys and values, without loading weights.
+
+    The class runs once on the meta device; where that can't be done (a forward that looks at
+    values), the config's numbers stand in. ModelError when the model can't be served.
+    """
+    cls, config = resolve(info)
+    dtype = choose_dtype(settings.dtype, device)
+    with quiet(), torch.device("meta"):
+        try:
+            whole = cls._from_config(config, dtype=dtype, attn_implementation=NAME, experts_implementation=NAME)
+        except Exception as error:  # model classes raise whatever comes up
+            raise ModelError(f"{source.reference} can't be built from its config: {error}") from error
+    adapt(whole)
+    shapes = _dry_run(whole, info)
+    return ModelPlan(
+        weight_bytes=sum(tensor.nbytes for tensor in (*whole.parameters(), *whole.buffers())),
+        kv_shapes=shapes,
+        kv_bytes_per_token=KVPool.bytes_per_token(shapes, dtype) if info.causal else 0,
+        dtype=dtype,
+        active_parameters=_active_parameters(whole, config),
+    )
+
+
+def load(
+    source: ModelSource,
+    info: ModelInfo,
+    settings: ModelSettings,
+    heads: Iterable[Head],
+    backend: Backend,
+    *,
+    weights: Iterable[tuple[str, torch.Tensor]] | None = None,
+    device: torch.device = CPU,
+) -> LoadedModel:
+    """Load, prove and fuse. ``weights`` is the checkpoint's stream, by default its safetensors files.
+
+    ModelError when weights are missing or don't fit, or when the model can't be served; a head
+    that can't be proven only ends up in ``refused``.
+    """
+    cls, config = resolve(info)
+    dtype = choose_dtype(settings.dtype, device)
+    tensors = safetensors.stream(source.path) if weights is None else weights
+    whole = _fill(cls, config, dtype, dict(tensors), source.reference).to(device)
+    model = LoadedModel(
+        name=settings.served_model_name or source.reference,
+        info=info,
+        whole=whole,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+    )
+    with quiet():
+        model.kv_shapes = prove_attention(model)
+    if backend.name == "cpu":
+        from .fuse import fuse
+
+        model.fused = fuse(whole, backend).sentence
+    for head in heads:
+        if reason := prove_head(model, head):
+            model.refused[head.name] = reason
+            log.warning("%s: %s", model.name, reason)
+    return model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and advice: what matters is raised or logged by us."""
+    from transformers.utils import logging as theirs
+
+    bars, level = theirs.is_progress_bar_enabled(), theirs.get_verbosity()
+    theirs.disable_progress_bar()
+    theirs.set_verbosity_error()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        if bars:
+            theirs.enable_progress_bar()
+
+
+def _fill(cls: Any, config: Any, dtype: torch.dtype, tensors: dict[str, torch.Tensor], reference: str) -> Any:
+    """An instance of ``cls`` with the checkpoint's tensors under the names that the class gives them."""
+    mapped = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+    with quiet():
+        try:
+            whole, report = cls.from_pretrained(
+                None,
+                config=config,
+                state_dict=tensors,
+                dtype=dtype,
+                attn_implementation=NAME,
+                experts_implementation=NAME,
+                output_loading_info=True,
+            )
+        except Exception as error:  # shapes that don't fit, damaged files, classes' own checks
+            raise ModelError(f"{reference} can't be loaded: {error}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{reference} lacks {len(missing)} of the tensors that {cls.__name__} needs, the first is {missing[0]}; "
+            "the checkpoint is incomplete or of another class than its config.json says."
+        )
+    if unexpected := sorted(report["unexpected_keys"]):
+        log.info("%s: %d tensors are not used, the first is %s", reference, len(unexpected), unexpected[0])
+    for parameter in whole.parameters():
+        # A parameter that still lies in the mapped file would change, or fault, with the file.
+        if parameter.untyped_storage().data_ptr() in mapped:
+            parameter.data = parameter.data.clone()
+    adapt(whole)
+    return whole.requires_grad_(False).eval()
+
+
+def _dry_run(whole: Any, info: ModelInfo) -> list[KVShape]:
+    """Each layer's key and value shapes, from one pass of a model on the meta device."""
+    from trunkline.kernels.backend import Backend
+
+    def nothing(*_: Any, **__: Any) -> Any:
+        """Stands in for a kernel: results have shapes but no values here."""
+
+    context = ForwardContext(packed_layout([DRY_RUN]), None, Backend("dry", nothing, nothing, nothing))
+    ids = torch.zeros(1, DRY_RUN, dtype=torch.int64, device="meta")
+    layers = layer_count(whole.config)
+    try:
+        with torch.inference_mode(), quiet():
+            whole.base_model(input_ids=ids, position_ids=ids, past_key_values=None, use_cache=False, trunk=context)
+    except Exception as error:  # a forward that looks at values; load finds the truth
+        log.info("%s: no dry run (%s), sizes are the config's", info.architecture, error)
+        return [_shape_in_config(whole.config.get_text_config())] * layers
+    return shapes_of(context, layers, info.architecture)
+
+
+def _shape_in_config(config: Any) -> KVShape:
+    heads = int(config.num_attention_heads)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return int(getattr(config, "num_key_value_heads", None) or heads), width, width
+
+
+def _active_parameters(whole: Any, config: Any) -> int:
+    """Parameters outside the embeddings, experts' counted for the share that a token visits."""
+    text = config.get_text_config()
+    table = whole.get_input_embeddings().weight
+    total = 0.0
+    for name, parameter in whole.named_parameters():
+        if parameter is table:
+            continue
+        share = 1.0
+        if parameter.ndim == 3 and ".experts." in name:
+            share = min(1.0, getattr(text, "num_experts_per_tok", 1) / parameter.shape[0])
+        total += parameter.numel() * share
+    return math.ceil(total)

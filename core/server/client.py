@@ -1,0 +1,303 @@
+"""The engine as routes see it: submit, abort, call, over the socket to the engine process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from array import array
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from ..config import Config, ModelSettings
+from ..engine.messages import Abort, Answer, Call, EngineMessage, Progress, Started, Submit
+from ..errors import ConfigError, EngineDown, QueueFull, RequestError
+from ..host import Host
+from ..types import Reply, ServedModel, Submission, Tokenizer
+from .replies import RemoteReply, as_error, engine_down, response_id
+from .supervisor import COMMAND, Patience, Supervisor
+
+SWEEP_SECONDS = 0.25  # how often timeouts are looked at
+QUEUE_POOLS = 16  # prompt tokens that may wait, in KV pools
+FALLBACK_POOL = 1 << 16  # tokens; stands in for the pool of a model that has none
+
+
+class RemoteEngine:
+    """Implements :class:`trunkline.core.types.EngineClient`. Lives on one event loop.
+
+    A request counts as waiting from its submission until the engine says ``Started``.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        host: Host,
+        *,
+        command: Sequence[str] = COMMAND,
+        patience: Patience | None = None,
+    ) -> None:
+        self._config = config
+        self._limits = config.server
+        self._host = host
+        self.supervisor = Supervisor(
+            config.dump(),
+            self._deliver,
+            self._down,
+            command=command,
+            patience=patience or Patience(one_pass=config.server.watchdog_timeout),
+        )
+        self.generated = 0  # output tokens since start
+        self._keys = itertools.count(1)
+        self._live: dict[int, RemoteReply] = {}
+        self._waiting: dict[int, RemoteReply] = {}
+        self._waiting_tokens: dict[str, int] = {}  # model -> prompt tokens of its waiting requests
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._tokenizers: dict[str, Tokenizer | None] = {}
+        self._outbox: list[Any] = []
+        self._sweeper: asyncio.Task[None] | None = None
+        # Two, so that one slow template doesn't hold up everybody's tokenising.
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="trunkline-front")
+
+    # -- life --------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the engine and load the tokenizers meanwhile. ModelError when either can't be."""
+        loading = asyncio.get_running_loop().run_in_executor(self._threads, self._load_tokenizers)
+        try:
+            await self.supervisor.start()
+        finally:
+            self._tokenizers = await loading
+        if self._limits.queue_timeout or self._limits.request_timeout:
+            self._sweeper = asyncio.create_task(self._sweep(), name="request timeouts")
+
+    async def stop(self) -> None:
+        """End the engine; whatever is in flight fails."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self.supervisor.stop()
+        self._down("the server is shutting down")
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def live(self) -> int:
+        """Requests in the engine, waiting or running."""
+        return len(self._live)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def _load_tokenizers(self) -> dict[str, Tokenizer | None]:
+        return {settings.name: load_tokenizer(settings, self._host) for settings in self._config.models}
+
+    # -- models ------------------------------------------------------------------------------
+
+    @property
+    def models(self) -> Sequence[ServedModel]:
+        ready = self.supervisor.ready
+        return ready.models if ready is not None else ()
+
+    def choose(self, task: str, name: str | None = None) -> ServedModel:
+        return choose(self.models, task, name)
+
+    def tokenizer(self, model: str) -> Tokenizer | None:
+        return self._tokenizers.get(model)
+
+    async def tokenize(self, model: str, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        tokenizer = self.tokenizer(model)
+        if tokenizer is None:
+            raise RequestError(f"The model {model!r} has no tokenizer; send token ids instead of text.")
+        return await self.off_loop(_encode_all, tokenizer, list(texts), special)
+
+    async def off_loop(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    # -- requests ----------------------------------------------------------------------------
+
+    def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[Reply]:
+        self._check_up()
+        self._check_room(model, items)
+        messages = [self._message(model, task, item) for item in items]  # encode all before one is queued
+        replies: list[Reply] = []
+        for item, message in zip(items, messages, strict=True):
+            reply = RemoteReply(message.key, model, task, item.rid, len(item.prompt), self._drop)
+            self._live[message.key] = self._waiting[message.key] = reply
+            replies.append(reply)
+        self._waiting_tokens[model] = self._waiting_tokens.get(model, 0) + sum(len(item.prompt) for item in items)
+        if items and response_id.get() is None:
+            response_id.set(items[0].rid)
+        self._post(*messages)
+        return replies
+
+    def abort(self, prefix: str = "", *, everything: bool = False) -> int:
+        if not prefix and not everything:
+            return 0
+        chosen = [reply for reply in self._live.values() if everything or reply.rid.startswith(prefix)]
+        for reply in chosen:
+            reply.cancel()
+        return len(chosen)
+
+    def call(self, control: str, *, model: str | None = None, **arguments: Any) -> Awaitable[Any]:
+        self._check_up()
+        key = next(self._keys)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls[key] = answer
+        answer.add_done_callback(lambda _: self._calls.pop(key, None))
+        self._post(Call(key, control, model or "", arguments))
+        return answer
+
+    def _check_up(self) -> None:
+        if not self.supervisor.up:
+            raise EngineDown("The engine is being started again; try again soon.")
+
+    def _check_room(self, model: str, items: Sequence[Submission]) -> None:
+        """All or none fit into the waiting queue: 400 when they never will, 503 when they don't now."""
+        count, tokens = len(items), sum(len(item.prompt) for item in items)
+        most, most_tokens = self._limits.max_queued_requests, self._token_limit(model)
+        if count > most:
+            raise RequestError(f"{count} sequences can't be queued at once; the limit is {most}: send fewer at a time.")
+        if tokens > most_tokens:
+            raise RequestError(
+                f"{tokens} prompt tokens can't be queued at once; the limit is {most_tokens}: send fewer at a time."
+            )
+        if len(self._waiting) + count > most or self._waiting_tokens.get(model, 0) + tokens > most_tokens:
+            raise QueueFull
+
+    def _token_limit(self, model: str) -> int:
+        if self._limits.max_queued_tokens is not None:
+            return self._limits.max_queued_tokens
+        pool = next((served.max_total_tokens for served in self.models if served.name == model), 0)
+        return QUEUE_POOLS * (pool or FALLBACK_POOL)
+
+    def _message(self, model: str, task: str, item: Submission) -> Submit:
+        try:
+            prompt = array("i", item.prompt).tobytes()
+        except (OverflowError, TypeError):
+            raise RequestError("Token ids must be integers below 2**31.", param="input_ids") from None
+        params = Raw(msgspec.msgpack.encode(item.params))
+        return Submit(next(self._keys), model, task, item.rid, prompt, params, item.priority, item.salt, item.cacheable)
+
+    # -- the wire ----------------------------------------------------------------------------
+
+    def _post(self, *messages: Any) -> None:
+        """Send with whatever else is posted in this turn of the event loop, as one frame."""
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox += messages
+
+    def _flush(self) -> None:
+        messages, self._outbox = self._outbox, []
+        self.supervisor.write(messages)
+
+    def _deliver(self, message: EngineMessage) -> None:
+        if isinstance(message, Answer):
+            self._answer(message)
+        elif isinstance(message, Started | Progress):
+            reply = self._live.get(message.key)
+            if reply is None:
+                return  # dropped here while the message was on its way
+            self._leave_queue(reply)
+            if isinstance(message, Started):
+                reply.start(message)
+                return
+            self.generated += len(message.tokens)
+            if message.finish is not None or message.error is not None:
+                del self._live[message.key]
+            reply.update(message)
+
+    def _answer(self, message: Answer) -> None:
+        waiter = self._calls.get(message.key)
+        if waiter is None or waiter.done():
+            return
+        if message.error is not None:
+            waiter.set_exception(as_error(message.error))
+        else:
+            waiter.set_result(message.value)
+
+    def _leave_queue(self, reply: RemoteReply) -> None:
+        if self._waiting.pop(reply.key, None) is not None:
+            self._waiting_tokens[reply.model] -= reply.prompt_tokens
+
+    def _drop(self, reply: RemoteReply) -> None:
+        """Forget a live request here and in the engine; the reply ends itself."""
+        if self._live.pop(reply.key, None) is not None:
+            self._leave_queue(reply)
+            self._post(Abort(reply.key))
+
+    def _down(self, reason: str) -> None:
+        """The engine is gone: everything in flight fails now."""
+        live, calls = list(self._live.values()), list(self._calls.values())
+        self._live.clear()
+        self._waiting.clear()
+        self._waiting_tokens.clear()
+        self._outbox.clear()
+        error = engine_down(reason)
+        for reply in live:
+            reply.fail(error)
+        for call in calls:
+            if not call.done():
+                call.set_exception(error)
+                call.exception()  # its caller may be gone; that is no news
+
+    async def _sweep(self) -> None:
+        """End requests that waited or ran for longer than the settings allow."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            self._expire(self._waiting, self._limits.queue_timeout, "waited in the queue", "--queue-timeout", 1.0)
+            self._expire(self._live, self._limits.request_timeout, "ran", "--request-timeout", None)
+
+    def _expire(
+        self, table: dict[int, RemoteReply], limit: float | None, did: str, flag: str, retry_after: float | None
+    ) -> None:
+        if limit is None:
+            return
+        deadline = asyncio.get_running_loop().time() - limit
+        for reply in [reply for reply in table.values() if reply.created < deadline]:
+            self._drop(reply)
+            message = f"The request {did} for longer than {limit:g} s ({flag})."
+            reply.fail(RequestError(message, status=503, retry_after=retry_after))
+
+
+def choose(models: Sequence[ServedModel], task: str, name: str | None) -> ServedModel:
+    """The model of that name or alias, else the first that serves the task.
+
+    With one model loaded an unknown name is ignored: clients send "default" and the like.
+    Raises RequestError when the model can't serve the task, or the name is none of several.
+    """
+    named = next((model for model in models if name and (name == model.name or name in model.aliases)), None)
+    if named is None and name and len(models) > 1:
+        known = ", ".join(model.name for model in models)
+        raise RequestError(
+            f"The model {name!r} does not exist; there are: {known}.", param="model", code="model_not_found"
+        )
+    candidates = [named] if named is not None else list(models)
+    for model in candidates:
+        if task in model.tasks:
+            return model
+    if not candidates:
+        raise EngineDown("No model is loaded yet; try again soon.")
+    model = candidates[0]
+    raise RequestError(model.refused.get(task) or _unserved(model, task), param="model")
+
+
+def _unserved(model: ServedModel, task: str) -> str:
+    return f"The model {model.name!r} does not serve {task}; it serves: {', '.join(model.tasks)}."
+
+
+def load_tokenizer(settings: ModelSettings, host: Host) -> Tokenizer | None:
+    """A model's tokenizer, with the user's chat template if one was given."""
+    tokenizer = host.tokenizer(host.resolve_model(settings.tokenizer_path or settings.model_path))
+    if tokenizer is not None and settings.chat_template:
+        try:
+            tokenizer.chat_template = Path(settings.chat_template).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--chat-template: can't read {settings.chat_template}: {error}.") from None
+    return tokenizer
+
+
+def _encode_all(tokenizer: Tokenizer, texts: list[str], special: bool) -> list[list[int]]:
+    return [tokenizer.encode(text, add_special_tokens=special) for text in texts]

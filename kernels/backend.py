@@ -1,0 +1,111 @@
+"""Which kernels run, chosen once when the engine starts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from . import attention_decode, attention_extend, kv_write, sample
+from .layout import Layout
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One operation a field; shapes and meanings stand in the file of each operation."""
+
+    name: str
+    decode: Callable[..., None]
+    extend: Callable[..., None]
+    sample: Callable[..., torch.Tensor]
+    write: Callable[..., None] = kv_write.write
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        keys: torch.Tensor | None,
+        values: torch.Tensor | None,
+        layout: Layout,
+        *,
+        scale: float,
+        causal: bool = True,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: torch.Tensor | None = None,
+        chunk: int = 0,
+    ) -> torch.Tensor:
+        """One layer's attention over packed rows; first puts the new keys and values into the pool.
+
+        ``q`` [T, H, D], ``k`` [T, KV, D], ``v`` [T, KV, Dv] -> [T, H, Dv], contiguous.
+        ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv]: this layer's pool, or None (every
+        row is whole then). A query sees keys at distance ``0 <= d < window`` (``|d| < window``
+        when not causal; window 0 = any), in its own ``chunk`` of positions (0 = any);
+        ``softcap`` 0 = none; ``sinks`` [H] joins the softmax as one more column without value.
+        """
+        out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+        decodes = 0
+        if keys is not None and values is not None:
+            self.write(k, v, keys, values, layout.out_slots)
+            decodes = layout.decodes if causal else 0
+        if decodes:
+            self.decode(
+                q[:decodes],
+                keys,
+                values,
+                layout.table,
+                layout.table_row[:decodes],
+                layout.kv_len[:decodes],
+                out[:decodes],
+                scale=scale,
+                window=window,
+                softcap=softcap,
+                sinks=sinks,
+                chunk=chunk,
+            )
+        if decodes < layout.rows:
+            self.extend(
+                q,
+                k,
+                v,
+                keys,
+                values,
+                layout,
+                range(decodes, layout.rows),
+                out,
+                scale=scale,
+                causal=causal,
+                window=window,
+                softcap=softcap,
+                sinks=sinks,
+                chunk=chunk,
+            )
+        return out
+
+
+def choose(name: str | None, device: str) -> Backend:
+    """The backend called ``name`` (None or "auto": the device's default) for "cpu" or "cuda".
+
+    A backend that the device can't run is replaced by the default, with a warning;
+    ``Backend.name`` tells which is in force. ValueError for an unknown name.
+    """
+    default = "cpu" if device == "cpu" else "torch_native"
+    if name in (None, "auto"):
+        name = default
+    if name not in ("cpu", "torch_native", "triton"):
+        raise ValueError(f"unknown attention backend {name!r}: choose auto, cpu, torch_native or triton")
+    if name == "triton" or (name == "cpu" and device != "cpu"):
+        logger.warning("attention backend %r doesn't run on device %r; using %r", name, device, default)
+        name = default
+    return _torch_native()
+
+
+def _torch_native() -> Backend:
+    return Backend(
+        "torch_native", attention_decode.decode_reference, attention_extend.extend_reference, sample.sample_reference
+    )

@@ -1,0 +1,61 @@
+"""The language model head, applied by hand to the hidden rows that want a next token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+import torch
+
+from trunkline.core.errors import ModelError
+from trunkline.core.types import Head
+
+
+def build(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Hidden rows ``[R, hidden_size]`` after the final norm -> logits ``[R, vocab_size]``.
+
+    Some models do more in ``forward`` than call the head: Cohere multiplies, Granite divides,
+    Gemma 2 caps. Core compares with :func:`reference` and refuses what isn't covered here.
+    """
+    project = attrgetter(_head_path(model))  # looked up at each call: the linear may be repacked after load
+    config = model.config.get_text_config()
+    scale = _scale(model, config)
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = project(model)(hidden)
+        if scale != 1.0:
+            out = out * scale
+        if cap is not None:
+            out = torch.tanh(out / cap) * cap
+        return out
+
+    return logits
+
+
+def reference(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    """The class's own logits of the last position, ``[1, vocab_size]``, for ids ``[1, T]``."""
+    out = model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
+    last: torch.Tensor = out.logits[:, -1]
+    return last
+
+
+def _head_path(model: Any) -> str:
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if module is head:
+            return str(name)
+    raise ModelError(f"{type(model).__name__} has no output projection, so it can't generate text.")
+
+
+def _scale(model: Any, config: Any) -> float:
+    """The one factor between the projection and the logits; 1.0 for most models."""
+    if (multiplied := getattr(model, "logit_scale", None)) is not None:
+        return float(multiplied)
+    if (divided := getattr(config, "logits_scaling", None)) is not None:
+        return 1.0 / float(divided)
+    return 1.0
+
+
+LM_HEAD = Head("lm", build=build, reference=reference)

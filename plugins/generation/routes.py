@@ -1,0 +1,220 @@
+"""``POST|PUT /generate``, SGLang's native route."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from litestar import Response, route
+from litestar.enums import HttpMethod
+
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api import DONE, AnyRequest, EventStream, error_frame, json_response, read_body, sse
+from trunkline.core.types import ServedModel
+
+from .frames import arrivals
+from .params import Sampling
+from .schemas import GenerateBody
+from .sequence import Sequence
+from .service import Job, Service, check_prompt, new_rid
+from .settings import TASK
+
+
+def generate_routes(service: Service) -> list[Any]:
+    """Handlers, bound to the service."""
+
+    @route(
+        "/generate",
+        http_method=[HttpMethod.POST, HttpMethod.PUT],
+        opt={"scope": "infer", "dialect": "native"},
+        status_code=200,
+        summary="Generate text from text or token ids",
+        operation_id="generate",
+    )
+    async def generate(request: AnyRequest) -> Response[Any]:
+        body = await read_body(request, GenerateBody)
+        if not body.stream:
+            return await _whole(service, request, body)
+        try:
+            return await _stream(service, request, body)
+        except RequestError as error:
+            if error.status != 400:
+                raise
+            return _refused(error)
+
+    return [generate]
+
+
+async def _whole(service: Service, request: AnyRequest, body: GenerateBody) -> Response[Any]:
+    job, single = await plan(service, body)
+    sequences = await service.complete(request, job)
+    records = [sequence.record() for sequence in sequences]
+    return json_response(records[0] if single else records)
+
+
+async def _stream(service: Service, request: AnyRequest, body: GenerateBody) -> Response[Any]:
+    job, single = await plan(service, body)
+    sequences = await service.run(request, job)
+    intervals = [sampling.stream_interval or service.settings.stream_interval for sampling in job.samplings]
+    every = [intervals[index // job.n] for index in range(len(sequences))]
+
+    def close() -> None:
+        for sequence in sequences:
+            sequence.reply.cancel()
+
+    return EventStream(frames(sequences, every, single=single), close)
+
+
+def _refused(error: RequestError) -> Response[Any]:
+    """SGLang answers a bad streaming request with status 200 and one error frame; its clients expect that."""
+
+    async def only() -> AsyncIterator[bytes]:
+        yield error_frame(error)
+        yield DONE
+
+    return EventStream(only(), lambda: None)
+
+
+async def frames(sequences: list[Sequence], every: list[int], *, single: bool) -> AsyncIterator[bytes]:
+    """Cumulative records: at tokens 1, 1 + k, 1 + 2k, … and at the end, for ``every`` k; then ``[DONE]``.
+
+    A failure before a sequence's first token is raised, a later one is its last record.
+    """
+    due = [1] * len(sequences)
+    async for index in arrivals([sequence.reply for sequence in sequences]):
+        sequence = sequences[index]
+        count = len(sequence.reply.tokens)
+        if sequence.over and not count:
+            sequence.check()
+        if not sequence.over and count < due[index]:
+            continue
+        due[index] = count + every[index] - (count - 1) % every[index]
+        sequence.refresh()
+        record = sequence.record()
+        yield sse(record if single else record | {"index": index})
+    yield DONE
+
+
+async def plan(service: Service, body: GenerateBody) -> tuple[Job, bool]:
+    """Everything that can be wrong with a request is found here. True: the answer is one object."""
+    served = service.engine.choose(TASK, body.model)
+    _refuse_later_features(body)
+    texts, prompts, single = _inputs(body)
+    count = len(texts) if prompts is None else len(prompts)
+    samplings, explicit = _samplings(service, body, count, single=single)
+    n = samplings[0].n if samplings else 1
+    service.check_batch(count, n)
+    rids = _rids(body.rid, count, n, single=single)
+    if prompts is None:
+        prompts = await _tokenize(service, served, texts)
+    for prompt, wanted in zip(prompts, explicit, strict=True):
+        check_prompt(prompt, served)
+        _check_total(len(prompt), wanted, served)
+    salt = (body.extra_key or body.cache_salt or "").encode()
+    job = Job(served=served, prompts=prompts, samplings=samplings, rids=rids, priority=body.priority or 0, salt=salt)
+    return job, single and n == 1
+
+
+def _inputs(body: GenerateBody) -> tuple[list[str], list[list[int]] | None, bool]:
+    """Texts, or prompts of token ids, and whether it is a single one. Ids win over text."""
+    if body.input_ids is not None:
+        ids = body.input_ids
+        if not ids:
+            raise RequestError("input_ids cannot be empty.", param="input_ids")
+        if isinstance(ids[0], int):
+            return [], [_flat(ids)], True
+        if not all(isinstance(prompt, list) and prompt for prompt in ids):
+            raise RequestError(
+                "input_ids must be a list of ids or a list of non-empty lists of ids.", param="input_ids"
+            )
+        return [], [prompt for prompt in ids if isinstance(prompt, list)], False
+    if body.text is None:
+        raise RequestError("Either text, input_ids or input_embeds should be provided.")
+    return ([body.text], None, True) if isinstance(body.text, str) else (body.text, None, False)
+
+
+def _flat(ids: list[int | list[int]]) -> list[int]:
+    flat = [token for token in ids if isinstance(token, int)]
+    if len(flat) != len(ids):
+        raise RequestError("input_ids mixes ids and lists of ids.", param="input_ids")
+    return flat
+
+
+async def _tokenize(service: Service, served: ServedModel, texts: list[str]) -> list[list[int]]:
+    if service.engine.tokenizer(served.name) is None:
+        raise RequestError(f"{served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids.")
+    prompts = await service.engine.tokenize(served.name, texts)
+    if not all(prompts):
+        raise RequestError("texts cannot be empty: tokenising gave no token.", param="text")
+    return prompts
+
+
+def _samplings(
+    service: Service, body: GenerateBody, count: int, *, single: bool
+) -> tuple[list[Sampling], list[int | None]]:
+    """Sampling of each prompt, and the ``max_new_tokens`` that the request itself gave."""
+    given = body.sampling_params or {}
+    if isinstance(given, dict):
+        sampling = service.sampling(given)
+        return [sampling] * count, [_explicit(given, sampling)] * count
+    if single:
+        raise RequestError("sampling_params must be an object for a single prompt.", param="sampling_params")
+    if len(given) != count:
+        raise RequestError(
+            f"sampling_params has {len(given)} entries for a batch of {count}; give one object, or one a prompt.",
+            param="sampling_params",
+        )
+    samplings = [service.sampling(params) for params in given]
+    if len({sampling.n for sampling in samplings}) > 1:
+        raise RequestError("The parallel_sample_num should be the same for all samples in sample params.", param="n")
+    return samplings, [_explicit(params, one) for params, one in zip(given, samplings, strict=True)]
+
+
+def _explicit(given: dict[str, Any], sampling: Sampling) -> int | None:
+    return sampling.max_new_tokens if given.get("max_new_tokens") is not None else None
+
+
+def _check_total(length: int, wanted: int | None, served: ServedModel) -> None:
+    context = served.info.context_length
+    if wanted is not None and length + wanted > context:
+        raise RequestError(
+            f"Requested token count exceeds the model's maximum context length of {context} tokens. "
+            f"You requested a total of {length + wanted} tokens: {length} tokens from the input messages and "
+            f"{wanted} tokens for the completion. Please reduce the number of tokens in the input messages or "
+            "the completion to fit within the limit.",
+            param="max_new_tokens",
+        )
+
+
+def _rids(given: str | list[str] | None, count: int, n: int, *, single: bool) -> list[str]:
+    """One id a sequence: the client's, or fresh ones. Samples (n > 1) always get fresh ones."""
+    if isinstance(given, list) and len(given) != count:
+        raise RequestError("The specified rids length mismatch with the batch_size for batch processing.", param="rid")
+    if n > 1 or not given:
+        return [new_rid() for _ in range(count * n)]
+    if isinstance(given, str):
+        return [given] if single else [f"{given}_{index}" for index in range(count)]
+    if len(set(given)) < len(given):
+        twice = sorted({rid for rid in given if given.count(rid) > 1})
+        raise RequestError(f"Duplicate request IDs detected within the request: {twice}", param="rid")
+    return given
+
+
+_LATER = ("return_logprob", "return_hidden_states", "input_embeds", "image_data", "video_data", "audio_data")
+
+
+def _refuse_later_features(body: GenerateBody) -> None:
+    """Neutral values (null, false, empty, or lists of those) pass; a use is a 400 that says so."""
+    if body.custom_logit_processor is not None and not _neutral(body.custom_logit_processor):
+        raise RequestError(
+            "The server is not configured to enable custom logit processor. "
+            "Please set `--enable-custom-logit-processor` to enable this feature.",
+            param="custom_logit_processor",
+        )
+    for field in (*_LATER, "lora_path", "session_params"):
+        if not _neutral(getattr(body, field)):
+            raise RequestError(f"{field} is not supported yet; leave it out or set it to null.", param=field)
+
+
+def _neutral(value: Any) -> bool:
+    return all(map(_neutral, value)) if isinstance(value, list) else not value

@@ -1,0 +1,104 @@
+"""One generated sequence as its client sees it: the reply's tokens as text, and its meta_info."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from trunkline.core.errors import RequestError
+from trunkline.core.types import Reply, ServedModel, Tokenizer
+
+from .params import Sampling
+from .stops import held_back
+from .text import TextStream
+
+
+class Sequence:
+    """Follows a :class:`Reply`. ``text`` only ever grows, and never shows a stop string or part of one."""
+
+    def __init__(
+        self, reply: Reply, prompt: list[int], sampling: Sampling, served: ServedModel, tokenizer: Tokenizer | None
+    ) -> None:
+        self.reply = reply
+        self.served = served
+        self._prompt_tokens = len(prompt)
+        self._stops = () if sampling.no_stop_trim else sampling.stop
+        self._trim = not sampling.no_stop_trim
+        self._stream = None
+        if tokenizer is not None:
+            self._stream = TextStream(tokenizer, prompt, skip_special_tokens=sampling.skip_special_tokens)
+        self._taken = 0  # tokens of the reply that are in the text
+        self._over = False
+        self.text: str | None = None if self._stream is None else ""
+
+    @property
+    def finish(self) -> dict[str, Any] | None:
+        """The finish reason; a failure counts as an abort that carries its HTTP status."""
+        error = self.reply.error
+        if error is not None:
+            return {"type": "abort", "message": error.message, "status_code": error.status, "err_type": None}
+        return self.reply.finish
+
+    @property
+    def over(self) -> bool:
+        return self.finish is not None
+
+    def refresh(self) -> None:
+        """Bring ``text`` up to date with the reply."""
+        if self._stream is None or self._over:
+            return
+        matched = (self.finish or {}).get("matched")
+        end = len(self.reply.tokens)
+        if self._trim and isinstance(matched, int):
+            end -= 1  # the stop token itself is not text
+        self._stream.push(self.reply.tokens[self._taken : end])
+        self._taken = end
+        if not self.over:
+            text = self._stream.text
+            self.text = text[: len(text) - held_back(text, self._stops)]
+            return
+        self._over = True
+        text = self._stream.finish()
+        if self._trim and isinstance(matched, str) and (at := text.find(matched)) >= 0:
+            text = text[:at]
+        self.text = text
+
+    def check(self) -> None:
+        """Raise what ended the sequence abnormally; an ordinary abort (by the client) is a result."""
+        if self.reply.error is not None:
+            raise self.reply.error
+        finish = self.finish or {}
+        if finish.get("type") == "abort" and finish.get("status_code") is not None:
+            raise RequestError(finish["message"], status=finish["status_code"])
+
+    def record(self) -> dict[str, Any]:
+        """The object of SGLang's native API, as of the last :meth:`refresh`; ``output_ids`` and ``text`` are cumulative."""
+        record: dict[str, Any] = {} if self.text is None else {"text": self.text}
+        return record | {"output_ids": list(self.reply.tokens), "meta_info": self.meta_info()}
+
+    def meta_info(self) -> dict[str, Any]:
+        reply = self.reply
+        meta: dict[str, Any] = {
+            "id": reply.rid,
+            "finish_reason": self.finish,
+            "prompt_tokens": self._prompt_tokens,
+            "weight_version": self.served.weight_version,
+            "completion_tokens": len(reply.tokens),
+            "cached_tokens": reply.cached_tokens,
+        }
+        if self.over:
+            meta["e2e_latency"] = reply.finished - reply.created
+        return meta
+
+
+def usage(sequences: Iterable[Sequence], samples: int) -> dict[str, Any]:
+    """OpenAI's token counts; the prompt of ``samples`` neighbouring sequences counts once."""
+    metas = [sequence.meta_info() for sequence in sequences]
+    prompt = sum(meta["prompt_tokens"] for meta in metas[::samples])
+    completion = sum(meta["completion_tokens"] for meta in metas)
+    return {
+        "prompt_tokens": prompt,
+        "total_tokens": prompt + completion,
+        "completion_tokens": completion,
+        "prompt_tokens_details": {"cached_tokens": sum(meta["cached_tokens"] for meta in metas[::samples])},
+    }

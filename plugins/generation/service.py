@@ -1,0 +1,165 @@
+"""From checked requests to sequences in the engine; both dialects' routes go through here."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Sequence as Listing
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from trunkline.core.errors import ConfigError, RequestError
+from trunkline.core.server.api import AnyRequest, finished
+from trunkline.core.types import EngineClient, ServedModel, Settings, Submission
+
+from .params import Sampling, parse_sampling
+from .schemas import INT64_MAX, INT64_MIN, GenerationParams
+from .sequence import Sequence
+from .settings import GROUP, TASK, GenerationSettings
+from .stage import new_token_limit
+
+INPUT_RESERVE = 6  # tokens under the limit that an input must leave free, as SGLang has it
+ON_LOOP = 8  # sequences whose text is decoded on the event loop; more go to a thread
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """Prompts that are generated together: every prompt ``n`` times, in prompt-major order."""
+
+    served: ServedModel
+    prompts: list[list[int]]
+    samplings: list[Sampling]  # one a prompt, all with the same n
+    rids: list[str]  # one a sequence
+    priority: Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)] = 0
+    salt: bytes = b""
+
+    @property
+    def n(self) -> int:
+        return self.samplings[0].n if self.samplings else 1
+
+
+class Service:
+    """The front's part of generation: limits, seeds, submitting."""
+
+    def __init__(self, engine: EngineClient, settings: Settings) -> None:
+        self.engine = engine
+        self.settings: GenerationSettings = settings[GROUP]
+        self.preferred = read_preferred(self.settings.preferred_sampling_params)
+        self.max_batch: int = settings["server"].max_batch_size
+        self._random = random.Random(settings["engine"].random_seed)
+
+    def sampling(self, given: dict[str, Any]) -> Sampling:
+        """Checked sampling parameters, over the server's preferred ones."""
+        sampling = parse_sampling(given, self.preferred)
+        if sampling.n > self.settings.max_n:
+            limit = self.settings.max_n
+            raise RequestError(f"n must be at most {limit}, got {sampling.n}; --max-n sets the limit.", param="n")
+        return sampling
+
+    def check_batch(self, prompts: int, n: int) -> None:
+        """RequestError when a request asks for more sequences than one request may."""
+        if prompts * n > self.max_batch:
+            raise RequestError(
+                f"The request asks for {prompts * n} sequences ({prompts} prompts, n = {n}); at most "
+                f"{self.max_batch} are allowed. Split it, or raise --max-batch-size."
+            )
+
+    async def run(self, request: AnyRequest, job: Job) -> list[Sequence]:
+        """Submit a job. The sequences are in the queue then; whoever called waits for them.
+
+        With n > 1 the prompts are computed once first, so that all samples find them in the cache.
+        """
+        if job.n > 1:
+            primes = [
+                Submission(prompt=prompt, params=_PRIME, rid=new_rid(), priority=job.priority, salt=job.salt)
+                for prompt in job.prompts
+                if len(prompt) > 1
+            ]
+            if primes:
+                await finished(request, self.engine.submit(job.served.name, TASK, primes))
+        items = self._submissions(job)
+        replies = self.engine.submit(job.served.name, TASK, items)
+        tokenizer = self.engine.tokenizer(job.served.name)
+        return [
+            Sequence(reply, item.prompt, job.samplings[index // job.n], job.served, tokenizer)
+            for index, (reply, item) in enumerate(zip(replies, items, strict=True))
+        ]
+
+    async def complete(self, request: AnyRequest, job: Job) -> list[Sequence]:
+        """Run a job to its end. Raises the first failure; when the client hangs up all is cancelled."""
+        sequences = await self.run(request, job)
+        await finished(request, [sequence.reply for sequence in sequences])
+        for sequence in sequences:
+            sequence.check()
+        if len(sequences) <= ON_LOOP:
+            refresh_all(sequences)
+        else:
+            await self.engine.off_loop(refresh_all, sequences)
+        return sequences
+
+    def _submissions(self, job: Job) -> list[Submission]:
+        limit = job.served.max_request_tokens
+        items = []
+        for prompt, sampling in zip(job.prompts, job.samplings, strict=True):
+            wanted = limit if sampling.max_new_tokens is None else sampling.max_new_tokens
+            allowed = new_token_limit(len(prompt), wanted, limit)
+            seed = self._random.getrandbits(63) if sampling.sampling_seed is None else sampling.sampling_seed
+            for sample in range(job.n):
+                params = sampling.for_engine(allowed, _wrap(seed + sample))
+                rid = job.rids[len(items)]
+                items.append(Submission(prompt=prompt, params=params, rid=rid, priority=job.priority, salt=job.salt))
+        return items
+
+
+_PRIME = GenerationParams(max_new_tokens=0)
+
+
+def new_rid() -> str:
+    return uuid.uuid4().hex
+
+
+def _wrap(seed: int) -> int:
+    """Into int64, as addition on the device would."""
+    return (seed - INT64_MIN) % (1 << 64) + INT64_MIN
+
+
+def refresh_all(sequences: Listing[Sequence]) -> None:
+    for sequence in sequences:
+        sequence.refresh()
+
+
+def read_preferred(text: str | None) -> dict[str, Any]:
+    """``--preferred-sampling-params``, checked when the server starts. ConfigError says what is wrong."""
+    if text is None:
+        return {}
+    try:
+        preferred = msgspec.json.decode(text, type=dict[str, Any])
+        parse_sampling(preferred)
+    except (msgspec.MsgspecError, RequestError) as error:
+        raise ConfigError(
+            f"--preferred-sampling-params must be a JSON object of sampling parameters: {error}"
+        ) from None
+    return preferred
+
+
+def check_prompt(prompt: Listing[int], served: ServedModel) -> None:
+    """Length and vocabulary of one prompt."""
+    context, length = served.info.context_length, len(prompt)
+    if not prompt:
+        raise RequestError("The prompt has no tokens; at least one is needed.")
+    if length >= context:
+        raise RequestError(f"The input ({length} tokens) is longer than the model's context length ({context} tokens).")
+    allowed = served.max_request_tokens - INPUT_RESERVE
+    if length >= allowed:
+        raise RequestError(
+            f"Input length ({length} tokens) exceeds the maximum allowed length ({allowed} tokens). Use a shorter input."
+        )
+    vocabulary = served.info.vocab_size
+    if max(prompt) >= vocabulary:
+        raise RequestError(
+            f"The input_ids contains values greater than the vocab size ({vocabulary}): {max(prompt)}.",
+            param="input_ids",
+        )
+    if min(prompt) < 0:
+        raise RequestError(f"The input_ids contains a negative value: {min(prompt)}.", param="input_ids")

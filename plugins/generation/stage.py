@@ -1,0 +1,158 @@
+"""The engine's part of generation: sample the next token of each row, decide when to stop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from trunkline.core.errors import RequestError
+from trunkline.core.types import Launched, Model, Needs, Part, PartRow, Request, Stage, Step
+
+from .schemas import GenerationParams, GenerationResult
+from .settings import TASK
+from .stops import find_stop
+from .text import TextStream
+
+log = logging.getLogger("trunkline.generation")
+
+NOT_FINITE = "The model's logits were not finite (NaN or infinity); the request was ended."
+RESERVED = 2  # tokens of the context that SGLang never gives out; kept so that lengths agree
+
+
+class Sampler(Protocol):
+    """``kernels.sample``: one id per row of float32 logits ``[R, V]``, -1 for a row that isn't finite."""
+
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        temperature: torch.Tensor,
+        top_k: torch.Tensor,
+        top_p: torch.Tensor,
+        min_p: torch.Tensor,
+        seed: torch.Tensor,
+        position: torch.Tensor,
+    ) -> torch.Tensor: ...
+
+
+@dataclass(slots=True)
+class Progress:
+    """Per-request state. ``limit`` is how many tokens may come; ``text`` only with stop strings."""
+
+    limit: int
+    stop_ids: frozenset[int]
+    text: TextStream | None
+    searched: int = 0  # no stop string begins before this character
+
+
+def new_token_limit(prompt_len: int, wanted: int, max_request_tokens: int) -> int:
+    """``max_new_tokens`` as far as the context allows."""
+    return max(0, min(wanted, max_request_tokens - RESERVED - prompt_len))
+
+
+class GenerationStage(Stage):
+    """One token per request and pass."""
+
+    task = TASK
+    decodes = True
+    heads = ("lm",)
+    params = GenerationParams
+    result = GenerationResult
+
+    def __init__(self, model: Model, sample: Sampler) -> None:
+        self._model = model
+        self._sample = sample
+        tokenizer = model.tokenizer
+        own = () if tokenizer is None or tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        self._eos = frozenset(model.info.eos_token_ids) | frozenset(own)
+        self._batch: tuple[list[int], list[torch.Tensor]] = ([], [])  # request keys and their parameter tensors
+
+    def admit(self, request: Request) -> Needs:
+        params: GenerationParams = request.params
+        vocabulary = self._model.info.vocab_size
+        if any(not 0 <= token < vocabulary for token in request.tokens):
+            raise RequestError(f"The input_ids contains values outside the vocabulary; ids lie in [0, {vocabulary}).")
+        text = None
+        if params.stop:
+            if self._model.tokenizer is None:
+                raise RequestError("stop needs a tokenizer, and this model has none; use stop_token_ids.")
+            text = TextStream(self._model.tokenizer, request.tokens, skip_special_tokens=params.skip_special_tokens)
+        limit = new_token_limit(request.prompt_len, params.max_new_tokens, self._model.max_request_tokens)
+        stop_ids = frozenset() if params.ignore_eos else self._eos.union(params.stop_token_ids)
+        request.state = Progress(limit, stop_ids, text)
+        return Needs(new_tokens=limit)
+
+    def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
+        if all(row.request.state.limit == 0 for row in part.rows):
+            return Launched(torch.zeros(len(part.rows), dtype=torch.int64, device=hidden.device))
+        last = [row.offset + row.end - row.first - 1 for row in part.rows]
+        if len(last) != len(hidden):
+            hidden = hidden[torch.tensor(last, device=hidden.device)]
+        logits = self._model.heads["lm"](hidden).float()
+        position = torch.tensor([row.end for row in part.rows], device=hidden.device)
+        return Launched(self._sample(logits, *self._parameters(part, hidden.device), position))
+
+    def _parameters(self, part: Part, device: torch.device) -> list[torch.Tensor]:
+        """Temperature, top_k, top_p, min_p and seed, each ``[R]``; the same rows decode for many passes."""
+        keys = [row.request.key for row in part.rows]
+        if keys != self._batch[0]:
+            params: list[GenerationParams] = [row.request.params for row in part.rows]
+            columns: list[Any] = [
+                torch.tensor([p.temperature for p in params], dtype=torch.float32),
+                torch.tensor([p.top_k for p in params], dtype=torch.int64),
+                torch.tensor([p.top_p for p in params], dtype=torch.float32),
+                torch.tensor([p.min_p for p in params], dtype=torch.float32),
+                torch.tensor([p.seed for p in params], dtype=torch.int64),
+            ]
+            self._batch = (keys, [column.to(device) for column in columns])
+        return self._batch[1]
+
+    def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
+        ids: list[int] = tensors["next_ids"].tolist()
+        return [self._step(row, token) for row, token in zip(part.rows, ids, strict=True)]
+
+    def _step(self, row: PartRow, token: int) -> Step:
+        """One row's result. Its failure ends its request only, and is not tried again: state has moved."""
+        request = row.request
+        try:
+            if request.state.limit == 0:
+                return Step(request, finish={"type": "length", "length": 0})
+            if token < 0:
+                return Step(request, finish=abort(NOT_FINITE, 500, "InternalServerError"))
+            return Step(request, (token,), finish=self._finish(request, token))
+        except Exception:
+            log.exception("request %s failed after sampling", request.rid)
+            return Step(request, error=RequestError("Generation failed; the server's log has the reason.", status=500))
+
+    def _finish(self, request: Request, token: int) -> dict[str, Any] | None:
+        """Why the sequence ends with ``token``: a stop string, else a stop token, else its length."""
+        progress: Progress = request.state
+        if progress.text is not None and (stop := self._stop_string(progress, request.params, token)) is not None:
+            return {"type": "stop", "matched": stop}
+        if token in progress.stop_ids:
+            return {"type": "stop", "matched": token}
+        if request.output_len + 1 >= progress.limit:
+            return {"type": "length", "length": progress.limit}
+        return None
+
+    @staticmethod
+    def _stop_string(progress: Progress, params: GenerationParams, token: int) -> str | None:
+        assert progress.text is not None
+        if token in progress.stop_ids:
+            return None  # a stop token is not part of the text
+        progress.text.push((token,))
+        text = progress.text.text
+        found = find_stop(text, params.stop, progress.searched)
+        progress.searched = max(0, len(text) - max(map(len, params.stop)) + 1)
+        return None if found is None else found[1]
+
+    def probe(self) -> tuple[list[int], GenerationParams]:
+        return [0], GenerationParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
+
+
+def abort(message: str, status: int | None = None, kind: str | None = None) -> dict[str, Any]:
+    """A ``finish_reason`` of type abort."""
+    return {"type": "abort", "message": message, "status_code": status, "err_type": kind}

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from trunkline.core.engine.memory import CPU_LIMIT, Demand, available_bytes, plan
+from trunkline.core.errors import ModelError
+
+GIB = 1 << 30
+
+
+def test_the_budget_is_forty_percent_of_what_the_weights_leave() -> None:
+    (grant,) = plan([Demand("a", 2 * GIB, 1 << 20, 1 << 20)], available=7 * GIB)
+    assert grant.slots == 2 * GIB // (1 << 20)
+    assert grant.kv_bytes == 2 * GIB
+    assert grant.context == grant.slots  # the context doesn't fit and is reduced
+
+
+def test_the_budget_is_capped() -> None:
+    (grant,) = plan([Demand("a", 0, 1 << 10, 1 << 22)], available=100 * GIB)
+    assert grant.kv_bytes == CPU_LIMIT
+
+
+def test_small_contexts_get_no_more_than_they_can_use() -> None:
+    (grant,) = plan([Demand("a", 0, 64, 512)], available=100 * GIB)
+    assert grant.slots == 16 * 512
+
+
+def test_models_share_evenly_and_those_without_cache_get_none() -> None:
+    first, second, encoder = plan(
+        [Demand("a", GIB, 1 << 20, 1 << 20), Demand("b", GIB, 1 << 10, 1 << 22), Demand("e", GIB, 0, 512)],
+        available=100 * GIB,
+    )
+    assert first.kv_bytes == second.kv_bytes == CPU_LIMIT // 2
+    assert (encoder.slots, encoder.context) == (0, 512)
+
+
+def test_asked_for_tokens_are_granted_and_the_rest_is_shared() -> None:
+    first, second = plan(
+        [Demand("a", 0, 1 << 20, 4096, tokens=1000), Demand("b", 0, 1 << 20, 1 << 20)],
+        available=100 * GIB,
+        budget=2000 << 20,
+    )
+    assert (first.slots, first.context) == (1000, 1000)
+    assert second.slots == 1000
+
+
+@pytest.mark.parametrize(
+    ("demand", "available", "words"),
+    [
+        (Demand("big", 9 * GIB, 1, 1), 8 * GIB, "weights need 9.00 GiB"),
+        (Demand("wide", 0, 8 * GIB, 100), 8 * GIB, "No room for the KV cache of wide"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_numbers(demand: Demand, available: int, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        plan([demand], available=available)
+
+
+def test_available_memory_is_a_sane_number() -> None:
+    assert 1 << 20 < available_bytes() < 1 << 50

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from msgspec import Struct
+
+from trunkline.core.cache.pool import SlotTable
+from trunkline.core.engine.batch import Row
+from trunkline.core.engine.runner import Runner, split
+from trunkline.core.types import Launched, Needs, Part, Request, Stage, Step
+from trunkline.kernels.layout import Layout
+
+
+class Params(Struct):
+    pass
+
+
+class Recorder(Stage):
+    """Keeps what it was given."""
+
+    task = "record"
+    params = Params
+    result = Params
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Part, torch.Tensor]] = []
+
+    def admit(self, request: Request) -> Needs:
+        return Needs()
+
+    def prepare(self, part: Part) -> None:
+        part.inputs = "prepared"
+
+    def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
+        assert part.inputs == "prepared"
+        self.seen.append((part, hidden.clone()))
+        return Launched(hidden[:, 0].long(), {"hidden": hidden})
+
+    def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
+        return []
+
+    def probe(self) -> tuple[list[int], Params]:
+        return [0], Params()
+
+
+class Second(Recorder):
+    task = "second"
+
+
+class Echo:
+    """A model whose hidden row is (token id, position)."""
+
+    device = torch.device("cpu")
+    layout: Layout
+
+    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, layout: Layout, pool: object) -> torch.Tensor:
+        self.layout = layout
+        return torch.stack([input_ids, positions], 1).float()
+
+
+def request(task: str, tokens: list[int], rows_from: int | None = None) -> Request:
+    return Request(
+        key=0, rid="", task=task, params=None, tokens=tokens, prompt_len=len(tokens), needs=Needs(rows_from=rows_from)
+    )
+
+
+def test_each_stage_gets_the_rows_it_wants_and_nothing_else() -> None:
+    decode = request("record", [7, 8, 9])
+    chunk = request("record", list(range(10, 20)))  # not its last chunk: no row wanted
+    scored = request("second", list(range(30, 36)), rows_from=2)
+    rows = [Row(decode, 2, 3, 0), Row(chunk, 0, 4, 1), Row(scored, 0, 5, 2)]
+    model, first, second, table = Echo(), Recorder(), Second(), SlotTable(3, 16)
+    table.slots[:] = np.arange(48).reshape(3, 16)
+    results = Runner(model, {"record": first, "second": second}, None, table).run(rows)
+
+    ((part, hidden),) = first.seen
+    assert [row.request for row in part.rows] == [decode]
+    assert hidden.tolist() == [[9, 2]]
+    assert part.rows[0].final
+    ((part, hidden),) = second.seen
+    assert hidden.tolist() == [[32, 2], [33, 3], [34, 4]]
+    assert (part.rows[0].first, part.rows[0].offset, part.rows[0].final) == (2, 0, False)
+    assert [tensors["next_ids"].tolist() for _, tensors in results] == [[9], [32, 33, 34]]
+
+
+def test_the_layout_says_where_everything_lies() -> None:
+    rows = [Row(request("record", [1, 2]), 1, 2, 2), Row(request("record", [3, 4, 5]), 1, 3, 0)]
+    model, table = Echo(), SlotTable(3, 4)
+    table.slots[:] = np.arange(12).reshape(3, 4)
+    Runner(model, {"record": Recorder()}, None, table).run(rows)
+    layout = model.layout
+    assert layout.q_start.tolist() == [0, 1, 3]
+    assert layout.kv_len.tolist() == [2, 3]
+    assert layout.table_row.tolist() == [2, 0]
+    assert layout.out_slots.tolist() == [9, 1, 2]
+    assert layout.decodes == 1
+
+
+def test_offsets_of_a_part_follow_its_rows() -> None:
+    rows = [
+        Row(request("record", [1, 2, 3], rows_from=1), 0, 3, 0),
+        Row(request("record", [1, 2, 3, 4], rows_from=0), 2, 4, 1),
+        Row(request("record", [5]), 0, 1, 2),
+    ]
+    ((part, wanted),) = split(rows)
+    assert [(row.first, row.offset) for row in part.rows] == [(1, 0), (2, 2), (0, 4)]
+    assert wanted == [1, 2, 3, 4, 5]
