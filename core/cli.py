@@ -33,7 +33,7 @@ def run(args: Sequence[str]) -> int:
     """Run the command line ``args``; the exit status is 2 for what the user can mend, else 1."""
     try:
         early = peek(args[1:]) if args[:1] == ["serve"] else Early()
-        app = build(Host.load(early.only, early.without), early)
+        app = build(Host.load(early.plugins.only, early.plugins.without), early)
         app(list(args), prog_name="trunkline")
     except TrunklineError as error:
         print(f"error: {error}", file=sys.stderr)

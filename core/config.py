@@ -31,7 +31,6 @@ Count = Annotated[int, Meta(ge=1, le=_MANY)]
 Bytes = Annotated[int, Meta(ge=1, le=_HUGE)]
 Seconds = Annotated[float, Meta(gt=0, le=_LONG)]
 Seed = Annotated[int, Meta(ge=0, lt=_MANY)]
-Share = Annotated[float, Meta(gt=0, le=1)]
 Threads = Annotated[int, Meta(ge=1, le=4096)]
 Limit = Annotated[int, Meta(ge=-1, lt=_MANY)]  # -1 = none
 
@@ -73,9 +72,8 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
 class EngineSettings(Struct, frozen=True, kw_only=True):
     """The device process: TOML table ``[engine]``."""
 
-    device: Annotated[str, _about("auto, cpu, cuda or cuda:N.")] = "auto"
+    device: Annotated[Literal["auto", "cpu"], _about("Where models are computed; so far on the CPU.")] = "auto"
     random_seed: Annotated[Seed | None, _about("Seed of what is random in the engine; default random.")] = None
-    mem_fraction_static: Annotated[Share | None, _about("Share of GPU memory for weights and KV pool.")] = None
     kv_cache_bytes: Annotated[
         Bytes | None, _about("KV memory on a CPU, all models; default 40% of what is left, at most 4 GiB.")
     ] = None
@@ -111,13 +109,17 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     ] = "lpm"
     disable_radix_cache: Annotated[bool, _about("Don't share computed prefixes between requests.")] = False
     weight_version: Annotated[str, _about("Label of the weights, shown in replies.")] = "default"
-    trust_remote_code: Annotated[bool, _about("Run Python code that comes with a tokenizer or model.")] = False
     chat_template: Annotated[str | None, _about("Jinja file to use instead of the model's chat template.")] = None
 
     @property
     def name(self) -> str:
         """The name clients see."""
         return self.served_model_name or self.model_path
+
+    @property
+    def reference(self) -> str:
+        """What ``trunkline_resolve_model`` is asked for: the path, with ``@revision`` where one is set."""
+        return f"{self.model_path}@{self.revision}" if self.revision else self.model_path
 
 
 class PluginSelection(Struct, frozen=True, kw_only=True):
@@ -218,6 +220,12 @@ def read_file(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} isn't valid TOML: {error}.") from error
     data: dict[str, Any] = {key: tables.pop(key) for key in _OTHER_TABLES if key in tables}
+    for name, table in [*tables.items(), ("plugins", data.get("plugins", {}))]:
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: {name!r} must be a table, not {table!r}; settings stand under [server] etc.")
+    models = data.get("models", [])
+    if not (isinstance(models, list) and all(isinstance(model, dict) for model in models)):
+        raise ConfigError(f"{path}: write [[models]], one table for each model, not [models].")
     return data | {"settings": tables}
 
 

@@ -80,12 +80,13 @@ def load_module(plugin: Found) -> None:
 def check_functions(plugin: Found, known: Collection[str]) -> list[str]:
     """The hooks that a module implements, sorted. PluginError for what could never be called."""
     hooks = []
-    for name, function in vars(plugin.module).items():
-        if not name.startswith(f"{PROJECT}_") or not inspect.isroutine(function):
-            continue
-        options = getattr(function, f"{PROJECT}_impl", None)
+    for attribute, function in vars(plugin.module).items():
+        options = getattr(function, f"{PROJECT}_impl", None) if inspect.isroutine(function) else None
         if options is None:
-            raise PluginError(plugin.name, f"{name} isn't marked with @hookimpl, so it would never be called")
+            if attribute.startswith(f"{PROJECT}_") and inspect.isroutine(function):
+                raise PluginError(plugin.name, f"{attribute} isn't marked with @hookimpl: it would never be called")
+            continue
+        name = options["specname"] or attribute
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""

@@ -6,8 +6,8 @@ fixture ``zoo``, a function from an architecture's name (:data:`ZOO`) to a local
 Default initialisation makes tiny models insensitive: reordering the context moves nothing, and
 forgotten biases pass because they are zero. So matrices have standard deviation 1/sqrt(fan in),
 norms and biases are noise, windows are 8 tokens, soft caps bite and rope scaling is on. The final
-norm is large, so that logits spread by about 3, and embeddings are small, so that tied ones don't
-just repeat the last token.
+norm is large, so that logits spread, and embeddings are small, so that tied ones don't just repeat
+the last token.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 VOCABULARY = 512
 CONTEXT = 512
 BOS, EOS, PAD = 1, 2, 0
+SPREAD = 3.0  # standard deviation of the logits
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -161,16 +162,19 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     offset = 1.0 if "Gemma" in type(model).__name__ else 0.0  # Gemma stores norm weights minus one
     embeddings = model.get_input_embeddings().weight  # type: ignore[operator]
+    tied = embeddings is model.get_output_embeddings().weight  # type: ignore[operator]
+    small = 0.02 if tied else 0.1
+    large = SPREAD / (small * embeddings.shape[1] ** 0.5) if tied else SPREAD
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
             if not tensor.is_floating_point():
                 continue
             noise = torch.randn(tensor.shape, generator=generator)
             if tensor is embeddings or name.endswith("wpe.weight"):
-                tensor.copy_(0.1 * noise)
+                tensor.copy_(small * noise)
             elif name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")):
                 final = name.endswith(("model.norm.weight", "ln_f.weight"))
-                tensor.copy_((3.0 if final else 1.0) * (1.0 + 0.3 * noise) - offset)
+                tensor.copy_((large if final else 1.0) * (1.0 + 0.3 * noise) - offset)
             elif tensor.ndim < 2 or name.endswith("bias"):
                 tensor.copy_(0.3 * noise)
             else:
@@ -200,14 +204,8 @@ def write_tokenizer(folder: Path) -> None:
             if len(vocabulary) < VOCABULARY and left + right not in vocabulary:
                 vocabulary[left + right] = len(vocabulary)
                 merges.append((left, right))
-    while len(vocabulary) < VOCABULARY:  # longer words out of the pairs
-        left, right = merges[len(vocabulary) % 12], merges[12 + len(vocabulary) % 144]
-        word = "".join((*left, *right))
-        if word in vocabulary:
-            word = f"<reserved {len(vocabulary)}>"
-        else:
-            merges.append(("".join(left), "".join(right)))
-        vocabulary[word] = len(vocabulary)
+    while len(vocabulary) < VOCABULARY:  # a model's vocabulary may be larger than its tokenizer's
+        vocabulary[f"<reserved {len(vocabulary)}>"] = len(vocabulary)
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

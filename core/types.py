@@ -35,7 +35,7 @@ class SettingsGroup(Struct, frozen=True):
 
 
 Settings = Mapping[str, Any]
-"""All settings by group name: ``settings["generation"].stream_interval``."""
+"""All settings by group name: ``settings["shout"].shout_level``."""
 
 
 class ModelSource(Struct, frozen=True):
@@ -326,7 +326,9 @@ class Submission(Struct, frozen=True, kw_only=True):
 class EngineClient(Protocol):
     """What routes get: the engine, seen from the front process."""
 
-    models: Sequence[ServedModel]  # the first is the primary
+    @property
+    def models(self) -> Sequence[ServedModel]:
+        """What is loaded; the first is the primary."""
 
     def choose(self, task: str, name: str | None = None) -> ServedModel:
         """The model for a request. RequestError when none serves the task or the name is unknown."""

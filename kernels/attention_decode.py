@@ -1,18 +1,23 @@
-"""Paged decode attention: one query a row over keys and values that lie scattered in the pool."""
+"""Paged decode attention: rows with one query (or few) over keys that lie scattered in the pool."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
+from . import attention_extend, attention_paged
+from .layout import Layout
+from .threads import team_size
+
+_SERIAL = 1 << 16  # multiplications below which waking the other threads costs more than it saves
+
 
 def decode_reference(
     q: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    table: np.ndarray,
-    table_row: np.ndarray,
-    kv_len: np.ndarray,
+    layout: Layout,
+    which: np.ndarray,
     out: torch.Tensor,
     *,
     scale: float,
@@ -21,32 +26,54 @@ def decode_reference(
     sinks: torch.Tensor | None = None,
     chunk: int = 0,
 ) -> None:
-    """Plain torch: gather each row's visible keys, softmax in float32 or wider.
+    """Plain torch: gather each row's keys and attend, in float32 or wider.
 
-    ``q`` [R, H, D], ``keys`` [slots, KV, D], ``values`` [slots, KV, Dv], ``table`` int32
-    [rows, max_len], ``table_row`` and ``kv_len`` int32 [R]; fills ``out`` [R, H, Dv].
-    The query of row ``r`` stands at position ``kv_len[r] - 1``.
+    ``q`` [T, H, D], ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv] (one layer of the pool,
+    new tokens included), ``which`` int32 [N]: the rows of ``layout`` to attend for. Fills
+    ``out`` [T, H, Dv] at those rows' tokens. Always causal.
     """
-    rows, heads, _ = q.shape
-    groups = keys.shape[1]
     exact = torch.promote_types(q.dtype, torch.float32)
-    for r in range(rows):
-        length = int(kv_len[r])
-        first = first_visible(length - 1, window, chunk)
-        slots = torch.from_numpy(table[table_row[r], first:length]).to(keys.device)
-        k = keys.index_select(0, slots).to(exact)  # [n, KV, D]
-        v = values.index_select(0, slots).to(exact)
-        query = q[r].to(exact).view(groups, heads // groups, -1)
-        scores = torch.einsum("ghd,ngd->ghn", query, k).reshape(heads, -1) * scale
-        if softcap:
-            scores = softcap * torch.tanh(scores / softcap)
-        if sinks is not None:
-            scores = torch.cat([scores, sinks.to(exact)[:, None]], dim=-1)
-        weights = scores.softmax(-1)[:, : length - first].view(groups, heads // groups, -1)
-        out[r] = torch.einsum("ghn,ngd->ghd", weights, v).reshape(heads, -1).to(out.dtype)
+    for r in which:
+        tokens = slice(int(layout.q_start[r]), int(layout.q_start[r + 1]))
+        slots = torch.from_numpy(layout.table[layout.table_row[r], : layout.kv_len[r]]).to(keys.device)
+        k, v = keys.index_select(0, slots).to(exact), values.index_select(0, slots).to(exact)
+        seen = attention_extend.visible(tokens.stop - tokens.start, len(k), True, window, chunk, q.device)
+        row = attention_extend.attend(q[tokens].to(exact), k, v, seen, scale=scale, softcap=softcap, sinks=sinks)
+        out[tokens] = row.to(out.dtype)
 
 
-def first_visible(position: int, window: int, chunk: int) -> int:
-    """First key that the query at ``position`` sees under a causal window or chunk (0 = none)."""
-    first = max(0, position + 1 - window) if window else 0
-    return max(first, position // chunk * chunk) if chunk else first
+def decode_cpu(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    layout: Layout,
+    which: np.ndarray,
+    out: torch.Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    chunk: int = 0,
+) -> None:
+    """The same by compiled loops over the pool, on torch's threads; float32 or bfloat16, sums in float32."""
+    heads, key_dim = q.shape[1:]
+    groups, value_dim = values.shape[1:]
+    if q.stride(2) != 1:
+        q = q.contiguous()
+    which = np.ascontiguousarray(which, dtype=np.int32)
+    most = int((layout.q_start[which + 1] - layout.q_start[which]).max())
+    shares = team_size(len(which) * most * heads * key_dim * int(layout.kv_len[which].max()) > _SERIAL)
+    scratch = torch.empty(shares * attention_paged.scratch_bytes(most, heads, key_dim, value_dim), dtype=torch.uint8)
+    sinks = None if sinks is None else sinks.detach().float().contiguous()
+    task = attention_paged.task(key_dim, value_dim, q.dtype == torch.bfloat16)
+    arguments = (
+        *(q.data_ptr(), q.stride(0), q.stride(1), keys.data_ptr(), values.data_ptr(), out.data_ptr()),
+        *(scratch.data_ptr(), 0 if sinks is None else sinks.data_ptr()),
+        *(layout.table.ctypes.data, layout.table.shape[1], layout.table_row.ctypes.data),
+        *(layout.q_start.ctypes.data, layout.kv_len.ctypes.data, which.ctypes.data, len(which)),
+        *(heads, groups, most, window, chunk),
+    )
+    task.run((*arguments, shares, scale, softcap), shares)
+    if shares > 1:
+        task.run((*arguments, -shares, scale, softcap), 1)

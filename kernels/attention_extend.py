@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 from .layout import Layout
 
@@ -14,7 +19,7 @@ def extend_reference(
     keys: torch.Tensor | None,
     values: torch.Tensor | None,
     layout: Layout,
-    rows: range,
+    rows: Sequence[int] | np.ndarray,
     out: torch.Tensor,
     *,
     scale: float,
@@ -38,6 +43,89 @@ def extend_reference(
         out[tokens] = attend(
             q[tokens].to(exact), row_k.to(exact), row_v.to(exact), seen, scale=scale, softcap=softcap, sinks=sinks
         ).to(out.dtype)
+
+
+def extend_cpu(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    keys: torch.Tensor | None,
+    values: torch.Tensor | None,
+    layout: Layout,
+    rows: Sequence[int] | np.ndarray,
+    out: torch.Tensor,
+    *,
+    scale: float,
+    causal: bool = True,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    chunk: int = 0,
+) -> None:
+    """The same by torch's flash attention for the CPU; soft caps and sinks are written out in slices."""
+    for r in rows:
+        tokens = slice(int(layout.q_start[r]), int(layout.q_start[r + 1]))
+        n = tokens.stop - tokens.start
+        row_k, row_v = row_keys(k, v, keys, values, layout, r)
+        m = len(row_k)
+        if softcap or sinks is not None:
+            _attend_in_slices(q[tokens], row_k, row_v, out[tokens], scale, causal, window, softcap, sinks, chunk)
+            continue
+        plain = not (window and window < m) and not (chunk and chunk < m)
+        mask = None if plain and (not causal or n == m) else bias(n, m, causal, window, chunk, q.dtype)
+        out[tokens] = _flash(q[tokens], row_k, row_v, mask, causal and mask is None, scale)
+
+
+def _flash(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool, scale: float
+) -> torch.Tensor:
+    """[n, H, D], [m, KV, D], [m, KV, Dv] -> [n, H, Dv]. Widths that differ are padded: flash needs equal ones."""
+    width = v.shape[2]
+    if q.shape[2] > width:
+        v = F.pad(v, (0, q.shape[2] - width))
+    elif q.shape[2] < width:
+        q, k = F.pad(q, (0, width - q.shape[2])), F.pad(k, (0, width - k.shape[2]))
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    result = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return result[0].transpose(0, 1)[..., :width]
+
+
+def _attend_in_slices(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    scale: float,
+    causal: bool,
+    window: int,
+    softcap: float,
+    sinks: torch.Tensor | None,
+    chunk: int,
+) -> None:
+    """``attend`` for a slice of queries at a time, so that scores take at most ``_SCORES`` elements."""
+    n, heads, _ = q.shape
+    m = len(k)
+    k, v = k.float(), v.float()
+    step = max(1, _SCORES // (heads * m))
+    for begin in range(0, n, step):
+        end = min(begin + step, n)
+        high = m - n + end if causal else m
+        low = max(0, m - n + begin + 1 - window) if window else 0
+        seen = visible(n, m, causal, window, chunk, q.device)[begin:end, low:high]
+        part = attend(q[begin:end].float(), k[low:high], v[low:high], seen, scale=scale, softcap=softcap, sinks=sinks)
+        out[begin:end] = part.to(out.dtype)
+
+
+_SCORES = 1 << 22
+
+
+@lru_cache(maxsize=4)
+def bias(n: int, m: int, causal: bool, window: int, chunk: int, dtype: torch.dtype) -> torch.Tensor:
+    """``visible`` as what is added to scores: 0 or -inf, [n, m] on the CPU. All layers of a pass share it."""
+    seen = visible(n, m, causal, window, chunk, torch.device("cpu"))
+    return torch.zeros(n, m, dtype=dtype).masked_fill_(~seen, -torch.inf)
 
 
 def attend(

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from . import attention_decode, attention_extend, kv_write, sample
@@ -16,13 +17,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One operation a field; shapes and meanings stand in the file of each operation."""
+    """One operation a field; shapes and meanings stand in the file of each operation.
+
+    Rows over a cached prefix with at most ``few`` queries go to ``decode``, others to ``extend``.
+    """
 
     name: str
     decode: Callable[..., None]
     extend: Callable[..., None]
+    write: Callable[..., None]
     sample: Callable[..., torch.Tensor]
-    write: Callable[..., None] = kv_write.write
+    few: int = 1
 
     def attention(
         self,
@@ -49,43 +54,27 @@ class Backend:
         ``softcap`` 0 = none; ``sinks`` [H] joins the softmax as one more column without value.
         """
         out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
-        decodes = 0
-        if keys is not None and values is not None:
-            self.write(k, v, keys, values, layout.out_slots)
-            decodes = layout.decodes if causal else 0
-        if decodes:
-            self.decode(
-                q[:decodes],
-                keys,
-                values,
-                layout.table,
-                layout.table_row[:decodes],
-                layout.kv_len[:decodes],
-                out[:decodes],
-                scale=scale,
-                window=window,
-                softcap=softcap,
-                sinks=sinks,
-                chunk=chunk,
-            )
-        if decodes < layout.rows:
-            self.extend(
-                q,
-                k,
-                v,
-                keys,
-                values,
-                layout,
-                range(decodes, layout.rows),
-                out,
-                scale=scale,
-                causal=causal,
-                window=window,
-                softcap=softcap,
-                sinks=sinks,
-                chunk=chunk,
-            )
+        options = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks, "chunk": chunk}
+        if keys is None or values is None or not causal:
+            if keys is not None and values is not None:
+                self.write(k, v, keys, values, layout.out_slots)
+            self.extend(q, k, v, None, None, layout, range(layout.rows), out, causal=causal, **options)
+            return out
+        self.write(k, v, keys, values, layout.out_slots)
+        if layout.split is None:
+            layout.split = self._split(layout)
+        short, long = layout.split
+        if len(short):
+            self.decode(q, keys, values, layout, short, out, **options)
+        if len(long):
+            self.extend(q, k, v, keys, values, layout, long, out, causal=True, **options)
         return out
+
+    def _split(self, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+        """Rows for ``decode`` and rows for ``extend``, int32."""
+        queries = np.diff(layout.q_start)
+        short = (queries == 1) | ((queries <= self.few) & (layout.kv_len > queries))
+        return np.flatnonzero(short).astype(np.int32), np.flatnonzero(~short).astype(np.int32)
 
 
 def choose(name: str | None, device: str) -> Backend:
@@ -95,17 +84,20 @@ def choose(name: str | None, device: str) -> Backend:
     ``Backend.name`` tells which is in force. ValueError for an unknown name.
     """
     default = "cpu" if device == "cpu" else "torch_native"
-    if name in (None, "auto"):
-        name = default
+    name = default if name in (None, "auto") else name
     if name not in ("cpu", "torch_native", "triton"):
         raise ValueError(f"unknown attention backend {name!r}: choose auto, cpu, torch_native or triton")
     if name == "triton" or (name == "cpu" and device != "cpu"):
-        logger.warning("attention backend %r doesn't run on device %r; using %r", name, device, default)
+        logger.warning("attention backend %r doesn't run on device %r yet; using %r", name, device, default)
         name = default
-    return _torch_native()
-
-
-def _torch_native() -> Backend:
+    if name == "cpu":
+        return Backend(
+            "cpu", attention_decode.decode_cpu, attention_extend.extend_cpu, kv_write.write_cpu, sample.sample_cpu, few=8
+        )
     return Backend(
-        "torch_native", attention_decode.decode_reference, attention_extend.extend_reference, sample.sample_reference
+        "torch_native",
+        attention_decode.decode_reference,
+        attention_extend.extend_reference,
+        kv_write.write_reference,
+        sample.sample_reference,
     )

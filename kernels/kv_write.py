@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def write(
+def write_reference(
     k: torch.Tensor, v: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out_slots: torch.Tensor
 ) -> None:
     """``keys[out_slots[t]] = k[t]``, likewise values.
@@ -15,3 +15,9 @@ def write(
     """
     keys[out_slots] = k.to(keys.dtype)
     values[out_slots] = v.to(values.dtype)
+
+
+def write_cpu(
+    k: torch.Tensor, v: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out_slots: torch.Tensor
+) -> None:
+    write_reference(k, v, keys, values, out_slots)

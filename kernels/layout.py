@@ -24,6 +24,7 @@ class Layout:
     table: np.ndarray  # int32 [rows, max_len], owned by the scheduler
     out_slots: torch.Tensor  # int64 [T], where the new tokens' keys and values go
     decodes: int
+    split: tuple[np.ndarray, np.ndarray] | None = None  # the backend's note, made at a pass's first layer
 
     @property
     def rows(self) -> int:

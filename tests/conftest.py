@@ -1,5 +1,7 @@
 """What must be set before anything is imported, and what all tests share."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import os
@@ -21,6 +23,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+
+pytest_plugins = ["trunkline.core.testing"]  # the fixture ``zoo``
 
 hypothesis.settings.register_profile("trunkline", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("trunkline")

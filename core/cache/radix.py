@@ -157,10 +157,10 @@ class RadixCache:
 
     def _descend(self, namespace: bytes, tokens: np.ndarray) -> tuple[Node | None, int]:
         """Deepest node on the path of ``tokens`` and its depth; splits the edge where they part."""
+        self._clock += 1
         node = self._root.children.get(namespace)
         if node is None:
             return None, 0
-        self._clock += 1
         at = 0
         while at < len(tokens):
             child = node.children.get(int(tokens[at]))

@@ -43,6 +43,7 @@ IGNORED = (
     Foreign(("--page-size",), "the cache is shared token by token", accepted=("1",)),
     Foreign(("--load-format",), "weights are read from safetensors", accepted=("auto", "safetensors")),
     Foreign(("--json-model-override-args",), "there is nothing to override", accepted=("{}", "")),
+    Foreign(("--mem-fraction-static",), "there is no GPU memory to divide; --kv-cache-bytes sizes the pool"),
     Foreign(("--max-prefill-tokens",), "--chunked-prefill-size bounds a pass"),
     Foreign(("--sampling-backend",), "there is one sampler"),
     Foreign(("--grammar-backend",), "there is no choice of grammar engines"),
@@ -57,6 +58,7 @@ IGNORED = (
 
 REFUSED = (
     Foreign(("--quantization",), "weights are used in the format they are stored in; choose a --dtype"),
+    Foreign(("--trust-remote-code",), "code that comes with models is never run", switch=True),
     Foreign(("--enable-metrics",), "there is no /metrics endpoint yet", switch=True),
     Foreign(("--stream-output", "--incremental-streaming-output"), "frames carry the whole text so far", switch=True),
     Foreign(("--allow-auto-truncate",), "prompts that are too long are refused, never cut", switch=True),

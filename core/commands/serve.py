@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from typer.core import TyperCommand
 
-from ..config import Config, ModelSettings, merge, read_file, settings_groups
+from ..config import Config, ModelSettings, PluginSelection, convert, merge, read_file, settings_groups
 from ..discovery import CORE
 from ..errors import ConfigError
 from ..host import Host
@@ -33,8 +34,7 @@ class Early:
     """What must be known before the flags of plugins can be: their selection, and the file."""
 
     data: dict[str, Any] = field(default_factory=dict)  # the file's, for Config.load
-    only: tuple[str, ...] | None = None
-    without: tuple[str, ...] = ()
+    plugins: PluginSelection = field(default_factory=PluginSelection)
 
 
 def peek(args: Sequence[str]) -> Early:
@@ -45,9 +45,9 @@ def peek(args: Sequence[str]) -> Early:
         if name in found and (equals or position + 1 < len(args)):
             found[name].append(value if equals else args[position + 1])
     data = read_file(Path(found["--config"][-1])) if found["--config"] else {}
-    plugins = data.get("plugins", {})
-    only, without = (SELECTION[0].value(found["--plugin"]), SELECTION[1].value(found["--no-plugin"]))
-    return Early(data, only or plugins.get("only"), without or tuple(plugins.get("without", ())))
+    filed = convert(data.get("plugins", {}), PluginSelection, "plugins")
+    only, without = SELECTION[0].value(found["--plugin"]), SELECTION[1].value(found["--no-plugin"])
+    return Early(data, PluginSelection(only=only or filed.only, without=without or filed.without))
 
 
 class ServeCommand(TyperCommand):
@@ -149,7 +149,7 @@ def configure(segments: Sequence[Mapping[str, Any]], flags: Sequence[Flag], earl
                 settings.setdefault(flag.group, {})[name] = flag.value(given)
         scopes.append(own)
     common, *models = scopes
-    plugins = {"only": early.only, "without": early.without}
+    plugins = msgspec.structs.asdict(early.plugins)
     config = Config.load(merge(early.data, settings=settings, every_model=common, models=models, plugins=plugins), host)
     if "served_model_name" in common and len(config.models) > 1:
         raise ConfigError("--served-model-name before the first model would name them all; put it after a model.")

@@ -178,7 +178,7 @@ class EngineLoop:
         return Progress(
             step.request.key,
             list(step.tokens),
-            data=None if step.data is None else msgspec.Raw(self._encoder.encode(step.data)),
+            data=None if step.data is None else self._encoder.encode(step.data),
             finish=step.finish,
             error=None if step.error is None else as_wire(step.error),
             cached=step.request.cached,

@@ -1,7 +1,7 @@
 """What crosses the socketpair between the front and the engine: msgpack frames, never pickle.
 
 A frame is a 4-byte little-endian length and a msgpack array of messages. Params and results
-travel as ``msgspec.Raw``, decoded by whoever knows the task's structs.
+travel as msgpack within msgpack, decoded by whoever knows the task's structs.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Progress(Struct, tag=True, array_like=True):
 
     key: int
     tokens: list[int]
-    data: Raw | None = None
+    data: bytes | None = None  # the result as msgpack; Raw would not decode in a union
     finish: dict[str, Any] | None = None
     error: tuple[int, str, str | None] | None = None  # status, message, param
     cached: int = 0

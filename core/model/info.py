@@ -17,11 +17,14 @@ CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max
 HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
 EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
 # Families whose attention sees both directions unless the config says is_decoder.
-ENCODERS = frozenset(
-    "albert bert big_bird camembert convbert deberta deberta-v2 distilbert electra ernie esm eurobert "
-    "gte ibert jina_embeddings_v3 megatron-bert mobilebert modernbert mpnet mra nomic_bert nystromformer rembert "
-    "roberta roberta-prelayernorm roc_bert roformer squeezebert xlm-roberta xlm-roberta-xl xmod yoso".split()
-)
+# fmt: off
+ENCODERS = {
+    "albert", "bert", "big_bird", "camembert", "convbert", "deberta", "deberta-v2", "distilbert", "electra",
+    "ernie", "esm", "eurobert", "gte", "ibert", "jina_embeddings_v3", "megatron-bert", "mobilebert",
+    "modernbert", "mpnet", "mra", "nomic_bert", "nystromformer", "rembert", "roberta", "roberta-prelayernorm",
+    "roc_bert", "roformer", "squeezebert", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso",
+}
+# fmt: on
 
 
 def read_info(source: ModelSource, settings: ModelSettings) -> ModelInfo:
@@ -34,7 +37,7 @@ def read_info(source: ModelSource, settings: ModelSettings) -> ModelInfo:
     config = _read_config(folder)
     architectures = config.get("architectures") or []
     if not architectures:
-        raise ModelError(f"{folder / 'config.json'} names no architecture; add \"architectures\": [\"…\"] to it.")
+        raise ModelError(f'{folder / "config.json"} names no architecture; add "architectures": ["…"] to it.')
     text = _text_config(config)
     if any(_first(text, names) is None for names in (CONTEXT, HIDDEN, ("vocab_size",))):
         text = _with_defaults(folder, text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     kv_shapes: list[KVShape] = field(default_factory=list)
-    heads: dict[str, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict)
+    heads: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     fused: str = ""
     tokenizer: Tokenizer | None = None

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -153,14 +153,17 @@ def _fill(cls: Any, config: Any, dtype: torch.dtype, tensors: dict[str, torch.Te
     return whole.requires_grad_(False).eval()
 
 
+class _DryRun:
+    """Stands in for a backend on the meta device: results have shapes but no values."""
+
+    @staticmethod
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+
+
 def _dry_run(whole: Any, info: ModelInfo) -> list[KVShape]:
     """Each layer's key and value shapes, from one pass of a model on the meta device."""
-    from trunkline.kernels.backend import Backend
-
-    def nothing(*_: Any, **__: Any) -> Any:
-        """Stands in for a kernel: results have shapes but no values here."""
-
-    context = ForwardContext(packed_layout([DRY_RUN]), None, Backend("dry", nothing, nothing, nothing))
+    context = ForwardContext(packed_layout([DRY_RUN]), None, cast("Backend", _DryRun()))
     ids = torch.zeros(1, DRY_RUN, dtype=torch.int64, device="meta")
     layers = layer_count(whole.config)
     try:

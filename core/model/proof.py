@@ -39,7 +39,7 @@ def prove_attention(model: LoadedModel) -> list[KVShape]:
     state elsewhere or differs.
     """
     lengths = [min(length, model.info.context_length) for length in WARM_UP]
-    sequences = warm_up_ids(model.info.vocab_size, sum(lengths)).to(model.device).split(lengths)
+    sequences = torch.split(warm_up_ids(model.info.vocab_size, sum(lengths)).to(model.device), lengths)
     shapes = _record(model, sequences)
     ours = _in_two_passes(model, sequences, shapes) if model.info.causal else _packed(model, sequences)
     for mine, theirs in zip(ours, _eager(model, sequences), strict=True):
@@ -67,7 +67,7 @@ def prove_head(model: LoadedModel, head: Head) -> str:
                 return f"The head {name!r} differs from {architecture}'s own forward by {error:.1e} (relative)."
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         return f"The head {name!r} doesn't fit {architecture}: {error}"
-    model.heads[name] = apply
+    model.heads = {**model.heads, name: apply}
     return ""
 
 
@@ -102,12 +102,10 @@ def _packed(model: LoadedModel, sequences: Sequence[torch.Tensor]) -> list[torch
     lengths = [len(ids) for ids in sequences]
     places = positions([(0, length) for length in lengths]).to(model.device)
     hidden = model.forward(torch.cat(list(sequences)), places, packed_layout(lengths), None)
-    return list(hidden.split(lengths))
+    return list(torch.split(hidden, lengths))
 
 
-def _in_two_passes(
-    model: LoadedModel, sequences: Sequence[torch.Tensor], shapes: list[KVShape]
-) -> list[torch.Tensor]:
+def _in_two_passes(model: LoadedModel, sequences: Sequence[torch.Tensor], shapes: list[KVShape]) -> list[torch.Tensor]:
     """Each sequence's hidden rows, computed in two passes over a pool."""
     total = sum(len(ids) for ids in sequences)
     pool = KVPool(shapes, total, model.dtype, model.device)
@@ -121,7 +119,7 @@ def _in_two_passes(
     for spans in passes:
         ids = torch.cat([ids[start:end] for ids, (start, end) in zip(sequences, spans, strict=True)])
         hidden = model.forward(ids, positions(spans).to(model.device), paged_layout(table, spans), pool)
-        for piece, rows in zip(pieces, hidden.split([end - start for start, end in spans]), strict=True):
+        for piece, rows in zip(pieces, torch.split(hidden, [end - start for start, end in spans]), strict=True):
             piece.append(rows)
     return [torch.cat(piece) for piece in pieces]
 

@@ -29,7 +29,9 @@ def files(folder: str | Path) -> list[Path]:
         if strange := [name for name in names if Path(name).name != name]:
             raise ModelError(f"{index} names {strange[0]!r}; shards must be plain file names in the same folder.")
         if missing := [path.name for path in paths if not path.is_file()]:
-            raise ModelError(f"{folder} is incomplete: {INDEX} lists {missing[0]}, which isn't there. Download it again.")
+            raise ModelError(
+                f"{folder} is incomplete: {INDEX} lists {missing[0]}, which isn't there. Download it again."
+            )
         return paths
     single = folder / "model.safetensors"
     paths = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))

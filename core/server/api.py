@@ -230,7 +230,7 @@ class EventStream(Response[None]):
         self.frames = frames
         self.on_close = on_close
 
-    def to_asgi_response(self, app: Any, request: AnyRequest, **_: Any) -> ASGIResponse:  # type: ignore[override]
+    def to_asgi_response(self, app: Any, request: AnyRequest, **_: Any) -> ASGIResponse:
         """Litestar's seam; what it offers beyond the request doesn't apply to a stream."""
         return _EventStream(self.frames, self.on_close, _patience(request), dialect_of(request))
 
@@ -262,9 +262,9 @@ class _EventStream(ASGIResponse):
             pass
         except TimeoutError:
             log.info("closed a stream that its client left unread for %g s", self.patience)
-            abort = (scope.get("extensions") or {}).get(ABORT_EXTENSION)
-            if abort is not None:
-                abort()
+            extensions: dict[str, Any] = scope.get("extensions") or {}
+            if ABORT_EXTENSION in extensions:
+                extensions[ABORT_EXTENSION]()
         finally:
             self.on_close()
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
-from ..config import Config, ModelSettings
+from ..config import Config
 from ..engine.messages import Abort, Answer, Call, EngineMessage, Progress, Started, Submit
-from ..errors import ConfigError, EngineDown, QueueFull, RequestError
+from ..errors import EngineDown, QueueFull, RequestError
 from ..host import Host
 from ..types import Reply, ServedModel, Submission, Tokenizer
+from .models import choose, load_tokenizer
 from .replies import RemoteReply, as_error, engine_down, response_id
 from .supervisor import COMMAND, Patience, Supervisor
 
@@ -50,7 +51,9 @@ class RemoteEngine:
             command=command,
             patience=patience or Patience(one_pass=config.server.watchdog_timeout),
         )
-        self.generated = 0  # output tokens since start
+        self.results = 0  # messages with results since start: a sign of life
+        self.throughput = 0.0  # output tokens a second, over the last second that had any
+        self._window = (0.0, 0)  # (begin, output tokens since then)
         self._keys = itertools.count(1)
         self._live: dict[int, RemoteReply] = {}
         self._waiting: dict[int, RemoteReply] = {}
@@ -87,9 +90,16 @@ class RemoteEngine:
         """Requests in the engine, waiting or running."""
         return len(self._live)
 
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
+    def status(self) -> dict[str, Any]:
+        """What the engine does now, for server info."""
+        beat = self.supervisor.beat
+        return {
+            "last_gen_throughput": round(self.throughput, 2),
+            "num_running_reqs": beat.running,
+            "num_waiting_reqs": beat.waiting,
+            "free_tokens": beat.free_slots,
+            "engine_restarts": self.supervisor.restarts,
+        }
 
     def _load_tokenizers(self) -> dict[str, Tokenizer | None]:
         return {settings.name: load_tokenizer(settings, self._host) for settings in self._config.models}
@@ -111,7 +121,8 @@ class RemoteEngine:
         tokenizer = self.tokenizer(model)
         if tokenizer is None:
             raise RequestError(f"The model {model!r} has no tokenizer; send token ids instead of text.")
-        return await self.off_loop(_encode_all, tokenizer, list(texts), special)
+        ids: list[list[int]] = await self.off_loop(_encode_all, tokenizer, list(texts), special)
+        return ids
 
     async def off_loop(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
@@ -204,10 +215,21 @@ class RemoteEngine:
             if isinstance(message, Started):
                 reply.start(message)
                 return
-            self.generated += len(message.tokens)
+            self._count(len(message.tokens))
             if message.finish is not None or message.error is not None:
                 del self._live[message.key]
             reply.update(message)
+
+    def _count(self, tokens: int) -> None:
+        self.results += 1
+        now = time.perf_counter()
+        begin, before = self._window
+        if now - begin < 1.0:
+            self._window = (begin, before + tokens)
+        else:
+            if before:
+                self.throughput = before / (now - begin)
+            self._window = (now, tokens)
 
     def _answer(self, message: Answer) -> None:
         waiter = self._calls.get(message.key)
@@ -255,48 +277,11 @@ class RemoteEngine:
     ) -> None:
         if limit is None:
             return
-        deadline = asyncio.get_running_loop().time() - limit
+        deadline = time.perf_counter() - limit
         for reply in [reply for reply in table.values() if reply.created < deadline]:
             self._drop(reply)
             message = f"The request {did} for longer than {limit:g} s ({flag})."
             reply.fail(RequestError(message, status=503, retry_after=retry_after))
-
-
-def choose(models: Sequence[ServedModel], task: str, name: str | None) -> ServedModel:
-    """The model of that name or alias, else the first that serves the task.
-
-    With one model loaded an unknown name is ignored: clients send "default" and the like.
-    Raises RequestError when the model can't serve the task, or the name is none of several.
-    """
-    named = next((model for model in models if name and (name == model.name or name in model.aliases)), None)
-    if named is None and name and len(models) > 1:
-        known = ", ".join(model.name for model in models)
-        raise RequestError(
-            f"The model {name!r} does not exist; there are: {known}.", param="model", code="model_not_found"
-        )
-    candidates = [named] if named is not None else list(models)
-    for model in candidates:
-        if task in model.tasks:
-            return model
-    if not candidates:
-        raise EngineDown("No model is loaded yet; try again soon.")
-    model = candidates[0]
-    raise RequestError(model.refused.get(task) or _unserved(model, task), param="model")
-
-
-def _unserved(model: ServedModel, task: str) -> str:
-    return f"The model {model.name!r} does not serve {task}; it serves: {', '.join(model.tasks)}."
-
-
-def load_tokenizer(settings: ModelSettings, host: Host) -> Tokenizer | None:
-    """A model's tokenizer, with the user's chat template if one was given."""
-    tokenizer = host.tokenizer(host.resolve_model(settings.tokenizer_path or settings.model_path))
-    if tokenizer is not None and settings.chat_template:
-        try:
-            tokenizer.chat_template = Path(settings.chat_template).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--chat-template: can't read {settings.chat_template}: {error}.") from None
-    return tokenizer
 
 
 def _encode_all(tokenizer: Tokenizer, texts: list[str], special: bool) -> list[list[int]]:

@@ -19,12 +19,13 @@ from typing import Any
 from msgspec import Struct
 
 from ..engine.messages import MAX_FRAME, Beat, EngineMessage, Failed, Loading, Ready, Stop, engine_decoder, frame
-from ..errors import ModelError, TrunklineError
+from ..errors import ModelError
 
 log = logging.getLogger("trunkline.supervisor")
 
 COMMAND = (sys.executable, "-m", "trunkline.core.engine.process")
-STOP_SECONDS = 5.0  # what a stopped engine gets to leave by itself
+STOP_SECONDS = 5.0  # for an engine that was told to stop
+LEAVE_SECONDS = 1.0  # for one that closed its socket
 
 
 class Patience(Struct, frozen=True):
@@ -51,7 +52,7 @@ class EngineProcess(asyncio.Protocol):
 
     @classmethod
     async def spawn(
-        cls, command: Sequence[str], first: dict[str, Any], deliver: Callable[[list[EngineMessage]], None]
+        cls, command: Sequence[str], first: Any, deliver: Callable[[list[EngineMessage]], None]
     ) -> EngineProcess:
         """Start ``command FD`` and send ``first`` as the first frame. The child has a process group
         of its own, so that Ctrl-C reaches the front alone, which then drains."""
@@ -173,14 +174,10 @@ class Supervisor:
         await self._first
 
     async def stop(self) -> None:
-        """End the engine: politely, then not."""
-        process, self._process = self._process, None
-        self.up = False
+        """End the engine: politely if it listens, else not."""
         if self._task is not None:
             self._task.cancel()
-        if process is not None:
-            process.write(frame([Stop()]))
-            await process.end(STOP_SECONDS)
+            await asyncio.wait({self._task})
 
     def write(self, messages: list[Any]) -> None:
         """Send messages to the engine; lost when there is none."""
@@ -208,14 +205,23 @@ class Supervisor:
     async def _one_run(self) -> str:
         """Run an engine to its end; why it ended."""
         self._silence, self._excused, self._failure, self.beat = 0.0, None, None, Beat(0, 0.0)
-        process = await EngineProcess.spawn(self._command, {"config": self._config}, self._receive)
+        try:
+            process = await EngineProcess.spawn(self._command, {"config": self._config}, self._receive)
+        except OSError as error:
+            return f"it could not be started: {error}"
         self._process = process
-        reason = await self._watch(process)
-        self.up, self._process = False, None
-        grace = STOP_SECONDS if self._failure else 0.1 if process.lost.done() else 0.0
-        self._down(reason)  # before waiting: the clients are
-        status = await process.end(grace)
-        return self._failure or f"{reason} (exit status {status})"
+        try:
+            reason = await self._watch(process)
+            self.up, self._process = False, None
+            self._down(reason)  # before anything is waited for: clients are waiting already
+            status = await process.end(LEAVE_SECONDS if process.lost.done() else 0.0)
+            return self._failure or f"{reason} (exit status {status})"
+        except asyncio.CancelledError:
+            process.write(frame([Stop()]))
+            await process.end(STOP_SECONDS if self.up else 0.0)
+            raise
+        finally:
+            self.up, self._process = False, None
 
     async def _watch(self, process: EngineProcess) -> str:
         """Return the reason when the process is lost or must be replaced."""
@@ -265,7 +271,3 @@ class Supervisor:
                 self._failure = message.message
             else:
                 self._deliver(message)
-
-
-class CrashLoop(TrunklineError):
-    """The engine keeps dying; the server gives up."""

@@ -57,12 +57,7 @@ async def _stream(service: Service, request: AnyRequest, body: GenerateBody) -> 
     sequences = await service.run(request, job)
     intervals = [sampling.stream_interval or service.settings.stream_interval for sampling in job.samplings]
     every = [intervals[index // job.n] for index in range(len(sequences))]
-
-    def close() -> None:
-        for sequence in sequences:
-            sequence.reply.cancel()
-
-    return EventStream(frames(sequences, every, single=single), close)
+    return EventStream(frames(sequences, every, single=single), lambda: service.close(sequences))
 
 
 def _refused(error: RequestError) -> Response[Any]:

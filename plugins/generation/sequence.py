@@ -72,7 +72,7 @@ class Sequence:
             raise RequestError(finish["message"], status=finish["status_code"])
 
     def record(self) -> dict[str, Any]:
-        """The object of SGLang's native API, as of the last :meth:`refresh`; ``output_ids`` and ``text`` are cumulative."""
+        """The object of SGLang's native API, as of the last :meth:`refresh`; ids and text are cumulative."""
         record: dict[str, Any] = {} if self.text is None else {"text": self.text}
         return record | {"output_ids": list(self.reply.tokens), "meta_info": self.meta_info()}
 

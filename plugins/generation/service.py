@@ -48,6 +48,7 @@ class Service:
         self.preferred = read_preferred(self.settings.preferred_sampling_params)
         self.max_batch: int = settings["server"].max_batch_size
         self._random = random.Random(settings["engine"].random_seed)
+        self._live: set[str] = set()  # request ids in use
 
     def sampling(self, given: dict[str, Any]) -> Sampling:
         """Checked sampling parameters, over the server's preferred ones."""
@@ -66,10 +67,27 @@ class Service:
             )
 
     async def run(self, request: AnyRequest, job: Job) -> list[Sequence]:
-        """Submit a job. The sequences are in the queue then; whoever called waits for them.
+        """Submit a job. The sequences are in the queue then; the caller waits for them and ends with :meth:`close`.
 
         With n > 1 the prompts are computed once first, so that all samples find them in the cache.
         """
+        for rid in job.rids:
+            if rid in self._live:
+                raise RequestError(f"Duplicate request ID detected: {rid}", param="rid")
+        self._live.update(job.rids)
+        try:
+            return await self._submit(request, job)
+        except BaseException:
+            self._live.difference_update(job.rids)
+            raise
+
+    def close(self, sequences: Listing[Sequence]) -> None:
+        """The sequences are over or unwanted: abort what still runs and free their ids."""
+        for sequence in sequences:
+            sequence.reply.cancel()
+            self._live.discard(sequence.reply.rid)
+
+    async def _submit(self, request: AnyRequest, job: Job) -> list[Sequence]:
         if job.n > 1:
             primes = [
                 Submission(prompt=prompt, params=_PRIME, rid=new_rid(), priority=job.priority, salt=job.salt)
@@ -89,7 +107,10 @@ class Service:
     async def complete(self, request: AnyRequest, job: Job) -> list[Sequence]:
         """Run a job to its end. Raises the first failure; when the client hangs up all is cancelled."""
         sequences = await self.run(request, job)
-        await finished(request, [sequence.reply for sequence in sequences])
+        try:
+            await finished(request, [sequence.reply for sequence in sequences])
+        finally:
+            self.close(sequences)
         for sequence in sequences:
             sequence.check()
         if len(sequences) <= ON_LOOP:
@@ -100,7 +121,7 @@ class Service:
 
     def _submissions(self, job: Job) -> list[Submission]:
         limit = job.served.max_request_tokens
-        items = []
+        items: list[Submission] = []
         for prompt, sampling in zip(job.prompts, job.samplings, strict=True):
             wanted = limit if sampling.max_new_tokens is None else sampling.max_new_tokens
             allowed = new_token_limit(len(prompt), wanted, limit)
@@ -153,7 +174,8 @@ def check_prompt(prompt: Listing[int], served: ServedModel) -> None:
     allowed = served.max_request_tokens - INPUT_RESERVE
     if length >= allowed:
         raise RequestError(
-            f"Input length ({length} tokens) exceeds the maximum allowed length ({allowed} tokens). Use a shorter input."
+            f"Input length ({length} tokens) exceeds the maximum allowed length ({allowed} tokens). "
+            "Use a shorter input."
         )
     vocabulary = served.info.vocab_size
     if max(prompt) >= vocabulary:

@@ -35,6 +35,7 @@ class Sampler(Protocol):
         min_p: torch.Tensor,
         seed: torch.Tensor,
         position: torch.Tensor,
+        /,
     ) -> torch.Tensor: ...
 
 
@@ -73,7 +74,7 @@ class GenerationStage(Stage):
     def admit(self, request: Request) -> Needs:
         params: GenerationParams = request.params
         vocabulary = self._model.info.vocab_size
-        if any(not 0 <= token < vocabulary for token in request.tokens):
+        if request.tokens and not (min(request.tokens) >= 0 and max(request.tokens) < vocabulary):
             raise RequestError(f"The input_ids contains values outside the vocabulary; ids lie in [0, {vocabulary}).")
         text = None
         if params.stop:
@@ -93,7 +94,8 @@ class GenerationStage(Stage):
             hidden = hidden[torch.tensor(last, device=hidden.device)]
         logits = self._model.heads["lm"](hidden).float()
         position = torch.tensor([row.end for row in part.rows], device=hidden.device)
-        return Launched(self._sample(logits, *self._parameters(part, hidden.device), position))
+        temperature, top_k, top_p, min_p, seed = self._parameters(part, hidden.device)
+        return Launched(self._sample(logits, temperature, top_k, top_p, min_p, seed, position))
 
     def _parameters(self, part: Part, device: torch.device) -> list[torch.Tensor]:
         """Temperature, top_k, top_p, min_p and seed, each ``[R]``; the same rows decode for many passes."""

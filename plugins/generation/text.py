@@ -14,6 +14,7 @@ UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what a decoder shows for bytes that are
 PROMPT_TAIL = 5  # prompt ids that precede the output in the first window
 WINDOW = 16  # ids in the window before it is moved
 KEEP = 4  # ids that stay in it as context
+PATIENCE = 16  # ids that may wait for a character to become complete; it takes four bytes at most
 
 
 class TextStream:
@@ -29,6 +30,7 @@ class TextStream:
         self._skip = skip_special_tokens
         self._window = list(prompt[-PROMPT_TAIL:])
         self._done = len(self._decode(self._window))
+        self._waiting = 0  # ids since the last complete character
         self.text = ""  # complete characters only
 
     def push(self, tokens: Sequence[int]) -> None:
@@ -39,6 +41,9 @@ class TextStream:
             self._window.append(token)
             decoded = self._decode(self._window)
             certain = decoded.rstrip(UNKNOWN)
+            self._waiting = 0 if len(certain) == len(decoded) else self._waiting + 1
+            if self._waiting > PATIENCE:  # not text; don't let the window grow with it
+                certain, self._waiting = decoded, 0
             if len(certain) > self._done:
                 self.text += certain[self._done :]
                 self._done = len(certain)

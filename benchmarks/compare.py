@@ -1,0 +1,138 @@
+"""One command, one table: trunkline, transformers and the machine's floor on the same model and dtype.
+
+``python benchmarks/compare.py [MODEL]`` starts the server and the baseline itself, in processes of
+their own with equally many threads, and runs them in turns so that both meet the same neighbours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import torch
+from bench_serving import describe, flush, median, run
+from floor import Machine, Shape, best, floor, measure
+from scenarios import Result, Scenario, build
+from server import running
+
+from trunkline.core.model.catalogue import PREFIX, fetch
+
+_Runs = dict[str, list[Result]]
+
+
+class Pipe:
+    """transformers_baseline.py in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._stdin, self._stdout = process.stdin, process.stdout
+        self._line()  # "ready"
+
+    def run(self, scenario: Scenario) -> Result:
+        self._stdin.write(msgspec.json.encode(scenario).decode() + "\n")
+        self._stdin.flush()
+        return msgspec.json.decode(self._line(), type=Result)
+
+    def _line(self) -> str:
+        line = self._stdout.readline()
+        if not line:
+            raise RuntimeError("the transformers baseline died; its output is above")
+        return line
+
+
+@contextmanager
+def baseline(folder: Path, dtype: str) -> Iterator[Pipe]:
+    command = [sys.executable, str(Path(__file__).with_name("transformers_baseline.py")), str(folder)]
+    command += ["--pipe", "--dtype", dtype]
+    quiet = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet) as process:
+        try:
+            yield Pipe(process)
+        finally:
+            process.kill()
+
+
+async def measure_both(
+    model: str, folder: Path, dtype: str, rounds: int, scale: float, names: list[str]
+) -> tuple[_Runs, _Runs, Machine]:
+    """Runs by scenario of trunkline and of transformers, and the best rates seen between them."""
+    ours: _Runs = {}
+    theirs: _Runs = {}
+    machines: list[Machine] = []
+    async with running(model, ["--dtype", dtype]) as base_url:
+        with baseline(folder, dtype) as pipe:
+            for scenario in build(0, scale=0.1 * scale):
+                await run(base_url, scenario)
+                pipe.run(scenario)
+            for seed in range(1, rounds + 1):
+                machines.append(measure())
+                for scenario in build(seed, scale=scale):
+                    if names and not any(name in scenario.name for name in names):
+                        continue
+                    await flush(base_url)
+                    ours.setdefault(scenario.name, []).append(await run(base_url, scenario))
+                    theirs.setdefault(scenario.name, []).append(await asyncio.to_thread(pipe.run, scenario))
+                    print(f"round {seed}: {scenario.name} {_ratio(ours, theirs, scenario.name, -1):.2f} ×", flush=True)
+    return ours, theirs, best(machines)
+
+
+def _ratio(ours: _Runs, theirs: _Runs, name: str, index: int) -> float:
+    return theirs[name][index].wall / ours[name][index].wall
+
+
+def agreement(ours: list[Result], theirs: list[Result]) -> float:
+    """Share of requests whose output ids are the same on both sides."""
+    pairs = [
+        pair for mine, other in zip(ours, theirs, strict=True) for pair in zip(mine.outputs, other.outputs, strict=True)
+    ]
+    return sum(mine == other for mine, other in pairs) / len(pairs)
+
+
+def report(scenario: Scenario, ours: _Runs, theirs: _Runs, least: float) -> None:
+    """Three lines a scenario. Ratios are of wall times; the first is the median over the rounds."""
+    name = scenario.name
+    mine, other = median(ours[name]), median(theirs[name])
+    ratio = statistics.median(_ratio(ours, theirs, name, index) for index in range(len(ours[name])))
+    print(f"\n{name}")
+    print(f"  trunkline     {describe(scenario, mine)}")
+    print(f"  transformers  {describe(scenario, other)}")
+    print(
+        f"  {ratio:.2f} × transformers; {mine.wall / least:.2f} × the floor of {least:.2f} s; "
+        f"same output ids in {agreement(ours[name], theirs[name]):.0%} of requests"
+    )
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="demo:smollm2-135m-instruct", help="demo:NAME or a local folder")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 where the CPU has it")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on all lengths, for a trial run")
+    parser.add_argument("--only", action="append", default=[], help="scenarios whose name contains this; repeatable")
+    options = parser.parse_args()
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    dtype = options.dtype or ("bfloat16" if native else "float32")
+    folder = fetch(options.model) if options.model.startswith(PREFIX) else Path(options.model)
+    ours, theirs, machine = await measure_both(
+        options.model, folder, dtype, options.rounds, options.scale, options.only
+    )
+    rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in machine.gemm.items())
+    print(f"\n{options.model} in {dtype}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds")
+    print(f"machine: copy {machine.bandwidth / 1e9:.1f} GB/s; {rates}")
+    shape = Shape.read(folder)
+    for scenario in build(1, scale=options.scale):
+        if scenario.name in ours:
+            report(scenario, ours, theirs, floor(scenario, shape, machine, dtype))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,59 @@
+"""What goes wrong in a handler, as responses; and the id that every response carries."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+import msgspec
+from litestar import Response
+from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.types import Message, Scope
+
+from ..errors import RequestError
+from .api import AnyRequest, InvalidBody, dialect_of, error_response, json_response
+from .auth import Unauthorized
+from .replies import printable, response_id
+
+log = logging.getLogger("trunkline.server")
+
+
+def on_request_error(request: AnyRequest, error: RequestError) -> Response[bytes]:
+    """The error in the route's dialect. Its message may quote the request, so it isn't logged."""
+    log.debug("status=%d path=%s", error.status, printable(request.scope["path"]))
+    if isinstance(error, Unauthorized):
+        return json_response({"error": error.message}, 401, {"www-authenticate": "Bearer"})
+    return error_response(error, dialect_of(request))
+
+
+def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
+    """Litestar's own errors: no such path, wrong method, arguments that don't parse."""
+    if isinstance(error, NotFoundException):
+        return json_response({"detail": "Not Found"}, 404)
+    if isinstance(error, MethodNotAllowedException):
+        return json_response({"detail": "Method Not Allowed"}, 405, dict(error.headers or {}))
+    if error.status_code == 400:
+        return error_response(InvalidBody(error.detail))
+    if error.status_code >= 500:
+        return on_error(request, error)
+    return error_response(RequestError(error.detail, status=error.status_code), dialect_of(request))
+
+
+def on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
+    """Everything else: our mistake, unless the body was one that no decoder can take."""
+    if isinstance(error, RecursionError | msgspec.MsgspecError):
+        return error_response(InvalidBody(str(error)))
+    log.error("unhandled error on %s", printable(request.scope["path"]), exc_info=error)
+    return Response(b"Internal Server Error", status_code=500, media_type="text/plain")
+
+
+async def add_request_id(message: Message, scope: Scope) -> None:
+    """``X-Request-Id``: the id of the request's first sequence, else the client's, else a new one."""
+    if message["type"] != "http.response.start":
+        return
+    rid = response_id.get()
+    response_id.set(None)
+    if rid is None:
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        rid = given.decode("latin-1") or uuid.uuid4().hex
+    message["headers"] = [*message["headers"], (b"x-request-id", printable(rid).encode())]

@@ -1,0 +1,119 @@
+"""What the server says about itself and its models. Collected once; answers are built from it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+
+from ..config import ModelSettings
+from ..types import ServedModel, Settings
+
+SECRETS = ("api_key", "admin_api_key")
+PREFERRED = "preferred_sampling_params"  # a key of the contract; a plugin gives its value, if any does
+
+
+class Facts:
+    """``extras`` are the plugins' keys by model name (hook ``info``), ``status`` live numbers."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: Sequence[ModelSettings],
+        extras: Mapping[str, Mapping[str, Any]],
+        status: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        self._settings = redacted(settings)
+        self._models: dict[str, dict[str, Any]] = {model.name: msgspec.to_builtins(model) for model in models}
+        self._extras = extras
+        self._status = status
+        self._created = int(time.time())
+        self._version = version("trunkline")
+
+    def model_info(self, model: ServedModel) -> dict[str, Any]:
+        """The five keys that clients compare; not one more."""
+        return {
+            "model_path": model.model_path,
+            "is_generation": model.is_generation,
+            "tokenizer_path": model.tokenizer_path,
+            PREFERRED: self._extra(model).get(PREFERRED),
+            "weight_version": model.weight_version,
+        }
+
+    def long_model_info(self, model: ServedModel) -> dict[str, Any]:
+        """The five keys, with objects instead of JSON strings, and what else is known."""
+        keys = {**self._extra(model), **self.model_info(model)}
+        if isinstance(keys[PREFERRED], str):
+            keys[PREFERRED] = json.loads(keys[PREFERRED])
+        return keys | {
+            "served_model_name": model.name,
+            "aliases": list(model.aliases),
+            "model_type": model.info.model_type,
+            "architectures": [model.info.architecture],
+            "context_length": model.info.context_length,
+            "vocab_size": model.info.vocab_size,
+            "max_total_num_tokens": model.max_total_tokens,
+            "dtype": model.dtype,
+            "attention_backend": model.attention_backend,
+            "fused": model.fused,
+            "tasks": list(model.tasks),
+            "refused": model.refused,
+        }
+
+    def server_info(self, model: ServedModel) -> dict[str, Any]:
+        """One flat object: settings under their flags' names, then what is in force."""
+        in_force = {
+            "model_path": model.model_path,
+            "tokenizer_path": model.tokenizer_path,
+            "served_model_name": model.name,
+            "context_length": model.info.context_length,
+            "max_running_requests": model.max_running_requests,
+            "attention_backend": model.attention_backend,
+            "dtype": model.dtype,
+            "weight_version": model.weight_version,
+            "page_size": 1,
+            "tp_size": 1,
+            "dp_size": 1,
+        }
+        settings: dict[str, Any] = {
+            **self._settings,
+            **self._models.get(model.name, {}),
+            **self._extra(model),
+            **in_force,
+        }
+        limit = max(0, model.max_request_tokens - 1)
+        return settings | {
+            "status": "ready",
+            "version": self._version,
+            "max_total_num_tokens": model.max_total_tokens,
+            "max_req_input_len": limit,
+            "internal_states": [settings | self._status()],
+        }
+
+    def card(self, model: ServedModel) -> dict[str, Any]:
+        """OpenAI's description of a model. ``owned_by`` is what SGLang's clients see there."""
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "sglang",
+            "root": model.name,
+            "parent": None,
+            "max_model_len": model.info.context_length,
+        }
+
+    def _extra(self, model: ServedModel) -> dict[str, Any]:
+        return dict(self._extras.get(model.name, {}))
+
+
+def redacted(settings: Settings) -> dict[str, Any]:
+    """All settings by field name, secrets blotted out."""
+    flat: dict[str, Any] = {}
+    for group in settings.values():
+        flat.update(msgspec.to_builtins(group))
+    flat.update((key, "***") for key in SECRETS if flat.get(key))
+    return flat

@@ -1,0 +1,201 @@
+"""Write the parts of the documentation that come from the source.
+
+``python docs/generate.py`` rewrites plugins.md (hooks from ``core/hookspecs.py``, files of
+``examples/``) and configuration.md (settings from their structs); a test compares both.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+
+from trunkline.core import hookspecs
+from trunkline.core.commands import compat
+from trunkline.core.commands.flags import flags_of
+from trunkline.core.config import ModelSettings, settings_groups
+from trunkline.core.discovery import find
+from trunkline.core.host import Host
+
+DOCS = Path(__file__).parent
+EXAMPLE = DOCS.parent / "examples" / "trunkline-surprise"
+
+PLUGINS = """# Plugins
+
+A plugin adds a task, a route, a command, a model source, or any mix of them, without changing a
+file of core. The project's own tasks are plugins and use the same door.
+
+```console
+$ trunkline plugins list               # what is installed, and what was left out and why
+$ trunkline plugins inspect NAME       # hooks, settings, routes with their scopes, controls
+$ trunkline serve --plugin NAME        # load only NAME and core's own
+$ trunkline serve --no-plugin NAME     # load all but NAME
+```
+
+Installed plugins load by default. One that can't be imported, or that implements a hook which
+doesn't exist, is left out with a warning; it stops the start only when `--plugin` asked for it.
+
+A plugin may import `trunkline.core.types`, `trunkline.core.errors`, `trunkline.core.hookspecs`,
+`trunkline.core.server.api` and `trunkline.kernels`; everything else may change without notice.
+
+## A whole plugin
+
+`examples/trunkline-surprise` is a package of its own: a task that says how many bits a model needs
+per token of a text. Install it with `pip install ./examples/trunkline-surprise`.
+
+The entry point is what makes it a plugin:
+
+{pyproject}
+
+Its hooks. The module is imported by `trunkline --help`, so heavy things are imported inside:
+
+{hooks}
+
+Its code in the engine. Requests of different tasks share forward passes; the stage says which
+hidden rows it wants and turns them into results:
+
+{stage}
+
+Its route in the front process:
+
+{routes}
+
+## Hooks
+
+{intro}
+
+{table}
+
+{manual}
+"""
+
+CONFIGURATION = """# Configuration
+
+Every setting is a flag of `trunkline serve` and a key of a TOML file (`--config FILE`); the key is
+the flag's name with underscores. Flags win over the file, the file wins over defaults.
+
+```toml
+[server]
+port = 8000
+
+[[models]]
+model_path = "path/to/model"
+dtype = "float32"
+
+[[models]]
+model_path = "demo:smollm2-135m-instruct"
+context_length = 2048
+
+[plugins]
+without = ["moe_stats"]
+```
+
+The same models on the command line: each is followed by its own flags, and flags before the first
+model are for all of them.
+
+```console
+$ trunkline serve --port 8000 path/to/model --dtype float32 demo:smollm2-135m-instruct --context-length 2048
+```
+
+{tables}
+
+## Flags of SGLang without a setting here
+
+Accepted and ignored, with a log line each:
+
+{ignored}
+
+Refused with a sentence, because ignoring them would change what clients get:
+
+{refused}
+"""
+
+
+def plugins() -> str:
+    """The text of plugins.md."""
+    return PLUGINS.format(
+        pyproject=_code(EXAMPLE / "pyproject.toml", "toml"),
+        hooks=_code(EXAMPLE / "trunkline_surprise" / "__init__.py", "python"),
+        stage=_code(EXAMPLE / "trunkline_surprise" / "stage.py", "python"),
+        routes=_code(EXAMPLE / "trunkline_surprise" / "routes.py", "python"),
+        intro=_prose(hookspecs.__doc__ or ""),
+        table=_table(("hook", "where and when"), ((f"`{name}`", _summary(name)) for name in _hooks())),
+        manual="\n\n".join(_hook(name) for name in _hooks()),
+    )
+
+
+def configuration() -> str:
+    """The text of configuration.md: the settings of core and of the project's own plugins."""
+    own = [plugin for plugin in find() if plugin.distribution == "trunkline"]
+    schemas = [("[[models]]", "models", ModelSettings)]
+    schemas += [(f"[{name}]", name, group.schema) for name, group in settings_groups(Host(own)).items()]
+    tables = []
+    for title, name, schema in schemas:
+        rows = (
+            (", ".join(f"`{flag}`" for flag in flag.names), flag.default or "", flag.help)
+            for flag in flags_of(name, schema, name)
+        )
+        tables.append(f"## `{title}`\n\n{_table(('flag', 'default', 'meaning'), rows)}")
+    return CONFIGURATION.format(
+        tables="\n\n".join(tables), ignored=_foreign(compat.IGNORED), refused=_foreign(compat.REFUSED)
+    )
+
+
+def _hooks() -> list[str]:
+    return [name for name in vars(hookspecs) if name.startswith("trunkline_")]
+
+
+def _summary(name: str) -> str:
+    first = inspect.cleandoc(getattr(hookspecs, name).__doc__ or "").split("\n\n")[0]
+    return " ".join(first.split()).removesuffix("::").removesuffix(".").replace("``", "`")
+
+
+def _hook(name: str) -> str:
+    signature = str(inspect.signature(getattr(hookspecs, name))).replace("'", "")
+    return f"### `{name}{signature}`\n\n{_prose(getattr(hookspecs, name).__doc__ or '')}"
+
+
+def _prose(docstring: str) -> str:
+    """Markdown of a docstring: the block after ``::`` becomes code, roles become plain code."""
+    text, colons, code = inspect.cleandoc(docstring).partition("::\n")
+    text = re.sub(r":\w+:`([^`]+)`", r"`\1`", text.replace("``", "`")).rstrip()
+    if not colons:
+        return text
+    indented, _, after = (
+        code.strip("\n").partition("\n\n") if text.startswith("The hooks") else (code.strip("\n"), "", "")
+    )
+    language = "toml" if indented.lstrip().startswith("[") else "python"
+    block = f"```{language}\n{textwrap.dedent(indented).strip()}\n```"
+    return "\n\n".join(
+        part
+        for part in (
+            text if text.endswith(("?", ".")) else f"{text}:" if text else "",
+            block,
+            _prose(after) if after else "",
+        )
+        if part
+    )
+
+
+def _code(path: Path, language: str) -> str:
+    return f"`{path.relative_to(EXAMPLE)}`\n\n```{language}\n{path.read_text().strip()}\n```"
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [columns, tuple("---" for _ in columns), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _foreign(flags: Iterable[compat.Foreign]) -> str:
+    lines = []
+    for flag in flags:
+        only = f" (only {' or '.join(f'`{value}`' for value in flag.accepted if value)})" if flag.accepted else ""
+        lines.append(f"* `{'`, `'.join(flag.names)}`{only}: {flag.why}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    for name, text in (("plugins.md", plugins()), ("configuration.md", configuration())):
+        (DOCS / name).write_text(text)

@@ -1,0 +1,43 @@
+"""The task over HTTP."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from litestar import Response, post
+from msgspec import Struct
+
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api import AnyRequest, finished, json_response, read_body
+from trunkline.core.types import EngineClient, Submission
+
+from . import TASK, SurpriseSettings
+from .stage import Surprise, SurpriseParams
+
+
+class SurpriseBody(Struct):
+    text: str
+    model: str | None = None
+
+
+def routes(engine: EngineClient, settings: SurpriseSettings) -> list[Any]:
+    """Handlers, bound to the engine."""
+
+    @post("/surprise", opt={"scope": "infer"}, status_code=200)
+    async def surprise(request: AnyRequest) -> Response[Any]:
+        body = await read_body(request, SurpriseBody)
+        model = engine.choose(TASK, body.model)
+        [prompt] = await engine.tokenize(model.name, [body.text])
+        limit = min(settings.surprise_max_tokens, model.max_request_tokens)
+        if len(prompt) > limit:
+            raise RequestError(f"The text has {len(prompt)} tokens, the limit is {limit}.", param="text")
+        submission = Submission(prompt=prompt, params=SurpriseParams(), rid=uuid.uuid4().hex)
+        replies = engine.submit(model.name, TASK, [submission])
+        await finished(request, replies)
+        result = replies[0].data
+        assert isinstance(result, Surprise)
+        tokens = len(prompt) - 1  # the first has nothing before it
+        return json_response({"bits_per_token": result.bits / tokens, "tokens": tokens})
+
+    return [surprise]

@@ -1,0 +1,160 @@
+"""``POST /v1/chat/completions``, OpenAI's route over the same path as ``/generate``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from litestar import Response, post
+
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api import DONE, AnyRequest, EventStream, json_response, read_body, sse
+
+from .chat_schemas import NEUTRAL, REFUSED, SAMPLING, ChatBody
+from .defaults import chat_defaults
+from .frames import arrivals
+from .messages import read_messages, render
+from .params import Sampling
+from .sequence import Sequence, usage
+from .service import Job, Service, check_prompt, new_rid
+from .settings import TASK
+
+
+def chat_routes(service: Service) -> list[Any]:
+    """Handlers, bound to the service."""
+    defaults = {
+        served.name: chat_defaults(served.info.path, service.settings.sampling_defaults)
+        for served in service.engine.models
+    }
+
+    @post(
+        "/v1/chat/completions",
+        opt={"scope": "infer", "dialect": "openai"},
+        status_code=200,
+        summary="OpenAI chat completions",
+        operation_id="chat_completions",
+    )
+    async def chat_completions(request: AnyRequest) -> Response[Any]:
+        body = await read_body(request, ChatBody)
+        job = await plan(service, body, defaults)
+        envelope = Envelope(job.rids[0].rsplit("_", 1)[0] if job.n > 1 else job.rids[0], body.model or job.served.name)
+        if not body.stream:
+            return json_response(envelope.whole(await service.complete(request, job), job))
+        sequences = await service.run(request, job)
+        with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        frames = chunks(envelope, sequences, job, with_usage=with_usage)
+        return EventStream(frames, lambda: service.close(sequences))
+
+    return [chat_completions]
+
+
+async def plan(service: Service, body: ChatBody, defaults: dict[str, dict[str, Any]]) -> Job:
+    """Everything that can be wrong with a request is found here."""
+    served = service.engine.choose(TASK, body.model)
+    _refuse_later_features(body)
+    messages = read_messages(body.messages)
+    sampling = _sampling(service, body, defaults.get(served.name, {}))
+    service.check_batch(1, sampling.n)
+    tokenizer = service.engine.tokenizer(served.name)
+    if tokenizer is None:
+        raise RequestError(f"{served.name} has no tokenizer; use /generate with input_ids.")
+    prompt = await service.engine.off_loop(render, tokenizer, messages, served.name)
+    check_prompt(prompt, served)
+    context, wanted = served.info.context_length, sampling.max_new_tokens
+    if wanted is not None and len(prompt) + wanted > context:
+        raise RequestError(
+            f"max_completion_tokens is too large: {wanted}. This model's maximum context length is {context} tokens "
+            f"and your messages have {len(prompt)} tokens.",
+            param="max_completion_tokens",
+        )
+    rid = body.rid or f"chatcmpl-{new_rid()}"
+    rids = [rid] if sampling.n == 1 else [f"{rid}_{index}" for index in range(sampling.n)]
+    salt = (body.cache_salt or "").encode()
+    return Job(served=served, prompts=[prompt], samplings=[sampling], rids=rids, priority=body.priority or 0, salt=salt)
+
+
+def _sampling(service: Service, body: ChatBody, defaults: dict[str, Any]) -> Sampling:
+    """The request's sampling over the preferred parameters over the model's defaults."""
+    given = {key: value for field, key in SAMPLING.items() if (value := getattr(body, field)) is not None}
+    wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    if wanted is not None and wanted < 1:
+        raise RequestError(f"max_completion_tokens must be at least 1, got {wanted}.", param="max_completion_tokens")
+    return service.sampling({**defaults, "max_new_tokens": wanted, **service.preferred, **given} | _explicit(wanted))
+
+
+def _explicit(wanted: int | None) -> dict[str, int]:
+    return {} if wanted is None else {"max_new_tokens": wanted}
+
+
+def _refuse_later_features(body: ChatBody) -> None:
+    for field in REFUSED:
+        value = getattr(body, field)
+        if value and value not in NEUTRAL.get(field, ()):
+            raise RequestError(f"{field} is not supported yet; leave it out.", param=field)
+
+
+class Envelope:
+    """What all chunks of one answer have in common."""
+
+    def __init__(self, rid: str, model: str) -> None:
+        self._id = rid
+        self._model = model
+        self._created = int(time.time())
+
+    def whole(self, sequences: list[Sequence], job: Job) -> dict[str, Any]:
+        """The answer of a request without ``stream``."""
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": sequence.text},
+                "logprobs": None,
+                **_ending(sequence),
+            }
+            for index, sequence in enumerate(sequences)
+        ]
+        metadata = {"weight_version": job.served.weight_version}
+        return self._wrap("chat.completion", choices) | {"usage": usage(sequences, job.n), "metadata": metadata}
+
+    def chunk(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
+        return sse(self._wrap("chat.completion.chunk", choices) | extra)
+
+    def _wrap(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model, "choices": choices}
+
+
+async def chunks(envelope: Envelope, sequences: list[Sequence], job: Job, *, with_usage: bool) -> AsyncIterator[bytes]:
+    """A role, text deltas and an ending for each choice; the usage if it was asked for; ``[DONE]``."""
+    extra = {"usage": None} if with_usage else {}
+
+    def chunk(index: int, delta: dict[str, Any], **ending: Any) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **ending}
+        return envelope.chunk([choice], **extra)
+
+    for index in range(len(sequences)):
+        yield chunk(index, {"role": "assistant", "content": ""})
+    async for frame in _deltas(sequences, chunk):
+        yield frame
+    if with_usage:
+        yield envelope.chunk([], usage=usage(sequences, job.n))
+    yield DONE
+
+
+async def _deltas(sequences: list[Sequence], chunk: Callable[..., bytes]) -> AsyncIterator[bytes]:
+    """New text of each choice since its last chunk, then its ending. Raises what broke a sequence."""
+    sent = [0] * len(sequences)
+    async for index in arrivals([sequence.reply for sequence in sequences]):
+        sequence = sequences[index]
+        sequence.refresh()
+        text = sequence.text or ""
+        if len(text) > sent[index]:
+            yield chunk(index, {"content": text[sent[index] :]})
+            sent[index] = len(text)
+        if sequence.over:
+            sequence.check()
+            yield chunk(index, {}, **_ending(sequence))
+
+
+def _ending(sequence: Sequence) -> dict[str, Any]:
+    finish = sequence.finish or {}
+    return {"finish_reason": finish.get("type"), "matched_stop": finish.get("matched")}

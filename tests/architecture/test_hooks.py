@@ -1,0 +1,84 @@
+"""The hook specifications are the plugin author's manual, so they have to be right."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import pytest
+from msgspec import Meta, Struct
+
+from trunkline.core import hookspecs, types
+from trunkline.core.discovery import Found
+from trunkline.core.host import Host
+
+HOOKS = {
+    name: function
+    for name, function in vars(hookspecs).items()
+    if inspect.isfunction(function) and hasattr(function, "trunkline_spec")
+}
+
+
+def example(function: Any) -> str:
+    """The indented block after ``::`` in a docstring."""
+    lines = inspect.cleandoc(function.__doc__).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.endswith("::"))
+    return textwrap.dedent("\n".join(lines[start + 1 :]))
+
+
+def test_there_are_hooks() -> None:
+    assert len(HOOKS) >= 10
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_documented_with_process_and_moment(name: str) -> None:
+    text = inspect.cleandoc(HOOKS[name].__doc__ or "")
+    assert re.match(r"(Both processes|Front|Engine)[,:]", text), "the docstring starts with the process"
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_annotated(name: str) -> None:
+    signature = inspect.signature(HOOKS[name])
+    assert signature.return_annotation is not inspect.Signature.empty
+    for parameter in signature.parameters.values():
+        assert parameter.annotation is not inspect.Parameter.empty
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_the_example_runs_and_is_a_plugin(name: str) -> None:
+    module = ModuleType(f"example_{name}")
+    names = vars(types) | {"hookimpl": hookspecs.hookimpl, "Struct": Struct, "Annotated": Annotated, "Meta": Meta}
+    space = names | {"__name__": module.__name__}
+    exec(compile(example(HOOKS[name]), f"<{name}>", "exec"), space)
+    assert name in space, "the example implements its own hook"
+    setattr(module, name, space[name])
+    if name == "trunkline_hookspecs":
+        return  # its example names a module of the author's
+    host = Host([Found("example", module.__name__, module=module)], required=["example"])
+    assert host.plugins["example"].hooks == [name]
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_asked_by_the_host(name: str, sources: dict[str, Any]) -> None:
+    assert f'"{name}"' in sources["trunkline.core.host"].text
+
+
+HOST_METHODS = [name.removeprefix("trunkline_") for name in HOOKS if name != "trunkline_hookspecs"]
+
+
+@pytest.mark.parametrize("method", HOST_METHODS)
+def test_answers_are_used(method: str, sources: dict[str, Any]) -> None:
+    """Somebody calls the host's method of the hook's name."""
+    call = re.compile(rf"\bhost\.{method}\(")
+    users = [name for name, source in sources.items() if call.search(source.text)]
+    assert users, f"host.{method}() is called nowhere"
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_tested(name: str, repository: Path) -> None:
+    texts = [path.read_text() for path in (repository / "tests" / "core").rglob("test_*.py")]
+    assert any(name in text for text in texts)

@@ -1,0 +1,100 @@
+"""Who may import whom."""
+
+from __future__ import annotations
+
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+import pytest
+
+LAYERS = (
+    ("kernels",),
+    ("core.types", "core.errors", "core.guard"),
+    ("core.hookspecs",),
+    ("core.config", "core.host", "core.discovery"),
+    ("core.cache", "core.model"),
+    ("core.engine",),
+    ("core.server",),
+    ("core.cli", "core.commands"),
+    ("core.testing",),
+)
+FOR_PLUGINS = ("core.types", "core.errors", "core.hookspecs", "core.server.api", "kernels")
+
+
+def inside(name: str, part: str) -> bool:
+    return name == part or name.startswith(f"{part}.")
+
+
+def layer(name: str) -> int:
+    """Height of a module; core's own ``__init__`` exports Engine lazily and stands on top."""
+    if name == "core":
+        return len(LAYERS)
+    [height] = [height for height, parts in enumerate(LAYERS) if any(inside(name, part) for part in parts)]
+    return height
+
+
+def violations(edges: dict[str, set[str]]) -> list[str]:
+    """Imports that the rule forbids, as "a imports b"."""
+    bad = []
+    for module, targets in edges.items():
+        name = module.removeprefix("trunkline.")
+        for target in (target.removeprefix("trunkline.") for target in targets):
+            if inside(name, "plugins"):
+                own = ".".join(name.split(".")[:2])
+                allowed = any(inside(target, part) for part in (*FOR_PLUGINS, own))
+            else:
+                allowed = not inside(target, "plugins") and layer(target) <= layer(name)
+            if not allowed:
+                bad.append(f"{name} imports {target}")
+    return bad
+
+
+def cycle(edges: dict[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
+
+
+def test_imports_point_downwards(edges: dict[str, set[str]]) -> None:
+    assert violations(edges) == []
+
+
+def test_no_import_cycles_lazy_imports_included(edges: dict[str, set[str]]) -> None:
+    assert cycle(edges) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "target"),
+    [
+        ("trunkline.kernels.backend", "trunkline.core.types"),
+        ("trunkline.core.host", "trunkline.core.engine.loop"),
+        ("trunkline.core.server.api", "trunkline.plugins.generation"),
+        ("trunkline.plugins.generation", "trunkline.core.engine.messages"),
+        ("trunkline.plugins.generation", "trunkline.plugins.other"),
+    ],
+)
+def test_a_forbidden_import_is_found(edges: dict[str, set[str]], module: str, target: str) -> None:
+    assert violations({module: {target}}) == [f"{module} imports {target}".replace("trunkline.", "")]
+
+
+def test_a_cycle_is_found() -> None:
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+
+
+def test_absolute_imports_across_folders_relative_ones_inside(sources: dict[str, Any]) -> None:
+    for source in sources.values():
+        folder = source.name.split(".")[0]
+        for line in source.text.splitlines():
+            assert f"from trunkline.{folder}" not in line or folder == "plugins", f"{source.path}: {line}"
+
+
+def test_heavy_libraries_stay_out_of_cheap_modules(sources: dict[str, Any]) -> None:
+    """types, hookspecs, config, host and the CLI are imported by ``trunkline --help``."""
+    heavy = {"torch", "transformers", "litestar", "triton", "numba", "uvicorn", "huggingface_hub"}
+    cheap = ("types", "errors", "hookspecs", "config", "host", "discovery", "cli", "commands.serve", "commands.flags")
+    for name in cheap:
+        imported = {target.split(".")[0] for target in sources[f"trunkline.core.{name}"].imports()}
+        assert not imported & heavy, name

@@ -1,0 +1,64 @@
+"""Security rules that can be seen in the source."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import pytest
+
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "multiprocessing"}
+CALLS = {
+    "eval",
+    "exec",
+    "torch.load",
+    "torch.save",
+    "torch.hub.load",
+    "np.load",
+    "numpy.load",
+    "os.system",
+    "yaml.load",
+}
+KEYWORDS = {"shell", "allow_pickle", "weights_only", "pickle"}
+
+
+def offences(tree: ast.AST) -> list[str]:
+    """What can run a stranger's code: unpickling, evaluating, shells."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] in MODULES]
+        elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] in MODULES:
+            found.append(node.module or "")
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            found += [name] if name in CALLS else []
+            found += [f"{name}({word.arg}=)" for word in node.keywords if word.arg in KEYWORDS]
+    return found
+
+
+def test_nothing_unpickles_evaluates_or_opens_a_shell(sources: dict[str, Any]) -> None:
+    found = {source.name: offences(source.tree) for source in sources.values() if offences(source.tree)}
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from multiprocessing import Process",
+        "torch.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "subprocess.run(line, shell=True)",
+        "eval(text)",
+    ],
+)
+def test_an_offence_is_found(code: str) -> None:
+    assert offences(ast.parse(code))
+
+
+def test_environment_is_read_where_it_is_expected(sources: dict[str, Any]) -> None:
+    """Settings come from flags and files; the environment only says where caches are."""
+    users = {source.name for source in sources.values() if "os.environ" in source.text or "getenv" in source.text}
+    expected = {"core.model.catalogue", "core.model.info", "core.server.supervisor", "kernels.threads"}
+    assert users <= expected, users - expected

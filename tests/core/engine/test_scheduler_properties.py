@@ -1,0 +1,384 @@
+"""The scheduler over a fake model: always alive, no slot lost or shared, same tokens as alone.
+
+The fake model's "keys and values" of a token are a hash of everything before it, kept per slot;
+the next token is a function of that hash. A slot that was overwritten, freed too early or taken
+from the wrong prefix therefore changes what a request says, and is seen at the next read.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from trunkline.core.cache.ledger import Holding, Ledger
+from trunkline.core.cache.pool import SlotPool, SlotTable
+from trunkline.core.cache.radix import RadixCache
+from trunkline.core.engine.batch import Batch
+from trunkline.core.engine.scheduler import Scheduler
+from trunkline.core.types import Needs, Request
+
+PRIME = (1 << 61) - 1
+END = 0  # the token that ends a sequence early
+SHARED = [[random.Random(seed).randrange(1, 7) for _ in range(200)] for seed in range(3)]  # common beginnings
+
+
+def after(state: int, token: int) -> int:
+    return (state * 1_000_003 + token + 1) % PRIME
+
+
+def beginning(namespace: bytes) -> int:
+    return int.from_bytes(namespace, "little") + 17
+
+
+def next_token(state: int) -> int:
+    return (state >> 5) % 64
+
+
+def alone(prompt: list[int], namespace: bytes, new: int) -> list[int]:
+    """What a request says when it has the model for itself and no limit on slots."""
+    tokens, state = list(prompt), beginning(namespace)
+    for token in prompt:
+        state = after(state, token)
+    for _ in range(new):
+        tokens.append(next_token(state))
+        if tokens[-1] == END:
+            break
+        state = after(state, tokens[-1])
+    return tokens
+
+
+class World:
+    """A scheduler, a fake model, and everything that must hold between them."""
+
+    def __init__(self, capacity: int, *, chunk: int | None, max_running: int, policy: str, cache: bool) -> None:
+        self.pool = SlotPool(capacity)
+        self.table = SlotTable(max_running, capacity)
+        self.radix = RadixCache() if cache else None
+        self.chunk, self.max_running = chunk, max_running
+        self.scheduler = Scheduler(
+            self.pool, self.table, self.radix, chunk=chunk, max_running=max_running, policy=policy
+        )
+        self.memory = np.zeros(capacity, dtype=np.int64)
+        self.live: dict[int, Request] = {}
+        self.states: dict[int, list[int]] = {}  # per request: the right memory of each known token
+        self.passes = self.retractions = self.reused = self.added = self.pass_bound = 0
+
+    def add(self, prompt: list[int], *, new: int, namespace: bytes = b"", **options: Any) -> None:
+        reuse_up_to = options.pop("reuse_up_to", None)
+        request = Request(
+            key=self.added,
+            rid="",
+            task="",
+            params=None,
+            tokens=list(prompt),
+            prompt_len=len(prompt),
+            needs=Needs(new_tokens=new, reuse_up_to=reuse_up_to),
+            namespace=namespace,
+            **options,
+        )
+        self.added += 1
+        self.pass_bound += len(prompt) + new
+        self.live[request.key] = request
+        self.states[request.key] = []
+        self.scheduler.add(request)
+
+    def demand(self) -> int:
+        return sum(request.prompt_len + request.needs.new_tokens for request in self.live.values())
+
+    def expected(self, request: Request, end: int) -> list[int]:
+        states = self.states[request.key]
+        for token in request.tokens[len(states) : end]:
+            states.append(after(states[-1] if states else beginning(request.namespace), token))
+        return states[:end]
+
+    def step(self, fails: str = "nothing") -> bool:
+        """One pass; False when there was nothing to do. ``fails``: everything, or only its last row."""
+        first = self.scheduler.requests()[0] if self.scheduler.running else None
+        batch = self.scheduler.plan()
+        if batch is None:
+            assert self.scheduler.idle, "requests are here and nothing runs"
+            assert not self.live
+            return False
+        assert first is None or any(row.request is first for row in batch.rows), "the first made no progress"
+        self.check_batch(batch)
+        self.forward(batch)
+        if fails == "row":
+            failed = batch.rows[-1].request
+            batch = batch.without({failed.key})
+            self.scheduler.commit(batch)
+            self.remove(failed)
+        elif fails == "nothing":
+            self.scheduler.commit(batch)
+        if fails != "pass":
+            self.passes += 1
+            self.collect(batch)
+        return True
+
+    def check_batch(self, batch: Batch) -> None:
+        assert 0 < len(batch.rows) <= self.max_running
+        for index, row in enumerate(batch.rows):
+            request = row.request
+            assert request.computed == row.start < row.end <= len(request.tokens)
+            if index < batch.decodes:
+                assert request.output_len > 0
+                assert row.final
+                assert row.end - row.start == 1
+            if self.chunk is None:
+                assert row.final
+        if self.chunk is not None:
+            assert batch.tokens - batch.decodes <= max(self.chunk - batch.decodes, self.chunk // 4, 1)
+        for request in batch.started:
+            cap = request.prompt_len - 1 if request.needs.reuse_up_to is None else request.needs.reuse_up_to
+            assert 0 <= request.cached <= (min(cap, request.prompt_len - 1) if request.cacheable else 0)
+            self.reused += request.cached
+        self.retractions += len(batch.retracted)
+
+    def forward(self, batch: Batch) -> None:
+        written: set[int] = set()
+        read: set[int] = set()
+        for row in batch.rows:
+            slots = self.table.slots[row.table_row, : row.end]
+            known = self.expected(row.request, row.end)
+            assert self.memory[slots[: row.start]].tolist() == known[: row.start], "keys and values were lost"
+            new = slots[row.start :].tolist()
+            assert written.isdisjoint(new), "two rows write to one slot"
+            assert len(set(new)) == len(new)
+            written.update(new)
+            read.update(slots[: row.start].tolist())
+        assert written.isdisjoint(read), "a row writes over what another reads"
+        for row in batch.rows:
+            self.memory[self.table.slots[row.table_row, row.start : row.end]] = self.expected(row.request, row.end)[
+                row.start :
+            ]
+
+    def collect(self, batch: Batch) -> None:
+        for row in batch.rows:
+            request = row.request
+            assert request.computed == row.end
+            if not row.final:
+                continue
+            if request.needs.new_tokens:
+                last = self.table.slots[row.table_row, row.end - 1]
+                request.tokens.append(next_token(int(self.memory[last])))
+            if request.output_len == request.needs.new_tokens or (request.output_len and request.tokens[-1] == END):
+                prompt = request.tokens[: request.prompt_len]
+                assert request.tokens == alone(prompt, request.namespace, request.needs.new_tokens)
+                self.remove(request)
+
+    def remove(self, request: Request) -> None:
+        self.scheduler.finish(request)
+        del self.live[request.key], self.states[request.key]
+
+    def check_slots(self) -> None:
+        """Every slot is free, cached, or private to one request; every lock has its holder."""
+        holdings = [request.schedule.holding for request in self.live.values()]
+        owners = [self.pool._stack[: self.pool.free]]
+        owners += [self.table.slots[held.row, held.held : held.allocated] for held in holdings if held.row >= 0]
+        if self.radix is not None:
+            nodes = self.radix._nodes()
+            owners += [node.slots for node in nodes]
+            assert self.radix._root.locks == sum(held.node is not None for held in holdings)
+        assert sorted(np.concatenate(owners).tolist()) == list(range(self.pool.capacity)), "a slot leaked or is shared"
+        assert len({held.row for held in holdings if held.row >= 0}) == self.scheduler.running
+
+    def drain(self) -> None:
+        """Everything ends within as many passes as there were tokens, and nothing is left behind."""
+        while self.step():
+            assert self.passes <= self.pass_bound
+        self.check_slots()
+        assert self.scheduler.free_slots() == self.pool.capacity
+        assert self.scheduler.flush()
+        assert self.pool.free == self.pool.capacity
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize(
+        capacity=st.integers(4, 90),
+        chunk=st.sampled_from([None, 1, 2, 7, 16, 64]),
+        max_running=st.integers(1, 8),
+        policy=st.sampled_from(["lpm", "fcfs"]),
+        cache=st.booleans(),
+    )
+    def start(self, capacity: int, **options: Any) -> None:
+        self.world = World(capacity, **options)
+
+    @rule(
+        length=st.integers(1, 89),
+        new=st.integers(0, 40),
+        shared=st.tuples(st.integers(0, 2), st.integers(0, 89)),
+        priority=st.sampled_from([0, 0, 0, 1, -1]),
+        salt=st.sampled_from([b"", b"", b"s"]),
+        cacheable=st.sampled_from([True, True, True, False]),
+        reuse_up_to=st.sampled_from([None, None, 0, 3]),
+        copies=st.integers(1, 4),
+        seed=st.integers(0, 3),
+    )
+    def add(
+        self, length: int, new: int, shared: tuple[int, int], salt: bytes, copies: int, seed: int, **options: Any
+    ) -> None:
+        capacity = self.world.pool.capacity
+        length = min(length, capacity)
+        own = random.Random(seed)
+        prompt = SHARED[shared[0]][: min(shared[1], length)]
+        prompt = prompt + [own.randrange(1, 7) for _ in range(length - len(prompt))]
+        for _ in range(copies):
+            self.world.add(prompt, new=min(new, capacity - length), namespace=salt, **options)
+
+    @rule(passes=st.integers(1, 12))
+    def run(self, passes: int) -> None:
+        for _ in range(passes):
+            self.world.step()
+            self.world.check_slots()
+
+    @rule(what=st.sampled_from(["pass", "row"]))
+    def fail(self, what: str) -> None:
+        self.world.step(what)
+        self.world.check_slots()
+
+    @precondition(lambda self: self.world.live)
+    @rule(which=st.integers(0, 1000))
+    def abort(self, which: int) -> None:
+        requests = list(self.world.live.values())
+        self.world.remove(requests[which % len(requests)])
+        self.world.check_slots()
+
+    @rule()
+    def flush(self) -> None:
+        assert self.world.scheduler.flush() == (not self.world.live)
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.drain()
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def soak(seed: int, passes: int, *, check_every: int = 1) -> World:
+    """Random traffic that always wants ten times the pool, with aborts and failed passes."""
+    dice = random.Random(seed)
+    capacity = dice.randint(24, 120)
+    world = World(
+        capacity,
+        chunk=dice.choice([None, 1, 5, 16, 64, 256]),
+        max_running=dice.randint(2, 12),
+        policy=dice.choice(["lpm", "fcfs"]),
+        cache=dice.random() < 0.8,
+    )
+    while world.passes < passes:
+        while world.demand() < 10 * capacity:
+            length = dice.randint(1, dice.choice([capacity - 1, capacity // 4]))
+            prompt = SHARED[dice.randrange(3)][: dice.randint(0, length)]
+            prompt = prompt + [dice.randrange(1, 7) for _ in range(length - len(prompt))]
+            world.add(
+                prompt,
+                new=dice.randint(0, capacity - length),
+                namespace=dice.choice([b"", b"", b"salt"]),
+                priority=dice.choice([0, 0, 1]),
+                cacheable=dice.random() < 0.9,
+                reuse_up_to=dice.choice([None, None, None, 0, 9]),
+            )
+        world.step(dice.choices(["nothing", "pass", "row"], [95, 2, 3])[0])
+        if dice.random() < 0.02:
+            world.remove(dice.choice(list(world.live.values())))
+        if world.passes % check_every == 0:
+            world.check_slots()
+    world.drain()
+    return world
+
+
+def soak_all(seeds: int, passes: int) -> list[World]:
+    return [soak(seed, passes) for seed in range(seeds)]
+
+
+def test_a_pool_of_a_tenth_of_demand_is_enough() -> None:
+    worlds = soak_all(10, 300)
+    assert sum(world.retractions for world in worlds) > 30
+    assert sum(world.reused for world in worlds) > 200
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(1000, 1020))
+def test_a_million_passes(seed: int) -> None:
+    soak(seed, 50_000, check_every=20)
+
+
+def close_leaking(self: Ledger, holding: Holding, original: Callable[..., Any]) -> None:
+    holding.allocated = max(holding.held, holding.request.computed)  # forgets the slots of a failed pass
+    original(self, holding)
+
+
+def never_retract(self: Scheduler, draft: Any, original: Callable[..., Any]) -> bool:
+    return False
+
+
+def retract_the_first(self: Scheduler, draft: Any, original: Callable[..., Any]) -> Any:
+    self._running.reverse()
+    return original(self, draft)
+
+
+def reuse_everything(self: Holding, original: Callable[..., Any]) -> int:
+    return len(self.request.tokens) if self.request.cacheable else 0
+
+
+def evict_ignoring_locks(self: RadixCache, node: Any, original: Callable[..., Any]) -> None:
+    if node is not None and len(node.tokens) > 3:
+        original(self, node)
+
+
+def match_without_namespace(self: RadixCache, namespace: bytes, *arrays: Any, original: Callable[..., Any]) -> Any:
+    return original(self, b"", *arrays)
+
+
+def commit_too_much(self: Scheduler, batch: Batch, original: Callable[..., Any]) -> None:
+    original(self, batch)
+    for row in batch.rows:
+        row.request.computed = len(row.request.tokens)
+
+
+DEFECTS: list[tuple[type, str, Callable[..., Any]]] = [
+    (Ledger, "close", close_leaking),
+    (Scheduler, "_retract", never_retract),
+    (Scheduler, "_retract", retract_the_first),
+    (Scheduler, "commit", commit_too_much),
+    (Holding, "reusable", reuse_everything),
+    (RadixCache, "lock", evict_ignoring_locks),
+    (RadixCache, "insert", match_without_namespace),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "defect"), DEFECTS, ids=lambda value: getattr(value, "__name__", value))
+def test_the_soak_catches(owner: type, name: str, defect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda self, *args: defect(self, *args, original=original))
+    if name == "insert":
+        match = RadixCache.match
+        monkeypatch.setattr(RadixCache, "match", lambda self, namespace, tokens: match(self, b"", tokens))
+        monkeypatch.setattr(RadixCache, "probe", lambda self, namespace, tokens: match(self, b"", tokens).length)
+    with pytest.raises(AssertionError):
+        soak_all(8, 250)
+
+
+def test_the_machine_catches_a_first_request_that_is_retracted(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Scheduler._retract
+    monkeypatch.setattr(Scheduler, "_retract", lambda self, draft: retract_the_first(self, draft, original))
+    quick = settings(
+        max_examples=300,
+        stateful_step_count=30,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(SchedulerMachine, settings=quick)

@@ -1,0 +1,90 @@
+"""Who is next in line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trunkline.core.cache.ledger import Holding
+from trunkline.core.engine.waiting import Entry, InFlight, WaitingQueue
+from trunkline.core.types import Request
+
+
+def entry(order: int, priority: int = 0, cached: int = 0) -> Entry:
+    request = Request(order, "", "", None, [1], 1, priority=priority)
+    made = Entry(Holding(request, np.array([1], dtype=np.int32)), order)
+    made.cached = cached
+    return made
+
+
+def holding(tokens: list[int], *, computed: int = 0, namespace: bytes = b"", cacheable: bool = True) -> Holding:
+    request = Request(0, "", "", None, tokens, len(tokens), namespace=namespace, cacheable=cacheable)
+    request.computed = computed
+    return Holding(request, np.array(tokens, dtype=np.int32))
+
+
+def orders(queue: WaitingQueue) -> list[int]:
+    return [entry.order for entry in queue.candidates(lambda entry: entry.cached)]
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("fcfs", [2, 0, 1, 3]), ("lpm", [2, 3, 0, 1])])
+def test_order(policy: str, expected: list[int]) -> None:
+    queue = WaitingQueue(policy, patience=10)
+    for one in (entry(0), entry(1), entry(2, priority=1), entry(3, cached=9)):
+        queue.add(one)
+    assert orders(queue) == expected
+    assert len(queue) == len(list(queue)) == 4
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "lpm"])
+def test_retracted_requests_come_first_within_their_priority(policy: str) -> None:
+    queue = WaitingQueue(policy, patience=10)
+    for one in (entry(0, cached=9), entry(1, priority=1)):
+        queue.add(one)
+    queue.put_back(entry(7))
+    queue.put_back(entry(5))
+    assert orders(queue) == [1, 5, 7, 0]
+
+
+def test_patience_ends() -> None:
+    queue = WaitingQueue("lpm", patience=3)
+    queue.add(entry(0))
+    for number in range(1, 4):
+        favourite = entry(number, cached=50)
+        queue.add(favourite)
+        assert orders(queue)[0] == number
+        queue.admit(favourite)
+    queue.add(entry(9, cached=50))
+    assert orders(queue) == [0, 9]
+
+
+def test_leaving() -> None:
+    queue = WaitingQueue("lpm", patience=3)
+    first, second = entry(0), entry(1)
+    queue.add(first)
+    queue.add(second)
+    queue.remove(first)
+    assert orders(queue) == [1]
+
+
+TOKENS = list(range(100))
+
+
+@pytest.mark.parametrize(
+    ("running", "candidate", "cached", "expected"),
+    [
+        (holding(TOKENS), holding(TOKENS), 0, True),
+        (holding(TOKENS, computed=40), holding(TOKENS), 40, True),
+        (holding(TOKENS, computed=40), holding([*TOKENS[:71], 5]), 40, False),  # too little left to share
+        (holding(TOKENS, computed=40), holding([*TOKENS[:72], 5]), 40, True),
+        (holding(TOKENS, computed=90), holding(TOKENS), 90, False),
+        (holding(TOKENS), holding(TOKENS, namespace=b"salt"), 0, False),
+        (holding(TOKENS), holding(TOKENS, cacheable=False), 0, False),
+        (holding(TOKENS, cacheable=False), holding(TOKENS), 0, False),
+        (holding(TOKENS, computed=40), holding([9, *TOKENS[1:]]), 40, False),  # same stretch, other beginning
+    ],
+)
+def test_waiting_for_a_prefix_in_flight(running: Holding, candidate: Holding, cached: int, expected: bool) -> None:
+    in_flight = InFlight()
+    in_flight.add(running)
+    assert in_flight.covers(candidate, cached) == expected

@@ -1,0 +1,95 @@
+"""The engine process dies, hangs, falls silent, talks nonsense: it is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trunkline.core.errors import EngineDown, ModelError
+from trunkline.core.server.supervisor import Patience
+from trunkline.core.types import Submission
+
+SHORT = Patience(unhealthy=0.3, silent=1.0, one_pass=5.0, tick=0.05)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("fault", ["die", "silent", "hang", "nonsense"])
+async def test_a_lost_engine_is_replaced(start: Callable[..., Any], params: Any, fault: str) -> None:
+    engine = await start(patience=SHORT)
+    pid = engine.supervisor.pid
+    (reply,) = engine.submit("m", "echo", [Submission(prompt=[1], params=params(queue=60), rid="r")])
+    pending = engine.call(fault)
+    with pytest.raises(EngineDown) as caught:
+        await reply.result()
+    assert caught.value.status == 503
+    assert caught.value.retry_after
+    with pytest.raises(EngineDown):
+        await pending
+    await until(lambda: engine.supervisor.healthy)
+    assert engine.supervisor.pid != pid
+    assert engine.supervisor.restarts == 1
+    (again,) = engine.submit("m", "echo", [Submission(prompt=[1], params=params(), rid="r")])
+    await again.result()
+
+
+async def test_kill_is_noticed_at_once(start: Callable[..., Any], params: Any) -> None:
+    engine = await start()
+    (reply,) = engine.submit("m", "echo", [Submission(prompt=[1], params=params(queue=60), rid="r")])
+    os.kill(engine.supervisor.pid, signal.SIGKILL)
+    with pytest.raises(EngineDown, match="it died"):
+        await asyncio.wait_for(reply.result(), 5)
+    assert not engine.supervisor.healthy
+
+
+async def test_a_stopped_engine_is_unhealthy_then_recovers(start: Callable[..., Any], params: Any) -> None:
+    engine = await start(patience=Patience(unhealthy=0.3, silent=60, tick=0.05))
+    pid = engine.supervisor.pid
+    os.kill(pid, signal.SIGSTOP)
+    await until(lambda: not engine.supervisor.healthy)
+    os.kill(pid, signal.SIGCONT)
+    await until(lambda: engine.supervisor.healthy)
+    assert engine.supervisor.restarts == 0
+    assert engine.supervisor.pid == pid
+
+
+async def test_a_stopped_engine_is_replaced_in_the_end(start: Callable[..., Any]) -> None:
+    engine = await start(patience=SHORT)
+    os.kill(engine.supervisor.pid, signal.SIGSTOP)
+    await until(lambda: engine.supervisor.restarts == 1)
+    await until(lambda: engine.supervisor.healthy)
+
+
+@pytest.mark.parametrize(("mode", "reason"), [("fails", "made of cheese"), ("dies", "exit status 3")])
+async def test_a_first_start_that_fails_says_why(start: Callable[..., Any], mode: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        await start({"model_path": "m", "revision": mode})
+
+
+async def test_a_crash_loop_ends_with_the_reason(start: Callable[..., Any], tmp_path: Path) -> None:
+    template = tmp_path / "template"
+    template.write_text("x")
+    model = {"model_path": "m", "revision": "once", "chat_template": str(template)}
+    engine = await start(model, patience=Patience(crashes=3, tick=0.05))
+    os.kill(engine.supervisor.pid, signal.SIGKILL)
+    reason = await asyncio.wait_for(engine.supervisor.ended, 30)
+    assert "failed 3 times" in reason
+    assert "exit status 4" in reason
+
+
+async def test_stop_leaves_no_process(start: Callable[..., Any]) -> None:
+    engine = await start()
+    pid = engine.supervisor.pid
+    await engine.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

@@ -1,0 +1,242 @@
+"""Tokenizers made on the spot, a scripted engine, and an app with the plugin's routes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from litestar import Litestar, Request
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api import dialect_of, error_response
+from trunkline.core.types import ModelInfo, ServedModel, Submission
+from trunkline.plugins.generation.chat import chat_routes
+from trunkline.plugins.generation.routes import generate_routes
+from trunkline.plugins.generation.service import Service
+from trunkline.plugins.generation.settings import GenerationSettings
+
+TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m.role == 'refused' %}{{ raise_exception('no such role here') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CORPUS = ["the quick brown fox jumps over the lazy dog", "hello world, hello there", "中文 字符 émoji 🙂🙃 naïve"] * 5
+
+
+def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<|im_start|>", "<|im_end|>")])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    wrapped.chat_template = TEMPLATE
+    return wrapped
+
+
+@pytest.fixture(scope="session")
+def byte_level() -> PreTrainedTokenizerFast:
+    """GPT-2's kind: every byte is a token, characters may be split over tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return _wrap(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def metaspace() -> PreTrainedTokenizerFast:
+    """Llama 2's kind: words carry their space, the first one loses it, rare characters are bytes."""
+    pieces = [
+        "<unk>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        *"abcdefghijklmnopqrstuvwxyz,",
+        "▁hello",
+        "▁world",
+    ]
+    merges = [("▁", "h"), ("e", "l")]
+    vocabulary = {piece: index for index, piece in enumerate([*pieces, *(a + b for a, b in merges)])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return _wrap(tokenizer)
+
+
+class FakeReply:
+    """A reply that a script feeds."""
+
+    def __init__(self, item: Submission) -> None:
+        self.item = item
+        self.rid = item.rid
+        self.prompt_tokens = len(item.prompt)
+        self.cached_tokens = 0
+        self.tokens: list[int] = []
+        self.data: Any = None
+        self.finish: dict[str, Any] | None = None
+        self.error: RequestError | None = None
+        self.created = time.perf_counter()
+        self.finished = 0.0
+        self.cancelled = False
+        self._news = asyncio.Event()
+        self._over = asyncio.Event()
+
+    def add(self, *tokens: int, finish: dict[str, Any] | None = None, error: RequestError | None = None) -> None:
+        if self._over.is_set():
+            return
+        self.tokens += tokens
+        self.finish, self.error = finish, error
+        self._news.set()
+        if finish or error:
+            self.finished = time.perf_counter()
+            self._over.set()
+
+    async def wait(self) -> None:
+        if not self._over.is_set():
+            await self._news.wait()
+        self._news.clear()
+
+    async def result(self) -> None:
+        await self._over.wait()
+        if self.error:
+            raise self.error
+
+    def cancel(self) -> None:
+        if not self._over.is_set():
+            self.cancelled = True
+            self.add(finish={"type": "abort", "message": "Aborted", "status_code": None, "err_type": None})
+
+
+Script = Callable[[Submission], Sequence[int | dict[str, Any] | RequestError]]
+
+
+class FakeEngine:
+    """Answers with ``script(item)``: tokens one by one, then a finish reason or an error."""
+
+    def __init__(self, tokenizer: Any, **served: Any) -> None:
+        info = ModelInfo(
+            path=served.pop("path", "/nowhere"),
+            architecture="LlamaForCausalLM",
+            model_type="llama",
+            context_length=served.pop("context_length", 100),
+            vocab_size=len(tokenizer) if tokenizer else 1000,
+            hidden_size=8,
+            causal=True,
+        )
+        name = served.pop("name", "fake")
+        self.models = [
+            ServedModel(
+                name=name,
+                model_path=name,
+                tokenizer_path=name,
+                info=info,
+                tasks={"generation": True},
+                max_total_tokens=served.pop("max_total_tokens", 1000),
+                max_running_requests=8,
+                dtype="float32",
+                attention_backend="cpu",
+            )
+        ]
+        self._tokenizer = tokenizer
+        self.script: Script = lambda item: [{"type": "length", "length": 0}]
+        self.items: list[Submission] = []
+        self.replies: list[FakeReply] = []
+        self.refuse: RequestError | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def choose(self, task: str, name: str | None = None) -> ServedModel:
+        return self.models[0]
+
+    def tokenizer(self, model: str) -> Any:
+        return self._tokenizer
+
+    async def tokenize(self, model: str, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        return [self._tokenizer.encode(text, add_special_tokens=special) for text in texts]
+
+    async def off_loop(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.to_thread(function, *args)
+
+    def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[FakeReply]:
+        if self.refuse is not None:
+            raise self.refuse
+        replies = [FakeReply(item) for item in items]
+        self.items += items
+        self.replies += replies
+        for reply in replies:
+            task_ = asyncio.create_task(self._play(reply))
+            self._tasks.add(task_)
+            task_.add_done_callback(self._tasks.discard)
+        return replies
+
+    async def _play(self, reply: FakeReply) -> None:
+        if reply.item.params.max_new_tokens == 0:
+            reply.add(finish={"type": "length", "length": 0})
+        events = list(self.script(reply.item))
+        while events:
+            for _ in range(8):  # let readers see every step
+                await asyncio.sleep(0)
+            event = events.pop(0)
+            tokens = [event] if isinstance(event, int) else []
+            if tokens and events and isinstance(events[0], dict):  # the last token carries the finish reason
+                event = events.pop(0)
+            if isinstance(event, RequestError):
+                reply.add(error=event)
+            elif isinstance(event, dict):
+                reply.add(*tokens, finish=event)
+            else:
+                reply.add(event)
+
+    def says(self, text: str, finish: dict[str, Any] | None = None) -> None:
+        """From now on every request is answered with the tokens of ``text``."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        self.script = lambda item: [*ids, finish or {"type": "length", "length": len(ids)}]
+
+
+@pytest.fixture
+def make_engine(byte_level: PreTrainedTokenizerFast) -> Callable[..., FakeEngine]:
+    return lambda tokenizer=byte_level, **served: FakeEngine(tokenizer, **served)
+
+
+@pytest.fixture
+def engine(make_engine: Callable[..., FakeEngine]) -> FakeEngine:
+    return make_engine()
+
+
+@pytest.fixture
+def make_settings() -> Callable[..., dict[str, Any]]:
+    def make(**generation: Any) -> dict[str, Any]:
+        return {
+            "generation": GenerationSettings(**generation),
+            "server": SimpleNamespace(max_batch_size=16, stream_timeout=5.0),
+            "engine": SimpleNamespace(random_seed=1),
+        }
+
+    return make
+
+
+@pytest.fixture
+def make_app(make_settings: Callable[..., dict[str, Any]]) -> Callable[..., Litestar]:
+    """The routes over an engine; errors rendered as the server renders them."""
+
+    def refuse(request: Request[Any, Any, Any], error: RequestError) -> Any:
+        return error_response(error, dialect_of(request))
+
+    def make(engine: Any, **generation: Any) -> Litestar:
+        service = Service(engine, make_settings(**generation))
+        return Litestar([*generate_routes(service), *chat_routes(service)], exception_handlers={RequestError: refuse})
+
+    return make
+
+
+@pytest.fixture
+async def client(engine: FakeEngine, make_app: Callable[..., Litestar]) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(engine)), base_url="http://test") as client:
+        yield client

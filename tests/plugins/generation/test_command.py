@@ -1,0 +1,101 @@
+"""``trunkline chat``: against a scripted transport, piped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from trunkline.plugins.generation.command import ChatFailed, Conversation, chat
+
+Seen = list[dict[str, Any]]
+
+
+def delta(text: str) -> str:
+    return f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'content': text}}]})}\n\n"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Seen]:
+    """``server(*answers)``: every httpx client gets these; returns the bodies that it was sent."""
+
+    def start(*answers: httpx.Response | Exception) -> Seen:
+        seen: Seen = []
+        left: Iterator[httpx.Response | Exception] = iter(answers)
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            seen.append(json.loads(request.content) | {"auth": request.headers.get("authorization")})
+            reply = next(left)
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+
+        real = httpx.Client
+        monkeypatch.setattr(httpx, "Client", lambda **options: real(transport=httpx.MockTransport(answer), **options))
+        return seen
+
+    return start
+
+
+def says(*pieces: str) -> httpx.Response:
+    return httpx.Response(200, text="".join(map(delta, pieces)) + "data: [DONE]\n\n")
+
+
+def run(text: str, *flags: str) -> Any:
+    app = typer.Typer()
+    app.command()(chat)
+    return CliRunner().invoke(app, list(flags), input=text)
+
+
+def test_piped_lines_are_turns_with_a_history(server: Callable[..., Seen]) -> None:
+    seen = server(says("he", "llo"), says("again"), says("fresh"))
+    result = run("hi\n\nmore\n/reset\nthird\n/exit\nnever\n", "--system", "be kind", "--max-tokens", "5")
+    assert result.exit_code == 0
+    assert result.stdout == "hello\nagain\nfresh\n"
+    assert [message["content"] for message in seen[1]["messages"]] == ["be kind", "hi", "hello", "more"]
+    assert [message["content"] for message in seen[2]["messages"]] == ["be kind", "third"]
+    assert seen[0]["max_tokens"] == 5
+    assert "temperature" not in seen[0]
+    assert seen[0]["auth"] is None
+
+
+def test_the_key_is_sent(server: Callable[..., Seen]) -> None:
+    seen = server(says("x"))
+    assert run("hi\n", "--api-key", "secret").exit_code == 0
+    assert seen[0]["auth"] == "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (httpx.ConnectError("no"), "start one with `trunkline serve`"),
+        (httpx.ReadError("cut"), "broke: cut"),
+        (httpx.Response(400, json={"message": "too long"}), "too long (HTTP 400)"),
+        (httpx.Response(404, json={"error": {"message": "no such model"}}), "no such model (HTTP 404)"),
+        (httpx.Response(401, json={"error": "Unauthorized"}), "Unauthorized (HTTP 401)"),
+        (httpx.Response(502, text="<html>"), "The server answered HTTP 502."),
+        (httpx.Response(200, text='data: {"error": {"message": "engine gone"}}\n\n'), "engine gone"),
+    ],
+)
+def test_failures_are_a_sentence_and_exit_1(
+    server: Callable[..., Seen], answer: httpx.Response | Exception, message: str
+) -> None:
+    server(answer)
+    result = run("hi\nmore\n")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_an_answer_cut_short_stays_in_the_history(server: Callable[..., Seen]) -> None:
+    server(httpx.Response(200, text=delta("half") + 'data: {"error": {"message": "gone"}}\n\n'))
+    with httpx.Client(base_url="http://test") as client:
+        conversation = Conversation(client, system=None, options={})
+        with pytest.raises(ChatFailed, match="gone"):
+            list(conversation.say("hi"))
+    assert [message["content"] for message in conversation.messages] == ["hi", "half"]

@@ -1,0 +1,332 @@
+"""``/generate`` over HTTP with a scripted engine: shapes, streaming, and every refusal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from litestar import Litestar
+
+from trunkline.core.errors import QueueFull, RequestError
+
+ABORTED = {"type": "abort", "message": "Aborted", "status_code": None, "err_type": None}
+
+
+async def generate(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
+    return await client.post("/generate", json=body)
+
+
+async def frames(client: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]]:
+    """The events of a stream; its last must be [DONE]."""
+    response = await generate(client, stream=True, **body)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    events = response.text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+
+
+# -- whole answers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+async def test_single(client: httpx.AsyncClient, engine: Any, method: str) -> None:
+    engine.says(" fox")
+    response = await client.request(method, "/generate", json={"text": "hello", "rid": "mine", "online": True})
+    assert response.status_code == 200
+    record = response.json()
+    prompt = engine.items[0].prompt
+    assert record["text"] == " fox"
+    assert record["output_ids"] == engine.replies[0].tokens
+    meta = record["meta_info"]
+    assert meta.pop("e2e_latency") >= 0
+    assert meta == {
+        "id": "mine",
+        "finish_reason": {"type": "length", "length": len(record["output_ids"])},
+        "prompt_tokens": len(prompt),
+        "weight_version": "default",
+        "completion_tokens": len(record["output_ids"]),
+        "cached_tokens": 0,
+    }
+
+
+async def test_a_batch_keeps_its_order(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.script = lambda item: [*item.prompt, {"type": "length", "length": 1}]
+    records = (await generate(client, text=["hello", "fox"], rid="x")).json()
+    assert [record["text"] for record in records] == ["hello", "fox"]
+    assert [record["meta_info"]["id"] for record in records] == ["x_0", "x_1"]
+    assert isinstance((await generate(client, text=["hello"])).json(), list)
+    assert (await generate(client, text=[])).json() == []
+
+
+async def test_ids_win_over_text(client: httpx.AsyncClient, engine: Any) -> None:
+    assert (await generate(client, text=["a", "b"], input_ids=[1, 2])).json()["meta_info"]["prompt_tokens"] == 2
+    assert len((await generate(client, input_ids=[[1, 2], [3]])).json()) == 2
+
+
+async def test_n_is_prompt_major_with_fresh_ids_and_a_primed_prefix(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.script = lambda item: [item.prompt[0], {"type": "length", "length": 1}]
+    body = {"input_ids": [[1, 2], [3, 4]], "sampling_params": {"n": 2, "sampling_seed": 5}, "rid": ["a", "b"]}
+    records = (await client.post("/generate", json=body)).json()
+    assert [record["output_ids"] for record in records] == [[1], [1], [3], [3]]
+    ids = {record["meta_info"]["id"] for record in records}
+    assert len(ids) == 4
+    assert not ids & {"a", "b"}
+    primes, samples = engine.items[:2], engine.items[2:]
+    assert [item.params.max_new_tokens for item in primes] == [0, 0]
+    assert [item.params.seed for item in samples] == [5, 6, 5, 6]
+
+
+async def test_sampling_params_per_prompt(client: httpx.AsyncClient, engine: Any) -> None:
+    await generate(client, text=["a", "b"], sampling_params=[{"max_new_tokens": 1}, {"max_new_tokens": 2}])
+    assert [item.params.max_new_tokens for item in engine.items] == [1, 2]
+
+
+async def test_a_seed_that_isn_t_given_differs(client: httpx.AsyncClient, engine: Any) -> None:
+    await generate(client, text=["a", "a"])
+    assert engine.items[0].params.seed != engine.items[1].params.seed
+
+
+async def test_new_tokens_are_cut_to_the_context(client: httpx.AsyncClient, engine: Any) -> None:
+    await generate(client, input_ids=[1] * 10, sampling_params={"max_new_tokens": None})
+    await generate(client, input_ids=[1] * 10)
+    assert [item.params.max_new_tokens for item in engine.items] == [88, 88]
+
+
+async def test_salt_and_priority_reach_the_engine(client: httpx.AsyncClient, engine: Any) -> None:
+    await generate(client, text="a", extra_key="tenant", priority=3)
+    assert (engine.items[0].salt, engine.items[0].priority) == (b"tenant", 3)
+
+
+@pytest.mark.parametrize("trim", [True, False])
+async def test_stop_strings_are_cut_from_the_text(client: httpx.AsyncClient, engine: Any, trim: bool) -> None:
+    engine.says("the fox jumps", {"type": "stop", "matched": "fox"})
+    params = {"stop": "fox", "no_stop_trim": not trim}
+    record = (await generate(client, text="a", sampling_params=params)).json()
+    assert record["text"] == ("the " if trim else "the fox jumps")
+    assert record["meta_info"]["finish_reason"] == {"type": "stop", "matched": "fox"}
+
+
+async def test_a_stop_token_is_no_text_but_is_an_output(
+    client: httpx.AsyncClient, engine: Any, byte_level: Any
+) -> None:
+    fox, dog = (byte_level.encode(word, add_special_tokens=False)[0] for word in ("f", "d"))
+    engine.script = lambda item: [fox, dog, {"type": "stop", "matched": dog}]
+    record = (await generate(client, text="a")).json()
+    assert record["text"] == byte_level.decode([fox])
+    assert record["output_ids"] == [fox, dog]
+
+
+async def test_special_tokens_show_on_demand(client: httpx.AsyncClient, engine: Any, byte_level: Any) -> None:
+    start = byte_level.convert_tokens_to_ids("<|im_start|>")
+    engine.script = lambda item: [start, {"type": "length", "length": 1}]
+    assert (await generate(client, text="a")).json()["text"] == ""
+    record = await generate(client, text="a", sampling_params={"skip_special_tokens": False})
+    assert record.json()["text"] == "<|im_start|>"
+
+
+async def test_an_aborted_request_is_a_result(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.script = lambda item: [5, ABORTED]
+    response = await generate(client, text="a")
+    assert response.status_code == 200
+    assert response.json()["meta_info"]["finish_reason"] == ABORTED
+
+
+async def test_without_tokenizer(make_engine: Callable[..., Any], make_app: Callable[..., Litestar]) -> None:
+    engine = make_engine(None)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(engine)), base_url="http://t") as client:
+        assert "text" not in (await generate(client, input_ids=[1])).json()
+        refused = await generate(client, text="a")
+        assert refused.status_code == 400
+        assert "provide input_ids" in refused.json()["error"]["message"]
+
+
+# -- streams ---------------------------------------------------------------------------------
+
+
+async def test_stream_is_cumulative_and_ends_as_the_whole(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.says("naïve 🙂 fox")
+    whole = (await generate(client, text="a")).json()
+    seen = await frames(client, text="a")
+    assert len(seen) > 3
+    for earlier, later in zip(seen, seen[1:], strict=False):
+        assert later["text"].startswith(earlier["text"])
+        assert later["output_ids"][: len(earlier["output_ids"])] == earlier["output_ids"]
+        assert earlier["meta_info"]["finish_reason"] is None
+        assert "e2e_latency" not in earlier["meta_info"]
+        assert "�" not in earlier["text"]
+    assert (seen[-1]["text"], seen[-1]["output_ids"]) == (whole["text"], whole["output_ids"])
+    assert seen[-1]["meta_info"]["finish_reason"] == whole["meta_info"]["finish_reason"]
+    assert "e2e_latency" in seen[-1]["meta_info"]
+    assert all("index" not in frame for frame in seen)
+
+
+async def test_stream_holds_back_what_may_become_a_stop_string(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.says("a fox jum", {"type": "stop", "matched": "x jum"})
+    seen = await frames(client, text="a", sampling_params={"stop": ["x jum"]})
+    assert all("a fo".startswith(frame["text"]) for frame in seen)
+    assert seen[-1]["text"] == "a fo"
+
+
+@pytest.mark.parametrize("where", ["request", "server"])
+async def test_stream_interval(engine: Any, make_app: Callable[..., Litestar], where: str) -> None:
+    engine.script = lambda item: [*range(5, 15), {"type": "length", "length": 10}]
+    app = make_app(engine, stream_interval=4 if where == "server" else 1)
+    params = {"stream_interval": 4} if where == "request" else {}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        seen = await frames(client, text="a", sampling_params=params)
+    assert [frame["meta_info"]["completion_tokens"] for frame in seen] == [1, 5, 9, 10]
+
+
+async def test_batch_streams_interleave_with_an_index(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.script = lambda item: [*item.prompt * 3, {"type": "length", "length": 1}]
+    seen = await frames(client, text=["a", "b", "c"], rid="x")
+    last = {frame["index"]: frame for frame in seen}
+    assert [last[index]["meta_info"]["id"] for index in range(3)] == ["x_0", "x_1", "x_2"]
+    assert [last[index]["text"] for index in range(3)] == ["aaa", "bbb", "ccc"]
+    ends = [frame["index"] for frame in seen if frame["meta_info"]["finish_reason"]]
+    assert sorted(ends) == [0, 1, 2]
+    assert {frame["index"] for frame in await frames(client, text="a", sampling_params={"n": 3})} == {0, 1, 2}
+    assert await frames(client, text=[]) == []
+
+
+async def test_stream_refusals_are_an_error_frame(client: httpx.AsyncClient) -> None:
+    (frame,) = await frames(client, text="a", sampling_params={"temperature": -1})
+    assert frame["error"]["message"] == "temperature must be a non-negative finite number, got -1."
+    assert (await generate(client, text=5, stream=True)).status_code == 400
+
+
+async def test_stream_error_before_and_after_the_first_token(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.script = lambda item: [RequestError("broken", status=503)]
+    (frame,) = await frames(client, text="a")
+    assert frame["error"]["message"] == "broken"
+    engine.script = lambda item: [5, RequestError("broken", status=503)]
+    seen = await frames(client, text="a")
+    finish = seen[-1]["meta_info"]["finish_reason"]
+    assert (finish["type"], finish["message"], finish["status_code"]) == ("abort", "broken", 503)
+
+
+# -- refusals --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "Either text, input_ids or input_embeds should be provided."),
+        ({"input_ids": []}, "input_ids cannot be empty."),
+        ({"input_ids": [[1], []]}, "input_ids must be a list of ids"),
+        ({"input_ids": [1, [2]]}, "input_ids mixes ids and lists of ids."),
+        ({"input_ids": [[1], 2]}, "input_ids must be a list of ids"),
+        ({"input_ids": [100000]}, "The input_ids contains values greater than the vocab size ("),
+        ({"input_ids": [-1]}, "The input_ids contains a negative value: -1."),
+        ({"text": ""}, "texts cannot be empty"),
+        ({"text": ["a", ""]}, "texts cannot be empty"),
+        ({"input_ids": [1] * 100}, "The input (100 tokens) is longer than the model's context length (100 tokens)."),
+        ({"input_ids": [1] * 95}, "Input length (95 tokens) exceeds the maximum allowed length (94 tokens)."),
+        (
+            {"input_ids": [1] * 50, "sampling_params": {"max_new_tokens": 51}},
+            "Requested token count exceeds the model's maximum context length of 100 tokens. You requested a total "
+            "of 101 tokens: 50 tokens from the input messages and 51 tokens for the completion.",
+        ),
+        ({"text": "a", "sampling_params": {"temperatur": 0}}, "unknown field `temperatur`, expected one of"),
+        ({"text": "a", "sampling_params": {"n": 65}}, "n must be at most 64, got 65; --max-n sets the limit."),
+        ({"text": ["a"] * 6, "sampling_params": {"n": 3}}, "The request asks for 18 sequences (6 prompts, n = 3)"),
+        ({"text": ["a"] * 17}, "The request asks for 17 sequences"),
+        ({"text": "a", "sampling_params": [{}]}, "sampling_params must be an object for a single prompt."),
+        ({"text": ["a", "b"], "sampling_params": [{}]}, "sampling_params has 1 entries for a batch of 2"),
+        (
+            {"text": ["a", "b"], "sampling_params": [{"n": 1}, {"n": 2}]},
+            "The parallel_sample_num should be the same for all samples in sample params.",
+        ),
+        ({"text": ["a", "b"], "rid": ["x"]}, "The specified rids length mismatch with the batch_size"),
+        ({"text": ["a", "b"], "rid": ["x", "x"]}, "Duplicate request IDs detected within the request: ['x']"),
+        (
+            {"text": "a", "custom_logit_processor": "x"},
+            "The server is not configured to enable custom logit processor.",
+        ),
+        ({"text": "a", "return_logprob": True}, "return_logprob is not supported yet"),
+        ({"text": ["a"], "return_logprob": [False, True]}, "return_logprob is not supported yet"),
+        ({"text": "a", "return_hidden_states": True}, "return_hidden_states is not supported yet"),
+        ({"text": "a", "lora_path": "x"}, "lora_path is not supported yet"),
+        ({"text": "a", "session_params": {"id": "x"}}, "session_params is not supported yet"),
+        ({"text": "a", "image_data": "x"}, "image_data is not supported yet"),
+        ({"input_embeds": [[0.5]]}, "input_embeds is not supported yet"),
+    ],
+)
+async def test_refused(client: httpx.AsyncClient, engine: Any, body: dict[str, Any], message: str) -> None:
+    response = await client.post("/generate", json=body)
+    assert response.status_code == 400
+    assert list(response.json()) == ["error"]
+    assert response.json()["error"]["message"].startswith(message)
+    assert engine.items == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"text": 5}',
+        b'{"input_ids": ["a"]}',
+        b'{"input_ids": [1.5]}',
+        b'{"text": "a", "sampling_params": 3}',
+        b'{"text": "a", "stream": "maybe"}',
+        b'{"input_ids": [99999999999999999999999]}',
+        b'{"text": "\xff"}',
+        b'{"text": "\\ud800"}',
+        b'{"sampling_params": ' + b"[" * 100_000,
+    ],
+)
+async def test_bodies_that_are_no_request(client: httpx.AsyncClient, engine: Any, body: bytes) -> None:
+    response = await client.post("/generate", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert (response.json()["object"], response.json()["code"]) == ("error", 400)
+    assert engine.items == []
+
+
+async def test_what_unmodified_clients_send_passes(client: httpx.AsyncClient) -> None:
+    extras = dict.fromkeys(("lora_path", "image_data", "custom_logit_processor", "session_params", "input_embeds"))
+    body = {"text": "a", "stream": False, "return_logprob": False, "logprob_start_len": -1, "top_logprobs_num": 0}
+    assert (await client.post("/generate", json={**body, **extras, "return_hidden_states": False})).status_code == 200
+
+
+async def test_a_full_queue_is_503_at_once_streaming_or_not(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.refuse = QueueFull()
+    for stream in (False, True):
+        response = await generate(client, text="a", stream=stream)
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "1"
+        assert response.json()["message"] == "The request queue is full."
+
+
+async def test_a_failing_engine_fails_the_batch_and_aborts_the_rest(client: httpx.AsyncClient, engine: Any) -> None:
+    def script(item: Any) -> list[Any]:
+        return [RequestError("down", status=503)] if item.rid == "x_0" else [5] * 10_000
+
+    engine.script = script
+    response = await generate(client, text=["a", "b"], rid="x")
+    assert response.status_code == 503
+    assert response.json()["message"] == "down"
+    assert engine.replies[1].cancelled
+
+
+async def test_logits_that_are_not_finite_are_a_500(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.script = lambda item: [{"type": "abort", "message": "nan", "status_code": 500, "err_type": None}]
+    assert (await generate(client, text="a")).status_code == 500
+
+
+async def test_a_request_id_in_use_is_refused_and_free_afterwards(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.script = lambda item: [5] * 500 + [{"type": "length", "length": 500}]
+    first = asyncio.create_task(generate(client, text="a", rid="x"))
+    while not engine.replies:
+        await asyncio.sleep(0)
+    second = await generate(client, text="b", rid="x")
+    assert second.status_code == 400
+    assert second.json()["error"]["message"] == "Duplicate request ID detected: x"
+    assert (await first).status_code == 200
+    assert (await generate(client, text="a", rid="x")).status_code == 200

@@ -1,0 +1,213 @@
+"""The stage over a fake model: what is sampled, when a sequence ends, and whom a failure hits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from trunkline.core.errors import RequestError
+from trunkline.core.types import ModelInfo, Part, PartRow, Request, Step
+from trunkline.kernels.sample import sample_reference
+from trunkline.plugins.generation.schemas import GenerationParams
+from trunkline.plugins.generation.stage import RESERVED, GenerationStage
+
+VOCABULARY = 400
+EOS = 399
+GREEDY: dict[str, Any] = {"temperature": 0.0}
+
+
+class Driver:
+    """Runs a stage one token at a time: ``hidden`` rows are the logits themselves."""
+
+    def __init__(self, tokenizer: Any = None, limit: int = 100) -> None:
+        info = ModelInfo(
+            path="",
+            architecture="LlamaForCausalLM",
+            model_type="llama",
+            context_length=limit,
+            vocab_size=VOCABULARY,
+            hidden_size=VOCABULARY,
+            causal=True,
+            eos_token_ids=(EOS,),
+        )
+        self.calls = 0
+        model: Any = SimpleNamespace(
+            info=info,
+            tokenizer=tokenizer,
+            max_request_tokens=limit,
+            heads={"lm": self._head},
+            device=torch.device("cpu"),
+        )
+        self.stage = GenerationStage(model, sample_reference)
+
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return hidden
+
+    def admit(self, prompt: Sequence[int] = (1, 2, 3), key: int = 1, **params: Any) -> Request:
+        request = Request(key, f"r{key}", "generation", GenerationParams(**params), list(prompt), len(prompt))
+        request.needs = self.stage.admit(request)
+        return request
+
+    def steps(self, *rows: tuple[Request, torch.Tensor]) -> list[Step]:
+        """One pass in which each request gets these logits."""
+        parts = [
+            PartRow(request, len(request.tokens) - 1, len(request.tokens), len(request.tokens) - 1, index, True)
+            for index, (request, _) in enumerate(rows)
+        ]
+        part = Part("generation", parts)
+        launched = self.stage.launch(part, torch.stack([logits for _, logits in rows]))
+        assert launched.next_ids is not None
+        steps = list(self.stage.collect(part, {"next_ids": launched.next_ids}))
+        for step in steps:
+            step.request.tokens.extend(step.tokens)
+        return steps
+
+    def feed(self, request: Request, tokens: Sequence[int]) -> Step:
+        """These tokens one by one until the request ends; the last step."""
+        for token in tokens:
+            (step,) = self.steps((request, peak(token)))
+            if step.finish or step.error:
+                return step
+        return step
+
+
+def peak(token: int) -> torch.Tensor:
+    logits = torch.zeros(VOCABULARY)
+    logits[token] = 10.0
+    return logits
+
+
+@pytest.fixture
+def driver() -> Driver:
+    return Driver()
+
+
+def test_length(driver: Driver) -> None:
+    request = driver.admit(max_new_tokens=3, **GREEDY)
+    assert request.needs.new_tokens == 3
+    assert driver.feed(request, [5, 6, 7, 8]).finish == {"type": "length", "length": 3}
+    assert request.output == [5, 6, 7]
+
+
+def test_length_is_cut_to_the_context(driver: Driver) -> None:
+    request = driver.admit(prompt=[1] * 90, max_new_tokens=1000, **GREEDY)
+    assert request.needs.new_tokens == 100 - RESERVED - 90
+
+
+def test_no_new_tokens_needs_no_head(driver: Driver) -> None:
+    request = driver.admit(max_new_tokens=0)
+    (step,) = driver.steps((request, peak(5)))
+    assert (step.tokens, step.finish) == ((), {"type": "length", "length": 0})
+    assert driver.calls == 0
+
+
+def test_no_new_tokens_beside_a_row_that_wants_one(driver: Driver) -> None:
+    none, one = driver.admit(key=1, max_new_tokens=0), driver.admit(key=2, max_new_tokens=4, **GREEDY)
+    first, second = driver.steps((none, peak(5)), (one, peak(6)))
+    assert (first.tokens, second.tokens) == ((), (6,))
+
+
+def test_eos_ends_and_stays_in_the_output(driver: Driver) -> None:
+    request = driver.admit(**GREEDY)
+    assert driver.feed(request, [5, EOS]).finish == {"type": "stop", "matched": EOS}
+    assert request.output == [5, EOS]
+
+
+def test_stop_token_ids(driver: Driver) -> None:
+    assert driver.feed(driver.admit(stop_token_ids=(7,), **GREEDY), [5, 7]).finish == {"type": "stop", "matched": 7}
+
+
+def test_ignore_eos_ignores_stop_token_ids_too(driver: Driver) -> None:
+    request = driver.admit(stop_token_ids=(7,), ignore_eos=True, max_new_tokens=4, **GREEDY)
+    assert driver.feed(request, [7, EOS, 7, EOS]).finish == {"type": "length", "length": 4}
+
+
+def test_a_stop_token_in_the_last_place_is_a_stop(driver: Driver) -> None:
+    request = driver.admit(max_new_tokens=2, **GREEDY)
+    assert driver.feed(request, [5, EOS]).finish == {"type": "stop", "matched": EOS}
+
+
+@pytest.mark.parametrize("room", [0, 50])
+def test_stop_strings_across_tokens(byte_level: Any, room: int) -> None:
+    """Also when the last token that is allowed completes the stop string."""
+    driver = Driver(byte_level)
+    ids = byte_level.encode("hello wor", add_special_tokens=False)
+    request = driver.admit(max_new_tokens=len(ids) + room, stop=("zz", "o wo"), **GREEDY)
+    last = driver.feed(request, ids)
+    assert last.finish == {"type": "stop", "matched": "o wo"}
+    assert byte_level.decode(request.output).startswith("hello wo")
+
+
+def test_a_stop_string_in_the_prompt_does_not_count(byte_level: Any) -> None:
+    driver = Driver(byte_level)
+    prompt = byte_level.encode("hello", add_special_tokens=False)
+    ids = byte_level.encode(" fox", add_special_tokens=False)
+    request = driver.admit(prompt, max_new_tokens=len(ids), stop=("hello",), **GREEDY)
+    assert driver.feed(request, ids).finish == {"type": "length", "length": len(ids)}
+
+
+def test_ids_outside_the_vocabulary_are_refused(driver: Driver) -> None:
+    for prompt in ([VOCABULARY], [-1]):
+        with pytest.raises(RequestError, match="outside the vocabulary"):
+            driver.admit(prompt)
+
+
+def test_stop_strings_need_a_tokenizer(driver: Driver) -> None:
+    with pytest.raises(RequestError, match="tokenizer"):
+        driver.admit(stop=("x",))
+
+
+def test_logits_that_are_not_finite_end_their_request_only(driver: Driver) -> None:
+    broken, whole = driver.admit(key=1), driver.admit(key=2, **GREEDY)
+    bad, good = driver.steps((broken, torch.full((VOCABULARY,), torch.nan)), (whole, peak(6)))
+    assert bad.finish is not None
+    assert (bad.finish["type"], bad.finish["status_code"]) == ("abort", 500)
+    assert bad.tokens == ()
+    assert (good.tokens, good.finish) == ((6,), None)
+
+
+def test_a_failing_row_ends_alone(driver: Driver, byte_level: Any) -> None:
+    driver = Driver(byte_level)
+    broken, whole = driver.admit(key=1, stop=("x",), **GREEDY), driver.admit(key=2, **GREEDY)
+    broken.state.text = object()  # whatever breaks in a third party's decoder
+    bad, good = driver.steps((broken, peak(5)), (whole, peak(6)))
+    assert bad.error is not None
+    assert bad.error.status == 500
+    assert good.tokens == (6,)
+
+
+def test_a_draw_depends_on_seed_and_position_only(driver: Driver) -> None:
+    """Batch-mates and retraction don't change it; another seed does."""
+    flat = torch.zeros(VOCABULARY)
+
+    def drawn(seed: int, beside: Callable[[], list[Request]] = list) -> list[int]:
+        request = driver.admit(key=seed * 10, seed=seed, ignore_eos=True)
+        for _ in range(8):
+            driver.steps(*((other, flat) for other in beside()), (request, flat))
+        return request.output
+
+    others = [driver.admit(key=7, seed=5), driver.admit(key=8, **GREEDY)]
+    assert drawn(1) == drawn(1, lambda: others)
+    assert drawn(1) != drawn(2)
+
+
+def test_parameters_follow_the_rows(driver: Driver) -> None:
+    """The tensors kept from the last pass aren't used for other rows."""
+    flat = peak(3) / 100
+    greedy, hot = driver.admit(key=1, **GREEDY), driver.admit(key=2, temperature=50.0, seed=3, ignore_eos=True)
+    alone = [driver.steps((greedy, flat))[0].tokens for _ in range(3)]
+    assert alone == [(3,)] * 3
+    mixed = [[step.tokens for step in driver.steps((hot, flat), (greedy, flat))] for _ in range(3)]
+    assert [row[1] for row in mixed] == [(3,)] * 3
+    assert any(row[0] != (3,) for row in mixed)
+
+
+def test_the_probe_is_admitted(driver: Driver) -> None:
+    prompt, params = driver.stage.probe()
+    request = Request(1, "probe", "generation", params, prompt, len(prompt))
+    assert driver.stage.admit(request).new_tokens == 1

@@ -1,0 +1,46 @@
+"""A plugin from outside gets what the project's own get: discovery, flags, commands, routes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+
+def python(outside: Path, code: str) -> str:
+    return subprocess.run([outside / "python", "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def trunkline(outside: Path, *args: str) -> str:
+    return python(outside, f"import sys; from trunkline.core.cli import run; sys.exit(run({list(args)}))")
+
+
+def test_listed_beside_the_projects_own(outside: Path) -> None:
+    lines = {line.split()[0]: line for line in trunkline(outside, "plugins", "list").splitlines()}
+    assert "trunkline-surprise" in lines["surprise"]
+    assert "0.1.0" in lines["surprise"]
+    assert "models" in lines
+
+
+def test_inspected_with_flags_routes_and_scopes(outside: Path) -> None:
+    out = trunkline(outside, "plugins", "inspect", "surprise")
+    assert "--surprise-max-tokens" in out
+    assert [line.split() for line in out.splitlines() if "/surprise" in line][-1] == ["POST", "/surprise", "infer"]
+
+
+def test_its_flag_and_command_are_in_the_cli(outside: Path) -> None:
+    assert "--surprise-max-tokens" in trunkline(outside, "serve", "--help")
+    assert "--surprise-max-tokens" not in trunkline(outside, "serve", "--no-plugin", "surprise", "--help")
+    assert "surprise" in trunkline(outside, "--help")
+
+
+def test_its_settings_reach_the_engines_config(outside: Path) -> None:
+    code = """
+import json
+from trunkline.core.config import Config
+from trunkline.core.host import Host
+host = Host.load()
+config = Config.load({"settings": {"surprise": {"surprise_max_tokens": 7}}}, host)
+print(json.dumps(Config.load(config.dump(), host).dump()["settings"]["surprise"]))
+"""
+    assert json.loads(python(outside, code)) == {"surprise_max_tokens": 7}
