@@ -37,8 +37,9 @@ fetch: $(SERVE_READY) ## Fetch the demo models into the cache folder
 slow: $(TEST_READY) fetch ## The slow tests: soak, fuzz, long property runs
 	$(BIN)/python -m pytest -m slow --maxfail=1 --timeout=3600
 
-bench: $(TEST_READY) fetch ## Measure trunkline against transformers and the machine's floor
+bench: $(TEST_READY) fetch ## Measure against transformers and the machine's floor, then the host's overhead
 	$(BIN)/python benchmarks/compare.py $(ARGS)
+	$(BIN)/python benchmarks/host_overhead.py
 
 format: $(TEST_READY) ## Reformat the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .

@@ -50,39 +50,45 @@ class Pipe:
 
 
 @contextmanager
-def baseline(folder: Path, dtype: str) -> Iterator[Pipe]:
+def baseline(folder: Path, dtype: str, threads: int) -> Iterator[Pipe]:
+    """The baseline on ``threads`` threads, loaded and ready."""
     command = [sys.executable, str(Path(__file__).with_name("transformers_baseline.py")), str(folder)]
     command += ["--pipe", "--dtype", dtype]
-    quiet = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet) as process:
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    environment = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads)}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         try:
             yield Pipe(process)
         finally:
             process.kill()
 
 
-async def measure_both(
-    model: str, folder: Path, dtype: str, rounds: int, scale: float, names: list[str]
-) -> tuple[_Runs, _Runs, Machine]:
+async def measure_both(options: argparse.Namespace, folder: Path, dtype: str) -> tuple[_Runs, _Runs, Machine]:
     """Runs by scenario of trunkline and of transformers, and the best rates seen between them."""
     ours: _Runs = {}
     theirs: _Runs = {}
     machines: list[Machine] = []
-    async with running(model, ["--dtype", dtype]) as base_url:
-        with baseline(folder, dtype) as pipe:
-            for scenario in build(0, scale=0.1 * scale):
+    async with running(options.model, ["--dtype", dtype, "--threads", str(options.threads)]) as base_url:
+        with baseline(folder, dtype, options.threads) as pipe:
+            for scenario in build(0, scale=0.1 * options.scale):
                 await run(base_url, scenario)
-                pipe.run(scenario)
-            for seed in range(1, rounds + 1):
+                await asyncio.to_thread(pipe.run, scenario)
+            for seed in range(1, options.rounds + 1):
                 machines.append(measure())
-                for scenario in build(seed, scale=scale):
-                    if names and not any(name in scenario.name for name in names):
-                        continue
+                for scenario in chosen(seed, options):
                     await flush(base_url)
                     ours.setdefault(scenario.name, []).append(await run(base_url, scenario))
                     theirs.setdefault(scenario.name, []).append(await asyncio.to_thread(pipe.run, scenario))
                     print(f"round {seed}: {scenario.name} {_ratio(ours, theirs, scenario.name, -1):.2f} ×", flush=True)
     return ours, theirs, best(machines)
+
+
+def chosen(seed: int, options: argparse.Namespace) -> list[Scenario]:
+    """The scenarios that ``--only`` leaves."""
+    every = build(seed, scale=options.scale)
+    return [each for each in every if not options.only or any(part in each.name for part in options.only)]
 
 
 def _ratio(ours: _Runs, theirs: _Runs, name: str, index: int) -> float:
@@ -115,6 +121,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="demo:smollm2-135m-instruct", help="demo:NAME or a local folder")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 where the CPU has it")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each side; default all cores")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on all lengths, for a trial run")
     parser.add_argument("--only", action="append", default=[], help="scenarios whose name contains this; repeatable")
@@ -122,16 +129,16 @@ async def main() -> None:
     native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     dtype = options.dtype or ("bfloat16" if native else "float32")
     folder = fetch(options.model) if options.model.startswith(PREFIX) else Path(options.model)
-    ours, theirs, machine = await measure_both(
-        options.model, folder, dtype, options.rounds, options.scale, options.only
-    )
+    torch.set_num_threads(options.threads)
+    if (load := os.getloadavg()[0]) > 0.5:
+        print(f"The machine is busy (load {load:.1f}): times will be worse than it could, ratios unsteady.")
+    ours, theirs, machine = await measure_both(options, folder, dtype)
     rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in machine.gemm.items())
-    print(f"\n{options.model} in {dtype}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds")
+    print(f"\n{options.model} in {dtype}, {options.threads} threads, medians of {options.rounds} rounds")
     print(f"machine: copy {machine.bandwidth / 1e9:.1f} GB/s; {rates}")
     shape = Shape.read(folder)
-    for scenario in build(1, scale=options.scale):
-        if scenario.name in ours:
-            report(scenario, ours, theirs, floor(scenario, shape, machine, dtype))
+    for scenario in chosen(1, options):
+        report(scenario, ours, theirs, floor(scenario, shape, machine, dtype))
 
 
 if __name__ == "__main__":

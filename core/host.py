@@ -70,6 +70,7 @@ class Host:
                     log.warning("%s; it is left out", error)
                     self.quarantined[plugin.name] = (plugin, error)
                     left.remove(plugin)
+        self.plugins = dict(sorted(self.plugins.items()))
 
     def _specify(self, plugin: Found) -> None:
         function = getattr(plugin.module, "trunkline_hookspecs", None)

@@ -103,6 +103,18 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek-v2": ("DeepseekV2ForCausalLM", {**_LATENT, "topk_method": "group_limited_greedy"}),
     "deepseek-v3": ("DeepseekV3ForCausalLM", {**_LATENT, "rope_parameters": _YARN}),
+    "llama4": (
+        "Llama4ForCausalLM",
+        {
+            "head_dim": 32,
+            "intermediate_size": 16,
+            "intermediate_size_mlp": 192,
+            "num_local_experts": 8,
+            "attention_chunk_size": 8,
+            "no_rope_layers": [1, 0],
+            "attn_temperature_tuning": False,
+        },
+    ),
     "gpt2": (
         "GPT2LMHeadModel",
         {

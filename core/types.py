@@ -134,11 +134,17 @@ class Model(Protocol):
     name: str
     info: ModelInfo
     tokenizer: Tokenizer | None
-    heads: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
-    stages: Mapping[str, Stage]  # by task; filled after ``trunkline_stages`` was asked
     device: torch.device
     dtype: torch.dtype
     max_request_tokens: int
+
+    @property
+    def heads(self) -> Mapping[str, Callable[[torch.Tensor], torch.Tensor]]:
+        """The proven heads by name."""
+
+    @property
+    def stages(self) -> Mapping[str, Stage]:
+        """The active stages by task; empty until ``trunkline_stages`` was asked."""
 
 
 # -- requests in the engine ------------------------------------------------------------------
@@ -296,7 +302,7 @@ class Reply(Protocol):
     prompt_tokens: int
     cached_tokens: int
     tokens: list[int]  # all output tokens so far
-    data: Any  # last ``Stage.result`` received, or None
+    data: Any  # last ``Stage.result`` received, as builtins (``msgspec.convert`` it), or None
     finish: dict[str, Any] | None
     error: RequestError | None
     created: float  # time.perf_counter()

@@ -92,7 +92,12 @@ def choose(name: str | None, device: str) -> Backend:
         name = default
     if name == "cpu":
         return Backend(
-            "cpu", attention_decode.decode_cpu, attention_extend.extend_cpu, kv_write.write_cpu, sample.sample_cpu, few=8
+            "cpu",
+            attention_decode.decode_cpu,
+            attention_extend.extend_cpu,
+            kv_write.write_cpu,
+            sample.sample_cpu,
+            few=8,
         )
     return Backend(
         "torch_native",

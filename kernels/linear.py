@@ -84,7 +84,7 @@ def storage_dtype(weight: torch.Tensor) -> torch.dtype:
     """bfloat16 if it holds every number of ``weight`` exactly, else float32."""
     if weight.dtype == torch.bfloat16:
         return torch.bfloat16
-    for rows in weight.split(max(1, (1 << 22) // max(1, weight.shape[1]))):  # bounded scratch
+    for rows in torch.split(weight, max(1, (1 << 22) // weight.shape[1])):  # bounded scratch
         if not torch.equal(rows.to(torch.bfloat16).to(rows.dtype), rows):
             return torch.float32
     return torch.bfloat16

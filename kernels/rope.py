@@ -63,6 +63,10 @@ def rope(
         raise ValueError("cos and sin must be [T, R] of qkv's dtype")
     if cos.shape[1] > width or cos.shape[1] % 2:
         raise ValueError("the rotary width must be even and at most the head's")
+    if (q_weight is None) != (k_weight is None):
+        raise ValueError("queries and keys are normalised both or not at all")
+    if q_weight is not None and k_weight is not None and not len(q_weight) == len(k_weight) == width:
+        raise ValueError(f"q_weight and k_weight must have the head's width {width}")
     arguments = (
         address(qkv, "qkv"),
         address(cos, "cos"),

@@ -6,12 +6,15 @@ depend on batch-mates, on retraction or on the backend.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from . import sample_loops
+from .sample_loops import splitmix
+from .threads import team_size
+
 _LOW_32 = 0xFFFFFFFF
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
-_MIX_A = -4658895280553007687  # 0xBF58476D1CE4E5B9
-_MIX_B = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def sample_reference(
@@ -55,18 +58,10 @@ def noise(seed: torch.Tensor, position: torch.Tensor, ids: torch.Tensor) -> torc
 
     A 64-bit key a row (two splitmix64 rounds), then two rounds of a 32-bit mixer over the id.
     """
-    key = _splitmix(_splitmix(seed) + position)
+    key = splitmix(splitmix(seed) + position)
     low, high = (key & _LOW_32)[:, None], ((key >> 32) & _LOW_32)[:, None]
     mixed = _mix((_mix((ids + low) & _LOW_32) + high) & _LOW_32)
     return ((mixed >> 1).to(torch.float32).clamp_(max=2147483392.0) + 0.5) * 2.0**-31
-
-
-def _splitmix(x: torch.Tensor) -> torch.Tensor:
-    """splitmix64 on int64, whose products wrap as unsigned ones do."""
-    x = x + _GOLDEN
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MIX_A
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MIX_B
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
@@ -76,4 +71,31 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
     return x ^ (x >> 15)
 
 
-sample_cpu = sample_reference
+def sample_cpu(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seed: torch.Tensor,
+    position: torch.Tensor,
+) -> torch.Tensor:
+    """The same by compiled loops, rows shared out over torch's threads; nothing is sorted."""
+    rows, vocabulary = logits.shape
+    logits = logits.contiguous().float()
+    result = torch.empty(rows, dtype=torch.int64)
+    floats = [x.to(torch.float64).contiguous() for x in (temperature, top_p, min_p)]
+    integers = [x.to(torch.int64).contiguous() for x in (top_k, seed, position)]
+    team = team_size(rows > 1 and rows * vocabulary > _SERIAL)
+    scratch = torch.empty(team, vocabulary + sample_loops.SCRATCH, dtype=torch.float32)
+    sample_loops.task().run(
+        (
+            *(logits.data_ptr(), rows, vocabulary, result.data_ptr(), scratch.data_ptr(), team),
+            *(x.data_ptr() for x in (*floats, *integers)),
+        ),
+        team,
+    )
+    return result
+
+
+_SERIAL = 1 << 15  # logits below which waking the other threads costs more than it saves

@@ -18,10 +18,15 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import carray, cfunc, from_dtype, njit, types
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
+
+from . import objects
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
@@ -32,21 +37,32 @@ def _openmp() -> Any:
     try:
         library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         library.GOMP_parallel.restype = None
-        for name in ("omp_get_thread_num", "omp_get_num_threads"):
-            getattr(library, name).argtypes = []
-            getattr(library, name).restype = ctypes.c_int
+        return library if library.omp_get_thread_num and library.omp_get_num_threads else None
     except AttributeError:
         return None
-    return library
 
 
 _library = _openmp()
-if _library is None:
-    thread = njit(**OPTIONS)(lambda: 0)
-    threads = njit(**OPTIONS)(lambda: 1)
-else:
-    thread = _library.omp_get_thread_num
-    threads = _library.omp_get_num_threads
+_count = ctypes.CFUNCTYPE(ctypes.c_int)
+_alone = _count(lambda: 0), _count(lambda: 1)  # without OpenMP: thread 0 of 1
+
+
+def _external(symbol: str, function: Any) -> Any:
+    """A function without arguments that compiled code calls by name: addresses differ from start to start."""
+    llvm.add_symbol(symbol, ctypes.cast(function, ctypes.c_void_p).value)
+
+    def call(context: Any) -> Any:
+        def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
+            result = ir.IntType(32)
+            return builder.call(get_or_insert_function(builder.module, ir.FunctionType(result, []), symbol), [])
+
+        return types.int32(), generate
+
+    return intrinsic(call)
+
+
+thread = _external("trunkline_thread", _library.omp_get_thread_num if _library else _alone[0])
+threads = _external("trunkline_threads", _library.omp_get_num_threads if _library else _alone[1])
 
 
 class Task:
@@ -55,19 +71,26 @@ class Task:
     def __init__(self, body: Callable[[Any], None], arguments: Any, **options: Any) -> None:
         """Compile ``body`` for a record: ``arguments`` is a numpy dtype of int64 and float64 fields.
 
-        Takes 0.3 to 2 s; nothing is kept on disk, because numba's cache unpickles.
+        Takes 0.3 to 2 s, or milliseconds when an earlier start kept the code (:mod:`.objects`).
         """
-        record = from_dtype(np.dtype(arguments))
-        compiled = njit(**(OPTIONS | options))(body)
+        options = OPTIONS | options
+        identity = objects.fingerprint((body, arguments, options))
+        self._owner, self._address = objects.load(identity) or self._compile(identity, body, arguments, options)
+        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
+        kinds = [np.dtype(arguments)[i].kind for i in range(len(np.dtype(arguments)))]
+        self._pack = struct.Struct("".join("q" if kind == "i" else "d" for kind in kinds)).pack
+
+    @staticmethod
+    def _compile(identity: str, body: Any, arguments: Any, options: dict[str, Any]) -> tuple[Any, int]:
+        compiled = njit(**options)(body)
 
         def entry(address: Any) -> None:
             compiled(carray(address, 1)[0])
 
-        self._entry = cfunc(types.void(types.CPointer(record)), nopython=True)(entry)  # owns the code
-        self._address: int = self._entry.address
-        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
-        kinds = [np.dtype(arguments)[i].kind for i in range(len(np.dtype(arguments)))]
-        self._pack = struct.Struct("".join("q" if kind == "i" else "d" for kind in kinds)).pack
+        record = from_dtype(np.dtype(arguments))
+        function = cfunc(types.void(types.CPointer(record)), nopython=True)(entry)
+        objects.store(identity, function)
+        return function, int(function.address)
 
     def run(self, arguments: Sequence[float], team: int) -> None:
         """Run on at most ``team`` threads, see :func:`team_size`; returns when all are done."""
@@ -98,5 +121,6 @@ def _pointer_to(element: Any) -> Any:
     return intrinsic(cast)
 
 
-float32s, uint32s, uint16s = map(_pointer_to, (types.float32, types.uint32, types.uint16))
+float32s, float64s = map(_pointer_to, (types.float32, types.float64))
+uint32s, uint16s = map(_pointer_to, (types.uint32, types.uint16))
 int32s, int64s = map(_pointer_to, (types.int32, types.int64))

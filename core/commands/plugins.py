@@ -86,7 +86,7 @@ def route_rows(host: Host, name: str) -> Iterable[tuple[str, str, str]]:
     """Methods, path and scope of the plugin's handlers, which are built but never run."""
     settings = Config.load({}, host).settings
     try:
-        handlers = host.routes(NoEngine(), settings, of=[name])  # type: ignore[arg-type]
+        handlers = host.routes(NoEngine(), settings, of=[name])
     except PluginError as error:
         if isinstance(error.__cause__, NeedsEngine):
             yield "", "known only while a server runs", ""

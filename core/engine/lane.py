@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import RequestError
@@ -19,13 +19,20 @@ log = logging.getLogger("trunkline.engine")
 class Lane:
     """A model's requests from admission to release.
 
-    ``spent`` is the device time in seconds that the lane has had; the loop compares it between
-    lanes to be fair.
+    ``spent`` is the time that the lane's passes have taken by ``clock`` (seconds); the loop
+    compares it between lanes to be fair.
     """
 
     def __init__(
-        self, served: ServedModel, model: Any, stages: Mapping[str, Stage], scheduler: Scheduler, runner: Runner
+        self,
+        served: ServedModel,
+        model: Any,
+        stages: Mapping[str, Stage],
+        scheduler: Scheduler,
+        runner: Runner,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self._clock = clock
         self.served = served
         self.model = model
         self.stages = stages
@@ -62,14 +69,17 @@ class Lane:
                 "Shorten the input or lower the number of new tokens."
             )
 
-    def turn(self) -> tuple[Batch | None, list[Step]]:
-        """One pass: schedule, run, collect. Steps are applied to their requests on the way."""
+    def schedule(self) -> Batch | None:
+        """What to compute next; None when nothing waits or runs."""
         batch = self.scheduler.plan()
-        if batch is None:
-            return None, []
-        began = time.perf_counter()
-        for request in batch.retracted:
-            self.stages[request.task].reset(request)
+        if batch is not None:
+            for request in batch.retracted:
+                self.stages[request.task].reset(request)
+        return batch
+
+    def run(self, batch: Batch) -> list[Step]:
+        """Compute a batch. The steps are applied to their requests; those that ended have left."""
+        began = self._clock()
         steps, failed = self._attempt(batch.rows)
         for row in failed:
             steps += self._alone(row)
@@ -80,8 +90,8 @@ class Lane:
             step.request.tokens.extend(step.tokens)
             if step.finish is not None or step.error is not None:
                 self.end(step.request)
-        self.spent += time.perf_counter() - began
-        return batch, steps
+        self.spent += self._clock() - began
+        return steps
 
     def end(self, request: Request) -> None:
         """The request leaves: finished, failed or aborted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -25,11 +26,13 @@ class Ticket:
     """One submitted request; fills as the engine works.
 
     ``tokens`` are the output so far, ``data`` the stage's last result (a dict), ``finish`` the
-    finish reason once it is over.
+    finish reason once it is over; ``created`` and ``finished`` are ``time.perf_counter()``.
     """
 
     def __init__(self, engine: Engine, key: int, rid: str) -> None:
         self.rid = rid
+        self.created = time.perf_counter()
+        self.finished = 0.0
         self.tokens: list[int] = []
         self.data: Any = None
         self.finish: dict[str, Any] | None = None
@@ -86,6 +89,8 @@ class Ticket:
                 self.finish = {}
             else:
                 self.finish = message.finish
+            if self.done:
+                self.finished = time.perf_counter()
             self._changed.notify_all()
 
 
@@ -103,7 +108,7 @@ class Engine:
         started = build(config, self.host, announce=lambda what: None)
         self._loop = EngineLoop(started.lanes, self._channel, started.controls)
         self.models: list[ServedModel] = [lane.served for lane in started.lanes]
-        self._tokenizers = {lane.served.name: lane.model.tokenizer for lane in started.lanes}
+        self._tokenizers: dict[str, Tokenizer | None] = {lane.served.name: lane.model.tokenizer for lane in started.lanes}
         self._tickets: dict[int, Ticket] = {}
         self._keys = itertools.count(1)
         self._thread = threading.Thread(target=self._loop.run, name="trunkline-engine", daemon=True)
@@ -122,7 +127,7 @@ class Engine:
     ) -> Ticket:
         """Queue one request of any task. ``prompt`` is text or token ids, ``params`` the stage's struct."""
         if isinstance(prompt, str):
-            prompt = self._encode(model, prompt)
+            prompt = self.encode(prompt, model)
         ticket = self._ticket(rid or uuid.uuid4().hex)
         ids = np.asarray(prompt, np.int32).tobytes()
         raw = msgspec.Raw(msgspec.msgpack.encode(params))
@@ -135,8 +140,22 @@ class Engine:
         self.post(Call(ticket._key, control, model, arguments))
         return ticket.result().data
 
+    def served(self, model: str = "") -> ServedModel:
+        """What is known of a model, by default the first. RequestError for an unknown name."""
+        for served in self.models:
+            if model in ("", served.name):
+                return served
+        raise RequestError(f"There is no model named {model!r}; loaded: {', '.join(self._tokenizers)}.", param="model")
+
     def tokenizer(self, model: str = "") -> Tokenizer | None:
-        return self._tokenizers[model or self.models[0].name]
+        return self._tokenizers[self.served(model).name]
+
+    def encode(self, text: str, model: str = "") -> list[int]:
+        """Token ids with the special tokens that the model's tokenizer adds."""
+        tokenizer = self.tokenizer(model)
+        if tokenizer is None:
+            raise RequestError("This model has no tokenizer; give token ids.")
+        return tokenizer.encode(text)
 
     def close(self) -> None:
         """Stop the loop; requests in flight are lost."""
@@ -152,12 +171,6 @@ class Engine:
     def post(self, message: Any) -> None:
         """Hand a message to the loop."""
         self._channel.post(message)
-
-    def _encode(self, model: str, text: str) -> list[int]:
-        tokenizer = self.tokenizer(model)
-        if tokenizer is None:
-            raise RequestError("This model has no tokenizer; give token ids.")
-        return tokenizer.encode(text)
 
     def _ticket(self, rid: str) -> Ticket:
         key = next(self._keys)

@@ -53,15 +53,17 @@ class EngineLoop:
         self.channel.close()
 
     def turn(self) -> None:
+        """Receive, schedule, run, collect, report."""
         self.receive()
         lane = self.next_lane()
-        if lane is not None:
-            self._pass_began = time.monotonic()
-            batch, steps = lane.turn()
-            self._pass_began = 0.0
-            self.passes += 1
-            if batch is not None:
-                self.report(lane, batch.started, steps)
+        batch = None if lane is None else lane.schedule()
+        if lane is None or batch is None:
+            return
+        self._pass_began = time.monotonic()
+        self.announce(batch.started)
+        self.report(lane, lane.run(batch))
+        self._pass_began = 0.0
+        self.passes += 1
 
     # -- inbound -----------------------------------------------------------------------------
 
@@ -156,13 +158,20 @@ class EngineLoop:
             lane.spent = max(lane.spent, least.spent)
         return least
 
-    def report(self, lane: Lane, started: Sequence[Request], steps: Sequence[Step]) -> None:
+    def announce(self, started: Sequence[Request]) -> None:
+        """Tell the front which requests left the waiting queue with this pass."""
+        now = time.monotonic()
+        messages = [
+            Started(request.key, request.cached, (now - request.arrived) * 1e3)
+            for request in started
+            if request.key >= 0
+        ]
+        if messages:
+            self.channel.send(messages)
+
+    def report(self, lane: Lane, steps: Sequence[Step]) -> None:
         """Tell the front what a pass brought, and forget the requests that ended."""
         messages: list[Any] = []
-        now = time.monotonic()
-        for request in started:
-            if request.key >= 0:
-                messages.append(Started(request.key, request.cached, (now - request.arrived) * 1e3))
         for step in steps:
             progress = self._progress(lane, step)
             if step.finish is not None or step.error is not None:

@@ -90,7 +90,7 @@ def build(config: Config, host: Host, announce: Callable[[str], None]) -> Starte
 
 def examine(settings: ModelSettings, host: Host) -> Candidate:
     """Resolve one model and decide its tasks, without loading anything heavy."""
-    source = host.resolve_model(settings.model_path)
+    source = host.resolve_model(settings.reference)
     tokenizer_source = host.resolve_model(settings.tokenizer_path) if settings.tokenizer_path else source
     info = read_info(source, settings)
     tasks, refused = choose_tasks(settings, info, host)
@@ -237,9 +237,8 @@ def warm_up(lane: Lane) -> None:
     for number, stage in enumerate(lane.stages.values()):
         request = probe_request(stage, key=-1 - number)
         lane.admit(request)
-        while lane.busy:
-            _, steps = lane.turn()
-            for step in steps:
+        while (batch := lane.schedule()) is not None:
+            for step in lane.run(batch):
                 if step.error is not None:
                     raise ModelError(f"The warm-up of {lane.served.name} failed: {step.error.message}")
     lane.spent = 0.0

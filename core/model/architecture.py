@@ -56,9 +56,16 @@ def why_not(cls: Any, config: Any) -> str:
     return ""
 
 
+def backbone_of(whole: Any) -> Any:
+    """What a class with a head runs underneath it: ids in, last hidden state after the final norm out."""
+    base = whole.base_model
+    # Some classes with a head have the prefix of another class, and then call themselves their own base.
+    return getattr(whole, "model", whole) if base is whole else base
+
+
 def adapt(whole: Any) -> None:
     """Turn off a check that packed rows don't need and that reads ids back from the device each pass."""
-    whole.base_model.warn_if_padding_and_no_attention_mask = lambda *_: None
+    backbone_of(whole).warn_if_padding_and_no_attention_mask = lambda *_: None
 
 
 def layer_count(config: Any) -> int:

@@ -58,7 +58,7 @@ def attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,
-    trunk: ForwardContext,
+    trunk: ForwardContext | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -72,6 +72,8 @@ def attend(
     rotary embedding. Returns ``[1, T, H, Dv]``. ``is_causal`` as a keyword (decoders made
     bidirectional by their config) wins over the module's own.
     """
+    if trunk is None:
+        raise ValueError("the model's layers don't pass keyword arguments on to attention")
     if attention_mask is not None:
         raise ValueError("the model hands a mask of its own to attention")
     layer: int = module.layer_idx  # type: ignore[assignment]
@@ -118,7 +120,7 @@ def packed_layout(lengths: Sequence[int]) -> Layout:
     )
 
 
-def paged_layout(table: np.ndarray, spans: Sequence[tuple[int, int]]) -> Layout:
+def paged_layout(table: np.ndarray, spans: Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> Layout:
     """Row ``r`` computes positions ``spans[r] = (start, end)`` over ``[0, start)`` in the pool.
 
     ``table`` is int32 ``[rows, max_len]``: the slot of each row's position. Rows of one token
@@ -130,7 +132,7 @@ def paged_layout(table: np.ndarray, spans: Sequence[tuple[int, int]]) -> Layout:
     layout.table_row = np.arange(len(spans), dtype=np.int32)
     layout.table = table
     slots = np.concatenate([table[row, start:end] for row, (start, end) in enumerate(spans)])
-    layout.out_slots = torch.from_numpy(slots.astype(np.int64))
+    layout.out_slots = torch.from_numpy(slots.astype(np.int64)).to(device)
     for start, end in spans:
         if start == 0 or end - start != 1:
             break

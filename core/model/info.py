@@ -20,7 +20,7 @@ EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_expe
 # fmt: off
 ENCODERS = {
     "albert", "bert", "big_bird", "camembert", "convbert", "deberta", "deberta-v2", "distilbert", "electra",
-    "ernie", "esm", "eurobert", "gte", "ibert", "jina_embeddings_v3", "megatron-bert", "mobilebert",
+    "data2vec-text", "ernie", "esm", "eurobert", "gte", "ibert", "jina_embeddings_v3", "megatron-bert", "mobilebert",
     "modernbert", "mpnet", "mra", "nomic_bert", "nystromformer", "rembert", "roberta", "roberta-prelayernorm",
     "roc_bert", "roformer", "squeezebert", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso",
 }

@@ -11,6 +11,7 @@ import torch
 from trunkline.kernels.layout import Layout
 
 from ..types import ModelInfo, Stage, Tokenizer
+from .architecture import backbone_of
 from .attention import ForwardContext
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 class LoadedModel:
     """Weights, heads and the one way to run them; implements :class:`trunkline.core.types.Model`.
 
-    ``whole`` is the transformers object, ``refused`` maps a head to the reason why it can't be
-    used. Tokenizer, stages and ``max_request_tokens`` are filled in by the engine.
+    ``whole`` is the transformers object, ``backbone`` what it runs under its head. ``refused`` maps
+    a head to the reason why it can't be used. Tokenizer, stages and ``max_request_tokens`` are
+    filled in by the engine.
     """
 
     name: str
@@ -40,6 +42,10 @@ class LoadedModel:
     tokenizer: Tokenizer | None = None
     stages: dict[str, Stage] = field(default_factory=dict)
     max_request_tokens: int = 0
+    backbone: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.backbone = backbone_of(self.whole)
 
     def forward(
         self, input_ids: torch.Tensor, positions: torch.Tensor, layout: Layout, pool: KVPool | None
@@ -54,7 +60,7 @@ class LoadedModel:
     @torch.inference_mode()
     def run(self, input_ids: torch.Tensor, positions: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         """:meth:`forward` with a context of the caller's, who may look at it afterwards."""
-        output = self.whole.base_model(
+        output = self.backbone(
             input_ids=input_ids[None],
             position_ids=positions[None],
             past_key_values=None,

@@ -15,7 +15,7 @@ from ..cache.pool import KVPool, KVShape
 from ..errors import ModelError
 from ..types import Head, ModelInfo, ModelSource
 from . import weights as safetensors
-from .architecture import adapt, choose_dtype, layer_count, resolve
+from .architecture import adapt, backbone_of, choose_dtype, layer_count, resolve
 from .attention import NAME, ForwardContext, packed_layout
 from .loaded import LoadedModel
 from .proof import prove_attention, prove_head, shapes_of
@@ -168,7 +168,7 @@ def _dry_run(whole: Any, info: ModelInfo) -> list[KVShape]:
     layers = layer_count(whole.config)
     try:
         with torch.inference_mode(), quiet():
-            whole.base_model(input_ids=ids, position_ids=ids, past_key_values=None, use_cache=False, trunk=context)
+            backbone_of(whole)(input_ids=ids, position_ids=ids, past_key_values=None, use_cache=False, trunk=context)
     except Exception as error:  # a forward that looks at values; load finds the truth
         log.info("%s: no dry run (%s), sizes are the config's", info.architecture, error)
         return [_shape_in_config(whole.config.get_text_config())] * layers

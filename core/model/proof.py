@@ -38,16 +38,23 @@ def prove_attention(model: LoadedModel) -> list[KVShape]:
     slots, must give what each gives alone. ModelError when the model bypasses our function, keeps
     state elsewhere or differs.
     """
-    lengths = [min(length, model.info.context_length) for length in WARM_UP]
+    lengths = [max(2, min(length, model.info.context_length)) for length in WARM_UP]
     sequences = torch.split(warm_up_ids(model.info.vocab_size, sum(lengths)).to(model.device), lengths)
-    shapes = _record(model, sequences)
-    ours = _in_two_passes(model, sequences, shapes) if model.info.causal else _packed(model, sequences)
-    for mine, theirs in zip(ours, _eager(model, sequences), strict=True):
-        error = _per_token_error(mine, theirs, model.dtype)
-        if not error <= HIDDEN_TOLERANCE.get(model.dtype, LOW_PRECISION):
+    try:
+        alone = _eager(model, sequences)
+        packed, shapes = _packed(model, sequences)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever the class does with what it isn't used to
+        raise ModelError(f"{model.info.architecture} can't be served: its warm-up fails with: {error}") from error
+    ours = _in_two_passes(model, sequences, shapes) if model.info.causal else packed
+    for mine, theirs in zip(ours, alone, strict=True):
+        difference = _per_token_error(mine, theirs, model.dtype)
+        if not difference <= HIDDEN_TOLERANCE.get(model.dtype, LOW_PRECISION):
             raise ModelError(
-                f"{model.info.architecture} can't be served: packed and paged, its warm-up differs from "
-                f"transformers' own forward by {error:.1e} (relative), so it does more in attention than it passes on."
+                f"{model.info.architecture} can't be served: packed and paged, its warm-up differs from transformers' "
+                f"own forward by {difference:.1e} (relative), so there is more to it than tokens, positions from 0 on "
+                "and what it passes to attention."
             )
     return shapes
 
@@ -71,18 +78,6 @@ def prove_head(model: LoadedModel, head: Head) -> str:
     return ""
 
 
-def _record(model: LoadedModel, sequences: Sequence[torch.Tensor]) -> list[KVShape]:
-    """Shapes that each layer hands to attention, from one pass without a pool."""
-    lengths = [len(ids) for ids in sequences]
-    context = ForwardContext(packed_layout(lengths), None, model.backend)
-    places = positions([(0, length) for length in lengths]).to(model.device)
-    try:
-        model.run(torch.cat(list(sequences)), places, context)
-    except Exception as error:  # whatever the architecture does with what it isn't used to
-        raise ModelError(f"{model.info.architecture} can't be served: its warm-up fails with: {error}") from error
-    return shapes_of(context, layer_count(model.whole.config), model.info.architecture)
-
-
 def shapes_of(context: ForwardContext, layers: int, architecture: str) -> list[KVShape]:
     """Shapes by layer after a pass; ModelError unless each layer called attention exactly once."""
     if context.calls == 0:
@@ -92,17 +87,20 @@ def shapes_of(context: ForwardContext, layers: int, architecture: str) -> list[K
         )
     if context.calls != layers or sorted(context.seen) != list(range(layers)):
         raise ModelError(
-            f"{architecture} can't be served: {context.calls} of its {layers} layers call attention once in a "
-            "pass; the others keep a state of another kind."
+            f"{architecture} can't be served: it calls attention {context.calls} times in a pass through {layers} "
+            "layers. Layers must call it once each and keep no state of another kind."
         )
     return [context.seen[layer] for layer in range(layers)]
 
 
-def _packed(model: LoadedModel, sequences: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _packed(model: LoadedModel, sequences: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[KVShape]]:
+    """Each sequence's hidden rows from one pass without a pool, and what each layer handed to attention."""
     lengths = [len(ids) for ids in sequences]
+    context = ForwardContext(packed_layout(lengths), None, model.backend)
     places = positions([(0, length) for length in lengths]).to(model.device)
-    hidden = model.forward(torch.cat(list(sequences)), places, packed_layout(lengths), None)
-    return list(torch.split(hidden, lengths))
+    hidden = model.run(torch.cat(list(sequences)), places, context)
+    shapes = shapes_of(context, layer_count(model.whole.config), model.info.architecture)
+    return list(torch.split(hidden, lengths)), shapes
 
 
 def _in_two_passes(model: LoadedModel, sequences: Sequence[torch.Tensor], shapes: list[KVShape]) -> list[torch.Tensor]:
@@ -118,7 +116,7 @@ def _in_two_passes(model: LoadedModel, sequences: Sequence[torch.Tensor], shapes
     pieces: list[list[torch.Tensor]] = [[] for _ in sequences]
     for spans in passes:
         ids = torch.cat([ids[start:end] for ids, (start, end) in zip(sequences, spans, strict=True)])
-        hidden = model.forward(ids, positions(spans).to(model.device), paged_layout(table, spans), pool)
+        hidden = model.forward(ids, positions(spans).to(model.device), paged_layout(table, spans, model.device), pool)
         for piece, rows in zip(pieces, torch.split(hidden, [end - start for start, end in spans]), strict=True):
             piece.append(rows)
     return [torch.cat(piece) for piece in pieces]
@@ -126,19 +124,15 @@ def _in_two_passes(model: LoadedModel, sequences: Sequence[torch.Tensor], shapes
 
 def _eager(model: LoadedModel, sequences: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Each sequence alone through transformers' own attention and experts."""
-    whole = model.whole
+    whole, backbone = model.whole, model.backbone
     routed = whole._can_set_experts_implementation()
     whole.set_attn_implementation("eager")
     if routed:
         whole.set_experts_implementation("eager")
     try:
         with torch.inference_mode():
-            return [
-                whole.base_model(
-                    input_ids=ids[None], position_ids=torch.arange(len(ids), device=ids.device)[None], use_cache=False
-                ).last_hidden_state[0]
-                for ids in sequences
-            ]
+            # No position ids: where a sequence begins is part of what is being proven.
+            return [backbone(input_ids=ids[None], use_cache=False).last_hidden_state[0] for ids in sequences]
     finally:
         whole.set_attn_implementation(NAME)
         if routed:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -21,8 +20,8 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 
-from ..config import Config, ModelSettings, ServerSettings
-from ..errors import ConfigError, EngineDown, PluginError, RequestError, TrunklineError
+from ..config import Config, ModelSettings
+from ..errors import EngineDown, PluginError, RequestError, TrunklineError
 from ..guard import forbid_pickle
 from ..host import Host
 from ..types import EngineClient, Settings
@@ -34,13 +33,12 @@ from .faults import add_request_id, on_error, on_http_error, on_request_error
 from .info import Facts
 from .panel import show
 from .supervisor import COMMAND
-from .transport import BoundedProtocol
+from .transport import Server, bind, uvicorn_config
 
 log = logging.getLogger("trunkline.server")
 
 ROLLING = "The server is fired up and ready to roll!"  # scripts wait for this line
 TICK = 0.05
-LAST_WORDS = 3  # seconds that open connections get after the engine has ended
 
 
 def create_app(
@@ -66,7 +64,7 @@ def create_app(
     origins = list(server.cors_origins)
     return Litestar(
         handlers,
-        guards=[Doorkeeper(server.api_key, server.admin_api_key).guard, _drain_guard(lifecycle)],
+        guards=[_guard(Doorkeeper(server.api_key, server.admin_api_key), lifecycle)],
         exception_handlers={
             RequestError: on_request_error,
             HTTPException: on_http_error,
@@ -112,9 +110,15 @@ def _hooked(host: Host) -> Any:
     return on_app_init
 
 
-def _drain_guard(lifecycle: Lifecycle) -> Any:
+def _guard(doorkeeper: Doorkeeper, lifecycle: Lifecycle) -> Any:
+    """One guard for all routes; Litestar copies the handler for each guard that it calls."""
+
     async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        if lifecycle.draining and handler.opt.get("scope") == "infer":
+        if connection.scope.get("method") == "OPTIONS":
+            return
+        scope = str(handler.opt.get("scope", "admin"))  # Litestar's own handlers could come without
+        doorkeeper.check(connection, scope)
+        if lifecycle.draining and scope == "infer":
             raise EngineDown("The server is shutting down; send the request elsewhere or later.")
 
     return guard
@@ -129,28 +133,12 @@ def serve(host: Host, config: Config, *, command: Sequence[str] = COMMAND) -> No
     Raises ConfigError when the port is taken, ModelError when a model can't be served, and
     TrunklineError when the engine keeps crashing.
     """
+    forbid_pickle()
     for model in config.models:  # here, so that downloads show their progress and can be interrupted
         host.resolve_model(model.model_path)
-    forbid_pickle()
     with bind(config.server) as sock:
         run = _runner()
         run(Front(host, config, sock, command).run())
-
-
-def bind(server: ServerSettings) -> socket.socket:
-    """A bound socket that doesn't listen yet: a taken port is known before a model is loaded, and
-    nobody can connect before one is there."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, protocol)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError as error:
-        raise ConfigError(
-            f"Can't listen on {server.host} port {server.port}: {error.strerror or error}. "
-            "Choose another with --port or --host."
-        ) from None
-    return sock
 
 
 def _runner() -> Callable[[Coroutine[Any, Any, None]], None]:
@@ -159,14 +147,6 @@ def _runner() -> Callable[[Coroutine[Any, Any, None]], None]:
     import uvloop
 
     return uvloop.run
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: it would close the door before the drain."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class Front:
@@ -213,7 +193,7 @@ class Front:
             lifecycle=lifecycle,
             status=engine.status,
         )
-        server = _Server(uvicorn_config(app))
+        server = Server(uvicorn_config(app))
         serving = asyncio.create_task(server.serve(sockets=[self._socket]), name="http server")
         ended = engine.supervisor.ended
         try:
@@ -265,20 +245,3 @@ class Front:
                 log.warning("%d requests did not finish in time", len(server.server_state.tasks))
                 return
             await asyncio.sleep(TICK)
-
-
-def uvicorn_config(app: Litestar) -> uvicorn.Config:
-    """How connections are handled. Forwarding headers aren't believed: anybody can send them."""
-    return uvicorn.Config(
-        app,
-        http=BoundedProtocol,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=LAST_WORDS,
-    )

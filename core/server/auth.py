@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from litestar.connection import ASGIConnection
-from litestar.handlers import BaseRouteHandler
 
 from ..errors import RequestError
 
@@ -36,11 +35,6 @@ class Doorkeeper:
     def __init__(self, api_key: str | None, admin_api_key: str | None) -> None:
         self._api = _digest(api_key)
         self._admin = _digest(admin_api_key)
-
-    async def guard(self, connection: Connection, handler: BaseRouteHandler) -> None:
-        """Litestar guard for the whole app. A handler without scope is treated as ``admin``."""
-        if connection.scope.get("method") != "OPTIONS":
-            self.check(connection, str(handler.opt.get("scope", "admin")))
 
     def check(self, connection: Connection, scope: str) -> None:
         """Raise Unauthorized (401) or RequestError 403 unless the caller may use ``scope``."""

@@ -15,16 +15,15 @@ from msgspec import Raw
 
 from ..config import Config
 from ..engine.messages import Abort, Answer, Call, EngineMessage, Progress, Started, Submit
-from ..errors import EngineDown, QueueFull, RequestError
+from ..errors import EngineDown, RequestError
 from ..host import Host
 from ..types import Reply, ServedModel, Submission, Tokenizer
 from .models import choose, load_tokenizer
 from .replies import RemoteReply, as_error, engine_down, response_id
 from .supervisor import COMMAND, Patience, Supervisor
+from .waiting import WaitingRoom
 
 SWEEP_SECONDS = 0.25  # how often timeouts are looked at
-QUEUE_POOLS = 16  # prompt tokens that may wait, in KV pools
-FALLBACK_POOL = 1 << 16  # tokens; stands in for the pool of a model that has none
 
 
 class RemoteEngine:
@@ -56,8 +55,8 @@ class RemoteEngine:
         self._window = (0.0, 0)  # (begin, output tokens since then)
         self._keys = itertools.count(1)
         self._live: dict[int, RemoteReply] = {}
-        self._waiting: dict[int, RemoteReply] = {}
-        self._waiting_tokens: dict[str, int] = {}  # model -> prompt tokens of its waiting requests
+        self._rids: set[str] = set()  # of the live requests
+        self._waiting = WaitingRoom(config.server)
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._tokenizers: dict[str, Tokenizer | None] = {}
         self._outbox: list[Any] = []
@@ -131,14 +130,16 @@ class RemoteEngine:
 
     def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[Reply]:
         self._check_up()
-        self._check_room(model, items)
+        self._check_rids([item.rid for item in items])
+        self._waiting.check(next((served for served in self.models if served.name == model), None), model, items)
         messages = [self._message(model, task, item) for item in items]  # encode all before one is queued
         replies: list[Reply] = []
         for item, message in zip(items, messages, strict=True):
             reply = RemoteReply(message.key, model, task, item.rid, len(item.prompt), self._drop)
-            self._live[message.key] = self._waiting[message.key] = reply
+            self._live[message.key] = reply
+            self._waiting.enter(reply)
+            self._rids.add(item.rid)
             replies.append(reply)
-        self._waiting_tokens[model] = self._waiting_tokens.get(model, 0) + sum(len(item.prompt) for item in items)
         if items and response_id.get() is None:
             response_id.set(items[0].rid)
         self._post(*messages)
@@ -165,24 +166,14 @@ class RemoteEngine:
         if not self.supervisor.up:
             raise EngineDown("The engine is being started again; try again soon.")
 
-    def _check_room(self, model: str, items: Sequence[Submission]) -> None:
-        """All or none fit into the waiting queue: 400 when they never will, 503 when they don't now."""
-        count, tokens = len(items), sum(len(item.prompt) for item in items)
-        most, most_tokens = self._limits.max_queued_requests, self._token_limit(model)
-        if count > most:
-            raise RequestError(f"{count} sequences can't be queued at once; the limit is {most}: send fewer at a time.")
-        if tokens > most_tokens:
-            raise RequestError(
-                f"{tokens} prompt tokens can't be queued at once; the limit is {most_tokens}: send fewer at a time."
-            )
-        if len(self._waiting) + count > most or self._waiting_tokens.get(model, 0) + tokens > most_tokens:
-            raise QueueFull
-
-    def _token_limit(self, model: str) -> int:
-        if self._limits.max_queued_tokens is not None:
-            return self._limits.max_queued_tokens
-        pool = next((served.max_total_tokens for served in self.models if served.name == model), 0)
-        return QUEUE_POOLS * (pool or FALLBACK_POOL)
+    def _check_rids(self, rids: list[str]) -> None:
+        """An id means one live request, or aborting by id would hit a stranger's."""
+        if len(set(rids)) < len(rids):
+            twice = sorted({rid for rid in rids if rids.count(rid) > 1})
+            raise RequestError(f"Duplicate request IDs detected within the request: {twice}", param="rid")
+        for rid in rids:
+            if rid in self._rids:
+                raise RequestError(f"Duplicate request ID detected: {rid}", param="rid")
 
     def _message(self, model: str, task: str, item: Submission) -> Submit:
         try:
@@ -211,13 +202,13 @@ class RemoteEngine:
             reply = self._live.get(message.key)
             if reply is None:
                 return  # dropped here while the message was on its way
-            self._leave_queue(reply)
+            self._waiting.leave(reply)
             if isinstance(message, Started):
                 reply.start(message)
                 return
             self._count(len(message.tokens))
             if message.finish is not None or message.error is not None:
-                del self._live[message.key]
+                self._forget(reply)
             reply.update(message)
 
     def _count(self, tokens: int) -> None:
@@ -240,22 +231,23 @@ class RemoteEngine:
         else:
             waiter.set_result(message.value)
 
-    def _leave_queue(self, reply: RemoteReply) -> None:
-        if self._waiting.pop(reply.key, None) is not None:
-            self._waiting_tokens[reply.model] -= reply.prompt_tokens
-
     def _drop(self, reply: RemoteReply) -> None:
         """Forget a live request here and in the engine; the reply ends itself."""
-        if self._live.pop(reply.key, None) is not None:
-            self._leave_queue(reply)
+        if reply.key in self._live:
+            self._forget(reply)
+            self._waiting.leave(reply)
             self._post(Abort(reply.key))
+
+    def _forget(self, reply: RemoteReply) -> None:
+        del self._live[reply.key]
+        self._rids.discard(reply.rid)
 
     def _down(self, reason: str) -> None:
         """The engine is gone: everything in flight fails now."""
         live, calls = list(self._live.values()), list(self._calls.values())
         self._live.clear()
+        self._rids.clear()
         self._waiting.clear()
-        self._waiting_tokens.clear()
         self._outbox.clear()
         error = engine_down(reason)
         for reply in live:
@@ -269,7 +261,9 @@ class RemoteEngine:
         """End requests that waited or ran for longer than the settings allow."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            self._expire(self._waiting, self._limits.queue_timeout, "waited in the queue", "--queue-timeout", 1.0)
+            self._expire(
+                self._waiting.replies, self._limits.queue_timeout, "waited in the queue", "--queue-timeout", 1.0
+            )
             self._expire(self._live, self._limits.request_timeout, "ran", "--request-timeout", None)
 
     def _expire(

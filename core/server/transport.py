@@ -1,18 +1,26 @@
-"""uvicorn's HTTP protocol with the limits that it lacks: long heads, slow openers, dead readers."""
+"""uvicorn as we run it, with the limits that it lacks: long heads, slow openers, dead readers."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 import httptools
+import uvicorn
+from litestar import Litestar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ..config import ServerSettings
+from ..errors import ConfigError
 from .api import ABORT_EXTENSION
 
 MAX_HEAD = 16 << 10  # bytes of request line and headers
 HEAD_SECONDS = 30.0  # from opening a connection, or beginning a head, to the head's end
 FLUSH_SECONDS = 30.0  # for the client of a closing connection to take what is still unsent
+LAST_WORDS = 3  # seconds that open connections get after the engine has ended
 WRITE_BUFFER = 16 << 10  # bytes; more unsent data makes a stream wait for its client
 
 
@@ -84,3 +92,44 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handlers: it would close the door before the drain."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def uvicorn_config(app: Litestar) -> uvicorn.Config:
+    """How connections are handled. Forwarding headers aren't believed: anybody can send them."""
+    return uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=LAST_WORDS,
+    )
+
+
+def bind(server: ServerSettings) -> socket.socket:
+    """A bound socket that doesn't listen yet: a taken port is known before a model is loaded, and
+    nobody can connect before one is there."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"Can't listen on {server.host} port {server.port}: {error.strerror or error}. "
+            "Choose another with --port or --host."
+        ) from None
+    return sock

@@ -29,6 +29,7 @@ def generate_routes(service: Service) -> list[Any]:
         opt={"scope": "infer", "dialect": "native"},
         status_code=200,
         summary="Generate text from text or token ids",
+        description="In a stream each frame's text and output_ids are cumulative; the last one is `[DONE]`.",
         operation_id="generate",
     )
     async def generate(request: AnyRequest) -> Response[Any]:

@@ -89,8 +89,8 @@ class GenerationStage(Stage):
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
         if all(row.request.state.limit == 0 for row in part.rows):
             return Launched(torch.zeros(len(part.rows), dtype=torch.int64, device=hidden.device))
-        last = [row.offset + row.end - row.first - 1 for row in part.rows]
-        if len(last) != len(hidden):
+        if len(part.rows) != len(hidden):
+            last = [row.offset + row.end - row.first - 1 for row in part.rows]
             hidden = hidden[torch.tensor(last, device=hidden.device)]
         logits = self._model.heads["lm"](hidden).float()
         position = torch.tensor([row.end for row in part.rows], device=hidden.device)

@@ -67,8 +67,9 @@ def unbounded(schema: type[Struct]) -> list[str]:
 
 
 def test_settings_are_described_and_bounded() -> None:
-    schemas = [group.schema for group in settings_groups(Host.load()).values()]
-    for schema in (*schemas, ModelSettings, PluginSelection):
+    schemas: list[type[Struct]] = [ModelSettings, PluginSelection]
+    schemas += [group.schema for group in settings_groups(Host.load()).values()]
+    for schema in schemas:
         assert unbounded(schema) == []
         described = schema_types.type_info(schema)
         assert isinstance(described, schema_types.StructType)

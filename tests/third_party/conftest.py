@@ -30,7 +30,17 @@ def outside(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     Path(purelib.strip(), "parent.pth").write_text("\n".join(lines) + "\n")
     source = home / "source"
     shutil.copytree(repository / "examples" / "trunkline-surprise", source)
-    command = [python, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--quiet", source]
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        source,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return binaries

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import msgspec
 from litestar import Response, post
 from msgspec import Struct
 
@@ -35,8 +36,7 @@ def routes(engine: EngineClient, settings: SurpriseSettings) -> list[Any]:
         submission = Submission(prompt=prompt, params=SurpriseParams(), rid=uuid.uuid4().hex)
         replies = engine.submit(model.name, TASK, [submission])
         await finished(request, replies)
-        result = replies[0].data
-        assert isinstance(result, Surprise)
+        result = msgspec.convert(replies[0].data, Surprise)
         tokens = len(prompt) - 1  # the first has nothing before it
         return json_response({"bits_per_token": result.bits / tokens, "tokens": tokens})
 

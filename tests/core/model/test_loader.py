@@ -125,6 +125,10 @@ def test_bfloat16(llama: Path) -> None:
     assert model.kv_shapes == [(2, 32, 32)] * 2
 
 
+def test_the_smallest_context(llama: Path) -> None:
+    assert start(llama, context_length=1).kv_shapes == [(2, 32, 32)] * 2
+
+
 def test_dtype_names() -> None:
     assert choose_dtype("float", CPU) == choose_dtype("float32", CPU) == torch.float32
     assert choose_dtype("half", torch.device("cuda")) == torch.float16
@@ -223,5 +227,5 @@ def test_the_proof_catches_layers_that_skip_attention(zoo: Callable[[str], Path]
     model = start(zoo("llama"))
     layer = model.whole.model.layers[1]
     layer.self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
-    with pytest.raises(ModelError, match="1 of its 2 layers call attention"):
+    with pytest.raises(ModelError, match="calls attention 1 times in a pass through 2 layers"):
         proof.prove_attention(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from trunkline.core.discovery import Found
 from trunkline.core.errors import RequestError
 from trunkline.core.host import Host
 from trunkline.core.server.api import DONE, EventStream, finished, json_response, read_body, sse
-from trunkline.core.server.app import _Server, create_app, uvicorn_config
+from trunkline.core.server.app import create_app
 from trunkline.core.server.client import RemoteEngine
 from trunkline.core.server.control import Lifecycle
 from trunkline.core.server.supervisor import Patience
+from trunkline.core.server.transport import Server, uvicorn_config
 from trunkline.core.types import ModelSource, Reply, Submission
 
 CHILD = '''
@@ -110,6 +112,8 @@ if mode == "once":
         os._exit(4)
     open(mark, "w").close()
 send(Loading("warming up"))
+if mode == "slow":
+    time.sleep(600)
 send(Ready([served(m) for m in models],
     [{"model": "m", "weight_bytes": 1, "kv_bytes": 2048, "tokens": 1000}], {"load": 0.1}))
 threading.Thread(target=beat, daemon=True).start()
@@ -161,7 +165,7 @@ class EchoBody(Struct):
     queue: float = 0.0
     refuse: bool = False
     copies: int = 1
-    rid: str = "rid"
+    rid: str = ""
     stream: bool = False
     pad: int = 0  # bytes that each frame is made longer by
     model: str | None = None
@@ -184,7 +188,8 @@ def echo_routes(engine: Any, settings: Any) -> list[Any]:
         body = await read_body(request, EchoBody)
         model = engine.choose("echo", body.model)
         params = EchoParams(body.n, body.delay, body.queue, body.refuse)
-        items = [Submission(prompt=body.ids, params=params, rid=body.rid) for _ in range(body.copies)]
+        rids = [body.rid or uuid.uuid4().hex, *(uuid.uuid4().hex for _ in range(body.copies - 1))]
+        items = [Submission(prompt=body.ids, params=params, rid=rid) for rid in rids]
         replies = engine.submit(model.name, "echo", items)
         if body.stream:
             return EventStream(frames(replies[0], body.pad), replies[0].cancel)
@@ -208,7 +213,11 @@ def echo_routes(engine: Any, settings: Any) -> list[Any]:
     async def wrong() -> Response[Any]:
         raise RequestError("Too odd.", status=500)
 
-    return [native, openai, broken, wrong]
+    @post("/die", opt={"scope": "infer"}, status_code=200)
+    async def die() -> Response[Any]:
+        return json_response(await engine.call("die"))
+
+    return [native, openai, broken, wrong, die]
 
 
 @pytest.fixture
@@ -269,7 +278,7 @@ async def listen() -> AsyncIterator[Callable[[Litestar], Any]]:
 
     async def make(app: Litestar) -> int:
         sock = socket.create_server(("127.0.0.1", 0))
-        server = _Server(uvicorn_config(app))
+        server = Server(uvicorn_config(app))
         running.append((server, asyncio.create_task(server.serve(sockets=[sock]))))
         while not server.started:
             await asyncio.sleep(0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 from trunkline.core.errors import EngineDown, QueueFull, RequestError
 from trunkline.core.types import Submission
 
+numbers = itertools.count()
 
-def item(params: Any, prompt: list[int] | None = None, rid: str = "r", **more: Any) -> Submission:
-    return Submission(prompt=prompt or [5, 6, 7], params=params, rid=rid, **more)
+
+def item(params: Any, prompt: list[int] | None = None, rid: str | None = None) -> Submission:
+    return Submission(prompt=prompt or [5, 6, 7], params=params, rid=rid or f"r{next(numbers)}")
 
 
 async def test_a_request_runs_to_its_end(start: Callable[..., Any], params: Any) -> None:
@@ -97,11 +100,11 @@ async def test_the_queue_is_bounded_by_requests(start: Callable[..., Any], param
     assert caught.value.retry_after
     assert engine.live == 2  # all or none
     with pytest.raises(RequestError, match="limit is 3") as never:
-        engine.submit("m", "echo", [item(stuck)] * 4)
+        engine.submit("m", "echo", [item(stuck) for _ in range(4)])
     assert never.value.status == 400
     engine.submit("m", "echo", [item(stuck)])
     engine.abort(everything=True)
-    engine.submit("m", "echo", [item(stuck)] * 3)
+    engine.submit("m", "echo", [item(stuck) for _ in range(3)])
 
 
 async def test_the_queue_is_bounded_by_tokens_of_the_pool(start: Callable[..., Any], params: Any) -> None:
@@ -192,3 +195,16 @@ async def test_nothing_is_taken_while_the_engine_is_away(start: Callable[..., An
         engine.submit("m", "echo", [item(params())])
     with pytest.raises(EngineDown):
         await engine.call("probe")
+
+
+async def test_an_id_means_one_live_request(start: Callable[..., Any], params: Any) -> None:
+    engine = await start()
+    (first,) = engine.submit("m", "echo", [item(params(queue=10), rid="x")])
+    with pytest.raises(RequestError, match="Duplicate request ID detected: x"):
+        engine.submit("m", "echo", [item(params(), rid="y"), item(params(), rid="x")])
+    with pytest.raises(RequestError, match=r"within the request: \['z'\]"):
+        engine.submit("m", "echo", [item(params(), rid="z"), item(params(), rid="z")])
+    first.cancel()
+    (again,) = engine.submit("m", "echo", [item(params(), rid="x")])
+    await again.result()
+    engine.submit("m", "echo", [item(params(), rid="x")])

@@ -223,7 +223,7 @@ def make_settings() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def make_app(make_settings: Callable[..., dict[str, Any]]) -> Callable[..., Litestar]:
+def make_app(make_settings: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
     """The routes over an engine; errors rendered as the server renders them."""
 
     def refuse(request: Request[Any, Any, Any], error: RequestError) -> Any:
@@ -237,6 +237,6 @@ def make_app(make_settings: Callable[..., dict[str, Any]]) -> Callable[..., Lite
 
 
 @pytest.fixture
-async def client(engine: FakeEngine, make_app: Callable[..., Litestar]) -> AsyncIterator[httpx.AsyncClient]:
+async def client(engine: FakeEngine, make_app: Callable[..., Any]) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(engine)), base_url="http://test") as client:
         yield client

@@ -12,7 +12,6 @@ import httpx
 import openai
 import pytest
 import uvicorn
-from litestar import Litestar
 
 from trunkline.core.errors import QueueFull, RequestError
 from trunkline.plugins.generation.defaults import chat_defaults
@@ -66,7 +65,7 @@ async def test_sampling_reaches_the_engine(client: httpx.AsyncClient, engine: An
     assert (params.stop, params.top_k) == (("x",), 7)
 
 
-async def test_preferred_parameters(engine: Any, make_app: Callable[..., Litestar]) -> None:
+async def test_preferred_parameters(engine: Any, make_app: Callable[..., Any]) -> None:
     app = make_app(engine, preferred_sampling_params='{"temperature": 0, "max_new_tokens": 5}')
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         await chat(client)
@@ -190,7 +189,7 @@ def test_defaults_come_from_the_model_s_authors(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-async def sdk(engine: Any, make_app: Callable[..., Litestar]) -> AsyncIterator[openai.AsyncOpenAI]:
+async def sdk(engine: Any, make_app: Callable[..., Any]) -> AsyncIterator[openai.AsyncOpenAI]:
     config = uvicorn.Config(make_app(engine), port=0, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())

@@ -1,0 +1,198 @@
+"""What :mod:`.fuse` puts in place of transformers' modules: a decoder layer and the walk over layers."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from trunkline.kernels.glu import glu
+from trunkline.kernels.linear import PackedLinear
+from trunkline.kernels.norm import rms_norm
+from trunkline.kernels.rope import rope
+
+from .attention import ForwardContext
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """RMS norm: float32 ``weight`` as it is multiplied (Gemma's ``1 + w`` added up already)."""
+
+    weight: torch.Tensor
+    eps: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """What a layer hands to :meth:`Backend.attention` beside tensors; the same in every pass."""
+
+    layer: int
+    heads: int
+    kv_heads: int
+    width: int
+    scale: float
+    causal: bool
+    window: int
+    softcap: float
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """A layer's packed linear maps; None where the layer keeps its own MLP module."""
+
+    qkv: PackedLinear
+    out: PackedLinear
+    gate_up: PackedLinear | None
+    down: PackedLinear | None
+
+    def with_biases(self, biases: Biases) -> Matrices:
+        """The same packed weights, not copied, with other biases."""
+
+        def rebias(linear: PackedLinear | None, bias: torch.Tensor | None) -> Any:
+            if linear is None:
+                return None
+            twin = copy.copy(linear)
+            twin.set_bias(bias)
+            return twin
+
+        return Matrices(
+            rebias(self.qkv, biases.qkv),
+            rebias(self.out, biases.out),
+            rebias(self.gate_up, biases.gate_up),
+            rebias(self.down, biases.down),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Biases:
+    """Biases of merged maps, None for none."""
+
+    qkv: torch.Tensor | None = None
+    out: torch.Tensor | None = None
+    gate_up: torch.Tensor | None = None
+    down: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """A layer's norms: before attention and MLP; after each (Gemma); of queries and keys."""
+
+    attention: Norm
+    mlp: Norm
+    after_attention: Norm | None = None
+    after_mlp: Norm | None = None
+    queries: Norm | None = None
+    keys: Norm | None = None
+
+
+class FusedLayer(nn.Module):
+    """A pre-norm decoder layer with rotary attention and a gated MLP, in as few calls as it takes.
+
+    With ``mlp`` given (a mixture of experts), that module stays and only attention is fused.
+    """
+
+    def __init__(
+        self, call: AttentionCall, matrices: Matrices, norms: Norms, activation: str, mlp: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.call, self.norms, self.activation = call, norms, activation
+        self.qkv, self.out, self.gate_up, self.down = matrices.qkv, matrices.out, matrices.gate_up, matrices.down
+        self.mlp = mlp
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        trunk: ForwardContext,
+        **_: Any,
+    ) -> torch.Tensor:
+        """As transformers calls a layer: ``[1, T, H]`` -> ``[1, T, H]``; cos and sin ``[1, T, R]``."""
+        cos, sin = position_embeddings
+        return self.step(hidden_states[0], cos[0], sin[0], trunk)[None]
+
+    def step(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
+        """``x`` [T, H], ``cos`` and ``sin`` [T, R] -> [T, H]."""
+        attended = self._attend(self.norms.attention(x), cos, sin, trunk)
+        if self.norms.after_attention is None:
+            x = self.out.forward(attended, x)
+        else:
+            x = self.norms.after_attention(self.out.forward(attended)) + x
+        h = self.norms.mlp(x)
+        if self.gate_up is None or self.down is None:
+            assert self.mlp is not None
+            return self._after_mlp(self.mlp(h[None])[0], x)
+        h = glu(self.gate_up.forward(h), self.activation)
+        if self.norms.after_mlp is None:
+            return self.down.forward(h, x)
+        return self._after_mlp(self.down.forward(h), x)
+
+    def _after_mlp(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return (h if self.norms.after_mlp is None else self.norms.after_mlp(h)) + x
+
+    def _attend(self, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
+        call, norms, pool = self.call, self.norms, trunk.pool
+        qkv = self.qkv.forward(h).view(len(h), call.heads + 2 * call.kv_heads, call.width)
+        if norms.queries is None or norms.keys is None:
+            rope(qkv, cos, sin, call.heads, call.kv_heads)
+        else:
+            queries, keys = norms.queries, norms.keys
+            rope(qkv, cos, sin, call.heads, call.kv_heads, queries.weight, keys.weight, queries.eps)
+        q, k, v = torch.split(qkv, [call.heads, call.kv_heads, call.kv_heads], 1)
+        trunk.calls += 1
+        trunk.seen[call.layer] = (call.kv_heads, call.width, call.width)
+        out = trunk.backend.attention(
+            q,
+            k,
+            v,
+            None if pool is None else pool.keys[call.layer],
+            None if pool is None else pool.values[call.layer],
+            trunk.layout,
+            scale=call.scale,
+            causal=call.causal,
+            window=call.window,
+            softcap=call.softcap,
+            chunk=call.chunk,
+        )
+        return out.view(len(h), call.heads * call.width)
+
+
+class Walk:
+    """Replaces ``forward`` of a base model whose layers are all fused and share one rotary embedding.
+
+    A pass that asks for more than the last hidden state goes through the class's own forward.
+    """
+
+    def __init__(self, base: Any, layers: list[FusedLayer], norm: Norm, output: type) -> None:
+        """``output``: the class of what ``base`` returns."""
+        self.original, self.output = base.forward, output
+        self.embed, self.rotary = base.embed_tokens, base.rotary_emb
+        self.layers, self.norm = layers, norm
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        trunk: ForwardContext | None = None,
+        **others: Any,
+    ) -> Any:
+        """Ids and positions ``[1, T]``; returns transformers' output object, hidden ``[1, T, H]``."""
+        if input_ids is None or position_ids is None or trunk is None or any(map(_asks, others.values())):
+            return self.original(input_ids=input_ids, position_ids=position_ids, trunk=trunk, **others)
+        x = self.embed(input_ids)
+        cos, sin = self.rotary(x, position_ids)
+        x, cos, sin = x[0], cos[0].contiguous(), sin[0].contiguous()
+        for layer in self.layers:
+            x = layer.step(x, cos, sin, trunk)
+        return self.output(last_hidden_state=self.norm(x)[None])
+
+
+def _asks(value: Any) -> bool:
+    return value is not None and value is not False

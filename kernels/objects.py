@@ -1,0 +1,124 @@
+"""Compiled kernels kept on disk as plain machine code, so that only the first start compiles.
+
+numba's own cache unpickles; this one keeps the object file that LLVM emitted, behind a digest,
+in a folder that only its owner can enter. A file is named by everything that it depends on: the
+sources in this folder, the constants of the kernel, numba, LLVM and the processor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from numba.core.registry import cpu_target
+
+logger = logging.getLogger(__name__)
+_DIGEST = 32
+_folder: list[Path] = []  # at most one; see keep_in
+
+
+def keep_in(folder: Path | None) -> None:
+    """Keep compiled kernels below ``folder`` from now on (None: nowhere, the default).
+
+    The folder is made with mode 0700. One that others can write to, or that belongs to another
+    user, isn't used.
+    """
+    _folder.clear()
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+    except OSError as error:
+        logger.warning("compiled kernels aren't kept: %s", error)
+        return
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        logger.warning("compiled kernels aren't kept: %s must be yours alone (chmod 700)", folder)
+        return
+    _folder.append(folder)
+
+
+def fingerprint(value: Any) -> str:
+    """What a function's compiled code depends on beyond this folder's sources; "" when that can't be told."""
+    if value is None or isinstance(value, (bool, int, float, str, np.generic)):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return _all([fingerprint(x) for x in value])
+    if isinstance(value, dict):
+        return fingerprint([(key, value[key]) for key in sorted(value)])
+    if isinstance(value, (set, frozenset)):
+        return fingerprint(sorted(value))
+    if isinstance(value, type):
+        return value.__qualname__
+    inner = getattr(value, "py_func", None) or getattr(value, "_defn", None) or value  # dispatcher, intrinsic
+    code = getattr(inner, "__code__", None)
+    if code is None:
+        return ""
+    cells = [fingerprint(cell.cell_contents) for cell in inner.__closure__ or ()]
+    return _all([inner.__module__, inner.__qualname__, str(code.co_firstlineno), *cells])
+
+
+def _all(parts: list[str]) -> str:
+    return "(" + ",".join(parts) + ")" if all(parts) else ""
+
+
+def load(identity: str) -> tuple[Any, int] | None:
+    """The code kept for ``identity`` (a ``fingerprint``): its owner, to be kept alive, and its address."""
+    path = _path(identity)
+    if path is None or not path.is_file():
+        return None
+    data = path.read_bytes()
+    digest, content = data[:_DIGEST], data[_DIGEST:]
+    if hashlib.sha256(content).digest() != digest:
+        logger.warning("a compiled kernel is damaged and is made again: %s", path)
+        return None
+    name, _, code = content.partition(b"\n")
+    machine = cpu_target.target_context.codegen()._tm
+    module = llvm.parse_assembly(f'target triple = "{machine.triple}"')
+    engine = llvm.create_mcjit_compiler(module, machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine, int(engine.get_function_address(name.decode()))
+
+
+def store(identity: str, function: Any) -> None:
+    """Keep a compiled numba ``cfunc`` for ``identity``; a full or read-only disk is no error."""
+    path = _path(identity)
+    if path is None:
+        return
+    library = function._library
+    code = library.codegen._tm.emit_object(library._final_module)
+    content = function._wrapper_name.encode() + b"\n" + code
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
+            partial.write(hashlib.sha256(content).digest() + content)
+        os.replace(partial.name, path)
+    except OSError as error:
+        logger.warning("a compiled kernel can't be kept: %s", error)
+
+
+def _path(identity: str) -> Path | None:
+    if not identity or not _folder:
+        return None
+    name = hashlib.sha256(f"{_environment()}\n{identity}".encode()).hexdigest()
+    return _folder[0] / f"{name[:32]}.o"
+
+
+@cache
+def _environment() -> str:
+    """Sources of all kernels, versions of the compilers, the processor's name and features."""
+    sources = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        sources.update(source.read_bytes())
+    processor = cpu_target.target_context.codegen().magic_tuple()
+    return repr((sources.hexdigest(), sys.version, numba.__version__, llvmlite.__version__, processor))

@@ -1,0 +1,123 @@
+"""The contract against a live server: real model, real engine process, real port."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+GREEDY = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
+
+
+def free_tokens(http: httpx.Client) -> int:
+    return int(http.get("/get_server_info").json()["internal_states"][0]["free_tokens"])
+
+
+def test_get_model_info_has_the_five_keys(http: httpx.Client, checkpoint: Path) -> None:
+    assert http.get("/get_model_info").json() == {
+        "model_path": str(checkpoint),
+        "is_generation": True,
+        "tokenizer_path": str(checkpoint),
+        "preferred_sampling_params": None,
+        "weight_version": "default",
+    }
+
+
+def test_health_probes_do_not_touch_the_cache(http: httpx.Client) -> None:
+    http.post("/flush_cache")
+    for _ in range(3):
+        assert http.get("/health_generate").status_code == 200
+    answer = http.post("/generate", json={"input_ids": list(range(5, 40)), "sampling_params": GREEDY}).json()
+    assert answer["meta_info"]["cached_tokens"] == 0
+
+
+def test_prompt_and_output_but_the_last_token_are_cached_until_flushed(http: httpx.Client) -> None:
+    assert http.post("/flush_cache").text.startswith("Cache flushed.")
+    ids = list(range(5, 105))
+
+    def cached(prompt: list[int]) -> int:
+        answer = http.post("/generate", json={"input_ids": prompt, "sampling_params": GREEDY})
+        return int(answer.json()["meta_info"]["cached_tokens"])
+
+    assert [cached(ids), cached(ids), cached(ids[:50])] == [0, 99, 49]
+    assert cached(ids + list(range(200, 220))) == 100
+    assert http.get("/flush_cache").status_code == 200
+    assert cached(ids) == 0
+
+
+def test_streaming_equals_whole(http: httpx.Client) -> None:
+    body: dict[str, Any] = {"text": "hello there", "sampling_params": GREEDY | {"max_new_tokens": 20}}
+    whole = http.post("/generate", json=body).json()
+    frames = http.post("/generate", json=body | {"stream": True}).text.split("\n\n")
+    assert frames[-2] == "data: [DONE]"
+    last = json.loads(frames[-3].removeprefix("data: "))
+    assert (last["text"], last["output_ids"]) == (whole["text"], whole["output_ids"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"",
+        b"{}",
+        b'{"text": 5}',
+        b'{"input_ids": []}',
+        b'{"input_ids": [999999]}',
+        b'{"text": "a", "sampling_params": {"temperatur": 1}}',
+        b'{"text": "a", "sampling_params": {"temperature": "hot"}}',
+        b'{"text": "a", "sampling_params": {"n": 1000000}}',
+        b'{"text": "a", "sampling_params": {"max_new_tokens": 100000}}',
+        b'{"text": "a", "return_logprob": true}',
+        b'{"input_ids": [' + b"5," * 2000 + b"5]}",
+        b"[" * 100_000,
+    ],
+)
+def test_bad_requests_are_400_and_harm_nothing(http: httpx.Client, body: bytes) -> None:
+    answer = http.post("/generate", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()
+    assert error.get("message") or error["error"]["message"]
+    good = http.post("/generate", json={"input_ids": [5, 6], "sampling_params": GREEDY})
+    assert len(good.json()["output_ids"]) == 6
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_hanging_up_frees_the_slots(http: httpx.Client, server: Any, stream: bool) -> None:
+    http.post("/flush_cache")
+    before = free_tokens(http)
+    params = {"max_new_tokens": 400, "ignore_eos": True}
+    content = json.dumps({"input_ids": list(range(5, 60)), "stream": stream, "sampling_params": params}).encode()
+    head = "POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(content)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(head.encode() + content)
+        time.sleep(0.2)
+    deadline = time.monotonic() + 30
+    while http.post("/flush_cache").status_code != 200:
+        assert time.monotonic() < deadline
+    time.sleep(1.5)  # a beat brings the count
+    assert free_tokens(http) == before
+
+
+def test_abort_ends_a_stream_with_a_record(http: httpx.Client) -> None:
+    params = {"max_new_tokens": 400, "ignore_eos": True}
+    last = {}
+    with http.stream(
+        "POST", "/generate", json={"text": "a", "rid": "to-end", "stream": True, "sampling_params": params}
+    ) as answer:
+        assert answer.headers["x-request-id"] == "to-end"
+        for number, line in enumerate(line for line in answer.iter_lines() if line.startswith("data: {")):
+            last = json.loads(line.removeprefix("data: "))
+            if number == 0:
+                httpx.post(f"{http.base_url}/abort_request", json={"rid": "to-end"})
+    assert last["meta_info"]["finish_reason"]["type"] in ("abort", "length")
+
+
+def test_openapi_describes_the_bodies(http: httpx.Client) -> None:
+    schema = http.get("/openapi.json").json()
+    assert {"/generate", "/v1/chat/completions", "/health"} <= set(schema["paths"])

@@ -1,0 +1,117 @@
+"""Packed linear layers against ``nn.Linear``'s formula, for every height of a tile and odd sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trunkline.kernels import gemm, linear
+from trunkline.kernels.linear import PackedLinear, linear_reference, storage_dtype
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
+
+
+def weights(outputs: int, inputs: int, dtype: torch.dtype, *, exact: bool) -> torch.Tensor:
+    """Random; ``exact`` ones fit in bfloat16."""
+    weight = torch.randn(outputs, inputs) / inputs**0.5
+    return (weight.bfloat16() if exact else weight).to(dtype)
+
+
+@settings(max_examples=60)
+@given(
+    rows=st.integers(0, 23),
+    inputs=st.integers(1, 70),
+    outputs=st.integers(1, 70),
+    exact=st.booleans(),
+    bias=st.booleans(),
+    residual=st.booleans(),
+    dtype=st.sampled_from(list(TOLERANCE)),
+)
+def test_equals_the_formula(
+    rows: int, inputs: int, outputs: int, exact: bool, bias: bool, residual: bool, dtype: torch.dtype
+) -> None:
+    weight = weights(outputs, inputs, dtype, exact=exact)
+    shift = torch.randn(outputs).to(dtype) if bias else None
+    x = torch.randn(rows, inputs).to(dtype)
+    added = torch.randn(rows, outputs).to(dtype) if residual else None
+    before = None if added is None else added.clone()
+    result = PackedLinear(weight, shift)(x, added)
+    wide = [None if part is None else part.double() for part in (x, weight, shift, added)]
+    expected = linear_reference(*wide)  # type: ignore[arg-type]
+    assert result.dtype == dtype
+    torch.testing.assert_close(result.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert added is None or torch.equal(added, before)  # type: ignore[arg-type]
+
+
+def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More rows than fit in a block, with a block that doesn't divide them."""
+    monkeypatch.setattr(gemm, "BLOCK_BYTES", 12 * 4 * 40)
+    weight, x = weights(48, 40, torch.float32, exact=True), torch.randn(101, 40)
+    torch.testing.assert_close(PackedLinear(weight)(x), linear_reference(x, weight, None), rtol=1e-5, atol=1e-5)
+
+
+def test_product_is_its_reference() -> None:
+    weight, x = torch.randn(32, 24), torch.randn(7, 24)
+    for dtype in (torch.float32, torch.bfloat16):
+        packed = gemm.pack(weight, dtype)
+        assert packed.shape == (2, 24, gemm.PANEL)
+        start, out = torch.randn(7, 32), torch.empty(7, 32)
+        gemm.product(x, packed, start, out)
+        torch.testing.assert_close(out, gemm.product_reference(x, packed, start), rtol=1e-5, atol=1e-5)
+
+
+def test_any_leading_shape() -> None:
+    weight, bias, x = torch.randn(20, 12), torch.randn(20), torch.randn(2, 3, 12)
+    layer = PackedLinear(weight, bias)
+    torch.testing.assert_close(layer(x), linear_reference(x, weight, bias), rtol=1e-5, atol=1e-5)
+    assert layer(x[0, 0]).shape == (20,)
+    assert "in_features=12, out_features=20" in repr(layer)
+
+
+def test_stored_in_half_only_if_nothing_is_lost() -> None:
+    exact = weights(64, 32, torch.float32, exact=True)
+    assert storage_dtype(exact) == storage_dtype(exact.bfloat16()) == torch.bfloat16
+    exact[63, 31] += 1e-3
+    assert storage_dtype(exact) == torch.float32
+    x = torch.randn(3, 32)
+    torch.testing.assert_close(PackedLinear(exact)(x), linear_reference(x, exact, None), rtol=1e-5, atol=1e-5)
+
+
+def test_not_a_number_stays_in_its_row() -> None:
+    x = torch.randn(9, 30)
+    x[4, 2] = torch.inf
+    result = PackedLinear(torch.rand(40, 30) + 0.1)(x)
+    assert result[4].isinf().all()
+    assert result[torch.arange(9) != 4].isfinite().all()
+
+
+def test_refuses_what_does_not_fit() -> None:
+    packed, out = gemm.pack(torch.randn(16, 8), torch.float32), torch.empty(3, 16)
+    with pytest.raises(ValueError, match="don't fit"):
+        gemm.product(torch.randn(3, 9), packed, torch.zeros(16), out)
+    with pytest.raises(ValueError, match="start has 2 rows, x has 3"):
+        gemm.product(torch.randn(3, 8), packed, torch.zeros(2, 16), out)
+    with pytest.raises(ValueError, match=r"x must be a contiguous CPU tensor of torch\.float32"):
+        gemm.product(torch.randn(3, 8).double(), packed, torch.zeros(16), out)
+
+
+def test_onednn_where_it_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which way a bfloat16 model takes depends on the CPU; its arguments to oneDNN don't."""
+    calls: list[tuple[object, ...]] = []
+
+    def pointwise(*arguments: object) -> torch.Tensor:
+        calls.append(arguments)
+        return linear_reference(*arguments[:3])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(linear, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight, rows: weight)
+    monkeypatch.setattr(torch.ops.mkldnn._linear_pointwise, "default", pointwise)
+    weight, bias = torch.randn(16, 8).bfloat16(), torch.randn(16).bfloat16()
+    x, residual = torch.randn(3, 8).bfloat16(), torch.randn(3, 16).bfloat16()
+    result = PackedLinear(weight, bias)(x, residual)
+    torch.testing.assert_close(result, linear_reference(x, weight, bias, residual))
+    assert len(calls) == 1
+    assert PackedLinear(weight.float(), None)(x.float()).dtype == torch.float32
+    assert len(calls) == 1  # float32 goes another way

@@ -1,0 +1,43 @@
+"""RMS norm against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trunkline.kernels.norm import rms_norm, rms_norm_reference
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (1, 576), (3, 33), (70, 500)])
+def test_equals_the_formula(rows: int, width: int, dtype: torch.dtype) -> None:
+    x = (torch.randn(rows, width) * 3).to(dtype)
+    weight = torch.randn(width)
+    exact = rms_norm_reference(x.double(), weight.double(), 1e-5)
+    for compute in (rms_norm, rms_norm_reference):
+        result = compute(x, weight, 1e-5)
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.double(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_eps_keeps_zero_rows_finite() -> None:
+    assert rms_norm(torch.zeros(2, 8), torch.ones(8), 1e-6).eq(0).all()
+
+
+def test_not_a_number_stays_in_its_row() -> None:
+    x = torch.randn(3, 40)
+    x[1, 7] = torch.nan
+    result = rms_norm(x, torch.ones(40), 1e-6)
+    assert result[1].isnan().all()
+    assert result[[0, 2]].isfinite().all()
+
+
+def test_refuses_what_it_cannot_read() -> None:
+    with pytest.raises(ValueError, match="width 8, not 9"):
+        rms_norm(torch.zeros(2, 8), torch.ones(9), 1e-6)
+    with pytest.raises(ValueError, match="x must be a contiguous"):
+        rms_norm(torch.zeros(8, 2).t(), torch.ones(8), 1e-6)
+    with pytest.raises(ValueError, match=r"weight must be a contiguous CPU tensor of torch\.float32"):
+        rms_norm(torch.zeros(2, 8), torch.ones(8, dtype=torch.float64), 1e-6)

@@ -1,0 +1,134 @@
+"""Every way in which ``/generate`` refuses or fails, and that nothing reaches the engine by mistake."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from trunkline.core.errors import QueueFull, RequestError
+
+
+async def generate(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
+    return await client.post("/generate", json=body)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "Either text, input_ids or input_embeds should be provided."),
+        ({"input_ids": []}, "input_ids cannot be empty."),
+        ({"input_ids": [[1], []]}, "input_ids must be a list of ids"),
+        ({"input_ids": [1, [2]]}, "input_ids mixes ids and lists of ids."),
+        ({"input_ids": [[1], 2]}, "input_ids must be a list of ids"),
+        ({"input_ids": [100000]}, "The input_ids contains values greater than the vocab size ("),
+        ({"input_ids": [-1]}, "The input_ids contains a negative value: -1."),
+        ({"text": ""}, "texts cannot be empty"),
+        ({"text": ["a", ""]}, "texts cannot be empty"),
+        ({"input_ids": [1] * 100}, "The input (100 tokens) is longer than the model's context length (100 tokens)."),
+        ({"input_ids": [1] * 95}, "Input length (95 tokens) exceeds the maximum allowed length (94 tokens)."),
+        (
+            {"input_ids": [1] * 50, "sampling_params": {"max_new_tokens": 51}},
+            "Requested token count exceeds the model's maximum context length of 100 tokens. You requested a total "
+            "of 101 tokens: 50 tokens from the input messages and 51 tokens for the completion.",
+        ),
+        ({"text": "a", "sampling_params": {"temperatur": 0}}, "unknown field `temperatur`, expected one of"),
+        ({"text": "a", "sampling_params": {"n": 65}}, "n must be at most 64, got 65; --max-n sets the limit."),
+        ({"text": ["a"] * 6, "sampling_params": {"n": 3}}, "The request asks for 18 sequences (6 prompts, n = 3)"),
+        ({"text": ["a"] * 17}, "The request asks for 17 sequences"),
+        ({"text": "a", "sampling_params": [{}]}, "sampling_params must be an object for a single prompt."),
+        ({"text": ["a", "b"], "sampling_params": [{}]}, "sampling_params has 1 entries for a batch of 2"),
+        (
+            {"text": ["a", "b"], "sampling_params": [{"n": 1}, {"n": 2}]},
+            "The parallel_sample_num should be the same for all samples in sample params.",
+        ),
+        ({"text": ["a", "b"], "rid": ["x"]}, "The specified rids length mismatch with the batch_size"),
+        ({"text": ["a", "b"], "rid": ["x", "x"]}, "Duplicate request IDs detected within the request: ['x']"),
+        (
+            {"text": "a", "custom_logit_processor": "x"},
+            "The server is not configured to enable custom logit processor.",
+        ),
+        ({"text": "a", "return_logprob": True}, "return_logprob is not supported yet"),
+        ({"text": ["a"], "return_logprob": [False, True]}, "return_logprob is not supported yet"),
+        ({"text": "a", "return_hidden_states": True}, "return_hidden_states is not supported yet"),
+        ({"text": "a", "lora_path": "x"}, "lora_path is not supported yet"),
+        ({"text": "a", "session_params": {"id": "x"}}, "session_params is not supported yet"),
+        ({"text": "a", "image_data": "x"}, "image_data is not supported yet"),
+        ({"input_embeds": [[0.5]]}, "input_embeds is not supported yet"),
+    ],
+)
+async def test_refused(client: httpx.AsyncClient, engine: Any, body: dict[str, Any], message: str) -> None:
+    response = await client.post("/generate", json=body)
+    assert response.status_code == 400
+    assert list(response.json()) == ["error"]
+    assert response.json()["error"]["message"].startswith(message)
+    assert engine.items == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"text": 5}',
+        b'{"input_ids": ["a"]}',
+        b'{"input_ids": [1.5]}',
+        b'{"text": "a", "sampling_params": 3}',
+        b'{"text": "a", "stream": "maybe"}',
+        b'{"input_ids": [99999999999999999999999]}',
+        b'{"text": "\xff"}',
+        b'{"text": "\\ud800"}',
+        b'{"sampling_params": ' + b"[" * 100_000,
+    ],
+)
+async def test_bodies_that_are_no_request(client: httpx.AsyncClient, engine: Any, body: bytes) -> None:
+    response = await client.post("/generate", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert (response.json()["object"], response.json()["code"]) == ("error", 400)
+    assert engine.items == []
+
+
+async def test_what_unmodified_clients_send_passes(client: httpx.AsyncClient) -> None:
+    extras = dict.fromkeys(("lora_path", "image_data", "custom_logit_processor", "session_params", "input_embeds"))
+    body = {"text": "a", "stream": False, "return_logprob": False, "logprob_start_len": -1, "top_logprobs_num": 0}
+    assert (await client.post("/generate", json={**body, **extras, "return_hidden_states": False})).status_code == 200
+
+
+async def test_a_full_queue_is_503_at_once_streaming_or_not(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.refuse = QueueFull()
+    for stream in (False, True):
+        response = await generate(client, text="a", stream=stream)
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "1"
+        assert response.json()["message"] == "The request queue is full."
+
+
+async def test_a_failing_engine_fails_the_batch_and_aborts_the_rest(client: httpx.AsyncClient, engine: Any) -> None:
+    def script(item: Any) -> list[Any]:
+        return [RequestError("down", status=503)] if item.rid == "x_0" else [5] * 10_000
+
+    engine.script = script
+    response = await generate(client, text=["a", "b"], rid="x")
+    assert response.status_code == 503
+    assert response.json()["message"] == "down"
+    assert engine.replies[1].cancelled
+
+
+async def test_logits_that_are_not_finite_are_a_500(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.script = lambda item: [{"type": "abort", "message": "nan", "status_code": 500, "err_type": None}]
+    assert (await generate(client, text="a")).status_code == 500
+
+
+async def test_a_request_id_in_use_is_refused_and_free_afterwards(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.script = lambda item: [5] * 500 + [{"type": "length", "length": 500}]
+    first = asyncio.create_task(generate(client, text="a", rid="x"))
+    while not engine.replies:
+        await asyncio.sleep(0)
+    second = await generate(client, text="b", rid="x")
+    assert second.status_code == 400
+    assert second.json()["error"]["message"] == "Duplicate request ID detected: x"
+    assert (await first).status_code == 200
+    assert (await generate(client, text="a", rid="x")).status_code == 200

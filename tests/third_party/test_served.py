@@ -1,0 +1,72 @@
+"""An outside task served beside the project's own, from the command line to the answer."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+import transformers
+
+TEXT = "one two three four five"
+
+
+@pytest.fixture(scope="module")
+def model(zoo: Callable[[str], Path]) -> Path:
+    return zoo("llama")
+
+
+@pytest.fixture(scope="module")
+def server(outside: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a server that chunks prompts, so that the stage sees a text in pieces."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("served") / "log"
+    code = "import sys; from trunkline.core.cli import main; main()"
+    flags = ["--dtype", "float32", "--chunked-prefill-size", "5", "--surprise-max-tokens", "100", "--port", str(port)]
+    command: list[str | Path] = [outside / "python", "-c", code, "serve", model, *flags]
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as process:
+        try:
+            while "ready to roll" not in log.read_text():
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.kill(process.pid, signal.SIGTERM)
+    assert process.returncode == 0, log.read_text()
+
+
+def test_the_answer_is_transformers_answer(server: str, model: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager")
+    ids = tokenizer(TEXT, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        scores = reference(ids).logits[0, :-1].log_softmax(-1)
+    expected = -scores.gather(1, ids[0, 1:, None]).mean().item() / math.log(2)
+    answer = httpx.post(f"{server}/surprise", json={"text": TEXT}).json()
+    assert answer["bits_per_token"] == pytest.approx(expected, abs=1e-4)
+    assert answer["tokens"] == ids.shape[1] - 1
+
+
+def test_tasks_share_what_they_have_computed(server: str) -> None:
+    first = httpx.post(f"{server}/surprise", json={"text": TEXT}).json()
+    body = {"text": TEXT, "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
+    generated = httpx.post(f"{server}/generate", json=body).json()
+    assert generated["meta_info"]["cached_tokens"] == first["tokens"]
+
+
+def test_its_errors_are_the_servers_errors(server: str) -> None:
+    refused = httpx.post(f"{server}/surprise", json={"text": ""})
+    assert (refused.status_code, refused.json()) == (400, {"error": {"message": "The text needs at least two tokens."}})
+    long = httpx.post(f"{server}/surprise", json={"text": TEXT * 30})
+    assert long.status_code == 400
+    assert "the limit is 100" in long.json()["error"]["message"]
+    assert httpx.post(f"{server}/surprise", json={"text": 3}).status_code == 400
