@@ -62,18 +62,22 @@ def decode_cpu(
     if q.stride(2) != 1:
         q = q.contiguous()
     which = np.ascontiguousarray(which, dtype=np.int32)
-    most = int((layout.q_start[which + 1] - layout.q_start[which]).max())
-    shares = team_size(len(which) * most * heads * key_dim * int(layout.kv_len[which].max()) > _SERIAL)
+    most = 1 if len(which) == layout.decodes else int((layout.q_start[which + 1] - layout.q_start[which]).max())
+    shares = team_size(len(which) * most * heads * key_dim * int(layout.kv_len.max()) > _SERIAL)
     scratch = torch.empty(shares * attention_paged.scratch_bytes(most, heads, key_dim, value_dim), dtype=torch.uint8)
     sinks = None if sinks is None else sinks.detach().float().contiguous()
     task = attention_paged.task(key_dim, value_dim, q.dtype == torch.bfloat16)
     arguments = (
         *(q.data_ptr(), q.stride(0), q.stride(1), keys.data_ptr(), values.data_ptr(), out.data_ptr()),
         *(scratch.data_ptr(), 0 if sinks is None else sinks.data_ptr()),
-        *(layout.table.ctypes.data, layout.table.shape[1], layout.table_row.ctypes.data),
-        *(layout.q_start.ctypes.data, layout.kv_len.ctypes.data, which.ctypes.data, len(which)),
+        *(_address(layout.table), layout.table.shape[1], _address(layout.table_row)),
+        *(_address(layout.q_start), _address(layout.kv_len), _address(which), len(which)),
         *(heads, groups, most, window, chunk),
     )
     task.run((*arguments, shares, scale, softcap), shares)
     if shares > 1:
         task.run((*arguments, -shares, scale, softcap), 1)
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])  # ``array.ctypes.data`` takes several times longer

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from .exponential import exponentials
 from .threads import OPTIONS, Task, float32s, int32s, int64s, thread, threads, uint16s, uint32s
 
 BLOCK = 32  # keys; a block of one head's keys and values stays in the L1 cache
@@ -28,36 +29,10 @@ ARGUMENTS = [
 ]
 
 # numba freezes globals; typed ones keep float32 arithmetic from widening.
-_LOG2E, _HALF, _LEAST = np.float32(1.4426950408889634), np.float32(0.5), np.float32(-126.0)
-_E1, _E2, _E3 = np.float32(0.6931471805599453), np.float32(0.2402265069591007), np.float32(0.05550410866482158)
-_E4, _E5 = np.float32(0.009618129107628477), np.float32(0.0013333558146428443)
-_E6 = np.float32(0.0001540353039338161)
 _ONE, _ZERO, _LOWEST = np.float32(1.0), np.float32(0.0), np.float32(-3.0e38)
 
 
-def _exponentials(x: Any, power: int, n: int, shift: Any) -> Any:
-    """``x[:n] = exp(x[:n] - shift)`` for results of at most 1; returns their sum.
-
-    2**t = 2**round(t) * 2**rest: a polynomial, and an exponent written as bits at the address
-    ``power`` (scratch for n float32). Calls to libm wouldn't vectorise.
-    """
-    bits, factor, total = int32s(power), float32s(power), _ZERO
-    for i in range(n):
-        t = max((x[i] - shift) * _LOG2E, _LEAST)
-        whole = np.floor(t + _HALF)
-        f = t - whole
-        x[i] = _ONE + f * (_E1 + f * (_E2 + f * (_E3 + f * (_E4 + f * (_E5 + f * _E6)))))
-        bits[i] = (np.int32(whole) + np.int32(127)) << np.int32(23)
-    for i in range(n):
-        x[i] *= factor[i]
-        total += x[i]
-    return total
-
-
-exponentials = njit(**_LOOPS)(_exponentials)
-
-
-def _first_key(a: Any, position: int) -> int:
+def _first_key(a: Any, position: int) -> Any:
     first = np.int64(0)
     if a.window > 0:
         first = max(first, position + 1 - a.window)
@@ -268,12 +243,12 @@ def task(key_dim: int, value_dim: int, half: bool) -> Task:
     """
     segment, width = _segment(key_dim, value_dim, half), value_dim + 2
 
-    def finish(a: Any, row: int, cells: int, state: int) -> None:
+    def finish(a: Any, row: int, cells: int, state: Any) -> None:
         token = np.int64(int32s(a.q_start)[row])
         for e in range(cells):
             store(a, token + e // a.heads, e % a.heads, state + e * width * 4, value_dim, half)
 
-    def join(total: int, piece: int, cells: int) -> None:
+    def join(total: Any, piece: Any, cells: int) -> None:
         """Fold a later piece of the softmaxes into the earlier ones."""
         for e in range(cells):
             x, y = float32s(total + e * width * 4), float32s(piece + e * width * 4)

@@ -1,4 +1,4 @@
-"""Matrix products with packed weights on CPUs: ``x Wᵀ + start`` in float32.
+"""Matrix products with packed weights on CPUs: ``x Wᵀ + addend`` in float32.
 
 Decoding reads every weight once for a handful of rows, so its speed is the memory's. A
 checkpoint in bfloat16 that runs in float32 holds no more than 16 bits a weight: kept as such and
@@ -30,7 +30,7 @@ ROWS = (6, 4, 2, 1)  # tile heights; 6 rows of a panel fill 12 of 16 registers w
 BLOCK_BYTES = 256 << 10  # of x, so that it stays in the L2 cache while panels pass by
 
 ARGUMENTS = [
-    (name, np.int64) for name in ("x", "weight", "start", "start_row", "out", "rows", "inputs", "outputs", "block")
+    (name, np.int64) for name in ("x", "weight", "addend", "addend_row", "out", "rows", "inputs", "outputs", "block")
 ]
 
 
@@ -46,28 +46,28 @@ def pack(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return packed
 
 
-def product_reference(x: torch.Tensor, packed: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """``x`` [M, K] times packed weights plus ``start`` ([N] or [M, N]), N a multiple of PANEL."""
+def product_reference(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor) -> torch.Tensor:
+    """``x`` [M, K] times packed weights plus ``addend`` ([N] or [M, N]), N a multiple of PANEL."""
     weight = packed.to(x.dtype).transpose(1, 2).reshape(-1, packed.shape[1])
-    return x @ weight.t() + start
+    return x @ weight.t() + addend
 
 
-def product(x: torch.Tensor, packed: torch.Tensor, start: torch.Tensor, out: torch.Tensor) -> None:
+def product(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor, out: torch.Tensor) -> None:
     """:func:`product_reference` into ``out`` [M, N], compiled.
 
-    All float32 and contiguous, ``packed`` also bfloat16. ``out`` may be ``start`` itself.
+    All float32 and contiguous, ``packed`` also bfloat16. ``out`` may be ``addend`` itself.
     """
     rows, inputs = x.shape
     outputs = packed.shape[0] * PANEL
-    if packed.shape[1:] != (inputs, PANEL) or out.shape != (rows, outputs) or start.shape[-1] != outputs:
+    if packed.shape[1:] != (inputs, PANEL) or out.shape != (rows, outputs) or addend.shape[-1] != outputs:
         raise ValueError(f"x {tuple(x.shape)}, weights {tuple(packed.shape)} and out {tuple(out.shape)} don't fit")
-    if start.ndim == 2 and start.shape[0] != rows:
-        raise ValueError(f"start has {start.shape[0]} rows, x has {rows}")
+    if addend.ndim == 2 and addend.shape[0] != rows:
+        raise ValueError(f"addend has {addend.shape[0]} rows, x has {rows}")
     arguments = (
         address(x, "x", torch.float32),
         address(packed, "packed"),
-        address(start, "start", torch.float32),
-        outputs if start.ndim == 2 else 0,
+        address(addend, "addend", torch.float32),
+        outputs if addend.ndim == 2 else 0,
         address(out, "out", torch.float32),
         rows,
         inputs,
@@ -89,18 +89,18 @@ def _task(dtype: torch.dtype) -> Task:
         m = first
         while m < last:
             x, out = a.x + m * x_row, a.out + m * out_row + column * 4
-            start, left = a.start + (m * a.start_row + column) * 4, last - m
+            addend, left = a.addend + (m * a.addend_row + column) * 4, last - m
             if left >= 6 and left != 8:
-                tile6(x, weight, start, out, a.inputs, x_row, a.start_row * 4, out_row)
+                tile6(x, weight, addend, out, a.inputs, x_row, a.addend_row * 4, out_row)
                 m += 6
             elif left >= 4:
-                tile4(x, weight, start, out, a.inputs, x_row, a.start_row * 4, out_row)
+                tile4(x, weight, addend, out, a.inputs, x_row, a.addend_row * 4, out_row)
                 m += 4
             elif left >= 2:
-                tile2(x, weight, start, out, a.inputs, x_row, a.start_row * 4, out_row)
+                tile2(x, weight, addend, out, a.inputs, x_row, a.addend_row * 4, out_row)
                 m += 2
             else:
-                tile1(x, weight, start, out, a.inputs, x_row, a.start_row * 4, out_row)
+                tile1(x, weight, addend, out, a.inputs, x_row, a.addend_row * 4, out_row)
                 m += 1
 
     compiled = njit(**OPTIONS)(panel)
@@ -116,13 +116,13 @@ def _task(dtype: torch.dtype) -> Task:
 
 
 def _tile(rows: int, half: bool) -> Any:
-    """An intrinsic ``tile(x, weight, start, out, inputs, x_row, start_row, out_row)``.
+    """An intrinsic ``tile(x, weight, addend, out, inputs, x_row, addend_row, out_row)``.
 
-    Addresses and row lengths in bytes: ``out[r] = start[r] + sum over k of x[r, k] * weight[k]``
+    Addresses and row lengths in bytes: ``out[r] = addend[r] + sum over k of x[r, k] * weight[k]``
     for ``rows`` rows and one panel.
     """
 
-    def typed(typing: Any, x: Any, weight: Any, start: Any, out: Any, inputs: Any, xr: Any, sr: Any, outr: Any) -> Any:
+    def typed(typing: Any, x: Any, weight: Any, addend: Any, out: Any, inputs: Any, xr: Any, sr: Any, outr: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             _Tile(builder, rows, half).emit(*values)
             return context.get_dummy_value()
@@ -144,10 +144,9 @@ class _Tile:
         kind = ir.FunctionType(self.WIDE, [self.WIDE] * 3)
         self.fma = get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
 
-    def emit(self, x: Any, weight: Any, start: Any, out: Any, inputs: Any, xr: Any, sr: Any, outr: Any) -> None:
+    def emit(self, x: Any, weight: Any, addend: Any, out: Any, inputs: Any, xr: Any, sr: Any, outr: Any) -> None:
         builder = self.builder
         rows = [self._at(x, xr, r) for r in range(self.rows)]
-        begin = [self._vectors(self._at(start, sr, r)) for r in range(self.rows)]
         before = builder.block
         loop, after = builder.append_basic_block("inputs"), builder.append_basic_block("store")
         builder.branch(loop)
@@ -160,17 +159,19 @@ class _Tile:
         self._prefetch(builder.add(line, builder.mul(inputs, self.line)))
         following = builder.add(k, self.INT(1))
         k.add_incoming(following, loop)
-        for row, phis, initial in zip(rows, sums, begin, strict=True):
+        for row, phis in zip(rows, sums, strict=True):
             factor = self._spread(builder.add(row, builder.mul(k, self.INT(4))))
-            for i, phi in enumerate(phis):
-                phi.add_incoming(initial[i], before)
-                phi.add_incoming(builder.call(self.fma, [factor, columns[i], phi]), loop)
+            for column, phi in zip(columns, phis, strict=True):
+                phi.add_incoming(self.WIDE([0.0] * LANES), before)
+                phi.add_incoming(builder.call(self.fma, [factor, column, phi]), loop)
         builder.cbranch(builder.icmp_signed("<", following, inputs), loop, after)
         builder.position_at_end(after)
         for r, phis in enumerate(sums):
-            for i, phi in enumerate(phis):
+            # Added last: a large residual as the first summand would round off the small ones.
+            for i, first in enumerate(self._vectors(self._at(addend, sr, r))):
                 where = builder.add(self._at(out, outr, r), self.INT(4 * LANES * i))
-                builder.store(phi.incomings[1][0], self._pointer(where, self.WIDE), align=4)
+                total = builder.fadd(phis[i].incomings[1][0], first)
+                builder.store(total, self._pointer(where, self.WIDE), align=4)
 
     def _at(self, base: Any, row: Any, r: int) -> Any:
         return self.builder.add(base, self.builder.mul(row, self.INT(r)))

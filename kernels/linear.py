@@ -33,11 +33,11 @@ class PackedLinear(nn.Module):
     def set_bias(self, bias: torch.Tensor | None) -> None:
         """Use another bias [N] (None: none)."""
         self.bias = None if bias is None else bias.detach()
-        self.start = torch.zeros(0)
+        self.addend = torch.zeros(0)
         if not self.onednn:
-            self.start = torch.zeros(self.packed.shape[0] * gemm.PANEL)
+            self.addend = torch.zeros(self.packed.shape[0] * gemm.PANEL)
             if bias is not None:
-                self.start[: self.out_features] = bias
+                self.addend[: self.out_features] = bias
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """``x`` [..., K] -> [..., N]; ``residual`` [..., N] of the same dtype is added, not changed."""
@@ -54,14 +54,14 @@ class PackedLinear(nn.Module):
 
     def _compiled(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         given = x.dtype
-        width = self.start.shape[0]
-        start = self.start
-        # Adding the residual costs nothing as the sums' first value, if no bias stands there.
+        width = self.addend.shape[0]
+        addend = self.addend
+        # Adding the residual costs nothing in the kernel, if no bias is added there.
         fused = residual is not None and self.bias is None and width == self.out_features
         if fused and residual is not None:
-            start = residual.float().contiguous()
+            addend = residual.float().contiguous()
         out = torch.empty(x.shape[0], width, dtype=torch.float32)
-        gemm.product(x.float().contiguous(), self.packed, start, out)
+        gemm.product(x.float().contiguous(), self.packed, addend, out)
         if width != self.out_features:
             out = out[:, : self.out_features].contiguous()
         if residual is not None and not fused:

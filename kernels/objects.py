@@ -8,6 +8,7 @@ sources in this folder, the constants of the kernel, numba, LLVM and the process
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import sys
@@ -21,6 +22,7 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 from numba.core.registry import cpu_target
+from numba.core.runtime import rtsys
 
 logger = logging.getLogger(__name__)
 _DIGEST = 32
@@ -82,13 +84,17 @@ def load(identity: str) -> tuple[Any, int] | None:
     if hashlib.sha256(content).digest() != digest:
         logger.warning("a compiled kernel is damaged and is made again: %s", path)
         return None
-    name, _, code = content.partition(b"\n")
-    machine = cpu_target.target_context.codegen()._tm
-    module = llvm.parse_assembly(f'target triple = "{machine.triple}"')
-    engine = llvm.create_mcjit_compiler(module, machine)
+    header, _, code = content.partition(b"\n")
+    name, symbols = json.loads(header)
+    rtsys.initialize(cpu_target.target_context)  # makes numba's own symbols known
+    if not all(llvm.address_of_symbol(symbol) for symbol in symbols):
+        return None  # LLVM would leave the call at address 0
+    triple, processor, features = cpu_target.target_context.codegen().magic_tuple()
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, features=features, opt=3, jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)  # takes the machine over
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    return engine, int(engine.get_function_address(name.decode()))
+    return engine, int(engine.get_function_address(name))
 
 
 def store(identity: str, function: Any) -> None:
@@ -97,8 +103,10 @@ def store(identity: str, function: Any) -> None:
     if path is None:
         return
     library = function._library
-    code = library.codegen._tm.emit_object(library._final_module)
-    content = function._wrapper_name.encode() + b"\n" + code
+    module = library._final_module
+    outside = [x.name for x in (*module.functions, *module.global_variables) if x.is_declaration]
+    header = json.dumps([function._wrapper_name, [x for x in outside if not x.startswith("llvm.")]])
+    content = header.encode() + b"\n" + library.codegen._tm.emit_object(module)
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
             partial.write(hashlib.sha256(content).digest() + content)

@@ -6,8 +6,6 @@ depend on batch-mates, on retraction or on the backend.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from . import sample_loops

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from .exponential import HALF, LEAST, LOG2E, power_of_two
 from .threads import OPTIONS, Task, float32s, float64s, int32s, int64s, thread, threads
 
 BINS = 2048
@@ -34,10 +35,7 @@ _ARGUMENTS = [
     )
 ]
 
-_ONE, _ZERO, _LOG2E, _HALF = np.float32(1.0), np.float32(0.0), np.float32(1.4426950408889634), np.float32(0.5)
-_E1, _E2, _E3 = np.float32(0.6931471805599453), np.float32(0.2402265069591007), np.float32(0.05550410866482158)
-_E4, _E5 = np.float32(0.009618129107628477), np.float32(0.0013333558146428443)
-_E6, _LEAST = np.float32(0.0001540353039338161), np.float32(-126.0)
+_ZERO = np.float32(0.0)
 _MIX_1, _MIX_2 = np.uint32(0x21F0AAAD), np.uint32(0xD35A2D97)
 _15, _16 = np.uint32(15), np.uint32(16)
 _BELOW_ONE, _STEP = np.float32(2147483392.0), np.float32(2.0**-31)
@@ -70,7 +68,7 @@ def _noise(key: int, first: int, n: int, result: Any) -> None:
     for i in range(n):
         mixed = mix(np.uint32(mix(np.uint32(np.uint32(first + i) + low)) + high))
         whole = np.float32(np.int32(mixed >> np.uint32(1)))
-        result[i] = (min(whole, _BELOW_ONE) + _HALF) * _STEP
+        result[i] = (min(whole, _BELOW_ONE) + HALF) * _STEP
 
 
 noise = njit(**OPTIONS)(_noise)
@@ -108,15 +106,15 @@ largest = njit(**OPTIONS)(_largest)
 def _weigh(logits: Any, n: int, top: Any, heat: Any, weights: int) -> None:
     """``weights[i] = exp((logits[i] - top) / heat)``, 0 below 2**-126. No libm, so that it vectorises."""
     w, bits = float32s(weights), int32s(weights)
-    scale = np.float32(_LOG2E / heat)
+    scale = np.float32(LOG2E / heat)
     for i in range(n):
         raw = (logits[i] - top) * scale
-        t = max(raw, _LEAST)
-        whole = np.floor(t + _HALF)
+        t = max(raw, LEAST)
+        whole = np.floor(t + HALF)
         f = t - whole
-        w[i] = _ONE + f * (_E1 + f * (_E2 + f * (_E3 + f * (_E4 + f * (_E5 + f * _E6)))))
+        w[i] = power_of_two(f)
         power = np.int32(whole) << np.int32(23)
-        bits[i] = (bits[i] + power) if raw > _LEAST else np.int32(0)
+        bits[i] = (bits[i] + power) if raw > LEAST else np.int32(0)
 
 
 weigh = njit(**_LOOPS)(_weigh)
@@ -188,7 +186,7 @@ def _drop(weights: int, n: int, least: int, equal: int) -> None:
 drop = njit(**OPTIONS)(_drop)
 
 
-def _race(weights: int, n: int, key: int, buffer: Any) -> int:
+def _race(weights: int, n: int, key: int, buffer: Any) -> Any:
     """The token with the smallest -log(1 - noise) / weight."""
     w, bits, best, winner = float32s(weights), int32s(weights), np.inf, -1
     for first in range(0, n, BATCH):
@@ -211,7 +209,7 @@ def _race(weights: int, n: int, key: int, buffer: Any) -> int:
 race = njit(**OPTIONS)(_race)
 
 
-def _row(a: Any, row: int, weights: int) -> int:
+def _row(a: Any, row: int, weights: int) -> Any:
     n, logits = a.vocabulary, a.logits + row * a.vocabulary * 4
     top, best, broken = largest(logits, n)
     if broken:

@@ -101,8 +101,9 @@ class Engine:
     Use as a context manager, or call ``close``.
     """
 
-    def __init__(self, *models: str, **options: Any) -> None:
-        self.host = Host.load()
+    def __init__(self, *models: str, host: Host | None = None, **options: Any) -> None:
+        """``host`` brings the plugins, by default all that are installed. ConfigError, ModelError."""
+        self.host = host or Host.load()
         config = configure(self.host, models, options)
         self._channel = LocalChannel(self._deliver)
         started = build(config, self.host, announce=lambda what: None)

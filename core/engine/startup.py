@@ -13,6 +13,7 @@ import msgspec
 import psutil
 import torch
 
+from trunkline.kernels import objects
 from trunkline.kernels.backend import Backend, choose
 
 from ..cache.pool import KVPool, SlotPool, SlotTable
@@ -21,6 +22,7 @@ from ..config import Config, ModelSettings
 from ..errors import ModelError
 from ..host import Host
 from ..model import loader
+from ..model.catalogue import cache_folder
 from ..model.info import read_info
 from ..types import ModelInfo, ModelSource, ServedModel, Stage
 from .lane import Lane
@@ -66,6 +68,7 @@ def build(config: Config, host: Host, announce: Callable[[str], None]) -> Starte
     Raises ModelError when a model can't be found, served or held in memory.
     """
     engine = config.engine
+    objects.keep_in(cache_folder() / "kernels")
     torch.set_num_threads(engine.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1)
     clock = time.perf_counter()
     candidates = [examine(settings, host) for settings in config.models]

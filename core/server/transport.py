@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httptools
@@ -19,7 +19,7 @@ from .api import ABORT_EXTENSION
 
 MAX_HEAD = 16 << 10  # bytes of request line and headers
 HEAD_SECONDS = 30.0  # from opening a connection, or beginning a head, to the head's end
-FLUSH_SECONDS = 30.0  # for the client of a closing connection to take what is still unsent
+FLUSH_SECONDS = 30.0  # in which the client of a closing connection must take some of what is unsent
 LAST_WORDS = 3  # seconds that open connections get after the engine has ended
 WRITE_BUFFER = 16 << 10  # bytes; more unsent data makes a stream wait for its client
 
@@ -32,6 +32,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_head = True
     _head = 0  # bytes of the running head: those in complete headers
     _unparsed = 0  # and those of whole chunks in which it hasn't ended
+    _unsent = 0  # bytes, when a closing connection was last looked at
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -85,13 +86,20 @@ class BoundedProtocol(HttpToolsProtocol):
     def _limit_flush(self) -> None:
         """A closing transport flushes first, which never ends when the client doesn't read."""
         if self.transport.is_closing():
-            self._give(FLUSH_SECONDS)
+            self._unsent = self.transport.get_write_buffer_size()
+            self._give(FLUSH_SECONDS, self._flush_or_drop)
 
-    def _give(self, seconds: float | None) -> None:
-        """Drop the connection unless something happens within ``seconds``; None = no limit."""
+    def _flush_or_drop(self) -> None:
+        before = self._unsent
+        self._limit_flush()
+        if self._unsent >= before:
+            self.transport.abort()
+
+    def _give(self, seconds: float | None, then: Callable[[], None] | None = None) -> None:
+        """Drop the connection, or do ``then``, after ``seconds``; None = no limit."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
+        self._timer = None if seconds is None else self.loop.call_later(seconds, then or self.transport.abort)
 
 
 class Server(uvicorn.Server):

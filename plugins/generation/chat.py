@@ -30,7 +30,7 @@ def chat_routes(service: Service) -> list[Any]:
 
     @post(
         "/v1/chat/completions",
-        opt={"scope": "infer", "dialect": "openai"},
+        opt={"scope": "infer", "dialect": "openai", "body": ChatBody},
         status_code=200,
         summary="OpenAI chat completions",
         operation_id="chat_completions",

@@ -26,11 +26,10 @@ def generate_routes(service: Service) -> list[Any]:
     @route(
         "/generate",
         http_method=[HttpMethod.POST, HttpMethod.PUT],
-        opt={"scope": "infer", "dialect": "native"},
+        opt={"scope": "infer", "dialect": "native", "body": GenerateBody},
         status_code=200,
         summary="Generate text from text or token ids",
         description="In a stream each frame's text and output_ids are cumulative; the last one is `[DONE]`.",
-        operation_id="generate",
     )
     async def generate(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, GenerateBody)

@@ -14,8 +14,9 @@ import pytest
 GREEDY = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
 
 
-def free_tokens(http: httpx.Client) -> int:
-    return int(http.get("/get_server_info").json()["internal_states"][0]["free_tokens"])
+def tokens_in_use(http: httpx.Client) -> int:
+    info = http.get("/get_server_info").json()
+    return int(info["max_total_num_tokens"] - info["internal_states"][0]["free_tokens"])
 
 
 def test_get_model_info_has_the_five_keys(http: httpx.Client, checkpoint: Path) -> None:
@@ -88,8 +89,6 @@ def test_bad_requests_are_400_and_harm_nothing(http: httpx.Client, body: bytes) 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_hanging_up_frees_the_slots(http: httpx.Client, server: Any, stream: bool) -> None:
-    http.post("/flush_cache")
-    before = free_tokens(http)
     params = {"max_new_tokens": 400, "ignore_eos": True}
     content = json.dumps({"input_ids": list(range(5, 60)), "stream": stream, "sampling_params": params}).encode()
     head = "POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -98,10 +97,9 @@ def test_hanging_up_frees_the_slots(http: httpx.Client, server: Any, stream: boo
         sock.sendall(head.encode() + content)
         time.sleep(0.2)
     deadline = time.monotonic() + 30
-    while http.post("/flush_cache").status_code != 200:
+    while http.post("/flush_cache").status_code != 200 or tokens_in_use(http):  # a beat brings the count
         assert time.monotonic() < deadline
-    time.sleep(1.5)  # a beat brings the count
-    assert free_tokens(http) == before
+        time.sleep(0.1)
 
 
 def test_abort_ends_a_stream_with_a_record(http: httpx.Client) -> None:
@@ -121,3 +119,5 @@ def test_abort_ends_a_stream_with_a_record(http: httpx.Client) -> None:
 def test_openapi_describes_the_bodies(http: httpx.Client) -> None:
     schema = http.get("/openapi.json").json()
     assert {"/generate", "/v1/chat/completions", "/health"} <= set(schema["paths"])
+    assert "requestBody" in schema["paths"]["/generate"]["put"]
+    assert "sampling_params" in schema["components"]["schemas"]["GenerateBody"]["properties"]

@@ -57,9 +57,9 @@ def test_product_is_its_reference() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         packed = gemm.pack(weight, dtype)
         assert packed.shape == (2, 24, gemm.PANEL)
-        start, out = torch.randn(7, 32), torch.empty(7, 32)
-        gemm.product(x, packed, start, out)
-        torch.testing.assert_close(out, gemm.product_reference(x, packed, start), rtol=1e-5, atol=1e-5)
+        addend, out = torch.randn(7, 32), torch.empty(7, 32)
+        gemm.product(x, packed, addend, out)
+        torch.testing.assert_close(out, gemm.product_reference(x, packed, addend), rtol=1e-5, atol=1e-5)
 
 
 def test_any_leading_shape() -> None:
@@ -91,7 +91,7 @@ def test_refuses_what_does_not_fit() -> None:
     packed, out = gemm.pack(torch.randn(16, 8), torch.float32), torch.empty(3, 16)
     with pytest.raises(ValueError, match="don't fit"):
         gemm.product(torch.randn(3, 9), packed, torch.zeros(16), out)
-    with pytest.raises(ValueError, match="start has 2 rows, x has 3"):
+    with pytest.raises(ValueError, match="addend has 2 rows, x has 3"):
         gemm.product(torch.randn(3, 8), packed, torch.zeros(2, 16), out)
     with pytest.raises(ValueError, match=r"x must be a contiguous CPU tensor of torch\.float32"):
         gemm.product(torch.randn(3, 8).double(), packed, torch.zeros(16), out)

@@ -194,7 +194,7 @@ def echo_routes(engine: Any, settings: Any) -> list[Any]:
         if body.stream:
             return EventStream(frames(replies[0], body.pad), replies[0].cancel)
         await finished(request, replies)
-        return json_response([{"ids": reply.tokens, "finish": reply.finish} for reply in replies])
+        return json_response([{"ids": reply.tokens, "finish": reply.finish} for reply in replies] + ["x" * body.pad])
 
     @route("/echo", http_method=["POST", "PUT"], opt={"scope": "infer", "body": EchoBody}, status_code=200)
     async def native(request: Request[Any, Any, Any]) -> Response[Any]:

@@ -159,7 +159,7 @@ async def test_a_slow_reader_gets_fewer_and_longer_steps(live: Callable[..., Any
     while piece := await reader.read(1 << 20):
         received += piece
         if len(received) < 4 << 20:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.005)
     writer.close()
     frames = [line for line in received.split(b"\n") if line.startswith(b"data: {")]
     assert len(frames) < 400

@@ -75,3 +75,25 @@ async def test_a_body_that_stops_arriving_is_408(live: Callable[..., Any]) -> No
 
 async def test_nonsense_is_400(port: int) -> None:
     assert (await talk(port, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize("reads", [False, True])
+async def test_a_closing_connection_lasts_while_its_client_reads(
+    live: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    monkeypatch.setattr(transport, "FLUSH_SECONDS", 0.3)
+    _, port = await live()
+    content = b'{"ids": [1], "n": 1, "pad": 20000000}'
+    head = b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(head + b"content-length: %d\r\n\r\n" % len(content) + content)
+    received = 0
+    await asyncio.sleep(0 if reads else 1.5)
+    try:
+        while piece := await reader.read(1 << 18):
+            received += len(piece)
+            await asyncio.sleep(0.01)
+    except ConnectionError:
+        pass
+    writer.close()
+    assert (received > 20_000_000) == reads
