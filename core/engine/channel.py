@@ -90,8 +90,11 @@ class LocalChannel:
         self._writer.join(timeout=5)
 
     def _write(self) -> None:
-        while (messages := self._outbox.take()) is not None:
-            self._deliver(messages)
+        try:
+            while (messages := self._outbox.take()) is not None:
+                self._deliver(messages)
+        finally:
+            self.post(None)  # whatever happened, nobody hears the engine any more
 
 
 class SocketChannel(LocalChannel):
@@ -117,10 +120,12 @@ class SocketChannel(LocalChannel):
             self.post(None)  # the front is gone
 
     def _read(self) -> None:
-        while (body := read_frame(self._socket)) is not None:
-            for message in front_decoder.decode(body):
-                self.post(message)
-        self.post(None)
+        try:
+            while (body := read_frame(self._socket)) is not None:
+                for message in front_decoder.decode(body):
+                    self.post(message)
+        finally:
+            self.post(None)  # also after a frame that makes no sense
 
 
 def read_frame(sock: socket.socket) -> bytes | None:

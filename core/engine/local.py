@@ -109,7 +109,9 @@ class Engine:
         started = build(config, self.host, announce=lambda what: None)
         self._loop = EngineLoop(started.lanes, self._channel, started.controls)
         self.models: list[ServedModel] = [lane.served for lane in started.lanes]
-        self._tokenizers: dict[str, Tokenizer | None] = {lane.served.name: lane.model.tokenizer for lane in started.lanes}
+        self._tokenizers: dict[str, Tokenizer | None] = {
+            lane.served.name: lane.model.tokenizer for lane in started.lanes
+        }
         self._tickets: dict[int, Ticket] = {}
         self._keys = itertools.count(1)
         self._thread = threading.Thread(target=self._loop.run, name="trunkline-engine", daemon=True)

@@ -46,11 +46,18 @@ class EngineLoop:
         self._encoder = msgspec.msgpack.Encoder()
 
     def run(self) -> None:
-        """Turn until stopped; the heartbeat comes from a thread of its own."""
+        """Turn until stopped; the heartbeat comes from a thread of its own.
+
+        Whatever ``turn`` raises is a defect of the engine, whose state can't be trusted any more:
+        it is passed on, for the process to end.
+        """
         threading.Thread(target=self._beat, name="trunkline-beat", daemon=True).start()
-        while not self._stopping:
-            self.turn()
-        self.channel.close()
+        try:
+            while not self._stopping:
+                self.turn()
+        finally:
+            self._stopping = True
+            self.channel.close()
 
     def turn(self) -> None:
         """Receive, schedule, run, collect, report."""
@@ -123,6 +130,7 @@ class EngineLoop:
                 self.channel.send([Answer(message.key, lane.scheduler.flush())])
             elif message.control in self._controls:
                 answer = self._controls[message.control](lane.model, **message.arguments)
+                self._encoder.encode(answer)  # what can't be sent is the control's failure, not the channel's
                 self.channel.send([Answer(message.key, answer)])
             else:
                 raise RequestError(f"There is no control named {message.control!r}.", status=404)

@@ -145,9 +145,7 @@ def load(candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: 
         log.warning("%s: context reduced to %d tokens, all that the KV pool holds", candidate.name, grant.context)
     backend = choose(None if own.attention_backend == "auto" else own.attention_backend, "cpu")
     heads = host.heads(candidate.info, settings, candidate.tasks)
-    model = loader.load(
-        candidate.source, candidate.info, own, heads, backend, weights=host.weights(candidate.source)
-    )
+    model = loader.load(candidate.source, candidate.info, own, heads, backend, weights=host.weights(candidate.source))
     model.name = candidate.name
     model.tokenizer = host.tokenizer(candidate.tokenizer_source)
     model.max_request_tokens = grant.context

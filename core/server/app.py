@@ -135,7 +135,7 @@ def serve(host: Host, config: Config, *, command: Sequence[str] = COMMAND) -> No
     """
     forbid_pickle()
     for model in config.models:  # here, so that downloads show their progress and can be interrupted
-        host.resolve_model(model.model_path)
+        host.resolve_model(model.reference)
     with bind(config.server) as sock:
         run = _runner()
         run(Front(host, config, sock, command).run())

@@ -44,7 +44,7 @@ def choose(models: Sequence[ServedModel], task: str, name: str | None) -> Served
 
 def load_tokenizer(settings: ModelSettings, host: Host) -> Tokenizer | None:
     """A model's tokenizer, with the user's chat template if one was given."""
-    tokenizer = host.tokenizer(host.resolve_model(settings.tokenizer_path or settings.model_path))
+    tokenizer = host.tokenizer(host.resolve_model(settings.tokenizer_path or settings.reference))
     if tokenizer is not None and settings.chat_template:
         try:
             tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import msgspec
@@ -225,7 +225,7 @@ def test_a_bad_request_is_refused_and_the_next_is_fine(
     bench.submit(2, [3], steps=1)
     assert bench.tokens(2) == [4]
     assert len(stage_of(bench).released) == (
-        1 if params.get("explode") == "admit" or "steps" in params and params["steps"] == "many" else 2
+        1 if params.get("explode") == "admit" or ("steps" in params and params["steps"] == "many") else 2
     )
 
 
@@ -335,5 +335,5 @@ def test_a_saturated_model_does_not_starve_another() -> None:
     bench.wait(100)
     calm = [index for index, name in enumerate(order) if name == "calm"]
     assert calm[0] - mark <= 3  # one message may arrive after a pass was chosen
-    assert max(b - a for a, b in zip(calm, calm[1:], strict=False)) <= 3
+    assert max(b - a for a, b in pairwise(calm)) <= 3
     bench.close()
