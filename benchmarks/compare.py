@@ -24,6 +24,7 @@ from scenarios import Result, Scenario, build
 from server import running
 
 from trunkline.core.model.catalogue import PREFIX, fetch
+from trunkline.kernels.linear import has_bfloat16
 
 _Runs = dict[str, list[Result]]
 
@@ -126,8 +127,7 @@ async def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="factor on all lengths, for a trial run")
     parser.add_argument("--only", action="append", default=[], help="scenarios whose name contains this; repeatable")
     options = parser.parse_args()
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    dtype = options.dtype or ("bfloat16" if native else "float32")
+    dtype = options.dtype or ("bfloat16" if has_bfloat16() else "float32")
     folder = fetch(options.model) if options.model.startswith(PREFIX) else Path(options.model)
     torch.set_num_threads(options.threads)
     if (load := os.getloadavg()[0]) > 0.5:

@@ -77,7 +77,9 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     kv_cache_bytes: Annotated[
         Bytes | None, _about("KV memory on a CPU, all models; default 40% of what is left, at most 4 GiB.")
     ] = None
-    threads: Annotated[Threads | None, _about("CPU threads for computing; default one a physical core.")] = None
+    threads: Annotated[
+        Threads | None, _about("CPU threads for computing; default OMP_NUM_THREADS, else one a physical core.")
+    ] = None
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True):

@@ -88,7 +88,7 @@ class ServedModel(Struct, frozen=True, kw_only=True):
     dtype: str
     attention_backend: str
     weight_version: str = "default"
-    fused: str = ""  # what fuse.py did, for `plugins inspect` and server info
+    fused: str = ""  # what fuse.py did, for /model_info
 
     @property
     def is_generation(self) -> bool:
@@ -279,7 +279,12 @@ class Stage(ABC):
 
     @abstractmethod
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
-        """Host side. ``tensors`` is ``Launched.tensors`` on the CPU, with ``"next_ids"`` added."""
+        """Host side. ``tensors`` is ``Launched.tensors`` on the CPU, with ``"next_ids"`` added.
+
+        A final row needs a step, and no step may follow the one with ``finish`` or ``error``; a
+        request has at most ``Needs.new_tokens`` tokens of output. Where this is broken, the
+        request fails.
+        """
 
     @abstractmethod
     def probe(self) -> tuple[list[int], Struct]:
@@ -341,8 +346,14 @@ class EngineClient(Protocol):
 
     def tokenizer(self, model: str) -> Tokenizer | None: ...
 
-    async def tokenize(self, model: str, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
-        """Token ids, computed off the event loop."""
+    async def tokenize(
+        self, model: str, texts: Sequence[str], *, special: bool = True, limit: int | None = None
+    ) -> list[list[int]]:
+        """Token ids, computed off the event loop.
+
+        Give ``limit``, in tokens, where longer texts are of no use: RequestError 400 for one that is
+        longer by far, without the time that all of it would take. What is just too long is returned.
+        """
 
     async def off_loop(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run CPU work of a request off the event loop."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -72,7 +71,7 @@ def extend_cpu(
             _attend_in_slices(q[tokens], row_k, row_v, out[tokens], scale, causal, window, softcap, sinks, chunk)
             continue
         plain = not (window and window < m) and not (chunk and chunk < m)
-        mask = None if plain and (not causal or n == m) else bias(n, m, causal, window, chunk, q.dtype)
+        mask = None if plain and (not causal or n == m) else _bias(layout, n, m, causal, window, chunk, q.dtype)
         out[tokens] = _flash(q[tokens], row_k, row_v, mask, causal and mask is None, scale)
 
 
@@ -121,11 +120,13 @@ def _attend_in_slices(
 _SCORES = 1 << 22
 
 
-@lru_cache(maxsize=4)
-def bias(n: int, m: int, causal: bool, window: int, chunk: int, dtype: torch.dtype) -> torch.Tensor:
+def _bias(layout: Layout, n: int, m: int, causal: bool, window: int, chunk: int, dtype: torch.dtype) -> torch.Tensor:
     """``visible`` as what is added to scores: 0 or -inf, [n, m] on the CPU. All layers of a pass share it."""
-    seen = visible(n, m, causal, window, chunk, torch.device("cpu"))
-    return torch.zeros(n, m, dtype=dtype).masked_fill_(~seen, -torch.inf)
+    key = (n, m, causal, window, chunk, dtype)
+    if key not in layout.masks:
+        seen = visible(n, m, causal, window, chunk, torch.device("cpu"))
+        layout.masks[key] = torch.zeros(n, m, dtype=dtype).masked_fill_(~seen, -torch.inf)
+    return layout.masks[key]
 
 
 def attend(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -91,5 +93,10 @@ def storage_dtype(weight: torch.Tensor) -> torch.dtype:
 
 
 def has_bfloat16() -> bool:
-    """Does oneDNN multiply bfloat16 on this CPU?"""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Does this CPU multiply bfloat16, through oneDNN?"""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    # oneDNN says yes to any AVX-512 and then emulates, slower than float32
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

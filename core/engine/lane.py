@@ -52,7 +52,7 @@ class Lane:
         request.needs = stage.admit(request)
         try:
             self._check_length(request)
-        except RequestError:
+        except Exception:
             stage.release(request)
             raise
         self.scheduler.add(request)
@@ -71,30 +71,52 @@ class Lane:
 
     def schedule(self) -> Batch | None:
         """What to compute next; None when nothing waits or runs."""
-        batch = self.scheduler.plan()
-        if batch is not None:
-            for request in batch.retracted:
-                self.stages[request.task].reset(request)
-        return batch
+        return self.scheduler.plan()
 
     def run(self, batch: Batch) -> list[Step]:
         """Compute a batch. The steps are applied to their requests; those that ended have left."""
         began = self._clock()
+        resets = [step for request in batch.retracted for step in self._reset(request)]
         steps, failed = self._attempt(batch.rows)
         for row in failed:
             steps += self._alone(row)
         # What a failed request computed may be garbage: it must not reach the prefix cache.
-        doomed = {step.request.key for step in steps if step.error is not None}
+        doomed = {step.request.key for step in steps if failed_with(step)}
         self.scheduler.commit(batch.without(doomed) if doomed else batch)
-        for step in steps:
-            step.request.tokens.extend(step.tokens)
-            if step.finish is not None or step.error is not None:
-                self.end(step.request)
+        applied = [done for step in (*resets, *steps) for done in self._apply(step)]
+        # A final row without a step: nothing would ever bring its request forward.
+        mute = [row.request for row in batch.rows if self.scheduler.holds(row.request) and not row.request.extend_len]
+        for request in mute:
+            applied += self._apply(failure(request, "its stage gave no step for its last token"))
         self.spent += self._clock() - began
-        return steps
+        return applied
+
+    def _apply(self, step: Step) -> list[Step]:
+        """Bring a step's request up to date. What was done instead, where the stage broke its contract."""
+        request = step.request
+        if not self.scheduler.holds(request):
+            log.error("task %s gave a step for request %s, which had ended", request.task, request.rid)
+            return []
+        if request.output_len + len(step.tokens) > request.needs.new_tokens:
+            step = failure(request, f"its stage gave more than the {request.needs.new_tokens} tokens that it announced")
+        request.tokens.extend(step.tokens)
+        if step.finish is not None or step.error is not None:
+            self.end(request)
+        return [step]
+
+    def _reset(self, request: Request) -> list[Step]:
+        """Tell the stage of a retraction; the failed step, if it can't cope."""
+        try:
+            self.stages[request.task].reset(request)
+        except Exception:
+            log.exception("reset of task %s failed", request.task)
+            return [failure(request, "it could not be reset after a retraction")]
+        return []
 
     def end(self, request: Request) -> None:
-        """The request leaves: finished, failed or aborted."""
+        """The request leaves: finished, failed or aborted. Harmless when it has left."""
+        if not self.scheduler.holds(request):
+            return
         self.scheduler.finish(request)
         try:
             self.stages[request.task].release(request)
@@ -124,7 +146,16 @@ class Lane:
     def _alone(self, row: Row) -> list[Step]:
         """Second and last try of one row; whatever fails now ends its request."""
         steps, failed = self._attempt([row])
-        if failed:
-            error = RequestError("The request failed inside the engine; the server's log has the reason.", status=500)
-            return [Step(row.request, error=error)]
-        return steps
+        return [failure(row.request, "it failed alone, too")] if failed else steps
+
+
+def failed_with(step: Step) -> bool:
+    """Did the request end because something is wrong with it? Non-finite rows end as aborts."""
+    return step.error is not None or (step.finish or {}).get("type") == "abort"
+
+
+def failure(request: Request, reason: str) -> Step:
+    """The last step of a request that the engine gives up; the reason is for the log."""
+    log.error("request %s of task %s fails: %s", request.rid, request.task, reason)
+    text = "The request failed inside the engine; the server's log has the reason."
+    return Step(request, error=RequestError(text, status=500))

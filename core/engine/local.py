@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 import uuid
@@ -13,13 +14,15 @@ import msgspec
 import numpy as np
 
 from ..config import Config, ModelSettings, settings_groups
-from ..errors import ConfigError, RequestError
+from ..errors import ConfigError, EngineDown, RequestError
 from ..host import Host
 from ..types import ServedModel, Tokenizer
 from .channel import LocalChannel
 from .loop import EngineLoop
 from .messages import Abort, Answer, Call, Progress, Started, Stop, Submit
 from .startup import build
+
+log = logging.getLogger("trunkline.engine")
 
 
 class Ticket:
@@ -89,24 +92,34 @@ class Ticket:
                 self.finish = {}
             else:
                 self.finish = message.finish
-            if self.done:
-                self.finished = time.perf_counter()
-            self._changed.notify_all()
+            self._arrived()
+
+    def fail(self, error: RequestError) -> None:
+        """End it from outside: the engine is gone."""
+        with self._changed:
+            self.error = error
+            self._arrived()
+
+    def _arrived(self) -> None:
+        if self.done:
+            self.finished = time.perf_counter()
+        self._changed.notify_all()
 
 
 class Engine:
     """``Engine("path/or/hub-id", …, dtype="float32")``: the same models, stages and scheduler as
     the server, driven from Python. Keyword arguments are settings by name (``trunkline serve --help``).
 
-    Use as a context manager, or call ``close``.
+    Use as a context manager, or call ``close``. When the engine is closed or breaks, requests in
+    flight and all later ones fail with EngineDown.
     """
 
     def __init__(self, *models: str, host: Host | None = None, **options: Any) -> None:
         """``host`` brings the plugins, by default all that are installed. ConfigError, ModelError."""
         self.host = host or Host.load()
         config = configure(self.host, models, options)
-        self._channel = LocalChannel(self._deliver)
         started = build(config, self.host, announce=lambda what: None)
+        self._channel = LocalChannel(self._deliver)
         self._loop = EngineLoop(started.lanes, self._channel, started.controls)
         self.models: list[ServedModel] = [lane.served for lane in started.lanes]
         self._tokenizers: dict[str, Tokenizer | None] = {
@@ -114,7 +127,9 @@ class Engine:
         }
         self._tickets: dict[int, Ticket] = {}
         self._keys = itertools.count(1)
-        self._thread = threading.Thread(target=self._loop.run, name="trunkline-engine", daemon=True)
+        self._over: EngineDown | None = None  # why nothing runs any more
+        self._ending = threading.Lock()  # held to add a ticket, and to end them all
+        self._thread = threading.Thread(target=self._run, name="trunkline-engine", daemon=True)
         self._thread.start()
 
     def submit(
@@ -161,7 +176,7 @@ class Engine:
         return tokenizer.encode(text)
 
     def close(self) -> None:
-        """Stop the loop; requests in flight are lost."""
+        """Stop the loop after the pass that runs. Harmless when done twice."""
         self.post(Stop())
         self._thread.join()
 
@@ -175,9 +190,26 @@ class Engine:
         """Hand a message to the loop."""
         self._channel.post(message)
 
+    def _run(self) -> None:
+        error = EngineDown("The engine is closed.")
+        try:
+            self._loop.run()
+        except BaseException:  # a plugin may even try to exit
+            log.exception("the engine broke")
+            error = EngineDown("The engine broke; its log says why. Make a new one.")
+        with self._ending:
+            self._over = error
+            for ticket in self._tickets.values():
+                ticket.fail(error)
+            self._tickets.clear()
+
     def _ticket(self, rid: str) -> Ticket:
         key = next(self._keys)
-        self._tickets[key] = ticket = Ticket(self, key, rid)
+        ticket = Ticket(self, key, rid)
+        with self._ending:
+            if self._over is not None:
+                raise self._over
+            self._tickets[key] = ticket
         return ticket
 
     def _deliver(self, messages: list[Any]) -> None:
@@ -185,7 +217,7 @@ class Engine:
             if isinstance(message, Progress | Answer) and (ticket := self._tickets.get(message.key)):
                 ticket.update(message)
                 if ticket.done:
-                    del self._tickets[message.key]
+                    self._tickets.pop(message.key, None)
             elif isinstance(message, Started) and (ticket := self._tickets.get(message.key)):
                 ticket.cached_tokens = message.cached
 

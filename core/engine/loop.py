@@ -41,7 +41,7 @@ class EngineLoop:
         self._controls = dict(controls or {})
         self._names = {name: lane for lane in self.lanes for name in (lane.served.name, *lane.served.aliases)}
         self._probes: dict[int, int] = {}  # request key -> key of the call that waits for it
-        self._pass_began = 0.0  # time.monotonic() while a pass runs, else 0
+        self._pass_began = 0.0  # time.monotonic() while there is work in hand, 0 while waiting for some
         self._stopping = False
         self._encoder = msgspec.msgpack.Encoder()
 
@@ -64,20 +64,20 @@ class EngineLoop:
         self.receive()
         lane = self.next_lane()
         batch = None if lane is None else lane.schedule()
-        if lane is None or batch is None:
-            return
-        self._pass_began = time.monotonic()
-        self.announce(batch.started)
-        self.report(lane, lane.run(batch))
+        if lane is not None and batch is not None:
+            self.announce(batch.started)
+            self.report(lane, lane.run(batch))
+            self.passes += 1
         self._pass_began = 0.0
-        self.passes += 1
 
     # -- inbound -----------------------------------------------------------------------------
 
     def receive(self) -> None:
         """Handle everything that has arrived; block only when there is no work."""
         busy = any(lane.busy for lane in self.lanes)
-        for message in self.channel.receive(wait=not busy and not self._stopping):
+        messages = self.channel.receive(wait=not busy and not self._stopping)
+        self._pass_began = time.monotonic()  # a control or a stage's admit may hang just as a forward pass
+        for message in messages:
             if message is None or isinstance(message, Stop):
                 self._stopping = True
             elif isinstance(message, Submit):
@@ -182,7 +182,7 @@ class EngineLoop:
         messages: list[Any] = []
         for step in steps:
             progress = self._progress(lane, step)
-            if step.finish is not None or step.error is not None:
+            if progress.finish is not None or progress.error is not None:
                 self.requests.pop(step.request.key, None)
                 if step.request.key < 0:
                     self._settle(step.request, progress)
@@ -192,14 +192,17 @@ class EngineLoop:
             self.channel.send(messages)
 
     def _progress(self, lane: Lane, step: Step) -> Progress:
-        return Progress(
-            step.request.key,
-            list(step.tokens),
-            data=None if step.data is None else self._encoder.encode(step.data),
-            finish=step.finish,
-            error=None if step.error is None else as_wire(step.error),
-            cached=step.request.cached,
-        )
+        error = None if step.error is None else as_wire(step.error)
+        data = None
+        try:
+            if step.data is not None:
+                data = self._encoder.encode(step.data)
+            if step.finish is not None:
+                self._encoder.encode(step.finish)
+        except Exception as trouble:  # a result that can't be sent is the failure of its request
+            lane.end(step.request)
+            return Progress(step.request.key, [], error=as_wire(trouble))
+        return Progress(step.request.key, list(step.tokens), data, step.finish, error, step.request.cached)
 
     def _settle(self, request: Request, progress: Progress) -> None:
         """Send the last word on a request: to its stream, or to the call that probed with it."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import psutil
 
 from ..errors import ModelError
 
@@ -40,27 +37,12 @@ class Grant:
     context: int
 
 
-def available_bytes() -> int:
-    """Memory that this process may still take: the machine's, or the cgroup's where that is less."""
-    free = psutil.virtual_memory().available
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            limit, used = Path(limit_file).read_text().strip(), int(Path(used_file).read_text())
-        except (OSError, ValueError):
-            continue
-        if limit.isdigit():
-            free = min(free, int(limit) - used)
-    return max(free, 0)
-
-
 def plan(demands: Sequence[Demand], *, available: int, budget: int | None = None) -> list[Grant]:
     """Split the KV budget evenly over the models that use one.
 
     ``budget`` is the user's bound in bytes; None = 40% of what the weights leave, 4 GiB at most.
-    Raises ModelError, naming the numbers, when weights don't fit or no token does.
+    Raises ModelError, naming the numbers, when weights don't fit, no token does, or more was asked
+    for than is free.
     """
     weights = sum(demand.weight_bytes for demand in demands)
     if weights >= available:
@@ -73,7 +55,14 @@ def plan(demands: Sequence[Demand], *, available: int, budget: int | None = None
     users = [demand for demand in demands if demand.token_bytes]
     left = budget - sum(demand.token_bytes * (demand.tokens or 0) for demand in users)
     sharers = sum(demand.tokens is None for demand in users)
-    return [_grant(demand, left // max(sharers, 1)) for demand in demands]
+    grants = [_grant(demand, left // max(sharers, 1)) for demand in demands]
+    pools = sum(grant.kv_bytes for grant in grants)
+    if weights + pools > available:
+        raise ModelError(
+            f"KV pools of {gib(pools)} and weights of {gib(weights)} don't fit in the {gib(available)} of memory that "
+            "is free. Lower --max-total-tokens or --kv-cache-bytes."
+        )
+    return grants
 
 
 def _grant(demand: Demand, share: int) -> Grant:
@@ -85,7 +74,8 @@ def _grant(demand: Demand, share: int) -> Grant:
     if slots < 1:
         raise ModelError(
             f"No room for the KV cache of {demand.name}: a token takes {demand.token_bytes} bytes "
-            f"and {max(share, 0)} are left. Lower --max-total-tokens or load fewer models."
+            f"and {max(share, 0)} are left. Raise --kv-cache-bytes, lower another model's --max-total-tokens "
+            "or load fewer models."
         )
     context = min(demand.context, slots)
     return Grant(demand.name, demand.weight_bytes, slots * demand.token_bytes, slots, context)

@@ -7,6 +7,7 @@ from then on both sides exchange the frames of :mod:`.messages`.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import logging
 import signal
 import socket
@@ -37,11 +38,11 @@ def main() -> int:
     first = read_frame(sock)
     if first is None:
         return 0
-    host, config = configure(msgspec.msgpack.decode(first)["config"])
-    logging.basicConfig(
-        level=config.settings["server"].log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     try:
+        host, config = configure(msgspec.msgpack.decode(first)["config"])
+        logging.basicConfig(
+            level=config.server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
         started = build(config, host, announce=lambda what: sock.sendall(frame([Loading(what)])))
     except Exception as error:
         if not isinstance(error, TrunklineError):
@@ -49,7 +50,12 @@ def main() -> int:
         sock.sendall(frame([Failed(str(error) or type(error).__name__)]))
         return 1
     sock.sendall(frame([ready(started)]))
-    EngineLoop(started.lanes, SocketChannel(sock), started.controls).run()
+    gc.freeze()  # models and modules stay: no collection has to walk over them, nor the last one at exit
+    try:
+        EngineLoop(started.lanes, SocketChannel(sock), started.controls).run()
+    except Exception:
+        log.exception("the engine broke")
+        return 1
     return 0
 
 

@@ -91,6 +91,10 @@ class Scheduler:
         """Slots that new tokens could take now, at the cost of cached prefixes."""
         return self._ledger.available
 
+    def holds(self, request: Request) -> bool:
+        """Does it wait or run here?"""
+        return request.schedule is not None
+
     def flush(self) -> bool:
         """Forget all cached prefixes; False (and nothing happens) when anything waits or runs."""
         if not self.idle:

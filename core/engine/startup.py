@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import psutil
-import torch
 
 from trunkline.kernels import objects
 from trunkline.kernels.backend import Backend, choose
@@ -27,7 +24,8 @@ from ..model.info import read_info
 from ..types import ModelInfo, ModelSource, ServedModel, Stage
 from .lane import Lane
 from .loop import probe_request
-from .memory import Demand, Grant, available_bytes, plan
+from .machine import available_bytes, set_threads
+from .memory import Demand, Grant, plan
 from .runner import Runner
 from .scheduler import Scheduler
 
@@ -69,7 +67,7 @@ def build(config: Config, host: Host, announce: Callable[[str], None]) -> Starte
     """
     engine = config.engine
     objects.keep_in(cache_folder() / "kernels")
-    torch.set_num_threads(engine.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1)
+    set_threads(engine.threads)
     clock = time.perf_counter()
     candidates = [examine(settings, host) for settings in config.models]
     grants = plan(
@@ -124,7 +122,10 @@ def choose_tasks(settings: ModelSettings, info: ModelInfo, host: Host) -> tuple[
     refused = {task: answer.reason for task, answer in answers.items() if task not in tasks}
     if not tasks:
         reasons = " ".join(f"{task}: {reason}" for task, reason in refused.items() if reason)
-        raise ModelError(f"No task can be served from {settings.model_path} ({info.architecture}). {reasons}")
+        raise ModelError(
+            f"No task can be served from {settings.model_path} ({info.architecture}). "
+            f"{reasons or 'No plugin that is loaded serves any; `trunkline plugins list` shows them.'}"
+        )
     return tasks, refused
 
 

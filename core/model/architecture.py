@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import torch
+
+from trunkline.kernels.linear import has_bfloat16
 
 from ..errors import ModelError
 from ..types import ModelInfo
@@ -76,18 +77,9 @@ def layer_count(config: Any) -> int:
 def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
     """The torch dtype for ``--dtype``. ``auto`` is bfloat16 where the hardware multiplies it, else float32."""
     if asked == "auto":
-        native = device.type != "cpu" or _cpu_multiplies_bf16()
+        native = device.type != "cpu" or has_bfloat16()
         return torch.bfloat16 if native else torch.float32
     dtype = DTYPES[asked]
     if dtype is torch.float16 and device.type == "cpu":
         raise ModelError("--dtype float16 is slow and inexact on a CPU; use bfloat16 or float32.")
     return dtype
-
-
-def _cpu_multiplies_bf16() -> bool:
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return True
-    # oneDNN says yes to any AVX-512 and then emulates, slower than float32
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -47,7 +47,7 @@ class FuseReport:
 
     @property
     def sentence(self) -> str:
-        """For logs and ``plugins inspect``."""
+        """For logs and model info."""
         total = len(self.fused) + len(self.kept)
         if not total:
             return "no layers to fuse found"
@@ -251,12 +251,19 @@ def _walk(base: Any, layers: nn.ModuleList, seen: list[_Seen], output: Any, back
 
 
 def _pack_head(model: Any) -> bool:
-    """Pack the matrix that makes logits, in whose place other modules find it."""
+    """Pack the matrix that makes logits, in whose place other modules find it; not when it gives other logits."""
     try:
         head = model.get_output_embeddings()
     except (AttributeError, NotImplementedError):
         return False
     if type(head) is not nn.Linear:
         return False
-    model.set_output_embeddings(PackedLinear(head.weight, head.bias))
+    packed = PackedLinear(head.weight, head.bias)
+    rows = torch.randn(4, head.in_features, generator=torch.Generator().manual_seed(2)).to(head.weight.dtype)
+    expected = head(rows).float()
+    error = float((packed(rows).float() - expected).norm() / expected.norm())
+    if not error <= (TOLERANCE if head.weight.dtype == torch.float32 else LOW_PRECISION):
+        log.warning("%s: the output matrix is off by %.1e when packed and stays as it is", type(model).__name__, error)
+        return False
+    model.set_output_embeddings(packed)
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -201,6 +202,7 @@ class Front:
                 return
             lifecycle.warm = True
             show(self._host, self._config, engine, app, self._socket.getsockname())
+            gc.freeze()  # modules and tokenizers stay: no collection has to walk over them, nor the last one at exit
             print(ROLLING, flush=True)
             await asyncio.wait({serving, stopping, ended}, return_when=asyncio.FIRST_COMPLETED)
             if self._stop.is_set():

@@ -18,7 +18,7 @@ from ..engine.messages import Abort, Answer, Call, EngineMessage, Progress, Star
 from ..errors import EngineDown, RequestError
 from ..host import Host
 from ..types import Reply, ServedModel, Submission, Tokenizer
-from .models import choose, load_tokenizer
+from .models import choose, encode_all, groups, load_tokenizer
 from .replies import RemoteReply, as_error, engine_down, response_id
 from .supervisor import COMMAND, Patience, Supervisor
 from .waiting import WaitingRoom
@@ -116,11 +116,15 @@ class RemoteEngine:
     def tokenizer(self, model: str) -> Tokenizer | None:
         return self._tokenizers.get(model)
 
-    async def tokenize(self, model: str, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+    async def tokenize(
+        self, model: str, texts: Sequence[str], *, special: bool = True, limit: int | None = None
+    ) -> list[list[int]]:
         tokenizer = self.tokenizer(model)
         if tokenizer is None:
             raise RequestError(f"The model {model!r} has no tokenizer; send token ids instead of text.")
-        ids: list[list[int]] = await self.off_loop(_encode_all, tokenizer, list(texts), special)
+        ids: list[list[int]] = []
+        for group in groups(texts):
+            ids += await self.off_loop(encode_all, tokenizer, group, special, limit)
         return ids
 
     async def off_loop(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -276,7 +280,3 @@ class RemoteEngine:
             self._drop(reply)
             message = f"The request {did} for longer than {limit:g} s ({flag})."
             reply.fail(RequestError(message, status=503, retry_after=retry_after))
-
-
-def _encode_all(tokenizer: Tokenizer, texts: list[str], special: bool) -> list[list[int]]:
-    return [tokenizer.encode(text, add_special_tokens=special) for text in texts]

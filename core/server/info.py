@@ -80,17 +80,16 @@ class Facts:
             "dp_size": 1,
         }
         settings: dict[str, Any] = {
+            "max_req_input_len": max(0, model.max_request_tokens - 1),  # unless a plugin knows better
             **self._settings,
             **self._models.get(model.name, {}),
             **self._extra(model),
             **in_force,
         }
-        limit = max(0, model.max_request_tokens - 1)
         return settings | {
             "status": "ready",
             "version": self._version,
             "max_total_num_tokens": model.max_total_tokens,
-            "max_req_input_len": limit,
             "internal_states": [settings | self._status()],
         }
 

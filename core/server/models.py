@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..config import ModelSettings
 from ..errors import ConfigError, EngineDown, RequestError
 from ..host import Host
 from ..types import ServedModel, Tokenizer
+
+GROUP = 1 << 16  # characters that are tokenised in one go, then other requests' texts get a turn
+HEAD = 16  # characters for each token of the limit that are looked at first; most tokens have fewer
 
 
 def named(models: Sequence[ServedModel], name: str | None) -> ServedModel | None:
@@ -51,3 +54,34 @@ def load_tokenizer(settings: ModelSettings, host: Host) -> Tokenizer | None:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--chat-template: can't read {settings.chat_template}: {error}.") from None
     return tokenizer
+
+
+def groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Neighbouring texts of at most ``GROUP`` characters together, or a single longer one."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        if group and size + len(text) > GROUP:
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += len(text)
+    if group:
+        yield group
+
+
+def encode_all(tokenizer: Tokenizer, texts: Sequence[str], special: bool, limit: int | None) -> list[list[int]]:
+    """Each text's ids; RequestError when the beginning of one has more than twice ``limit`` already."""
+    return [_encode(tokenizer, text, special, limit) for text in texts]
+
+
+def _encode(tokenizer: Tokenizer, text: str, special: bool, limit: int | None) -> list[int]:
+    if limit is not None:
+        size = HEAD * limit
+        while size < len(text):
+            if len(tokenizer.encode(text[:size], add_special_tokens=special)) > 2 * limit:
+                raise RequestError(
+                    f"The input (over {2 * limit} tokens) is longer than the model's context length ({limit} tokens)."
+                )
+            size *= 4  # few tokens so far, long runs of spaces say
+    return tokenizer.encode(text, add_special_tokens=special)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.types import Serves, SettingsGroup
 
-from .settings import GROUP, TASK, GenerationSettings
+from .settings import GROUP, TASK, GenerationSettings, input_limit
 
 if TYPE_CHECKING:
     import typer
@@ -62,7 +62,8 @@ def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
 
 @hookimpl
 def trunkline_info(model: ServedModel, settings: Settings) -> dict[str, Any]:
-    return {"preferred_sampling_params": settings[GROUP].preferred_sampling_params}
+    limit = {"max_req_input_len": input_limit(model)} if TASK in model.tasks else {}
+    return {"preferred_sampling_params": settings[GROUP].preferred_sampling_params, **limit}
 
 
 @hookimpl

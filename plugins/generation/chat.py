@@ -17,7 +17,7 @@ from .frames import arrivals
 from .messages import read_messages, render
 from .params import Sampling
 from .sequence import Sequence, usage
-from .service import Job, Service, check_prompt, new_rid
+from .service import Job, Service, check_prompt, new_rid, read_salt
 from .settings import TASK
 
 
@@ -59,9 +59,10 @@ async def plan(service: Service, body: ChatBody, defaults: dict[str, dict[str, A
     tokenizer = service.engine.tokenizer(served.name)
     if tokenizer is None:
         raise RequestError(f"{served.name} has no tokenizer; use /generate with input_ids.")
-    prompt = await service.engine.off_loop(render, tokenizer, messages, served.name)
-    check_prompt(prompt, served)
+    text = await service.engine.off_loop(render, tokenizer, messages, served.name)
     context, wanted = served.info.context_length, sampling.max_new_tokens
+    [prompt] = await service.engine.tokenize(served.name, [text], special=False, limit=context)
+    check_prompt(prompt, served)
     if wanted is not None and len(prompt) + wanted > context:
         raise RequestError(
             f"max_completion_tokens is too large: {wanted}. This model's maximum context length is {context} tokens "
@@ -70,7 +71,7 @@ async def plan(service: Service, body: ChatBody, defaults: dict[str, dict[str, A
         )
     rid = body.rid or f"chatcmpl-{new_rid()}"
     rids = [rid] if sampling.n == 1 else [f"{rid}_{index}" for index in range(sampling.n)]
-    salt = (body.cache_salt or "").encode()
+    salt = read_salt(body.cache_salt)
     return Job(served=served, prompts=[prompt], samplings=[sampling], rids=rids, priority=body.priority or 0, salt=salt)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from .schemas import INT64_MAX, INT64_MIN, Int64
+from .schemas import INT64_MAX, INT64_MIN, CacheKey, Int64, RequestId
 
 Float = Annotated[float, Meta(ge=-1e9, le=1e9)]  # outer bounds; sampling checks give the real ones
 AnyInt = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
@@ -40,9 +40,9 @@ class ChatBody(Struct):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
-    rid: str | None = None
+    rid: RequestId | None = None
     priority: AnyInt | None = None
-    cache_salt: str | None = None
+    cache_salt: CacheKey | None = None
     # not built yet: only neutral values pass
     frequency_penalty: Any = None
     presence_penalty: Any = None
@@ -52,6 +52,8 @@ class ChatBody(Struct):
     regex: Any = None
     ebnf: Any = None
     stop_regex: Any = None
+    json_schema: Any = None
+    structural_tag: Any = None
     logprobs: Any = None
     top_logprobs: Any = None
     response_format: Any = None
@@ -63,6 +65,9 @@ class ChatBody(Struct):
     modalities: Any = None
     lora_path: Any = None
     session_params: Any = None
+    session_id: Any = None
+    custom_logit_processor: Any = None
+    max_thinking_tokens: Any = None
     chat_template_kwargs: Any = None
     continue_final_message: Any = None
     return_hidden_states: Any = None
@@ -79,7 +84,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 REFUSED = (
     *("logprobs", "top_logprobs", "response_format", "tools", "tool_choice", "functions", "function_call"),
     *("audio", "modalities", "lora_path", "session_params", "chat_template_kwargs", "continue_final_message"),
-    "return_hidden_states",
+    *("return_hidden_states", "session_id", "custom_logit_processor", "max_thinking_tokens"),
 )
 """Checked against NEUTRAL; the penalties and grammars go through the sampling checks."""
 
@@ -87,7 +92,7 @@ SAMPLING = {
     **{name: name for name in ("temperature", "top_p", "top_k", "min_p", "n", "stop", "stop_token_ids")},
     **{name: name for name in ("ignore_eos", "skip_special_tokens", "no_stop_trim", "logit_bias")},
     **{name: name for name in ("frequency_penalty", "presence_penalty", "repetition_penalty")},
-    **{name: name for name in ("regex", "ebnf", "stop_regex")},
+    **{name: name for name in ("regex", "ebnf", "stop_regex", "json_schema", "structural_tag")},
     "seed": "sampling_seed",
     "min_tokens": "min_new_tokens",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Generator, Iterable, Iterator
@@ -99,7 +100,7 @@ def chat(
 
     options = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     given = {key: value for key, value in options.items() if value is not None}
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    headers = {} if api_key is None else {b"Authorization": f"Bearer {api_key}".encode()}
     timeout = httpx.Timeout(10.0, read=None)  # a busy server may queue a request for long
     with httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False) as client:
         conversation = Conversation(client, system=system, options=given)
@@ -124,6 +125,8 @@ def _interactive(conversation: Conversation) -> bool:
 
 def _piped(conversation: Conversation) -> bool:
     """One turn a line; stops at the first failure, which it returns."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that aren't text are no reason to fall over
     for line in sys.stdin:
         if line.strip() == "/exit":
             return False

@@ -44,8 +44,8 @@ def _part(index: int, part: Any) -> str:
     raise RequestError(f"messages[{index}].content: only text parts are supported, got {kind!r:.40}.", param="messages")
 
 
-def render(tokenizer: Tokenizer, messages: list[dict[str, Any]], model: str) -> list[int]:
-    """The prompt's ids. RequestError when the model has no template or its template refuses the messages."""
+def render(tokenizer: Tokenizer, messages: list[dict[str, Any]], model: str) -> str:
+    """The prompt. RequestError when the model has no template or its template refuses the messages."""
     import jinja2  # here: `trunkline --help` imports the plugin
 
     if not tokenizer.chat_template:
@@ -54,4 +54,4 @@ def render(tokenizer: Tokenizer, messages: list[dict[str, Any]], model: str) -> 
         text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except jinja2.TemplateError as error:
         raise RequestError(f"The model's chat template refused the messages: {error}", param="messages") from None
-    return tokenizer.encode(text, add_special_tokens=False)
+    return text

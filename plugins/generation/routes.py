@@ -16,7 +16,7 @@ from .frames import arrivals
 from .params import Sampling
 from .schemas import GenerateBody
 from .sequence import Sequence
-from .service import Job, Service, check_prompt, new_rid
+from .service import Job, Service, check_prompt, new_rid, read_salt
 from .settings import TASK
 
 
@@ -105,7 +105,7 @@ async def plan(service: Service, body: GenerateBody) -> tuple[Job, bool]:
     for prompt, wanted in zip(prompts, explicit, strict=True):
         check_prompt(prompt, served)
         _check_total(len(prompt), wanted, served)
-    salt = (body.extra_key or body.cache_salt or "").encode()
+    salt = read_salt(body.cache_salt, body.extra_key)
     job = Job(served=served, prompts=prompts, samplings=samplings, rids=rids, priority=body.priority or 0, salt=salt)
     return job, single and n == 1
 
@@ -138,7 +138,7 @@ def _flat(ids: list[int | list[int]]) -> list[int]:
 async def _tokenize(service: Service, served: ServedModel, texts: list[str]) -> list[list[int]]:
     if service.engine.tokenizer(served.name) is None:
         raise RequestError(f"{served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids.")
-    prompts = await service.engine.tokenize(served.name, texts)
+    prompts = await service.engine.tokenize(served.name, texts, limit=served.info.context_length)
     if not all(prompts):
         raise RequestError("texts cannot be empty: tokenising gave no token.", param="text")
     return prompts
@@ -195,7 +195,11 @@ def _rids(given: str | list[str] | None, count: int, n: int, *, single: bool) ->
     return given
 
 
-_LATER = ("return_logprob", "return_hidden_states", "input_embeds", "image_data", "video_data", "audio_data")
+_LATER = (
+    *("return_logprob", "return_hidden_states", "return_prompt_token_ids", "return_routed_experts"),
+    *("return_sampling_mask", "input_embeds", "image_data", "video_data", "audio_data", "lora_path"),
+    *("session_params", "session_id", "max_thinking_tokens", "watermark"),
+)
 
 
 def _refuse_later_features(body: GenerateBody) -> None:
@@ -206,10 +210,10 @@ def _refuse_later_features(body: GenerateBody) -> None:
             "Please set `--enable-custom-logit-processor` to enable this feature.",
             param="custom_logit_processor",
         )
-    for field in (*_LATER, "lora_path", "session_params"):
+    for field in _LATER:
         if not _neutral(getattr(body, field)):
             raise RequestError(f"{field} is not supported yet; leave it out or set it to null.", param=field)
 
 
 def _neutral(value: Any) -> bool:
-    return all(map(_neutral, value)) if isinstance(value, list) else not value
+    return not any(value) if isinstance(value, list) else not value

@@ -9,6 +9,9 @@ from msgspec import Meta, Struct
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 Int64 = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
+# Bounded, because they are copied for every sequence of a batch.
+RequestId = Annotated[str, Meta(max_length=256)]
+CacheKey = Annotated[str, Meta(max_length=1024)]
 TokenId = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]  # the route checks the vocabulary and names it
 
 
@@ -44,12 +47,12 @@ class GenerateBody(Struct):
     text: str | list[str] | None = None
     input_ids: list[TokenId | list[TokenId]] | None = None
     sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
-    rid: str | list[str] | None = None
+    rid: RequestId | list[RequestId] | None = None
     stream: bool | None = False
     model: str | None = None
     priority: Int64 | None = None
-    extra_key: str | None = None
-    cache_salt: str | None = None
+    extra_key: CacheKey | None = None
+    cache_salt: CacheKey | None = None
     return_logprob: Any = None
     return_hidden_states: Any = None
     input_embeds: Any = None
@@ -59,3 +62,9 @@ class GenerateBody(Struct):
     lora_path: Any = None
     custom_logit_processor: Any = None
     session_params: Any = None
+    session_id: Any = None
+    return_prompt_token_ids: Any = None
+    return_routed_experts: Any = None
+    return_sampling_mask: Any = None
+    max_thinking_tokens: Any = None
+    watermark: Any = None

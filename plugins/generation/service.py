@@ -17,10 +17,9 @@ from trunkline.core.types import EngineClient, ServedModel, Settings, Submission
 from .params import Sampling, parse_sampling
 from .schemas import INT64_MAX, INT64_MIN, GenerationParams
 from .sequence import Sequence
-from .settings import GROUP, TASK, GenerationSettings
+from .settings import GROUP, TASK, GenerationSettings, input_limit
 from .stage import new_token_limit
 
-INPUT_RESERVE = 6  # tokens under the limit that an input must leave free, as SGLang has it
 ON_LOOP = 8  # sequences whose text is decoded on the event loop; more go to a thread
 
 
@@ -140,6 +139,12 @@ def new_rid() -> str:
     return uuid.uuid4().hex
 
 
+def read_salt(cache_salt: str | None, extra_key: str | None = None) -> bytes:
+    """What separates cached prefixes. Both count: setting one doesn't open what the other protects."""
+    salt = (extra_key or "").encode()
+    return salt + b"\xff" + cache_salt.encode() if cache_salt else salt  # 0xff is in no UTF-8 text
+
+
 def _wrap(seed: int) -> int:
     """Into int64, as addition on the device would."""
     return (seed - INT64_MIN) % (1 << 64) + INT64_MIN
@@ -171,7 +176,7 @@ def check_prompt(prompt: Listing[int], served: ServedModel) -> None:
         raise RequestError("The prompt has no tokens; at least one is needed.")
     if length >= context:
         raise RequestError(f"The input ({length} tokens) is longer than the model's context length ({context} tokens).")
-    allowed = served.max_request_tokens - INPUT_RESERVE
+    allowed = input_limit(served)
     if length >= allowed:
         raise RequestError(
             f"Input length ({length} tokens) exceeds the maximum allowed length ({allowed} tokens). "

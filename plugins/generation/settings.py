@@ -6,8 +6,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from trunkline.core.types import ServedModel
+
 TASK = "generation"
 GROUP = "generation"
+INPUT_RESERVE = 6  # tokens under the limit that an input must leave free, as SGLang has it
 
 
 class GenerationSettings(Struct, frozen=True):
@@ -23,3 +26,8 @@ class GenerationSettings(Struct, frozen=True):
         Literal["model", "openai"],
         Meta(description="Chat sampling defaults: the model's generation_config.json, or OpenAI's (temperature 0.7)."),
     ] = "model"
+
+
+def input_limit(served: ServedModel) -> int:
+    """A prompt must have fewer tokens than this."""
+    return served.max_request_tokens - INPUT_RESERVE

@@ -29,6 +29,20 @@ def test_get_model_info_has_the_five_keys(http: httpx.Client, checkpoint: Path) 
     }
 
 
+def test_the_longest_input_is_the_one_that_server_info_names(http: httpx.Client) -> None:
+    limit = http.get("/get_server_info").json()["max_req_input_len"]
+    body = {"sampling_params": {"max_new_tokens": 1, "ignore_eos": True}}
+    assert http.post("/generate", json=body | {"input_ids": [5] * (limit - 1)}).status_code == 200
+    refused = http.post("/generate", json=body | {"input_ids": [5] * limit}).json()["error"]["message"]
+    assert f"exceeds the maximum allowed length ({limit} tokens)" in refused
+
+
+def test_a_monstrous_text_is_refused_from_its_beginning(http: httpx.Client) -> None:
+    answer = http.post("/generate", json={"text": "a b " * 1_000_000})
+    assert answer.status_code == 400
+    assert "(over 1024 tokens) is longer than the model's context length (512 tokens)" in answer.text
+
+
 def test_health_probes_do_not_touch_the_cache(http: httpx.Client) -> None:
     http.post("/flush_cache")
     for _ in range(3):

@@ -196,6 +196,16 @@ def test_pool_receives_the_new_tokens(backend: Backend) -> None:
     assert torch.equal(keys[untouched], case.keys[untouched])
 
 
+def test_layers_of_a_pass_share_masks_and_the_pass_takes_them_along() -> None:
+    news = [20, 21, 22, 23, 24, 25]
+    case = Case.build((4, 2, 32, 32), [60] * 6, news, torch.float32)
+    first = case.run(choose("cpu", "cpu"))
+    masks = dict(case.layout.masks)
+    assert [key[:2] for key in masks] == [(new, 60) for new in news]
+    assert torch.equal(case.run(choose("cpu", "cpu")), first)
+    assert all(case.layout.masks[key] is mask for key, mask in masks.items())
+
+
 @pytest.mark.parametrize("name", [None, "auto", "cpu"])
 def test_choose_default(name: str | None) -> None:
     assert choose(name, "cpu").name == "cpu"

@@ -115,3 +115,22 @@ def test_onednn_where_it_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) ->
     assert len(calls) == 1
     assert PackedLinear(weight.float(), None)(x.float()).dtype == torch.float32
     assert len(calls) == 1  # float32 goes another way
+
+
+@pytest.mark.parametrize(
+    ("machine", "avx512_bf16", "amx", "expected"),
+    [
+        ("x86_64", False, False, False),  # AVX-512 alone: oneDNN emulates
+        ("x86_64", True, False, True),
+        ("x86_64", False, True, True),
+        ("aarch64", False, False, True),
+    ],
+)
+def test_emulated_bfloat16_does_not_count(
+    machine: str, avx512_bf16: bool, amx: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(linear.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert linear.has_bfloat16() is expected

@@ -28,7 +28,7 @@ from trunkline.core.types import Launched, ModelInfo, Needs, Part, Request, Serv
 
 class CountParams(Struct):
     steps: int = 3
-    explode: str = ""  # where to raise
+    explode: str = ""  # where to raise, or which part of the contract to break
 
 
 class CountResult(Struct):
@@ -52,6 +52,10 @@ class Count(Stage):
             raise RequestError("no such luck", param="explode")
         return Needs(new_tokens=request.params.steps)
 
+    def reset(self, request: Request) -> None:
+        if request.params.explode == "reset":
+            raise RuntimeError("reset")
+
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
         if any(row.request.params.explode == "launch" for row in part.rows):
             raise RuntimeError("launch")
@@ -63,7 +67,25 @@ class Count(Stage):
                 raise RuntimeError("collect")
             self.collected.append(row.request.rid)
             last = row.request.output_len + 1 >= row.request.params.steps
-            yield Step(row.request, (token,), data=CountResult(token), finish={"type": "length"} if last else None)
+            yield from self.steps(row.request, token, {"type": "length"} if last else None)
+
+    def steps(self, request: Request, token: int, finish: dict[str, Any] | None) -> Iterable[Step]:
+        """One right step, unless the request asks for a wrong one."""
+        match request.params.explode:
+            case "silent":
+                return
+            case "flood":
+                yield Step(request, (token,) * 99)
+            case "unsendable data":
+                yield Step(request, (token,), data=CountResult(np.int64(token)))  # type: ignore[arg-type]
+            case "unsendable finish":
+                yield Step(request, (token,), finish={"type": np.int64(token)})
+            case "not finite":
+                yield Step(request, finish={"type": "abort", "message": "NaN", "status_code": 500})
+            case _:
+                yield Step(request, (token,), data=CountResult(token), finish=finish)
+        if request.params.explode == "again" and finish:
+            yield Step(request, (token,), finish=finish)
 
     def probe(self) -> tuple[list[int], CountParams]:
         return [0], CountParams(steps=1)
@@ -248,9 +270,52 @@ def test_a_failure_ends_the_request_that_caused_it_and_no_other(bench: Bench, wh
     assert bench.lanes[0].scheduler.free_slots() == 64
 
 
-def test_what_a_failed_request_computed_is_not_cached(bench: Bench) -> None:
-    bench.submit(1, [1, 2, 3, 4], explode="launch")
+@pytest.mark.parametrize("how", ["silent", "flood", "unsendable data", "unsendable finish"])
+def test_a_stage_that_breaks_its_contract_loses_the_request_and_nothing_else(bench: Bench, how: str) -> None:
+    bench.submit(1, [10], steps=3, explode=how)
+    bench.submit(2, [20], steps=3)
     assert bench.error(1)[0] == 500
+    assert bench.tokens(2) == [21, 22, 23]
+    assert sorted(stage_of(bench).released) == ["r1", "r2"]
+    assert bench.loop.requests == {}
+    assert bench.lanes[0].scheduler.idle
+
+
+def test_a_step_after_the_last_one_is_dropped(bench: Bench) -> None:
+    bench.submit(1, [10], steps=2, explode="again")
+    assert bench.tokens(1) == [11, 12]
+    assert stage_of(bench).released == ["r1"]
+
+
+def test_a_reset_that_fails_ends_the_retracted_request_only() -> None:
+    bench = Bench([make_lane("one", slots=16, chunk=16)])
+    bench.lanes[0].scheduler._share = 0.0  # optimistic, so that the pool does run dry
+    gate = threading.Event()
+    bench.lanes[0].model.before = lambda ids: gate.wait(20)
+    bench.submit(1, [10], steps=12)
+    bench.submit(2, [50], steps=12, explode="reset")
+    gate.set()
+    assert bench.tokens(1) == list(range(11, 23))
+    assert bench.error(2)[0] == 500
+    assert sorted(stage_of(bench).released) == ["r1", "r2"]
+    bench.close()
+
+
+def test_a_defect_of_the_loop_itself_ends_it_and_closes_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    channel = LocalChannel(lambda messages: None)
+    loop = EngineLoop([make_lane("one")], channel)
+    monkeypatch.setattr(loop, "turn", lambda: 1 / 0)
+    monkeypatch.setattr(channel, "close", over.set)
+    with pytest.raises(ZeroDivisionError):
+        loop.run()
+    assert over.is_set()
+
+
+@pytest.mark.parametrize("how", ["launch", "not finite"])
+def test_what_a_failed_request_computed_is_not_cached(bench: Bench, how: str) -> None:
+    bench.submit(1, [1, 2, 3, 4], explode=how)
+    bench.wait(1)
     bench.submit(2, [1, 2, 3, 4], steps=1)
     assert bench.tokens(2) == [5]
     assert bench.wait(2)[-1].cached == 0
@@ -284,14 +349,28 @@ def test_controls_run_between_batches_with_the_model_and_arguments() -> None:
     def fail(model: Any) -> None:
         raise RequestError("not now", status=409)
 
-    bench = Bench([make_lane("one")], {"double": lambda model, value: 2 * value, "fail": fail})
-    for key, control, arguments in ((1, "double", {"value": 21}), (2, "fail", {}), (3, "absent", {}), (4, "probe", {})):
+    bench = Bench(
+        [make_lane("one")], {"double": lambda model, value: 2 * value, "fail": fail, "model": lambda model: model}
+    )
+    calls = ((1, "double", {"value": 21}), (2, "fail", {}), (3, "absent", {}), (4, "probe", {}), (5, "model", {}))
+    for key, control, arguments in calls:
         bench.channel.post(Call(key, control, "", arguments))
     assert bench.wait(1)[-1].value == 42
     assert bench.error(2) == (409, "not now", None)
     assert bench.error(3)[0] == 404
+    assert bench.error(5)[0] == 500  # a model can't be sent
     assert bench.wait(4)[-1].value == {"type": "length"}
     bench.close()
+
+
+def test_a_control_counts_as_a_pass_for_the_watchdog() -> None:
+    began: list[float] = []
+    bench = Bench([make_lane("one")], {"look": lambda model: began.append(bench.loop._pass_began)})
+    bench.channel.post(Call(1, "look", "", {}))
+    bench.wait(1)
+    assert began[0] > 0
+    bench.close()
+    assert bench.loop._pass_began == 0
 
 
 def test_flush_is_refused_while_anything_runs(bench: Bench) -> None:

@@ -183,6 +183,20 @@ def test_proof_catches(defect: str, build: Callable[..., Any], monkeypatch: pyte
         torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-4)
 
 
+def test_a_head_that_packs_wrongly_stays(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+    before = logits(model)
+
+    def shifted(layer: PackedLinear, x: torch.Tensor, *rest: Any, real: Any = PackedLinear.forward) -> torch.Tensor:
+        out: torch.Tensor = real(layer, x, *rest)
+        return out.roll(1, -1) if layer.out_features == model.config.vocab_size else out
+
+    monkeypatch.setattr(PackedLinear, "forward", shifted)
+    report = fuse(model, BACKEND)
+    assert not report.head
+    torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-4)
+
+
 def test_noise_shows_what_a_careless_checkpoint_hides(
     build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

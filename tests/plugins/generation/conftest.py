@@ -158,7 +158,9 @@ class FakeEngine:
     def tokenizer(self, model: str) -> Any:
         return self._tokenizer
 
-    async def tokenize(self, model: str, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+    async def tokenize(
+        self, model: str, texts: Sequence[str], *, special: bool = True, limit: int | None = None
+    ) -> list[list[int]]:
         return [self._tokenizer.encode(text, add_special_tokens=special) for text in texts]
 
     async def off_loop(self, function: Callable[..., Any], *args: Any) -> Any:

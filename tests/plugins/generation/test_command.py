@@ -46,7 +46,7 @@ def says(*pieces: str) -> httpx.Response:
     return httpx.Response(200, text="".join(map(delta, pieces)) + "data: [DONE]\n\n")
 
 
-def run(text: str, *flags: str) -> Any:
+def run(text: str | bytes, *flags: str) -> Any:
     app = typer.Typer()
     app.command()(chat)
     return CliRunner().invoke(app, list(flags), input=text)
@@ -68,6 +68,18 @@ def test_the_key_is_sent(server: Callable[..., Seen]) -> None:
     seen = server(says("x"))
     assert run("hi\n", "--api-key", "secret").exit_code == 0
     assert seen[0]["auth"] == "Bearer secret"
+
+
+def test_a_key_of_any_letters_is_sent(server: Callable[..., Seen]) -> None:
+    seen = server(says("x"))
+    assert run("hi\n", "--api-key", "schlüssel").exit_code == 0
+    assert seen[0]["auth"].encode() == "Bearer schlüssel".encode()
+
+
+def test_bytes_that_are_not_text_are_replaced(server: Callable[..., Seen]) -> None:
+    seen = server(says("x"))
+    assert run(b"hi \xff\n").exit_code == 0
+    assert seen[0]["messages"][0]["content"] == "hi \N{REPLACEMENT CHARACTER}"
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,28 @@ async def test_salt_and_priority_reach_the_engine(client: httpx.AsyncClient, eng
     assert (engine.items[0].salt, engine.items[0].priority) == (b"tenant", 3)
 
 
+async def test_salts_of_different_makers_never_meet(client: httpx.AsyncClient, engine: Any) -> None:
+    given: list[dict[str, str]] = [
+        {},
+        {"extra_key": "a"},
+        {"cache_salt": "a"},
+        {"extra_key": "a", "cache_salt": "a"},
+        {"extra_key": "aa"},
+        {"cache_salt": "aa"},
+    ]
+    for keys in given:
+        await generate(client, text="a", **keys)
+    assert len({item.salt for item in engine.items}) == len(given)
+
+
+@pytest.mark.parametrize("field", ["rid", "extra_key", "cache_salt"])
+async def test_what_every_sequence_carries_is_short(client: httpx.AsyncClient, engine: Any, field: str) -> None:
+    answer = await client.post("/generate", json={"text": ["a"] * 8, field: "x" * 5000})
+    assert (answer.status_code, answer.json()["type"]) == (400, "Bad Request")
+    assert field in answer.json()["message"]
+    assert not engine.items
+
+
 @pytest.mark.parametrize("trim", [True, False])
 async def test_stop_strings_are_cut_from_the_text(client: httpx.AsyncClient, engine: Any, trim: bool) -> None:
     engine.says("the fox jumps", {"type": "stop", "matched": "fox"})
