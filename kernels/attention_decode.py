@@ -9,7 +9,7 @@ from . import attention_extend, attention_paged
 from .layout import Layout
 from .threads import team_size
 
-_SERIAL = 1 << 16  # multiplications below which waking the other threads costs more than it saves
+_SERIAL = 1 << 19  # multiplications below which waking the other threads costs more than it saves
 
 
 def decode_reference(

@@ -27,6 +27,7 @@ from .threads import OPTIONS, Task, team_size, thread, threads
 LANES = 8  # float32 numbers in an AVX register; LLVM splits or joins them for other CPUs
 PANEL = 2 * LANES
 ROWS = (6, 4, 2, 1)  # tile heights; 6 rows of a panel fill 12 of 16 registers with sums
+_SERIAL = 1 << 20  # multiplications below which waking the other threads costs more than it saves
 BLOCK_BYTES = 256 << 10  # of x, so that it stays in the L2 cache while panels pass by
 
 ARGUMENTS = [
@@ -74,7 +75,7 @@ def product(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor, out: to
         outputs,
         max(6, BLOCK_BYTES // (4 * inputs) // 6 * 6),
     )
-    _task(packed.dtype).run(arguments, team_size(packed.numel() * rows > 1 << 14))
+    _task(packed.dtype).run(arguments, team_size(packed.numel() * rows > _SERIAL))
 
 
 @cache

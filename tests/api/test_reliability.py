@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import httpx
+import psutil
 
 BODY: dict[str, Any] = {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 300, "ignore_eos": True}}
 
@@ -71,3 +75,33 @@ def test_a_stopped_engine_makes_health_fail_until_it_goes_on(launch: Callable[..
     wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
     assert server.engine().pid == engine.pid
     assert httpx.post(f"{server.url}/generate", json=BODY, timeout=120).status_code == 200
+
+
+def test_a_hundred_clients_that_never_read_cost_nobody_anything(launch: Callable[..., Any]) -> None:
+    """Their streams are computed and kept as one state each; neighbours are served meanwhile."""
+    server = launch("--stream-timeout", "300")
+    server.wait()
+    short = {"input_ids": [9, 8, 7], "sampling_params": {"max_new_tokens": 8, "temperature": 0}}
+    expected = httpx.post(f"{server.url}/generate", json=short, timeout=120).json()["output_ids"]
+    engine, front = server.engine(), psutil.Process(server.process.pid)
+    before = front.memory_info().rss, engine.memory_info().rss
+    body = json.dumps({**BODY, "stream": True}).encode()
+    head = (
+        f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", server.port))
+            client.sendall(head.encode() + body)
+        wait_until(lambda: running(server))
+        for _ in range(5):
+            answer = httpx.post(f"{server.url}/generate", json=short, timeout=120)
+            assert answer.json()["output_ids"] == expected
+        wait_until(lambda: not running(server))
+        after = front.memory_info().rss, engine.memory_info().rss
+        # 100 unread streams of 300 cumulative frames would be 100 MB and more.
+        assert after[0] - before[0] < 50 << 20
+        assert after[1] - before[1] < 50 << 20
+    wait_until(lambda: httpx.post(f"{server.url}/flush_cache").status_code == 200)

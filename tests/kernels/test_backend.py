@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trunkline.kernels import attention_paged
+from trunkline.kernels import attention_decode, attention_paged
 from trunkline.kernels.backend import Backend, choose
 from trunkline.kernels.layout import Layout
 
@@ -145,9 +145,11 @@ def test_without_pool(backend: Backend, causal: bool, rule: dict[str, Any]) -> N
 
 
 @pytest.fixture
-def four_threads() -> Any:
+def four_threads(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Four threads, for work of any size."""
     before = torch.get_num_threads()
     torch.set_num_threads(4)
+    monkeypatch.setattr(attention_decode, "_SERIAL", 0)
     yield
     torch.set_num_threads(before)
 

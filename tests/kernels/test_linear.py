@@ -52,6 +52,15 @@ def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(PackedLinear(weight)(x), linear_reference(x, weight, None), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("outputs", [16, 40, 320])
+def test_panels_shared_by_threads(monkeypatch: pytest.MonkeyPatch, outputs: int) -> None:
+    """More threads than panels, as many, and fewer."""
+    monkeypatch.setattr(gemm, "_SERIAL", 0)
+    monkeypatch.setattr(gemm, "team_size", lambda parallel: 3 if parallel else 1)
+    weight, x = weights(outputs, 40, torch.float32, exact=True), torch.randn(7, 40)
+    torch.testing.assert_close(PackedLinear(weight)(x), linear_reference(x, weight, None), rtol=1e-5, atol=1e-5)
+
+
 def test_product_is_its_reference() -> None:
     weight, x = torch.randn(32, 24), torch.randn(7, 24)
     for dtype in (torch.float32, torch.bfloat16):
