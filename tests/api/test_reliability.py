@@ -69,11 +69,14 @@ def test_a_stopped_engine_makes_health_fail_until_it_goes_on(launch: Callable[..
     server = launch()
     server.wait()
     engine = server.engine()
+    statuses = load(server.url, 16)
+    wait_until(lambda: running(server))
     engine.suspend()
     wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 503, 20)
     engine.resume()
     wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
     assert server.engine().pid == engine.pid
+    assert statuses() == [200] * 16  # they waited, and none was lost
     assert httpx.post(f"{server.url}/generate", json=BODY, timeout=120).status_code == 200
 
 
