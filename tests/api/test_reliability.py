@@ -16,6 +16,10 @@ import psutil
 BODY: dict[str, Any] = {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 300, "ignore_eos": True}}
 
 
+# The engine's numbers are a second old: two at a time make 16 requests outlast that on any machine.
+SLOWLY = ("--max-running-requests", "2")
+
+
 def load(url: str, count: int) -> Callable[[], list[int]]:
     """Send ``count`` requests at once; the result waits for their statuses."""
     statuses: list[int] = []
@@ -49,7 +53,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def test_a_killed_engine_is_replaced_and_sigterm_drains(launch: Callable[..., Any]) -> None:
-    server = launch()
+    server = launch(*SLOWLY)
     server.wait()
     statuses = load(server.url, 16)
     wait_until(lambda: running(server))
@@ -66,7 +70,7 @@ def test_a_killed_engine_is_replaced_and_sigterm_drains(launch: Callable[..., An
 
 
 def test_a_stopped_engine_makes_health_fail_until_it_goes_on(launch: Callable[..., Any]) -> None:
-    server = launch()
+    server = launch(*SLOWLY)
     server.wait()
     engine = server.engine()
     statuses = load(server.url, 16)
