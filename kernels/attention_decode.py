@@ -7,6 +7,7 @@ import torch
 
 from . import attention_extend, attention_paged
 from .layout import Layout
+from .recording import hold
 from .threads import team_size
 
 _SERIAL = 1 << 19  # multiplications below which waking the other threads costs more than it saves
@@ -64,7 +65,8 @@ def decode_cpu(
     which = np.ascontiguousarray(which, dtype=np.int32)
     most = 1 if len(which) == layout.decodes else int((layout.q_start[which + 1] - layout.q_start[which]).max())
     shares = team_size(len(which) * most * heads * key_dim * int(layout.kv_len.max()) > _SERIAL)
-    scratch = torch.empty(shares * attention_paged.scratch_bytes(most, heads, key_dim, value_dim), dtype=torch.uint8)
+    size = attention_paged.scratch_bytes(most, heads, key_dim, value_dim)
+    scratch = hold(torch.empty(shares * size, dtype=torch.uint8))
     sinks = None if sinks is None else sinks.detach().float().contiguous()
     task = attention_paged.task(key_dim, value_dim, q.dtype == torch.bfloat16)
     arguments = (
@@ -76,7 +78,7 @@ def decode_cpu(
     )
     task.run((*arguments, shares, scale, softcap), shares)
     if shares > 1:
-        task.run((*arguments, -shares, scale, softcap), 1)
+        task.run((*arguments, -shares, scale, softcap), 1, alone=True)
 
 
 def _address(array: np.ndarray) -> int:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from . import attention_flash
 from .layout import Layout
+from .threads import team_size
 
 
 def extend_reference(
@@ -61,72 +62,44 @@ def extend_cpu(
     sinks: torch.Tensor | None = None,
     chunk: int = 0,
 ) -> None:
-    """The same by torch's flash attention for the CPU; soft caps and sinks are written out in slices."""
-    for r in rows:
-        tokens = slice(int(layout.q_start[r]), int(layout.q_start[r + 1]))
-        n = tokens.stop - tokens.start
-        row_k, row_v = row_keys(k, v, keys, values, layout, r)
-        m = len(row_k)
-        if softcap or sinks is not None:
-            _attend_in_slices(q[tokens], row_k, row_v, out[tokens], scale, causal, window, softcap, sinks, chunk)
-            continue
-        plain = not (window and window < m) and not (chunk and chunk < m)
-        mask = None if plain and (not causal or n == m) else _bias(layout, n, m, causal, window, chunk, q.dtype)
-        out[tokens] = _flash(q[tokens], row_k, row_v, mask, causal and mask is None, scale)
-
-
-def _flash(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool, scale: float
-) -> torch.Tensor:
-    """[n, H, D], [m, KV, D], [m, KV, Dv] -> [n, H, Dv]. Widths that differ are padded: flash needs equal ones."""
-    width = v.shape[2]
-    if q.shape[2] > width:
-        v = F.pad(v, (0, q.shape[2] - width))
-    elif q.shape[2] < width:
-        q, k = F.pad(q, (0, width - q.shape[2])), F.pad(k, (0, width - k.shape[2]))
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    result = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    """The same by compiled loops, all rows at once, on torch's threads; float32 or bfloat16, sums in float32."""
+    heads, key_dim = q.shape[1:]
+    groups, value_dim = v.shape[1:]
+    if q.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"the cpu backend computes in float32 and bfloat16, not {q.dtype}")
+    q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
+    which = np.ascontiguousarray(rows, dtype=np.int32)
+    news = layout.q_start[which + 1] - layout.q_start[which]
+    products = int(np.dot(news.astype(np.int64), layout.kv_len[which])) * heads * key_dim
+    team = team_size(products > _SERIAL)
+    sizes = attention_flash.sizes(heads // groups, key_dim, value_dim)
+    units = int((-(-news // sizes[0])).sum()) * groups
+    scratch = torch.empty(team * sizes[-1], dtype=torch.uint8)
+    sinks = None if sinks is None else sinks.detach().float().contiguous()
+    arguments = (
+        *_strided(q),
+        *_strided(k),
+        *_strided(v),
+        *(0 if x is None else x.data_ptr() for x in (keys, values, out, sinks)),
+        *(_address(layout.table), layout.table.shape[1], _address(layout.table_row)),
+        *(_address(layout.q_start), _address(layout.kv_len), _address(which)),
+        *(units, max(1, units // (team * 32)), 0),
+        *(heads, groups, key_dim, value_dim, int(causal), window, chunk),
+        *(*sizes, scratch.data_ptr(), scale, softcap),
     )
-    return result[0].transpose(0, 1)[..., :width]
+    attention_flash.task(q.dtype).run(arguments, team)
 
 
-def _attend_in_slices(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    scale: float,
-    causal: bool,
-    window: int,
-    softcap: float,
-    sinks: torch.Tensor | None,
-    chunk: int,
-) -> None:
-    """``attend`` for a slice of queries at a time, so that scores take at most ``_SCORES`` elements."""
-    n, heads, _ = q.shape
-    m = len(k)
-    k, v = k.float(), v.float()
-    step = max(1, _SCORES // (heads * m))
-    for begin in range(0, n, step):
-        end = min(begin + step, n)
-        high = m - n + end if causal else m
-        low = max(0, m - n + begin + 1 - window) if window else 0
-        seen = visible(n, m, causal, window, chunk, q.device)[begin:end, low:high]
-        part = attend(q[begin:end].float(), k[low:high], v[low:high], seen, scale=scale, softcap=softcap, sinks=sinks)
-        out[begin:end] = part.to(out.dtype)
+def _strided(x: torch.Tensor) -> tuple[int, int, int]:
+    """Where a tensor starts, and bytes from token to token and from head to head."""
+    return x.data_ptr(), x.stride(0) * x.itemsize, x.stride(1) * x.itemsize
 
 
-_SCORES = 1 << 22
+_SERIAL = 1 << 19  # multiplications below which waking the other threads costs more than it saves
 
 
-def _bias(layout: Layout, n: int, m: int, causal: bool, window: int, chunk: int, dtype: torch.dtype) -> torch.Tensor:
-    """``visible`` as what is added to scores: 0 or -inf, [n, m] on the CPU. All layers of a pass share it."""
-    key = (n, m, causal, window, chunk, dtype)
-    if key not in layout.masks:
-        seen = visible(n, m, causal, window, chunk, torch.device("cpu"))
-        layout.masks[key] = torch.zeros(n, m, dtype=dtype).masked_fill_(~seen, -torch.inf)
-    return layout.masks[key]
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])  # ``array.ctypes.data`` takes several times longer
 
 
 def attend(

@@ -44,16 +44,18 @@ class Backend:
         softcap: float = 0.0,
         sinks: torch.Tensor | None = None,
         chunk: int = 0,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One layer's attention over packed rows; first puts the new keys and values into the pool.
 
-        ``q`` [T, H, D], ``k`` [T, KV, D], ``v`` [T, KV, Dv] -> [T, H, Dv], contiguous.
+        ``q`` [T, H, D], ``k`` [T, KV, D], ``v`` [T, KV, Dv] -> [T, H, Dv], contiguous; into ``out`` if given.
         ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv]: this layer's pool, or None (every
         row is whole then). A query sees keys at distance ``0 <= d < window`` (``|d| < window``
         when not causal; window 0 = any), in its own ``chunk`` of positions (0 = any);
         ``softcap`` 0 = none; ``sinks`` [H] joins the softmax as one more column without value.
         """
-        out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+        if out is None:
+            out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
         options = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks, "chunk": chunk}
         if keys is None or values is None or not causal:
             if keys is not None and values is not None:

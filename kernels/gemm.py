@@ -22,16 +22,18 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 from .elements import address
-from .threads import OPTIONS, Task, team_size, thread, threads
+from .threads import OPTIONS, Task, claim, team_size
 
 LANES = 8  # float32 numbers in an AVX register; LLVM splits or joins them for other CPUs
 PANEL = 2 * LANES
 ROWS = (6, 4, 2, 1)  # tile heights; 6 rows of a panel fill 12 of 16 registers with sums
 _SERIAL = 1 << 20  # multiplications below which waking the other threads costs more than it saves
+_CLAIM = 1 << 18  # multiplications that a thread claims at a time: as many as make the claim's cost vanish
 BLOCK_BYTES = 256 << 10  # of x, so that it stays in the L2 cache while panels pass by
 
 ARGUMENTS = [
-    (name, np.int64) for name in ("x", "weight", "addend", "addend_row", "out", "rows", "inputs", "outputs", "block")
+    (name, np.int64)
+    for name in ("x", "weight", "addend", "addend_row", "out", "rows", "inputs", "outputs", "block", "claimed")
 ]
 
 
@@ -74,6 +76,7 @@ def product(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor, out: to
         inputs,
         outputs,
         max(6, BLOCK_BYTES // (4 * inputs) // 6 * 6),
+        0,
     )
     _task(packed.dtype).run(arguments, team_size(packed.numel() * rows > _SERIAL))
 
@@ -107,11 +110,15 @@ def _task(dtype: torch.dtype) -> Task:
     compiled = njit(**OPTIONS)(panel)
 
     def body(a: Any) -> None:
-        part, parts = np.int64(thread()), np.int64(threads())
         panels = a.outputs // PANEL
-        for m in range(0, a.rows, a.block):
-            for p in range(panels * part // parts, panels * (part + 1) // parts):
+        units = panels * ((a.rows + a.block - 1) // a.block)
+        chunk = max(1, min(_CLAIM // (PANEL * a.inputs * min(a.rows, a.block)), panels // 16))
+        first = claim(a, chunk)
+        while first < units:
+            for unit in range(first, min(first + chunk, units)):
+                m, p = unit // panels * a.block, unit % panels
                 compiled(a, a.weight + p * a.inputs * PANEL * size, m, min(m + a.block, a.rows), p * PANEL)
+            first = claim(a, chunk)
 
     return Task(body, ARGUMENTS)
 

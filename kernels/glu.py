@@ -15,7 +15,7 @@ from .threads import Task, thread, threads
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
 ARGUMENTS = [(name, np.int64) for name in ("gate_up", "out", "rows", "width")]
-_COMPILED = ("silu", "gelu_tanh")  # both are x * sigmoid(something); gelu needs erf
+COMPILED = ("silu", "gelu_tanh")  # both are x * sigmoid(something); gelu needs erf
 
 
 def activate(gate: torch.Tensor, activation: str) -> torch.Tensor:
@@ -31,13 +31,13 @@ def glu_reference(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     return activate(gate, activation) * up
 
 
-def glu(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
-    """:func:`glu_reference`, compiled where the activation is a sigmoid's; float32 or bfloat16."""
-    if activation not in _COMPILED:
+def glu(gate_up: torch.Tensor, activation: str, out: torch.Tensor | None = None) -> torch.Tensor:
+    """:func:`glu_reference`, for those of :data:`COMPILED` by a loop, into ``out`` if given; float32 or bfloat16."""
+    if activation not in COMPILED:
         return glu_reference(gate_up, activation)
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-    out = gate_up.new_empty(rows, width)
-    arguments = (address(gate_up, "gate_up"), out.data_ptr(), rows, width)
+    out = gate_up.new_empty(rows, width) if out is None else out
+    arguments = (address(gate_up, "gate_up"), address(out, "out", gate_up.dtype), rows, width)
     _task(gate_up.dtype, activation).run(arguments, team_for(gate_up.numel()))
     return out
 

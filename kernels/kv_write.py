@@ -47,7 +47,7 @@ _SERIAL = 1 << 16  # elements of keys below which waking the other threads costs
 _ARGUMENTS = [
     (name, np.int64)
     for name in (
-        *("slots", "tokens", "groups", "size"),
+        *("slots", "rows", "groups", "size"),
         *("k", "k_token", "k_head", "k_width", "keys", "v", "v_token", "v_head", "v_width", "values"),
     )
 ]
@@ -68,7 +68,7 @@ def _task() -> Task:
     copy = njit(**OPTIONS)(copy)
 
     def body(a: Any) -> None:
-        for t in range(a.tokens * thread() // threads(), a.tokens * (thread() + 1) // threads()):
+        for t in range(a.rows * thread() // threads(), a.rows * (thread() + 1) // threads()):
             slot = int64s(a.slots)[t]
             for g in range(a.groups):
                 place = slot * a.groups + g

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,9 +24,8 @@ class Layout:
     table: np.ndarray  # int32 [rows, max_len], owned by the scheduler
     out_slots: torch.Tensor  # int64 [T], where the new tokens' keys and values go
     decodes: int
-    # The backend's notes, made at a pass's first layer that needs them and gone with the pass.
+    # The backend's note, made at a pass's first layer that needs it and gone with the pass.
     split: tuple[np.ndarray, np.ndarray] | None = None
-    masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:

@@ -41,6 +41,19 @@ class PackedLinear(nn.Module):
             if bias is not None:
                 self.addend[: self.out_features] = bias
 
+    @property
+    def plain(self) -> bool:
+        """Is it one launch of our own kernel, and nothing else, for float32 inputs?"""
+        return not self.onednn and self.out_features % gemm.PANEL == 0
+
+    def into(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """:meth:`forward` of a :attr:`plain` one, float32 ``[T, K]``, into ``out`` [T, N], which may be ``residual``.
+
+        A bias isn't added where there is a residual.
+        """
+        gemm.product(x, self.packed, self.addend if residual is None else residual, out)
+        return out
+
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """``x`` [..., K] -> [..., N]; ``residual`` [..., N] of the same dtype is added, not changed."""
         flat = x.reshape(-1, self.in_features)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,14 +38,15 @@ def _openmp() -> Any:
     try:
         library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         library.GOMP_parallel.restype = None
-        return library if library.omp_get_thread_num and library.omp_get_num_threads else None
+        symbols = library.omp_get_thread_num, library.omp_get_num_threads, library.GOMP_barrier
+        return library if all(symbols) else None
     except AttributeError:
         return None
 
 
 _library = _openmp()
 _count = ctypes.CFUNCTYPE(ctypes.c_int)
-_alone = _count(lambda: 0), _count(lambda: 1)  # without OpenMP: thread 0 of 1
+_alone = _count(lambda: 0), _count(lambda: 1)  # without OpenMP: thread 0 of 1, which waits for nobody
 
 
 def _external(symbol: str, function: Any) -> Any:
@@ -63,6 +65,34 @@ def _external(symbol: str, function: Any) -> Any:
 
 thread = _external("trunkline_thread", _library.omp_get_thread_num if _library else _alone[0])
 threads = _external("trunkline_threads", _library.omp_get_num_threads if _library else _alone[1])
+barrier = _external("trunkline_barrier", _library.GOMP_barrier if _library else _alone[0])
+
+
+def _claim(typing: Any, arguments: Any, count: Any) -> Any:
+    """``claim(a, n)``: add ``n`` to the field ``claimed`` of a task's arguments, atomically; what it was before.
+
+    A thread that a neighbour of this machine slows down claims less of the work.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        start = builder.bitcast(values[0], ir.IntType(8).as_pointer())
+        field = builder.gep(start, [ir.IntType(64)(signature.args[0].offset("claimed"))])
+        counter = builder.bitcast(field, ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", counter, values[1], "monotonic")
+
+    return types.int64(arguments, types.int64), generate
+
+
+claim = intrinsic(_claim)
+
+
+class _Recorder(threading.local):
+    """The recording that takes this thread's launches in place of running them, see :mod:`.recording`."""
+
+    recording: Any = None
+
+
+recorder = _Recorder()
 
 
 class Task:
@@ -75,10 +105,11 @@ class Task:
         """
         options = OPTIONS | options
         identity = objects.fingerprint((body, arguments, options))
-        self._owner, self._address = objects.load(identity) or self._compile(identity, body, arguments, options)
-        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
+        self._owner, self.address = objects.load(identity) or self._compile(identity, body, arguments, options)
+        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
         kinds = [np.dtype(arguments)[i].kind for i in range(len(np.dtype(arguments)))]
         self._pack = struct.Struct("".join("q" if kind == "i" else "d" for kind in kinds)).pack
+        self.fields = np.dtype(arguments).names or ()
 
     @staticmethod
     def _compile(identity: str, body: Any, arguments: Any, options: dict[str, Any]) -> tuple[Any, int]:
@@ -92,11 +123,16 @@ class Task:
         objects.store(identity, function)
         return function, int(function.address)
 
-    def run(self, arguments: Sequence[float], team: int) -> None:
-        """Run on at most ``team`` threads, see :func:`team_size`; returns when all are done."""
+    def run(self, arguments: Sequence[float], team: int, alone: bool = False) -> None:
+        """Run on at most ``team`` threads, see :func:`team_size`; returns when all are done.
+
+        ``alone``: the body is for one thread, whatever the size of the team.
+        """
         block = self._pack(*arguments)
-        if team > 1 and _library is not None:
-            _library.GOMP_parallel(self._address, block, team, 0)
+        if recorder.recording is not None:
+            recorder.recording.take(self, block, alone)
+        elif team > 1 and not alone and _library is not None:
+            _library.GOMP_parallel(self.address, block, team, 0)
         else:
             self._alone(block)
 

@@ -30,7 +30,7 @@ class ForwardContext:
     """What attention needs to know of one forward pass.
 
     ``pool`` is None where nothing is kept: encoders and warm-up. ``seen`` collects, per layer
-    index, what the layer handed over; ``calls`` counts.
+    index, what the layer handed over; ``calls`` counts. Neither notes a pass that is played back.
     """
 
     layout: Layout

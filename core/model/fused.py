@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from trunkline.kernels.glu import glu
+from trunkline.kernels.glu import COMPILED, glu
 from trunkline.kernels.linear import PackedLinear
 from trunkline.kernels.norm import rms_norm
 from trunkline.kernels.rope import rope
 
 from .attention import ForwardContext
+from .recorded import Decoding, Scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,10 @@ class Norm:
     weight: torch.Tensor
     eps: float
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight, self.eps)
+    def __call__(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return rms_norm(x, self.weight, self.eps, residual, out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,35 +123,41 @@ class FusedLayer(nn.Module):
 
     def step(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
         """``x`` [T, H], ``cos`` and ``sin`` [T, R] -> [T, H]."""
-        attended = self._attend(self.norms.attention(x), cos, sin, trunk)
+        attended = self._attend(self.qkv.forward(self.norms.attention(x)), cos, sin, trunk)
         if self.norms.after_attention is None:
             x = self.out.forward(attended, x)
         else:
-            x = self.norms.after_attention(self.out.forward(attended)) + x
+            x = self.norms.after_attention(self.out.forward(attended), x)
         h = self.norms.mlp(x)
         if self.gate_up is None or self.down is None:
             assert self.mlp is not None
-            return self._after_mlp(self.mlp(h[None])[0], x)
+            h = self.mlp(h[None])[0]
+            return h + x if self.norms.after_mlp is None else self.norms.after_mlp(h, x)
         h = glu(self.gate_up.forward(h), self.activation)
         if self.norms.after_mlp is None:
             return self.down.forward(h, x)
-        return self._after_mlp(self.down.forward(h), x)
+        return self.norms.after_mlp(self.down.forward(h), x)
 
-    def _after_mlp(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return (h if self.norms.after_mlp is None else self.norms.after_mlp(h)) + x
-
-    def _attend(self, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
+    def _attend(
+        self,
+        qkv: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        trunk: ForwardContext,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Merged ``qkv`` [T, (H + 2 KV) D], turned in place -> [T, H D]."""
         call, norms, pool = self.call, self.norms, trunk.pool
-        qkv = self.qkv.forward(h).view(len(h), call.heads + 2 * call.kv_heads, call.width)
+        heads = qkv.view(len(qkv), call.heads + 2 * call.kv_heads, call.width)
         if norms.queries is None or norms.keys is None:
-            rope(qkv, cos, sin, call.heads, call.kv_heads)
+            rope(heads, cos, sin, call.heads, call.kv_heads)
         else:
             queries, keys = norms.queries, norms.keys
-            rope(qkv, cos, sin, call.heads, call.kv_heads, queries.weight, keys.weight, queries.eps)
-        q, k, v = torch.split(qkv, [call.heads, call.kv_heads, call.kv_heads], 1)
+            rope(heads, cos, sin, call.heads, call.kv_heads, queries.weight, keys.weight, queries.eps)
+        q, k, v = torch.split(heads, [call.heads, call.kv_heads, call.kv_heads], 1)
         trunk.calls += 1
         trunk.seen[call.layer] = (call.kv_heads, call.width, call.width)
-        out = trunk.backend.attention(
+        attended = trunk.backend.attention(
             q,
             k,
             v,
@@ -160,8 +169,47 @@ class FusedLayer(nn.Module):
             window=call.window,
             softcap=call.softcap,
             chunk=call.chunk,
+            out=None if out is None else out.view(len(qkv), call.heads, call.width),
         )
-        return out.view(len(h), call.heads * call.width)
+        return attended.view(len(qkv), call.heads * call.width)
+
+    @property
+    def plain(self) -> bool:
+        """Can :meth:`record` do it: is it made of launches of our own kernels alone?"""
+        linears = self.qkv, self.out, self.gate_up, self.down
+        # A bias where a residual is added takes one more operation.
+        biased = any(
+            after is None and linear is not None and linear.bias is not None
+            for after, linear in ((self.norms.after_attention, self.out), (self.norms.after_mlp, self.down))
+        )
+        return (
+            self.mlp is None
+            and self.activation in COMPILED
+            and not biased
+            and all(linear is not None and linear.plain for linear in linears)
+        )
+
+    def record(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext, scratch: Scratch
+    ) -> None:
+        """:meth:`step` of a :attr:`plain` layer, in place on float32 ``x``, in memory that ``scratch`` owns."""
+        assert self.gate_up is not None
+        assert self.down is not None
+        norms, width = self.norms, x.shape[1]
+        normed = norms.attention(x, out=scratch("normed", width))
+        qkv = self.qkv.into(normed, scratch("qkv", self.qkv.out_features))
+        attended = self._attend(qkv, cos, sin, trunk, scratch("attended", self.out.in_features))
+        if norms.after_attention is None:
+            self.out.into(attended, x, x)
+        else:
+            norms.after_attention(self.out.into(attended, scratch("added", width)), x, x)
+        normed = norms.mlp(x, out=scratch("normed", width))
+        gate_up = self.gate_up.into(normed, scratch("gate_up", self.gate_up.out_features))
+        gated = glu(gate_up, self.activation, scratch("gated", self.down.in_features))
+        if norms.after_mlp is None:
+            self.down.into(gated, x, x)
+        else:
+            norms.after_mlp(self.down.into(gated, scratch("added", width)), x, x)
 
 
 class Walk:
@@ -175,6 +223,7 @@ class Walk:
         self.original, self.output = base.forward, output
         self.embed, self.rotary = base.embed_tokens, base.rotary_emb
         self.layers, self.norm = layers, norm
+        self._decoding: Decoding | None = None
 
     def __call__(
         self,
@@ -188,10 +237,17 @@ class Walk:
             return self.original(input_ids=input_ids, position_ids=position_ids, trunk=trunk, **others)
         x = self.embed(input_ids)
         cos, sin = self.rotary(x, position_ids)
-        x, cos, sin = x[0], cos[0].contiguous(), sin[0].contiguous()
+        x = self._layers(x[0], cos[0].contiguous(), sin[0].contiguous(), trunk)
+        return self.output(last_hidden_state=self.norm(x)[None])
+
+    def _layers(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
+        if Decoding.fits(self.layers, x, trunk):
+            if self._decoding is None or not self._decoding.covers(trunk):
+                self._decoding = Decoding(self.layers, trunk, x.shape[1], cos.shape[1])
+            return self._decoding.run(x, cos, sin, trunk)
         for layer in self.layers:
             x = layer.step(x, cos, sin, trunk)
-        return self.output(last_hidden_state=self.norm(x)[None])
+        return x
 
 
 def _asks(value: Any) -> bool:

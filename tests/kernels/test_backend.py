@@ -171,7 +171,7 @@ def test_rows_shared_by_threads(data: st.DataObject) -> None:
 def test_a_lost_merge_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seeded bug: when the parts of a shared row aren't merged, the comparison above sees it."""
     run = attention_paged.Task.run
-    monkeypatch.setattr(attention_paged.Task, "run", lambda self, a, team: None if a[-3] < 0 else run(self, a, team))
+    monkeypatch.setattr(attention_paged.Task, "run", lambda self, a, team, alone=False: alone or run(self, a, team))
     case = Case.build((9, 3, 64, 64), [150], [1], torch.float32)
     difference = case.run(choose("cpu", "cpu")) - case.run(choose("torch_native", "cpu"))
     assert not difference.abs().max() < 2e-5
@@ -196,16 +196,6 @@ def test_pool_receives_the_new_tokens(backend: Backend) -> None:
     assert torch.equal(values[slots], case.v)
     untouched = torch.ones(len(keys), dtype=torch.bool).index_fill(0, slots, False)
     assert torch.equal(keys[untouched], case.keys[untouched])
-
-
-def test_layers_of_a_pass_share_masks_and_the_pass_takes_them_along() -> None:
-    news = [20, 21, 22, 23, 24, 25]
-    case = Case.build((4, 2, 32, 32), [60] * 6, news, torch.float32)
-    first = case.run(choose("cpu", "cpu"))
-    masks = dict(case.layout.masks)
-    assert [key[:2] for key in masks] == [(new, 60) for new in news]
-    assert torch.equal(case.run(choose("cpu", "cpu")), first)
-    assert all(case.layout.masks[key] is mask for key, mask in masks.items())
 
 
 @pytest.mark.parametrize("name", [None, "auto", "cpu"])

@@ -22,6 +22,17 @@ def test_equals_the_formula(rows: int, width: int, dtype: torch.dtype) -> None:
         torch.testing.assert_close(result.double(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_adds_a_residual_in_place(dtype: torch.dtype) -> None:
+    x, residual, weight = torch.randn(5, 33).to(dtype), torch.randn(5, 33).to(dtype), torch.randn(33)
+    exact = rms_norm_reference(x.double(), weight.double(), 1e-5) + residual.double()
+    result = rms_norm(x, weight, 1e-5, residual, residual)
+    assert result is residual
+    torch.testing.assert_close(result.double(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    with pytest.raises(ValueError, match="residual must have x's shape"):
+        rms_norm(x, weight, 1e-5, residual[:4])
+
+
 def test_eps_keeps_zero_rows_finite() -> None:
     assert rms_norm(torch.zeros(2, 8), torch.ones(8), 1e-6).eq(0).all()
 

@@ -107,8 +107,9 @@ def test_decodes_from_the_pool(name: str, build: Callable[..., Any]) -> None:
     for span in [(0, 9), (9, 16), *((i, i + 1) for i in range(16, 20))]:
         context = ForwardContext(paged_layout(table, [span]), pool, BACKEND)
         pieces.append(run(model, ids[slice(*span)], positions([span]), context))
-        assert context.calls == 2
-        assert context.seen[1] == (shape.kv_heads, shape.width, shape.width)
+        if span[0] < 16 or name == "mixtral":  # passes of lone tokens are played back
+            assert context.calls == 2
+            assert context.seen[1] == (shape.kv_heads, shape.width, shape.width)
     torch.testing.assert_close(torch.cat(pieces), whole, rtol=1e-4, atol=1e-4)
 
 
@@ -154,7 +155,7 @@ def test_head_is_packed(build: Callable[..., Any]) -> None:
 DEFECTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "queries not turned": lambda patch: patch.setattr(fused, "rope", lambda *_: None),
     "wrong eps": lambda patch: patch.setattr(
-        fused, "rms_norm", lambda x, weight, eps, norm=fused.rms_norm: norm(x, weight, eps + 0.1)
+        fused, "rms_norm", lambda x, weight, eps, *out, norm=fused.rms_norm: norm(x, weight, eps + 0.1, *out)
     ),
     "gate and up exchanged": lambda patch: patch.setattr(
         fused, "glu", lambda x, activation, glu=fused.glu: glu(x.roll(x.shape[1] // 2, 1).contiguous(), activation)
