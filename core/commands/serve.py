@@ -112,7 +112,7 @@ def add_serve(app: typer.Typer, host: Host, early: Early) -> None:
 
     def serve(ctx: typer.Context, **_: Any) -> None:
         config = configure(ctx.meta[SEGMENTS], flags, early, host)
-        from ..server.app import serve as run
+        from ..server.front import serve as run
 
         run(host, config)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel
 
 from trunkline.kernels.linear import has_bfloat16
 
@@ -24,18 +26,16 @@ DTYPES = {
 
 def resolve(info: ModelInfo) -> tuple[Any, Any]:
     """The transformers class and its config object. ModelError when it can't be served."""
-    import transformers
-
     attention.register()
     experts.register()
     cls = getattr(transformers, info.architecture, None)
-    if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
+    if not isinstance(cls, type) or not issubclass(cls, PreTrainedModel):
         raise ModelError(
             f"transformers {transformers.__version__} has no class {info.architecture}. "
             "A newer release may have it; code that comes with a checkpoint is never run."
         )
     try:
-        config = transformers.AutoConfig.from_pretrained(info.path, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(info.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # config classes raise whatever comes up
         raise ModelError(f"{info.path}/config.json is refused by transformers: {error}") from error
     if reason := why_not(cls, config):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,24 @@ if TYPE_CHECKING:
 
 # One of these makes a folder one with a tokenizer.
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+
+
+def import_without_torch() -> None:
+    """Import transformers for its tokenizers only, unless torch is there already.
+
+    Wherever torch is installed its tokenizers import it too, which takes seconds and 200 MB, though
+    they do all their work without. transformers looks for torch once, when it is imported.
+    """
+    if "torch" in sys.modules:
+        return
+    advice = logging.getLogger("transformers")
+    advice.disabled = True  # it would warn that models can't be loaded
+    sys.modules["torch"] = None  # type: ignore[assignment]  # not to be found
+    try:
+        import transformers  # noqa: F401
+    finally:
+        del sys.modules["torch"]
+        advice.disabled = False
 
 
 def load(source: ModelSource) -> Tokenizer | None:

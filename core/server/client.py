@@ -66,9 +66,9 @@ class RemoteEngine:
 
     # -- life --------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Start the engine and load the tokenizers meanwhile. ModelError when either can't be."""
-        loading = asyncio.get_running_loop().run_in_executor(self._threads, self._load_tokenizers)
+    async def start(self, prepare: Callable[[], None] = lambda: None) -> None:
+        """Start the engine, meanwhile ``prepare`` and load the tokenizers. ModelError when either can't be."""
+        loading = asyncio.get_running_loop().run_in_executor(self._threads, self._load_tokenizers, prepare)
         try:
             await self.supervisor.start()
         finally:
@@ -100,7 +100,8 @@ class RemoteEngine:
             "engine_restarts": self.supervisor.restarts,
         }
 
-    def _load_tokenizers(self) -> dict[str, Tokenizer | None]:
+    def _load_tokenizers(self, prepare: Callable[[], None]) -> dict[str, Tokenizer | None]:
+        prepare()
         return {settings.name: load_tokenizer(settings, self._host) for settings in self._config.models}
 
     # -- models ------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,8 +12,6 @@ import uvicorn
 from litestar import Litestar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ..config import ServerSettings
-from ..errors import ConfigError
 from .api import ABORT_EXTENSION
 
 MAX_HEAD = 16 << 10  # bytes of request line and headers
@@ -125,19 +122,3 @@ def uvicorn_config(app: Litestar) -> uvicorn.Config:
         timeout_keep_alive=30,
         timeout_graceful_shutdown=LAST_WORDS,
     )
-
-
-def bind(server: ServerSettings) -> socket.socket:
-    """A bound socket that doesn't listen yet: a taken port is known before a model is loaded, and
-    nobody can connect before one is there."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, protocol)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError as error:
-        raise ConfigError(
-            f"Can't listen on {server.host} port {server.port}: {error.strerror or error}. "
-            "Choose another with --port or --host."
-        ) from None
-    return sock

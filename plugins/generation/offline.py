@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .params import parse_sampling
 from .sequence import Sequence
-from .settings import TASK
-from .stage import new_token_limit
+from .settings import TASK, new_token_limit
 
 if TYPE_CHECKING:
     from trunkline.core import Engine

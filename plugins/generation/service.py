@@ -17,8 +17,7 @@ from trunkline.core.types import EngineClient, ServedModel, Settings, Submission
 from .params import Sampling, parse_sampling
 from .schemas import INT64_MAX, INT64_MIN, GenerationParams
 from .sequence import Sequence
-from .settings import GROUP, TASK, GenerationSettings, input_limit
-from .stage import new_token_limit
+from .settings import GROUP, TASK, GenerationSettings, input_limit, new_token_limit
 
 ON_LOOP = 8  # sequences whose text is decoded on the event loop; more go to a thread
 

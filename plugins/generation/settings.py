@@ -10,6 +10,7 @@ from trunkline.core.types import ServedModel
 
 TASK = "generation"
 GROUP = "generation"
+RESERVED = 2  # tokens of the context that SGLang never gives out; kept so that lengths agree
 INPUT_RESERVE = 6  # tokens under the limit that an input must leave free, as SGLang has it
 
 
@@ -31,3 +32,8 @@ class GenerationSettings(Struct, frozen=True):
 def input_limit(served: ServedModel) -> int:
     """A prompt must have fewer tokens than this."""
     return served.max_request_tokens - INPUT_RESERVE
+
+
+def new_token_limit(prompt_len: int, wanted: int, max_request_tokens: int) -> int:
+    """``max_new_tokens`` as far as the context allows."""
+    return max(0, min(wanted, max_request_tokens - RESERVED - prompt_len))

@@ -13,14 +13,13 @@ from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, Model, Needs, Part, PartRow, Request, Stage, Step
 
 from .schemas import GenerationParams, GenerationResult
-from .settings import TASK
+from .settings import TASK, new_token_limit
 from .stops import find_stop
 from .text import TextStream
 
 log = logging.getLogger("trunkline.generation")
 
 NOT_FINITE = "The model's logits were not finite (NaN or infinity); the request was ended."
-RESERVED = 2  # tokens of the context that SGLang never gives out; kept so that lengths agree
 
 
 class Sampler(Protocol):
@@ -47,11 +46,6 @@ class Progress:
     stop_ids: frozenset[int]
     text: TextStream | None
     searched: int = 0  # no stop string begins before this character
-
-
-def new_token_limit(prompt_len: int, wanted: int, max_request_tokens: int) -> int:
-    """``max_new_tokens`` as far as the context allows."""
-    return max(0, min(wanted, max_request_tokens - RESERVED - prompt_len))
 
 
 class GenerationStage(Stage):

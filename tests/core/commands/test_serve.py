@@ -30,7 +30,7 @@ class ShoutSettings(Struct, frozen=True):
 def attempt(monkeypatch: pytest.MonkeyPatch, plugin: Callable[..., Found]) -> Callable[..., tuple[int, Config | None]]:
     """``attempt("--port", "1")``: exit status of ``trunkline serve`` and the config that the server would get."""
     served: list[Config] = []
-    server = ModuleType("trunkline.core.server.app")
+    server = ModuleType("trunkline.core.server.front")
     server.serve = lambda host, config: served.append(config)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, server.__name__, server)
     shout = plugin("shout", trunkline_settings=lambda: SettingsGroup("shout", ShoutSettings))

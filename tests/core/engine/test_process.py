@@ -16,7 +16,7 @@ from trunkline.core.engine.messages import Failed, Ready, engine_decoder, frame
 # A lane that breaks the loop as soon as it is looked at, which no request could.
 BROKEN = """
 import sys
-from trunkline.core.engine import process
+from trunkline.core.engine import process, startup
 from trunkline.core.engine.startup import Started
 from trunkline.core.types import ModelInfo, ServedModel
 
@@ -26,7 +26,7 @@ names = dict(name="m", model_path="m", tokenizer_path="m", dtype="", attention_b
 class Lane:
     served = ServedModel(info=info, tasks={}, max_total_tokens=9, max_running_requests=1, **names)
 
-process.build = lambda *args, **options: Started([Lane()], {}, [], {})
+startup.build = lambda *args, **options: Started([Lane()], {}, [], {})
 sys.exit(process.main())
 """
 

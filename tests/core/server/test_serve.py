@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from trunkline.core.server.app import ROLLING
+from trunkline.core.server.front import ROLLING
 
 SERVER = """
 import importlib.util, json, logging, sys
@@ -30,7 +30,7 @@ from trunkline.core.discovery import Found
 from trunkline.core.errors import TrunklineError
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.host import Host
-from trunkline.core.server.app import serve
+from trunkline.core.server.front import serve
 
 logging.basicConfig(level="INFO")
 module = ModuleType("plugin_fake")
@@ -213,3 +213,21 @@ def test_a_killed_engine_comes_back_while_the_front_stays(launch: Callable[..., 
     assert httpx.post(f"{server.url}/echo", json={"ids": [1]}).status_code == 200
     server.process.send_signal(signal.SIGTERM)
     assert server.end() == 0
+
+
+def test_the_front_leaves_torch_to_the_engine() -> None:
+    """Its own modules and those of the installed plugins' routes: torch costs seconds and 200 MB."""
+    script = """
+import sys
+from types import SimpleNamespace
+from trunkline.core.config import Config
+from trunkline.core.host import Host
+from trunkline.core.server.front import prepare
+
+prepare()
+host = Host.load()
+assert host.routes(SimpleNamespace(models=[]), Config.load({}, host).settings)
+assert "litestar" in sys.modules
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -13,7 +13,8 @@ from trunkline.core.errors import RequestError
 from trunkline.core.types import ModelInfo, Part, PartRow, Request, Step
 from trunkline.kernels.sample import sample_reference
 from trunkline.plugins.generation.schemas import GenerationParams
-from trunkline.plugins.generation.stage import RESERVED, GenerationStage
+from trunkline.plugins.generation.settings import RESERVED
+from trunkline.plugins.generation.stage import GenerationStage
 
 VOCABULARY = 400
 EOS = 399

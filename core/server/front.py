@@ -1,0 +1,176 @@
+"""The HTTP process: its life from the engine's start to the last answer."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..config import Config, ServerSettings
+from ..errors import ConfigError, RequestError, TrunklineError
+from ..guard import forbid_pickle
+from ..host import Host
+from ..model.tokenizer import import_without_torch
+from .client import RemoteEngine
+from .supervisor import COMMAND
+
+if TYPE_CHECKING:
+    import uvicorn
+
+log = logging.getLogger("trunkline.server")
+
+ROLLING = "The server is fired up and ready to roll!"  # scripts wait for this line
+TICK = 0.05
+
+
+def serve(host: Host, config: Config, *, command: Sequence[str] = COMMAND) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return.
+
+    Raises ConfigError when the port is taken, ModelError when a model can't be served, and
+    TrunklineError when the engine keeps crashing.
+    """
+    forbid_pickle()
+    for model in config.models:  # here, so that downloads show their progress and can be interrupted
+        host.resolve_model(model.reference)
+    with bind(config.server) as sock:
+        run = _runner()
+        run(Front(host, config, sock, command).run())
+
+
+def bind(server: ServerSettings) -> socket.socket:
+    """A bound socket that doesn't listen yet: a taken port is known before a model is loaded, and
+    nobody can connect before one is there."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"Can't listen on {server.host} port {server.port}: {error.strerror or error}. "
+            "Choose another with --port or --host."
+        ) from None
+    return sock
+
+
+def _runner() -> Callable[[Coroutine[Any, Any, None]], None]:
+    if sys.platform == "win32":
+        return asyncio.run
+    import uvloop
+
+    return uvloop.run
+
+
+def prepare() -> None:
+    """Import what the front needs once the engine is ready; both processes are busy with imports at first."""
+    import_without_torch()
+    from . import app, panel, transport  # noqa: F401
+
+
+class Front:
+    """One life of the server."""
+
+    def __init__(self, host: Host, config: Config, sock: socket.socket, command: Sequence[str]) -> None:
+        self._host = host
+        self._config = config
+        self._socket = sock
+        self._command = command  # starts the engine process
+        self._stop = asyncio.Event()  # SIGTERM or SIGINT came
+        self._hurry = asyncio.Event()  # and came again
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        engine = RemoteEngine(self._config, self._host, command=self._command)
+        stopping = asyncio.create_task(self._stop.wait(), name="stop signal")
+        try:
+            starting = asyncio.create_task(engine.start(prepare), name="engine start")
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                await self._serve(engine, stopping)
+            else:
+                starting.cancel()
+        finally:
+            stopping.cancel()
+            await engine.stop()
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    async def _serve(self, engine: RemoteEngine, stopping: asyncio.Task[Any]) -> None:
+        from .app import create_app
+        from .control import Lifecycle
+        from .panel import show
+        from .transport import Server, uvicorn_config
+
+        lifecycle = Lifecycle(warm=False, healthy=lambda: engine.supervisor.healthy, results=lambda: engine.results)
+        app = create_app(
+            self._host,
+            engine,
+            self._config.settings,
+            models=self._config.models,
+            lifecycle=lifecycle,
+            status=engine.status,
+        )
+        server = Server(uvicorn_config(app))
+        serving = asyncio.create_task(server.serve(sockets=[self._socket]), name="http server")
+        ended = engine.supervisor.ended
+        try:
+            if not await self._warm_up(engine, server, serving, stopping):
+                return
+            lifecycle.warm = True
+            show(self._host, self._config, engine, app, self._socket.getsockname())
+            gc.freeze()  # modules and tokenizers stay: no collection has to walk over them, nor the last one at exit
+            print(ROLLING, flush=True)
+            await asyncio.wait({serving, stopping, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if self._stop.is_set():
+                lifecycle.draining = True
+                await self._drain(server)
+            if ended.done():
+                raise TrunklineError(ended.result())
+        finally:
+            await engine.stop()  # what is still in flight is answered now
+            server.should_exit = True
+            await serving
+
+    async def _warm_up(
+        self, engine: RemoteEngine, server: uvicorn.Server, serving: asyncio.Task[None], stopping: asyncio.Task[Any]
+    ) -> bool:
+        """Open the port and let every model answer once; False when a stop came first."""
+        while not server.started:
+            if serving.done():
+                serving.result()
+                raise TrunklineError("The HTTP server did not start.")
+            await asyncio.sleep(TICK)
+        if self._config.server.skip_server_warmup:
+            return True
+        for model in engine.models:
+            probe = asyncio.ensure_future(engine.call("probe", model=model.name))
+            await asyncio.wait({probe, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not probe.done():
+                probe.cancel()
+                return False
+            try:
+                probe.result()
+            except RequestError as error:
+                raise TrunklineError(f"The first request to {model.name} failed: {error.message}") from None
+        return True
+
+    async def _drain(self, server: uvicorn.Server) -> None:
+        """Wait until the requests that were accepted are answered, ``--drain-timeout`` s at most."""
+        log.info("draining: %d requests in flight", len(server.server_state.tasks))
+        deadline = asyncio.get_running_loop().time() + self._config.server.drain_timeout
+        while server.server_state.tasks and not self._hurry.is_set():
+            if asyncio.get_running_loop().time() > deadline:
+                log.warning("%d requests did not finish in time", len(server.server_state.tasks))
+                return
+            await asyncio.sleep(TICK)
