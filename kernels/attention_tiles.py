@@ -6,13 +6,12 @@ All are intrinsics over addresses, row lengths in bytes and counts of at least 1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from numba import types
 from numba.extending import intrinsic
 
-from .vectors import BITS, BYTES, INT, LANES, Vectors, all_lanes
+from .vectors import BITS, BYTES, INT, LANES, Vectors, all_lanes, generator
 
 PANEL = 2 * LANES
 ROW = 2 * BYTES  # of a panel
@@ -49,7 +48,7 @@ def tile(rows: int) -> Any:
                     for where, total, old in zip(places, sums, factors, strict=True):
                         v.store(v.fma(v.load(where), old, total), where)
 
-        return types.void(*[types.int64] * 7), _generator(emit)
+        return types.void(*[types.int64] * 7), generator(emit)
 
     return intrinsic(typed)
 
@@ -74,7 +73,7 @@ def move(from_half: bool, to_half: bool) -> Any:
             with builder.if_then(builder.icmp_signed(">", n, whole)):
                 v.loop(builder.sub(n, whole), [], lambda i, _: some(builder.add(whole, i), 1))
 
-        return types.void(types.int64, types.int64, types.int64, types.float32), _generator(emit)
+        return types.void(types.int64, types.int64, types.int64, types.float32), generator(emit)
 
     return intrinsic(typed)
 
@@ -102,7 +101,7 @@ def _hide(typing: Any, s: Any, n: Any, key: Any, bounds: Any) -> Any:
 
         v.loop(n, [], step)
 
-    return types.void(*[types.int64] * 4), _generator(emit)
+    return types.void(*[types.int64] * 4), generator(emit)
 
 
 def _softmax(typing: Any, s: Any, n: Any, state: Any) -> Any:
@@ -134,7 +133,7 @@ def _softmax(typing: Any, s: Any, n: Any, state: Any) -> Any:
             v.store(v.fma(before, factor, totals[i]), v.at(state, BYTES, 2 + i))
             v.store(factor, v.at(state, BYTES, 4 + i))
 
-    return types.void(*[types.int64] * 3), _generator(emit)
+    return types.void(*[types.int64] * 3), generator(emit)
 
 
 def _cap(typing: Any, s: Any, n: Any, factor: Any) -> Any:
@@ -150,7 +149,7 @@ def _cap(typing: Any, s: Any, n: Any, factor: Any) -> Any:
 
         v.loop(v.builder.mul(n, INT(2)), [], step)
 
-    return types.void(types.int64, types.int64, types.float32), _generator(emit)
+    return types.void(types.int64, types.int64, types.float32), generator(emit)
 
 
 def _transpose(typing: Any, source: Any, source_row: Any, target: Any, target_row: Any) -> Any:
@@ -161,19 +160,11 @@ def _transpose(typing: Any, source: Any, source_row: Any, target: Any, target_ro
         for r, row in enumerate(v.transposed(rows)):
             v.store(row, v.at(target, target_row, r))
 
-    return types.void(*[types.int64] * 4), _generator(emit)
+    return types.void(*[types.int64] * 4), generator(emit)
 
 
 def _row(v: Vectors, where: Any) -> list[Any]:
     return [v.load(where), v.load(v.at(where, BYTES, 1))]
-
-
-def _generator(emit: Callable[..., None]) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        emit(Vectors(builder), *values)
-        return context.get_dummy_value()
-
-    return generate
 
 
 hide, softmax, cap, transpose = map(intrinsic, (_hide, _softmax, _cap, _transpose))

@@ -16,15 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
 from numba import njit, types
-from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 from .elements import address
 from .threads import OPTIONS, Task, claim, team_size
+from .vectors import BYTES, INT, LANES, Vectors, all_lanes, generator
 
-LANES = 8  # float32 numbers in an AVX register; LLVM splits or joins them for other CPUs
 PANEL = 2 * LANES
 ROWS = (6, 4, 2, 1)  # tile heights; 6 rows of a panel fill 12 of 16 registers with sums
 _SERIAL = 1 << 20  # multiplications below which waking the other threads costs more than it saves
@@ -127,95 +125,33 @@ def _tile(rows: int, half: bool) -> Any:
     """An intrinsic ``tile(x, weight, addend, out, inputs, x_row, addend_row, out_row)``.
 
     Addresses and row lengths in bytes: ``out[r] = addend[r] + sum over k of x[r, k] * weight[k]``
-    for ``rows`` rows and one panel.
+    for ``rows`` rows and one panel, in float32; weights are bfloat16 if ``half``.
     """
+    line = PANEL * (2 if half else 4)  # bytes of one input's weights in a panel
 
     def typed(typing: Any, x: Any, weight: Any, addend: Any, out: Any, inputs: Any, xr: Any, sr: Any, outr: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            _Tile(builder, rows, half).emit(*values)
-            return context.get_dummy_value()
+        def emit(
+            v: Vectors, x: Any, weight: Any, addend: Any, out: Any, inputs: Any, xr: Any, sr: Any, outr: Any
+        ) -> None:
+            starts = [v.at(x, xr, r) for r in range(rows)]
+            panel = v.builder.mul(inputs, INT(line))
 
-        return types.void(*[types.int64] * 8), generate
+            def step(k: Any, sums: list[Any]) -> list[Any]:
+                where, result = v.at(weight, line, k), []
+                columns = [v.load(v.at(where, line // 2, i), half) for i in range(2)]
+                # The next panel will be in the cache when its turn comes: the CPU doesn't see that it follows.
+                v.prefetch(v.builder.add(where, panel))
+                for r, start in enumerate(starts):
+                    factor = v.spread_from(v.at(start, 4, k))
+                    result += [v.fma(factor, column, sums[2 * r + i]) for i, column in enumerate(columns)]
+                return result
+
+            for n, total in enumerate(v.loop(inputs, [all_lanes(0.0)] * (2 * rows), step)):
+                r, i = divmod(n, 2)
+                # Added last: a large residual as the first summand would round off the small ones.
+                first = v.load(v.at(v.at(addend, sr, r), BYTES, i))
+                v.store(v.builder.fadd(total, first), v.at(v.at(out, outr, r), BYTES, i))
+
+        return types.void(*[types.int64] * 8), generator(emit)
 
     return typed
-
-
-class _Tile:
-    """Emits a tile's code: ``rows`` x 2 vectors of sums, one loop over the inputs."""
-
-    WIDE = ir.VectorType(ir.FloatType(), LANES)
-    INT = ir.IntType(64)
-
-    def __init__(self, builder: Any, rows: int, half: bool) -> None:
-        self.builder, self.rows, self.half = builder, rows, half
-        self.line = self.INT(PANEL * (2 if half else 4))  # bytes of one input's weights in a panel
-        kind = ir.FunctionType(self.WIDE, [self.WIDE] * 3)
-        self.fma = get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
-
-    def emit(self, x: Any, weight: Any, addend: Any, out: Any, inputs: Any, xr: Any, sr: Any, outr: Any) -> None:
-        builder = self.builder
-        rows = [self._at(x, xr, r) for r in range(self.rows)]
-        before = builder.block
-        loop, after = builder.append_basic_block("inputs"), builder.append_basic_block("store")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        k = builder.phi(self.INT)
-        k.add_incoming(self.INT(0), before)
-        sums = [[builder.phi(self.WIDE), builder.phi(self.WIDE)] for _ in rows]
-        line = builder.add(weight, builder.mul(k, self.line))
-        columns = self._weights(line)
-        self._prefetch(builder.add(line, builder.mul(inputs, self.line)))
-        following = builder.add(k, self.INT(1))
-        k.add_incoming(following, loop)
-        for row, phis in zip(rows, sums, strict=True):
-            factor = self._spread(builder.add(row, builder.mul(k, self.INT(4))))
-            for column, phi in zip(columns, phis, strict=True):
-                phi.add_incoming(self.WIDE([0.0] * LANES), before)
-                phi.add_incoming(builder.call(self.fma, [factor, column, phi]), loop)
-        builder.cbranch(builder.icmp_signed("<", following, inputs), loop, after)
-        builder.position_at_end(after)
-        for r, phis in enumerate(sums):
-            # Added last: a large residual as the first summand would round off the small ones.
-            for i, first in enumerate(self._vectors(self._at(addend, sr, r))):
-                where = builder.add(self._at(out, outr, r), self.INT(4 * LANES * i))
-                total = builder.fadd(phis[i].incomings[1][0], first)
-                builder.store(total, self._pointer(where, self.WIDE), align=4)
-
-    def _at(self, base: Any, row: Any, r: int) -> Any:
-        return self.builder.add(base, self.builder.mul(row, self.INT(r)))
-
-    def _pointer(self, where: Any, kind: Any) -> Any:
-        return self.builder.inttoptr(where, kind.as_pointer())
-
-    def _vectors(self, where: Any) -> list[Any]:
-        """Two float32 vectors, side by side in memory."""
-        places = [self.builder.add(where, self.INT(4 * LANES * i)) for i in range(2)]
-        return [self.builder.load(self._pointer(place, self.WIDE), align=4) for place in places]
-
-    def _weights(self, where: Any) -> list[Any]:
-        """One input's weights in a panel: two vectors, widened when they are bfloat16."""
-        if not self.half:
-            return self._vectors(where)
-        builder, bits = self.builder, ir.VectorType(ir.IntType(32), LANES)
-        wide = []
-        for i in range(2):
-            place = self._pointer(builder.add(where, self.INT(2 * LANES * i)), ir.VectorType(ir.IntType(16), LANES))
-            moved = builder.shl(builder.zext(builder.load(place, align=2), bits), bits([16] * LANES))
-            wide.append(builder.bitcast(moved, self.WIDE))
-        return wide
-
-    def _prefetch(self, where: Any) -> None:
-        """Have the next panel in the L2 cache when its turn comes: the CPU doesn't see that it follows."""
-        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        function = get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
-        self.builder.call(function, [self._pointer(where, ir.IntType(8)), i32(0), i32(2), i32(1)])
-
-    def _spread(self, where: Any) -> Any:
-        """One number of ``x`` in all lanes."""
-        builder, lanes = self.builder, ir.VectorType(ir.IntType(32), LANES)
-        undefined = ir.Constant(self.WIDE, ir.Undefined)
-        single = builder.insert_element(
-            undefined, builder.load(self._pointer(where, ir.FloatType())), ir.IntType(32)(0)
-        )
-        return builder.shuffle_vector(single, undefined, lanes([0] * LANES))

@@ -43,8 +43,8 @@ class PackedLinear(nn.Module):
 
     @property
     def plain(self) -> bool:
-        """Is it one launch of our own kernel, and nothing else, for float32 inputs?"""
-        return not self.onednn and self.out_features % gemm.PANEL == 0
+        """Is it float32 and one launch of our own kernel, nothing else?"""
+        return self.dtype == torch.float32 and self.out_features % gemm.PANEL == 0
 
     def into(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """:meth:`forward` of a :attr:`plain` one, float32 ``[T, K]``, into ``out`` [T, N], which may be ``residual``.

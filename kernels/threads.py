@@ -128,7 +128,7 @@ class Task:
 
         ``alone``: the body is for one thread, whatever the size of the team.
         """
-        block = self._pack(*arguments)
+        block = self._pack(*arguments)  # new each time, so that bodies may write to it (``claim``)
         if recorder.recording is not None:
             recorder.recording.take(self, block, alone)
         elif team > 1 and not alone and _library is not None:

@@ -122,6 +122,13 @@ class Vectors:
         near = self.fma(builder.fmul(series, square), x, x)
         return builder.select(builder.fcmp_ordered("<", size, all_lanes(0.25)), near, self.call("copysign", far, x))
 
+    def prefetch(self, where: Any) -> None:
+        """Have the cache line at ``where`` in the L2 cache soon."""
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        function = get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
+        self.builder.call(function, [self.pointer(where, ir.IntType(8)), i32(0), i32(2), i32(1)])
+
     def transposed(self, rows: Sequence[Any]) -> list[Any]:
         """LANES vectors as the columns of what they were the rows of."""
         shuffle = self.builder.shuffle_vector
@@ -157,3 +164,13 @@ class Vectors:
         builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
         builder.position_at_end(after)
         return results
+
+
+def generator(emit: Callable[..., None]) -> Any:
+    """The code of a numba ``intrinsic`` without a result: ``emit(vectors, *values)`` writes it."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        emit(Vectors(builder), *values)
+        return context.get_dummy_value()
+
+    return generate

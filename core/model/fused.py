@@ -175,7 +175,7 @@ class FusedLayer(nn.Module):
 
     @property
     def plain(self) -> bool:
-        """Can :meth:`record` do it: is it made of launches of our own kernels alone?"""
+        """Can :meth:`record` do it: is it causal, float32 and made of launches of our own kernels alone?"""
         linears = self.qkv, self.out, self.gate_up, self.down
         # A bias where a residual is added takes one more operation.
         biased = any(
@@ -183,7 +183,8 @@ class FusedLayer(nn.Module):
             for after, linear in ((self.norms.after_attention, self.out), (self.norms.after_mlp, self.down))
         )
         return (
-            self.mlp is None
+            self.call.causal
+            and self.mlp is None
             and self.activation in COMPILED
             and not biased
             and all(linear is not None and linear.plain for linear in linears)
@@ -223,6 +224,7 @@ class Walk:
         self.original, self.output = base.forward, output
         self.embed, self.rotary = base.embed_tokens, base.rotary_emb
         self.layers, self.norm = layers, norm
+        self.playback = False  # may passes of lone tokens be recorded? see :func:`plays_back`
         self._decoding: Decoding | None = None
 
     def __call__(
@@ -241,7 +243,7 @@ class Walk:
         return self.output(last_hidden_state=self.norm(x)[None])
 
     def _layers(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
-        if Decoding.fits(self.layers, x, trunk):
+        if self.playback and trunk.pool is not None and trunk.layout.decodes == trunk.layout.rows:
             if self._decoding is None or not self._decoding.covers(trunk):
                 self._decoding = Decoding(self.layers, trunk, x.shape[1], cos.shape[1])
             return self._decoding.run(x, cos, sin, trunk)

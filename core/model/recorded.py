@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from trunkline.kernels.recording import Recording
 
-from .attention import ForwardContext, packed_layout
+from ..cache.pool import KVPool
+from .attention import ForwardContext, packed_layout, paged_layout
 
 if TYPE_CHECKING:
+    from trunkline.kernels.backend import Backend
+
     from .fused import FusedLayer
 
 
@@ -48,18 +52,6 @@ class Decoding:
             for layer in layers:
                 layer.record(self.x, self.cos, self.sin, context, self.scratch)
 
-    @staticmethod
-    def fits(layers: Sequence[FusedLayer], x: torch.Tensor, trunk: ForwardContext) -> bool:
-        """Can such a pass be played back?"""
-        layout = trunk.layout
-        return (
-            trunk.pool is not None
-            and layout.decodes == layout.rows
-            and trunk.backend.name == "cpu"
-            and x.dtype == trunk.pool.keys[0].dtype == torch.float32
-            and all(layer.plain for layer in layers)
-        )
-
     def covers(self, trunk: ForwardContext) -> bool:
         """Was it recorded for this pool, and for as many rows?"""
         layout = trunk.layout
@@ -74,3 +66,27 @@ class Decoding:
         self.x[:rows], self.cos[:rows], self.sin[:rows] = x, cos, sin
         self.recording.run(rows)
         return self.x[:rows]
+
+
+def plays_back(layers: Sequence[FusedLayer], hidden: int, turned: int, backend: Backend, tolerance: float) -> bool:
+    """Can :class:`Decoding` do these layers? It must give what they give one by one, on noise.
+
+    ``hidden`` and ``turned``: widths of ``x`` and of cos and sin; ``tolerance``: of the largest
+    difference, relative to the largest number.
+    """
+    if backend.name != "cpu" or not all(layer.plain for layer in layers):
+        return False
+    rows, cached = 3, 5
+    shapes = [(layer.call.kv_heads, layer.call.width, layer.call.width) for layer in layers]
+    pool = KVPool(shapes, rows * (cached + 1), torch.float32, torch.device("cpu"))
+    noise = torch.Generator().manual_seed(3)
+    for tensor in (*pool.keys, *pool.values):
+        tensor.normal_(generator=noise)
+    table = np.arange(rows * (cached + 1), dtype=np.int32)[::-1].reshape(rows, -1).copy()
+    trunk = ForwardContext(paged_layout(table, [(cached, cached + 1)] * rows), pool, backend)
+    x, cos, sin = (torch.randn(rows, width, generator=noise) for width in (hidden, turned, turned))
+    expected = x
+    for layer in layers:
+        expected = layer.step(expected, cos, sin, trunk)
+    played = Decoding(layers, trunk, hidden, turned).run(x, cos, sin, trunk)
+    return bool((played - expected).abs().max() <= tolerance * expected.abs().max())

@@ -236,3 +236,25 @@ def test_norms_are_known_by_what_they_compute() -> None:
     torch.testing.assert_close(one.weight, plain.weight)
     torch.testing.assert_close(other.weight, 1 + shifted.weight)
     assert norm_of(torch.nn.LayerNorm(16).requires_grad_(False)) is None
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma2"])
+def test_decoding_is_played_back(name: str, build: Callable[..., Any]) -> None:
+    model = build(name)
+    fuse(model, BACKEND)
+    assert model.model.forward.playback
+
+
+def test_a_playback_that_differs_is_not_used(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            fused,
+            "glu",
+            lambda x, activation, out=None, glu=fused.glu: glu(x if out is None else x * 2, activation, out),
+        )
+        fuse(model, BACKEND)
+    assert not model.model.forward.playback
+    model = build("llama", torch.bfloat16)
+    fuse(model, BACKEND)
+    assert not model.model.forward.playback  # float32 only
