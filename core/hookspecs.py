@@ -140,7 +140,8 @@ def trunkline_serves(model: ModelInfo) -> Serves | None:
 def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
     """Engine, before the weights are loaded: heads that the plugin's stages will call by name.
 
-    Asked only when one of the plugin's tasks is active for the model::
+    Asked only when one of the plugin's tasks is active for the model. A ``…ForSequenceClassification``
+    checkpoint has the head "score" from core; ``model.score_rows`` says what to apply it to::
 
         @hookimpl
         def trunkline_heads(model, settings):

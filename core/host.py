@@ -153,9 +153,10 @@ class Host:
         return answers
 
     def heads(self, model: ModelInfo, settings: Settings, tasks: Collection[str]) -> list[Head]:
-        """Heads for the active ``tasks`` of a model; :meth:`serves` was asked before."""
+        """Core's heads and those for the active ``tasks`` of a model; :meth:`serves` was asked before."""
         heads: dict[str, Head] = {}
-        for plugin, head in self._items("trunkline_heads", Head, self._of(tasks), model=model, settings=settings):
+        owners = self._of(tasks) | {CORE}
+        for plugin, head in self._items("trunkline_heads", Head, owners, model=model, settings=settings):
             _put(heads, head.name, head, plugin, "head")
         return list(heads.values())
 

@@ -58,6 +58,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     num_experts: int = 0  # 0 = dense
     eos_token_ids: tuple[int, ...] = ()
     is_embedding: bool = False  # the user's --is-embedding
+    score_rows: str = ""  # what the head "score" is applied to: the "first", "last" or "mean" row; "" = no such head
     config: dict[str, Any] = {}  # config.json as it stands
 
 
@@ -83,7 +84,7 @@ class ServedModel(Struct, frozen=True, kw_only=True):
     info: ModelInfo
     tasks: dict[str, bool]  # task -> does its stage decode
     refused: dict[str, str] = {}  # task -> why this model doesn't serve it
-    max_total_tokens: int  # KV slots; also the bound on one request's tokens
+    max_total_tokens: int  # KV slots, or tokens of one pass where nothing is kept; bounds a request, too
     max_running_requests: int
     dtype: str
     attention_backend: str
@@ -119,13 +120,15 @@ class Head:
     ``build(model)`` gets the loaded transformers class (backbone and its own head modules) and
     returns ``f(hidden [R, hidden_size]) -> Tensor [R, ...]``.
     ``reference(model, input_ids [1, T])`` runs the class's own ``forward`` and returns what
-    ``f`` must give for the last position, ``[1, ...]``; core compares both at load and refuses
-    the head's tasks when they differ (models whose ``forward`` does more than its parts).
+    ``f`` must give for the row that ``rows`` names, ``[1, ...]``; core compares both at load and
+    refuses the head's tasks when they differ (models whose ``forward`` does more than its parts).
+    ``rows``: the ``"last"`` or the ``"first"`` position's row, or the ``"mean"`` of all.
     """
 
     name: str
     build: Callable[[Any], Callable[[torch.Tensor], torch.Tensor]]
     reference: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
+    rows: str = "last"
 
 
 class Model(Protocol):
@@ -183,6 +186,7 @@ class Request:
     priority: int = 0
     namespace: bytes = b""  # separates cache entries (model epoch, salt)
     cacheable: bool = True  # False: neither reads nor fills the cache (health probes)
+    second_at: int | None = None  # where the second text of a pair begins: token type 1 from here on
     arrived: float = 0.0  # time.monotonic()
     started: float = 0.0  # first scheduled, 0 = never
     computed: int = 0
@@ -332,6 +336,7 @@ class Submission(Struct, frozen=True, kw_only=True):
     priority: int = 0
     salt: bytes = b""
     cacheable: bool = True  # False: neither reads nor fills the prefix cache (health probes)
+    second_at: int | None = None  # where the second text of a pair begins; models without token types ignore it
 
 
 class EngineClient(Protocol):

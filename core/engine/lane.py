@@ -49,6 +49,8 @@ class Lane:
         stage = self.stages.get(request.task)
         if stage is None:
             raise RequestError(self.served.refused.get(request.task, f"{self.served.name} doesn't serve this task."))
+        if request.second_at is not None and self.model.token_types:
+            request.cacheable = False  # the radix tree knows prefixes by their ids alone
         request.needs = stage.admit(request)
         try:
             self._check_length(request)

@@ -142,14 +142,18 @@ class Engine:
         rid: str = "",
         priority: int = 0,
         salt: bytes = b"",
+        second_at: int | None = None,
     ) -> Ticket:
-        """Queue one request of any task. ``prompt`` is text or token ids, ``params`` the stage's struct."""
+        """Queue one request of any task. ``prompt`` is text or token ids, ``params`` the stage's struct.
+
+        ``second_at`` is where the second text of a pair begins, for models with token types.
+        """
         if isinstance(prompt, str):
             prompt = self.encode(prompt, model)
         ticket = self._ticket(rid or uuid.uuid4().hex)
         ids = np.asarray(prompt, np.int32).tobytes()
         raw = msgspec.Raw(msgspec.msgpack.encode(params))
-        self.post(Submit(ticket._key, model, task, ticket.rid, ids, raw, priority, salt))
+        self.post(Submit(ticket._key, model, task, ticket.rid, ids, raw, priority, salt, second_at=second_at))
         return ticket
 
     def call(self, control: str, *, model: str = "", **arguments: Any) -> Any:

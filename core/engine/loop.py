@@ -103,6 +103,7 @@ class EngineLoop:
                 priority=message.priority,
                 namespace=message.salt,
                 cacheable=message.cacheable,
+                second_at=message.second_at,
                 arrived=time.monotonic(),
             ))  # fmt: skip
         except Exception as error:

@@ -16,7 +16,8 @@ WORTHWHILE = 16  # a pool of so many full contexts is enough for anybody
 class Demand:
     """One model's wishes: bytes of weights, bytes of KV per token, context in tokens.
 
-    ``tokens`` is the user's ``--max-total-tokens``; None = as many as fit.
+    ``tokens`` is the user's ``--max-total-tokens``; None = as many as fit. A model with
+    ``token_bytes`` 0 keeps nothing between passes (encoders) and computes about ``pass_tokens`` in one.
     """
 
     name: str
@@ -24,11 +25,15 @@ class Demand:
     token_bytes: int
     context: int
     tokens: int | None = None
+    pass_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a model gets: slots (tokens) in its pool, and the context that fits them."""
+    """What a model gets: slots (tokens) in its pool, and the context that fits them.
+
+    Without a pool, slots only bound the tokens of one pass.
+    """
 
     name: str
     weight_bytes: int
@@ -67,7 +72,8 @@ def plan(demands: Sequence[Demand], *, available: int, budget: int | None = None
 
 def _grant(demand: Demand, share: int) -> Grant:
     if not demand.token_bytes:
-        return Grant(demand.name, demand.weight_bytes, 0, 0, demand.context)
+        most = demand.tokens or max(demand.pass_tokens, demand.context)  # a text is computed in one pass
+        return Grant(demand.name, demand.weight_bytes, 0, most, min(demand.context, most))
     slots = demand.tokens
     if slots is None:
         slots = min(share // demand.token_bytes, WORTHWHILE * demand.context)

@@ -29,6 +29,7 @@ class Submit(Struct, tag=True, array_like=True):
     priority: int = 0
     salt: bytes = b""
     cacheable: bool = True  # False: neither reads nor fills the cache (health probes)
+    second_at: int | None = None  # where the second text of a pair begins
 
 
 class Abort(Struct, tag=True, array_like=True):

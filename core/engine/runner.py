@@ -19,11 +19,17 @@ class Forward(Protocol):
     """What the runner needs of a loaded model."""
 
     device: torch.device
+    token_types: bool  # does it tell the second text of a pair from the first?
 
     def forward(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, layout: Layout, pool: KVPool | None
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        layout: Layout,
+        pool: KVPool | None,
+        token_types: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Ids and positions int64 ``[T]`` -> hidden ``[T, hidden_size]`` after the final norm."""
+        """Ids, positions and token types int64 ``[T]`` -> hidden ``[T, hidden_size]`` after the final norm."""
 
 
 class Runner:
@@ -41,7 +47,7 @@ class Runner:
         parts = split(rows)
         for part, _ in parts:
             self._stages[part.task].prepare(part)
-        hidden = self._model.forward(*self._inputs(rows), self._pool)
+        hidden = self._model.forward(*self._inputs(rows), self._pool, self._token_types(rows))
         launched = []
         for part, wanted in parts:
             chosen = hidden if len(wanted) == len(hidden) else hidden[torch.as_tensor(wanted, device=hidden.device)]
@@ -68,6 +74,16 @@ class Runner:
             decodes=leading_single(lengths),
         )
         return torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), layout
+
+    def _token_types(self, rows: Sequence[Row]) -> torch.Tensor | None:
+        """int64 ``[T]``, 1 in the second text of a pair; None where all are 0 or the model has none."""
+        if not self._model.token_types or all(row.request.second_at is None for row in rows):
+            return None
+        types: list[np.ndarray] = []
+        for row in rows:
+            boundary = row.end if row.request.second_at is None else row.request.second_at
+            types.append(np.arange(row.start, row.end) >= boundary)
+        return torch.from_numpy(np.concatenate(types).astype(np.int64)).to(self._model.device)
 
 
 def leading_single(lengths: Iterable[int]) -> int:

@@ -21,11 +21,12 @@ from ..host import Host
 from ..model import loader
 from ..model.catalogue import cache_folder
 from ..model.info import read_info
+from ..model.loaded import LoadedModel
 from ..types import ModelInfo, ModelSource, ServedModel, Stage
 from .lane import Lane
 from .loop import probe_request
 from .machine import available_bytes, set_threads
-from .memory import Demand, Grant, plan
+from .memory import WORTHWHILE, Demand, Grant, plan
 from .runner import Runner
 from .scheduler import Scheduler
 
@@ -136,21 +137,28 @@ def demand(candidate: Candidate) -> Demand:
         token_bytes=candidate.plan.kv_bytes_per_token,
         context=candidate.info.context_length,
         tokens=candidate.settings.max_total_tokens,
+        pass_tokens=pass_tokens(candidate) or WORTHWHILE * candidate.info.context_length,
     )
+
+
+def pass_tokens(candidate: Candidate) -> int | None:
+    """The token budget of one pass, None for no limit."""
+    return chunk_size(candidate.settings.chunked_prefill_size, candidate.plan.active_parameters)
 
 
 def load(candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: Host) -> Lane:
     """Weights, heads, stages, pool and scheduler of one model."""
     own = candidate.settings
-    if grant.slots and grant.context < candidate.info.context_length:
-        log.warning("%s: context reduced to %d tokens, all that the KV pool holds", candidate.name, grant.context)
+    if grant.context < candidate.info.context_length:
+        holder = "the KV pool holds" if grant.kv_bytes else "--max-total-tokens allows"
+        log.warning("%s: context reduced to %d tokens, all that %s", candidate.name, grant.context, holder)
     backend = choose(None if own.attention_backend == "auto" else own.attention_backend, "cpu")
     heads = host.heads(candidate.info, settings, candidate.tasks)
     model = loader.load(candidate.source, candidate.info, own, heads, backend, weights=host.weights(candidate.source))
     model.name = candidate.name
     model.tokenizer = host.tokenizer(candidate.tokenizer_source)
     model.max_request_tokens = grant.context
-    stages, refused = keep_stages(candidate, host.stages(model, settings, candidate.tasks), model.refused)
+    stages, refused = keep_stages(candidate, host.stages(model, settings, candidate.tasks), model)
     model.stages = stages
     scheduler, runner = machinery(candidate, grant, model, stages, own)
     served = describe(candidate, grant, model, stages, refused, backend)
@@ -158,7 +166,7 @@ def load(candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: 
 
 
 def keep_stages(
-    candidate: Candidate, stages: Mapping[str, Stage], refused_heads: Mapping[str, str]
+    candidate: Candidate, stages: Mapping[str, Stage], model: LoadedModel
 ) -> tuple[dict[str, Stage], dict[str, str]]:
     """The active tasks' stages whose heads were proven; what falls away is refused with its reason."""
     kept: dict[str, Stage] = {}
@@ -167,9 +175,10 @@ def keep_stages(
         if task not in stages:
             refused[task] = f"The plugin of {task} has no stage for {candidate.info.architecture}."
             continue
-        reasons = [refused_heads[head] for head in stages[task].heads if head in refused_heads]
-        if reasons:
-            refused[task] = reasons[0]
+        missing = [head for head in stages[task].heads if head not in model.heads]
+        if missing:
+            nobody = f"There is no head {missing[0]!r} for {candidate.info.architecture}."
+            refused[task] = model.refused.get(missing[0], nobody)
         else:
             kept[task] = stages[task]
     if not kept:
@@ -180,15 +189,16 @@ def keep_stages(
 def machinery(
     candidate: Candidate, grant: Grant, model: Any, stages: Mapping[str, Stage], own: ModelSettings
 ) -> tuple[Scheduler, Runner]:
-    """Pool, cache, scheduler and runner."""
-    pool = KVPool(model.kv_shapes, grant.slots, model.dtype, model.device)
+    """Pool, cache, scheduler and runner. Models that keep nothing get whole texts and no cache."""
+    keeps = grant.kv_bytes > 0
+    pool = KVPool(model.kv_shapes, grant.slots, model.dtype, model.device) if keeps else None
     running = max_running(own, grant)
     table = SlotTable(running, grant.context)
     scheduler = Scheduler(
         SlotPool(grant.slots),
         table,
-        None if own.disable_radix_cache else RadixCache(),
-        chunk=chunk_size(own.chunked_prefill_size, candidate.plan.active_parameters),
+        RadixCache() if keeps and not own.disable_radix_cache else None,
+        chunk=pass_tokens(candidate) if keeps else None,
         max_running=running,
         policy=own.schedule_policy,
     )

@@ -16,7 +16,7 @@ from ..types import ModelSource
 if TYPE_CHECKING:
     import torch
 
-    from ..types import Tokenizer
+    from ..types import Head, ModelInfo, Settings, Tokenizer
 
 DEMO = "demo:"
 
@@ -49,6 +49,16 @@ def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, torch.Tensor]]
 
     weights.files(source.path)  # so that a folder without weights is refused here, not in mid-stream
     return weights.stream(source.path)
+
+
+@hookimpl
+def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
+    """The head "score" of sequence classification checkpoints, for whichever task wants it."""
+    if not model.score_rows:
+        return []
+    from . import scores
+
+    return [scores.head(model)]
 
 
 def _from_hub(reference: str) -> str:

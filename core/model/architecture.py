@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from trunkline.kernels.linear import has_bfloat16
@@ -40,7 +42,28 @@ def resolve(info: ModelInfo) -> tuple[Any, Any]:
         raise ModelError(f"{info.path}/config.json is refused by transformers: {error}") from error
     if reason := why_not(cls, config):
         raise ModelError(f"{info.architecture} can't be served: {reason}")
+    if not info.causal and not info.score_rows:
+        cls = base_class(config) or cls  # what predicts masked tokens, answers or tags on top isn't used by anybody
     return cls, config
+
+
+def base_class(config: Any) -> Any:
+    """The class without heads for a config object, None when transformers has none."""
+    return transformers.MODEL_MAPPING.get(type(config), None)
+
+
+def padded_only(cls: Any, info: ModelInfo) -> bool:
+    """An encoder whose attention transformers can't replace; it runs padded batches."""
+    return not info.causal and not cls._supports_attention_backend
+
+
+def options(cls: Any, info: ModelInfo) -> dict[str, Any]:
+    """What to tell a class when it is made: whose attention, whose experts, no pooler that nobody would call."""
+    attend = attention.EAGER if padded_only(cls, info) else attention.NAME
+    given: dict[str, Any] = {"attn_implementation": attend, "experts_implementation": attention.NAME}
+    if "add_pooling_layer" in inspect.signature(cls.__init__).parameters:
+        given["add_pooling_layer"] = False
+    return given
 
 
 def why_not(cls: Any, config: Any) -> str:
@@ -65,8 +88,40 @@ def backbone_of(whole: Any) -> Any:
 
 
 def adapt(whole: Any) -> None:
-    """Turn off a check that packed rows don't need and that reads ids back from the device each pass."""
-    backbone_of(whole).warn_if_padding_and_no_attention_mask = lambda *_: None
+    """Make a model fit for packed rows.
+
+    Turns off a check that they don't need and that reads ids back from the device each pass, and
+    numbers attention modules that have no number.
+    """
+    backbone = backbone_of(whole)
+    backbone.warn_if_padding_and_no_attention_mask = lambda *_: None
+    nameless = [
+        module
+        for module in backbone.modules()
+        if hasattr(module, "is_causal") and getattr(module, "layer_idx", None) is None
+    ]
+    for number, module in enumerate(nameless):
+        module.layer_idx = number
+
+
+def has_token_types(backbone: Any) -> bool:
+    """Does the model tell the second text of a pair from the first by an embedding?"""
+    types = getattr(backbone.config, "type_vocab_size", None) or 0
+    return types > 1 and "token_type_ids" in inspect.signature(backbone.forward).parameters
+
+
+def position_table(backbone: Any) -> nn.Embedding | None:
+    """The learned embeddings of absolute positions, for the classes that call them so."""
+    for name, module in backbone.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
+            return module
+    return None
+
+
+def position_offset(backbone: Any) -> int:
+    """Where the first token stands in the table of positions: RoBERTa and its kin begin after the padding's."""
+    table = position_table(backbone)
+    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
 
 
 def layer_count(config: Any) -> int:

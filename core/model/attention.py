@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..cache.pool import KVPool, KVShape
 
 NAME = "trunkline"  # transformers gives a meaning to names with sdpa, flash, flex, "/" or "|" in them
+EAGER = "eager"  # transformers' plain one: what ours is compared with, and what padded batches run on
 
 
 @dataclass(slots=True)
@@ -99,7 +100,7 @@ def attend(
 
 def chunk_size(module: Any) -> int:
     """Length of attention chunks, 0 for none. Llama 4 passes it to nobody: it stands in the config."""
-    config = module.config
+    config: Any = getattr(module, "config", None)
     kinds = getattr(config, "layer_types", None)
     if not kinds or kinds[module.layer_idx] != "chunked_attention":
         return 0

@@ -24,6 +24,11 @@ ENCODERS = {
     "modernbert", "mpnet", "mra", "nomic_bert", "nystromformer", "rembert", "roberta", "roberta-prelayernorm",
     "roc_bert", "roformer", "squeezebert", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso",
 }
+# Those of them that count positions from after the padding token's id on.
+SHIFTED = {
+    "camembert", "data2vec-text", "esm", "ibert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
+    "xlm-roberta-xl", "xmod",
+}
 # fmt: on
 
 
@@ -52,6 +57,7 @@ def read_info(source: ModelSource, settings: ModelSettings) -> ModelInfo:
         num_experts=int(_first(text, EXPERTS) or 0),
         eos_token_ids=_eos_token_ids(folder, text),
         is_embedding=settings.is_embedding,
+        score_rows=_score_rows(str(architectures[0]), text),
         config=config,
     )
 
@@ -98,6 +104,9 @@ def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
 def _context_length(text: dict[str, Any], asked: int | None, reference: str) -> int:
     limit = _first(text, CONTEXT)
     assert limit is not None  # _with_defaults has seen to it
+    if text.get("model_type") in SHIFTED and text.get("position_embedding_type", "absolute") == "absolute":
+        padding = text.get("pad_token_id")
+        limit -= 2 if padding is None else int(padding) + 1  # 1 is the family's default
     if asked is None:
         return limit
     if asked > limit:
@@ -109,6 +118,15 @@ def _is_causal(text: dict[str, Any]) -> bool:
     if text.get("is_causal") is False or text.get("use_bidirectional_attention") is True:
         return False
     return text.get("model_type") not in ENCODERS or bool(text.get("is_decoder"))
+
+
+def _score_rows(architecture: str, text: dict[str, Any]) -> str:
+    """Which hidden row a sequence classification head is applied to; "" for classes without one."""
+    if not architecture.endswith("ForSequenceClassification"):
+        return ""
+    if text.get("model_type") not in ENCODERS:
+        return "last"
+    return "mean" if text.get("classifier_pooling") == "mean" else "first"
 
 
 def _eos_token_ids(folder: Path, text: dict[str, Any]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ import torch
 from trunkline.kernels.layout import Layout
 
 from ..types import ModelInfo, Stage, Tokenizer
-from .architecture import backbone_of
-from .attention import ForwardContext
+from .architecture import backbone_of, has_token_types, position_offset
+from .attention import EAGER, NAME, ForwardContext
+from .padded import forward_padded
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend
@@ -42,30 +44,65 @@ class LoadedModel:
     tokenizer: Tokenizer | None = None
     stages: dict[str, Stage] = field(default_factory=dict)
     max_request_tokens: int = 0
+    padded: bool = False  # runs rows as a batch with a mask, because its attention can't be replaced
     backbone: Any = field(init=False)
+    token_types: bool = field(init=False)
+    position_offset: int = field(init=False)  # of the first token, in the model's own position table
 
     def __post_init__(self) -> None:
         self.backbone = backbone_of(self.whole)
+        self.token_types = has_token_types(self.backbone)
+        self.position_offset = position_offset(self.backbone)
+        self._takes = frozenset(inspect.signature(self.backbone.forward).parameters)
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation that transformers is told to use."""
+        return EAGER if self.padded else NAME
 
     def forward(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, layout: Layout, pool: KVPool | None
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        layout: Layout,
+        pool: KVPool | None,
+        token_types: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One pass over packed rows: ids and positions int64 ``[T]`` -> hidden ``[T, hidden_size]``.
+        """One pass over packed rows: int64 ``[T]`` each -> hidden ``[T, hidden_size]``.
 
-        Hidden is what heads want: after the final norm. With a pool the new tokens' keys and
-        values are put where ``layout.out_slots`` says.
+        Positions count from 0 in every row, ``token_types`` None are all 0. Hidden is what heads
+        want: after the final norm. With a pool the new tokens' keys and values are put where
+        ``layout.out_slots`` says.
         """
-        return self.run(input_ids, positions, ForwardContext(layout, pool, self.backend))
+        return self.run(input_ids, positions, ForwardContext(layout, pool, self.backend), token_types)
 
     @torch.inference_mode()
-    def run(self, input_ids: torch.Tensor, positions: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+    def run(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        context: ForwardContext,
+        token_types: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """:meth:`forward` with a context of the caller's, who may look at it afterwards."""
-        output = self.backbone(
-            input_ids=input_ids[None],
-            position_ids=positions[None],
-            past_key_values=None,
-            use_cache=False,
-            trunk=context,
-        )
+        tokens = {"input_ids": input_ids} | self.keywords(positions, token_types)
+        if self.padded:
+            return forward_padded(self.backbone, tokens, context.layout)
+        rows = {name: values[None] for name, values in tokens.items()}
+        output = self.backbone(**rows, **self.cacheless, trunk=context)
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
+
+    def keywords(self, positions: torch.Tensor, token_types: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """What the backbone's ``forward`` takes beside ids, int64 ``[T]`` each."""
+        given = {}
+        if "position_ids" in self._takes:
+            given["position_ids"] = positions + self.position_offset if self.position_offset else positions
+        if token_types is not None:
+            given["token_type_ids"] = token_types
+        return given
+
+    @property
+    def cacheless(self) -> dict[str, Any]:
+        """The keywords that keep transformers' own cache out."""
+        return {"past_key_values": None, "use_cache": False} if "past_key_values" in self._takes else {}

@@ -15,8 +15,19 @@ from ..cache.pool import KVPool, KVShape
 from ..errors import ModelError
 from ..types import Head, ModelInfo, ModelSource
 from . import weights as safetensors
-from .architecture import adapt, backbone_of, choose_dtype, layer_count, resolve
-from .attention import NAME, ForwardContext, packed_layout
+from .architecture import (
+    adapt,
+    backbone_of,
+    base_class,
+    choose_dtype,
+    layer_count,
+    options,
+    padded_only,
+    position_offset,
+    position_table,
+    resolve,
+)
+from .attention import ForwardContext, packed_layout
 from .loaded import LoadedModel
 from .proof import prove_attention, prove_head, shapes_of
 
@@ -52,15 +63,15 @@ def plan(source: ModelSource, info: ModelInfo, settings: ModelSettings, device: 
     dtype = choose_dtype(settings.dtype, device)
     with quiet(), torch.device("meta"):
         try:
-            whole = cls._from_config(config, dtype=dtype, attn_implementation=NAME, experts_implementation=NAME)
+            whole = cls._from_config(config, dtype=dtype, **options(cls, info))
         except Exception as error:  # model classes raise whatever comes up
             raise ModelError(f"{source.reference} can't be built from its config: {error}") from error
     adapt(whole)
-    shapes = _dry_run(whole, info)
+    shapes = _dry_run(whole, info) if info.causal else []
     return ModelPlan(
         weight_bytes=sum(tensor.nbytes for tensor in (*whole.parameters(), *whole.buffers())),
         kv_shapes=shapes,
-        kv_bytes_per_token=KVPool.bytes_per_token(shapes, dtype) if info.causal else 0,
+        kv_bytes_per_token=KVPool.bytes_per_token(shapes, dtype),
         dtype=dtype,
         active_parameters=_active_parameters(whole, config),
     )
@@ -79,30 +90,34 @@ def load(
     """Load, prove and fuse. ``weights`` is the checkpoint's stream, by default its safetensors files.
 
     ModelError when weights are missing or don't fit, or when the model can't be served; a head
-    that can't be proven only ends up in ``refused``.
+    that can't be proven, or whose weights alone are missing, only ends up in ``refused``.
     """
     cls, config = resolve(info)
     dtype = choose_dtype(settings.dtype, device)
     tensors = safetensors.stream(source.path) if weights is None else weights
-    whole = _fill(cls, config, dtype, dict(tensors), source.reference).to(device)
+    whole, lacking = _fill(cls, config, dtype, dict(tensors), info, source.reference)
+    _check_positions(whole, info)
     model = LoadedModel(
         name=settings.served_model_name or source.reference,
         info=info,
-        whole=whole,
+        whole=whole.to(device),
         backend=backend,
         device=device,
         dtype=dtype,
+        padded=padded_only(type(whole), info),
     )
     with quiet():
         model.kv_shapes = prove_attention(model)
-    if backend.name == "cpu":
+    if model.padded:
+        model.fused = "padded batches, because its attention can't be replaced"
+    elif backend.name == "cpu":
         from .fuse import fuse
 
         model.fused = fuse(whole, backend).sentence
     for head in heads:
         if reason := prove_head(model, head):
-            model.refused[head.name] = reason
-            log.warning("%s: %s", model.name, reason)
+            model.refused[head.name] = f"{reason} {lacking}".strip()
+            log.warning("%s: %s", model.name, model.refused[head.name])
     return model
 
 
@@ -122,35 +137,64 @@ def quiet() -> Iterator[None]:
             theirs.enable_progress_bar()
 
 
-def _fill(cls: Any, config: Any, dtype: torch.dtype, tensors: dict[str, torch.Tensor], reference: str) -> Any:
-    """An instance of ``cls`` with the checkpoint's tensors under the names that the class gives them."""
+def _fill(
+    cls: Any, config: Any, dtype: torch.dtype, tensors: dict[str, torch.Tensor], info: ModelInfo, reference: str
+) -> tuple[Any, str]:
+    """An instance of ``cls`` with the checkpoint's tensors, and the sentence about what it lacks, "" if nothing.
+
+    Where the head's tensors alone are missing (embedding models are published so), it is an
+    instance of the class without head.
+    """
     mapped = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
-    with quiet():
-        try:
-            whole, report = cls.from_pretrained(
-                None,
-                config=config,
-                state_dict=tensors,
-                dtype=dtype,
-                attn_implementation=NAME,
-                experts_implementation=NAME,
-                output_loading_info=True,
-            )
-        except Exception as error:  # shapes that don't fit, damaged files, classes' own checks
-            raise ModelError(f"{reference} can't be loaded: {error}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
+    whole, missing = _instance(cls, config, dtype, tensors, info, reference)
+    lacking = ""
+    if missing:
+        lacking = (
             f"{reference} lacks {len(missing)} of the tensors that {cls.__name__} needs, the first is {missing[0]}; "
             "the checkpoint is incomplete or of another class than its config.json says."
         )
-    if unexpected := sorted(report["unexpected_keys"]):
-        log.info("%s: %d tensors are not used, the first is %s", reference, len(unexpected), unexpected[0])
+        base = base_class(config)
+        if base in (None, cls) or any(name.startswith(f"{cls.base_model_prefix}.") for name in missing):
+            raise ModelError(lacking)
+        whole, missing = _instance(base, config, dtype, tensors, info, reference)
+        if missing:
+            raise ModelError(lacking)
     for parameter in whole.parameters():
         # A parameter that still lies in the mapped file would change, or fault, with the file.
         if parameter.untyped_storage().data_ptr() in mapped:
             parameter.data = parameter.data.clone()
     adapt(whole)
-    return whole.requires_grad_(False).eval()
+    return whole.requires_grad_(False).eval(), lacking
+
+
+def _instance(
+    cls: Any, config: Any, dtype: torch.dtype, tensors: dict[str, torch.Tensor], info: ModelInfo, reference: str
+) -> tuple[Any, list[str]]:
+    """An instance of ``cls`` and the names that the tensors lack. ModelError where they don't fit."""
+    with quiet():
+        try:
+            whole, report = cls.from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(tensors),
+                dtype=dtype,
+                output_loading_info=True,
+                **options(cls, info),
+            )
+        except Exception as error:  # shapes that don't fit, damaged files, classes' own checks
+            raise ModelError(f"{reference} can't be loaded: {error}") from error
+    if unexpected := sorted(report["unexpected_keys"]):
+        log.info("%s: %d tensors are not used, the first is %s", reference, len(unexpected), unexpected[0])
+    return whole, sorted(report["missing_keys"])
+
+
+def _check_positions(whole: Any, info: ModelInfo) -> None:
+    """ModelError when the table of positions is shorter than the context that is to be served."""
+    backbone = backbone_of(whole)
+    table = position_table(backbone)
+    if table is not None and table.num_embeddings - position_offset(backbone) < info.context_length:
+        room = table.num_embeddings - position_offset(backbone)
+        raise ModelError(f"{info.architecture} has embeddings of {room} positions only; give --context-length {room}.")
 
 
 class _DryRun:
@@ -162,7 +206,7 @@ class _DryRun:
 
 
 def _dry_run(whole: Any, info: ModelInfo) -> list[KVShape]:
-    """Each layer's key and value shapes, from one pass of a model on the meta device."""
+    """Each layer's key and value shapes, from one pass of a causal model on the meta device."""
     context = ForwardContext(packed_layout([DRY_RUN]), None, cast("Backend", _DryRun()))
     ids = torch.zeros(1, DRY_RUN, dtype=torch.int64, device="meta")
     layers = layer_count(whole.config)

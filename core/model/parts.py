@@ -43,18 +43,18 @@ class Parts:
         """Merged and packed; the caller may drop the layer then."""
         biases = self.biases()
         return Matrices(
-            qkv=PackedLinear(_merged(self.qkv), biases.qkv),
+            qkv=PackedLinear(merged(self.qkv), biases.qkv),
             out=PackedLinear(self.out.weight, biases.out),
-            gate_up=PackedLinear(_merged(self.gate_up), biases.gate_up) if self.gate_up else None,
+            gate_up=PackedLinear(merged(self.gate_up), biases.gate_up) if self.gate_up else None,
             down=PackedLinear(self.down.weight, biases.down) if self.down is not None else None,
         )
 
     def biases(self) -> Biases:
         return Biases(
-            qkv=_merged_bias(self.qkv),
-            out=_merged_bias((self.out,)),
-            gate_up=_merged_bias(self.gate_up),
-            down=_merged_bias(() if self.down is None else (self.down,)),
+            qkv=merged_bias(self.qkv),
+            out=merged_bias((self.out,)),
+            gate_up=merged_bias(self.gate_up),
+            down=merged_bias(() if self.down is None else (self.down,)),
         )
 
 
@@ -69,10 +69,10 @@ def parts_of(layer: Any) -> Parts:
     mlp_known: list[nn.Module] = []
     gate_up = _linears(mlp, ("gate_up_proj",), mlp_known) or _linears(mlp, ("gate_proj", "up_proj"), mlp_known)
     down = _linears(mlp, ("down_proj",), mlp_known)
-    activation = _activation(getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None))
-    gated = bool(gate_up and down and activation) and _covered(mlp, mlp_known)
+    activation = activation_name(getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None))
+    gated = bool(gate_up and down and activation) and covered(mlp, mlp_known)
     norms = _norms(layer, attention, known)
-    if not _covered(layer, [*known, mlp]):
+    if not covered(layer, [*known, mlp]):
         raise Mismatch("parameters beyond those of the common decoder layer")
     return Parts(
         index=int(attention.layer_idx),
@@ -130,7 +130,7 @@ def _linears(owner: Any, names: tuple[str, ...], known: list[nn.Module]) -> tupl
     return found
 
 
-def _activation(function: Any) -> str:
+def activation_name(function: Any) -> str:
     """Which activation a function is, "" for another one."""
     if function is None:
         return ""
@@ -141,17 +141,17 @@ def _activation(function: Any) -> str:
     return ""
 
 
-def _covered(owner: nn.Module, known: list[nn.Module]) -> bool:
+def covered(owner: nn.Module, known: list[nn.Module]) -> bool:
     """Does every parameter of ``owner`` belong to one of the known modules?"""
     ours = {id(parameter) for module in known for parameter in module.parameters()}
     return all(id(parameter) in ours for parameter in owner.parameters())
 
 
-def _merged(linears: tuple[nn.Linear, ...]) -> torch.Tensor:
+def merged(linears: tuple[nn.Linear, ...]) -> torch.Tensor:
     return linears[0].weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])
 
 
-def _merged_bias(linears: tuple[nn.Linear, ...]) -> torch.Tensor | None:
+def merged_bias(linears: tuple[nn.Linear, ...]) -> torch.Tensor | None:
     if all(linear.bias is None for linear in linears):
         return None
     biases: list[torch.Tensor] = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,69 +15,95 @@ from ..cache.pool import KVPool, KVShape
 from ..errors import ModelError
 from ..types import Head
 from .architecture import layer_count
-from .attention import NAME, ForwardContext, packed_layout, paged_layout, positions
+from .attention import EAGER, NAME, ForwardContext, packed_layout, paged_layout, positions
 from .loaded import LoadedModel
 
 if TYPE_CHECKING:
     from trunkline.kernels.layout import Layout
 
+log = logging.getLogger("trunkline.model")
+
 WARM_UP = (6, 19)  # tokens of the two warm-up sequences; the first ends in a decode step
+WHOLE_WARM_UP = (6, 16, 19)  # the same for encoders; the last two share a padded batch
 SPLIT = (5, 11)  # where their first pass ends
 HEAD_TOLERANCE = {torch.float32: 1e-4}  # relative; a head is one product and a few scalars
 HIDDEN_TOLERANCE = {torch.float32: 1e-3}  # relative, over all layers; wrong masks give 0.1 and more
 LOW_PRECISION = 0.1  # for dtypes not named above
 
 
-def warm_up_ids(vocab_size: int, count: int) -> torch.Tensor:
-    """int64 ``[count]``: arbitrary ids, the same on every run."""
-    return (torch.arange(count) * 7919 + 11) % vocab_size
+def warm_up_ids(model: LoadedModel, count: int) -> torch.Tensor:
+    """int64 ``[count]``: arbitrary ids, the same on every run, and none is the padding's.
+
+    Classes take that one for no token at all, in positions as in scores.
+    """
+    vocabulary = model.info.vocab_size
+    ids = (torch.arange(count) * 7919 + 11) % vocabulary
+    padding = model.whole.config.get_text_config().pad_token_id
+    if padding is not None:
+        ids = torch.where(ids == padding, (ids + 1) % vocabulary, ids)
+    return ids.to(model.device)
 
 
 def prove_attention(model: LoadedModel) -> list[KVShape]:
     """Our attention against transformers' eager one; returns each layer's key and value shapes.
 
-    Two sequences packed in one row, causal ones in two passes over a paged pool with scattered
-    slots, must give what each gives alone. ModelError when the model bypasses our function, keeps
-    state elsewhere or differs.
+    Sequences packed in one row, causal ones in two passes over a paged pool with scattered
+    slots, must give what each gives alone. An encoder that can't be packed is set to run padded
+    batches, which must do the same, and keeps nothing: it has no shapes. ModelError when the
+    model bypasses our function, keeps state elsewhere or differs.
     """
-    lengths = [max(2, min(length, model.info.context_length)) for length in WARM_UP]
-    sequences = torch.split(warm_up_ids(model.info.vocab_size, sum(lengths)).to(model.device), lengths)
+    wanted = WARM_UP if model.info.causal else WHOLE_WARM_UP
+    lengths = [max(2, min(length, model.info.context_length)) for length in wanted]
+    sequences = torch.split(warm_up_ids(model, sum(lengths)), lengths)
+    shapes: list[KVShape] = []
     try:
         alone = _eager(model, sequences)
-        packed, shapes = _packed(model, sequences)
+        if model.info.causal:
+            _, shapes = _packed(model, sequences)
+            ours = _in_two_passes(model, sequences, shapes)
+        else:
+            ours = _encoded(model, sequences, alone)
     except ModelError:
         raise
     except Exception as error:  # whatever the class does with what it isn't used to
         raise ModelError(f"{model.info.architecture} can't be served: its warm-up fails with: {error}") from error
-    ours = _in_two_passes(model, sequences, shapes) if model.info.causal else packed
-    for mine, theirs in zip(ours, alone, strict=True):
-        difference = _per_token_error(mine, theirs, model.dtype)
-        if not difference <= HIDDEN_TOLERANCE.get(model.dtype, LOW_PRECISION):
-            raise ModelError(
-                f"{model.info.architecture} can't be served: packed and paged, its warm-up differs from transformers' "
-                f"own forward by {difference:.1e} (relative), so there is more to it than tokens, positions from 0 on "
-                "and what it passes to attention."
-            )
+    difference = _difference(model, ours, alone)
+    if not difference <= _tolerance(model):
+        raise ModelError(
+            f"{model.info.architecture} can't be served: {'padded' if model.padded else 'packed and paged'}, its "
+            f"warm-up differs from transformers' own forward by {difference:.1e} (relative), so there is more to it "
+            "than tokens, positions from 0 on and what it passes to attention."
+        )
     return shapes
 
 
 def prove_head(model: LoadedModel, head: Head) -> str:
     """Build a head into ``model.heads``; the sentence against it when it isn't what the class computes."""
     name, architecture = head.name, model.info.architecture
-    ids = warm_up_ids(model.info.vocab_size, min(WARM_UP[1], model.info.context_length)).to(model.device)
+    ids = warm_up_ids(model, min(WARM_UP[1], model.info.context_length))
     layout, places = packed_layout([len(ids)]), torch.arange(len(ids), device=model.device)
     try:
         apply = head.build(model.whole)
         if head.reference is not None:
             hidden = model.forward(ids, places, layout, None)
             with torch.inference_mode(), _as_class_does(model, layout, places):
-                error = _relative(apply(hidden[-1:]), head.reference(model.whole, ids[None]))
+                mine, theirs = apply(_pooled(hidden, head.rows)), head.reference(model.whole, ids[None])
+                error = _relative(mine, theirs, usual=apply(hidden))
             if not error <= HEAD_TOLERANCE.get(model.dtype, LOW_PRECISION):
                 return f"The head {name!r} differs from {architecture}'s own forward by {error:.1e} (relative)."
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ModelError) as error:
         return f"The head {name!r} doesn't fit {architecture}: {error}"
     model.heads = {**model.heads, name: apply}
     return ""
+
+
+def _pooled(hidden: torch.Tensor, rows: str) -> torch.Tensor:
+    """``[T, hidden_size]`` -> the row ``[1, hidden_size]`` that a head wants. ValueError for an unknown name."""
+    if rows == "mean":
+        return hidden.mean(0, keepdim=True)
+    if rows not in ("first", "last"):
+        raise ValueError(f"Head.rows is {rows!r}, not 'first', 'last' or 'mean'")
+    return hidden[:1] if rows == "first" else hidden[-1:]
 
 
 def shapes_of(context: ForwardContext, layers: int, architecture: str) -> list[KVShape]:
@@ -91,6 +119,36 @@ def shapes_of(context: ForwardContext, layers: int, architecture: str) -> list[K
             "layers. Layers must call it once each and keep no state of another kind."
         )
     return [context.seen[layer] for layer in range(layers)]
+
+
+def _encoded(
+    model: LoadedModel, sequences: Sequence[torch.Tensor], alone: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Each sequence's hidden rows from one pass; sets ``model.padded`` where packed rows aren't ``alone``'s."""
+    lengths = [len(ids) for ids in sequences]
+    places = positions([(0, length) for length in lengths]).to(model.device)
+    types = _types(model, lengths)
+    context = ForwardContext(packed_layout(lengths), None, model.backend)
+    ids = torch.cat(list(sequences))
+    if not model.padded:
+        try:
+            ours = list(torch.split(model.run(ids, places, context, types), lengths))
+            if context.calls and _difference(model, ours, alone) <= _tolerance(model):
+                return ours
+            reason = "packed rows differ from single ones" if context.calls else "its attention doesn't call ours"
+        except (ValueError, RuntimeError, TypeError) as error:
+            reason = str(error)
+        log.warning("%s runs as padded batches: %s", model.info.architecture, reason)
+        model.padded = True
+        model.whole.set_attn_implementation(model.attention)
+    return list(torch.split(model.run(ids, places, context, types), lengths))
+
+
+def _types(model: LoadedModel, lengths: Sequence[int]) -> torch.Tensor | None:
+    """int64 ``[T]``: each sequence's second half is the second text of a pair. None without token types."""
+    if not model.token_types:
+        return None
+    return torch.cat([torch.arange(length) >= length // 2 for length in lengths]).long().to(model.device)
 
 
 def _packed(model: LoadedModel, sequences: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[KVShape]]:
@@ -126,17 +184,25 @@ def _eager(model: LoadedModel, sequences: Sequence[torch.Tensor]) -> list[torch.
     """Each sequence alone through transformers' own attention and experts."""
     whole, backbone = model.whole, model.backbone
     routed = whole._can_set_experts_implementation()
-    whole.set_attn_implementation("eager")
+    whole.set_attn_implementation(EAGER)
     if routed:
         whole.set_experts_implementation("eager")
     try:
         with torch.inference_mode():
             # No position ids: where a sequence begins is part of what is being proven.
-            return [backbone(input_ids=ids[None], use_cache=False).last_hidden_state[0] for ids in sequences]
+            return [
+                backbone(input_ids=ids[None], **_typed(model, ids), **model.cacheless).last_hidden_state[0]
+                for ids in sequences
+            ]
     finally:
-        whole.set_attn_implementation(NAME)
+        whole.set_attn_implementation(model.attention)
         if routed:
             whole.set_experts_implementation(NAME)
+
+
+def _typed(model: LoadedModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    types = None if model.info.causal else _types(model, [len(ids)])
+    return {} if types is None else {"token_type_ids": types[None]}
 
 
 @contextmanager
@@ -144,8 +210,9 @@ def _as_class_does(model: LoadedModel, layout: Layout, places: torch.Tensor) -> 
     """Lets the class's own ``forward`` run with our attention: it gets what ours needs as defaults."""
 
     def complete(_: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        context = ForwardContext(layout, None, model.backend)
-        return args, {"position_ids": places[None], "use_cache": False, "trunk": context, **given}
+        rows = {key: values[None] for key, values in model.keywords(places, None).items()}
+        ours = {} if model.padded else {"trunk": ForwardContext(layout, None, model.backend)}
+        return args, {**rows, **model.cacheless, **ours, **given}
 
     hook: Callable[..., Any] = model.whole.register_forward_pre_hook
     handle = hook(complete, with_kwargs=True)
@@ -155,9 +222,22 @@ def _as_class_does(model: LoadedModel, layout: Layout, places: torch.Tensor) -> 
         handle.remove()
 
 
-def _relative(mine: torch.Tensor, theirs: torch.Tensor) -> float:
-    mine, theirs = mine.float().reshape(-1), theirs.float().reshape(-1)
-    return float((mine - theirs).norm() / theirs.norm().clamp_min(1e-12))
+def _relative(mine: torch.Tensor, theirs: torch.Tensor, usual: torch.Tensor) -> float:
+    """How far apart results are, relative to theirs, or to the ``usual`` row ``[R, ...]``: a single score may be 0."""
+    if mine.shape != theirs.shape:
+        raise ValueError(f"it gives {list(mine.shape)}, the class {list(theirs.shape)}")
+    size = max(float(theirs.float().norm()), float(usual.float().flatten(1).norm(dim=1).median()), 1e-12)
+    return float((mine.float() - theirs.float()).norm()) / size
+
+
+def _tolerance(model: LoadedModel) -> float:
+    return HIDDEN_TOLERANCE.get(model.dtype, LOW_PRECISION)
+
+
+def _difference(model: LoadedModel, ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
+    """The worst sequence's relative error; NaN counts as the worst."""
+    errors = [_per_token_error(mine, other, model.dtype) for mine, other in zip(ours, theirs, strict=True)]
+    return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
 
 
 def _per_token_error(mine: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> float:

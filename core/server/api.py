@@ -1,290 +1,86 @@
-"""What every route needs, once: bodies, replies, event streams, errors, clients that hang up.
+"""What every route needs, once: bodies, inputs, replies, event streams, errors, clients that hang up.
 
-The only part of the server that plugins import. A handler raises ``RequestError``; the app
-renders it in the dialect that the route declares: ``opt={"dialect": "native" | "openai"}``.
+The only part of the server that plugins import.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar
-
-import msgspec
-from litestar import Request, Response
-from litestar.exceptions import InternalServerException, LitestarException
-from litestar.exceptions.http_exceptions import RequestEntityTooLarge
-from litestar.response.base import ASGIResponse
-from litestar.types import Receive, Scope, Send
-from msgspec import Struct
-
-from ..errors import RequestError
-from ..types import Reply
-
-log = logging.getLogger(__name__)
-
-S = TypeVar("S", bound=Struct)
-AnyRequest = Request[Any, Any, Any]
-
-DONE = b"data: [DONE]\n\n"
-ABORT_EXTENSION = "trunkline.abort"
-"""Key of ``scope["extensions"]``: a function that drops the connection without flushing it."""
-DEFAULT_TIMEOUT = 60.0  # seconds; what `--stream-timeout` defaults to
-
-_encoder = msgspec.json.Encoder()
-
-
-class ClientGone(RequestError):
-    """The client hung up; nobody is there to read an answer."""
-
-    def __init__(self) -> None:
-        super().__init__("The client closed the connection.", status=499)
-
-
-class InvalidBody(RequestError):
-    """The request's body isn't what the route takes (malformed, missing, wrong types)."""
-
-
-# -- bodies ----------------------------------------------------------------------------------
-
-
-def encode(value: Any) -> bytes:
-    """JSON bytes; NaN and infinities become null."""
-    return _encoder.encode(value)
-
-
-def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:
-    """A response with ``value`` as JSON."""
-    return Response(encode(value), status_code=status, media_type="application/json", headers=headers)
-
-
-async def read_body(request: AnyRequest, kind: type[S]) -> S:
-    """The request's JSON body as ``kind``, with lax coercion of scalars; unknown fields are ignored.
-
-    Raises InvalidBody when it is malformed, missing or has wrong types, RequestError 413 when it
-    is longer than ``--max-body-bytes``, 408 when it stops arriving.
-    """
-    _check_content_type(request)
-    body = await read_bytes(request)
-    try:
-        return msgspec.json.decode(body, type=kind, strict=False)
-    except RecursionError:
-        raise InvalidBody("The body is nested too deeply.") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InvalidBody(str(error) if body else "The body is missing: a JSON object is required.") from None
-
-
-async def read_bytes(request: AnyRequest) -> bytes:
-    """The raw body, empty when there is none. Errors as in :func:`read_body`."""
-    patience = _patience(request)
-    chunks = []
-    try:
-        async with asyncio.timeout(patience) as deadline:
-            async for chunk in request.stream():
-                chunks.append(chunk)
-                deadline.reschedule(asyncio.get_running_loop().time() + patience)
-    except TimeoutError:
-        raise RequestError(f"The body stopped arriving for {patience:g} s.", status=408) from None
-    except RequestEntityTooLarge:
-        limit = request.route_handler.resolve_request_max_body_size()
-        raise RequestError(
-            f"The body is larger than the limit of {limit} bytes; split the request or raise --max-body-bytes.",
-            status=413,
-        ) from None
-    except InternalServerException:  # Litestar's word for a disconnect in mid-body
-        raise ClientGone from None
-    except LitestarException as error:
-        raise InvalidBody(error.detail) from None
-    return b"".join(chunks)
-
-
-def _check_content_type(request: AnyRequest) -> None:
-    kind, _ = request.content_type
-    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
-        return
-    message = "Unsupported Media Type: Only 'application/json' is allowed"
-    if dialect_of(request) == "openai":
-        raise RequestError(message)
-    raise InvalidBody(f"{message}; set the header 'Content-Type: application/json'.")
-
-
-def _patience(request: AnyRequest) -> float:
-    """Seconds that the peer may keep the connection still."""
-    server = request.app.state.get("server")
-    return DEFAULT_TIMEOUT if server is None else float(server.stream_timeout)
-
-
-# -- errors ----------------------------------------------------------------------------------
-
-
-def dialect_of(request: AnyRequest) -> str:
-    """``"native"`` or ``"openai"``: how the request's route words its errors."""
-    handler = request.scope.get("route_handler")
-    return "native" if handler is None else str(handler.opt.get("dialect", "native"))
-
-
-def error_status(error: RequestError, dialect: str) -> int:
-    """The HTTP status of an error. OpenAI's clients expect 404 for a model that isn't there."""
-    return 404 if dialect == "openai" and error.code == "model_not_found" else error.status
-
-
-def render_error(error: RequestError, dialect: str = "native") -> dict[str, Any]:
-    """The JSON body of an error, in one of the shapes that clients of each dialect parse."""
-    status = error_status(error, dialect)
-    if dialect == "openai" and error.code == "model_not_found":
-        detail = {"message": error.message, "type": "invalid_request_error", "param": "model", "code": error.code}
-        return {"error": detail}
-    if isinstance(error, InvalidBody):
-        return _flat(error, "Bad Request", status)
-    if dialect == "openai":
-        return _flat(error, "BadRequestError" if status < 500 else "InternalServerError", status)
-    if status >= 500:
-        return _flat(error, str(status), status)
-    return {"error": {"message": error.message}}
-
-
-def _flat(error: RequestError, kind: str, status: int) -> dict[str, Any]:
-    return {"object": "error", "message": error.message, "type": kind, "param": error.param, "code": status}
-
-
-def error_response(error: RequestError, dialect: str = "native") -> Response[bytes]:
-    """An error as a response, with ``Retry-After`` where trying again may help."""
-    headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
-    return json_response(render_error(error, dialect), error_status(error, dialect), headers)
-
-
-def error_frame(error: RequestError, dialect: str = "native") -> bytes:
-    """An error inside an event stream that has already begun with status 200."""
-    status = error_status(error, dialect)
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    detail = {"message": error.message, "type": kind, "param": error.param, "code": status}
-    return sse({"error": detail})
-
-
-# -- clients that hang up --------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def until_gone(receive: Receive) -> AsyncGenerator[None]:
-    """Cancel the block and raise ClientGone when the client hangs up. The body must have been read."""
-    owner = asyncio.current_task()
-    assert owner is not None
-    before, gone = owner.cancelling(), False
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        owner.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if gone and owner.uncancel() <= before:
-            raise ClientGone from None
-        raise
-    finally:
-        watcher.cancel()
-
-
-async def finished(request: AnyRequest, replies: Sequence[Reply]) -> None:
-    """Wait until all replies are over.
-
-    When the client hangs up (ClientGone) or one fails (its error), all are cancelled.
-    """
-    try:
-        async with until_gone(request.receive):
-            if len(replies) == 1:
-                await replies[0].result()
-            else:
-                await asyncio.gather(*(reply.result() for reply in replies))
-    except BaseException:
-        for reply in replies:
-            reply.cancel()
-        raise
-
-
-# -- event streams ---------------------------------------------------------------------------
-
-
-def sse(value: Any) -> bytes:
-    """One server-sent event with ``value`` as JSON."""
-    return b"data: " + encode(value) + b"\n\n"
-
-
-class EventStream(Response[None]):
-    """A ``text/event-stream`` response.
-
-    ``frames`` is asked for its next frame only when the socket has taken the last one, so it can
-    merge what piled up meanwhile. ``on_close`` runs exactly once, however the stream ends: all
-    frames sent, client gone, client not reading for ``--stream-timeout`` (the connection is then
-    dropped), or an error, which becomes an error frame followed by ``DONE``.
-    """
-
-    def __init__(self, frames: AsyncIterator[bytes], on_close: Callable[[], None]) -> None:
-        super().__init__(None, status_code=200)
-        self.frames = frames
-        self.on_close = on_close
-
-    def to_asgi_response(self, app: Any, request: AnyRequest, **_: Any) -> ASGIResponse:
-        """Litestar's seam; what it offers beyond the request doesn't apply to a stream."""
-        return _EventStream(self.frames, self.on_close, _patience(request), dialect_of(request))
-
-
-class _EventStream(ASGIResponse):
-    _should_set_content_length = False
-
-    def __init__(
-        self, frames: AsyncIterator[bytes], on_close: Callable[[], None], patience: float, dialect: str
-    ) -> None:
-        super().__init__(
-            headers={
-                "content-type": "text/event-stream; charset=utf-8",
-                "cache-control": "no-cache",
-                "x-accel-buffering": "no",  # a proxy that collects frames would undo streaming
-            }
-        )
-        self.frames = frames
-        self.on_close = on_close
-        self.patience = patience
-        self.dialect = dialect
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self.start_response(send)
-            async with until_gone(receive):
-                await self._pump(send)
-        except ClientGone:
-            pass
-        except TimeoutError:
-            log.info("closed a stream that its client left unread for %g s", self.patience)
-            extensions: dict[str, Any] = scope.get("extensions") or {}
-            if ABORT_EXTENSION in extensions:
-                extensions[ABORT_EXTENSION]()
-        finally:
-            self.on_close()
-
-    async def _pump(self, send: Send) -> None:
-        try:
-            async for frame in self.frames:
-                await self._send(send, frame)
-        except RequestError as error:
-            await self._send(send, error_frame(error, self.dialect) + DONE)
-        except TimeoutError:
-            raise
-        except Exception:
-            log.exception("a stream failed")
-            await self._send(send, error_frame(RequestError("Internal Server Error", status=500), self.dialect) + DONE)
-        finally:
-            close = getattr(self.frames, "aclose", None)
-            if close is not None:
-                await close()
-        await self._send(send, b"", more=False)
-
-    async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
-        async with asyncio.timeout(self.patience):
-            await send({"type": "http.response.body", "body": body, "more_body": more})
+from .bodies import (
+    DEFAULT_TIMEOUT,
+    DONE,
+    AnyRequest,
+    ClientGone,
+    InvalidBody,
+    dialect_of,
+    encode,
+    error_frame,
+    error_response,
+    error_status,
+    json_response,
+    read_body,
+    read_bytes,
+    render_error,
+    sse,
+)
+from .gather import item_meta, run_all
+from .inputs import (
+    Inputs,
+    check_batch,
+    check_vocabulary,
+    named,
+    naming,
+    new_rid,
+    read_inputs,
+    read_salt,
+    spread_ids,
+    spread_rids,
+)
+from .prepare import Item, Shaper, encode_pair, prepare
+from .streams import ABORT_EXTENSION, EventStream, finished, until_gone
+from .truncate import FIRST_LOOK, Truncation, enough, fit, over, read_truncate, special_ends, too_long
+
+__all__ = [
+    "ABORT_EXTENSION",
+    "DEFAULT_TIMEOUT",
+    "DONE",
+    "FIRST_LOOK",
+    "AnyRequest",
+    "ClientGone",
+    "EventStream",
+    "Inputs",
+    "InvalidBody",
+    "Item",
+    "Shaper",
+    "Truncation",
+    "check_batch",
+    "check_vocabulary",
+    "dialect_of",
+    "encode",
+    "encode_pair",
+    "enough",
+    "error_frame",
+    "error_response",
+    "error_status",
+    "finished",
+    "fit",
+    "item_meta",
+    "json_response",
+    "named",
+    "naming",
+    "new_rid",
+    "over",
+    "prepare",
+    "read_body",
+    "read_bytes",
+    "read_inputs",
+    "read_salt",
+    "read_truncate",
+    "render_error",
+    "run_all",
+    "special_ends",
+    "spread_ids",
+    "spread_rids",
+    "sse",
+    "too_long",
+    "until_gone",
+]

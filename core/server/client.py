@@ -186,7 +186,18 @@ class RemoteEngine:
         except (OverflowError, TypeError):
             raise RequestError("Token ids must be integers below 2**31.", param="input_ids") from None
         params = Raw(msgspec.msgpack.encode(item.params))
-        return Submit(next(self._keys), model, task, item.rid, prompt, params, item.priority, item.salt, item.cacheable)
+        return Submit(
+            key=next(self._keys),
+            model=model,
+            task=task,
+            rid=item.rid,
+            prompt=prompt,
+            params=params,
+            priority=item.priority,
+            salt=item.salt,
+            cacheable=item.cacheable,
+            second_at=item.second_at,
+        )
 
     # -- the wire ----------------------------------------------------------------------------
 

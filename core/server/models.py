@@ -9,9 +9,9 @@ from ..config import ModelSettings
 from ..errors import ConfigError, EngineDown, RequestError
 from ..host import Host
 from ..types import ServedModel, Tokenizer
+from .truncate import FIRST_LOOK, enough, over
 
 GROUP = 1 << 16  # characters that are tokenised in one go, then other requests' texts get a turn
-HEAD = 16  # characters for each token of the limit that are looked at first; most tokens have fewer
 
 
 def named(models: Sequence[ServedModel], name: str | None) -> ServedModel | None:
@@ -76,12 +76,6 @@ def encode_all(tokenizer: Tokenizer, texts: Sequence[str], special: bool, limit:
 
 
 def _encode(tokenizer: Tokenizer, text: str, special: bool, limit: int | None) -> list[int]:
-    if limit is not None:
-        size = HEAD * limit
-        while size < len(text):
-            if len(tokenizer.encode(text[:size], add_special_tokens=special)) > 2 * limit:
-                raise RequestError(
-                    f"The input (over {2 * limit} tokens) is longer than the model's context length ({limit} tokens)."
-                )
-            size *= 4  # few tokens so far, long runs of spaces say
+    if limit is not None and enough(tokenizer, text, limit, FIRST_LOOK * limit, special=special) is not text:
+        raise over(limit)
     return tokenizer.encode(text, add_special_tokens=special)

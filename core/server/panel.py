@@ -50,10 +50,10 @@ def describe(model: ServedModel) -> str:
 
 def memory(row: dict[str, Any]) -> str:
     """One model's row of the memory plan."""
-    return (
-        f"{row['model']}: weights {size(row['weight_bytes'])}, "
-        f"KV pool {size(row['kv_bytes'])} for {row['tokens']} tokens"
-    )
+    weights = f"{row['model']}: weights {size(row['weight_bytes'])}"
+    if not row["kv_bytes"]:
+        return f"{weights}, no KV pool, up to {row['tokens']} tokens a pass"
+    return f"{weights}, KV pool {size(row['kv_bytes'])} for {row['tokens']} tokens"
 
 
 def paths(app: Litestar) -> list[str]:

@@ -10,7 +10,7 @@ from ..types import ServedModel, Submission
 from .replies import RemoteReply
 
 QUEUE_POOLS = 16  # prompt tokens that may wait, in KV pools
-FALLBACK_POOL = 1 << 16  # tokens; stands in for the pool of a model that has none
+FALLBACK_POOL = 1 << 16  # tokens; stands in for the pool of a model that has none (encoders)
 
 
 class WaitingRoom:
@@ -25,7 +25,7 @@ class WaitingRoom:
         """All or none fit: RequestError 400 when they never will, QueueFull (503) when they don't now."""
         count, tokens = len(items), sum(len(item.prompt) for item in items)
         most = self._limits.max_queued_requests
-        pool = (model.max_total_tokens if model is not None else 0) or FALLBACK_POOL
+        pool = model.max_total_tokens if model is not None and model.info.causal else FALLBACK_POOL
         most_tokens = self._limits.max_queued_tokens or QUEUE_POOLS * pool
         if count > most:
             raise RequestError(

@@ -9,7 +9,16 @@ from typing import Any
 from litestar import Response, post
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import DONE, AnyRequest, EventStream, json_response, read_body, sse
+from trunkline.core.server.api import (
+    DONE,
+    AnyRequest,
+    EventStream,
+    json_response,
+    new_rid,
+    read_body,
+    read_salt,
+    sse,
+)
 
 from .chat_schemas import NEUTRAL, REFUSED, SAMPLING, ChatBody
 from .defaults import chat_defaults
@@ -17,7 +26,7 @@ from .frames import arrivals
 from .messages import read_messages, render
 from .params import Sampling
 from .sequence import Sequence, usage
-from .service import Job, Service, check_prompt, new_rid, read_salt
+from .service import Job, Service, check_prompt
 from .settings import TASK
 
 

@@ -9,14 +9,25 @@ from litestar import Response, route
 from litestar.enums import HttpMethod
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import DONE, AnyRequest, EventStream, error_frame, json_response, read_body, sse
+from trunkline.core.server.api import (
+    DONE,
+    AnyRequest,
+    EventStream,
+    error_frame,
+    json_response,
+    read_body,
+    read_salt,
+    spread_ids,
+    spread_rids,
+    sse,
+)
 from trunkline.core.types import ServedModel
 
 from .frames import arrivals
 from .params import Sampling
 from .schemas import GenerateBody
 from .sequence import Sequence
-from .service import Job, Service, check_prompt, new_rid, read_salt
+from .service import Job, Service, check_prompt
 from .settings import TASK
 
 
@@ -99,7 +110,7 @@ async def plan(service: Service, body: GenerateBody) -> tuple[Job, bool]:
     samplings, explicit = _samplings(service, body, count, single=single)
     n = samplings[0].n if samplings else 1
     service.check_batch(count, n)
-    rids = _rids(body.rid, count, n, single=single)
+    rids = spread_rids(body.rid, count, single=single, samples=n)
     if prompts is None:
         prompts = await _tokenize(service, served, texts)
     for prompt, wanted in zip(prompts, explicit, strict=True):
@@ -113,26 +124,11 @@ async def plan(service: Service, body: GenerateBody) -> tuple[Job, bool]:
 def _inputs(body: GenerateBody) -> tuple[list[str], list[list[int]] | None, bool]:
     """Texts, or prompts of token ids, and whether it is a single one. Ids win over text."""
     if body.input_ids is not None:
-        ids = body.input_ids
-        if not ids:
-            raise RequestError("input_ids cannot be empty.", param="input_ids")
-        if isinstance(ids[0], int):
-            return [], [_flat(ids)], True
-        if not all(isinstance(prompt, list) and prompt for prompt in ids):
-            raise RequestError(
-                "input_ids must be a list of ids or a list of non-empty lists of ids.", param="input_ids"
-            )
-        return [], [prompt for prompt in ids if isinstance(prompt, list)], False
+        ids, single = spread_ids(body.input_ids)
+        return [], ids, single
     if body.text is None:
         raise RequestError("Either text, input_ids or input_embeds should be provided.")
     return ([body.text], None, True) if isinstance(body.text, str) else (body.text, None, False)
-
-
-def _flat(ids: list[int | list[int]]) -> list[int]:
-    flat = [token for token in ids if isinstance(token, int)]
-    if len(flat) != len(ids):
-        raise RequestError("input_ids mixes ids and lists of ids.", param="input_ids")
-    return flat
 
 
 async def _tokenize(service: Service, served: ServedModel, texts: list[str]) -> list[list[int]]:
@@ -179,20 +175,6 @@ def _check_total(length: int, wanted: int | None, served: ServedModel) -> None:
             "the completion to fit within the limit.",
             param="max_new_tokens",
         )
-
-
-def _rids(given: str | list[str] | None, count: int, n: int, *, single: bool) -> list[str]:
-    """One id a sequence: the client's, or fresh ones. Samples (n > 1) always get fresh ones."""
-    if isinstance(given, list) and len(given) != count:
-        raise RequestError("The specified rids length mismatch with the batch_size for batch processing.", param="rid")
-    if n > 1 or not given:
-        return [new_rid() for _ in range(count * n)]
-    if isinstance(given, str):
-        return [given] if single else [f"{given}_{index}" for index in range(count)]
-    if len(set(given)) < len(given):
-        twice = sorted({rid for rid in given if given.count(rid) > 1})
-        raise RequestError(f"Duplicate request IDs detected within the request: {twice}", param="rid")
-    return given
 
 
 _LATER = (

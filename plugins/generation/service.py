@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import uuid
 from collections.abc import Sequence as Listing
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from trunkline.core.errors import ConfigError, RequestError
-from trunkline.core.server.api import AnyRequest, finished
+from trunkline.core.server.api import AnyRequest, check_vocabulary, finished, new_rid
 from trunkline.core.types import EngineClient, ServedModel, Settings, Submission
 
 from .params import Sampling, parse_sampling
@@ -134,16 +133,6 @@ class Service:
 _PRIME = GenerationParams(max_new_tokens=0)
 
 
-def new_rid() -> str:
-    return uuid.uuid4().hex
-
-
-def read_salt(cache_salt: str | None, extra_key: str | None = None) -> bytes:
-    """What separates cached prefixes. Both count: setting one doesn't open what the other protects."""
-    salt = (extra_key or "").encode()
-    return salt + b"\xff" + cache_salt.encode() if cache_salt else salt  # 0xff is in no UTF-8 text
-
-
 def _wrap(seed: int) -> int:
     """Into int64, as addition on the device would."""
     return (seed - INT64_MIN) % (1 << 64) + INT64_MIN
@@ -181,11 +170,4 @@ def check_prompt(prompt: Listing[int], served: ServedModel) -> None:
             f"Input length ({length} tokens) exceeds the maximum allowed length ({allowed} tokens). "
             "Use a shorter input."
         )
-    vocabulary = served.info.vocab_size
-    if max(prompt) >= vocabulary:
-        raise RequestError(
-            f"The input_ids contains values greater than the vocab size ({vocabulary}): {max(prompt)}.",
-            param="input_ids",
-        )
-    if min(prompt) < 0:
-        raise RequestError(f"The input_ids contains a negative value: {min(prompt)}.", param="input_ids")
+    check_vocabulary(prompt, served)

@@ -78,6 +78,21 @@ def launch(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., LiveServe
         server.close()
 
 
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., LiveServer]]:
+    """``live("--flag", "value")``: a server for a module's tests, with all arguments given, ready."""
+    servers: list[LiveServer] = []
+
+    def make(*arguments: str) -> LiveServer:
+        servers.append(LiveServer([*arguments], tmp_path_factory.mktemp("live") / "log"))
+        servers[-1].wait()
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
+
+
 @pytest.fixture(scope="session")
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """One server for all tests that leave it as they found it."""

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from msgspec import Struct
 
-from trunkline.core.discovery import Found
+from trunkline.core.discovery import CORE, Found
 from trunkline.core.errors import ModelError, PluginError, RequestError
 from trunkline.core.hookspecs import hookimpl, hookspec
 from trunkline.core.host import Host
@@ -197,6 +197,14 @@ def test_heads_are_asked_of_the_active_tasks_plugins_only(plugin: Plugin) -> Non
     host = Host([make("shout"), make("whisper")])
     assert set(host.serves(MODEL)) == {"shout", "whisper"}
     assert [head.name for head in host.heads(MODEL, {}, ["whisper"])] == ["whisper"]
+
+
+def test_cores_own_heads_are_for_every_task(plugin: Plugin) -> None:
+    core = plugin(CORE, trunkline_heads=lambda: [Head("score", build=lambda model: model)])
+    shout = plugin("shout", trunkline_serves=lambda: Serves("shout", "default"))
+    host = Host([core, shout])
+    host.serves(MODEL)
+    assert [head.name for head in host.heads(MODEL, {}, ["shout"])] == ["score"]
 
 
 def test_serves_has_three_answers(plugin: Plugin) -> None:

@@ -98,11 +98,14 @@ class Echo:
     """Hidden row = (token id, position)."""
 
     device = torch.device("cpu")
+    token_types = False
 
     def __init__(self) -> None:
         self.before: Callable[[torch.Tensor], None] = lambda ids: None
 
-    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, layout: Any, pool: Any) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, layout: Any, pool: Any, token_types: Any
+    ) -> torch.Tensor:
         self.before(input_ids)
         return torch.stack([input_ids, positions], 1).float()
 
@@ -154,9 +157,17 @@ class Bench:
                     self.started.append(message.key)
             self.changed.notify_all()
 
-    def submit(self, key: int, prompt: list[int], model: str = "", task: str = "count", **params: Any) -> None:
-        raw = Raw(msgspec.msgpack.encode(params))
-        self.channel.post(Submit(key, model, task, f"r{key}", np.asarray(prompt, np.int32).tobytes(), raw))
+    def submit(
+        self,
+        key: int,
+        prompt: list[int],
+        model: str = "",
+        task: str = "count",
+        second_at: int | None = None,
+        **params: Any,
+    ) -> None:
+        raw, ids = Raw(msgspec.msgpack.encode(params)), np.asarray(prompt, np.int32).tobytes()
+        self.channel.post(Submit(key, model, task, f"r{key}", ids, raw, second_at=second_at))
 
     def wait(self, key: int) -> list[Any]:
         """All messages on ``key``, once the last one is there."""
@@ -398,6 +409,18 @@ def test_probes_neither_fill_nor_use_the_cache(bench: Bench) -> None:
     bench.submit(2, [0, 0, 0], steps=1)
     bench.wait(2)
     assert bench.wait(2)[-1].cached == 0
+
+
+@pytest.mark.parametrize(("types", "cached"), [(True, 0), (False, 3)])
+def test_pairs_of_models_with_token_types_are_not_cached(bench: Bench, types: bool, cached: int) -> None:
+    """The tree knows prefixes by their ids; the same ids are something else in the second text."""
+    bench.lanes[0].model.token_types = types
+    bench.submit(1, [7, 8, 9, 10], steps=1)
+    bench.wait(1)
+    bench.submit(2, [7, 8, 9, 10], steps=1, second_at=2)
+    assert bench.wait(2)[-1].cached == cached
+    bench.submit(3, [7, 8, 9, 10], steps=1)
+    assert bench.wait(3)[-1].cached == 3
 
 
 def test_a_saturated_model_does_not_starve_another() -> None:

@@ -27,11 +27,22 @@ def test_small_contexts_get_no_more_than_they_can_use() -> None:
 
 def test_models_share_evenly_and_those_without_cache_get_none() -> None:
     first, second, encoder = plan(
-        [Demand("a", GIB, 1 << 20, 1 << 20), Demand("b", GIB, 1 << 10, 1 << 22), Demand("e", GIB, 0, 512)],
+        [
+            Demand("a", GIB, 1 << 20, 1 << 20),
+            Demand("b", GIB, 1 << 10, 1 << 22),
+            Demand("e", GIB, 0, 512, pass_tokens=2048),
+        ],
         available=100 * GIB,
     )
     assert first.kv_bytes == second.kv_bytes == CPU_LIMIT // 2
-    assert (encoder.slots, encoder.context) == (0, 512)
+    assert (encoder.kv_bytes, encoder.slots, encoder.context) == (0, 2048, 512)
+
+
+def test_a_pass_of_a_model_without_cache_holds_one_text_at_least() -> None:
+    (grant,) = plan([Demand("e", GIB, 0, 8192, pass_tokens=2048)], available=2 * GIB)
+    assert (grant.slots, grant.context) == (8192, 8192)
+    (asked,) = plan([Demand("e", GIB, 0, 8192, tokens=100, pass_tokens=2048)], available=2 * GIB)
+    assert (asked.slots, asked.context) == (100, 100)
 
 
 def test_asked_for_tokens_are_granted_and_the_rest_is_shared() -> None:

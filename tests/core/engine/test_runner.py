@@ -54,9 +54,20 @@ class Echo:
 
     device = torch.device("cpu")
     layout: Layout
+    types: torch.Tensor | None
 
-    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, layout: Layout, pool: object) -> torch.Tensor:
-        self.layout = layout
+    def __init__(self, token_types: bool = False) -> None:
+        self.token_types = token_types
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        layout: Layout,
+        pool: object,
+        token_types: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        self.layout, self.types = layout, token_types
         return torch.stack([input_ids, positions], 1).float()
 
 
@@ -96,6 +107,23 @@ def test_the_layout_says_where_everything_lies() -> None:
     assert layout.table_row.tolist() == [2, 0]
     assert layout.out_slots.tolist() == [9, 1, 2]
     assert layout.decodes == 1
+
+
+def test_token_types_follow_the_second_text() -> None:
+    pair, chunk, single = (request("record", [1, 2, 3, 4]) for _ in range(3))
+    pair.second_at, chunk.second_at = 3, 1
+    rows = [Row(pair, 0, 4, 0), Row(chunk, 2, 4, 1), Row(single, 0, 2, 2)]
+    table = SlotTable(3, 4)
+    model = Echo(token_types=True)
+    runner = Runner(model, {"record": Recorder()}, None, table)
+    runner.run(rows)
+    assert model.types is not None
+    assert model.types.tolist() == [0, 0, 0, 1, 1, 1, 0, 0]
+    runner.run(rows[2:])
+    assert model.types is None
+    plain = Echo()
+    Runner(plain, {"record": Recorder()}, None, table).run(rows)
+    assert plain.types is None
 
 
 def test_offsets_of_a_part_follow_its_rows() -> None:

@@ -77,6 +77,48 @@ def test_causal(tmp_path: Path, change: dict[str, Any], causal: bool) -> None:
     assert read(tmp_path, {**LLAMA, **change}).causal is causal
 
 
+@pytest.mark.parametrize(
+    ("change", "context"),
+    [
+        ({"model_type": "roberta", "pad_token_id": 1}, 254),
+        ({"model_type": "xlm-roberta"}, 254),
+        ({"model_type": "mpnet", "pad_token_id": 1}, 254),
+        ({"model_type": "camembert", "pad_token_id": 5}, 250),
+        ({"model_type": "esm", "pad_token_id": 1, "position_embedding_type": "rotary"}, 256),
+        ({"model_type": "bert", "pad_token_id": 0}, 256),
+    ],
+)
+def test_positions_that_begin_after_the_paddings_leave_less_context(
+    tmp_path: Path, change: dict[str, Any], context: int
+) -> None:
+    assert read(tmp_path, {**LLAMA, **change}).context_length == context
+    with pytest.raises(ModelError, match=rf"more than the {context} tokens"):
+        read(tmp_path, {**LLAMA, **change}, context_length=context + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [
+        ({}, ""),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "last"),
+        ({"architectures": ["LlamaForSequenceClassification"], "is_causal": False}, "last"),
+        ({"architectures": ["BertForSequenceClassification"], "model_type": "bert"}, "first"),
+        ({"architectures": ["BertForMaskedLM"], "model_type": "bert"}, ""),
+        ({"architectures": ["ModernBertForSequenceClassification"], "model_type": "modernbert"}, "first"),
+        (
+            {
+                "architectures": ["ModernBertForSequenceClassification"],
+                "model_type": "modernbert",
+                "classifier_pooling": "mean",
+            },
+            "mean",
+        ),
+    ],
+)
+def test_which_row_is_scored(tmp_path: Path, change: dict[str, Any], rows: str) -> None:
+    assert read(tmp_path, {**LLAMA, **change}).score_rows == rows
+
+
 def test_ends_of_sequence_are_those_of_all_files(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [9, 3]}', encoding="utf-8")
     assert read(tmp_path, {**LLAMA, "eos_token_id": 7}).eos_token_ids == (3, 7, 9)

@@ -8,18 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from trunkline.core.config import ModelSettings
 from trunkline.core.errors import ModelError
-from trunkline.core.model import loader, proof
+from trunkline.core.model import loader, proof, scores
 from trunkline.core.model.architecture import choose_dtype
+from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.info import read_info
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.testing import ZOO, build_checkpoint
-from trunkline.core.types import Head, ModelSource
+from trunkline.core.types import Head, ModelInfo, ModelSource
 from trunkline.kernels.backend import Backend, choose
 
 CPU = torch.device("cpu")
@@ -101,8 +103,6 @@ def test_a_head_of_another_architecture_is_refused_not_fatal(llama: Path) -> Non
 def test_weights_do_not_lie_in_the_file(llama: Path) -> None:
     model = start(llama)
     ids = torch.arange(9)
-    from trunkline.core.model.attention import packed_layout
-
     before = model.forward(ids, ids, packed_layout([9]), None).clone()
     with (llama / "model.safetensors").open("r+b") as file:
         file.seek(-200_000, 2)
@@ -144,6 +144,73 @@ def test_a_missing_tensor(llama: Path) -> None:
     save_file(tensors, llama / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"lacks 1 of the tensors.*model\.layers\.1\.mlp\.up_proj\.weight"):
         start(llama)
+
+
+def without(folder: Path, *words: str) -> Path:
+    """Take the tensors away whose names hold one of the words."""
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not any(word in name for word in words)}
+    assert len(kept) < len(tensors)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_without_its_head_a_model_serves_what_needs_none(llama: Path, zoo: Callable[[str], Path]) -> None:
+    head = Head("lm", lambda whole: whole.lm_head)
+    model = start(without(llama, "lm_head"), heads=(head,))
+    assert type(model.whole).__name__ == "LlamaModel"
+    assert (
+        "llama lacks 1 of the tensors that LlamaForCausalLM needs, the first is lm_head.weight" in model.refused["lm"]
+    )
+    ids = torch.arange(3, 12)
+    complete = start(zoo("llama"))
+    rows = [each.forward(ids, torch.arange(9), packed_layout([9]), None) for each in (model, complete)]
+    assert torch.equal(*rows)
+
+
+def test_a_base_models_tensors_need_no_prefix(llama: Path) -> None:
+    tensors = load_file(llama / "model.safetensors")
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    save_file(bare, llama / "model.safetensors", {"format": "pt"})
+    assert type(start(llama).whole).__name__ == "LlamaModel"
+
+
+def test_a_scorer_without_its_head(tmp_path: Path) -> None:
+    folder = without(build_checkpoint("bert-labels", tmp_path / "bert"), "classifier")
+    model = start(folder, heads=(scores.head(start_info(folder)),))
+    assert type(model.whole).__name__ == "BertModel"
+    assert "the first is classifier.bias" in model.refused["score"]
+
+
+def start_info(folder: Path) -> ModelInfo:
+    return read_info(ModelSource("x", str(folder)), ModelSettings(model_path=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["bert", "bert-masked", "mpnet"])
+def test_a_pooler_that_nobody_calls_is_neither_needed_nor_loaded(name: str, tmp_path: Path) -> None:
+    folder = build_checkpoint(name, tmp_path / name)
+    if name != "bert-masked":  # that class is saved without
+        without(folder, "pooler")
+    model = start(folder)
+    assert model.backbone is model.whole
+    assert model.whole.pooler is None
+    assert not [parameter for parameter, _ in model.whole.named_parameters() if "cls" in parameter]
+
+
+def test_a_pooler_below_a_head_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"lacks 2 of the tensors.*bert\.pooler\.dense\.bias"):
+        start(without(build_checkpoint("bert-score", tmp_path / "bert"), "pooler"))
+
+
+def test_a_context_beyond_the_table_of_positions(tmp_path: Path) -> None:
+    folder = build_checkpoint("bert", tmp_path / "bert", max_position_embeddings=64)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tensors = load_file(folder / "model.safetensors")
+    source, settings = ModelSource("x", str(folder)), ModelSettings(model_path=str(folder), dtype="float32")
+    info = msgspec.structs.replace(start_info(folder), context_length=65)
+    assert config["max_position_embeddings"] == 64
+    with pytest.raises(ModelError, match="embeddings of 64 positions only; give --context-length 64"):
+        loader.load(source, info, settings, (), choose("torch_native", "cpu"), weights=iter(tensors.items()))
 
 
 def test_a_tensor_of_another_shape(llama: Path) -> None:

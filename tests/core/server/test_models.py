@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.models import GROUP, HEAD, encode_all, groups
+from trunkline.core.server.models import GROUP, encode_all, groups
+from trunkline.core.server.truncate import FIRST_LOOK
 
 
 class Words:
@@ -31,7 +32,7 @@ def test_a_far_too_long_text_is_refused_after_its_beginning() -> None:
     words: Any = Words()
     with pytest.raises(RequestError, match=r"over 20 tokens\) is longer than the model's context length \(10"):
         encode_all(words, ["a " * 1_000_000], True, 10)
-    assert words.characters == HEAD * 10
+    assert words.characters == FIRST_LOOK * 10
 
 
 @pytest.mark.parametrize("text", ["a " * 80, " " * 5000 + "a b", "a" * 5000])

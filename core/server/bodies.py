@@ -1,0 +1,157 @@
+"""Bodies in, bodies out: reading JSON into structs, and errors in the dialect that a route declares.
+
+A handler raises ``RequestError``; the app renders it as ``opt={"dialect": "native" | "openai"}`` says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import InternalServerException, LitestarException
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
+from msgspec import Struct
+
+from ..errors import RequestError
+
+S = TypeVar("S", bound=Struct)
+AnyRequest = Request[Any, Any, Any]
+
+DONE = b"data: [DONE]\n\n"
+DEFAULT_TIMEOUT = 60.0  # seconds; what `--stream-timeout` defaults to
+
+_encoder = msgspec.json.Encoder()
+
+
+class ClientGone(RequestError):
+    """The client hung up; nobody is there to read an answer."""
+
+    def __init__(self) -> None:
+        super().__init__("The client closed the connection.", status=499)
+
+
+class InvalidBody(RequestError):
+    """The request's body isn't what the route takes (malformed, missing, wrong types)."""
+
+
+# -- bodies ----------------------------------------------------------------------------------
+
+
+def encode(value: Any) -> bytes:
+    """JSON bytes; NaN and infinities become null."""
+    return _encoder.encode(value)
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:
+    """A response with ``value`` as JSON."""
+    return Response(encode(value), status_code=status, media_type="application/json", headers=headers)
+
+
+async def read_body(request: AnyRequest, kind: type[S]) -> S:
+    """The request's JSON body as ``kind``, with lax coercion of scalars; unknown fields are ignored.
+
+    Raises InvalidBody when it is malformed, missing or has wrong types, RequestError 413 when it
+    is longer than ``--max-body-bytes``, 408 when it stops arriving.
+    """
+    _check_content_type(request)
+    body = await read_bytes(request)
+    try:
+        return msgspec.json.decode(body, type=kind, strict=False)
+    except RecursionError:
+        raise InvalidBody("The body is nested too deeply.") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidBody(str(error) if body else "The body is missing: a JSON object is required.") from None
+
+
+async def read_bytes(request: AnyRequest) -> bytes:
+    """The raw body, empty when there is none. Errors as in :func:`read_body`."""
+    patience = patience_of(request)
+    chunks = []
+    try:
+        async with asyncio.timeout(patience) as deadline:
+            async for chunk in request.stream():
+                chunks.append(chunk)
+                deadline.reschedule(asyncio.get_running_loop().time() + patience)
+    except TimeoutError:
+        raise RequestError(f"The body stopped arriving for {patience:g} s.", status=408) from None
+    except RequestEntityTooLarge:
+        limit = request.route_handler.resolve_request_max_body_size()
+        raise RequestError(
+            f"The body is larger than the limit of {limit} bytes; split the request or raise --max-body-bytes.",
+            status=413,
+        ) from None
+    except InternalServerException:  # Litestar's word for a disconnect in mid-body
+        raise ClientGone from None
+    except LitestarException as error:
+        raise InvalidBody(error.detail) from None
+    return b"".join(chunks)
+
+
+def _check_content_type(request: AnyRequest) -> None:
+    kind, _ = request.content_type
+    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        return
+    message = "Unsupported Media Type: Only 'application/json' is allowed"
+    if dialect_of(request) == "openai":
+        raise RequestError(message)
+    raise InvalidBody(f"{message}; set the header 'Content-Type: application/json'.")
+
+
+def patience_of(request: AnyRequest) -> float:
+    """Seconds that the peer may keep the connection still."""
+    server = request.app.state.get("server")
+    return DEFAULT_TIMEOUT if server is None else float(server.stream_timeout)
+
+
+# -- errors ----------------------------------------------------------------------------------
+
+
+def dialect_of(request: AnyRequest) -> str:
+    """``"native"`` or ``"openai"``: how the request's route words its errors."""
+    handler = request.scope.get("route_handler")
+    return "native" if handler is None else str(handler.opt.get("dialect", "native"))
+
+
+def error_status(error: RequestError, dialect: str) -> int:
+    """The HTTP status of an error. OpenAI's clients expect 404 for a model that isn't there."""
+    return 404 if dialect == "openai" and error.code == "model_not_found" else error.status
+
+
+def render_error(error: RequestError, dialect: str = "native") -> dict[str, Any]:
+    """The JSON body of an error, in one of the shapes that clients of each dialect parse."""
+    status = error_status(error, dialect)
+    if dialect == "openai" and error.code == "model_not_found":
+        detail = {"message": error.message, "type": "invalid_request_error", "param": "model", "code": error.code}
+        return {"error": detail}
+    if isinstance(error, InvalidBody):
+        return _flat(error, "Bad Request", status)
+    if dialect == "openai":
+        return _flat(error, "BadRequestError" if status < 500 else "InternalServerError", status)
+    if status >= 500:
+        return _flat(error, str(status), status)
+    return {"error": {"message": error.message}}
+
+
+def _flat(error: RequestError, kind: str, status: int) -> dict[str, Any]:
+    return {"object": "error", "message": error.message, "type": kind, "param": error.param, "code": status}
+
+
+def error_response(error: RequestError, dialect: str = "native") -> Response[bytes]:
+    """An error as a response, with ``Retry-After`` where trying again may help."""
+    headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
+    return json_response(render_error(error, dialect), error_status(error, dialect), headers)
+
+
+def error_frame(error: RequestError, dialect: str = "native") -> bytes:
+    """An error inside an event stream that has already begun with status 200."""
+    status = error_status(error, dialect)
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    detail = {"message": error.message, "type": kind, "param": error.param, "code": status}
+    return sse({"error": detail})
+
+
+def sse(value: Any) -> bytes:
+    """One server-sent event with ``value`` as JSON."""
+    return b"data: " + encode(value) + b"\n\n"

@@ -1,0 +1,77 @@
+"""Run all items of a request together and wait for them: what routes without streams do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from ..errors import RequestError
+from ..types import EngineClient, Reply, ServedModel, Submission
+from .bodies import AnyRequest
+from .inputs import named, naming
+from .prepare import Item
+from .streams import finished
+
+
+async def run_all(
+    engine: EngineClient,
+    request: AnyRequest,
+    served: ServedModel,
+    task: str,
+    items: Sequence[Item],
+    params: Struct,
+    rids: Sequence[str],
+    *,
+    priority: int = 0,
+    salt: bytes = b"",
+    single: bool = False,
+) -> list[Reply]:
+    """Submit all items at once and wait until the last is over; the replies are in their order.
+
+    When one fails its error is raised (``input[3]: …`` unless ``single``), and when the client hangs
+    up ClientGone; the others are cancelled then.
+    """
+    submissions = [
+        Submission(prompt=item.ids, params=params, rid=rid, priority=priority, salt=salt, second_at=item.second_at)
+        for item, rid in zip(items, rids, strict=True)
+    ]
+    replies = engine.submit(served.name, task, submissions)
+    try:
+        await finished(request, replies)
+    except RequestError as error:
+        failed = next((index for index, reply in enumerate(replies) if reply.error is error), None)
+        if failed is None or single:
+            raise
+        raise named(error, failed) from None
+    for index, reply in enumerate(replies):
+        with naming(index, single=single):
+            check_finish(reply)
+    return replies
+
+
+def check_finish(reply: Reply) -> None:
+    """RequestError when a reply ended without a result (aborted by ``/abort_request``, for example)."""
+    finish = reply.finish or {}
+    if finish.get("type") == "abort":
+        raise RequestError(str(finish.get("message", "Aborted")), status=finish.get("status_code") or 499)
+
+
+def item_meta(reply: Reply, served: ServedModel, item: Item, *, cached: bool = False) -> dict[str, Any]:
+    """``meta_info`` of an item that produced no tokens, as SGLang has it, with ``cached_tokens`` on request.
+
+    For an item that was cut: ``truncated`` and ``original_tokens``, the count before.
+    """
+    meta: dict[str, Any] = {
+        "id": reply.rid,
+        "finish_reason": reply.finish,
+        "prompt_tokens": len(item.ids),
+        "weight_version": served.weight_version,
+        "e2e_latency": reply.finished - reply.created,
+    }
+    if cached:
+        meta["cached_tokens"] = reply.cached_tokens
+    if item.whole:
+        meta |= {"truncated": True, "original_tokens": item.whole}
+    return meta

@@ -1,0 +1,139 @@
+"""What bodies ask to run: one text or many, pairs of texts or token ids, and an id for each of them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from msgspec import Struct
+
+from ..errors import RequestError
+from ..types import ServedModel
+
+Text = str | list[str]
+"""A text, or a pair of texts."""
+
+
+class Inputs(Struct, frozen=True):
+    """What a request wants to run: texts or lists of token ids. ``single``: it wasn't a list."""
+
+    texts: list[Text] = []
+    ids: list[list[int]] = []
+    single: bool = False
+
+    def __len__(self) -> int:
+        return len(self.texts) or len(self.ids)
+
+
+class Item(Struct):
+    """One input, ready to submit."""
+
+    ids: list[int]
+    second_at: int | None = None  # where the second text of a pair begins
+    whole: int = 0  # tokens before it was cut; 0 = it wasn't
+
+
+# -- what bodies hold ------------------------------------------------------------------------
+
+
+def read_inputs(text: str | list[str | list[str]] | None, input_ids: list[int | list[int]] | None) -> Inputs:
+    """The inputs of a body with ``text`` (one, several, pairs) or ``input_ids``. RequestError as SGLang words it."""
+    if text is None and input_ids is None:
+        raise RequestError("At least one of text, input_ids, or image should be provided")
+    if text is not None and input_ids is not None:
+        raise RequestError("text and input_ids cannot be provided at the same time")
+    if input_ids is not None:
+        ids, single = spread_ids(input_ids)
+        return Inputs(ids=ids, single=single)
+    assert text is not None
+    if isinstance(text, str):
+        return Inputs(texts=[text], single=True)
+    for index, entry in enumerate(text):
+        if not isinstance(entry, str) and len(entry) != 2:
+            raise RequestError(f"input[{index}]: a pair has two texts, this one has {len(entry)}.", param="text")
+    return Inputs(texts=list(text))
+
+
+def spread_ids(input_ids: list[int | list[int]]) -> tuple[list[list[int]], bool]:
+    """Lists of ids, and whether it was a single one. RequestError for empty and mixed ones."""
+    if not input_ids:
+        raise RequestError("input_ids cannot be empty.", param="input_ids")
+    if isinstance(input_ids[0], int):
+        flat = [token for token in input_ids if isinstance(token, int)]
+        if len(flat) != len(input_ids):
+            raise RequestError("input_ids mixes ids and lists of ids.", param="input_ids")
+        return [flat], True
+    if not all(isinstance(ids, list) and ids for ids in input_ids):
+        raise RequestError("input_ids must be a list of ids or a list of non-empty lists of ids.", param="input_ids")
+    return [ids for ids in input_ids if isinstance(ids, list)], False
+
+
+def spread_rids(
+    given: str | list[str] | None, count: int, *, single: bool, samples: int = 1, number: bool = True
+) -> list[str]:
+    """One id a sequence: the client's, or fresh ones; several samples of an input always get fresh ones.
+
+    One id for a batch gets the item's index appended, or is a RequestError unless ``number``.
+    """
+    if isinstance(given, str) and given and not single and not number:
+        raise RequestError("rid must be a list with one id an input for a batch.", param="rid")
+    if isinstance(given, list) and len(given) != count:
+        raise RequestError("The specified rids length mismatch with the batch_size for batch processing.", param="rid")
+    if samples > 1 or not given:
+        return [new_rid() for _ in range(count * samples)]
+    if isinstance(given, str):
+        return [given] if single else [f"{given}_{index}" for index in range(count)]
+    if len(set(given)) < len(given):
+        twice = sorted({rid for rid in given if given.count(rid) > 1})
+        raise RequestError(f"Duplicate request IDs detected within the request: {twice}", param="rid")
+    return given
+
+
+def new_rid() -> str:
+    return uuid.uuid4().hex
+
+
+def read_salt(cache_salt: str | None, extra_key: str | None = None) -> bytes:
+    """What separates cached prefixes. Both count: setting one doesn't open what the other protects."""
+    salt = (extra_key or "").encode()
+    return salt + b"\xff" + cache_salt.encode() if cache_salt else salt  # 0xff is in no UTF-8 text
+
+
+def check_vocabulary(ids: Sequence[int], served: ServedModel) -> None:
+    """RequestError for ids that the model has no row for."""
+    vocabulary = served.info.vocab_size
+    if max(ids) >= vocabulary:
+        raise RequestError(
+            f"The input_ids contains values greater than the vocab size ({vocabulary}): {max(ids)}.", param="input_ids"
+        )
+    if min(ids) < 0:
+        raise RequestError(f"The input_ids contains a negative value: {min(ids)}.", param="input_ids")
+
+
+def check_batch(count: int, most: int) -> None:
+    """RequestError when a request has more items than one may have (``--max-batch-size``)."""
+    if count > most:
+        raise RequestError(
+            f"The request has {count} inputs; at most {most} are allowed. Split it, or raise --max-batch-size."
+        )
+
+
+@contextmanager
+def naming(index: int, *, single: bool = False) -> Iterator[None]:
+    """Errors inside say which item of a batch they are about."""
+    try:
+        yield
+    except RequestError as error:
+        raise error if single else named(error, index) from None
+
+
+def named(error: RequestError, index: int) -> RequestError:
+    """The same error about item ``index`` of a batch."""
+    return RequestError(
+        f"input[{index}]: {error.message}",
+        status=error.status,
+        param=error.param,
+        code=error.code,
+        retry_after=error.retry_after,
+    )

@@ -1,0 +1,190 @@
+"""From texts to checked token ids of the length that a model takes, one item each, in order.
+
+Whatever is wrong with one item of a batch is an error that begins with ``input[3]: ``, and nothing
+of that batch is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, cast
+
+from msgspec import Struct
+
+from ..errors import RequestError
+from ..types import EngineClient, ServedModel, Tokenizer
+from .inputs import Inputs, Text, check_vocabulary, naming
+from .truncate import (
+    FIRST_LOOK,
+    Truncation,
+    enough,
+    fit,
+    over,
+    read_truncate,
+    special_ends,
+    special_ends_of,
+    too_long,
+)
+
+TURN = 1 << 16  # characters that are tokenised in one go, then other requests' texts get a turn
+
+
+class Item(Struct):
+    """One input, ready to submit."""
+
+    ids: list[int]
+    second_at: int | None = None  # where the second text of a pair begins
+    whole: int = 0  # tokens before it was cut; 0 = it wasn't
+
+
+async def prepare(
+    engine: EngineClient,
+    served: ServedModel,
+    inputs: Inputs,
+    *,
+    truncate: Truncation = None,
+    limit: int | None = None,
+    keep: int = 0,
+) -> list[Item]:
+    """Token ids of all inputs, computed off the event loop in turns with other requests.
+
+    ``limit`` (tokens, special ones included) is by default what the model takes. ``truncate`` says
+    which end of a longer one is cut off; of a pair, the second text's. The first ``keep`` tokens of
+    a text stay too (a prompt). RequestError for an empty text, ids outside the vocabulary, or an
+    input that is too long.
+    """
+    shaper = Shaper(engine.tokenizer(served.name), served, truncate=truncate, limit=limit, keep=keep)
+    items: list[Item] = []
+    for start, end in turns(inputs):
+        items += await engine.off_loop(shaper.items, inputs, start, end)
+    return items
+
+
+def turns(inputs: Inputs) -> Iterator[tuple[int, int]]:
+    """Ranges of items with at most ``TURN`` characters (or ids) together, or of a single longer one."""
+    every: Sequence[Any] = inputs.texts or inputs.ids
+    start = size = 0
+    for index, entry in enumerate(every):
+        pair = inputs.texts and not isinstance(entry, str)
+        length = len(entry[0]) + len(entry[1]) if pair else len(entry)
+        if index > start and size + length > TURN:
+            yield start, index
+            start, size = index, 0
+        size += length
+    if start < len(inputs):
+        yield start, len(inputs)
+
+
+@lru_cache(maxsize=64)  # more models than one server has
+def _ends_and_ids(tokenizer: Hashable) -> tuple[tuple[int, int], frozenset[int]]:
+    """Of a tokenizer (or None): special tokens before and after a text, and the ids of all. Found once each."""
+    if tokenizer is None:
+        return (0, 0), frozenset()
+    known = cast("Tokenizer", tokenizer)
+    return special_ends(known), frozenset(known.all_special_ids)
+
+
+class Shaper:
+    """Tokenises and cuts for one model. Plain CPU work, with or without a server."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        served: ServedModel,
+        *,
+        truncate: Truncation = None,
+        limit: int | None = None,
+        keep: int = 0,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._served = served
+        self._how = read_truncate(truncate)
+        self._limit = served.max_request_tokens if limit is None else min(limit, served.max_request_tokens)
+        self._ends, self._special = _ends_and_ids(cast("Hashable", tokenizer))
+        self._keep = keep
+
+    def items(self, inputs: Inputs, start: int = 0, end: int | None = None) -> list[Item]:
+        """The items ``[start, end)`` of ``inputs``."""
+        one: Callable[[Any], Item] = self._text if inputs.texts else self._ids
+        every: Sequence[Any] = inputs.texts or inputs.ids
+        items = []
+        for index, entry in enumerate(every[start:end], start):
+            with naming(index, single=inputs.single):
+                items.append(one(entry))
+        return items
+
+    def _ids(self, ids: list[int]) -> Item:
+        check_vocabulary(ids, self._served)
+        return self._cut(ids, special_ends_of(ids, self._special, self._ends))
+
+    def _text(self, text: Text) -> Item:
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise RequestError(
+                f"{self._served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids."
+            )
+        if not isinstance(text, str):
+            return self._pair(tokenizer, text[0], text[1])
+        ids = tokenizer.encode(self._enough(tokenizer, text), add_special_tokens=True)
+        if not text or not ids:
+            raise empty()
+        head, tail = self._ends
+        return self._cut(ids, (max(head, self._keep), tail))
+
+    def _cut(self, ids: list[int], ends: tuple[int, int]) -> Item:
+        kept, cut = fit(ids, self._limit, self._how, *ends)
+        return Item(kept, whole=len(ids) if cut else 0)
+
+    def _pair(self, tokenizer: Tokenizer, first: str, second: str) -> Item:
+        if not first or not second:
+            raise empty()
+        if enough(tokenizer, first, self._limit, FIRST_LOOK * self._limit) is not first:
+            raise over(self._limit)
+        ids, begin, end, typed = encode_pair(tokenizer, first, self._enough(tokenizer, second))
+        second_at = begin if typed else None
+        if len(ids) <= self._limit:
+            return Item(ids, second_at)
+        if self._how == "none":
+            raise too_long(len(ids), self._limit)
+        rest = len(ids) - (end - begin)
+        if rest >= self._limit:
+            raise RequestError(
+                f"The first text of the pair leaves no room for the second: it has {rest} tokens with the special "
+                f"ones, and the model's context length is {self._limit} tokens. Only the second is truncated."
+            )
+        kept, _ = fit(ids[begin:end], self._limit - rest, self._how, 0, 0)
+        return Item(ids[:begin] + kept + ids[end:], second_at, len(ids))
+
+    def _enough(self, tokenizer: Tokenizer, text: str) -> str:
+        """The text, or of a very long one the part that matters; then :attr:`Item.whole` counts that part only."""
+        look = FIRST_LOOK * self._limit
+        if self._how != "none":
+            return enough(tokenizer, text, self._limit, max(look, TURN), from_end=self._how == "start")
+        if enough(tokenizer, text, self._limit, look) is not text:
+            raise over(self._limit)
+        return text
+
+
+def empty() -> RequestError:
+    return RequestError("texts cannot be empty and tokenizer must be initialized", param="text")
+
+
+def encode_pair(tokenizer: Tokenizer, first: str, second: str) -> tuple[list[int], int, int, bool]:
+    """Ids of a pair as the tokenizer joins them, and the range ``[begin, end)`` of the second text in them.
+
+    The last value says whether token types tell the second text from the first: it is the tokenizer's
+    files that decide, also for models with an embedding of token types. RequestError when the
+    tokenizer doesn't know which text a token belongs to (one without a ``tokenizer.json``), or
+    when the second text has no token.
+    """
+    join: Any = tokenizer
+    joined = join(first, second)
+    try:
+        texts = joined.sequence_ids(0)
+    except ValueError:
+        raise RequestError("This model's tokenizer can't join pairs of texts; send token ids.", param="text") from None
+    of_second = [index for index, text in enumerate(texts) if text == 1]
+    if not of_second:
+        raise empty()
+    return joined["input_ids"], of_second[0], of_second[-1] + 1, 1 in joined.get("token_type_ids", ())

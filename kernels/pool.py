@@ -1,0 +1,105 @@
+"""One vector a sequence from its packed hidden rows."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from .elements import LOOPS, access, address, team_for
+from .threads import Task, float32s, int64s, thread, threads
+
+MODES = ("mean", "max", "weighted", "sqrt", "first", "last")
+ARGUMENTS = [(name, np.int64) for name in ("x", "starts", "out", "rows", "width", "weighted", "rooted")]
+
+
+def pool_reference(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
+    """Pool ``hidden`` [T, H] of any float dtype -> [R, H] float32, on ``hidden``'s device.
+
+    Sequence ``r`` has the rows ``[starts[r], starts[r + 1])``, at least one; ``starts`` is int64
+    [R + 1], from 0 to T. Modes: "mean"; "max", number by number; "weighted", a mean that counts
+    the i-th row i times; "sqrt", the sum over the root of the number of rows; "first"; "last".
+    """
+    _check(hidden, starts, mode)
+    starts = starts.to(hidden.device)
+    if mode in ("first", "last"):
+        return _pick(hidden, starts, mode)
+    lengths = starts.diff()
+    count, width = len(lengths), hidden.shape[1]
+    row = torch.repeat_interleave(torch.arange(count, device=hidden.device), lengths, output_size=len(hidden))
+    exact = hidden.float()
+    if mode == "max":
+        return exact.new_empty(count, width).scatter_reduce_(
+            0, row[:, None].expand_as(exact), exact, "amax", include_self=False
+        )
+    weights = torch.ones(len(row), device=hidden.device)
+    if mode == "weighted":
+        weights = (torch.arange(len(row), device=hidden.device) - starts[row] + 1).float()
+        exact = exact * weights[:, None]
+    sums = exact.new_zeros(count, width).index_add_(0, row, exact)
+    totals = weights.new_zeros(count).index_add_(0, row, weights)[:, None]
+    return sums / (totals.sqrt() if mode == "sqrt" else totals)
+
+
+def pool(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
+    """:func:`pool_reference`, sums of float32 and bfloat16 compiled on the CPU. ValueError for what doesn't fit."""
+    compiled = hidden.is_cpu and hidden.dtype in (torch.float32, torch.bfloat16)
+    if not compiled or mode in ("max", "first", "last"):
+        return pool_reference(hidden, starts, mode)
+    _check(hidden, starts, mode)
+    starts, hidden = starts.cpu().contiguous(), hidden.contiguous()
+    rows, width = len(starts) - 1, hidden.shape[1]
+    out = torch.empty(rows, width)
+    arguments = (
+        address(hidden, "hidden"),
+        address(starts, "starts", torch.int64),
+        out.data_ptr(),
+        rows,
+        width,
+        int(mode == "weighted"),
+        int(mode == "sqrt"),
+    )
+    _task(hidden.dtype).run(arguments, team_for(hidden.numel()))
+    return out
+
+
+def _pick(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
+    return hidden.index_select(0, starts[:-1] if mode == "first" else starts[1:] - 1).float()
+
+
+def _check(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> None:
+    """ValueError for what doesn't fit; what ``starts`` holds is looked at only on the CPU, where that's free."""
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    if hidden.ndim != 2 or starts.ndim != 1 or starts.dtype != torch.int64 or len(starts) == 0:
+        raise ValueError(f"hidden must be [T, H] and starts int64 [R + 1], not {hidden.shape} and {starts.shape}")
+    if starts.is_cpu and (int(starts[0]) or int(starts[-1]) != len(hidden) or not bool((starts.diff() > 0).all())):
+        raise ValueError(f"starts must increase from 0 to {len(hidden)}, the number of hidden rows")
+
+
+@cache
+def _task(dtype: torch.dtype) -> Task:
+    read, _, size = access(dtype)
+
+    def body(a: Any) -> None:
+        starts, width = int64s(a.starts), a.width
+        part, parts = np.int64(thread()), np.int64(threads())
+        total = starts[a.rows]
+        for r in range(a.rows):
+            # Sequences are of any lengths: a thread gets those that begin in its share of all rows.
+            if starts[r] * parts // total != part:
+                continue
+            out, n = float32s(a.out + r * width * 4), starts[r + 1] - starts[r]
+            x = a.x + starts[r] * width * size
+            weights = np.float32(n * (n + 1)) * np.float32(0.5) if a.weighted != 0 else np.float32(n)
+            factor = np.float32(1) / (np.sqrt(weights) if a.rooted != 0 else weights)
+            for i in range(width):
+                out[i] = np.float32(0)
+            for t in range(n):
+                weight = factor * np.float32(t + 1 if a.weighted != 0 else 1)
+                for i in range(width):
+                    out[i] += weight * read(x + t * width * size, i)
+
+    return Task(body, ARGUMENTS, **LOOPS)

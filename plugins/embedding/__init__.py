@@ -1,0 +1,56 @@
+"""Sentence vectors: ``/encode``, ``/v1/embeddings`` and ``/embed``.
+
+What runs in the engine is ``stage.py`` (pooling and what follows it); everything else runs in the
+front. ``recipe.py`` reads from a checkpoint's folder how its vectors are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from trunkline.core.hookspecs import hookimpl
+from trunkline.core.types import Serves, SettingsGroup
+
+from .settings import GROUP, TASK, EmbeddingSettings
+
+if TYPE_CHECKING:
+    from trunkline.core.types import EngineClient, Model, ModelInfo, ServedModel, Settings, Stage
+
+
+@hookimpl
+def trunkline_settings() -> SettingsGroup:
+    return SettingsGroup(GROUP, EmbeddingSettings)
+
+
+@hookimpl
+def trunkline_serves(model: ModelInfo) -> Serves:
+    from .recipe import serves
+
+    return serves(model)
+
+
+@hookimpl
+def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
+    from .recipe import read_recipe
+    from .stage import EmbeddingStage
+
+    return [EmbeddingStage(model, read_recipe(model.info, settings[GROUP]))]
+
+
+@hookimpl
+def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
+    from .openai import openai_routes
+    from .routes import encode_routes
+    from .service import Service
+    from .tei import tei_routes
+
+    service = Service(engine, settings)
+    return [*encode_routes(service), *openai_routes(service), *tei_routes(service)]
+
+
+@hookimpl
+def trunkline_info(model: ServedModel, settings: Settings) -> dict[str, Any]:
+    from .recipe import read_recipe
+
+    return read_recipe(model.info, settings[GROUP]).facts() if TASK in model.tasks else {}

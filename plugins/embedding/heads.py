@@ -1,0 +1,84 @@
+"""What follows pooling in a sentence-transformers folder: Dense, LayerNorm and Normalize, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+from trunkline.core.errors import ModelError
+
+from .recipe import Module, activation_name
+
+Step = Callable[[Tensor], Tensor]
+"""Vectors ``[R, in]`` -> ``[R, out]``, float32."""
+
+
+def build(modules: Sequence[Module], width: int, device: torch.device) -> Step:
+    """All modules in a row; ``width`` numbers go in. ModelError when weights are missing or don't fit."""
+    steps: list[Step] = []
+    for module in modules:
+        if module.kind == "Dense":
+            steps.append(_dense(module, width, device))
+        elif module.kind == "LayerNorm":
+            steps.append(_layer_norm(module, width, device))
+        else:
+            steps.append(normalize)
+        width = module.width
+
+    def apply(vectors: Tensor) -> Tensor:
+        for step in steps:
+            vectors = step(vectors)
+        return vectors
+
+    return apply
+
+
+def normalize(vectors: Tensor) -> Tensor:
+    """Scaled to length 1; zeros stay zeros."""
+    return functional.normalize(vectors, p=2, dim=-1)
+
+
+def _dense(module: Module, width: int, device: torch.device) -> Step:
+    bias = module.config.get("bias", True) is not False
+    residual = module.config.get("use_residual") is True
+    shapes: dict[str, tuple[int, ...]] = {"linear.weight": (module.width, width)}
+    if bias:
+        shapes["linear.bias"] = (module.width,)
+    if residual and module.width != width:
+        shapes["residual.weight"] = (module.width, width)
+    weights = _load(Path(module.folder), shapes, device)
+    activation: Step = getattr(torch.nn, activation_name(module.config))()
+
+    def apply(vectors: Tensor) -> Tensor:
+        out = activation(functional.linear(vectors, weights["linear.weight"], weights.get("linear.bias")))
+        if not residual:
+            return out
+        projection = weights.get("residual.weight")
+        return out + (vectors if projection is None else functional.linear(vectors, projection))
+
+    return apply
+
+
+def _layer_norm(module: Module, width: int, device: torch.device) -> Step:
+    weights = _load(Path(module.folder), {"norm.weight": (width,), "norm.bias": (width,)}, device)
+    return lambda vectors: functional.layer_norm(vectors, (width,), weights["norm.weight"], weights["norm.bias"])
+
+
+def _load(folder: Path, shapes: dict[str, tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:
+    path = folder / "model.safetensors"
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} can't be read: {error}") from error
+    for name, shape in shapes.items():
+        found = tuple(stored[name].shape) if name in stored else None
+        if found != shape:
+            raise ModelError(f"{path}: {name} must be {list(shape)}, it is {'missing' if found is None else found}.")
+    # Copies: what lies in the mapped file would change with the file.
+    return {name: stored[name].to(device, torch.float32, copy=True) for name in shapes}

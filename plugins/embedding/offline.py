@@ -1,0 +1,57 @@
+"""Embedding from Python, on :class:`trunkline.core.Engine`: no server needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trunkline.core.server.api import Inputs, Shaper, Truncation, read_truncate
+
+from .prompts import choose_prompt, lowered, prompt_tokens
+from .recipe import read_recipe
+from .schemas import EmbeddingParams
+from .service import Array, check_dimensions, check_ids, vector_of
+from .settings import TASK, EmbeddingSettings
+
+if TYPE_CHECKING:
+    from trunkline.core import Engine
+
+
+def encode(
+    engine: Engine,
+    texts: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    model: str = "",
+    prompt: str | None = None,
+    prompt_name: str | None = None,
+    truncate: Truncation = None,
+    normalize: bool | None = None,
+    dimensions: int | None = None,
+    timeout: float | None = None,
+) -> Array:
+    """Vectors of texts or lists of token ids, float32 ``[len(texts), dimensions]``, all in one batch.
+
+    Options are those of ``POST /encode``. Raises RequestError for what the server would answer
+    4xx, TimeoutError when an input takes more than ``timeout`` seconds.
+    """
+    served = engine.served(model)
+    tokenizer = engine.tokenizer(served.name)
+    recipe = read_recipe(served.info, EmbeddingSettings())
+    check_dimensions(dimensions, recipe)
+    ids = [list(entry) for entry in texts if not isinstance(entry, str)]
+    given = Inputs(texts=[entry for entry in texts if isinstance(entry, str)], ids=ids)
+    check_ids(given, served)
+    keep = 0
+    if given.texts and tokenizer is not None:
+        before = choose_prompt(recipe, prompt, prompt_name)
+        if before and (not recipe.include_prompt or read_truncate(truncate) == "start"):
+            keep = prompt_tokens(tokenizer, lowered(tokenizer, recipe, before))
+        given = Inputs(texts=[lowered(tokenizer, recipe, before + str(text)) for text in given.texts])
+    shaper = Shaper(tokenizer, served, truncate=truncate, limit=recipe.max_length, keep=keep)
+    skip = 0 if recipe.include_prompt else keep
+    params = EmbeddingParams(skip=skip, normalize=normalize, dimensions=dimensions)
+    tickets = [engine.submit(TASK, item.ids, params, model=served.name) for item in shaper.items(given)]
+    vectors = [vector_of(ticket.result(timeout).data) for ticket in tickets]
+    return np.stack(vectors) if vectors else np.empty((0, dimensions or recipe.dimensions), np.float32)

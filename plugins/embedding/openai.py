@@ -1,0 +1,98 @@
+"""``POST /v1/embeddings``, OpenAI's route."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from litestar import Response, post
+
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api import AnyRequest, Inputs, encode, json_response, naming, read_body, read_salt
+
+from .body_schemas import EmbeddingsBody
+from .service import Array, Embedded, Service, Wish
+
+FORMATS = ("float", "base64")
+
+
+def openai_routes(service: Service) -> list[Any]:
+    """Handlers, bound to the service."""
+
+    @post(
+        "/v1/embeddings",
+        opt={"scope": "infer", "dialect": "openai", "body": EmbeddingsBody},
+        status_code=200,
+        summary="Embed texts or token ids, as OpenAI does",
+        description="encoding_format base64 gives float32 numbers, little endian.",
+    )
+    async def embeddings(request: AnyRequest) -> Response[Any]:
+        body = await read_body(request, EmbeddingsBody)
+        form = body.encoding_format or "float"
+        if form not in FORMATS:
+            raise RequestError(f"encoding_format must be float or base64, not {form!r}.", param="encoding_format")
+        wish = Wish(
+            inputs=read_input(body.input),
+            model=body.model,
+            prompt=body.prompt,
+            prompt_name=body.prompt_name,
+            truncate=body.truncate,
+            dimensions=body.dimensions,
+            priority=body.priority,
+            salt=read_salt(body.cache_salt),
+        )
+        embedded = await service.embed(request, wish)
+        return json_response(await service.off_loop(len(embedded.items), lambda: encode(_answer(embedded, form))))
+
+    return [embeddings]
+
+
+def read_input(given: str | list[str | int | list[int]]) -> Inputs:
+    """``input``: a text, texts, token ids, or lists of them. RequestError for empty and mixed ones."""
+    if not given:
+        raise RequestError("Input cannot be empty", param="input")
+    if isinstance(given, str):
+        return Inputs(texts=[_text(given)], single=True)
+    if all(isinstance(entry, int) for entry in given):
+        return Inputs(ids=[[entry for entry in given if isinstance(entry, int)]], single=True)
+    texts = [entry for entry in given if isinstance(entry, str)]
+    if len(texts) == len(given):
+        return Inputs(texts=[_text_at(index, text) for index, text in enumerate(texts)])
+    ids = [entry for entry in given if isinstance(entry, list)]
+    if len(ids) < len(given):
+        raise RequestError("input must hold only texts, only token ids, or only lists of token ids.", param="input")
+    for index, one in enumerate(ids):
+        with naming(index):
+            if not one:
+                raise RequestError("Input cannot be empty", param="input")
+    return Inputs(ids=ids)
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise RequestError("Input cannot be empty or whitespace only", param="input")
+    return text
+
+
+def _text_at(index: int, text: str) -> str:
+    with naming(index):
+        return _text(text)
+
+
+def _answer(embedded: Embedded, form: str) -> dict[str, Any]:
+    data = [_entry(index, vector, form) for index, vector in enumerate(embedded.vectors())]
+    for entry, item in zip(data, embedded.items, strict=True):
+        if item.whole:
+            entry["meta_info"] = {"truncated": True, "original_tokens": item.whole}
+    tokens = embedded.tokens
+    return {
+        "object": "list",
+        "data": data,
+        "model": embedded.served.model_path,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
+    }
+
+
+def _entry(index: int, vector: Array, form: str) -> dict[str, Any]:
+    numbers = vector.tolist() if form == "float" else base64.b64encode(vector.tobytes()).decode()
+    return {"object": "embedding", "index": index, "embedding": numbers}

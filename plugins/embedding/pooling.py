@@ -1,0 +1,105 @@
+"""From hidden rows to one pooled vector a sequence, all of them in one pass or in several.
+
+Rows of whole sequences go through the kernel. Where a sequence comes in chunks, or begins with a
+prompt that isn't pooled, each chunk leaves sums behind and the last one adds them up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trunkline.core.types import Needs, PartRow
+from trunkline.kernels.pool import pool
+
+KERNEL_MODES = {
+    "cls": "first",
+    "lasttoken": "last",
+    "mean": "mean",
+    "mean_sqrt_len_tokens": "sqrt",
+    "weightedmean": "weighted",
+    "max": "max",
+}
+
+Partial = dict[str, Tensor]
+"""What a chunk leaves: by mode, float32 ``[H]``."""
+
+
+class Pooler:
+    """Pools by ``modes`` (sentence-transformers' names) and joins the results."""
+
+    def __init__(self, modes: tuple[str, ...]) -> None:
+        self._modes = modes
+        self._only_last = set(modes) == {"lasttoken"}
+
+    def needs(self, skip: int) -> Needs:
+        """Of a request whose first ``skip`` tokens aren't pooled.
+
+        Only the last token's row may come from a computation that began with a cached prefix.
+        """
+        return Needs() if self._only_last else Needs(rows_from=skip, reuse_up_to=0)
+
+    def pool(self, rows: Sequence[PartRow], hidden: Tensor, skips: Sequence[int]) -> Tensor:
+        """Float32 ``[F, modes * H]`` for the F final rows; what other rows give is kept in their requests' state."""
+        if self._only_last:
+            last = [row.offset + row.end - row.first - 1 for row in rows if row.final]
+            picked = hidden if len(last) == len(hidden) else hidden[torch.tensor(last, device=hidden.device)]
+            return torch.cat([picked.float()] * len(self._modes), dim=-1)
+        if all(row.final and row.first == 0 for row in rows):
+            starts = torch.tensor([*(row.offset for row in rows), len(hidden)])
+            return torch.cat([pool(hidden, starts, KERNEL_MODES[mode]) for mode in self._modes], dim=-1)
+        done = [self._chunk(row, hidden, skip) for row, skip in zip(rows, skips, strict=True)]
+        vectors = [vector for vector in done if vector is not None]
+        return torch.stack(vectors) if vectors else hidden.new_empty(0, 0, dtype=torch.float32)
+
+    def _chunk(self, row: PartRow, hidden: Tensor, skip: int) -> Tensor | None:
+        """Keep what the row's positions ``[first, end)`` give; the whole sequence's vector if they are the last.
+
+        Kept by first position, so that a pass that is run again after a failure counts once.
+        """
+        chunks: dict[int, Partial] = row.request.state
+        chunks[row.first] = self._partial(hidden[row.offset : row.offset + row.end - row.first].float(), row.first)
+        if not row.final:
+            return None
+        ordered = [chunks[first] for first in sorted(chunks)]
+        return torch.cat([_join(mode, ordered, skip, row.end) for mode in self._modes])
+
+    def _partial(self, rows: Tensor, first: int) -> Partial:
+        partial: Partial = {}
+        for mode in self._modes:
+            if mode == "cls":
+                partial[mode] = rows[0].clone()
+            elif mode == "lasttoken":
+                partial[mode] = rows[-1].clone()
+            elif mode == "max":
+                partial[mode] = rows.amax(0)
+            elif mode == "weightedmean":
+                weights = torch.arange(first + 1, first + 1 + len(rows), device=rows.device, dtype=torch.float32)
+                partial[mode] = weights @ rows
+            else:
+                partial[mode] = rows.sum(0)
+        return partial
+
+
+def _join(mode: str, chunks: list[Partial], skip: int, end: int) -> Tensor:
+    """One mode's vector from a sequence's chunks in order; its positions ``[skip, end)`` were pooled.
+
+    A token weighs its position in the whole text, prompt included, counted from 1.
+    """
+    parts = [chunk[mode] for chunk in chunks]
+    if mode == "cls":
+        return parts[0]
+    if mode == "lasttoken":
+        return parts[-1]
+    if mode == "max":
+        return torch.stack(parts).amax(0)
+    total = torch.stack(parts).sum(0)
+    count = end - skip
+    if mode == "mean":
+        return total / count
+    if mode == "mean_sqrt_len_tokens":
+        return total / math.sqrt(count)
+    return total / (count * (skip + 1 + end) / 2)

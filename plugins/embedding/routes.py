@@ -1,0 +1,72 @@
+"""``POST|PUT /encode``, SGLang's native route."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Response, route
+from litestar.enums import HttpMethod
+
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api import AnyRequest, encode, json_response, read_body, read_inputs, read_salt
+
+from .body_schemas import EncodeBody
+from .service import Service, Wish
+
+UNSERVED = (
+    "is_cross_encoder_request",
+    "input_embeds",
+    "image_data",
+    "video_data",
+    "audio_data",
+    "lora_path",
+    "return_pooled_hidden_states",
+    "return_prompt_token_ids",
+)
+
+
+def encode_routes(service: Service) -> list[Any]:
+    """Handlers, bound to the service."""
+
+    @route(
+        "/encode",
+        http_method=[HttpMethod.POST, HttpMethod.PUT],
+        opt={"scope": "infer", "dialect": "native", "body": EncodeBody},
+        status_code=200,
+        summary="Embed texts or token ids",
+        description="One object for a single text or list of ids, else a list in the order of the inputs.",
+    )
+    async def encode_(request: AnyRequest) -> Response[Any]:
+        body = await read_body(request, EncodeBody)
+        _refuse_unserved(body)
+        inputs = read_inputs(body.text, body.input_ids)
+        if any(not isinstance(text, str) for text in inputs.texts):
+            raise RequestError("Pairs of texts are for cross-encoders; see /v1/rerank.", param="text")
+        wish = Wish(
+            inputs=inputs,
+            model=body.model,
+            prompt=body.prompt,
+            prompt_name=body.prompt_name,
+            truncate=body.truncate,
+            normalize=body.normalize,
+            dimensions=body.dimensions,
+            rid=body.rid,
+            priority=body.priority,
+            salt=read_salt(body.cache_salt, body.extra_key),
+        )
+        embedded = await service.embed(request, wish)
+
+        def write() -> bytes:
+            pairs = zip(embedded.vectors(), embedded.metas(), strict=True)
+            records = [{"embedding": vector.tolist(), "meta_info": meta} for vector, meta in pairs]
+            return encode(records[0] if inputs.single else records)
+
+        return json_response(await service.off_loop(len(inputs), write))
+
+    return [encode_]
+
+
+def _refuse_unserved(body: EncodeBody) -> None:
+    for name in UNSERVED:
+        if getattr(body, name) not in (None, False, [], ""):
+            raise RequestError(f"{name} isn't supported by this server; leave it out.", param=name)

@@ -1,0 +1,167 @@
+"""From what a body asks for to vectors; all dialects' routes go through here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api import (
+    AnyRequest,
+    Inputs,
+    Item,
+    Truncation,
+    check_batch,
+    item_meta,
+    naming,
+    prepare,
+    read_truncate,
+    run_all,
+    spread_rids,
+)
+from trunkline.core.types import EngineClient, Reply, ServedModel, Settings
+
+from .prompts import choose_prompt, lowered, prompt_tokens
+from .recipe import Recipe, read_recipe
+from .schemas import EmbeddingParams, EmbeddingResult
+from .settings import GROUP, TASK, EmbeddingSettings
+
+Array = NDArray[np.float32]
+ON_LOOP = 8  # vectors whose JSON is written on the event loop; more go to a thread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a request wants, whichever dialect it came in. None: as the model or the server does."""
+
+    inputs: Inputs
+    model: str | None = None
+    prompt: str | None = None
+    prompt_name: str | None = None
+    truncate: Truncation = None
+    normalize: bool | None = None
+    dimensions: int | None = None
+    rid: str | list[str] | None = None
+    priority: int | None = None
+    salt: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors of one request, in its order."""
+
+    served: ServedModel
+    items: list[Item]
+    replies: list[Reply]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(item.ids) for item in self.items)
+
+    def vectors(self) -> list[Array]:
+        return [vector_of(reply.data) for reply in self.replies]
+
+    def metas(self) -> list[dict[str, Any]]:
+        return [item_meta(reply, self.served, item) for reply, item in zip(self.replies, self.items, strict=True)]
+
+
+class Service:
+    """The front's part of embedding: prompts, limits, tokenising, submitting."""
+
+    def __init__(self, engine: EngineClient, settings: Settings) -> None:
+        self.engine = engine
+        self._settings: EmbeddingSettings = settings[GROUP]
+        self._max_batch: int = settings["server"].max_batch_size
+        self._recipes: dict[str, Recipe] = {}
+
+    def recipe(self, served: ServedModel) -> Recipe:
+        if served.name not in self._recipes:
+            self._recipes[served.name] = read_recipe(served.info, self._settings)
+        return self._recipes[served.name]
+
+    async def embed(self, request: AnyRequest, wish: Wish) -> Embedded:
+        """Compute. RequestError for whatever is wrong with the request; then nothing was computed."""
+        served = self.engine.choose(TASK, wish.model)
+        recipe = self.recipe(served)
+        inputs, single = wish.inputs, wish.inputs.single
+        check_batch(len(inputs), self._max_batch)
+        check_dimensions(wish.dimensions, recipe)
+        prompt = choose_prompt(recipe, wish.prompt, wish.prompt_name) if inputs.texts else ""
+        truncate = self._settings.embedding_truncate if wish.truncate is None else wish.truncate
+        rids = spread_rids(wish.rid, len(inputs), single=single, number=False)
+        check_ids(inputs, served)
+        keep = await self._prompt_tokens(served, recipe, prompt, truncate)
+        if prompt or recipe.lower_case:
+            inputs = await self.engine.off_loop(self._dress, inputs, served, recipe, prompt)
+        items = await prepare(self.engine, served, inputs, truncate=truncate, limit=recipe.max_length, keep=keep)
+        params = EmbeddingParams(
+            skip=0 if recipe.include_prompt else keep, normalize=wish.normalize, dimensions=wish.dimensions
+        )
+        replies = await run_all(
+            self.engine, request, served, TASK, items, params, rids,
+            priority=wish.priority or 0, salt=wish.salt, single=single,
+        )  # fmt: skip
+        return Embedded(served, items, replies)
+
+    async def off_loop(self, count: int, function: Callable[[], bytes]) -> msgspec.Raw:
+        """JSON of ``count`` vectors, written where it doesn't hold up other requests."""
+        return msgspec.Raw(function() if count <= ON_LOOP else await self.engine.off_loop(function))
+
+    async def _prompt_tokens(self, served: ServedModel, recipe: Recipe, prompt: str, truncate: Truncation) -> int:
+        """How many tokens the prompt takes, where that matters."""
+        if not prompt or (recipe.include_prompt and read_truncate(truncate) != "start"):
+            return 0
+        tokenizer = self.engine.tokenizer(served.name)
+        assert tokenizer is not None  # prompts are for texts, and prepare refuses those without a tokenizer
+        return int(await self.engine.off_loop(prompt_tokens, tokenizer, lowered(tokenizer, recipe, prompt)))
+
+    def _dress(self, inputs: Inputs, served: ServedModel, recipe: Recipe, prompt: str) -> Inputs:
+        tokenizer = self.engine.tokenizer(served.name)
+        texts = [str(text) for text in inputs.texts]
+        if tokenizer is None:
+            return inputs
+        return Inputs(texts=[lowered(tokenizer, recipe, prompt + text) for text in texts], single=inputs.single)
+
+
+def check_dimensions(dimensions: int | None, recipe: Recipe) -> None:
+    """RequestError for a length that the model's vectors can't be cut to."""
+    if dimensions is None:
+        return
+    if recipe.matryoshka is None:
+        raise RequestError(
+            "The model wasn't trained for shorter vectors (Matryoshka), so dimensions must be left out. "
+            "If it was and its config doesn't say so, start the server with --matryoshka.",
+            param="dimensions",
+        )
+    if dimensions > recipe.dimensions:
+        raise RequestError(
+            f"dimensions must be at most {recipe.dimensions}, the length of the model's vectors; got {dimensions}.",
+            param="dimensions",
+        )
+    if recipe.matryoshka and dimensions not in (*recipe.matryoshka, recipe.dimensions):
+        allowed = ", ".join(map(str, recipe.matryoshka))
+        raise RequestError(f"dimensions must be one of {allowed}, got {dimensions}.", param="dimensions")
+
+
+def check_ids(inputs: Inputs, served: ServedModel) -> None:
+    """RequestError for ids of another tokenizer, which LangChain's OpenAIEmbeddings sends by default."""
+    vocabulary = served.info.vocab_size
+    for index, ids in enumerate(inputs.ids):
+        with naming(index, single=inputs.single):
+            if ids and max(ids) >= vocabulary:
+                raise RequestError(
+                    f"The token id {max(ids)} is outside the vocabulary of {served.name}, which has {vocabulary} ids. "
+                    "Were they made with another model's tokenizer? Send text instead (LangChain's "
+                    "OpenAIEmbeddings: check_embedding_ctx_length=False), or ids of this model's tokenizer.",
+                    param="input",
+                )
+
+
+def vector_of(data: Any) -> Array:
+    """The float32 vector in a stage's result."""
+    return np.frombuffer(msgspec.convert(data, EmbeddingResult).vector, np.dtype("<f4"))

@@ -1,0 +1,84 @@
+"""The engine's part of embedding: pool hidden rows, apply what follows, hand out float32 bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+
+from trunkline.core.errors import RequestError
+from trunkline.core.types import Launched, Model, Needs, Part, Request, Stage, Step
+
+from .heads import build, normalize
+from .pooling import Pooler
+from .recipe import Recipe
+from .schemas import EmbeddingParams, EmbeddingResult
+from .settings import TASK
+
+FINISH = {"type": "length", "length": 0}
+NOT_FINITE = "The model's embedding was not finite (NaN or infinity); the request was ended."
+
+
+class EmbeddingStage(Stage):
+    """One vector a request, at its last row.
+
+    ``request.state`` maps first positions to what a chunk left (see :mod:`.pooling`).
+    """
+
+    task = TASK
+    params = EmbeddingParams
+    result = EmbeddingResult
+
+    def __init__(self, model: Model, recipe: Recipe) -> None:
+        """ModelError when weights of the recipe's modules are missing or don't fit."""
+        self._vocabulary = model.info.vocab_size
+        self._recipe = recipe
+        self._pooler = Pooler(recipe.modes)
+        self._after = build(recipe.modules, model.info.hidden_size * len(recipe.modes), model.device)
+
+    def admit(self, request: Request) -> Needs:
+        params: EmbeddingParams = request.params
+        if request.tokens and not (min(request.tokens) >= 0 and max(request.tokens) < self._vocabulary):
+            raise RequestError(f"The input contains token ids outside the vocabulary, [0, {self._vocabulary}).")
+        if params.skip >= request.prompt_len > 0:
+            raise RequestError("Nothing is left to pool: the prompt takes all tokens of the input.", param="prompt")
+        request.state = {}
+        return self._pooler.needs(params.skip)
+
+    def reset(self, request: Request) -> None:
+        request.state.clear()
+
+    def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
+        vectors = self._pooler.pool(part.rows, hidden, [row.request.params.skip for row in part.rows])
+        if len(vectors):
+            vectors = self._finish(self._after(vectors), [row.request.params for row in part.rows if row.final])
+        return Launched(tensors={"vectors": vectors})
+
+    def _finish(self, vectors: torch.Tensor, params: list[EmbeddingParams]) -> torch.Tensor:
+        """Cut (to zeros, the bytes are cut later) and normalised as each request wants, all in one go."""
+        width = vectors.shape[1]
+        if any(each.dimensions is not None for each in params):
+            lengths = torch.tensor([each.dimensions or width for each in params], device=vectors.device)
+            vectors = vectors * (torch.arange(width, device=vectors.device) < lengths[:, None])
+        wanted = [self._recipe.normalize if each.normalize is None else each.normalize for each in params]
+        if not any(wanted):
+            return vectors
+        if all(wanted):
+            return normalize(vectors)
+        return torch.where(torch.tensor(wanted, device=vectors.device)[:, None], normalize(vectors), vectors)
+
+    def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
+        final = [row.request for row in part.rows if row.final]
+        vectors = tensors["vectors"].numpy()
+        finite = np.isfinite(vectors).all(axis=-1)
+        for request, vector, fine in zip(final, vectors, finite, strict=True):
+            if not fine:
+                yield Step(request, error=RequestError(NOT_FINITE, status=500))
+                continue
+            length = request.params.dimensions or len(vector)
+            data = EmbeddingResult(vector[:length].astype("<f4", copy=False).tobytes())
+            yield Step(request, data=data, finish=FINISH)
+
+    def probe(self) -> tuple[list[int], EmbeddingParams]:
+        return [0], EmbeddingParams()

@@ -1,0 +1,45 @@
+"""``POST /embed``, Text Embeddings Inference's route."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Response, post
+
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api import AnyRequest, Inputs, encode, json_response, read_body
+
+from .body_schemas import EmbedBody
+from .service import Service, Wish
+
+
+def tei_routes(service: Service) -> list[Any]:
+    """Handlers, bound to the service."""
+
+    @post(
+        "/embed",
+        opt={"scope": "infer", "dialect": "native", "body": EmbedBody},
+        status_code=200,
+        summary="Embed texts, as Text Embeddings Inference does",
+        description="A list of vectors. The header X-Truncated-Inputs counts the texts that were cut.",
+    )
+    async def embed(request: AnyRequest) -> Response[Any]:
+        body = await read_body(request, EmbedBody)
+        texts = [body.inputs] if isinstance(body.inputs, str) else list(body.inputs)
+        if not texts:
+            raise RequestError("inputs cannot be empty.", param="inputs")
+        wish = Wish(
+            inputs=Inputs(texts=[*texts], single=isinstance(body.inputs, str)),
+            model=body.model,
+            prompt_name=body.prompt_name,
+            truncate=body.truncate,
+            normalize=body.normalize,
+            dimensions=body.dimensions,
+        )
+        embedded = await service.embed(request, wish)
+        cut = sum(item.whole > 0 for item in embedded.items)
+        headers = {"x-truncated-inputs": str(cut)} if cut else None
+        written = await service.off_loop(len(texts), lambda: encode([vector.tolist() for vector in embedded.vectors()]))
+        return json_response(written, headers=headers)
+
+    return [embed]

@@ -1,0 +1,58 @@
+"""What the routes take; each dialect uses its own fields, unknown ones are ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from trunkline.core.server.api import Truncation
+
+from .schemas import MAX_LABELS, Int64
+
+CacheKey = Annotated[str, Meta(max_length=1024)]
+Labels = Annotated[list[Int64], Meta(max_length=MAX_LABELS)]
+
+
+class RerankBody(Struct):
+    """All rerank routes."""
+
+    query: str
+    documents: list[str | dict[str, Any]] | None = None
+    texts: list[str] | None = None  # TEI's name for them
+    model: str | None = None
+    top_n: Int64 | None = None
+    return_documents: bool | None = None
+    instruct: str | None = None
+    truncate: Truncation = None
+    priority: Int64 | None = None
+    cache_salt: CacheKey | None = None
+    extra_key: CacheKey | None = None
+    # Cohere's
+    rank_fields: list[str] | None = None
+    max_chunks_per_doc: Int64 | None = None
+    max_tokens_per_doc: Int64 | None = None
+    relevant_spans: Any = None  # isn't built: only null passes
+    # TEI's
+    raw_scores: bool | None = None
+    return_text: bool | None = None
+    truncation_direction: Literal["Left", "Right", "left", "right"] | None = None
+
+
+class ScoreBody(Struct):
+    """``/score``: pairs ``text_1``/``text_2`` (vLLM's), or ``query``/``items`` (SGLang's)."""
+
+    text_1: str | list[str] | None = None
+    text_2: str | list[str] | None = None
+    query: str | list[Int64] | None = None
+    items: str | list[str | Int64 | list[Int64]] | None = None
+    label_token_ids: Labels | None = None
+    apply_softmax: bool | None = False
+    item_first: bool | None = False
+    use_activation: bool | None = None
+    model: str | None = None
+    instruct: str | None = None
+    truncate: Truncation = None
+    priority: Int64 | None = None
+    cache_salt: CacheKey | None = None
+    extra_key: CacheKey | None = None

@@ -1,0 +1,114 @@
+"""One ranking in the shapes that different clients parse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from .detect import sigmoid
+from .service import Scored, usage
+
+SEARCH_UNIT = 100  # documents that Cohere counts as one search
+
+
+class Ranking(Struct, frozen=True, kw_only=True):
+    """``order``: indices into ``scored`` and ``documents``, best first, at most ``top_n`` of them."""
+
+    id: str
+    model: str
+    scored: list[Scored]
+    documents: list[str | dict[str, Any]]  # as they came
+    texts: list[str]  # what of them was scored
+    order: list[int]
+    with_documents: bool
+    raw_scores: bool = False
+    version: str = "1"  # of Cohere's API
+
+
+def ranked(scored: list[Scored], top_n: int | None) -> list[int]:
+    """Indices, best first; equal ones in the order of the request."""
+    order = sorted(range(len(scored)), key=lambda index: -scored[index].logit)
+    return order[:top_n]
+
+
+def sglang(ranking: Ranking) -> list[dict[str, Any]]:
+    """A bare list; the score is what the checkpoint asks for: mostly the raw logit."""
+    answer = []
+    for index in ranking.order:
+        one = ranking.scored[index]
+        entry = {"score": one.logit if ranking.raw_scores else one.score, "index": index, "meta_info": one.meta}
+        if ranking.with_documents:
+            entry["document"] = ranking.texts[index]
+        answer.append(entry)
+    return answer
+
+
+def tei(ranking: Ranking) -> list[dict[str, Any]]:
+    """Text Embeddings Inference's bare list: probabilities, or raw logits with ``raw_scores``."""
+    answer = []
+    for index in ranking.order:
+        one = ranking.scored[index]
+        entry = {"index": index, "score": relevance(ranking, one), **cut(one)}
+        if ranking.with_documents:
+            entry["text"] = ranking.texts[index]
+        answer.append(entry)
+    return answer
+
+
+def jina(ranking: Ranking) -> dict[str, Any]:
+    """The object of Jina, Infinity and vLLM; scores lie in [0, 1]."""
+    return {
+        "id": ranking.id,
+        "model": ranking.model,
+        "results": _results(ranking),
+        "usage": usage(ranking.scored),
+    }
+
+
+def cohere(ranking: Ranking) -> dict[str, Any]:
+    """Cohere's object; scores lie in [0, 1]. What was cut is told in ``meta.warnings``."""
+    counts = usage(ranking.scored)
+    meta: dict[str, Any] = {
+        "api_version": {"version": ranking.version},
+        "billed_units": {"search_units": math.ceil(len(ranking.scored) / SEARCH_UNIT)},
+        "tokens": {"input_tokens": counts["prompt_tokens"], "output_tokens": 0},
+        "cached_tokens": counts["prompt_tokens_details"]["cached_tokens"],
+    }
+    warnings = [
+        f"documents[{index}] was truncated: of the pair's {one.whole} tokens {one.prompt_tokens} were used."
+        for index, one in enumerate(ranking.scored)
+        if one.whole
+    ]
+    if warnings:
+        meta["warnings"] = warnings
+    return {"id": ranking.id, "results": _results(ranking, cuts=False), "meta": meta}
+
+
+def _results(ranking: Ranking, *, cuts: bool = True) -> list[dict[str, Any]]:
+    results = []
+    for index in ranking.order:
+        one = ranking.scored[index]
+        entry = {"index": index, "relevance_score": relevance(ranking, one), **(cut(one) if cuts else {})}
+        if ranking.with_documents:
+            document = ranking.documents[index]
+            entry["document"] = {"text": document} if isinstance(document, str) else document
+        results.append(entry)
+    return results
+
+
+def relevance(ranking: Ranking, one: Scored) -> float:
+    """A probability whatever the checkpoint says, so that thresholds mean the same for all; or the raw logit."""
+    return one.logit if ranking.raw_scores else sigmoid(one.logit)
+
+
+def cut(one: Scored) -> dict[str, Any]:
+    """The report of a document that was truncated, for dialects without a place of their own for it."""
+    return {"truncated": True, "original_tokens": one.whole} if one.whole else {}
+
+
+DIALECTS: dict[str, Callable[[Ranking], Any]] = {"sglang": sglang, "jina": jina, "cohere": cohere, "tei": tei}
+WITH_DOCUMENTS = {"sglang": True, "jina": True, "cohere": False, "tei": False}
+"""Whether documents come back when the request doesn't say."""

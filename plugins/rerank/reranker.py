@@ -1,0 +1,195 @@
+"""What one served model needs to rerank: its prompts, its answer tokens, what its scores mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api import FIRST_LOOK, Item, Truncation, enough, fit, naming, over, read_truncate, too_long
+from trunkline.core.types import ServedModel, Tokenizer
+
+from .detect import ACTIVATIONS, activation_name, is_language_model, logit_score, sigmoid
+from .prompts import JudgePrompter, PairPrompter, Prompt, Prompter
+from .schemas import RerankParams, RerankResult
+from .settings import RerankSettings
+
+WORDS = (("yes", "no"), ("Yes", "No"))  # what causal rerankers answer; the first pair that are tokens
+
+
+class Limits(Struct, frozen=True):
+    """How long prompts may be, in tokens, and what happens to longer ones.
+
+    ``how`` is the end of the document that is cut, or "none". ``document`` bounds the document
+    alone and always cuts. With ``chunks`` > 1 a document that is too long becomes up to so many
+    prompts, and its score is the best of theirs.
+    """
+
+    prompt: int
+    how: str = "none"
+    document: int | None = None
+    chunks: int = 1
+
+    @property
+    def cuts(self) -> bool:
+        return self.how != "none" or self.document is not None or self.chunks > 1
+
+    @classmethod
+    def of(cls, served: ServedModel, truncate: Truncation) -> Limits:
+        return cls(served.max_request_tokens, read_truncate(truncate))
+
+
+class Reranker:
+    """Pure CPU work, with or without a server."""
+
+    def __init__(self, served: ServedModel, tokenizer: Tokenizer | None, settings: RerankSettings) -> None:
+        """RequestError when the model can't rerank with this tokenizer or these settings."""
+        if tokenizer is None:
+            raise RequestError(f"{served.name} has no tokenizer and cannot accept text.")
+        self.served = served
+        self.tokenizer = tokenizer
+        self.by_labels = is_language_model(served.info)
+        self._settings = settings
+        self._prompter: Prompter | None = None
+        self._activation: Callable[[float], float] = (
+            sigmoid if self.by_labels else ACTIVATIONS[activation_name(served.info)]
+        )
+        self._answers: RerankParams | None = None
+
+    @property
+    def prompter(self) -> Prompter:
+        """Made when it is first needed: plain label scoring can do without a chat template."""
+        if self._prompter is None:
+            self._prompter = self._make_prompter()
+        return self._prompter
+
+    def _make_prompter(self) -> Prompter:
+        style, template = self._settings.rerank_prompt, self.tokenizer.chat_template
+        if style == "auto":
+            style = "judge" if self.by_labels or template else "pair"
+        if style == "pair" or not self.served.info.causal:
+            return PairPrompter(self.tokenizer)
+        if not template:
+            raise RequestError(
+                f"{self.served.name} has no chat template to ask for yes or no with; give one with --chat-template, "
+                "or use `--rerank-prompt pair`."
+            )
+        return JudgePrompter(self.tokenizer, self._settings.rerank_instruct)
+
+    @property
+    def params(self) -> RerankParams:
+        """What the engine is asked for: the answer tokens of causal models, nothing for score heads."""
+        if self._answers is None:
+            self._answers = RerankParams(self._answer_tokens() if self.by_labels else ())
+        return self._answers
+
+    def _answer_tokens(self) -> tuple[int, ...]:
+        """Ids for relevant and, mostly, for irrelevant."""
+        if (given := logit_score(Path(self.served.info.path))) is not None:
+            return tuple(token for token in given if token is not None)
+        for words in WORDS:
+            ids = [self.tokenizer.encode(word, add_special_tokens=False) for word in words]
+            if all(len(one) == 1 for one in ids) and ids[0] != ids[1]:
+                return ids[0][0], ids[1][0]
+        raise RequestError(f"{self.served.name} can't rerank: its tokenizer has no single tokens for yes and no.")
+
+    # -- prompts -----------------------------------------------------------------------------
+
+    def items(
+        self,
+        queries: Sequence[str],
+        documents: Sequence[str],
+        limits: Limits,
+        *,
+        instruct: str | None = None,
+        first: int = 0,
+        single: bool = False,
+    ) -> list[list[Item]]:
+        """Prompts of each pair: one, or several where a document falls into chunks.
+
+        ``first`` is the index of the first pair in its request, for errors. RequestError for pairs
+        that are too long, and for an instruction where the model's prompt has no place for it.
+        """
+        if instruct and not self.prompter.takes_instruct:
+            raise RequestError(f"{self.served.name} takes no instruction; leave `instruct` out.", param="instruct")
+        kept = []
+        for index, (query, document) in enumerate(zip(queries, documents, strict=True), first):
+            with naming(index, single=single):
+                self.bounded(query, Limits(limits.prompt))
+                kept.append(self.bounded(document, limits))
+        return self.fitted(self.prompter(queries, kept, instruct), limits, first=first, single=single)
+
+    def fitted(
+        self, prompts: Sequence[Prompt], limits: Limits, *, first: int = 0, single: bool = False
+    ) -> list[list[Item]]:
+        """Prompts of the lengths that ``limits`` allow. RequestError names the one that can't be."""
+        pieces = []
+        for index, prompt in enumerate(prompts, first):
+            with naming(index, single=single):
+                pieces.append(fit_prompt(prompt, limits))
+        return pieces
+
+    def bounded(self, text: str, limits: Limits) -> str:
+        """The text, or of a monstrous one that is going to be cut the part that matters.
+
+        RequestError where it mayn't be cut, without the time that tokenising all of it would take.
+        """
+        limit = limits.prompt * limits.chunks
+        part = enough(self.tokenizer, text, limit, FIRST_LOOK * limit, from_end=limits.how == "start", special=False)
+        if part is not text and not limits.cuts:
+            raise over(limit)
+        return part
+
+    def prepare(self) -> None:
+        """Find prompt form and answer tokens now: rendering a template takes a while. RequestError when it can't."""
+        _ = self.prompter, self.params
+
+    # -- scores ------------------------------------------------------------------------------
+
+    def logit(self, data: Any) -> float:
+        """The raw score in an engine result: a head's logit, or the log odds of relevant."""
+        values = read_values(data)
+        if not self.by_labels or len(self.params.labels) == 1:
+            return float(values[0])
+        return float(values[0]) - float(values[1])
+
+    def score(self, logit: float) -> float:
+        """As the checkpoint asks for it: p(yes) for causal models, else its activation of the logit."""
+        return self._activation(logit)
+
+
+def read_values(data: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """float32 ``[n]`` of a stage's result."""
+    return np.frombuffer(msgspec.convert(data, RerankResult).values, "<f4")
+
+
+def fit_prompt(prompt: Prompt, limits: Limits) -> list[Item]:
+    """One item, or several chunks; RequestError when the document is too long or has no room at all."""
+    document, end = prompt.document, "start" if limits.how == "start" else "end"
+    if limits.document is not None:
+        document, _ = fit(document, limits.document, end, 0, 0)
+    fixed = len(prompt.head) + len(prompt.tail)
+    room = limits.prompt - fixed
+    if len(document) > room and limits.how == "none" and limits.chunks == 1:
+        raise too_long(fixed + len(document), limits.prompt)
+    if room < min(1, len(document)):
+        raise RequestError(
+            f"The query leaves no room for a document: with the special tokens it takes {fixed} tokens of the "
+            f"model's context length ({limits.prompt} tokens). Only documents are truncated."
+        )
+    if limits.chunks == 1:
+        chunks = [fit(document, room, end, 0, 0)[0]]
+    else:
+        starts = range(0, max(1, len(document)), max(1, room))[: limits.chunks]
+        chunks = [document[start : start + room] for start in starts]
+    cut = sum(map(len, chunks)) < len(prompt.document)
+    return [_item(prompt, chunk, len(prompt) if cut else 0) for chunk in chunks]
+
+
+def _item(prompt: Prompt, document: list[int], whole: int) -> Item:
+    return Item(prompt.head + document + prompt.tail, prompt.second_at, whole)

@@ -1,0 +1,162 @@
+"""``/v1/rerank``, ``/rerank`` and ``/v2/rerank``: one ranking, in the dialect that the client speaks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Response, route
+from litestar.enums import HttpMethod
+from msgspec.structs import replace
+
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api import AnyRequest, InvalidBody, json_response, read_body, read_salt
+from trunkline.core.types import ServedModel
+
+from .body_schemas import RerankBody
+from .dialects import DIALECTS, WITH_DOCUMENTS, Ranking, ranked
+from .reranker import Limits
+from .service import Job, Service, check_documents, check_query, new_id
+
+DOCUMENT_TOKENS = 4096  # of a document, where Cohere's v2 API isn't told
+CHUNKS = 10  # of a document, where Cohere's v1 API isn't told
+MAX_CHUNKS = 1000
+
+
+def rerank_routes(service: Service) -> list[Any]:
+    """Handlers, bound to the service."""
+    opt = {"scope": "infer", "dialect": "openai", "body": RerankBody}
+    methods = [HttpMethod.POST, HttpMethod.PUT]
+
+    @route(
+        "/v1/rerank",
+        http_method=methods,
+        opt=opt,
+        status_code=200,
+        summary="Rank documents by how well they answer a query",
+        description="SGLang's bare list; Cohere's SDK gets Cohere's object; `?format=` chooses.",
+    )
+    async def v1_rerank(request: AnyRequest) -> Response[Any]:
+        body = await read_body(request, RerankBody)
+        return await _answer(service, request, body, _of_v1(service, request, body), "1")
+
+    @route(
+        "/rerank",
+        http_method=methods,
+        opt=opt,
+        status_code=200,
+        summary="Rank documents, as Jina, Infinity and vLLM (`documents`) or TEI (`texts`) do",
+    )
+    async def rerank(request: AnyRequest) -> Response[Any]:
+        body = await read_body(request, RerankBody)
+        return await _answer(service, request, body, "jina" if body.texts is None else "tei", "1")
+
+    @route("/v2/rerank", http_method=methods, opt=opt, status_code=200, summary="Rank documents, as Cohere's v2 does")
+    async def v2_rerank(request: AnyRequest) -> Response[Any]:
+        body = await read_body(request, RerankBody)
+        return await _answer(service, request, body, "cohere", "2")
+
+    return [v1_rerank, rerank, v2_rerank]
+
+
+def _of_v1(service: Service, request: AnyRequest, body: RerankBody) -> str:
+    """Cohere's v1 SDK posts here too: it is known by its headers, or by fields of its own."""
+    headers = request.headers
+    sdk = headers.get("x-fern-sdk-name", "") == "cohere" or headers.get("user-agent", "").startswith("cohere/")
+    if sdk or body.rank_fields is not None or body.max_chunks_per_doc is not None:
+        return "cohere"
+    return service.settings.rerank_format
+
+
+async def _answer(service: Service, request: AnyRequest, body: RerankBody, dialect: str, version: str) -> Response[Any]:
+    dialect = request.query_params.get("format", dialect)
+    if dialect not in DIALECTS:
+        raise RequestError(f"format must be one of {', '.join(DIALECTS)}, got {dialect!r}.", param="format")
+    documents, texts = _documents(body)
+    reranker = service.reranker(body.model)
+    _check(body, texts)
+    job = Job(
+        queries=[body.query] * len(texts),
+        documents=texts,
+        limits=limits(reranker.served, body, dialect, version),
+        instruct=body.instruct,
+        priority=_priority(body, dialect),
+        salt=read_salt(body.cache_salt, body.extra_key),
+    )
+    name = new_id("rerank")
+    scored = await service.score(request, reranker, job, name)
+    wanted = body.return_documents if body.return_text is None else body.return_text
+    ranking = Ranking(
+        id=name,
+        model=reranker.served.name,
+        scored=scored,
+        documents=documents,
+        texts=texts,
+        order=ranked(scored, body.top_n),
+        with_documents=WITH_DOCUMENTS[dialect] if wanted is None else wanted,
+        raw_scores=bool(body.raw_scores),
+        version=version,
+    )
+    return json_response(DIALECTS[dialect](ranking))
+
+
+def _check(body: RerankBody, texts: list[str]) -> None:
+    check_query(body.query)
+    check_documents(texts, "documents" if body.texts is None else "texts")
+    for field in ("top_n", "max_chunks_per_doc", "max_tokens_per_doc"):
+        value = getattr(body, field)
+        if value is not None and value < 1:
+            raise RequestError(f"{field} must be at least 1, got {value}.", param=field)
+    if (body.max_chunks_per_doc or 0) > MAX_CHUNKS:
+        raise RequestError(
+            f"max_chunks_per_doc must be at most {MAX_CHUNKS}, got {body.max_chunks_per_doc}.",
+            param="max_chunks_per_doc",
+        )
+    if body.relevant_spans is not None:
+        raise RequestError("relevant_spans is not supported; leave it out.", param="relevant_spans")
+
+
+def _documents(body: RerankBody) -> tuple[list[str | dict[str, Any]], list[str]]:
+    """The documents as they came, and the text of each."""
+    if body.documents is None and body.texts is None:
+        raise InvalidBody("Object missing required field `documents` (or `texts`)")
+    if body.documents is not None and body.texts is not None:
+        raise RequestError("documents and texts cannot be provided at the same time", param="texts")
+    documents: list[str | dict[str, Any]] = list(body.texts or []) if body.documents is None else body.documents
+    fields = body.rank_fields or ["text"]
+    return documents, [
+        document if isinstance(document, str) else _text(document, fields, index)
+        for index, document in enumerate(documents)
+    ]
+
+
+def _text(document: dict[str, Any], fields: list[str], index: int) -> str:
+    """The fields of a document object, in their order: the value of one, ``field: value`` lines of several."""
+    found = [(field, document[field]) for field in fields if document.get(field) is not None]
+    if not found:
+        raise RequestError(
+            f"documents[{index}] has none of the fields {', '.join(fields)}; name its text `text`, or its fields "
+            "in rank_fields.",
+            param=f"documents[{index}]",
+        )
+    return str(found[0][1]) if len(fields) == 1 else "\n".join(f"{field}: {value}" for field, value in found)
+
+
+def limits(served: ServedModel, body: RerankBody, dialect: str, version: str) -> Limits:
+    """How long documents may be. Cohere's APIs cut by themselves; the others only when they are told to."""
+    truncate, by_itself = body.truncate, dialect == "cohere"
+    if truncate is True and (body.truncation_direction or "").lower() == "left":
+        truncate = "start"
+    if truncate is None and by_itself:
+        truncate = "end"
+    usual_chunks = CHUNKS if by_itself and version == "1" else 1
+    usual_tokens = DOCUMENT_TOKENS if by_itself and version == "2" else None
+    return replace(
+        Limits.of(served, truncate),
+        document=usual_tokens if body.max_tokens_per_doc is None else body.max_tokens_per_doc,
+        chunks=usual_chunks if body.max_chunks_per_doc is None else body.max_chunks_per_doc,
+    )
+
+
+def _priority(body: RerankBody, dialect: str) -> int:
+    """Ours grow with importance; Cohere's 0 goes first and 999 last."""
+    return -(body.priority or 0) if dialect == "cohere" else body.priority or 0

@@ -1,0 +1,176 @@
+"""From checked pairs of texts to scores; the routes of all dialects go through here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api import AnyRequest, Item, check_batch, item_meta, new_rid, run_all
+from trunkline.core.types import EngineClient, Reply, Settings
+
+from .reranker import Limits, Reranker
+from .schemas import RerankParams
+from .settings import GROUP, TASK, RerankSettings
+
+TURN = 1 << 16  # characters that are tokenised in one go, then other requests' texts get a turn
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """Pairs of texts that are scored together."""
+
+    queries: list[str]
+    documents: list[str]
+    limits: Limits
+    instruct: str | None = None
+    priority: int = 0
+    salt: bytes = b""
+    single: bool = False
+
+
+class Scored(Struct, frozen=True):
+    """A pair's result. ``logit`` is the raw score, ``score`` what the checkpoint makes of it."""
+
+    logit: float
+    score: float
+    prompt_tokens: int
+    cached_tokens: int
+    whole: int  # tokens before the document was cut; 0 = it wasn't
+    meta: dict[str, Any]
+
+
+class Service:
+    """The front's part of reranking."""
+
+    def __init__(self, engine: EngineClient, settings: Settings) -> None:
+        self.engine = engine
+        self.settings: RerankSettings = settings[GROUP]
+        self.max_batch: int = settings["server"].max_batch_size
+        self._rerankers: dict[str, Reranker] = {}
+
+    def reranker(self, model: str | None) -> Reranker:
+        """The reranker that a request means. RequestError when its model can't."""
+        served = self.engine.choose(TASK, model)
+        found = self._rerankers.get(served.name)
+        if found is None or found.served.info != served.info:  # an update may bring another checkpoint
+            found = Reranker(served, self.engine.tokenizer(served.name), self.settings)
+            self._rerankers[served.name] = found
+        return found
+
+    async def score(self, request: AnyRequest, reranker: Reranker, job: Job, rid: str) -> list[Scored]:
+        """Score all pairs, in their order. Raises the first error; when the client hangs up all is cancelled."""
+        check_batch(len(job.documents), self.max_batch)
+        await self.engine.off_loop(reranker.prepare)
+        pieces: list[list[Item]] = []
+        for start, end in turns(job.queries, job.documents):
+            pieces += await self.engine.off_loop(_prompts(reranker, job, start, end))
+        replies = await self.run(
+            request, reranker, pieces, reranker.params, rid, priority=job.priority, salt=job.salt, single=job.single
+        )
+        return [self._scored(reranker, own, some) for own, some in zip(pieces, replies, strict=True)]
+
+    async def run(
+        self,
+        request: AnyRequest,
+        reranker: Reranker,
+        pieces: Sequence[Sequence[Item]],
+        params: RerankParams,
+        rid: str,
+        *,
+        priority: int = 0,
+        salt: bytes = b"",
+        single: bool = False,
+    ) -> list[list[Reply]]:
+        """Run every piece at once; replies grouped as ``pieces`` are. Ids of requests begin with ``rid``."""
+        flat = [item for items in pieces for item in items]
+        rids = [rid] if len(flat) == 1 else [f"{rid}_{index}" for index in range(len(flat))]
+        replies = iter(
+            await run_all(
+                self.engine,
+                request,
+                reranker.served,
+                TASK,
+                flat,
+                params,
+                rids,
+                priority=priority,
+                salt=salt,
+                single=single or len(flat) > len(pieces),  # the index would be a chunk's
+            )
+        )
+        return [[next(replies) for _ in items] for items in pieces]
+
+    @staticmethod
+    def _scored(reranker: Reranker, items: Sequence[Item], replies: Sequence[Reply]) -> Scored:
+        """The best of a document's chunks, with the tokens of all."""
+        logits = [reranker.logit(reply.data) for reply in replies]
+        best = max(range(len(logits)), key=logits.__getitem__)
+        meta = item_meta(replies[best], reranker.served, items[best], cached=True)
+        tokens, cached = sum(len(item.ids) for item in items), sum(reply.cached_tokens for reply in replies)
+        meta |= {"prompt_tokens": tokens, "cached_tokens": cached}
+        return Scored(logits[best], reranker.score(logits[best]), tokens, cached, items[best].whole, meta)
+
+
+def _prompts(reranker: Reranker, job: Job, start: int, end: int) -> Callable[[], list[list[Item]]]:
+    """The prompts of pairs ``[start, end)``, to be made off the event loop."""
+    return lambda: reranker.items(
+        job.queries[start:end],
+        job.documents[start:end],
+        job.limits,
+        instruct=job.instruct,
+        first=start,
+        single=job.single,
+    )
+
+
+def turns(queries: Sequence[str], documents: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Ranges of pairs with at most ``TURN`` characters together, or of a single longer one."""
+    start = size = 0
+    for index, (query, document) in enumerate(zip(queries, documents, strict=True)):
+        length = len(query) + len(document)
+        if index > start and size + length > TURN:
+            yield start, index
+            start, size = index, 0
+        size += length
+    if documents:
+        yield start, len(documents)
+
+
+def check_query(query: str) -> None:
+    """RequestError as SGLang words it."""
+    if not query:
+        raise RequestError("Query cannot be empty", param="query")
+    if not query.strip():
+        raise RequestError("Query cannot be empty or whitespace only", param="query")
+
+
+def check_documents(documents: Sequence[str], field: str = "documents") -> None:
+    """RequestError as SGLang words it."""
+    if not documents:
+        raise RequestError("Documents cannot be empty", param=field)
+    for index, document in enumerate(documents):
+        if not document:
+            raise RequestError("Each document must be a non-empty string", param=f"{field}[{index}]")
+        if not document.strip():
+            raise RequestError("Each document cannot be empty or whitespace only", param=f"{field}[{index}]")
+
+
+def usage(scored: Sequence[Scored]) -> dict[str, Any]:
+    """OpenAI's object for the tokens of all pairs."""
+    return token_usage(sum(one.prompt_tokens for one in scored), sum(one.cached_tokens for one in scored))
+
+
+def token_usage(tokens: int, cached: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": tokens,
+        "total_tokens": tokens,
+        "completion_tokens": 0,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def new_id(kind: str) -> str:
+    """An id for an answer; the engine's requests get it with an index."""
+    return f"{kind}-{new_rid()}"

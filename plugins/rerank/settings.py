@@ -1,0 +1,33 @@
+"""Settings of the rerank task: TOML table ``[rerank]`` and flags."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+TASK = "rerank"
+GROUP = "rerank"
+
+Format = Literal["sglang", "jina", "cohere", "tei"]
+PromptStyle = Literal["auto", "judge", "pair"]
+
+
+class RerankSettings(Struct, frozen=True):
+    """Every field is a flag: ``rerank_format`` is ``--rerank-format``."""
+
+    rerank_format: Annotated[
+        Format,
+        Meta(description="Answers of /v1/rerank to clients that are not recognised; `?format=` overrides it."),
+    ] = "sglang"
+    rerank_instruct: Annotated[
+        str | None,
+        Meta(description="Default instruction of causal rerankers; by default the one that they were trained with."),
+    ] = None
+    rerank_prompt: Annotated[
+        PromptStyle,
+        Meta(
+            description="How causal models see a pair: `judge` asks for yes or no in a chat turn, `pair` joins the "
+            "texts, `auto` does what the checkpoint was trained with."
+        ),
+    ] = "auto"

@@ -1,0 +1,110 @@
+"""The engine's part of reranking: one score a sequence, from a score head or from answer tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from trunkline.core.errors import RequestError
+from trunkline.core.types import Launched, Model, Needs, Part, Request, Stage, Step
+from trunkline.kernels.pool import pool
+
+from .schemas import RerankParams, RerankResult, check_labels
+from .settings import TASK
+
+SLICE_BYTES = 64 << 20  # float32 logits held at a time
+FINISH = {"type": "length", "length": 0}
+
+
+class ScoreStage(Stage):
+    """Models with a score head: of the first, the last or the mean row, as their class has it."""
+
+    task = TASK
+    heads = ("score",)
+    params = RerankParams
+    result = RerankResult
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._rows = model.info.score_rows
+
+    def admit(self, request: Request) -> Needs:
+        check_prompt(request, self._model.info.vocab_size)
+        return Needs() if self._rows == "last" else Needs(rows_from=0, reuse_up_to=0)
+
+    def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
+        if self._rows == "last":
+            rows = hidden
+        elif self._rows == "first":
+            rows = hidden[torch.tensor([row.offset for row in part.rows], device=hidden.device)]
+        else:
+            starts = torch.tensor([*(row.offset for row in part.rows), len(hidden)])
+            rows = pool(hidden, starts, "mean").to(hidden.dtype)
+        return Launched(tensors={"values": self._model.heads["score"](rows).float()})
+
+    def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
+        for row, values in zip(part.rows, tensors["values"], strict=True):
+            yield result(row.request, values)
+
+    def probe(self) -> tuple[list[int], RerankParams]:
+        return [0, 1], RerankParams()
+
+
+class LabelStage(Stage):
+    """Causal models: the logits of the request's label tokens after its last one."""
+
+    task = TASK
+    heads = ("rerank_labels",)
+    params = RerankParams
+    result = RerankResult
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._vocabulary = model.info.vocab_size
+
+    def admit(self, request: Request) -> Needs:
+        check_prompt(request, self._vocabulary)
+        check_labels(request.params.labels, self._vocabulary)
+        return Needs()
+
+    def prepare(self, part: Part) -> None:
+        """Label ids ``[R, most labels of a row]``; rows with fewer are filled up with id 0."""
+        labels = [row.request.params.labels for row in part.rows]
+        width = max(map(len, labels))
+        part.inputs = torch.tensor([(*ids, *[0] * (width - len(ids))) for ids in labels])
+
+    def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
+        labels = part.inputs.to(hidden.device)
+        rows = max(1, SLICE_BYTES // (4 * self._vocabulary))
+        slices = zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True)
+        pieces = [self._values(some, ids) for some, ids in slices]
+        return Launched(tensors={"values": torch.cat(pieces)})
+
+    def _values(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Logsumexp over the vocabulary, then the labels' logits: float32 ``[R, 1 + labels]``."""
+        logits = self._model.heads["rerank_labels"](hidden).float()
+        return torch.cat([logits.logsumexp(-1, keepdim=True), logits.gather(1, labels)], 1)
+
+    def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
+        for row, values in zip(part.rows, tensors["values"], strict=True):
+            count = len(row.request.params.labels)
+            yield result(row.request, torch.cat([values[1 : 1 + count], values[:1]]))
+
+    def probe(self) -> tuple[list[int], RerankParams]:
+        return [0], RerankParams((0,))
+
+
+def check_prompt(request: Request, vocabulary: int) -> None:
+    """RequestError when the prompt is empty or has ids that the model has no row for."""
+    if not request.tokens:
+        raise RequestError("The input has no tokens; at least one is needed.")
+    if min(request.tokens) < 0 or max(request.tokens) >= vocabulary:
+        raise RequestError(f"The input has ids outside the vocabulary; ids lie in [0, {vocabulary}).")
+
+
+def result(request: Request, values: torch.Tensor) -> Step:
+    """The last step of a request, with its float32 values; an error when one isn't finite."""
+    if not bool(values.isfinite().all()):
+        return Step(request, error=RequestError("The model's score is not finite (NaN or infinity).", status=500))
+    return Step(request, data=RerankResult(values.numpy().astype("<f4").tobytes()), finish=dict(FINISH))

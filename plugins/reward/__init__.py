@@ -1,0 +1,50 @@
+"""Scores of sequence-classification heads, reward models among them: ``/classify`` and ``/v1/classify``.
+
+What runs in the engine is ``stage.py``; the head itself is core's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from trunkline.core.hookspecs import hookimpl
+from trunkline.core.types import Serves
+
+from .settings import TASK
+
+if TYPE_CHECKING:
+    from trunkline.core.types import EngineClient, Model, ModelInfo, Settings, Stage
+
+# The first two sentences are SGLang's, word for word.
+NO_EMBEDDING = (
+    "This model does not appear to be an embedding model by default. Please add `--is-embedding` when launching the "
+    "server or try another model."
+)
+
+
+@hookimpl
+def trunkline_serves(model: ModelInfo) -> Serves:
+    if model.score_rows:
+        return Serves(TASK, "default")
+    need = f"/classify needs a …ForSequenceClassification checkpoint, and {model.architecture} has no such head."
+    if model.causal and not model.is_embedding:
+        return Serves(TASK, "no", f"{NO_EMBEDDING} It serves /encode then; {need}")
+    return Serves(TASK, "no", f"{need} Use /encode for vectors.")
+
+
+@hookimpl
+def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
+    from .stage import RewardStage
+
+    return [RewardStage(model)]
+
+
+@hookimpl
+def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
+    from .openai import openai_routes
+    from .routes import classify_routes
+    from .service import Service
+
+    service = Service(engine, settings)
+    return [*classify_routes(service), *openai_routes(service)]

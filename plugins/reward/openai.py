@@ -1,0 +1,92 @@
+"""``POST /v1/classify``: labels and probabilities, as vLLM answers."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from litestar import Response, post
+
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api import (
+    AnyRequest,
+    Inputs,
+    json_response,
+    new_rid,
+    read_body,
+    read_salt,
+    spread_ids,
+)
+
+from .labels import label_of, probabilities
+from .schemas import OpenAIClassifyBody
+from .service import Scored, Service
+
+
+def openai_routes(service: Service) -> list[Any]:
+    """Handlers, bound to the service."""
+
+    @post(
+        "/v1/classify",
+        opt={"scope": "infer", "dialect": "openai", "body": OpenAIClassifyBody},
+        status_code=200,
+        summary="Label texts",
+        description="The most probable label of each input, with the probabilities of all.",
+    )
+    async def classify(request: AnyRequest) -> Response[Any]:
+        body = await read_body(request, OpenAIClassifyBody)
+        scored = await service.score(
+            request,
+            _inputs(body),
+            model=body.model,
+            truncate=body.truncate,
+            priority=body.priority,
+            salt=read_salt(body.cache_salt),
+        )
+        activate = body.activation if body.use_activation is None else body.use_activation
+        return json_response(answer(scored, activate=activate is not False))
+
+    return [classify]
+
+
+def _inputs(body: OpenAIClassifyBody) -> Inputs:
+    if isinstance(body.input, str):
+        return Inputs(texts=[body.input], single=True)
+    if not body.input:
+        raise RequestError("input cannot be empty.", param="input")
+    texts = [entry for entry in body.input if isinstance(entry, str)]
+    if texts:
+        if len(texts) != len(body.input):
+            raise RequestError("input mixes texts and token ids.", param="input")
+        return Inputs(texts=[*texts])
+    ids, single = spread_ids([entry for entry in body.input if not isinstance(entry, str)])
+    return Inputs(ids=ids, single=single)
+
+
+def answer(scored: Scored, *, activate: bool) -> dict[str, Any]:
+    """The answer's object; ``activate`` false leaves the scores as they are."""
+    config = scored.served.info.config
+    data: list[dict[str, Any]] = []
+    for index, (scores, meta) in enumerate(zip(scored.scores(), scored.metas(), strict=True)):
+        probs = probabilities(config, scores) if activate else scores
+        entry = {
+            "index": index,
+            "label": label_of(config, int(scores.argmax())),
+            "probs": probs.tolist(),
+            "num_classes": len(scores),
+        }
+        data.append(entry | {key: meta[key] for key in ("truncated", "original_tokens") if key in meta})
+    tokens = sum(len(item.ids) for item in scored.items)
+    return {
+        "id": f"classify-{new_rid()}",
+        "object": "list",
+        "created": int(time.time()),
+        "model": scored.served.name,
+        "data": data,
+        "usage": {
+            "prompt_tokens": tokens,
+            "total_tokens": tokens,
+            "completion_tokens": 0,
+            "prompt_tokens_details": {"cached_tokens": sum(reply.cached_tokens for reply in scored.replies)},
+        },
+    }

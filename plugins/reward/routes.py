@@ -1,0 +1,52 @@
+"""``POST|PUT /classify``, SGLang's native route."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Response, route
+from litestar.enums import HttpMethod
+
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api import AnyRequest, json_response, read_body, read_inputs, read_salt
+
+from .schemas import ClassifyBody
+from .service import Service
+
+UNSERVED = (
+    *("dimensions", "input_embeds", "image_data", "video_data", "audio_data", "lora_path"),
+    *("return_pooled_hidden_states", "return_prompt_token_ids"),
+)
+
+
+def classify_routes(service: Service) -> list[Any]:
+    """Handlers, bound to the service."""
+
+    @route(
+        "/classify",
+        http_method=[HttpMethod.POST, HttpMethod.PUT],
+        opt={"scope": "infer", "dialect": "native", "body": ClassifyBody},
+        status_code=200,
+        summary="Score texts or token ids with a classification head",
+        description="`embedding` holds one score a label. One object for a single input, else a list in their order.",
+    )
+    async def classify(request: AnyRequest) -> Response[Any]:
+        body = await read_body(request, ClassifyBody)
+        for name in UNSERVED:
+            if getattr(body, name) not in (None, False, [], ""):
+                raise RequestError(f"{name} isn't supported by /classify; leave it out.", param=name)
+        inputs = read_inputs(body.text, body.input_ids)
+        scored = await service.score(
+            request,
+            inputs,
+            model=body.model,
+            truncate=body.truncate,
+            rid=body.rid,
+            priority=body.priority,
+            salt=read_salt(body.cache_salt, body.extra_key),
+        )
+        pairs = zip(scored.scores(), scored.metas(), strict=True)
+        records = [{"embedding": scores.tolist(), "meta_info": meta} for scores, meta in pairs]
+        return json_response(records[0] if inputs.single else records)
+
+    return [classify]

@@ -1,0 +1,59 @@
+"""The engine's part of classification: the head's scores of each sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+
+from trunkline.core.errors import RequestError
+from trunkline.core.types import Launched, Model, Needs, Part, Request, Stage, Step
+from trunkline.kernels.pool import pool
+
+from .schemas import RewardParams, RewardResult
+from .settings import TASK
+
+FINISH = {"type": "length", "length": 0}
+NOT_FINITE = "The model's scores were not finite (NaN or infinity); the request was ended."
+
+
+class RewardStage(Stage):
+    """One vector of scores a sequence: of its last row in causal models, of its first or mean row in encoders.
+
+    Causal models may compute a sequence in chunks and reuse a cached prefix: its last row is all
+    that counts. Encoders come whole.
+    """
+
+    task = TASK
+    heads = ("score",)
+    params = RewardParams
+    result = RewardResult
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._rows = model.info.score_rows
+
+    def admit(self, request: Request) -> Needs:
+        vocabulary = self._model.info.vocab_size
+        if request.tokens and not (min(request.tokens) >= 0 and max(request.tokens) < vocabulary):
+            raise RequestError(f"The input contains token ids outside the vocabulary; ids lie in [0, {vocabulary}).")
+        return Needs() if self._rows == "last" else Needs(rows_from=0, reuse_up_to=0)
+
+    def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
+        """Rows ``[R, hidden_size]`` of the part -> "scores" float32 ``[len(part.rows), labels]``."""
+        starts = torch.tensor([row.offset for row in part.rows] + [len(hidden)])
+        pooled = hidden if len(part.rows) == len(hidden) else pool(hidden, starts, self._rows).to(hidden.dtype)
+        return Launched(tensors={"scores": self._model.heads["score"](pooled).float()})
+
+    def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
+        scores = tensors["scores"].numpy().astype("<f4", copy=False)
+        finite = np.isfinite(scores).all(axis=-1)
+        for row, own, fine in zip(part.rows, scores, finite, strict=True):
+            if fine:
+                yield Step(row.request, data=RewardResult(own.tobytes()), finish=FINISH)
+            else:
+                yield Step(row.request, error=RequestError(NOT_FINITE, status=500))
+
+    def probe(self) -> tuple[list[int], RewardParams]:
+        return [0], RewardParams()

@@ -1,0 +1,181 @@
+"""Several tasks of one model, several models in one server, and the task that a model doesn't serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from trunkline.core import Engine
+from trunkline.core.engine.batch import Batch
+from trunkline.plugins.embedding.offline import encode
+from trunkline.plugins.embedding.schemas import EmbeddingParams
+from trunkline.plugins.generation.schemas import GenerationParams
+
+PROMPT = list(range(10, 50))
+OTHER = list(range(60, 100))
+GREEDY = {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}
+LONG = "the sea and the other there " * 300
+NOT_EMBEDDING = (
+    "This model does not appear to be an embedding model by default. "
+    "Please add `--is-embedding` when launching the server or try another model."
+)
+
+
+# -- one backbone, several tasks -------------------------------------------------------------
+
+
+@pytest.fixture
+def both(zoo: Callable[[str], Path]) -> Iterator[Engine]:
+    """A causal model that generates and embeds."""
+    with Engine(
+        str(zoo("llama")), task=("generation", "embedding"), dtype="float32", chunked_prefill_size=16, threads=1
+    ) as engine:
+        yield engine
+
+
+def watch(engine: Engine) -> list[Batch]:
+    """The batches that run from now on."""
+    (lane,) = engine._loop.lanes
+    batches: list[Batch] = []
+    plan = lane.scheduler.plan
+
+    def watched() -> Batch | None:
+        batch = plan()
+        if batch is not None:
+            batches.append(batch)
+        return batch
+
+    lane.scheduler.plan = watched  # type: ignore[method-assign]
+    return batches
+
+
+def generation(tokens: int) -> GenerationParams:
+    return GenerationParams(max_new_tokens=tokens, temperature=0.0, ignore_eos=True)
+
+
+def test_tasks_share_batches_and_do_not_change_each_other(both: Engine) -> None:
+    alone = both.submit("generation", PROMPT, generation(24)).result(60).tokens
+    [vector] = encode(both, [OTHER])
+    assert both.call("flush_cache")
+    batches = watch(both)
+    running = both.submit("generation", PROMPT, generation(24))
+    vectors = encode(both, [OTHER, PROMPT, OTHER[:20]])
+    assert running.result(60).tokens == alone
+    np.testing.assert_allclose(vectors[0], vector, atol=1e-5)
+    mixed = [batch for batch in batches if len({row.request.task for row in batch.rows}) == 2]
+    assert mixed, "no batch held rows of both tasks"
+
+
+def test_tasks_share_one_tree(both: Engine) -> None:
+    """What one task computed the other finds, in either direction."""
+    both.submit("generation", PROMPT, generation(2)).result(60)
+    embedded = both.submit("embedding", PROMPT, EmbeddingParams()).result(60)
+    assert embedded.cached_tokens == len(PROMPT) - 1
+    both.submit("embedding", OTHER, EmbeddingParams()).result(60)
+    generated = both.submit("generation", OTHER, generation(2)).result(60)
+    assert generated.cached_tokens == len(OTHER) - 1
+
+
+def test_one_server_answers_for_both_tasks(launch: Callable[..., Any]) -> None:
+    server = launch("--task", "generation,embedding", "--dtype", "float32")
+    server.wait()
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        vector = http.post("/encode", json={"input_ids": PROMPT}).json()["embedding"]
+        assert len(vector) == 128
+        assert sum(value * value for value in vector) == pytest.approx(1, abs=1e-4)
+        answer = http.post("/generate", json={"input_ids": PROMPT, "sampling_params": GREEDY}).json()
+        assert len(answer["output_ids"]) == 4
+        assert answer["meta_info"]["cached_tokens"] == len(PROMPT) - 1
+        again = http.post("/encode", json={"input_ids": PROMPT}).json()["embedding"]
+        assert again == pytest.approx(vector, abs=1e-5)
+        info = http.get("/model_info").json()
+        assert set(info["tasks"]) == {"generation", "embedding"}
+        assert info["is_generation"] is True
+
+
+# -- several models in one server ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fleet(zoo: Callable[[str], Path], live: Callable[..., Any]) -> Any:
+    """A generator, an embedder, a reranker and a reward model behind one port."""
+    names = {"talks": "llama", "embeds": "bert", "ranks": "bert-score", "labels": "qwen2-labels"}
+    arguments = ["--dtype", "float32", "--threads", "1"]
+    for name, checkpoint in names.items():
+        arguments += ["--model-path", str(zoo(checkpoint)), "--served-model-name", name]
+    return live(*arguments)
+
+
+@pytest.fixture
+def port(fleet: Any) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=fleet.url, timeout=60) as http:
+        yield http
+
+
+def test_every_task_is_answered_on_one_port(port: httpx.Client) -> None:
+    text = "hello there"
+    generated = port.post("/generate", json={"text": text, "sampling_params": GREEDY})
+    assert generated.json()["meta_info"]["completion_tokens"] == 4
+    assert len(port.post("/encode", json={"text": text}).json()["embedding"]) == 128
+    ranked = port.post("/v1/rerank", json={"query": text, "documents": ["the sea", "hello"]}).json()
+    assert sorted(entry["index"] for entry in ranked) == [0, 1]
+    assert len(port.post("/classify", json={"text": text}).json()["embedding"]) == 1  # the first that classifies: ranks
+    named = port.post("/v1/classify", json={"input": text, "model": "labels"}).json()
+    assert named["model"] == "labels"
+    assert named["data"][0]["label"] in ("negative", "neutral", "positive")
+
+
+def test_all_models_are_listed_and_have_their_memory(port: httpx.Client, fleet: Any) -> None:
+    cards = port.get("/v1/models").json()["data"]
+    assert [card["id"] for card in cards] == ["talks", "embeds", "ranks", "labels"]
+    log = fleet.log.read_text()
+    plan = [line for line in log.splitlines() if "weights" in line]
+    for name in ("talks", "embeds", "ranks", "labels"):
+        assert name in log
+    assert len(plan) >= 4, log
+    for name in ("talks", "labels"):
+        assert port.get("/get_server_info", params={"model": name}).json()["max_total_num_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "model", "reason"),
+    [
+        ("/encode", {"text": "a"}, "talks", NOT_EMBEDDING),
+        ("/classify", {"text": "a"}, "talks", NOT_EMBEDDING),
+        ("/generate", {"text": "a"}, "embeds", "has no language model head"),
+        ("/classify", {"text": "a"}, "embeds", "/encode"),
+        ("/encode", {"text": "a"}, "labels", "/classify"),
+        ("/generate", {"text": "a"}, "labels", "has no language model head"),
+    ],
+)
+def test_the_wrong_task_says_what_would_work(
+    port: httpx.Client, path: str, body: dict[str, Any], model: str, reason: str
+) -> None:
+    answer = port.post(path, json=body | {"model": model})
+    assert answer.status_code == 400
+    message = answer.json()["error"]["message"]
+    assert reason in message
+    if reason == NOT_EMBEDDING:
+        assert message.startswith(reason)
+
+
+def test_the_wrong_task_in_openais_dialect(port: httpx.Client) -> None:
+    for path, body in (("/v1/rerank", {"query": "a", "documents": ["b"]}), ("/v1/classify", {"input": "a"})):
+        answer = port.post(path, json=body | {"model": "talks"})
+        assert (answer.status_code, answer.json()["object"]) == (400, "error")
+        assert "--is-embedding" in answer.json()["message"]
+
+
+def test_a_bad_item_fails_its_batch_but_nobody_else(port: httpx.Client) -> None:
+    refused = port.post("/encode", json={"text": ["short", LONG]})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"].startswith("input[1]: The input (")
+    cut = port.post("/encode", json={"text": ["short", LONG], "truncate": "end"}).json()
+    assert "truncated" not in cut[0]["meta_info"]
+    assert cut[1]["meta_info"]["truncated"] is True
+    assert cut[1]["meta_info"]["original_tokens"] > cut[1]["meta_info"]["prompt_tokens"]

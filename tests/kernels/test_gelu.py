@@ -1,0 +1,58 @@
+"""GELU against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trunkline.kernels.gelu import gelu, gelu_reference
+
+
+def test_error_is_at_most_what_is_stated() -> None:
+    small = torch.logspace(-30, 0, 4000)
+    x = torch.cat([torch.linspace(-20, 20, 400_000), small, -small]).view(8, -1)
+    assert (gelu(x).double() - gelu_reference(x.double())).abs().max() <= 1e-6
+
+
+def test_far_out_it_is_the_number_or_nothing() -> None:
+    x = torch.tensor([[1e30, -1e30, torch.inf, -torch.inf, 50.0, -50.0, 0.0]])
+    expected = torch.tensor([[1e30, 0.0, torch.inf, 0.0, 50.0, 0.0, 0.0]])
+    torch.testing.assert_close(gelu(x), expected, rtol=0, atol=1e-30)
+
+
+def test_bfloat16() -> None:
+    x = (torch.randn(7, 100) * 3).bfloat16()
+    result = gelu(x)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.double(), gelu_reference(x.double()), rtol=8e-3, atol=1e-6)
+
+
+def test_not_a_number_stays_where_it_is() -> None:
+    x = torch.randn(3, 40)
+    x[1, 7] = torch.nan
+    assert gelu(x).isnan().nonzero().tolist() == [[1, 7]]
+
+
+def test_writes_where_it_is_told() -> None:
+    x = torch.randn(6, 50)
+    expected, out = gelu(x), torch.empty(6, 50)
+    assert gelu(x, out) is out
+    assert torch.equal(out, expected)
+    torch.testing.assert_close(gelu(x, x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_all_threads_together_leave_nothing_out() -> None:
+    x = torch.randn(501, 101)
+    expected, before = gelu(x), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        torch.testing.assert_close(gelu(x), expected, rtol=1e-6, atol=1e-6)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_refuses_what_it_cannot_read() -> None:
+    with pytest.raises(ValueError, match="x must be a contiguous"):
+        gelu(torch.zeros(8, 2).t())
+    with pytest.raises(ValueError, match=r"out must have x's shape \(2, 8\), not \(2, 9\)"):
+        gelu(torch.zeros(2, 8), torch.zeros(2, 9))

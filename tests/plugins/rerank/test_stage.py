@@ -1,0 +1,149 @@
+"""The stages by themselves: which rows, which values, and what isn't finite."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from trunkline.core.errors import RequestError
+from trunkline.core.types import Needs, Part, PartRow, Request, Step
+from trunkline.plugins.rerank import stage as stages
+from trunkline.plugins.rerank.heads import LABELS
+from trunkline.plugins.rerank.schemas import RerankParams
+from trunkline.plugins.rerank.stage import LabelStage, ScoreStage
+
+
+def model(**heads: Any) -> Any:
+    return SimpleNamespace(info=SimpleNamespace(score_rows="first", vocab_size=6), heads=heads)
+
+
+def request(labels: tuple[int, ...] = (), tokens: tuple[int, ...] = (1, 2, 3)) -> Request:
+    return Request(
+        key=1, rid="r", task="rerank", params=RerankParams(labels), tokens=list(tokens), prompt_len=len(tokens)
+    )
+
+
+def part(*lengths: int, labels: tuple[tuple[int, ...], ...] = ()) -> Part:
+    rows, offset = [], 0
+    for index, length in enumerate(lengths):
+        rows.append(PartRow(request(labels[index] if labels else ()), 0, length, 0, offset, True))
+        offset += length
+    return Part("rerank", rows)
+
+
+def values(step: Step) -> list[float]:
+    assert step.finish == {"type": "length", "length": 0}
+    return [float(value) for value in np.frombuffer(step.data.values, "<f4")]
+
+
+def run(stage: Any, batch: Part, hidden: torch.Tensor) -> list[Step]:
+    stage.prepare(batch)
+    return list(stage.collect(batch, stage.launch(batch, hidden).tensors))
+
+
+@pytest.mark.parametrize(
+    ("rows", "needs", "wanted"),
+    [
+        ("first", Needs(rows_from=0, reuse_up_to=0), [0.0, 3.0]),
+        ("mean", Needs(rows_from=0, reuse_up_to=0), [1.0, 3.5]),
+    ],
+)
+def test_rows_of_a_score_head(rows: str, needs: Needs, wanted: list[float]) -> None:
+    fake = model(score=lambda hidden: hidden[:, :1])
+    fake.info.score_rows = rows
+    stage = ScoreStage(fake)
+    assert stage.admit(request()) == needs
+    steps = run(stage, part(3, 2), torch.arange(5.0)[:, None].expand(5, 4))
+    assert [values(step) for step in steps] == [[one] for one in wanted]
+
+
+def test_a_causal_score_head_wants_the_last_row_only() -> None:
+    fake = model(score=lambda hidden: hidden[:, :1])
+    fake.info.score_rows = "last"
+    stage = ScoreStage(fake)
+    assert stage.admit(request()) == Needs()
+    assert [values(step) for step in run(stage, part(1, 1), torch.tensor([[5.0], [7.0]]))] == [[5.0], [7.0]]
+
+
+@pytest.mark.parametrize("slice_bytes", [1, 48, 1 << 20])
+def test_labels_of_each_request(slice_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many rows a slice has; requests have their own labels, and as many as they like."""
+    monkeypatch.setattr(stages, "SLICE_BYTES", slice_bytes)
+    sizes: list[int] = []
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(hidden))
+        return hidden
+
+    stage = LabelStage(model(rerank_labels=head))
+    labels = ((5,), (0, 3, 3), (2, 1))
+    hidden = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+    steps = run(stage, part(1, 1, 1, labels=labels), hidden)
+    for step, ids, logits in zip(steps, labels, hidden, strict=True):
+        assert values(step) == pytest.approx([*logits[list(ids)].tolist(), float(logits.logsumexp(0))], abs=1e-6)
+    assert max(sizes) == {1: 1, 48: 2, 1 << 20: 3}[slice_bytes]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_ends_its_request_only(bad: float) -> None:
+    stage = ScoreStage(model(score=lambda hidden: hidden[:, :1]))
+    first, second = run(stage, part(1, 1), torch.tensor([[bad], [7.0]]))
+    assert first.error is not None
+    assert first.error.status == 500
+    assert values(second) == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "tokens", "message"),
+    [
+        ((), (1,), "label_token_ids must be provided"),
+        ((6,), (1,), r"Token ID 6 is out of vocabulary \(vocab size: 6\)"),
+        ((1,), (), "has no tokens"),
+        ((1,), (1, 6), r"ids lie in \[0, 6\)"),
+        ((1,), (-1,), r"ids lie in \[0, 6\)"),
+    ],
+)
+def test_what_is_refused(labels: tuple[int, ...], tokens: tuple[int, ...], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        LabelStage(model()).admit(request(labels, tokens))
+
+
+TINY: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "pad_token_id": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("Qwen3", {}),
+        ("Qwen3", {"tie_word_embeddings": True}),
+        ("Gemma2", {"final_logit_softcapping": 3.0}),
+        ("Cohere", {"logit_scale": 0.25}),
+        ("Granite", {"logits_scaling": 8.0}),
+    ],
+)
+def test_the_head_is_the_class_s_own(family: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**TINY | options)
+    whole = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.normal_(std=0.3)
+        ids = torch.randint(0, 64, (1, 9))
+        hidden = whole.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
+        assert LABELS.reference is not None
+        torch.testing.assert_close(LABELS.build(whole)(hidden), LABELS.reference(whole, ids))
