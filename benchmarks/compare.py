@@ -24,7 +24,7 @@ from scenarios import Result, Scenario, build
 from server import running
 
 from trunkline.core.model.catalogue import PREFIX, fetch
-from trunkline.kernels.linear import has_bfloat16
+from trunkline.kernels.processor import has_bfloat16
 
 _Runs = dict[str, list[Result]]
 

@@ -28,7 +28,7 @@ from server import running
 from tokenizers import Tokenizer
 
 from trunkline.core.model.catalogue import PREFIX, fetch
-from trunkline.kernels.linear import has_bfloat16
+from trunkline.kernels.processor import has_bfloat16
 
 Array = NDArray[np.float32]
 TRUNKLINE, LIBRARY = "trunkline", "sentence-transformers"

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from . import attention_flash
+from . import attention_flash, attention_pairs
 from .layout import Layout
+from .processor import has_bfloat16_pairs
 from .threads import team_size
 
 
@@ -87,7 +88,8 @@ def extend_cpu(
         *(heads, groups, key_dim, value_dim, int(causal), window, chunk),
         *(*sizes, scratch.data_ptr(), scale, softcap),
     )
-    attention_flash.task(q.dtype).run(arguments, team)
+    pairs = q.dtype == torch.bfloat16 and attention_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
+    attention_flash.task(q.dtype, pairs).run(arguments, team)
 
 
 def _strided(x: torch.Tensor) -> tuple[int, int, int]:

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from numba import njit
 
-from .attention_tiles import LOWEST, PANEL, ROW, cap, hide, move, softmax, tile, transpose
+from . import attention_pairs
+from .attention_tiles import BOUNDS, LOWEST, PANEL, ROW, SPARE, SUMS, cap, hide, move, softmax, tile, transpose
 from .exponential import LOG2E
 from .threads import OPTIONS, Task, claim, float32s, int32s, thread
 from .vectors import LANES
@@ -35,15 +36,10 @@ ARGUMENTS = [
     *((name, np.int64) for name in ("size", "scratch")),
     *((name, np.float64) for name in ("scale", "softcap")),
 ]
-_SPARE = 4  # rows that tiles may read or write beyond the last: their heights are 4 and 6
 _LANES_OF_A_UNIT = 256
 _QUERY_BYTES = 192 << 10  # a unit's queries and sums, and
 _KEY_BYTES = 96 << 10  # its block of keys and values share the L2 cache
 _ONE, _ZERO, _LOWEST, _LN2 = np.float32(1), np.float32(0), np.float32(LOWEST), np.float32(math.log(2))
-
-# A panel in scratch, rows of 16: largest scores, sums of weights, the latest factor (see softmax);
-# as int32 the keys [first, end) that each lane sees; then sums over values, then queries.
-_BOUNDS, _SUMS = 3 * ROW, 5 * ROW
 
 
 def sizes(share: int, key_dim: int, value_dim: int) -> tuple[int, ...]:
@@ -59,8 +55,8 @@ def sizes(share: int, key_dim: int, value_dim: int) -> tuple[int, ...]:
     k_line, v_line = (((width * 4 + 63) // 64 | 1) * 64 for width in (q_rows, v_rows))
     block = max(32, min(128, _KEY_BYTES // (k_line + v_line) // 16 * 16))
     width = max(q_rows, v_rows) * 4
-    panels = queries * share // PANEL * (_SUMS + (q_rows + v_rows + _SPARE) * ROW)
-    size = (block + _SPARE) * (k_line + v_line + ROW) + PANEL * width + panels + 64
+    panels = queries * share // PANEL * (SUMS + (q_rows + v_rows + SPARE) * ROW)
+    size = (block + SPARE) * (k_line + v_line + ROW) + PANEL * width + panels + 64
     return queries, block, q_rows, v_rows, k_line, v_line, width, size
 
 
@@ -85,35 +81,40 @@ product = njit(**OPTIONS)(_product)
 
 def _attend(a: Any, low: Any, high: Any, k_block: Any, v_block: Any, s: Any, panel: Any) -> None:
     """One panel over the copied keys [low, high): scores, softmax so far, values."""
-    first, end = int32s(panel + _BOUNDS), int32s(panel + _BOUNDS + ROW)
+    first, end = int32s(panel + BOUNDS), int32s(panel + BOUNDS + ROW)
     begin, last = max(low, np.int64(first[0])), min(high, np.int64(end[PANEL - 1]))
     n = last - begin
     if n <= 0:
         return
-    queries = panel + _SUMS + (a.v_rows + _SPARE) * ROW
+    queries = panel + SUMS + (a.v_rows + SPARE) * ROW
     product(k_block + (begin - low) * a.k_line, a.k_line, np.int64(4), queries, a.key_dim, s, n, np.int64(0))
     if a.softcap > 0:
         cap(s, n, np.float32(a.softcap * LOG2E))
     # All lanes see the keys [first of the last lane, end of the first lane).
     part = begin if begin < np.int64(first[PANEL - 1]) else max(begin, np.int64(end[0]))
     if part < last:
-        hide(s + (part - begin) * ROW, last - part, part, panel + _BOUNDS)
+        hide(s + (part - begin) * ROW, last - part, part, panel + BOUNDS)
     softmax(s, n, panel)
     values = v_block + (begin - low) * a.v_line
-    product(values, np.int64(4), a.v_line, s, n, panel + _SUMS, a.value_dim, panel + 2 * ROW)
+    product(values, np.int64(4), a.v_line, s, n, panel + SUMS, a.value_dim, panel + 2 * ROW)
 
 
-attend = njit(**OPTIONS)(_attend)
+float_attend = njit(**OPTIONS)(_attend)
 
 
 # What touches tensors knows their dtype, through ``fetch``, ``save`` and ``size``, the bytes of a number.
-def _begin(fetch: Any) -> Any:
+def _begin(fetch: Any, pairs: bool) -> Any:
     def begin(a: Any, row: Any, head: Any, query: Any, lane: Any, lanes: Any, stage: Any, panel: Any) -> None:
-        """The panel from ``lane`` on: what its lanes see, their queries, scaled, and a softmax of nothing."""
+        """The panel from ``lane`` on: what its lanes see, their queries, and a softmax of nothing.
+
+        Queries are scaled, or pairs as they are.
+        """
         share, start, length = a.heads // a.groups, np.int64(int32s(a.q_start)[row]), np.int64(int32s(a.kv_len)[row])
         past = length + start - np.int64(int32s(a.q_start)[row + 1])
         factor = np.float32(a.scale / a.softcap if a.softcap > 0 else a.scale * LOG2E)
-        first, end = int32s(panel + _BOUNDS), int32s(panel + _BOUNDS + ROW)
+        if pairs:
+            factor = _ONE
+        first, end = int32s(panel + BOUNDS), int32s(panel + BOUNDS + ROW)
         t, h = query + lane // share, lane % share
         for i in range(PANEL):  # lanes of no query repeat the last one
             fetch(a.q + (start + t) * a.q_token + (head + h) * a.q_head, stage + i * a.width, a.key_dim, factor)
@@ -133,13 +134,15 @@ def _begin(fetch: Any) -> Any:
         state = float32s(panel)
         for i in range(PANEL):
             state[i], state[PANEL + i] = _LOWEST, _ZERO
-        sums = float32s(panel + _SUMS)
-        for i in range((a.v_rows + _SPARE) * PANEL):
+        sums = float32s(panel + SUMS)
+        for i in range((a.v_rows + SPARE) * PANEL):
             sums[i] = _ZERO
-        queries = panel + _SUMS + (a.v_rows + _SPARE) * ROW
+        queries = panel + SUMS + (a.v_rows + SPARE) * ROW
         for d in range(0, a.key_dim, LANES):
             transpose(stage + d * 4, a.width, queries + d * ROW, ROW)
             transpose(stage + LANES * a.width + d * 4, a.width, queries + d * ROW + LANES * 4, ROW)
+        if pairs:
+            attention_pairs.pair_up(queries, a.key_dim // 2)
 
     return njit(**OPTIONS)(begin)
 
@@ -169,8 +172,8 @@ def _finish(save: Any, size: int) -> Any:
         """Write a panel's result: sums over values divided by sums of weights."""
         share, state = a.heads // a.groups, float32s(panel)
         for d in range(0, a.value_dim, LANES):
-            transpose(panel + _SUMS + d * ROW, ROW, stage + d * 4, a.width)
-            transpose(panel + _SUMS + d * ROW + LANES * 4, ROW, stage + LANES * a.width + d * 4, a.width)
+            transpose(panel + SUMS + d * ROW, ROW, stage + d * 4, a.width)
+            transpose(panel + SUMS + d * ROW + LANES * 4, ROW, stage + LANES * a.width + d * 4, a.width)
         for i in range(min(PANEL, lanes - lane)):
             t, h = token + (lane + i) // share, head + (lane + i) % share
             factor = _ONE / state[PANEL + i]
@@ -184,7 +187,7 @@ def _finish(save: Any, size: int) -> Any:
     return njit(**OPTIONS)(finish)
 
 
-def _unit(dtype: torch.dtype) -> Any:
+def _unit(dtype: torch.dtype, pairs: bool) -> Any:
     half, size = dtype == torch.bfloat16, dtype.itemsize
     load, save = move(half, False), move(False, half)
 
@@ -193,20 +196,25 @@ def _unit(dtype: torch.dtype) -> Any:
         load(source, target, width, factor)
 
     fetch = njit(**OPTIONS)(fetch)
-    begin, copy, finish = _begin(fetch), _copy(fetch, size), _finish(save, size)
+    begin, finish = _begin(fetch, pairs), _finish(save, size)
+    if pairs:
+        copy, attend = attention_pairs.copy, attention_pairs.attend
+    else:
+        copy, attend = _copy(fetch, size), float_attend
 
     def unit(a: Any, row: Any, group: Any, query: Any, lanes: Any) -> None:
         """Attention of ``lanes`` lanes, from the row's ``query`` on."""
         k_block = a.scratch + np.int64(thread()) * a.size
-        v_block = k_block + (a.block + _SPARE) * a.k_line
-        s = v_block + (a.block + _SPARE) * a.v_line
-        stage = s + (a.block + _SPARE) * ROW
+        v_block = k_block + (a.block + SPARE) * a.k_line
+        s = v_block + (a.block + SPARE) * a.v_line
+        stage = s + (a.block + SPARE) * ROW
         panels = stage + PANEL * a.width
-        head, each = group * (a.heads // a.groups), _SUMS + (a.q_rows + a.v_rows + _SPARE) * ROW
+        head, each = group * (a.heads // a.groups), SUMS + (a.q_rows + a.v_rows + SPARE) * ROW
         for lane in range(0, lanes, PANEL):
             begin(a, row, head, query, lane, lanes, stage, panels + lane // PANEL * each)
-        low = np.int64(int32s(panels + _BOUNDS)[0])
-        end = np.int64(int32s(panels + (lanes - 1) // PANEL * each + _BOUNDS + ROW)[PANEL - 1])
+        low = np.int64(int32s(panels + BOUNDS)[0])
+        low -= low & 1
+        end = np.int64(int32s(panels + (lanes - 1) // PANEL * each + BOUNDS + ROW)[PANEL - 1])
         while low < end:
             high = min(end, (low // a.block + 1) * a.block)
             copy(a, row, group, low, high, k_block, v_block)
@@ -221,9 +229,9 @@ def _unit(dtype: torch.dtype) -> Any:
 
 
 @cache
-def task(dtype: torch.dtype) -> Task:
-    """The compiled attention, for float32 or bfloat16 tensors of any widths."""
-    unit = _unit(dtype)
+def task(dtype: torch.dtype, pairs: bool) -> Task:
+    """The compiled attention, for float32 or bfloat16 tensors of any widths; ``pairs``: see :mod:`.attention_pairs`."""
+    unit = _unit(dtype, pairs)
 
     def body(a: Any) -> None:
         q_start, share = int32s(a.q_start), a.heads // a.groups

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .exponential import exponentials
-from .threads import OPTIONS, Task, float32s, int32s, int64s, thread, threads, uint16s, uint32s
+from .attention_blocks import accumulate, prefetch, scores, weigh
+from .attention_tiles import LOWEST, cap, move
+from .exponential import LOG2E
+from .threads import OPTIONS, Task, float32s, int32s, int64s, thread, threads
+from .vectors import BYTES, LANES
 
 BLOCK = 32  # keys; a block of one head's keys and values stays in the L1 cache
-_LOOPS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp", "afn"}, **OPTIONS}  # NaN stays NaN
 
 ARGUMENTS = [
     *((name, np.int64) for name in ("q", "q_token", "q_head", "keys", "values", "out", "scratch", "sinks")),
@@ -29,7 +31,10 @@ ARGUMENTS = [
 ]
 
 # numba freezes globals; typed ones keep float32 arithmetic from widening.
-_ONE, _ZERO, _LOWEST = np.float32(1.0), np.float32(0.0), np.float32(-3.0e38)
+_ONE, _ZERO, _LOWEST, _LN2 = np.float32(1.0), np.float32(0.0), np.float32(LOWEST), np.float32(math.log(2))
+
+widen, copy, narrow = move(True, False), move(False, False), move(False, True)
+padded = njit(**OPTIONS)(lambda width: (width + LANES - 1) // LANES * LANES)
 
 
 def _first_key(a: Any, position: int) -> Any:
@@ -56,119 +61,87 @@ def _span(a: Any, i: int) -> Any:
 span = njit(**OPTIONS)(_span)
 
 
-@cache
-def _block_loops(key_dim: int, value_dim: int) -> tuple[Any, Any]:
-    """Scores of a block of keys, and the weighted sum of its values.
+def _slots_of(a: Any, row: int) -> Any:
+    """Where a row's slots stand in the table."""
+    return a.table + np.int64(int32s(a.table_row)[row]) * a.max_len * 4
 
-    The widths are constants of the compiled code. Four keys at a time: the query (the sum) is
-    loaded once for them, and their additions don't wait for each other.
+
+slots_of = njit(**OPTIONS)(_slots_of)
+
+
+def _locate(
+    pool: int, slots: Any, n: int, ahead: Any, more: int, stride: int, offset: int, width: int, half: bool, wide: int
+) -> None:
+    """Put the addresses of one head's vectors at ``wide``: ``n``, and the last again up to a multiple of LANES.
+
+    A bfloat16 block, or one whose vectors aren't whole numbers of LANES wide, is first copied as
+    float32 into the scratch behind the addresses, where the vectors' rest is zero. The vectors in
+    the ``more`` slots of ``ahead``, which come next, are called for.
     """
-
-    def scores(query: Any, where: Any, n: int, result: Any) -> Any:
-        """``result[:n] = query · key``; returns the largest."""
-        largest, whole = _LOWEST, n - n % 4
-        for j in range(0, whole, 4):
-            k0, k1, k2, k3 = float32s(where[j]), float32s(where[j + 1]), float32s(where[j + 2]), float32s(where[j + 3])
-            s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
-            for d in range(key_dim):
-                s0 += query[d] * k0[d]
-                s1 += query[d] * k1[d]
-                s2 += query[d] * k2[d]
-                s3 += query[d] * k3[d]
-            result[j], result[j + 1], result[j + 2], result[j + 3] = s0, s1, s2, s3
-            largest = max(largest, max(max(s0, s1), max(s2, s3)))
-        for j in range(whole, n):
-            k0, s0 = float32s(where[j]), _ZERO
-            for d in range(key_dim):
-                s0 += query[d] * k0[d]
-            result[j] = s0
-            largest = max(largest, s0)
-        return largest
-
-    def accumulate(total: Any, where: Any, n: int, w: Any) -> None:
-        """``total += w[j] * value j`` over the block."""
-        whole = n - n % 4
-        for j in range(0, whole, 4):
-            v0, v1, v2, v3 = float32s(where[j]), float32s(where[j + 1]), float32s(where[j + 2]), float32s(where[j + 3])
-            w0, w1, w2, w3 = w[j], w[j + 1], w[j + 2], w[j + 3]
-            for d in range(value_dim):
-                total[d] += (w0 * v0[d] + w1 * v1[d]) + (w2 * v2[d] + w3 * v3[d])
-        for j in range(whole, n):
-            v0, w0 = float32s(where[j]), w[j]
-            for d in range(value_dim):
-                total[d] += w0 * v0[d]
-
-    return njit(**_LOOPS)(scores), njit(**_LOOPS)(accumulate)
-
-
-def _locate(pool: int, slots: Any, n: int, stride: int, offset: int, width: int, half: bool, wide: int) -> None:
-    """Put the addresses of one head's vectors in ``slots[:n]`` at ``wide``.
-
-    A bfloat16 block is first converted to float32, into the scratch behind the addresses.
-    """
-    where = int64s(wide)
+    where, line, number = int64s(wide), padded(width) * 4, 2 if half else 4
+    for j in range(more):
+        prefetch(pool + (np.int64(ahead[j]) * stride + offset) * number, np.int64(width * number))
     for j in range(n):
-        source = pool + (np.int64(slots[j]) * stride + offset) * (2 if half else 4)
-        if half:
-            where[j] = wide + 8 * BLOCK + j * width * 4
-            narrow, bits = uint16s(source), uint32s(where[j])
-            for d in range(width):
-                bits[d] = np.uint32(narrow[d]) << np.uint32(16)
+        source = pool + (np.int64(slots[j]) * stride + offset) * number
+        if half or width % LANES != 0:
+            where[j] = wide + 8 * (BLOCK + LANES) + j * line
+            if half:
+                widen(source, where[j], width, _ONE)
+            else:
+                copy(source, where[j], width, _ONE)
+            vector = float32s(where[j])
+            for d in range(width, padded(width)):
+                vector[d] = _ZERO
         else:
             where[j] = source
+    for j in range(n, n + LANES):
+        where[j] = where[n - 1]
 
 
-locate = njit(**_LOOPS)(_locate)
+locate = njit(**OPTIONS)(_locate)
 
 
 def _load_query(a: Any, token: int, head: int, width: int, half: bool, address: int) -> None:
-    """Copy one query head to ``address``, scaled, as float32."""
-    offset, scale, query = token * a.q_token + head * a.q_head, np.float32(a.scale), float32s(address)
+    """Copy one query head to ``address`` as float32, scaled so that scores are exponents of 2 (or tanh's argument)."""
+    offset, query = token * a.q_token + head * a.q_head, float32s(address)
+    factor = np.float32(a.scale / a.softcap if a.softcap > 0 else a.scale * LOG2E)
     if half:
-        narrow, bits = uint16s(a.q + offset * 2), uint32s(address)
-        for d in range(width):
-            bits[d] = np.uint32(narrow[d]) << np.uint32(16)
-        for d in range(width):
-            query[d] *= scale
+        widen(a.q + offset * 2, address, width, factor)
     else:
-        source = float32s(a.q + offset * 4)
-        for d in range(width):
-            query[d] = source[d] * scale
+        copy(a.q + offset * 4, address, width, factor)
+    for d in range(width, padded(width)):
+        query[d] = _ZERO
 
 
-load_query = njit(**_LOOPS)(_load_query)
+load_query = njit(**OPTIONS)(_load_query)
 
 
 def _store(a: Any, token: int, head: int, address: int, width: int, half: bool) -> None:
     """Write one query head's output: the sum over values divided by the sum of weights."""
-    total = float32s(address)
-    scale, weight = _ONE, total[width + 1]
+    state = float32s(address + padded(width) * 4)
+    scale, weight = _ONE, _ZERO
+    for i in range(LANES):
+        weight += state[LANES + i]
     if a.sinks != 0:  # one more column of the softmax, without a value
-        sink = float32s(a.sinks)[head]
-        top = max(total[width], sink)
-        scale = np.float32(math.exp(total[width] - top))
-        weight = weight * scale + np.float32(math.exp(sink - top))
-    scale = scale / weight
+        sink = float32s(a.sinks)[head] * LOG2E
+        top = max(state[0], sink)
+        scale = np.float32(math.exp((state[0] - top) * _LN2))
+        weight = weight * scale + np.float32(math.exp((sink - top) * _LN2))
     offset = (token * a.heads + head) * width
     if half:
-        for d in range(width):
-            total[d] *= scale
-        bits, narrow = uint32s(address), uint16s(a.out + offset * 2)
-        for d in range(width):  # to nearest, ties to even
-            narrow[d] = (bits[d] + np.uint32(0x7FFF) + ((bits[d] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        narrow(address, a.out + offset * 2, width, scale / weight)
     else:
-        result = float32s(a.out + offset * 4)
-        for d in range(width):
-            result[d] = total[d] * scale
+        copy(address, a.out + offset * 4, width, scale / weight)
 
 
-store = njit(**_LOOPS)(_store)
+store = njit(**OPTIONS)(_store)
 
 
 def scratch_bytes(most: int, heads: int, key_dim: int, value_dim: int) -> int:
-    """Scratch of one share: three states, queries, a block of keys and of values, scores."""
-    cells = most * heads
-    return 4 * (3 * cells * (value_dim + 2) + cells * key_dim + BLOCK * (key_dim + value_dim + 2)) + 16 * BLOCK + 64
+    """Scratch of one share: three states, queries, a block of keys and of values with addresses, scores."""
+    cells, keys, values = most * heads, -(-key_dim // LANES) * LANES, -(-value_dim // LANES) * LANES
+    lists = (BLOCK + LANES) * (8 + 8 + 4)
+    return 4 * (3 * cells * (values + 3 * LANES) + cells * keys + BLOCK * (keys + values)) + lists + 64
 
 
 scratch_of = njit(**OPTIONS)(scratch_bytes)
@@ -178,59 +151,70 @@ scratch_of = njit(**OPTIONS)(scratch_bytes)
 def _segment(key_dim: int, value_dim: int, half: bool) -> Any:
     """Attention of one row's queries over its keys [begin, end).
 
-    ``state`` [queries * heads, value_dim + 2]: sums over values, largest score, sum of weights.
+    ``state`` [queries * heads, values + 3 * LANES], of widths filled up to LANES: sums over values,
+    then what :func:`.weigh` keeps.
     """
-    scores, accumulate = _block_loops(key_dim, value_dim)
+    keys, values = -(-key_dim // LANES) * LANES, -(-value_dim // LANES) * LANES
+    score, add, size = scores(keys), accumulate(values), 4 * (values + 3 * LANES)
 
-    def update(cap: Any, query: int, k: int, v: int, n: int, work: int, state: int) -> None:
+    def update(softcap: Any, query: int, k: int, v: int, n: int, s: int, total: int) -> None:
         """One block of one query head: online softmax."""
-        s, total = float32s(work), float32s(state)
-        largest = scores(float32s(query), int64s(k), n, s)
-        if cap > _ZERO:
-            largest = _LOWEST
-            for j in range(n):
-                s[j] = cap * np.float32(math.tanh(s[j] / cap))
-                largest = max(largest, s[j])
-        if largest > total[value_dim]:
-            shrink = np.float32(math.exp(total[value_dim] - largest))
-            total[value_dim] = largest
-            total[value_dim + 1] *= shrink
-            for d in range(value_dim):
-                total[d] *= shrink
-        total[value_dim + 1] += exponentials(s, work + 4 * BLOCK, n, total[value_dim])
-        accumulate(total, int64s(v), n, s)
+        groups, state = (n + LANES - 1) // LANES, total + values * 4
+        score(query, k, groups, s)
+        if softcap > _ZERO:
+            cap(s, (groups + 1) // 2, softcap * LOG2E)
+        rest = float32s(s)
+        for j in range(n, groups * LANES):
+            rest[j] = -np.inf
+        weigh(s, groups, state)
+        add(total, v, n, s, state + 2 * BYTES)
 
-    update = njit(**_LOOPS)(update)
+    update = njit(**OPTIONS)(update)
 
-    def segment(a: Any, row: int, queries: int, length: int, begin: int, end: int, state: int, work: int) -> None:
+    def segment(
+        a: Any,
+        row: int,
+        queries: int,
+        length: int,
+        begin: int,
+        end: int,
+        follow: int,
+        count: int,
+        state: int,
+        work: int,
+    ) -> None:
+        """``follow`` is the address of the first ``count`` slots that this thread reads after these."""
         token, per_group, cells = np.int64(int32s(a.q_start)[row]), a.heads // a.groups, queries * a.heads
         for e in range(cells):
-            load_query(a, token + e // a.heads, e % a.heads, key_dim, half, work + e * key_dim * 4)
-            total = float32s(state + e * (value_dim + 2) * 4)
-            for d in range(value_dim + 2):
+            load_query(a, token + e // a.heads, e % a.heads, key_dim, half, work + e * keys * 4)
+            total = float32s(state + e * size)
+            for d in range(values + 2 * LANES):
                 total[d] = _ZERO
-            total[value_dim] = _LOWEST
-        s = work + cells * key_dim * 4
-        k = s + 8 * BLOCK
-        v = k + BLOCK * (8 + key_dim * 4)
-        line = a.table + np.int64(int32s(a.table_row)[row]) * a.max_len * 4
+            for d in range(values, values + LANES):
+                total[d] = _LOWEST
+        s = work + cells * keys * 4
+        k = s + 4 * (BLOCK + LANES)
+        v = k + 8 * (BLOCK + LANES) + BLOCK * keys * 4
+        line = slots_of(a, row)
         for block in range(begin, end, BLOCK):
             n = min(BLOCK, end - block)
-            slots = int32s(line + block * 4)
+            slots, ahead, more = int32s(line + block * 4), int32s(follow), count
+            if block + BLOCK < end:
+                ahead, more = int32s(line + (block + BLOCK) * 4), min(BLOCK, end - block - BLOCK)
             for group in range(a.groups):
-                locate(a.keys, slots, n, a.groups * key_dim, group * key_dim, key_dim, half, k)
-                locate(a.values, slots, n, a.groups * value_dim, group * value_dim, value_dim, half, v)
+                locate(a.keys, slots, n, ahead, more, a.groups * key_dim, group * key_dim, key_dim, half, k)
+                locate(a.values, slots, n, ahead, more, a.groups * value_dim, group * value_dim, value_dim, half, v)
                 for i in range(queries):
                     position = length - queries + i
                     low, high = max(first_key(a, position) - block, 0), min(position + 1 - block, n)
                     if low < high:
                         for e in range(i * a.heads + group * per_group, i * a.heads + (group + 1) * per_group):
                             update(
-                                np.float32(a.softcap), work + e * key_dim * 4, k + low * 8, v + low * 8,
-                                high - low, s, state + e * (value_dim + 2) * 4,
+                                np.float32(a.softcap), work + e * keys * 4, k + low * 8, v + low * 8,
+                                high - low, s, state + e * size,
                             )  # fmt: skip
 
-    return njit(**_LOOPS)(segment)
+    return njit(**OPTIONS)(segment)
 
 
 @cache
@@ -241,7 +225,8 @@ def task(key_dim: int, value_dim: int, half: bool) -> Task:
     (kind 2), perhaps the beginning of another (kind 1). Run with ``shares`` > 0 it attends; run
     with ``-shares`` on one thread afterwards, it joins each kind 1 with the kinds 0 that follow.
     """
-    segment, width = _segment(key_dim, value_dim, half), value_dim + 2
+    values = -(-value_dim // LANES) * LANES
+    segment, width = _segment(key_dim, value_dim, half), values + 3 * LANES
 
     def finish(a: Any, row: int, cells: int, state: Any) -> None:
         token = np.int64(int32s(a.q_start)[row])
@@ -252,13 +237,14 @@ def task(key_dim: int, value_dim: int, half: bool) -> Task:
         """Fold a later piece of the softmaxes into the earlier ones."""
         for e in range(cells):
             x, y = float32s(total + e * width * 4), float32s(piece + e * width * 4)
-            top = max(x[value_dim], y[value_dim])
-            old, new = np.float32(math.exp(x[value_dim] - top)), np.float32(math.exp(y[value_dim] - top))
+            top = max(x[values], y[values])
+            old, new = np.float32(math.exp((x[values] - top) * _LN2)), np.float32(math.exp((y[values] - top) * _LN2))
             for d in range(width):
                 x[d] = x[d] * old + y[d] * new
-            x[value_dim] = top
+            for d in range(values, values + LANES):
+                x[d] = top
 
-    finish, join = njit(**_LOOPS)(finish), njit(**_LOOPS)(join)
+    finish, join = njit(**OPTIONS)(finish), njit(**OPTIONS)(join)
 
     def body(a: Any) -> None:
         merge, shares = a.shares < 0, abs(a.shares)
@@ -279,7 +265,13 @@ def task(key_dim: int, value_dim: int, half: bool) -> Task:
                 kind = 0 if first > low else (1 if last < high else 2)
                 state = a.scratch + share * size + kind * cells * width * 4
                 if not merge:
-                    segment(a, row, queries, high, first, last, state, a.scratch + share * size + 3 * cells * width * 4)
+                    work = a.scratch + share * size + 3 * cells * width * 4
+                    follow, count = a.table, np.int64(0)
+                    if i + 1 < a.rows:
+                        after, _, low_after, high_after = span(a, i + 1)
+                        follow = slots_of(a, after) + low_after * 4
+                        count = min(np.int64(BLOCK), high_after - low_after)
+                    segment(a, row, queries, high, first, last, follow, count, state, work)
                     if kind == 2:
                         finish(a, row, queries * a.heads, state)
                 elif kind == 1:
@@ -289,4 +281,4 @@ def task(key_dim: int, value_dim: int, half: bool) -> Task:
                     if last == high:
                         finish(a, row, queries * a.heads, total)
 
-    return Task(body, ARGUMENTS, **_LOOPS)
+    return Task(body, ARGUMENTS)

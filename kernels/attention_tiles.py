@@ -17,6 +17,11 @@ PANEL = 2 * LANES
 ROW = 2 * BYTES  # of a panel
 LOWEST = -3.0e38  # the largest score of no keys
 
+# A panel in scratch, rows of 16: largest scores, sums of weights, the latest factor (see softmax);
+# as int32 the keys [first, end) that each lane sees; then sums over values, then queries.
+BOUNDS, SUMS = 3 * ROW, 5 * ROW
+SPARE = 4  # rows that tiles may read or write beyond the last: they are at least 4 high
+
 
 def tile(rows: int) -> Any:
     """``tile(a, a_row, a_step, b, n, c, factor)``: a matrix product with all its sums in registers.

@@ -1,12 +1,13 @@
-"""Matrix products with packed weights on CPUs: ``x Wᵀ + addend`` in float32.
+"""Matrix products with packed weights on CPUs: ``x Wᵀ + addend``.
 
 Decoding reads every weight once for a handful of rows, so its speed is the memory's. A
 checkpoint in bfloat16 that runs in float32 holds no more than 16 bits a weight: kept as such and
-widened in registers, the same results come out of half the bytes.
+widened in registers, the same results come out of half the bytes. CPUs that multiply bfloat16
+themselves (AVX512_BF16) get rows in bfloat16, too.
 
-Weights lie in panels of ``PANEL`` output columns, ``[N / PANEL, K, PANEL]``. A tile computes a
-few rows of one panel with all its sums in registers; its code is written as vectors for LLVM,
-because no loop vectoriser keeps a two-dimensional block of sums in registers.
+Weights lie in panels of output columns. For float32 rows, ``[N / P, K, P]``; for bfloat16 rows, with
+the weights of two neighbouring inputs side by side, ``[N / P, K / 2, P, 2]``. Tiles compute a few
+rows of one panel (:mod:`.gemm_tiles`).
 """
 
 from __future__ import annotations
@@ -16,15 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, types
-from numba.extending import intrinsic
 
 from .elements import address
-from .threads import OPTIONS, Task, claim, team_size
-from .vectors import BYTES, INT, LANES, Vectors, all_lanes, generator
+from .gemm_tiles import FLOAT_PANEL, PAIR_PANEL, float_panel, pair_panel
+from .threads import Task, claim, team_size
 
-PANEL = 2 * LANES
-ROWS = (6, 4, 2, 1)  # tile heights; 6 rows of a panel fill 12 of 16 registers with sums
 _SERIAL = 1 << 20  # multiplications below which waking the other threads costs more than it saves
 _CLAIM = 1 << 18  # multiplications that a thread claims at a time: as many as make the claim's cost vanish
 BLOCK_BYTES = 256 << 10  # of x, so that it stays in the L2 cache while panels pass by
@@ -36,122 +33,97 @@ ARGUMENTS = [
 
 
 def pack(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``weight`` [N, K] -> [ceil(N / PANEL), K, PANEL] of ``dtype``, the last panel filled up with zeros."""
+    """``weight`` [N, K] for rows in float32, as ``dtype``: [ceil(N / P), K, P], filled up with zeros."""
     outputs, inputs = weight.shape
-    panels = -(-outputs // PANEL)
-    packed = torch.zeros(panels, inputs, PANEL, dtype=dtype)
-    whole = outputs // PANEL
-    packed[:whole] = weight[: whole * PANEL].view(whole, PANEL, inputs).transpose(1, 2)
+    panels = -(-outputs // FLOAT_PANEL)
+    packed = torch.zeros(panels, inputs, FLOAT_PANEL, dtype=dtype)
+    whole = outputs // FLOAT_PANEL
+    packed[:whole] = weight[: whole * FLOAT_PANEL].view(whole, FLOAT_PANEL, inputs).transpose(1, 2)
     if whole < panels:
-        packed[whole, :, : outputs - whole * PANEL] = weight[whole * PANEL :].t()
+        packed[whole, :, : outputs - whole * FLOAT_PANEL] = weight[whole * FLOAT_PANEL :].t()
     return packed
 
 
+def pack_pairs(weight: torch.Tensor) -> torch.Tensor:
+    """``weight`` [N, K], K even, for rows in bfloat16: [ceil(N / P), K / 2, P, 2], filled up with zeros."""
+    outputs, inputs = weight.shape
+    panels = -(-outputs // PAIR_PANEL)
+    packed = torch.zeros(panels, inputs // 2, PAIR_PANEL, 2, dtype=torch.bfloat16)
+    whole = outputs // PAIR_PANEL
+    packed[:whole] = weight[: whole * PAIR_PANEL].view(whole, PAIR_PANEL, inputs // 2, 2).transpose(1, 2)
+    if whole < panels:
+        rest = weight[whole * PAIR_PANEL :]
+        packed[whole, :, : len(rest)] = rest.view(len(rest), inputs // 2, 2).transpose(0, 1)
+    return packed
+
+
+def width_of(packed: torch.Tensor) -> int:
+    """Outputs of a packed matrix, filled up to whole panels."""
+    return packed.shape[0] * packed.shape[2]
+
+
+def inputs_of(packed: torch.Tensor) -> int:
+    """Inputs of a packed matrix."""
+    return packed.shape[1] * (packed.shape[3] if packed.ndim == 4 else 1)
+
+
+def rows_dtype(packed: torch.Tensor) -> torch.dtype:
+    """What rows and results must be for a packed matrix."""
+    return torch.float32 if packed.ndim == 3 else torch.bfloat16
+
+
 def product_reference(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor) -> torch.Tensor:
-    """``x`` [M, K] times packed weights plus ``addend`` ([N] or [M, N]), N a multiple of PANEL."""
-    weight = packed.to(x.dtype).transpose(1, 2).reshape(-1, packed.shape[1])
-    return x @ weight.t() + addend
+    """``x`` [M, K] times packed weights plus ``addend`` ([N] or [M, N]), N a multiple of the panel's width."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    weight = packed.to(exact)
+    if packed.ndim == 4:
+        weight = weight.transpose(2, 3).flatten(1, 2)
+    weight = weight.transpose(1, 2).reshape(-1, weight.shape[1])
+    return (x.to(exact) @ weight.t() + addend.to(exact)).to(x.dtype)
 
 
 def product(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor, out: torch.Tensor) -> None:
     """:func:`product_reference` into ``out`` [M, N], compiled.
 
-    All float32 and contiguous, ``packed`` also bfloat16. ``out`` may be ``addend`` itself.
+    All contiguous and of :func:`rows_dtype`, sums in float32. ``out`` may be ``addend`` itself.
     """
     rows, inputs = x.shape
-    outputs = packed.shape[0] * PANEL
-    if packed.shape[1:] != (inputs, PANEL) or out.shape != (rows, outputs) or addend.shape[-1] != outputs:
+    outputs, kind = width_of(packed), rows_dtype(packed)
+    if inputs != inputs_of(packed) or out.shape != (rows, outputs) or addend.shape[-1] != outputs:
         raise ValueError(f"x {tuple(x.shape)}, weights {tuple(packed.shape)} and out {tuple(out.shape)} don't fit")
     if addend.ndim == 2 and addend.shape[0] != rows:
         raise ValueError(f"addend has {addend.shape[0]} rows, x has {rows}")
     arguments = (
-        address(x, "x", torch.float32),
+        address(x, "x", kind),
         address(packed, "packed"),
-        address(addend, "addend", torch.float32),
+        address(addend, "addend", kind),
         outputs if addend.ndim == 2 else 0,
-        address(out, "out", torch.float32),
+        address(out, "out", kind),
         rows,
         inputs,
         outputs,
-        max(6, BLOCK_BYTES // (4 * inputs) // 6 * 6),
+        max(12, BLOCK_BYTES // (x.itemsize * inputs) // 12 * 12),
         0,
     )
-    _task(packed.dtype).run(arguments, team_size(packed.numel() * rows > _SERIAL))
+    _task(kind, packed.dtype).run(arguments, team_size(packed.numel() * rows > _SERIAL))
 
 
 @cache
-def _task(dtype: torch.dtype) -> Task:
-    half = dtype == torch.bfloat16
-    size = 2 if half else 4
-    tile6, tile4, tile2, tile1 = (intrinsic(_tile(rows, half)) for rows in ROWS)
-
-    def panel(a: Any, weight: int, first: int, last: int, column: int) -> None:
-        """Rows ``[first, last)`` of one panel. Rows are split so that no lone one is left where that can be helped."""
-        x_row, out_row = a.inputs * 4, a.outputs * 4
-        m = first
-        while m < last:
-            x, out = a.x + m * x_row, a.out + m * out_row + column * 4
-            addend, left = a.addend + (m * a.addend_row + column) * 4, last - m
-            if left >= 6 and left != 8:
-                tile6(x, weight, addend, out, a.inputs, x_row, a.addend_row * 4, out_row)
-                m += 6
-            elif left >= 4:
-                tile4(x, weight, addend, out, a.inputs, x_row, a.addend_row * 4, out_row)
-                m += 4
-            elif left >= 2:
-                tile2(x, weight, addend, out, a.inputs, x_row, a.addend_row * 4, out_row)
-                m += 2
-            else:
-                tile1(x, weight, addend, out, a.inputs, x_row, a.addend_row * 4, out_row)
-                m += 1
-
-    compiled = njit(**OPTIONS)(panel)
+def _task(kind: torch.dtype, stored: torch.dtype) -> Task:
+    """For rows of dtype ``kind`` and weights stored as ``stored``."""
+    pairs = kind == torch.bfloat16
+    panel = pair_panel() if pairs else float_panel(stored == torch.bfloat16)
+    width, size = (PAIR_PANEL, 2) if pairs else (FLOAT_PANEL, stored.itemsize)
 
     def body(a: Any) -> None:
-        panels = a.outputs // PANEL
+        panels = a.outputs // width
         units = panels * ((a.rows + a.block - 1) // a.block)
-        chunk = max(1, min(_CLAIM // (PANEL * a.inputs * min(a.rows, a.block)), panels // 16))
+        chunk = max(1, min(_CLAIM // (width * a.inputs * min(a.rows, a.block)), panels // 16))
         first = claim(a, chunk)
         while first < units:
             for unit in range(first, min(first + chunk, units)):
                 m, p = unit // panels * a.block, unit % panels
-                compiled(a, a.weight + p * a.inputs * PANEL * size, m, min(m + a.block, a.rows), p * PANEL)
+                panel(a, a.weight + p * a.inputs * width * size, m, min(m + a.block, a.rows), p * width)
             first = claim(a, chunk)
 
     return Task(body, ARGUMENTS)
-
-
-def _tile(rows: int, half: bool) -> Any:
-    """An intrinsic ``tile(x, weight, addend, out, inputs, x_row, addend_row, out_row)``.
-
-    Addresses and row lengths in bytes: ``out[r] = addend[r] + sum over k of x[r, k] * weight[k]``
-    for ``rows`` rows and one panel, in float32; weights are bfloat16 if ``half``.
-    """
-    line = PANEL * (2 if half else 4)  # bytes of one input's weights in a panel
-
-    def typed(typing: Any, x: Any, weight: Any, addend: Any, out: Any, inputs: Any, xr: Any, sr: Any, outr: Any) -> Any:
-        def emit(
-            v: Vectors, x: Any, weight: Any, addend: Any, out: Any, inputs: Any, xr: Any, sr: Any, outr: Any
-        ) -> None:
-            starts = [v.at(x, xr, r) for r in range(rows)]
-            panel = v.builder.mul(inputs, INT(line))
-
-            def step(k: Any, sums: list[Any]) -> list[Any]:
-                where, result = v.at(weight, line, k), []
-                columns = [v.load(v.at(where, line // 2, i), half) for i in range(2)]
-                # The next panel will be in the cache when its turn comes: the CPU doesn't see that it follows.
-                v.prefetch(v.builder.add(where, panel))
-                for r, start in enumerate(starts):
-                    factor = v.spread_from(v.at(start, 4, k))
-                    result += [v.fma(factor, column, sums[2 * r + i]) for i, column in enumerate(columns)]
-                return result
-
-            for n, total in enumerate(v.loop(inputs, [all_lanes(0.0)] * (2 * rows), step)):
-                r, i = divmod(n, 2)
-                # Added last: a large residual as the first summand would round off the small ones.
-                first = v.load(v.at(v.at(addend, sr, r), BYTES, i))
-                v.store(v.builder.fadd(total, first), v.at(v.at(out, outr, r), BYTES, i))
-
-        return types.void(*[types.int64] * 8), generator(emit)
-
-    return typed

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import platform
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from . import gemm
+from .processor import has_bfloat16, has_bfloat16_pairs
 
 
 class PackedLinear(nn.Module):
     """``x Wᵀ + b``, usable in place of ``nn.Linear``; keeps its own packed copy of the weight.
 
-    On CPUs that lack bfloat16 products, weights go through :mod:`.gemm`: stored as bfloat16 when
-    that loses nothing (whatever the model's dtype), computed in float32. Where the CPU has them
-    and the model is bfloat16, oneDNN's own packed layout is used.
+    Bfloat16 models use oneDNN's packed layout on CPUs with tiles of bfloat16 products (AMX, Arm's)
+    and :mod:`.gemm` in bfloat16 on those with vectors of them (AVX512_BF16). All else goes through
+    :mod:`.gemm` in float32, weights stored as bfloat16 when that loses nothing.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
@@ -24,10 +23,13 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
-        self.onednn = weight.dtype == torch.bfloat16 and has_bfloat16()
+        pairs = weight.dtype == torch.bfloat16 and self.in_features % 2 == 0 and has_bfloat16_pairs()
+        self.onednn = weight.dtype == torch.bfloat16 and not pairs and has_bfloat16()
         if self.onednn:
             # The layout for 16 rows is near the best for any number of rows; the one for 1 row isn't.
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
+        elif pairs:
+            self.packed = gemm.pack_pairs(weight.contiguous())
         else:
             self.packed = gemm.pack(weight, storage_dtype(weight))
         self.set_bias(bias)
@@ -37,17 +39,19 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else bias.detach()
         self.addend = torch.zeros(0)
         if not self.onednn:
-            self.addend = torch.zeros(self.packed.shape[0] * gemm.PANEL)
+            self.addend = torch.zeros(gemm.width_of(self.packed), dtype=gemm.rows_dtype(self.packed))
             if bias is not None:
                 self.addend[: self.out_features] = bias
 
     @property
     def plain(self) -> bool:
-        """Is it float32 and one launch of our own kernel, nothing else?"""
-        return self.dtype == torch.float32 and self.out_features % gemm.PANEL == 0
+        """Is it one launch of our own kernel in the model's dtype, nothing else?"""
+        if self.onednn or gemm.rows_dtype(self.packed) != self.dtype:
+            return False
+        return self.out_features == gemm.width_of(self.packed)
 
     def into(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """:meth:`forward` of a :attr:`plain` one, float32 ``[T, K]``, into ``out`` [T, N], which may be ``residual``.
+        """:meth:`forward` of a :attr:`plain` one, ``[T, K]`` into ``out`` [T, N], which may be ``residual``.
 
         A bias isn't added where there is a residual.
         """
@@ -68,20 +72,20 @@ class PackedLinear(nn.Module):
         return out if residual is None else out.add_(residual)
 
     def _compiled(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        given = x.dtype
+        given, kind = x.dtype, gemm.rows_dtype(self.packed)
         width = self.addend.shape[0]
         addend = self.addend
         # Adding the residual costs nothing in the kernel, if no bias is added there.
         fused = residual is not None and self.bias is None and width == self.out_features
         if fused and residual is not None:
-            addend = residual.float().contiguous()
-        out = torch.empty(x.shape[0], width, dtype=torch.float32)
-        gemm.product(x.float().contiguous(), self.packed, addend, out)
+            addend = residual.to(kind).contiguous()
+        out = torch.empty(x.shape[0], width, dtype=kind)
+        gemm.product(x.to(kind).contiguous(), self.packed, addend, out)
         if width != self.out_features:
             out = out[:, : self.out_features].contiguous()
         if residual is not None and not fused:
             out += residual
-        return out if given == torch.float32 else out.to(given)
+        return out.to(given)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, stored={self.packed.dtype}"
@@ -103,13 +107,3 @@ def storage_dtype(weight: torch.Tensor) -> torch.dtype:
         if not torch.equal(rows.to(torch.bfloat16).to(rows.dtype), rows):
             return torch.float32
     return torch.bfloat16
-
-
-def has_bfloat16() -> bool:
-    """Does this CPU multiply bfloat16, through oneDNN?"""
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return True
-    # oneDNN says yes to any AVX-512 and then emulates, slower than float32
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -23,6 +23,13 @@ BITS = ir.VectorType(ir.IntType(32), LANES)
 _ROUND = 12582912.0  # 1.5 * 2**23: added to a small number, it leaves no bits behind the point
 _LEAST = -127.0  # 2**-127 is written as zero
 
+# Pairs of vectors (so far apart) exchange one, two, four numbers; only the last step crosses half a vector.
+_EXCHANGES = (
+    (1, [0, 8, 2, 10, 4, 12, 6, 14], [1, 9, 3, 11, 5, 13, 7, 15]),
+    (2, [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]),
+    (4, [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]),
+)
+
 
 def all_lanes(number: float) -> Any:
     """A constant vector."""
@@ -61,6 +68,10 @@ class Vectors:
         number = self.builder.zext(self.builder.load(self.pointer(where, halves), align=2), bits)
         return self.builder.bitcast(self.builder.shl(number, _same(bits, 16)), wide)
 
+    def load_int(self, where: Any) -> Any:
+        """One int64."""
+        return self.builder.load(self.pointer(where, INT))
+
     def store(self, value: Any, where: Any, half: bool = False, lanes: int = LANES) -> None:
         """Counterpart of :meth:`load`; rounds to bfloat16 (to nearest, ties to even) if ``half``."""
         wide, bits, halves = _kinds(lanes)
@@ -76,11 +87,11 @@ class Vectors:
         """A vector of float32 seen as int32."""
         return self.builder.bitcast(value, BITS)
 
-    def spread(self, number: Any) -> Any:
+    def spread(self, number: Any, lanes: int = LANES) -> Any:
         """A number in all lanes."""
-        undefined = ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined)
+        undefined = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
         single = self.builder.insert_element(undefined, number, ir.IntType(32)(0))
-        return self.builder.shuffle_vector(single, undefined, BITS([0] * LANES))
+        return self.builder.shuffle_vector(single, undefined, ir.VectorType(ir.IntType(32), lanes)([0] * lanes))
 
     def spread_from(self, where: Any) -> Any:
         return self.spread(self.load(where, lanes=1))
@@ -133,12 +144,7 @@ class Vectors:
         """LANES vectors as the columns of what they were the rows of."""
         shuffle = self.builder.shuffle_vector
         rows = list(rows)
-        # Pairs of rows two, four and eight numbers wide; no step but the last crosses half a vector.
-        for apart, low, high in (
-            (1, [0, 8, 2, 10, 4, 12, 6, 14], [1, 9, 3, 11, 5, 13, 7, 15]),
-            (2, [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]),
-            (4, [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]),
-        ):
+        for apart, low, high in _EXCHANGES:
             following = list(rows)
             for i in range(LANES):
                 if not i & apart:
@@ -146,6 +152,22 @@ class Vectors:
                     following[i], following[i + apart] = shuffle(x, y, BITS(low)), shuffle(x, y, BITS(high))
             rows = following
         return rows
+
+    def sums_of(self, rows: Sequence[Any]) -> Any:
+        """One vector: lane ``i`` is the sum of all lanes of vector ``i`` of LANES."""
+        shuffle, rows = self.builder.shuffle_vector, list(rows)
+        for _, low, high in _EXCHANGES:
+            rows = [
+                self.builder.fadd(shuffle(x, y, BITS(low)), shuffle(x, y, BITS(high)))
+                for x, y in zip(rows[::2], rows[1::2], strict=True)
+            ]
+        return rows[0]
+
+    def largest_in_all(self, x: Any) -> Any:
+        """The largest number of a vector, in all lanes."""
+        for apart in (4, 2, 1):
+            x = self.larger(x, self.builder.shuffle_vector(x, x, BITS([i ^ apart for i in range(LANES)])))
+        return x
 
     def loop(self, count: Any, start: Sequence[Any], body: Callable[[Any, list[Any]], Sequence[Any]]) -> list[Any]:
         """``state = body(i, state)`` for ``i`` below ``count`` (at least 1); returns the last state."""

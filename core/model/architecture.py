@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from trunkline.kernels.linear import has_bfloat16
+from trunkline.kernels.processor import has_bfloat16
 
 from ..errors import ModelError
 from ..types import ModelInfo

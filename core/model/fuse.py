@@ -134,7 +134,7 @@ def _walk(base: Any, layers: nn.ModuleList, seen: list[Seen], output: Any, backe
         error = float("inf")
     if error <= (TOLERANCE if expected.dtype == torch.float32 else LOW_PRECISION):
         turned = seen[0].keywords["position_embeddings"][0].shape[-1]
-        walk.playback = plays_back(walk.layers, expected.shape[-1], turned, backend, TOLERANCE)
+        walk.playback = plays_back(walk.layers, expected.shape[-1], turned, expected.dtype, backend, TOLERANCE)
         return True
     del base.forward
     return False

@@ -175,7 +175,7 @@ class FusedLayer(nn.Module):
 
     @property
     def plain(self) -> bool:
-        """Can :meth:`record` do it: is it causal, float32 and made of launches of our own kernels alone?"""
+        """Can :meth:`record` do it: is it causal and made of launches of our own kernels alone?"""
         linears = self.qkv, self.out, self.gate_up, self.down
         # A bias where a residual is added takes one more operation.
         biased = any(
@@ -193,7 +193,7 @@ class FusedLayer(nn.Module):
     def record(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext, scratch: Scratch
     ) -> None:
-        """:meth:`step` of a :attr:`plain` layer, in place on float32 ``x``, in memory that ``scratch`` owns."""
+        """:meth:`step` of a :attr:`plain` layer, in place on ``x``, in memory that ``scratch`` owns."""
         assert self.gate_up is not None
         assert self.down is not None
         norms, width = self.norms, x.shape[1]
@@ -245,7 +245,7 @@ class Walk:
     def _layers(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
         if self.playback and trunk.pool is not None and trunk.layout.decodes == trunk.layout.rows:
             if self._decoding is None or not self._decoding.covers(trunk):
-                self._decoding = Decoding(self.layers, trunk, x.shape[1], cos.shape[1])
+                self._decoding = Decoding(self.layers, trunk, x, cos)
             return self._decoding.run(x, cos, sin, trunk)
         for layer in self.layers:
             x = layer.step(x, cos, sin, trunk)

@@ -20,32 +20,34 @@ if TYPE_CHECKING:
 
 
 class Scratch:
-    """Float32 memory that layers use one after another: ``[rows, width]`` by name."""
+    """Memory that layers use one after another: ``[rows, width]`` by name."""
 
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
+    def __init__(self, rows: int, dtype: torch.dtype) -> None:
+        self.rows, self.dtype = rows, dtype
         self._made: dict[tuple[str, int], torch.Tensor] = {}
 
     def __call__(self, name: str, width: int) -> torch.Tensor:
         key = name, width
         if key not in self._made:
-            self._made[key] = torch.zeros(self.rows, width)
+            self._made[key] = torch.zeros(self.rows, width, dtype=self.dtype)
         return self._made[key]
 
 
 class Decoding:
     """All layers over rows of one token each, recorded once for a pool and played back in every such pass."""
 
-    def __init__(self, layers: Sequence[FusedLayer], trunk: ForwardContext, hidden: int, turned: int) -> None:
-        """For up to twice the rows of ``trunk``; ``hidden`` and ``turned``: widths of ``x`` and of cos and sin."""
+    def __init__(self, layers: Sequence[FusedLayer], trunk: ForwardContext, x: torch.Tensor, cos: torch.Tensor) -> None:
+        """For up to twice the rows of ``trunk``, of which ``x`` and ``cos`` are like those of :meth:`run`."""
         self.pool, self.table = trunk.pool, trunk.layout.table
         self.capacity = rows = max(32, 2 * trunk.layout.rows)
         self.layout = packed_layout([1] * rows)
         self.layout.kv_len.fill(self.table.shape[1])  # launchers size their work by it
         self.layout.table, self.layout.decodes = self.table, rows
         self.layout.out_slots = torch.zeros(rows, dtype=torch.int64)
-        self.scratch = Scratch(rows)
-        self.x, self.cos, self.sin = (self.scratch(*key) for key in (("x", hidden), ("cos", turned), ("sin", turned)))
+        self.scratch = Scratch(rows, x.dtype)
+        self.x, self.cos, self.sin = (
+            self.scratch(name, like.shape[1]) for name, like in (("x", x), ("cos", cos), ("sin", cos))
+        )
         context = ForwardContext(self.layout, self.pool, trunk.backend)
         self.recording = Recording()
         with self.recording:
@@ -68,7 +70,9 @@ class Decoding:
         return self.x[:rows]
 
 
-def plays_back(layers: Sequence[FusedLayer], hidden: int, turned: int, backend: Backend, tolerance: float) -> bool:
+def plays_back(
+    layers: Sequence[FusedLayer], hidden: int, turned: int, dtype: torch.dtype, backend: Backend, tolerance: float
+) -> bool:
     """Can :class:`Decoding` do these layers? It must give what they give one by one, on noise.
 
     ``hidden`` and ``turned``: widths of ``x`` and of cos and sin; ``tolerance``: of the largest
@@ -78,15 +82,15 @@ def plays_back(layers: Sequence[FusedLayer], hidden: int, turned: int, backend: 
         return False
     rows, cached = 3, 5
     shapes = [(layer.call.kv_heads, layer.call.width, layer.call.width) for layer in layers]
-    pool = KVPool(shapes, rows * (cached + 1), torch.float32, torch.device("cpu"))
+    pool = KVPool(shapes, rows * (cached + 1), dtype, torch.device("cpu"))
     noise = torch.Generator().manual_seed(3)
     for tensor in (*pool.keys, *pool.values):
         tensor.normal_(generator=noise)
     table = np.arange(rows * (cached + 1), dtype=np.int32)[::-1].reshape(rows, -1).copy()
     trunk = ForwardContext(paged_layout(table, [(cached, cached + 1)] * rows), pool, backend)
-    x, cos, sin = (torch.randn(rows, width, generator=noise) for width in (hidden, turned, turned))
+    x, cos, sin = (torch.randn(rows, width, generator=noise).to(dtype) for width in (hidden, turned, turned))
     expected = x
     for layer in layers:
         expected = layer.step(expected, cos, sin, trunk)
-    played = Decoding(layers, trunk, hidden, turned).run(x, cos, sin, trunk)
+    played = Decoding(layers, trunk, x, cos).run(x, cos, sin, trunk)
     return bool((played - expected).abs().max() <= tolerance * expected.abs().max())

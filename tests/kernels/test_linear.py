@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trunkline.kernels import gemm, linear
+from trunkline.kernels.gemm_tiles import FLOAT_PANEL, PAIR_PANEL
 from trunkline.kernels.linear import PackedLinear, linear_reference, storage_dtype
+from trunkline.kernels.processor import has_bfloat16, has_bfloat16_pairs
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
@@ -19,9 +21,9 @@ def weights(outputs: int, inputs: int, dtype: torch.dtype, *, exact: bool) -> to
     return (weight.bfloat16() if exact else weight).to(dtype)
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(
-    rows=st.integers(0, 23),
+    rows=st.integers(0, 40),
     inputs=st.integers(1, 70),
     outputs=st.integers(1, 70),
     exact=st.booleans(),
@@ -65,10 +67,45 @@ def test_product_is_its_reference() -> None:
     weight, x = torch.randn(32, 24), torch.randn(7, 24)
     for dtype in (torch.float32, torch.bfloat16):
         packed = gemm.pack(weight, dtype)
-        assert packed.shape == (2, 24, gemm.PANEL)
+        assert packed.shape == (2, 24, FLOAT_PANEL)
         addend, out = torch.randn(7, 32), torch.empty(7, 32)
         gemm.product(x, packed, addend, out)
         torch.testing.assert_close(out, gemm.product_reference(x, packed, addend), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not has_bfloat16_pairs(), reason="this CPU doesn't multiply pairs of bfloat16")
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 12, 19, 31])
+def test_product_of_pairs_is_its_reference(rows: int) -> None:
+    weight, x = torch.randn(80, 24).bfloat16(), torch.randn(rows, 24).bfloat16()
+    packed = gemm.pack_pairs(weight)
+    assert packed.shape == (3, 12, PAIR_PANEL, 2)
+    for addend in (torch.randn(96).bfloat16(), torch.randn(rows, 96).bfloat16()):
+        out = torch.empty(rows, 96, dtype=torch.bfloat16)
+        gemm.product(x, packed, addend, out)
+        expected = gemm.product_reference(x, packed, addend)
+        torch.testing.assert_close(out, expected, rtol=1e-2, atol=1e-2)
+        exact = x.double() @ weight.double().t() + addend.double()[..., :80]
+        torch.testing.assert_close(out[:, :80].double(), exact, rtol=1e-2, atol=1e-2)
+
+
+def test_float32_rows_when_the_cpu_has_no_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_bfloat16_pairs", lambda: False)
+    monkeypatch.setattr(linear, "has_bfloat16", lambda: False)
+    weight, x = torch.randn(32, 24).bfloat16(), torch.randn(5, 24).bfloat16()
+    layer = PackedLinear(weight)
+    assert not layer.plain
+    torch.testing.assert_close(layer(x), linear_reference(x, weight, None), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="this CPU doesn't multiply bfloat16")
+def test_onednn_in_earnest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_bfloat16_pairs", lambda: False)
+    weight, bias, x = torch.randn(40, 24).bfloat16(), torch.randn(40).bfloat16(), torch.randn(5, 24).bfloat16()
+    residual = torch.randn(5, 40).bfloat16()
+    layer = PackedLinear(weight, bias)
+    assert layer.onednn
+    assert not layer.plain
+    torch.testing.assert_close(layer(x, residual), linear_reference(x, weight, bias, residual), rtol=3e-2, atol=3e-2)
 
 
 def test_any_leading_shape() -> None:
@@ -115,6 +152,7 @@ def test_onednn_where_it_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) ->
         return linear_reference(*arguments[:3])  # type: ignore[arg-type]
 
     monkeypatch.setattr(linear, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(linear, "has_bfloat16_pairs", lambda: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight, rows: weight)
     monkeypatch.setattr(torch.ops.mkldnn._linear_pointwise, "default", pointwise)
     weight, bias = torch.randn(16, 8).bfloat16(), torch.randn(16).bfloat16()
@@ -124,22 +162,3 @@ def test_onednn_where_it_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) ->
     assert len(calls) == 1
     assert PackedLinear(weight.float(), None)(x.float()).dtype == torch.float32
     assert len(calls) == 1  # float32 goes another way
-
-
-@pytest.mark.parametrize(
-    ("machine", "avx512_bf16", "amx", "expected"),
-    [
-        ("x86_64", False, False, False),  # AVX-512 alone: oneDNN emulates
-        ("x86_64", True, False, True),
-        ("x86_64", False, True, True),
-        ("aarch64", False, False, True),
-    ],
-)
-def test_emulated_bfloat16_does_not_count(
-    machine: str, avx512_bf16: bool, amx: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    monkeypatch.setattr(linear.platform, "machine", lambda: machine)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert linear.has_bfloat16() is expected

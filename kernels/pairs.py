@@ -1,0 +1,81 @@
+"""Vector code for CPUs that multiply and add pairs of bfloat16 numbers (AVX512_BF16).
+
+Sums are float32, PAIR_LANES of them; each lane gets both products of two pairs. Products are exact,
+sums are rounded to the nearest; numbers too small for bfloat16's exponent count as zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core.cgutils import get_or_insert_function
+
+from .vectors import Vectors
+
+PAIR_LANES = 16
+PAIR_BYTES = 4 * PAIR_LANES  # of a vector of pairs, or of sums
+
+
+class _BFloat(ir.types._BaseFloatType):  # type: ignore[misc]  # llvmlite has no bfloat16 of its own
+    null = "0.0"
+    intrinsic_name = "bf16"
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+
+_BFloat._create_instance()
+_SUMS = ir.VectorType(ir.FloatType(), PAIR_LANES)
+_PAIRS = ir.VectorType(ir.IntType(32), PAIR_LANES)
+_HALVES = ir.VectorType(_BFloat(), 2 * PAIR_LANES)
+
+
+def no_sums(count: int) -> list[Any]:
+    """So many vectors of zeros."""
+    return [_SUMS([0.0] * PAIR_LANES)] * count
+
+
+def load_pairs(v: Vectors, where: Any) -> Any:
+    return v.builder.load(v.pointer(where, _PAIRS), align=4)
+
+
+def load_sums(v: Vectors, where: Any) -> Any:
+    return v.builder.load(v.pointer(where, _SUMS), align=4)
+
+
+def store_pairs(v: Vectors, pairs: Any, where: Any) -> None:
+    """Or sums."""
+    pairs = v.builder.bitcast(pairs, _PAIRS)
+    v.builder.store(pairs, v.pointer(where, _PAIRS), align=4)
+
+
+def spread_pair(v: Vectors, where: Any) -> Any:
+    """The pair at an address in all lanes."""
+    return v.spread(v.builder.load(v.pointer(where, _PAIRS.element), align=2), PAIR_LANES)
+
+
+def dot(v: Vectors, total: Any, x: Any, y: Any) -> Any:
+    """``total`` plus, lane by lane, both products of the pairs ``x`` and ``y``."""
+    kind = ir.FunctionType(_SUMS, [_SUMS, _HALVES, _HALVES])
+    function = get_or_insert_function(v.builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
+    return v.builder.call(function, [total, v.builder.bitcast(x, _HALVES), v.builder.bitcast(y, _HALVES)])
+
+
+def join_pairs(v: Vectors, first: Any, second: Any) -> Any:
+    """Pairs of two vectors of bfloat16 numbers, each in the low halves of int32."""
+    return v.builder.or_(first, v.builder.shl(second, _PAIRS([16] * PAIR_LANES)))
+
+
+def load_halves(v: Vectors, where: Any) -> Any:
+    """PAIR_LANES bfloat16 numbers in the low halves of int32."""
+    halves = ir.VectorType(ir.IntType(16), PAIR_LANES)
+    return v.builder.zext(v.builder.load(v.pointer(where, halves), align=2), _PAIRS)
+
+
+def rounded(v: Vectors, numbers: Any) -> Any:
+    """Float32 numbers, to the nearest bfloat16 (ties to even), in the low halves of int32."""
+    builder, bits = v.builder, v.builder.bitcast(numbers, _PAIRS)
+    even = builder.and_(builder.lshr(bits, _PAIRS([16] * PAIR_LANES)), _PAIRS([1] * PAIR_LANES))
+    bits = builder.add(builder.add(bits, _PAIRS([0x7FFF] * PAIR_LANES)), even)
+    return builder.lshr(bits, _PAIRS([16] * PAIR_LANES))
