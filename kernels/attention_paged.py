@@ -147,18 +147,11 @@ def scratch_bytes(most: int, heads: int, key_dim: int, value_dim: int) -> int:
 scratch_of = njit(**OPTIONS)(scratch_bytes)
 
 
-@cache
-def _segment(key_dim: int, value_dim: int, half: bool) -> Any:
-    """Attention of one row's queries over its keys [begin, end).
-
-    ``state`` [queries * heads, values + 3 * LANES], of widths filled up to LANES: sums over values,
-    then what :func:`.weigh` keeps.
-    """
-    keys, values = -(-key_dim // LANES) * LANES, -(-value_dim // LANES) * LANES
-    score, add, size = scores(keys), accumulate(values), 4 * (values + 3 * LANES)
+def _update(keys: int, values: int) -> Any:
+    """One block of one query head: online softmax. Widths are whole numbers of LANES."""
+    score, add = scores(keys), accumulate(values)
 
     def update(softcap: Any, query: int, k: int, v: int, n: int, s: int, total: int) -> None:
-        """One block of one query head: online softmax."""
         groups, state = (n + LANES - 1) // LANES, total + values * 4
         score(query, k, groups, s)
         if softcap > _ZERO:
@@ -169,7 +162,18 @@ def _segment(key_dim: int, value_dim: int, half: bool) -> Any:
         weigh(s, groups, state)
         add(total, v, n, s, state + 2 * BYTES)
 
-    update = njit(**OPTIONS)(update)
+    return njit(**OPTIONS)(update)
+
+
+@cache
+def _segment(key_dim: int, value_dim: int, half: bool) -> Any:
+    """Attention of one row's queries over its keys [begin, end).
+
+    ``state`` [queries * heads, values + 3 * LANES], of widths filled up to LANES: sums over values,
+    then what :func:`.weigh` keeps.
+    """
+    keys, values = -(-key_dim // LANES) * LANES, -(-value_dim // LANES) * LANES
+    update, size = _update(keys, values), 4 * (values + 3 * LANES)
 
     def segment(
         a: Any,
