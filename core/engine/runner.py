@@ -28,8 +28,12 @@ class Forward(Protocol):
         layout: Layout,
         pool: KVPool | None,
         token_types: torch.Tensor | None = None,
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Ids, positions and token types int64 ``[T]`` -> hidden ``[T, hidden_size]`` after the final norm."""
+        """Ids, positions and token types int64 ``[T]`` -> hidden ``[T, hidden_size]`` after the final norm.
+
+        With ``wanted``, int64 ``[W]``: the hidden rows of these tokens, in this order.
+        """
 
 
 class Runner:
@@ -47,11 +51,15 @@ class Runner:
         parts = split(rows)
         for part, _ in parts:
             self._stages[part.task].prepare(part)
-        hidden = self._model.forward(*self._inputs(rows), self._pool, self._token_types(rows))
-        launched = []
-        for part, wanted in parts:
-            chosen = hidden if len(wanted) == len(hidden) else hidden[torch.as_tensor(wanted, device=hidden.device)]
-            launched.append((part, self._stages[part.task].launch(part, chosen)))
+        ids, positions, layout = self._inputs(rows)
+        wanted = [index for _, some in parts for index in some]
+        every = len(wanted) == len(ids) and wanted == list(range(len(ids)))
+        chosen = None if every else torch.tensor(wanted, dtype=torch.int64, device=self._model.device)
+        hidden = self._model.forward(ids, positions, layout, self._pool, self._token_types(rows), chosen)
+        shares = torch.split(hidden, [len(some) for _, some in parts])
+        launched = [
+            (part, self._stages[part.task].launch(part, own)) for (part, _), own in zip(parts, shares, strict=True)
+        ]
         return [(part, on_host(result)) for part, result in launched]
 
     def _inputs(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, Layout]:

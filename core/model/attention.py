@@ -32,11 +32,14 @@ class ForwardContext:
 
     ``pool`` is None where nothing is kept: encoders and warm-up. ``seen`` collects, per layer
     index, what the layer handed over; ``calls`` counts. Neither notes a pass that is played back.
+    ``wanted`` (int64 token indices) are the only rows whose hidden state anybody looks at; who
+    computes just these in the last layer sets it to None.
     """
 
     layout: Layout
     pool: KVPool | None
     backend: Backend
+    wanted: torch.Tensor | None = None
     calls: int = 0
     seen: dict[int, KVShape] = field(default_factory=dict)
 

@@ -121,9 +121,18 @@ class FusedLayer(nn.Module):
         cos, sin = position_embeddings
         return self.step(hidden_states[0], cos[0], sin[0], trunk)[None]
 
-    def step(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
-        """``x`` [T, H], ``cos`` and ``sin`` [T, R] -> [T, H]."""
+    def step(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        trunk: ForwardContext,
+        wanted: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """``x`` [T, H], ``cos`` and ``sin`` [T, R] -> [T, H], or of the rows ``wanted`` only."""
         attended = self._attend(self.qkv.forward(self.norms.attention(x)), cos, sin, trunk)
+        if wanted is not None:
+            attended, x = attended[wanted], x[wanted]
         if self.norms.after_attention is None:
             x = self.out.forward(attended, x)
         else:
@@ -247,8 +256,12 @@ class Walk:
             if self._decoding is None or not self._decoding.covers(trunk):
                 self._decoding = Decoding(self.layers, trunk, x, cos)
             return self._decoding.run(x, cos, sin, trunk)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer.step(x, cos, sin, trunk)
+        last = self.layers[-1]
+        if last.mlp is not None:  # experts are shown every token: who counts them counts all
+            return last.step(x, cos, sin, trunk)
+        x, trunk.wanted = last.step(x, cos, sin, trunk, trunk.wanted), None
         return x
 
 

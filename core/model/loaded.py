@@ -67,14 +67,15 @@ class LoadedModel:
         layout: Layout,
         pool: KVPool | None,
         token_types: torch.Tensor | None = None,
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One pass over packed rows: int64 ``[T]`` each -> hidden ``[T, hidden_size]``.
+        """One pass over packed rows: int64 ``[T]`` each -> hidden ``[T, hidden_size]``, or of the tokens ``wanted``.
 
         Positions count from 0 in every row, ``token_types`` None are all 0. Hidden is what heads
         want: after the final norm. With a pool the new tokens' keys and values are put where
         ``layout.out_slots`` says.
         """
-        return self.run(input_ids, positions, ForwardContext(layout, pool, self.backend), token_types)
+        return self.run(input_ids, positions, ForwardContext(layout, pool, self.backend, wanted), token_types)
 
     @torch.inference_mode()
     def run(
@@ -87,11 +88,11 @@ class LoadedModel:
         """:meth:`forward` with a context of the caller's, who may look at it afterwards."""
         tokens = {"input_ids": input_ids} | self.keywords(positions, token_types)
         if self.padded:
-            return forward_padded(self.backbone, tokens, context.layout)
-        rows = {name: values[None] for name, values in tokens.items()}
-        output = self.backbone(**rows, **self.cacheless, trunk=context)
-        hidden: torch.Tensor = output.last_hidden_state[0]
-        return hidden
+            hidden = forward_padded(self.backbone, tokens, context.layout)
+        else:
+            rows = {name: values[None] for name, values in tokens.items()}
+            hidden = self.backbone(**rows, **self.cacheless, trunk=context).last_hidden_state[0]
+        return hidden if context.wanted is None else hidden[context.wanted]
 
     def keywords(self, positions: torch.Tensor, token_types: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """What the backbone's ``forward`` takes beside ids, int64 ``[T]`` each."""

@@ -104,10 +104,11 @@ class Echo:
         self.before: Callable[[torch.Tensor], None] = lambda ids: None
 
     def forward(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, layout: Any, pool: Any, token_types: Any
+        self, input_ids: torch.Tensor, positions: torch.Tensor, layout: Any, pool: Any, types: Any, wanted: Any
     ) -> torch.Tensor:
         self.before(input_ids)
-        return torch.stack([input_ids, positions], 1).float()
+        hidden = torch.stack([input_ids, positions], 1).float()
+        return hidden if wanted is None else hidden[wanted]
 
 
 def make_lane(name: str, slots: int = 64, chunk: int | None = 8, running: int = 4) -> Lane:

@@ -55,6 +55,7 @@ class Echo:
     device = torch.device("cpu")
     layout: Layout
     types: torch.Tensor | None
+    wanted: torch.Tensor | None
 
     def __init__(self, token_types: bool = False) -> None:
         self.token_types = token_types
@@ -66,9 +67,11 @@ class Echo:
         layout: Layout,
         pool: object,
         token_types: torch.Tensor | None = None,
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        self.layout, self.types = layout, token_types
-        return torch.stack([input_ids, positions], 1).float()
+        self.layout, self.types, self.wanted = layout, token_types, wanted
+        hidden = torch.stack([input_ids, positions], 1).float()
+        return hidden if wanted is None else hidden[wanted]
 
 
 def request(task: str, tokens: list[int], rows_from: int | None = None) -> Request:
@@ -94,6 +97,18 @@ def test_each_stage_gets_the_rows_it_wants_and_nothing_else() -> None:
     assert hidden.tolist() == [[32, 2], [33, 3], [34, 4]]
     assert (part.rows[0].first, part.rows[0].offset, part.rows[0].final) == (2, 0, False)
     assert [tensors["next_ids"].tolist() for _, tensors in results] == [[9], [32, 33, 34]]
+    assert model.wanted is not None
+    assert model.wanted.tolist() == [0, 7, 8, 9]  # the model may leave out the others
+
+
+def test_a_pass_may_want_all_rows_or_none() -> None:
+    model, stage, table = Echo(), Recorder(), SlotTable(3, 16)
+    runner = Runner(model, {"record": stage}, None, table)
+    runner.run([Row(request("record", [7, 8]), 1, 2, 0), Row(request("record", [5]), 0, 1, 1)])
+    assert model.wanted is None
+    assert runner.run([Row(request("record", list(range(10))), 0, 4, 1)]) == []
+    assert model.wanted is not None
+    assert model.wanted.tolist() == []
 
 
 def test_the_layout_says_where_everything_lies() -> None:

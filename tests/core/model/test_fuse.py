@@ -259,3 +259,21 @@ def test_a_playback_that_differs_is_not_used(build: Callable[..., Any], monkeypa
     model = build("llama", torch.bfloat16)
     fuse(model, BACKEND)
     assert model.model.forward.playback is has_bfloat16_pairs()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral", "granite"])
+def test_only_wanted_rows_come_out(build: Callable[..., Any], name: str, dtype: torch.dtype) -> None:
+    """The last layer's MLP may leave out the others; what comes out is the same."""
+    model = build(name, dtype)
+    fuse(model, BACKEND)
+    ids, spans = torch.arange(12), [(0, 5), (0, 7)]
+    whole = ForwardContext(packed_layout([5, 7]), None, BACKEND)
+    expected = model.model(ids[None], position_ids=positions(spans)[None], use_cache=False, trunk=whole)
+    for wanted in ([11, 4], [], [0, 1, 2]):
+        context = ForwardContext(packed_layout([5, 7]), None, BACKEND, torch.tensor(wanted, dtype=torch.int64))
+        output = model.model(ids[None], position_ids=positions(spans)[None], use_cache=False, trunk=context)
+        hidden = output.last_hidden_state[0]
+        assert (context.wanted is None) == (len(hidden) == len(wanted) < 12)
+        some = hidden if context.wanted is None else hidden[context.wanted]
+        torch.testing.assert_close(some, expected.last_hidden_state[0, wanted], rtol=2e-2, atol=1e-5)
