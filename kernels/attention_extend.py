@@ -73,7 +73,9 @@ def extend_cpu(
     news = layout.q_start[which + 1] - layout.q_start[which]
     products = int(np.dot(news.astype(np.int64), layout.kv_len[which])) * heads * key_dim
     team = team_size(products > _SERIAL)
-    sizes = attention_flash.sizes(heads // groups, key_dim, value_dim)
+    pairs = q.dtype == torch.bfloat16 and attention_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
+    together = attention_pairs.TOGETHER if pairs else 1
+    sizes = attention_flash.sizes(heads // groups, key_dim, value_dim, together)
     units = int((-(-news // sizes[0])).sum()) * groups
     scratch = torch.empty(team * sizes[-1], dtype=torch.uint8)
     sinks = None if sinks is None else sinks.detach().float().contiguous()
@@ -88,7 +90,6 @@ def extend_cpu(
         *(heads, groups, key_dim, value_dim, int(causal), window, chunk),
         *(*sizes, scratch.data_ptr(), scale, softcap),
     )
-    pairs = q.dtype == torch.bfloat16 and attention_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
     attention_flash.task(q.dtype, pairs).run(arguments, team)
 
 

@@ -42,21 +42,21 @@ _KEY_BYTES = 96 << 10  # its block of keys and values share the L2 cache
 _ONE, _ZERO, _LOWEST, _LN2 = np.float32(1), np.float32(0), np.float32(LOWEST), np.float32(math.log(2))
 
 
-def sizes(share: int, key_dim: int, value_dim: int) -> tuple[int, ...]:
-    """Block sizes for heads of these widths, ``share`` query heads to a head of keys.
+def sizes(share: int, key_dim: int, value_dim: int, together: int = 1) -> tuple[int, ...]:
+    """Block sizes for heads of these widths, ``share`` query heads to a head of keys, so many panels ``together``.
 
     In the order of ARGUMENTS from "queries" to "size", the last being one thread's scratch in bytes.
     """
     q_rows, v_rows = (-(-width // LANES) * LANES for width in (key_dim, value_dim))
-    step = PANEL // math.gcd(share, PANEL)  # queries that fill whole panels
+    step = together * PANEL // math.gcd(share, together * PANEL)  # queries that fill whole panels
     lanes = min(_LANES_OF_A_UNIT, _QUERY_BYTES // (4 * (key_dim + value_dim)))
     queries = max(1, lanes // share // step) * step
     # An odd number of cache lines: numbers below each other spread over the L1 cache.
     k_line, v_line = (((width * 4 + 63) // 64 | 1) * 64 for width in (q_rows, v_rows))
     block = max(32, min(128, _KEY_BYTES // (k_line + v_line) // 16 * 16))
     width = max(q_rows, v_rows) * 4
-    panels = queries * share // PANEL * (SUMS + (q_rows + v_rows + SPARE) * ROW)
-    size = (block + SPARE) * (k_line + v_line + ROW) + PANEL * width + panels + 64
+    panels = -(-queries * share // (PANEL * together)) * together * (SUMS + (q_rows + v_rows + SPARE) * ROW)
+    size = (block + SPARE) * (k_line + v_line + together * ROW) + PANEL * width + panels + 64
     return queries, block, q_rows, v_rows, k_line, v_line, width, size
 
 
@@ -79,7 +79,7 @@ def _product(a: Any, a_row: Any, a_step: Any, b: Any, n: Any, c: Any, rows: Any,
 product = njit(**OPTIONS)(_product)
 
 
-def _attend(a: Any, low: Any, high: Any, k_block: Any, v_block: Any, s: Any, panel: Any) -> None:
+def _attend(a: Any, low: Any, high: Any, k_block: Any, v_block: Any, s: Any, panel: Any, _: Any) -> None:
     """One panel over the copied keys [low, high): scores, softmax so far, values."""
     first, end = int32s(panel + BOUNDS), int32s(panel + BOUNDS + ROW)
     begin, last = max(low, np.int64(first[0])), min(high, np.int64(end[PANEL - 1]))
@@ -198,28 +198,30 @@ def _unit(dtype: torch.dtype, pairs: bool) -> Any:
     fetch = njit(**OPTIONS)(fetch)
     begin, finish = _begin(fetch, pairs), _finish(save, size)
     if pairs:
-        copy, attend = attention_pairs.copy, attention_pairs.attend
+        together, copy, attend = attention_pairs.TOGETHER, attention_pairs.copy, attention_pairs.attend
     else:
-        copy, attend = _copy(fetch, size), float_attend
+        together, copy, attend = 1, _copy(fetch, size), float_attend
 
     def unit(a: Any, row: Any, group: Any, query: Any, lanes: Any) -> None:
         """Attention of ``lanes`` lanes, from the row's ``query`` on."""
         k_block = a.scratch + np.int64(thread()) * a.size
         v_block = k_block + (a.block + SPARE) * a.k_line
         s = v_block + (a.block + SPARE) * a.v_line
-        stage = s + (a.block + SPARE) * ROW
+        stage = s + together * (a.block + SPARE) * ROW
         panels = stage + PANEL * a.width
         head, each = group * (a.heads // a.groups), SUMS + (a.q_rows + a.v_rows + SPARE) * ROW
-        for lane in range(0, lanes, PANEL):
-            begin(a, row, head, query, lane, lanes, stage, panels + lane // PANEL * each)
+        count = (lanes + PANEL - 1) // PANEL
+        whole = (count + together - 1) // together * together  # the last one again where a companion lacks
+        for i in range(whole):
+            begin(a, row, head, query, min(i, count - 1) * PANEL, lanes, stage, panels + i * each)
         low = np.int64(int32s(panels + BOUNDS)[0])
         low -= low & 1
         end = np.int64(int32s(panels + (lanes - 1) // PANEL * each + BOUNDS + ROW)[PANEL - 1])
         while low < end:
             high = min(end, (low // a.block + 1) * a.block)
             copy(a, row, group, low, high, k_block, v_block)
-            for lane in range(0, lanes, PANEL):
-                attend(a, low, high, k_block, v_block, s, panels + lane // PANEL * each)
+            for i in range(0, whole, together):
+                attend(a, low, high, k_block, v_block, s, panels + i * each, each)
             low = high
         token = np.int64(int32s(a.q_start)[row]) + query
         for lane in range(0, lanes, PANEL):

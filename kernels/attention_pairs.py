@@ -34,28 +34,36 @@ from .vectors import Vectors, generator
 
 
 def _tile(rows: int, finish: Callable[[Vectors, Any, Any, Any], Any], last: Any) -> Any:
-    """``tile(a, a_row, a_step, b, n, c, x)``: rows of sums over ``n`` pairs, then what ``finish`` makes of them.
+    """``tile(a, a_row, a_step, b, n, c, x, b_apart, c_apart)``: rows of sums over ``n`` pairs, for two panels.
 
-    ``b[k]`` are rows of PANEL pairs, ``a[r, k]`` is the pair at ``a + r * a_row + k * a_step``.
-    ``x`` is of type ``last``.
+    ``b[k]`` are rows of PANEL pairs, ``a[r, k]`` is the pair at ``a + r * a_row + k * a_step``; the
+    second panel's ``b`` and ``c`` lie so far after the first's. ``finish`` makes of sums what is
+    stored; ``x`` is of type ``last``.
     """
 
-    def typed(typing: Any, a: Any, a_row: Any, a_step: Any, b: Any, n: Any, c: Any, x: Any) -> Any:
-        def emit(v: Vectors, a: Any, a_row: Any, a_step: Any, b: Any, n: Any, c: Any, x: Any) -> None:
+    def typed(
+        typing: Any, a: Any, a_row: Any, a_step: Any, b: Any, n: Any, c: Any, x: Any, b_apart: Any, c_apart: Any
+    ) -> Any:
+        def emit(
+            v: Vectors, a: Any, a_row: Any, a_step: Any, b: Any, n: Any, c: Any, x: Any, b_apart: Any, c_apart: Any
+        ) -> None:
             starts = [v.at(a, a_row, r) for r in range(rows)]
 
             def step(k: Any, sums: list[Any]) -> list[Any]:
-                right, offset = load_pairs(v, v.at(b, PAIR_BYTES, k)), v.builder.mul(k, a_step)
-                return [
-                    dot(v, total, spread_pair(v, v.builder.add(start, offset)), right)
-                    for start, total in zip(starts, sums, strict=True)
-                ]
+                place, offset = v.at(b, PAIR_BYTES, k), v.builder.mul(k, a_step)
+                right = [load_pairs(v, place), load_pairs(v, v.builder.add(place, b_apart))]
+                result = []
+                for r, start in enumerate(starts):
+                    left = spread_pair(v, v.builder.add(start, offset))
+                    result += [dot(v, sums[2 * r + i], left, pairs) for i, pairs in enumerate(right)]
+                return result
 
-            for r, total in enumerate(v.loop(n, no_sums(rows), step)):
-                place = v.at(c, ROW, r)
-                store_pairs(v, finish(v, total, place, x), place)
+            for number, total in enumerate(v.loop(n, no_sums(2 * rows), step)):
+                r, second = divmod(number, 2)
+                place = v.at(v.at(c, ROW, r), c_apart, second)
+                store_pairs(v, finish(v, total, place, v.at(x, c_apart, second) if last is types.int64 else x), place)
 
-        return types.void(*[types.int64] * 6, last), generator(emit)
+        return types.void(*[types.int64] * 6, last, types.int64, types.int64), generator(emit)
 
     return intrinsic(typed)
 
@@ -71,20 +79,18 @@ def _added(v: Vectors, total: Any, place: Any, factors: Any) -> Any:
 
 def _rows(finish: Any, last: Any) -> Any:
     """Any number of rows, or up to three more."""
-    tile16, tile8, tile4 = (_tile(rows, finish, last) for rows in (16, 8, 4))
+    tile12, tile4 = _tile(12, finish, last), _tile(4, finish, last)
 
-    def product(a: Any, a_row: Any, a_step: Any, b: Any, n: Any, c: Any, rows: Any, x: Any) -> None:
+    def product(
+        a: Any, a_row: Any, a_step: Any, b: Any, n: Any, c: Any, rows: Any, x: Any, b_apart: Any, c_apart: Any
+    ) -> None:
         r = np.int64(0)
         while r < rows:
-            left = rows - r
-            if left >= 16:
-                tile16(a + r * a_row, a_row, a_step, b, n, c + r * ROW, x)
-                r += 16
-            elif left >= 8:
-                tile8(a + r * a_row, a_row, a_step, b, n, c + r * ROW, x)
-                r += 8
+            if rows - r > 8:
+                tile12(a + r * a_row, a_row, a_step, b, n, c + r * ROW, x, b_apart, c_apart)
+                r += 12
             else:
-                tile4(a + r * a_row, a_row, a_step, b, n, c + r * ROW, x)
+                tile4(a + r * a_row, a_row, a_step, b, n, c + r * ROW, x, b_apart, c_apart)
                 r += 4
 
     return njit(**OPTIONS)(product)
@@ -123,6 +129,9 @@ scores, values = _rows(_scaled, types.float32), _rows(_added, types.int64)
 pair_up, interleave = map(intrinsic, (_pair_up, _interleave))
 
 
+TOGETHER = 2  # panels: each pair of keys or values that is spread over the lanes serves both
+
+
 def fits(key_dim: int, value_dim: int) -> bool:
     """Are vectors whole numbers of pairs and of PAIR_LANES wide?"""
     return key_dim % 2 == 0 and value_dim % PAIR_LANES == 0
@@ -154,28 +163,34 @@ def _find(a: Any, row: Any, group: Any, j: Any) -> Any:
     return a.k + (start + j) * a.k_token + group * a.k_head, a.v + (start + j) * a.v_token + group * a.v_head
 
 
-def _attend(a: Any, low: Any, high: Any, k_block: Any, v_block: Any, s: Any, panel: Any) -> None:
-    """As in :mod:`.attention_flash`; ``low`` is even. What pairs take in beyond a panel's keys is hidden."""
-    first, end = int32s(panel + BOUNDS), int32s(panel + BOUNDS + ROW)
-    begin, last = max(low, np.int64(first[0])), min(high, np.int64(end[PANEL - 1]))
+def _attend(a: Any, low: Any, high: Any, k_block: Any, v_block: Any, s: Any, panel: Any, each: Any) -> None:
+    """Two panels, ``each`` bytes apart, as one in :mod:`.attention_flash`; ``low`` is even.
+
+    What one of them, or a pair of keys, takes in beyond the keys that it sees is hidden.
+    """
+    begin = max(low, np.int64(int32s(panel + BOUNDS)[0]))
+    last = min(high, np.int64(int32s(panel + each + BOUNDS + ROW)[PANEL - 1]))
     if last <= begin:
         return
     begin -= begin & 1
     last += last & 1
-    n = last - begin
+    n, apart = last - begin, (a.block + SPARE) * ROW
     factor = np.float32(a.scale / a.softcap if a.softcap > 0 else a.scale * LOG2E)
-    queries = panel + SUMS + (a.v_rows + SPARE) * ROW
-    scores(k_block + (begin - low) * a.k_line, a.k_line, np.int64(4), queries, a.key_dim // 2, s, n, factor)
-    if a.softcap > 0:
-        cap(s, n, np.float32(a.softcap * LOG2E))
-    # All lanes see the keys [first of the last lane, end of the first lane).
-    part = begin if begin < np.int64(first[PANEL - 1]) else max(begin, np.int64(end[0]))
-    if part < last:
-        hide(s + (part - begin) * ROW, last - part, part, panel + BOUNDS)
-    softmax(s, n, panel)
-    pair_up(s, n // 2)
-    place = v_block + (begin - low) // 2 * a.v_line
-    values(place, np.int64(4), a.v_line, s, n // 2, panel + SUMS, a.value_dim, panel + 2 * ROW)
+    queries, keys = panel + SUMS + (a.v_rows + SPARE) * ROW, k_block + (begin - low) * a.k_line
+    scores(keys, a.k_line, np.int64(4), queries, a.key_dim // 2, s, n, factor, each, apart)
+    for i in range(2):
+        own, mine = s + i * apart, panel + i * each
+        first, end = int32s(mine + BOUNDS), int32s(mine + BOUNDS + ROW)
+        if a.softcap > 0:
+            cap(own, n, np.float32(a.softcap * LOG2E))
+        # All lanes see the keys [first of the last lane, end of the first lane).
+        part = begin if begin < np.int64(first[PANEL - 1]) else max(begin, np.int64(end[0]))
+        if part < last:
+            hide(own + (part - begin) * ROW, last - part, part, mine + BOUNDS)
+        softmax(own, n, mine)
+        pair_up(own, n // 2)
+    pairs = v_block + (begin - low) // 2 * a.v_line
+    values(pairs, np.int64(4), a.v_line, s, n // 2, panel + SUMS, a.value_dim, panel + 2 * ROW, apart, each)
 
 
 find = njit(**OPTIONS)(_find)
