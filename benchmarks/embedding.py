@@ -1,5 +1,6 @@
 """512 sentences of 8 to 256 tokens: trunkline, offline and over HTTP, against sentence-transformers.
 
+With ``--infinity PYTHON``, an interpreter that has infinity-emb, against Infinity's torch engine too.
 ``python benchmarks/embedding.py [MODEL]`` starts every side in a process of its own with equally
 many threads and runs them in turns, so that all meet the same neighbours. Rates are sentences a
 second, ratios medians over the rounds.
@@ -31,7 +32,7 @@ from trunkline.core.model.catalogue import PREFIX, fetch
 from trunkline.kernels.processor import has_bfloat16
 
 Array = NDArray[np.float32]
-TRUNKLINE, LIBRARY = "trunkline", "sentence-transformers"
+TRUNKLINE, LIBRARY, INFINITY = "trunkline", "sentence-transformers", "infinity"
 
 
 class Run(msgspec.Struct):
@@ -104,8 +105,10 @@ class Worker:
 
 
 @contextmanager
-def worker(kind: str, folder: Path, dtype: str, threads: int) -> Iterator[Worker]:
-    command = [sys.executable, __file__, str(folder), "--worker", kind, "--dtype", dtype]
+def worker(kind: str, folder: Path, dtype: str, threads: int, python: str = sys.executable) -> Iterator[Worker]:
+    command = [python, __file__, str(folder), "--worker", kind, "--dtype", dtype]
+    if kind == INFINITY:
+        command = [python, str(Path(__file__).with_name("infinity_worker.py")), str(folder), dtype]
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
     environment = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads)}
     with subprocess.Popen(
@@ -188,6 +191,9 @@ async def measure(options: argparse.Namespace, folder: Path, texts: list[str]) -
 
         workers = {f"{TRUNKLINE} {options.dtype}, offline": start(TRUNKLINE, options.dtype)}
         workers |= {f"{LIBRARY} {dtype}": start(LIBRARY, dtype) for dtype in ("bfloat16", "float32")}
+        if options.infinity:
+            peer = worker(INFINITY, folder, "float32", options.threads, options.infinity)
+            workers[f"{INFINITY} float32"] = stack.enter_context(peer)
         async with running(str(folder), flags) as base_url:
             http = f"{TRUNKLINE} {options.dtype}, {options.clients} clients"
             for number in range(options.rounds + 1):
@@ -228,6 +234,7 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sentences", type=int, default=512)
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--infinity", metavar="PYTHON", help="an interpreter with infinity-emb, as one more peer")
     parser.add_argument("--worker", choices=[TRUNKLINE, LIBRARY], help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.dtype = options.dtype or ("bfloat16" if has_bfloat16() else "float32")

@@ -14,12 +14,13 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .attention_tiles import BOUNDS, PANEL, ROW, SPARE, SUMS, cap, hide, softmax
+from .attention_tiles import BOUNDS, PANEL, ROW, SPARE, SUMS, cap, hide
 from .exponential import LOG2E
 from .pairs import (
     PAIR_BYTES,
     PAIR_LANES,
     dot,
+    fma,
     join_pairs,
     load_halves,
     load_pairs,
@@ -28,9 +29,10 @@ from .pairs import (
     rounded,
     spread_pair,
     store_pairs,
+    two_to_the,
 )
 from .threads import OPTIONS, int32s
-from .vectors import Vectors, generator
+from .vectors import INT, Vectors, generator
 
 
 def _tile(rows: int, finish: Callable[[Vectors, Any, Any, Any], Any], last: Any) -> Any:
@@ -73,8 +75,7 @@ def _scaled(v: Vectors, total: Any, _: Any, factor: Any) -> Any:
 
 
 def _added(v: Vectors, total: Any, place: Any, factors: Any) -> Any:
-    before = v.builder.fmul(load_sums(v, place), load_sums(v, factors))
-    return v.builder.fadd(before, total)
+    return fma(v, load_sums(v, place), load_sums(v, factors), total)
 
 
 def _rows(finish: Any, last: Any) -> Any:
@@ -111,6 +112,32 @@ def _pair_up(typing: Any, rows: Any, n: Any) -> Any:
     return types.void(types.int64, types.int64), generator(emit)
 
 
+def _softmax(typing: Any, s: Any, n: Any, state: Any) -> Any:
+    """``softmax(s, n, state)``: as in :mod:`.attention_tiles`, for ``2 n`` rows, which become ``n`` rows of pairs."""
+
+    def emit(v: Vectors, s: Any, n: Any, state: Any) -> None:
+        builder, old = v.builder, load_sums(v, state)
+        rows = builder.mul(n, INT(2))
+        (top,) = v.loop(rows, [old], lambda j, found: [v.larger(load_sums(v, v.at(s, ROW, j)), found[0])])
+
+        def step(i: Any, totals: list[Any]) -> list[Any]:
+            first, halves, result = v.at(s, 2 * ROW, i), [], []
+            for odd, total in enumerate(totals):
+                weight = two_to_the(v, builder.fsub(load_sums(v, v.at(first, ROW, odd)), top))
+                result.append(builder.fadd(total, weight))
+                halves.append(rounded(v, weight))
+            store_pairs(v, join_pairs(v, *halves), v.at(s, ROW, i))
+            return result
+
+        total = builder.fadd(*v.loop(n, no_sums(2), step))
+        factor, before = two_to_the(v, builder.fsub(old, top)), v.at(state, ROW, 1)
+        store_pairs(v, top, state)
+        store_pairs(v, fma(v, load_sums(v, before), factor, total), before)
+        store_pairs(v, factor, v.at(state, ROW, 2))
+
+    return types.void(*[types.int64] * 3), generator(emit)
+
+
 def _interleave(typing: Any, first: Any, second: Any, target: Any, vectors: Any) -> Any:
     """``interleave(first, second, target, vectors)``: pairs of the bfloat16 numbers at two addresses."""
 
@@ -126,7 +153,7 @@ def _interleave(typing: Any, first: Any, second: Any, target: Any, vectors: Any)
 
 
 scores, values = _rows(_scaled, types.float32), _rows(_added, types.int64)
-pair_up, interleave = map(intrinsic, (_pair_up, _interleave))
+pair_up, softmax, interleave = map(intrinsic, (_pair_up, _softmax, _interleave))
 
 
 TOGETHER = 2  # panels: each pair of keys or values that is spread over the lanes serves both
@@ -187,8 +214,7 @@ def _attend(a: Any, low: Any, high: Any, k_block: Any, v_block: Any, s: Any, pan
         part = begin if begin < np.int64(first[PANEL - 1]) else max(begin, np.int64(end[0]))
         if part < last:
             hide(own + (part - begin) * ROW, last - part, part, mine + BOUNDS)
-        softmax(own, n, mine)
-        pair_up(own, n // 2)
+        softmax(own, n // 2, mine)
     pairs = v_block + (begin - low) // 2 * a.v_line
     values(pairs, np.int64(4), a.v_line, s, n // 2, panel + SUMS, a.value_dim, panel + 2 * ROW, apart, each)
 

@@ -1,4 +1,4 @@
-"""exp for compiled loops in float32. Calls to libm wouldn't vectorise."""
+"""Powers of two for compiled loops in float32. Calls to libm wouldn't vectorise."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .threads import OPTIONS, float32s, int32s
+from .threads import OPTIONS
 
 LOOPS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp", "afn"}, **OPTIONS}  # NaN stays NaN
 
 # numba freezes globals; typed ones keep float32 arithmetic from widening.
 LOG2E, HALF, LEAST = np.float32(1.4426950408889634), np.float32(0.5), np.float32(-126.0)
-_ZERO = np.float32(0.0)
 # 2 ** f for -0.5 <= f <= 0.5, lowest power first: the Taylor polynomial, 1e-7 off at most.
 POWER_OF_TWO = (
     *(1.0, 0.6931471805599453, 0.2402265069591007, 0.05550410866482158),
@@ -27,25 +26,3 @@ def _power_of_two(f: Any) -> Any:
 
 
 power_of_two = njit(**LOOPS)(_power_of_two)
-
-
-def _exponentials(x: Any, power: int, n: int, shift: Any) -> Any:
-    """``x[:n] = exp(x[:n] - shift)`` for results of at most 1; returns their sum.
-
-    2**t = 2**round(t) * 2**rest: a polynomial, and an exponent written as bits at the address
-    ``power`` (scratch for n float32). Calls to libm wouldn't vectorise.
-    """
-    bits, factor, total = int32s(power), float32s(power), _ZERO
-    for i in range(n):
-        t = max((x[i] - shift) * LOG2E, LEAST)
-        whole = np.floor(t + HALF)
-        f = t - whole
-        x[i] = power_of_two(f)
-        bits[i] = (np.int32(whole) + np.int32(127)) << np.int32(23)
-    for i in range(n):
-        x[i] *= factor[i]
-        total += x[i]
-    return total
-
-
-exponentials = njit(**LOOPS)(_exponentials)

@@ -11,7 +11,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core.cgutils import get_or_insert_function
 
-from .vectors import Vectors
+from .vectors import ROUND, Vectors
 
 PAIR_LANES = 16
 PAIR_BYTES = 4 * PAIR_LANES  # of a vector of pairs, or of sums
@@ -29,6 +29,7 @@ _BFloat._create_instance()
 _SUMS = ir.VectorType(ir.FloatType(), PAIR_LANES)
 _PAIRS = ir.VectorType(ir.IntType(32), PAIR_LANES)
 _HALVES = ir.VectorType(_BFloat(), 2 * PAIR_LANES)
+_POWER = (1.0, 0.69328293, 0.24221099, 0.05500893)  # 2 ** f for -0.5 <= f <= 0.5, lowest power first
 
 
 def no_sums(count: int) -> list[Any]:
@@ -62,6 +63,13 @@ def dot(v: Vectors, total: Any, x: Any, y: Any) -> Any:
     return v.builder.call(function, [total, v.builder.bitcast(x, _HALVES), v.builder.bitcast(y, _HALVES)])
 
 
+def fma(v: Vectors, x: Any, y: Any, z: Any) -> Any:
+    """``x * y + z`` of sums."""
+    kind = ir.FunctionType(_SUMS, [_SUMS] * 3)
+    function = get_or_insert_function(v.builder.module, kind, f"llvm.fmuladd.v{PAIR_LANES}f32")
+    return v.builder.call(function, [x, y, z])
+
+
 def join_pairs(v: Vectors, first: Any, second: Any) -> Any:
     """Pairs of two vectors of bfloat16 numbers, each in the low halves of int32."""
     return v.builder.or_(first, v.builder.shl(second, _PAIRS([16] * PAIR_LANES)))
@@ -75,7 +83,26 @@ def load_halves(v: Vectors, where: Any) -> Any:
 
 def rounded(v: Vectors, numbers: Any) -> Any:
     """Float32 numbers, to the nearest bfloat16 (ties to even), in the low halves of int32."""
-    builder, bits = v.builder, v.builder.bitcast(numbers, _PAIRS)
-    even = builder.and_(builder.lshr(bits, _PAIRS([16] * PAIR_LANES)), _PAIRS([1] * PAIR_LANES))
-    bits = builder.add(builder.add(bits, _PAIRS([0x7FFF] * PAIR_LANES)), even)
-    return builder.lshr(bits, _PAIRS([16] * PAIR_LANES))
+    halves = ir.VectorType(_HALVES.element, PAIR_LANES)
+    kind = ir.FunctionType(halves, [_SUMS])
+    function = get_or_insert_function(v.builder.module, kind, "llvm.x86.avx512bf16.cvtneps2bf16.512")
+    bits = v.builder.bitcast(v.builder.call(function, [numbers]), ir.VectorType(ir.IntType(16), PAIR_LANES))
+    return v.builder.zext(bits, _PAIRS)
+
+
+def all_sums(number: float) -> Any:
+    """A constant vector."""
+    return _SUMS([number] * PAIR_LANES)
+
+
+def two_to_the(v: Vectors, x: Any) -> Any:
+    """``2 ** x`` for ``x`` <= 1, as exact as bfloat16 needs (1e-4); below -127 exactly 0; NaN stays NaN."""
+    builder, shift = v.builder, all_sums(ROUND + 127.0)
+    x = v.larger(all_sums(-127.0), x)
+    shifted = builder.fadd(x, shift)  # low bits: the exponent, biased
+    rest = builder.fsub(x, builder.fsub(shifted, shift))
+    power = all_sums(_POWER[-1])
+    for factor in reversed(_POWER[:-1]):
+        power = fma(v, power, rest, all_sums(factor))
+    exponent = builder.shl(builder.bitcast(shifted, _PAIRS), _PAIRS([23] * PAIR_LANES))
+    return builder.fmul(power, builder.bitcast(exponent, _SUMS))

@@ -20,7 +20,7 @@ INT = ir.IntType(64)
 WIDE = ir.VectorType(ir.FloatType(), LANES)
 BITS = ir.VectorType(ir.IntType(32), LANES)
 
-_ROUND = 12582912.0  # 1.5 * 2**23: added to a small number, it leaves no bits behind the point
+ROUND = 12582912.0  # 1.5 * 2**23: added to a small number, it leaves no bits behind the point
 _LEAST = -127.0  # 2**-127 is written as zero
 
 # Pairs of vectors (so far apart) exchange one, two, four numbers; only the last step crosses half a vector.
@@ -113,8 +113,8 @@ class Vectors:
         """``2 ** x`` for ``x`` <= 1; below -127 exactly 0; NaN stays NaN."""
         builder = self.builder
         x = self.larger(all_lanes(_LEAST), x)
-        shifted = builder.fadd(x, all_lanes(_ROUND + 127.0))  # low bits: the exponent, biased
-        rest = builder.fsub(x, builder.fsub(shifted, all_lanes(_ROUND + 127.0)))
+        shifted = builder.fadd(x, all_lanes(ROUND + 127.0))  # low bits: the exponent, biased
+        rest = builder.fsub(x, builder.fsub(shifted, all_lanes(ROUND + 127.0)))
         power = all_lanes(POWER_OF_TWO[-1])
         for factor in reversed(POWER_OF_TWO[:-1]):
             power = self.fma(power, rest, all_lanes(factor))

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import torch
 
 from trunkline.kernels import objects
 from trunkline.kernels.backend import Backend, choose
+from trunkline.kernels.processor import has_bfloat16
 
 from ..cache.pool import KVPool, SlotPool, SlotTable
 from ..cache.radix import RadixCache
@@ -33,7 +35,8 @@ from .scheduler import Scheduler
 log = logging.getLogger("trunkline.engine")
 
 MAX_RUNNING = 256  # requests in a batch unless the user or the pool says less
-STEP_FLOP = 1.5e11  # what a CPU does in about a second: bounds the default chunk
+# What a CPU does in less than a second, by dtype: bounds the default chunk.
+STEP_FLOP = {torch.bfloat16: 3e11, torch.float32: 1.5e11}
 CHUNKS = (32, 2048)  # least and most tokens of the default chunk
 
 
@@ -143,7 +146,7 @@ def demand(candidate: Candidate) -> Demand:
 
 def pass_tokens(candidate: Candidate) -> int | None:
     """The token budget of one pass, None for no limit."""
-    return chunk_size(candidate.settings.chunked_prefill_size, candidate.plan.active_parameters)
+    return chunk_size(candidate.settings.chunked_prefill_size, candidate.plan.active_parameters, candidate.plan.dtype)
 
 
 def load(candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: Host) -> Lane:
@@ -210,12 +213,13 @@ def max_running(own: ModelSettings, grant: Grant) -> int:
     return min(own.max_running_requests or MAX_RUNNING, grant.slots)
 
 
-def chunk_size(asked: int | None, parameters: int) -> int | None:
+def chunk_size(asked: int | None, parameters: int, dtype: torch.dtype) -> int | None:
     """Tokens per pass: the user's, with values <= 0 meaning whole prompts; by default what a CPU
-    computes in about a second, as a power of two."""
+    computes in less than a second, as a power of two."""
     if asked is not None:
         return asked if asked > 0 else None
-    tokens = max(1, int(STEP_FLOP / (2 * max(parameters, 1))))
+    flop = STEP_FLOP[torch.bfloat16 if dtype == torch.bfloat16 and has_bfloat16() else torch.float32]
+    tokens = max(1, int(flop / (2 * max(parameters, 1))))
     return min(max(1 << (tokens.bit_length() - 1), CHUNKS[0]), CHUNKS[1])
 
 

@@ -6,6 +6,7 @@ What runs in the engine is ``stage.py`` (sampling, stops); everything else runs 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trunkline.core.hookspecs import hookimpl
@@ -30,6 +31,9 @@ def trunkline_serves(model: ModelInfo) -> Serves:
         return Serves(TASK, "no", f"{model.architecture} has no language model head; serve a …ForCausalLM checkpoint.")
     if model.is_embedding:
         reason = "The model was launched with `--is-embedding`; add `--task generation` to generate with it too."
+        return Serves(TASK, "on_request", reason)
+    if (Path(model.path) / "modules.json").is_file():
+        reason = "The folder is a sentence-transformers model; add `--task generation` to generate with it (too)."
         return Serves(TASK, "on_request", reason)
     return Serves(TASK, "default")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,3 +79,11 @@ def test_what_is_served(changes: dict[str, Any], when: str) -> None:
     assert isinstance(answer, Serves)
     assert answer.when == when
     assert bool(answer.reason) == (when != "default")
+
+
+def test_a_sentence_transformers_folder_generates_on_request(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text("[]")
+    answer = generation.trunkline_serves(info(path=str(tmp_path)))
+    assert isinstance(answer, Serves)
+    assert answer.when == "on_request"
+    assert "--task generation" in answer.reason
