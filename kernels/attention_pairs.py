@@ -169,25 +169,30 @@ def _copy(a: Any, row: Any, group: Any, low: Any, high: Any, k_block: Any, v_blo
 
     The last of an odd number is its own neighbour, which gets no weight.
     """
+    start, vectors = np.int64(int32s(a.q_start)[row]), a.value_dim // PAIR_LANES
+    if a.keys == 0 or np.int64(int32s(a.kv_len)[row]) == np.int64(int32s(a.q_start)[row + 1]) - start:
+        k, v = a.k + start * a.k_token + group * a.k_head, a.v + start * a.v_token + group * a.v_head
+        for j in range(low, high):
+            duplicate(k + j * a.k_token, k_block + (j - low) * a.k_line, a.key_dim // 2)
+        for j in range(low, high, 2):
+            first, second = v + j * a.v_token, v + min(j + 1, high - 1) * a.v_token
+            interleave(first, second, v_block + (j - low) // 2 * a.v_line, vectors)
+        return
+    slots = int32s(a.table + np.int64(int32s(a.table_row)[row]) * a.max_len * 4)
+    k_slot, v_slot = a.groups * a.key_dim * 2, a.groups * a.value_dim * 2
+    k, v = a.keys + group * a.key_dim * 2, a.values + group * a.value_dim * 2
     for j in range(low, high):
-        k, _ = find(a, row, group, j)
-        source, target = int32s(k), int32s(k_block + (j - low) * a.k_line)
-        for i in range(a.key_dim // 2):
-            target[i] = source[i]
+        duplicate(k + np.int64(slots[j]) * k_slot, k_block + (j - low) * a.k_line, a.key_dim // 2)
     for j in range(low, high, 2):
-        _, first = find(a, row, group, j)
-        _, second = find(a, row, group, min(j + 1, high - 1))
-        interleave(first, second, v_block + (j - low) // 2 * a.v_line, a.value_dim // PAIR_LANES)
+        first, second = v + np.int64(slots[j]) * v_slot, v + np.int64(slots[min(j + 1, high - 1)]) * v_slot
+        interleave(first, second, v_block + (j - low) // 2 * a.v_line, vectors)
 
 
-def _find(a: Any, row: Any, group: Any, j: Any) -> Any:
-    """Addresses of a row's key and value ``j``: new tokens' if those are all, else in the pool; 2 bytes a number."""
-    start = np.int64(int32s(a.q_start)[row])
-    if a.keys != 0 and np.int64(int32s(a.kv_len)[row]) > np.int64(int32s(a.q_start)[row + 1]) - start:
-        slot = np.int64(int32s(a.table + np.int64(int32s(a.table_row)[row]) * a.max_len * 4)[j])
-        place = slot * a.groups + group
-        return a.keys + place * a.key_dim * 2, a.values + place * a.value_dim * 2
-    return a.k + (start + j) * a.k_token + group * a.k_head, a.v + (start + j) * a.v_token + group * a.v_head
+def _duplicate(source: Any, target: Any, n: Any) -> None:
+    """Copy ``n`` int32."""
+    old, new = int32s(source), int32s(target)
+    for i in range(n):
+        new[i] = old[i]
 
 
 def _attend(a: Any, low: Any, high: Any, k_block: Any, v_block: Any, s: Any, panel: Any, each: Any) -> None:
@@ -219,5 +224,5 @@ def _attend(a: Any, low: Any, high: Any, k_block: Any, v_block: Any, s: Any, pan
     values(pairs, np.int64(4), a.v_line, s, n // 2, panel + SUMS, a.value_dim, panel + 2 * ROW, apart, each)
 
 
-find = njit(**OPTIONS)(_find)
+duplicate = njit(**OPTIONS)(_duplicate)
 copy, attend = njit(**OPTIONS)(_copy), njit(**OPTIONS)(_attend)

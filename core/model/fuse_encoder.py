@@ -19,7 +19,7 @@ from trunkline.kernels.linear import PackedLinear
 
 from .attention import ForwardContext, packed_layout
 from .fused import AttentionCall, Biases, Matrices
-from .fused_encoder import EncoderWalk, FusedEncoderLayer, LayerNorm
+from .fused_encoder import EncoderWalk, FusedEmbeddings, FusedEncoderLayer, LayerNorm
 from .parts import Mismatch, activation_name, covered, merged, merged_bias
 from .warm_up import (
     LOW_PRECISION,
@@ -181,6 +181,19 @@ def _error(layer: Any, call: AttentionCall, matrices: Matrices, seen: Seen, back
     return float((largest(candidate(hidden, **keywords) - expected) / largest(expected)).max())
 
 
+def _embeddings(module: Any) -> FusedEmbeddings | None:
+    """The same as ``module`` by its parts, None when they aren't known."""
+    found = [
+        getattr(module, name, None) for name in ("word_embeddings", "position_embeddings", "token_type_embeddings")
+    ]
+    norm = getattr(module, "LayerNorm", None)
+    tables = [table for table in found if isinstance(table, nn.Embedding)]
+    if found[0] is None or found[1] is None or type(norm) is not nn.LayerNorm or not covered(module, [*tables, norm]):
+        return None
+    words, places, *types = (table.weight for table in tables)
+    return FusedEmbeddings(words, places, types[0] if types else None, _norm(norm))
+
+
 def _walk(base: Any, layers: nn.ModuleList, output: Any, backend: Backend) -> bool:
     """Call embeddings and fused layers one after another, if all outputs stay the same, token types included."""
     if not isinstance(getattr(base, "embeddings", None), nn.Module):
@@ -194,16 +207,20 @@ def _walk(base: Any, layers: nn.ModuleList, output: Any, backend: Backend) -> bo
         both = [run(base, warm_up_context(base, backend), **given) for given in ({}, typed)]
         return [tensor for one in both for tensor in one.to_tuple()]
 
-    try:
-        expected = [*output.to_tuple(), *results()[len(output) :]]
-        base.forward = EncoderWalk(base, list(layers), type(output))  # type: ignore[arg-type]
-        error = max(_difference(mine, theirs) for mine, theirs in zip(results(), expected, strict=True))
-    except (RuntimeError, TypeError, ValueError, AttributeError) as trouble:
-        log.info("%s keeps transformers' loop over layers: %s", type(base).__name__, trouble)
-        error = float("inf")
-    if error <= (TOLERANCE if output.last_hidden_state.dtype == torch.float32 else LOW_PRECISION):
-        return True
-    base.__dict__.pop("forward", None)
+    tolerance = TOLERANCE if output.last_hidden_state.dtype == torch.float32 else LOW_PRECISION
+    for embeddings in (_embeddings(base.embeddings), base.embeddings):
+        if embeddings is None:
+            continue
+        try:
+            expected = [*output.to_tuple(), *results()[len(output) :]]
+            base.forward = EncoderWalk(base, list(layers), type(output), embeddings)  # type: ignore[arg-type]
+            error = max(_difference(mine, theirs) for mine, theirs in zip(results(), expected, strict=True))
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as trouble:
+            log.info("%s keeps transformers' loop over layers: %s", type(base).__name__, trouble)
+            error = float("inf")
+        if error <= tolerance:
+            return True
+        base.__dict__.pop("forward", None)
     return False
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from trunkline.kernels.gelu import gelu
@@ -15,7 +16,7 @@ from trunkline.kernels.layer_norm import layer_norm
 from .attention import ForwardContext
 from .fused import AttentionCall, Matrices
 
-TOKENS = 512  # whose intermediate numbers are made and used up while they are in the cache
+TOKENS = 1024  # whose intermediate numbers are made and used up while they are in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +94,38 @@ class FusedEncoderLayer(nn.Module):
         return out.view(len(x), call.heads * call.width)
 
 
+class FusedEmbeddings:
+    """Vectors of ids, positions and token types, added and normed."""
+
+    def __init__(
+        self, words: torch.Tensor, places: torch.Tensor, types: torch.Tensor | None, norm: LayerNorm
+    ) -> None:
+        """Tables ``[ids, H]``, ``[positions, H]`` and ``[types, H]``."""
+        self.words, self.places, self.types, self.norm = words, places, types, norm
+        # Most passes are all of type 0.
+        self.first = places if types is None else (places.float() + types[0].float()).to(places.dtype)
+
+    def __call__(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``[1, T]`` each -> ``[1, T, H]``."""
+        words = F.embedding(input_ids[0], self.words)
+        if token_type_ids is None or self.types is None:
+            return self.norm(words, F.embedding(position_ids[0], self.first))[None]
+        places = F.embedding(position_ids[0], self.places) + F.embedding(token_type_ids[0], self.types)
+        return self.norm(words, places)[None]
+
+
 class EncoderWalk:
     """Replaces ``forward`` of a base model that is embeddings, fused layers and at most a pooler.
 
     A pass that asks for more goes through the class's own forward.
     """
 
-    def __init__(self, base: Any, layers: list[FusedEncoderLayer], output: type) -> None:
-        """``output``: the class of what ``base`` returns."""
+    def __init__(self, base: Any, layers: list[FusedEncoderLayer], output: type, embeddings: Any) -> None:
+        """``output``: the class of what ``base`` returns; ``embeddings``: its own, or what does the same."""
         self.original, self.output = base.forward, output
-        self.embeddings, self.pooler = base.embeddings, getattr(base, "pooler", None)
+        self.embeddings, self.pooler = embeddings, getattr(base, "pooler", None)
         self.layers = layers
 
     def __call__(

@@ -35,7 +35,7 @@ from .inputs import (
     spread_ids,
     spread_rids,
 )
-from .prepare import Item, Shaper, encode_pair, prepare
+from .prepare import Item, Shaper, encode_pair, prepare, turns
 from .streams import ABORT_EXTENSION, EventStream, finished, until_gone
 from .truncate import FIRST_LOOK, Truncation, enough, fit, over, read_truncate, special_ends, too_long
 
@@ -82,5 +82,6 @@ __all__ = [
     "spread_rids",
     "sse",
     "too_long",
+    "turns",
     "until_gone",
 ]

@@ -27,7 +27,7 @@ from .truncate import (
     too_long,
 )
 
-TURN = 1 << 16  # characters that are tokenised in one go, then other requests' texts get a turn
+TURN = 1 << 15  # characters that are tokenised in one go, then other requests' texts get a turn
 
 
 class Item(Struct):

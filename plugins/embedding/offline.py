@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trunkline.core.server.api import Inputs, Shaper, Truncation, read_truncate
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api import Inputs, Shaper, Truncation, read_truncate, turns
 
 from .prompts import choose_prompt, lowered, prompt_tokens
 from .recipe import read_recipe
@@ -17,6 +18,7 @@ from .settings import TASK, EmbeddingSettings
 
 if TYPE_CHECKING:
     from trunkline.core import Engine
+    from trunkline.core.engine.local import Ticket
 
 
 def encode(
@@ -31,7 +33,7 @@ def encode(
     dimensions: int | None = None,
     timeout: float | None = None,
 ) -> Array:
-    """Vectors of texts or lists of token ids, float32 ``[len(texts), dimensions]``, all in one batch.
+    """Vectors of texts or lists of token ids, float32 ``[len(texts), dimensions]``.
 
     Options are those of ``POST /encode``. Raises RequestError for what the server would answer
     4xx, TimeoutError when an input takes more than ``timeout`` seconds.
@@ -52,6 +54,14 @@ def encode(
     shaper = Shaper(tokenizer, served, truncate=truncate, limit=recipe.max_length, keep=keep)
     skip = 0 if recipe.include_prompt else keep
     params = EmbeddingParams(skip=skip, normalize=normalize, dimensions=dimensions)
-    tickets = [engine.submit(TASK, item.ids, params, model=served.name) for item in shaper.items(given)]
+    tickets: list[Ticket] = []
+    try:
+        for start, end in turns(given):  # the engine computes the first while the next are tokenised
+            items = shaper.items(given, start, end)
+            tickets += [engine.submit(TASK, item.ids, params, model=served.name) for item in items]
+    except RequestError:
+        for ticket in tickets:
+            ticket.cancel()
+        raise
     vectors = [vector_of(ticket.result(timeout).data) for ticket in tickets]
     return np.stack(vectors) if vectors else np.empty((0, dimensions or recipe.dimensions), np.float32)
