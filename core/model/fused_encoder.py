@@ -97,9 +97,7 @@ class FusedEncoderLayer(nn.Module):
 class FusedEmbeddings:
     """Vectors of ids, positions and token types, added and normed."""
 
-    def __init__(
-        self, words: torch.Tensor, places: torch.Tensor, types: torch.Tensor | None, norm: LayerNorm
-    ) -> None:
+    def __init__(self, words: torch.Tensor, places: torch.Tensor, types: torch.Tensor | None, norm: LayerNorm) -> None:
         """Tables ``[ids, H]``, ``[positions, H]`` and ``[types, H]``."""
         self.words, self.places, self.types, self.norm = words, places, types, norm
         # Most passes are all of type 0.
