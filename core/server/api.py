@@ -32,6 +32,7 @@ from .inputs import (
     new_rid,
     read_inputs,
     read_salt,
+    sort_inputs,
     spread_ids,
     spread_rids,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "read_truncate",
     "render_error",
     "run_all",
+    "sort_inputs",
     "special_ends",
     "spread_ids",
     "spread_rids",

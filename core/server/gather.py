@@ -61,7 +61,7 @@ def check_finish(reply: Reply) -> None:
 def item_meta(reply: Reply, served: ServedModel, item: Item, *, cached: bool = False) -> dict[str, Any]:
     """``meta_info`` of an item that produced no tokens, as SGLang has it, with ``cached_tokens`` on request.
 
-    For an item that was cut: ``truncated`` and ``original_tokens``, the count before.
+    For an item that was cut: ``truncated`` and, where it was counted, ``original_tokens``.
     """
     meta: dict[str, Any] = {
         "id": reply.rid,
@@ -72,6 +72,4 @@ def item_meta(reply: Reply, served: ServedModel, item: Item, *, cached: bool = F
     }
     if cached:
         meta["cached_tokens"] = reply.cached_tokens
-    if item.whole:
-        meta |= {"truncated": True, "original_tokens": item.whole}
-    return meta
+    return meta | item.report

@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
+from typing import Any
 
 from msgspec import Struct
 
@@ -26,15 +28,28 @@ class Inputs(Struct, frozen=True):
         return len(self.texts) or len(self.ids)
 
 
-class Item(Struct):
-    """One input, ready to submit."""
-
-    ids: list[int]
-    second_at: int | None = None  # where the second text of a pair begins
-    whole: int = 0  # tokens before it was cut; 0 = it wasn't
-
-
 # -- what bodies hold ------------------------------------------------------------------------
+
+
+def sort_inputs(given: Sequence[Any]) -> Inputs:
+    """The inputs of a Python caller: texts and pairs of texts, or lists of token ids.
+
+    RequestError names an entry that is none of them, and what is mixed.
+    """
+    texts: list[Text] = []
+    ids: list[list[int]] = []
+    for index, entry in enumerate(given):
+        if isinstance(entry, str):
+            texts.append(entry)
+        elif len(entry) == 2 and all(isinstance(part, str) for part in entry):
+            texts.append(list(entry))
+        elif len(entry) and all(isinstance(part, Integral) for part in entry):
+            ids.append([int(part) for part in entry])
+        else:
+            raise RequestError(f"input[{index}] is neither a text, nor a pair of texts, nor a list of token ids.")
+    if texts and ids:
+        raise RequestError("The inputs mix texts and token ids; send only texts or only lists of token ids.")
+    return Inputs(texts=texts, ids=ids)
 
 
 def read_inputs(text: str | list[str | list[str]] | None, input_ids: list[int | list[int]] | None) -> Inputs:

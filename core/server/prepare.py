@@ -27,6 +27,7 @@ from .truncate import (
     too_long,
 )
 
+MARGIN = 256  # characters after a prompt that may change how its last ones are tokenised
 TURN = 1 << 15  # characters that are tokenised in one go, then other requests' texts get a turn
 
 
@@ -35,7 +36,15 @@ class Item(Struct):
 
     ids: list[int]
     second_at: int | None = None  # where the second text of a pair begins
-    whole: int = 0  # tokens before it was cut; 0 = it wasn't
+    cut: bool = False
+    whole: int = 0  # tokens before it was cut; 0 where nobody counted them: of a text that is longer by far
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What clients are told of an item that was cut."""
+        if not self.cut:
+            return {}
+        return {"truncated": True} | ({"original_tokens": self.whole} if self.whole else {})
 
 
 async def prepare(
@@ -46,15 +55,16 @@ async def prepare(
     truncate: Truncation = None,
     limit: int | None = None,
     keep: int = 0,
+    lead: int = 0,
 ) -> list[Item]:
     """Token ids of all inputs, computed off the event loop in turns with other requests.
 
     ``limit`` (tokens, special ones included) is by default what the model takes. ``truncate`` says
     which end of a longer one is cut off; of a pair, the second text's. The first ``keep`` tokens of
-    a text stay too (a prompt). RequestError for an empty text, ids outside the vocabulary, or an
+    a text stay too: a prompt of ``lead`` characters. RequestError for an empty text, ids outside the vocabulary, or an
     input that is too long.
     """
-    shaper = Shaper(engine.tokenizer(served.name), served, truncate=truncate, limit=limit, keep=keep)
+    shaper = Shaper(engine.tokenizer(served.name), served, truncate=truncate, limit=limit, keep=keep, lead=lead)
     items: list[Item] = []
     for start, end in turns(inputs):
         items += await engine.off_loop(shaper.items, inputs, start, end)
@@ -96,13 +106,14 @@ class Shaper:
         truncate: Truncation = None,
         limit: int | None = None,
         keep: int = 0,
+        lead: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
         self._served = served
         self._how = read_truncate(truncate)
         self._limit = served.max_request_tokens if limit is None else min(limit, served.max_request_tokens)
         self._ends, self._special = _ends_and_ids(cast("Hashable", tokenizer))
-        self._keep = keep
+        self._keep, self._lead = keep, lead
 
     def items(self, inputs: Inputs, start: int = 0, end: int | None = None) -> list[Item]:
         """The items ``[start, end)`` of ``inputs``."""
@@ -126,22 +137,26 @@ class Shaper:
             )
         if not isinstance(text, str):
             return self._pair(tokenizer, text[0], text[1])
-        ids = tokenizer.encode(self._enough(tokenizer, text), add_special_tokens=True)
+        part = self._enough(tokenizer, text)
+        if part is not text and self._how == "start" and self._keep:
+            part = text[: self._lead + MARGIN] + part  # of the beginning, only the prompt will stay
+        ids = tokenizer.encode(part, add_special_tokens=True)
         if not text or not ids:
             raise empty()
         head, tail = self._ends
-        return self._cut(ids, (max(head, self._keep), tail))
+        return self._cut(ids, (max(head, self._keep), tail), counted=part is text)
 
-    def _cut(self, ids: list[int], ends: tuple[int, int]) -> Item:
+    def _cut(self, ids: list[int], ends: tuple[int, int], *, counted: bool = True) -> Item:
         kept, cut = fit(ids, self._limit, self._how, *ends)
-        return Item(kept, whole=len(ids) if cut else 0)
+        return Item(kept, cut=cut, whole=len(ids) if cut and counted else 0)
 
     def _pair(self, tokenizer: Tokenizer, first: str, second: str) -> Item:
         if not first or not second:
             raise empty()
         if enough(tokenizer, first, self._limit, FIRST_LOOK * self._limit) is not first:
             raise over(self._limit)
-        ids, begin, end, typed = encode_pair(tokenizer, first, self._enough(tokenizer, second))
+        part = self._enough(tokenizer, second)
+        ids, begin, end, typed = encode_pair(tokenizer, first, part)
         second_at = begin if typed else None
         if len(ids) <= self._limit:
             return Item(ids, second_at)
@@ -154,10 +169,10 @@ class Shaper:
                 f"ones, and the model's context length is {self._limit} tokens. Only the second is truncated."
             )
         kept, _ = fit(ids[begin:end], self._limit - rest, self._how, 0, 0)
-        return Item(ids[:begin] + kept + ids[end:], second_at, len(ids))
+        return Item(ids[:begin] + kept + ids[end:], second_at, True, len(ids) if part is second else 0)
 
     def _enough(self, tokenizer: Tokenizer, text: str) -> str:
-        """The text, or of a very long one the part that matters; then :attr:`Item.whole` counts that part only."""
+        """The text itself, or of a very long one the part that matters."""
         look = FIRST_LOOK * self._limit
         if self._how != "none":
             return enough(tokenizer, text, self._limit, max(look, TURN), from_end=self._how == "start")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -67,6 +67,7 @@ class EmbedBody(Struct):
     inputs: str | list[str]
     model: str | None = None
     truncate: Truncation = None
+    truncation_direction: Literal["Left", "Right", "left", "right"] | None = None
     normalize: bool | None = True
     dimensions: Dimensions | None = None
     prompt_name: str | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import Inputs, Shaper, Truncation, read_truncate, turns
+from trunkline.core.server.api import Inputs, Shaper, Truncation, read_truncate, sort_inputs, turns
 
 from .prompts import choose_prompt, lowered, prompt_tokens
 from .recipe import read_recipe
@@ -42,16 +42,17 @@ def encode(
     tokenizer = engine.tokenizer(served.name)
     recipe = read_recipe(served.info, EmbeddingSettings())
     check_dimensions(dimensions, recipe)
-    ids = [list(entry) for entry in texts if not isinstance(entry, str)]
-    given = Inputs(texts=[entry for entry in texts if isinstance(entry, str)], ids=ids)
+    given = sort_inputs(texts)
+    if not all(isinstance(text, str) for text in given.texts):
+        raise RequestError("Pairs of texts aren't embedded; join them yourself, or use a reranker.")
     check_ids(given, served)
-    keep = 0
+    keep = lead = 0
     if given.texts and tokenizer is not None:
         before = choose_prompt(recipe, prompt, prompt_name)
         if before and (not recipe.include_prompt or read_truncate(truncate) == "start"):
-            keep = prompt_tokens(tokenizer, lowered(tokenizer, recipe, before))
+            keep, lead = prompt_tokens(tokenizer, lowered(tokenizer, recipe, before)), len(before)
         given = Inputs(texts=[lowered(tokenizer, recipe, before + str(text)) for text in given.texts])
-    shaper = Shaper(tokenizer, served, truncate=truncate, limit=recipe.max_length, keep=keep)
+    shaper = Shaper(tokenizer, served, truncate=truncate, limit=recipe.max_length, keep=keep, lead=lead)
     skip = 0 if recipe.include_prompt else keep
     params = EmbeddingParams(skip=skip, normalize=normalize, dimensions=dimensions)
     tickets: list[Ticket] = []

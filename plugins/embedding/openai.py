@@ -82,8 +82,8 @@ def _text_at(index: int, text: str) -> str:
 def _answer(embedded: Embedded, form: str) -> dict[str, Any]:
     data = [_entry(index, vector, form) for index, vector in enumerate(embedded.vectors())]
     for entry, item in zip(data, embedded.items, strict=True):
-        if item.whole:
-            entry["meta_info"] = {"truncated": True, "original_tokens": item.whole}
+        if item.cut:
+            entry["meta_info"] = item.report
     tokens = embedded.tokens
     return {
         "object": "list",

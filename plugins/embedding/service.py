@@ -98,7 +98,9 @@ class Service:
         keep = await self._prompt_tokens(served, recipe, prompt, truncate)
         if prompt or recipe.lower_case:
             inputs = await self.engine.off_loop(self._dress, inputs, served, recipe, prompt)
-        items = await prepare(self.engine, served, inputs, truncate=truncate, limit=recipe.max_length, keep=keep)
+        items = await prepare(
+            self.engine, served, inputs, truncate=truncate, limit=recipe.max_length, keep=keep, lead=len(prompt)
+        )
         params = EmbeddingParams(
             skip=0 if recipe.include_prompt else keep, normalize=wish.normalize, dimensions=wish.dimensions
         )

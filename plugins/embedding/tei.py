@@ -12,6 +12,8 @@ from trunkline.core.server.api import AnyRequest, Inputs, encode, json_response,
 from .body_schemas import EmbedBody
 from .service import Service, Wish
 
+LEFT = ("Left", "left")
+
 
 def tei_routes(service: Service) -> list[Any]:
     """Handlers, bound to the service."""
@@ -32,12 +34,12 @@ def tei_routes(service: Service) -> list[Any]:
             inputs=Inputs(texts=[*texts], single=isinstance(body.inputs, str)),
             model=body.model,
             prompt_name=body.prompt_name,
-            truncate=body.truncate,
+            truncate="start" if body.truncate is True and body.truncation_direction in LEFT else body.truncate,
             normalize=body.normalize,
             dimensions=body.dimensions,
         )
         embedded = await service.embed(request, wish)
-        cut = sum(item.whole > 0 for item in embedded.items)
+        cut = sum(item.cut for item in embedded.items)
         headers = {"x-truncated-inputs": str(cut)} if cut else None
         written = await service.off_loop(len(texts), lambda: encode([vector.tolist() for vector in embedded.vectors()]))
         return json_response(written, headers=headers)

@@ -78,9 +78,10 @@ def cohere(ranking: Ranking) -> dict[str, Any]:
         "cached_tokens": counts["prompt_tokens_details"]["cached_tokens"],
     }
     warnings = [
-        f"documents[{index}] was truncated: of the pair's {one.whole} tokens {one.prompt_tokens} were used."
+        f"documents[{index}] was truncated: of the pair's {one.report.get('original_tokens', 'many more')} tokens "
+        f"{one.prompt_tokens} were used."
         for index, one in enumerate(ranking.scored)
-        if one.whole
+        if one.report
     ]
     if warnings:
         meta["warnings"] = warnings
@@ -106,7 +107,7 @@ def relevance(ranking: Ranking, one: Scored) -> float:
 
 def cut(one: Scored) -> dict[str, Any]:
     """The report of a document that was truncated, for dialects without a place of their own for it."""
-    return {"truncated": True, "original_tokens": one.whole} if one.whole else {}
+    return one.report
 
 
 DIALECTS: dict[str, Callable[[Ranking], Any]] = {"sglang": sglang, "jina": jina, "cohere": cohere, "tei": tei}

@@ -49,7 +49,5 @@ def rerank(
         logit = reranker.logit(ticket.result(timeout).data)
         record = {"index": index, "score": reranker.score(logit), "logit": logit, "prompt_tokens": len(item.ids)}
         record["cached_tokens"] = ticket.cached_tokens
-        if item.whole:
-            record |= {"truncated": True, "original_tokens": item.whole}
-        records.append(record)
+        records.append(record | item.report)
     return sorted(records, key=lambda record: -record["logit"])[:top_n]

@@ -122,7 +122,8 @@ class Reranker:
             with naming(index, single=single):
                 self.bounded(query, Limits(limits.prompt))
                 kept.append(self.bounded(document, limits))
-        return self.fitted(self.prompter(queries, kept, instruct), limits, first=first, single=single)
+        pieces = self.fitted(self.prompter(queries, kept, instruct), limits, first=first, single=single)
+        return uncounted(pieces, documents, kept)
 
     def fitted(
         self, prompts: Sequence[Prompt], limits: Limits, *, first: int = 0, single: bool = False
@@ -188,8 +189,14 @@ def fit_prompt(prompt: Prompt, limits: Limits) -> list[Item]:
         starts = range(0, max(1, len(document)), max(1, room))[: limits.chunks]
         chunks = [document[start : start + room] for start in starts]
     cut = sum(map(len, chunks)) < len(prompt.document)
-    return [_item(prompt, chunk, len(prompt) if cut else 0) for chunk in chunks]
+    whole = len(prompt) if cut else 0
+    return [Item(prompt.head + chunk + prompt.tail, prompt.second_at, cut, whole) for chunk in chunks]
 
 
-def _item(prompt: Prompt, document: list[int], whole: int) -> Item:
-    return Item(prompt.head + document + prompt.tail, prompt.second_at, whole)
+def uncounted(pieces: list[list[Item]], texts: Sequence[str], kept: Sequence[str]) -> list[list[Item]]:
+    """The pieces, without a count of tokens where only a part of the text was ``kept`` for tokenising."""
+    for items, text, part in zip(pieces, texts, kept, strict=True):
+        if part is not text:
+            for item in items:
+                item.whole = 0
+    return pieces

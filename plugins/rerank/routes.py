@@ -77,7 +77,7 @@ async def _answer(service: Service, request: AnyRequest, body: RerankBody, diale
     job = Job(
         queries=[body.query] * len(texts),
         documents=texts,
-        limits=limits(reranker.served, body, dialect, version),
+        limits=limits(reranker.served, body, dialect, version, service.max_batch),
         instruct=body.instruct,
         priority=_priority(body, dialect),
         salt=read_salt(body.cache_salt, body.extra_key),
@@ -141,14 +141,18 @@ def _text(document: dict[str, Any], fields: list[str], index: int) -> str:
     return str(found[0][1]) if len(fields) == 1 else "\n".join(f"{field}: {value}" for field, value in found)
 
 
-def limits(served: ServedModel, body: RerankBody, dialect: str, version: str) -> Limits:
-    """How long documents may be. Cohere's APIs cut by themselves; the others only when they are told to."""
+def limits(served: ServedModel, body: RerankBody, dialect: str, version: str, most: int) -> Limits:
+    """How long documents may be. Cohere's APIs cut by themselves; the others only when they are told to.
+
+    ``most`` bounds the chunks of all documents where the request doesn't say how many a document may have.
+    """
     truncate, by_itself = body.truncate, dialect == "cohere"
     if truncate is True and (body.truncation_direction or "").lower() == "left":
         truncate = "start"
     if truncate is None and by_itself:
         truncate = "end"
-    usual_chunks = CHUNKS if by_itself and version == "1" else 1
+    shared = max(1, most // max(1, len(body.documents or ())))
+    usual_chunks = min(CHUNKS, shared) if by_itself and version == "1" else 1
     usual_tokens = DOCUMENT_TOKENS if by_itself and version == "2" else None
     return replace(
         Limits.of(served, truncate),

@@ -29,7 +29,7 @@ from .body_schemas import ScoreBody
 from .detect import sigmoid
 from .dialects import cut
 from .prompts import Prompt, split_prompts
-from .reranker import Limits, Reranker, read_values
+from .reranker import Limits, Reranker, read_values, uncounted
 from .schemas import RerankParams, check_labels
 from .service import Job, Scored, Service, check_documents, check_query, new_id, token_usage, turns, usage
 
@@ -248,7 +248,7 @@ def _join_texts(
     nothing, queries = [""] * len(items), [query] * len(items)
     heads, tails = (nothing, queries) if item_first else (queries, nothing)
     prompts = split_prompts(reranker.tokenizer, heads, kept, tails, special=True)
-    return reranker.fitted(prompts, limits, first=first, single=single)
+    return uncounted(reranker.fitted(prompts, limits, first=first, single=single), items, kept)
 
 
 def _scoring(

@@ -37,7 +37,7 @@ class Scored(Struct, frozen=True):
     score: float
     prompt_tokens: int
     cached_tokens: int
-    whole: int  # tokens before the document was cut; 0 = it wasn't
+    report: dict[str, Any]  # of a document that was cut, see Item.report
     meta: dict[str, Any]
 
 
@@ -66,10 +66,21 @@ class Service:
         pieces: list[list[Item]] = []
         for start, end in turns(job.queries, job.documents):
             pieces += await self.engine.off_loop(_prompts(reranker, job, start, end))
+            self._check_pieces(pieces)
         replies = await self.run(
             request, reranker, pieces, reranker.params, rid, priority=job.priority, salt=job.salt, single=job.single
         )
         return [self._scored(reranker, own, some) for own, some in zip(pieces, replies, strict=True)]
+
+    def _check_pieces(self, pieces: list[list[Item]]) -> None:
+        """RequestError when documents fall into more chunks than a request may have items."""
+        count = sum(map(len, pieces))
+        if count > self.max_batch:
+            raise RequestError(
+                f"The first {len(pieces)} documents fall into {count} chunks; at most {self.max_batch} are allowed. "
+                "Lower max_chunks_per_doc, send fewer documents, or raise --max-batch-size.",
+                param="max_chunks_per_doc",
+            )
 
     async def run(
         self,
@@ -110,7 +121,7 @@ class Service:
         meta = item_meta(replies[best], reranker.served, items[best], cached=True)
         tokens, cached = sum(len(item.ids) for item in items), sum(reply.cached_tokens for reply in replies)
         meta |= {"prompt_tokens": tokens, "cached_tokens": cached}
-        return Scored(logits[best], reranker.score(logits[best]), tokens, cached, items[best].whole, meta)
+        return Scored(logits[best], reranker.score(logits[best]), tokens, cached, items[best].report, meta)
 
 
 def _prompts(reranker: Reranker, job: Job, start: int, end: int) -> Callable[[], list[list[Item]]]:

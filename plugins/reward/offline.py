@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trunkline.core.server.api import Inputs, Shaper, Truncation
+from trunkline.core.server.api import Shaper, Truncation, sort_inputs
 
 from .labels import label_of, probabilities
 from .schemas import RewardParams
@@ -31,7 +31,7 @@ def classify(
     4xx (nothing is computed then), TimeoutError when one takes more than ``timeout`` seconds.
     """
     served = engine.served(model)
-    inputs = _inputs(texts)
+    inputs = sort_inputs(texts)
     items = Shaper(engine.tokenizer(served.name), served, truncate=truncate).items(inputs)
     tickets = [
         engine.submit(TASK, item.ids, RewardParams(), model=served.name, second_at=item.second_at) for item in items
@@ -47,10 +47,3 @@ def classify(
             "cached_tokens": ticket.cached_tokens,
         })  # fmt: skip
     return records
-
-
-def _inputs(texts: Sequence[Any]) -> Inputs:
-    """Pairs are told from token ids by what they hold."""
-    if all(isinstance(text, str) or all(isinstance(part, str) for part in text) for text in texts):
-        return Inputs(texts=[text if isinstance(text, str) else list(text) for text in texts])
-    return Inputs(ids=[list(ids) for ids in texts])

@@ -80,5 +80,5 @@ def test_meta_info_has_what_the_native_api_says_and_tells_of_cuts() -> None:
         "weight_version": "v",
         "e2e_latency": 2.5,
     }
-    cut = item_meta(reply, served, Item([1, 2], whole=9), cached=True)
+    cut = item_meta(reply, served, Item([1, 2], cut=True, whole=9), cached=True)
     assert cut == meta | {"cached_tokens": 4, "truncated": True, "original_tokens": 9}

@@ -14,6 +14,7 @@ from trunkline.core.server.inputs import (
     naming,
     read_inputs,
     read_salt,
+    sort_inputs,
     spread_ids,
     spread_rids,
 )
@@ -89,3 +90,12 @@ def test_salts_of_different_makers_never_meet() -> None:
 def test_a_single_list_is_told_from_many() -> None:
     assert spread_ids([1, 2]) == ([[1, 2]], True)
     assert spread_ids([[1, 2]]) == ([[1, 2]], False)
+
+
+def test_inputs_of_python_callers() -> None:
+    assert sort_inputs(["a", ["b", "c"]]).texts == ["a", ["b", "c"]]
+    assert sort_inputs([[1, 2], (3,)]).ids == [[1, 2], [3]]
+    assert len(sort_inputs([])) == 0
+    for wrong, message in (([[]], r"input\[0\] is neither"), (["a", ["b", 3]], r"input\[1\]"), (["a", [5, 6]], "mix")):
+        with pytest.raises(RequestError, match=message):
+            sort_inputs(wrong)

@@ -80,6 +80,28 @@ def test_the_first_tokens_of_a_text_can_be_kept(wordpiece: Any, served: ServedMo
     assert item.ids == whole[:4] + whole[-12:]
 
 
+def test_the_first_tokens_of_a_very_long_text_are_kept_too(wordpiece: Any, served: ServedModel) -> None:
+    prompt = "hello: "
+    text = prompt + "the sea of the other " * 5000
+    assert len(text) > TURN
+    whole = wordpiece(text)["input_ids"]
+    keep = len(wordpiece(prompt)["input_ids"]) - 1
+    shaper = Shaper(wordpiece, served, truncate="start", keep=keep, lead=len(prompt))
+    [item] = shaper.items(Inputs(texts=[text]))
+    assert item.ids == whole[:keep] + whole[-(16 - keep) :]
+
+
+def test_what_was_cut_is_counted_or_not_told(wordpiece: Any, served: ServedModel) -> None:
+    """A number that is told is true."""
+    short, long = "the sea of " * 10, "the sea of the other " * 5000
+    [whole, cut, far] = shape(wordpiece, served, "hello", short, long, truncate="end")
+    assert whole.report == {}
+    assert cut.report == {"truncated": True, "original_tokens": len(wordpiece(short)["input_ids"])}
+    assert far.report == {"truncated": True}
+    [pair] = shape(wordpiece, served, ["hello", long], truncate="end")
+    assert pair.report == {"truncated": True}
+
+
 @pytest.mark.parametrize("typed", [True, False])
 def test_pairs_are_joined_as_the_tokenizer_does(wordpiece: Any, served: ServedModel, typed: bool) -> None:
     names = ["input_ids", "attention_mask"] + ["token_type_ids"] * typed

@@ -33,7 +33,7 @@ def check(ours: np.ndarray, theirs: np.ndarray, cosine: Cosine) -> None:
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama", "mistral-base"])
 @pytest.mark.parametrize("modes", [*((mode,) for mode in MODES), JOINED, ("lasttoken", "weightedmean", "max")])
 def test_causal_models(
     saved: Saved, engine: Engines, texts: list[str], least_cosine: Cosine, name: str, modes: tuple[str, ...]

@@ -260,6 +260,9 @@ async def test_tei_gets_bare_vectors(live: Any) -> None:
     np.testing.assert_allclose(named, encode(one, ["query: hello"]), atol=1e-6)
 
 
+SIDES = ("Left", "Right")
+
+
 async def test_tei_s_truncation(live: Any) -> None:
     http = live[0]
     body = {"inputs": ["short", "e " * 100]}
@@ -269,4 +272,10 @@ async def test_tei_s_truncation(live: Any) -> None:
     cut = await http.post("/embed", json=body | {"truncate": True})
     assert cut.status_code == 200
     assert cut.headers["x-truncated-inputs"] == "1"
+    ends = {"inputs": "the sea " * 60 + "hello there " * 60, "truncate": True}
+    kept = {side: (await http.post("/embed", json=ends | {"truncation_direction": side})).json() for side in SIDES}
+    for side, end in zip(SIDES, ("start", "end"), strict=True):
+        same = (await http.post("/encode", json={"text": ends["inputs"], "truncate": end})).json()
+        np.testing.assert_allclose(kept[side][0], same["embedding"], atol=1e-5)
+    assert kept["Left"] != kept["Right"]
     assert "inputs cannot be empty" in message(await http.post("/embed", json={"inputs": []}))

@@ -191,6 +191,16 @@ def test_chunks_count_by_their_best(http: httpx.Client) -> None:
     assert len(first["meta"]["warnings"]) == 1
 
 
+def test_chunks_are_bounded_like_items(http: httpx.Client) -> None:
+    """By default there are as few chunks as keep a request within --max-batch-size; more than asked is a 400."""
+    documents = ["paris " * 1500] * 3
+    refused = http.post(
+        "/v1/rerank", json={"query": "paris " * 1019, "documents": documents, "max_chunks_per_doc": 1000}
+    )
+    assert refused.status_code == 400
+    assert "chunks; at most 1024 are allowed. Lower max_chunks_per_doc" in refused.text
+
+
 # -- truncation ------------------------------------------------------------------------------
 
 
