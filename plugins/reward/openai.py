@@ -18,8 +18,8 @@ from trunkline.core.server.api import (
     spread_ids,
 )
 
+from .body_schemas import OpenAIClassifyBody
 from .labels import label_of, probabilities
-from .schemas import OpenAIClassifyBody
 from .service import Scored, Service
 
 

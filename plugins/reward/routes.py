@@ -10,7 +10,7 @@ from litestar.enums import HttpMethod
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import AnyRequest, json_response, read_body, read_inputs, read_salt
 
-from .schemas import ClassifyBody
+from .body_schemas import ClassifyBody
 from .service import Service
 
 UNSERVED = (

@@ -1,0 +1,58 @@
+"""What the routes take."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from trunkline.core.server.api import Truncation
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+Int64 = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
+# Bounded, because they are copied for every item of a batch.
+RequestId = Annotated[str, Meta(max_length=256)]
+CacheKey = Annotated[str, Meta(max_length=1024)]
+TokenId = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]  # the vocabulary is checked later, and named then
+
+
+class ClassifyBody(Struct):
+    """``POST /classify``, the request of SGLang's /encode. Unknown top-level fields are ignored.
+
+    ``text`` may hold pairs of texts, joined as the model's tokenizer does it. Fields typed ``Any``
+    belong to what isn't served: only their neutral values pass.
+    """
+
+    text: str | list[str | list[str]] | None = None
+    input_ids: list[TokenId | list[TokenId]] | None = None
+    rid: RequestId | list[RequestId] | None = None
+    model: str | None = None
+    priority: Int64 | None = None
+    extra_key: CacheKey | None = None
+    cache_salt: CacheKey | None = None
+    truncate: Truncation = None
+    dimensions: Any = None
+    input_embeds: Any = None
+    image_data: Any = None
+    video_data: Any = None
+    audio_data: Any = None
+    lora_path: Any = None
+    return_pooled_hidden_states: Any = None
+    return_prompt_token_ids: Any = None
+
+
+class OpenAIClassifyBody(Struct):
+    """``POST /v1/classify``, as vLLM has it.
+
+    ``use_activation`` false gives the scores themselves in ``probs`` (``activation`` is vLLM's
+    older name of it).
+    """
+
+    input: str | list[str | TokenId | list[TokenId]]
+    model: str | None = None
+    truncate: Truncation = None
+    use_activation: bool | None = None
+    activation: bool | None = None
+    priority: Int64 | None = None
+    cache_salt: CacheKey | None = None
