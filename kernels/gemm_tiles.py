@@ -12,7 +12,7 @@ from typing import Any
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .pairs import PAIR_BYTES, PAIR_LANES, dot, load_pairs, no_sums, spread_pair
+from .pairs import PAIR_BYTES, PAIR_LANES, dot, load_pairs, no_sums, spread_pair, store_rounded
 from .threads import OPTIONS
 from .vectors import BYTES, INT, LANES, Vectors, all_lanes, generator
 
@@ -136,7 +136,7 @@ def _pair_tile(rows: int) -> Any:
             for n, total in enumerate(v.loop(pairs, no_sums(2 * rows), step)):
                 r, i = divmod(n, 2)
                 first = v.load(v.at(v.at(addend, sr, r), size, i), True, PAIR_LANES)
-                v.store(v.builder.fadd(total, first), v.at(v.at(out, outr, r), size, i), True, PAIR_LANES)
+                store_rounded(v, v.builder.fadd(total, first), v.at(v.at(out, outr, r), size, i))
 
         return types.void(*[types.int64] * 8), generator(emit)
 

@@ -81,13 +81,23 @@ def load_halves(v: Vectors, where: Any) -> Any:
     return v.builder.zext(v.builder.load(v.pointer(where, halves), align=2), _PAIRS)
 
 
-def rounded(v: Vectors, numbers: Any) -> Any:
-    """Float32 numbers, to the nearest bfloat16 (ties to even), in the low halves of int32."""
+def _halves(v: Vectors, numbers: Any) -> Any:
+    """Float32 numbers, to the nearest bfloat16 (ties to even), as int16."""
     halves = ir.VectorType(_HALVES.element, PAIR_LANES)
     kind = ir.FunctionType(halves, [_SUMS])
     function = get_or_insert_function(v.builder.module, kind, "llvm.x86.avx512bf16.cvtneps2bf16.512")
-    bits = v.builder.bitcast(v.builder.call(function, [numbers]), ir.VectorType(ir.IntType(16), PAIR_LANES))
-    return v.builder.zext(bits, _PAIRS)
+    return v.builder.bitcast(v.builder.call(function, [numbers]), ir.VectorType(ir.IntType(16), PAIR_LANES))
+
+
+def rounded(v: Vectors, numbers: Any) -> Any:
+    """Float32 numbers, to the nearest bfloat16 (ties to even), in the low halves of int32."""
+    return v.builder.zext(_halves(v, numbers), _PAIRS)
+
+
+def store_rounded(v: Vectors, numbers: Any, where: Any) -> None:
+    """Float32 numbers, to the nearest bfloat16 (ties to even)."""
+    halves = _halves(v, numbers)
+    v.builder.store(halves, v.pointer(where, halves.type), align=2)
 
 
 def all_sums(number: float) -> Any:
