@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import RequestError
 from ..types import Request, ServedModel, Stage, Step
 from .batch import Batch, Row
+from .messages import Load
 from .runner import Runner
 from .scheduler import Scheduler
 
@@ -39,6 +40,17 @@ class Lane:
         self.scheduler = scheduler
         self.runner = runner
         self.spent = 0.0
+
+    @property
+    def load(self) -> Load:
+        scheduler = self.scheduler
+        return Load(
+            self.served.name,
+            scheduler.waiting,
+            scheduler.running,
+            scheduler.free_slots(),
+            self.served.max_total_tokens,
+        )
 
     @property
     def busy(self) -> bool:

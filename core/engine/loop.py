@@ -219,9 +219,7 @@ class EngineLoop:
             self.channel.send([Beat(
                 passes=self.passes,
                 age=time.monotonic() - began if began else 0.0,
-                waiting=sum(lane.scheduler.waiting for lane in self.lanes),
-                running=sum(lane.scheduler.running for lane in self.lanes),
-                free_slots=sum(lane.scheduler.free_slots() for lane in self.lanes),
+                loads=[lane.load for lane in self.lanes],
             )])  # fmt: skip
             time.sleep(BEAT_SECONDS)
 

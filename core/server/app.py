@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from litestar import Litestar
 from litestar.config.app import AppConfig
@@ -24,6 +24,9 @@ from .docs import openapi_config, openapi_route
 from .faults import add_request_id, on_error, on_http_error, on_request_error
 from .info import Facts
 
+if TYPE_CHECKING:
+    from .metrics import Metrics
+
 
 def create_app(
     host: Host,
@@ -32,9 +35,10 @@ def create_app(
     *,
     models: Sequence[ModelSettings] = (),
     lifecycle: Lifecycle | None = None,
-    status: Any = dict,
+    status: Callable[[str], dict[str, Any]] = lambda model: {},
+    metrics: Metrics | None = None,
 ) -> Litestar:
-    """The application over an engine that is ready.
+    """The application over an engine that is ready; ``metrics``: what ``GET /metrics`` shows.
 
     Asks the hooks ``routes``, ``info`` and ``app_config``; nothing is asked later. Raises
     PluginError when a route declares no scope, or is claimed twice.
@@ -44,6 +48,10 @@ def create_app(
     extras = {model.name: host.info(model, settings) for model in engine.models}
     facts = Facts(settings, models, extras, status)
     own = [("core", handler) for handler in (*routes(engine, lifecycle, facts), openapi_route())]
+    if metrics is not None:
+        from .metrics import metrics_route
+
+        own.append(("core", metrics_route(metrics)))
     handlers = check_routes([*own, *host.routes(engine, settings)])
     origins = list(server.cors_origins)
     return Litestar(
