@@ -22,6 +22,7 @@ from ..errors import ModelError
 from ..host import Host
 from ..model import loader
 from ..model.catalogue import cache_folder
+from ..model.expert_watch import watch_experts
 from ..model.info import read_info
 from ..model.loaded import LoadedModel
 from ..types import ModelInfo, ModelSource, ServedModel, Stage
@@ -163,6 +164,9 @@ def load(candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: 
     model.max_request_tokens = grant.context
     stages, refused = keep_stages(candidate, host.stages(model, settings, candidate.tasks), model)
     model.stages = stages
+    model.expert_watch = watch_experts(model)
+    if model.expert_watch is not None and not model.expert_watch.layers.unseen:
+        model.expert_watch.observers = host.expert_observers(model, settings)
     scheduler, runner = machinery(candidate, grant, model, stages, own)
     served = describe(candidate, grant, model, stages, refused, backend)
     return Lane(served, model, stages, scheduler, runner)
@@ -190,7 +194,7 @@ def keep_stages(
 
 
 def machinery(
-    candidate: Candidate, grant: Grant, model: Any, stages: Mapping[str, Stage], own: ModelSettings
+    candidate: Candidate, grant: Grant, model: LoadedModel, stages: Mapping[str, Stage], own: ModelSettings
 ) -> tuple[Scheduler, Runner]:
     """Pool, cache, scheduler and runner. Models that keep nothing get whole texts and no cache."""
     keeps = grant.kv_bytes > 0
@@ -205,7 +209,7 @@ def machinery(
         max_running=running,
         policy=own.schedule_policy,
     )
-    return scheduler, Runner(model, stages, pool, table)
+    return scheduler, Runner(model, stages, pool, table, model.expert_watch)
 
 
 def max_running(own: ModelSettings, grant: Grant) -> int:
