@@ -108,7 +108,9 @@ def test_per_token(engine_of: Callable[..., Engine]) -> None:
     offline.start(engine)
     tickets = generate(engine, PROMPTS, **GREEDY)
     report = offline.dump(engine)
+    lengths_of = {ticket["meta_info"]["id"]: len(prompt) for ticket, prompt in zip(tickets, PROMPTS, strict=True)}
     seen: dict[str, dict[int, int]] = {}
+    modes = set()
     total = torch.zeros(2, 8, dtype=torch.int64)
     for record in read(report)["records"]:
         choices = record["topk_ids_of_layer"]
@@ -122,7 +124,13 @@ def test_per_token(engine_of: Callable[..., Engine]) -> None:
         total[1] += counts
         lengths = record["extend_seq_lens"] or [1] * tokens
         assert sum(lengths) == tokens == len(record["positions"])
-        assert (record["forward_mode"] == 2) == (record["extend_seq_lens"] is None)
+        starts = [sum(lengths[:row]) for row in range(len(lengths))]
+        decoding = {
+            record["positions"][start] >= lengths_of[rid] for start, rid in zip(starts, record["rids"], strict=True)
+        }
+        assert record["forward_mode"] == (3 if len(decoding) == 2 else 2 if decoding == {True} else 1)
+        assert (record["extend_seq_lens"] is None) == (decoding == {True})
+        modes.add(record["forward_mode"])
         owners = [rid for rid, length in zip(record["rids"], lengths, strict=True) for _ in range(length)]
         for rid, position, token in zip(owners, record["positions"], record["input_ids"], strict=True):
             assert position not in seen.setdefault(rid, {})
@@ -133,6 +141,7 @@ def test_per_token(engine_of: Callable[..., Engine]) -> None:
         for ticket, prompt in zip(tickets, PROMPTS, strict=True)
     }
     assert seen == expected
+    assert modes >= {1, 2}
 
 
 @pytest.mark.parametrize("mode", ["per_pass", "per_token"])
