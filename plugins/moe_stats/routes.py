@@ -44,8 +44,6 @@ def _route(service: Service, path: str, control: str, text: str, about: str) -> 
         http_method=[HttpMethod.GET, HttpMethod.POST],
         opt={"scope": "admin", "dialect": "native"},
         status_code=200,
-        name=path[1:],
-        operation_id=path[1:],
         summary=text.strip().rstrip("."),
         description=f"{about} Text, or JSON with the counts by `?format=json` or `Accept: application/json`.",
     )

@@ -129,3 +129,12 @@ async def test_the_stream_grows(shared: Engine, monkeypatch: pytest.MonkeyPatch)
     Lifecycle.draining = True
     with pytest.raises(StopAsyncIteration):
         await anext(frames)
+
+
+async def test_the_routes_can_be_described(client: httpx.AsyncClient) -> None:
+    """GET and POST of one path are two operations."""
+    schema = (await client.get("/schema/openapi.json")).json()
+    for path in TEXTS:
+        assert set(schema["paths"][path]) >= {"get", "post"}
+    operations = [one["operationId"] for path in schema["paths"].values() for one in path.values()]
+    assert len(operations) == len(set(operations))
