@@ -143,7 +143,9 @@ def recorder_of(model: Model) -> Recorder:
         )
     if layers.unseen:
         raise RequestError(f"The expert choices of {model.name} can't be recorded. {layers.unseen}", param="model")
-    return next(observer for observer in model.expert_observers if isinstance(observer, Recorder))
+    recorder = next(observer for observer in model.expert_observers if isinstance(observer, Recorder))
+    recorder.name = model.name  # which may change while it is served
+    return recorder
 
 
 def start(model: Model) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,6 @@ def test_probes_do_not_count_alone_or_beside_requests(engine_of: Callable[..., E
 
     lane.scheduler.plan = watched  # type: ignore[method-assign]
     params = {**GREEDY, "max_new_tokens": 200}
-    import threading
-
     tokens: list[list[int]] = []
     thread = threading.Thread(target=lambda: tokens.extend(computed(engine, PROMPTS[:1], **params)))
     thread.start()
@@ -178,3 +177,9 @@ def test_other_tasks_count_too(engine_of: Callable[..., Engine]) -> None:
     offline.start(engine)
     classify(engine, [[5, 6, 7, 8]])
     assert offline.look(engine)["tokens"] == 4
+
+
+def test_a_renamed_model_is_reported_under_its_name(engine_of: Callable[..., Engine]) -> None:
+    engine = engine_of("mixtral")
+    engine._loop.lanes[0].model.name = "another"
+    assert offline.look(engine)["model"] == "another"
