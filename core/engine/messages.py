@@ -11,8 +11,10 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from ..config import ModelSettings
 from ..types import ServedModel
 
+NOT_FOUND = "Failed to get weights iterator: {} (repository not found)."  # SGLang's words, which clients compare
 MAX_FRAME = 256 << 20  # bytes; a longer frame means a broken peer
 
 
@@ -62,6 +64,14 @@ class Ready(Struct, tag=True, array_like=True):
     seconds: dict[str, float]  # start-up phases
 
 
+class Changed(Struct, tag=True, array_like=True):
+    """Weights, or their label, were changed: what is served from now on, and with which settings an
+    engine must be started to serve the same."""
+
+    models: list[ServedModel]
+    settings: list[ModelSettings]
+
+
 class Failed(Struct, tag=True, array_like=True):
     """The engine can't start or go on; it exits after this."""
 
@@ -107,7 +117,7 @@ class Answer(Struct, tag=True, array_like=True):
 
 
 FrontMessage = Submit | Abort | Call | Stop
-EngineMessage = Loading | Ready | Failed | Beat | Started | Progress | Answer
+EngineMessage = Loading | Ready | Changed | Failed | Beat | Started | Progress | Answer
 
 encoder = msgspec.msgpack.Encoder()
 front_decoder = msgspec.msgpack.Decoder(list[FrontMessage])

@@ -44,6 +44,7 @@ class LoadedModel:
     tokenizer: Tokenizer | None = None
     stages: dict[str, Stage] = field(default_factory=dict)
     max_request_tokens: int = 0
+    unused: frozenset[str] = frozenset()  # the checkpoint's tensors that the class has no place for
     padded: bool = False  # runs rows as a batch with a mask, because its attention can't be replaced
     backbone: Any = field(init=False)
     token_types: bool = field(init=False)
