@@ -155,10 +155,8 @@ class EngineLoop:
                 self._probe(lane, message.key)
             elif message.control == "flush_cache":
                 self.channel.send([Answer(message.key, lane.scheduler.flush())])
-            elif message.control == "update_weights":
-                self.updates.update(lane, message)
-            elif message.control == "update_weight_version":
-                self.updates.name(lane, message)
+            elif (own := self.updates.controls.get(message.control)) is not None:
+                own(lane, message)
             elif message.control in self._controls:
                 answer = self._controls[message.control](lane.model, **message.arguments)
                 self._encoder.encode(answer)  # what can't be sent is the control's failure, not the channel's

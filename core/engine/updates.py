@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trunkline.engine")
 
+MAX_NUMBERS = 1 << 21  # in one answer; as msgpack some 19 MB
 SUCCEEDED = "Succeeded to update model weights."
 
 
@@ -41,6 +42,13 @@ class NameWeights(Struct, kw_only=True):
 
     new_version: str
     abort_all_requests: bool = True
+
+
+class ReadWeights(Struct, kw_only=True):
+    """Arguments of the control ``get_weights_by_name``."""
+
+    name: str
+    truncate_size: int = 100
 
 
 class Refusal(Exception):
@@ -68,6 +76,11 @@ class Updates:
         self._loop = loop
         self._renew = renew
         self._pending: dict[Lane, Pending] = {}
+        self.controls: dict[str, Callable[[Lane, Call], None]] = {
+            "update_weights": self.update,
+            "update_weight_version": self.name,
+            "get_weights_by_name": self.read,
+        }
 
     @property
     def pending(self) -> bool:
@@ -116,6 +129,20 @@ class Updates:
         self._changed()
         answer = {"success": True, "message": f"Weight version updated to {version}", "new_version": version}
         self._loop.channel.send([Answer(message.key, answer)])
+
+    def read(self, lane: Lane, message: Call) -> None:
+        """The first rows of a tensor, as nested lists."""
+        order = msgspec.convert(message.arguments, ReadWeights)
+        tensor = lane.model.tensor(order.name, max(order.truncate_size, 0))
+        if tensor is None:
+            raise RequestError("Get parameter by name failed", param="name")
+        if tensor.numel() > MAX_NUMBERS:
+            raise RequestError(
+                f"truncate_size {order.truncate_size} makes {tensor.numel()} numbers of {order.name}; "
+                f"at most {MAX_NUMBERS} are sent at once.",
+                param="truncate_size",
+            )
+        self._loop.channel.send([Answer(message.key, tensor.float().tolist())])
 
     def settle(self) -> None:
         """Put loaded weights in place where nothing runs any more, and let go what was held for them."""

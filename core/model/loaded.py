@@ -14,6 +14,7 @@ from trunkline.kernels.layout import Layout
 from ..types import ModelInfo, Stage, Tokenizer
 from .architecture import backbone_of, has_token_types, position_offset
 from .attention import EAGER, NAME, ForwardContext
+from .origins import read
 from .padded import forward_padded
 
 if TYPE_CHECKING:
@@ -103,6 +104,10 @@ class LoadedModel:
         if token_types is not None:
             given["token_type_ids"] = token_types
         return given
+
+    def tensor(self, name: str, rows: int) -> torch.Tensor | None:
+        """The first ``rows`` of a checkpoint's tensor as it is in memory; None when there is none of that name."""
+        return read(self.whole, name, rows)
 
     @property
     def cacheless(self) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
-from litestar import Response, post
+from litestar import HttpMethod, Response, post, route
 from litestar.handlers import HTTPRouteHandler
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ..engine.messages import NOT_FOUND
 from ..errors import RequestError, TrunklineError
@@ -17,6 +17,8 @@ from ..host import Host
 from ..types import EngineClient, Settings
 from .api import AnyRequest, json_response, read_body
 from .models import named
+
+MAX_ROWS = 1 << 31
 
 log = logging.getLogger("trunkline.server")
 
@@ -35,6 +37,13 @@ class VersionBody(Struct):
 
     new_version: str
     abort_all_requests: bool | None = True
+
+
+class WeightsBody(Struct):
+    """``/get_weights_by_name``: SGLang's fields."""
+
+    name: str
+    truncate_size: Annotated[int, Meta(ge=0, le=MAX_ROWS)] | None = 100
 
 
 def fetch(host: Host, settings: Settings) -> Callable[[str], Any] | None:
@@ -82,7 +91,18 @@ def weight_routes(engine: EngineClient, resolve: Callable[[str], Any] | None) ->
         order = {"new_version": body.new_version, "abort_all_requests": body.abort_all_requests is not False}
         return json_response(await engine.call("update_weight_version", model=model_of(request), **order))
 
-    yield from (update_weights, update_weight_version)
+    methods = [HttpMethod.GET, HttpMethod.POST]
+
+    @route("/get_weights_by_name", http_method=methods, opt=admin | {"body": WeightsBody}, status_code=200)
+    async def get_weights_by_name(request: AnyRequest) -> Response[bytes]:
+        """The first rows of a tensor by its name in the checkpoint, as it is in memory now."""
+        body = await read_body(request, WeightsBody)
+        rows = 100 if body.truncate_size is None else body.truncate_size
+        numbers = await engine.call("get_weights_by_name", model=model_of(request), name=body.name, truncate_size=rows)
+        answer: Response[bytes] = await engine.off_loop(json_response, numbers)
+        return answer
+
+    yield from (update_weights, update_weight_version, get_weights_by_name)
 
 
 def _refused(message: str, status: int) -> Response[bytes]:

@@ -376,3 +376,36 @@ def test_one_of_two_models_is_updated_and_takes_no_name_from_the_other(
             (str(old), str(new)),
             (str(new), str(new)),
         ]
+
+
+# -- looking at weights ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-tied", "gemma3", "phi3", "qwen2", "mixtral", "gpt2", "bert", "bert-score"]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tensors_are_read_back_by_their_names(zoo: Callable[[str], Path], name: str, dtype: str) -> None:
+    folder = zoo(name)
+    kind = getattr(torch, dtype)
+    with Engine(str(folder), dtype=dtype, threads=1) as engine:
+        assert name == "gpt2" or "2 of 2 layers fused" in engine.models[0].fused
+        read, unused = 0, engine._loop.lanes[0].model.unused
+        for key, tensor in load_file(folder / WEIGHTS).items():
+            if key in unused or "block_sparse_moe" in key:
+                continue  # a pooler that nobody calls; experts, which transformers keeps in one tensor
+            rows = engine.call("get_weights_by_name", name=key, truncate_size=20)
+            assert torch.equal(torch.tensor(rows), tensor[:20].to(kind).float()), key
+            read += 1
+        assert read > 10
+
+
+def test_weights_are_read_as_they_are_now_and_unknown_names_refused(old: Path, new: Path) -> None:
+    name = "model.layers.1.self_attn.k_proj.weight"
+    with start(old) as engine:
+        assert engine.call("update_weights", model_path=str(new))["success"]
+        rows = engine.call("get_weights_by_name", name=name)
+        assert torch.equal(torch.tensor(rows), load_file(new / WEIGHTS)[name][:100])
+        for unknown in ("model.layers.1.qkv.weight", "model.layers.9.self_attn.k_proj.weight", "", "model", ".", "x.y"):
+            with pytest.raises(RequestError, match="Get parameter by name failed"):
+                engine.call("get_weights_by_name", name=unknown)
