@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trunkline.core import Engine
-from trunkline.core.engine import renew
+from trunkline.core.engine import renew, startup
 from trunkline.core.engine.local import Ticket
-from trunkline.core.engine.messages import Call
+from trunkline.core.engine.messages import Answer, Call, Changed, Loading
 from trunkline.core.errors import RequestError
 from trunkline.core.model.attention import packed_layout
 from trunkline.plugins.embedding.offline import encode
@@ -351,6 +351,42 @@ def test_a_new_label_ends_requests_unless_told_otherwise(engine: Engine) -> None
     next(iter(ticket))
     engine.call("update_weight_version", new_version="default")
     assert (ticket.result(60).finish or {})["type"] == "abort"
+
+
+def test_loading_announces_itself_to_the_watchdog(old: Path, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with start(old) as engine:
+        loop, sent = engine._loop, []
+        send = loop.channel.send
+        monkeypatch.setattr(loop.channel, "send", lambda messages: (sent.extend(messages), send(messages)))
+        during: list[tuple[int, float]] = []
+
+        def assemble(*arguments: Any) -> Any:
+            loop._pass_began -= 1000  # it takes long
+            pulse = loop._pulse()
+            during.append((pulse.passes, pulse.age))
+            return startup.assemble(*arguments)
+
+        monkeypatch.setattr(renew, "assemble", assemble)
+        assert engine.call("update_weights", model_path=str(new))["success"]
+        at = next(index for index, message in enumerate(sent) if isinstance(message, Loading))
+        ((passes, age),) = during
+        assert age > 1000
+        assert sent[at - 1].passes == passes  # the announcement excuses this very pass
+        after = loop._pulse()
+        assert after.passes > passes
+        assert after.age < 100
+        kinds = [type(message) for message in sent]
+        assert kinds.index(Changed) < kinds.index(Answer)
+
+
+def test_other_weights_are_another_key_space(old: Path, new: Path) -> None:
+    with start(old) as engine:
+        (lane,) = engine._loop.lanes
+        before = lane.namespace(b"salt")
+        assert engine.call("update_weights", model_path="nothing")["success"] is False
+        assert lane.namespace(b"salt") == before != lane.namespace(b"pepper")
+        assert engine.call("update_weights", model_path=str(new))["success"]
+        assert lane.namespace(b"salt") != before
 
 
 # -- several models --------------------------------------------------------------------------
