@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from .updates import Refusal, UpdateWeights, release_memory
 
 log = logging.getLogger("trunkline.engine")
 
+REMEMBERED = 32  # of the first and of the latest names each; training may update thousands of times
 FORMATS = ("auto", "safetensors")
 
 
@@ -100,18 +101,22 @@ class Renewer:
         others = (other.served for other in self._builds if other is not lane)
         taken = {name for served in others for name in (served.name, *served.aliases)}
         name = old.name if order.model_path in taken else order.model_path
-        aliases = dict.fromkeys((*old.served_model_aliases, old.name))
-        aliases.pop(name, None)
         return msgspec.structs.replace(
             old,
             model_path=order.model_path,
             revision=None,
             tokenizer_path=old.tokenizer_path or old.reference,
             served_model_name=None if name == order.model_path else name,
-            served_model_aliases=tuple(aliases),
+            served_model_aliases=remembered((*old.served_model_aliases, old.name), name),
             task=tuple(lane.stages),
             weight_version=old.weight_version if order.weight_version is None else order.weight_version,
         )
+
+
+def remembered(names: Iterable[str], current: str) -> tuple[str, ...]:
+    """The former names that still mean a model: the first ones, which clients were set up with, and the latest."""
+    former = [name for name in dict.fromkeys(names) if name != current]
+    return tuple(former if len(former) <= 2 * REMEMBERED else former[:REMEMBERED] + former[-REMEMBERED:])
 
 
 def find(host: Host, reference: str, allowed: str | None) -> ModelSource:

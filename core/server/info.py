@@ -116,6 +116,8 @@ class Facts:
         """Asked once, and again after an update."""
         known = self._extras.get(model.name)
         if known is None or known[0] is not model:
+            for former in model.aliases:
+                self._extras.pop(former, None)
             known = self._extras[model.name] = model, self._ask(model)
         return dict(known[1])
 

@@ -82,6 +82,8 @@ class Service:
     def recipe(self, served: ServedModel) -> Recipe:
         known = self._recipes.get(served.name)
         if known is None or known[0] is not served:  # an update may bring another checkpoint
+            for former in served.aliases:
+                self._recipes.pop(former, None)
             known = self._recipes[served.name] = served, read_recipe(served.info, self._settings)
         return known[1]
 

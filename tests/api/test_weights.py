@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
@@ -10,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from trunkline.core import Engine
+from trunkline.plugins.embedding.offline import encode
 
 SAMPLING = {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}
 BODY: dict[str, Any] = {"input_ids": list(range(5, 45)), "sampling_params": SAMPLING}
@@ -151,3 +156,30 @@ def test_labels_allowed_folders_and_bad_names(launch: Callable[..., Any], other:
         assert unknown.json() == {"error": {"message": "Get parameter by name failed"}}
         too_many = http.post("/get_weights_by_name", json={"name": "lm_head.weight", "truncate_size": -1})
         assert too_many.status_code == 400
+
+
+def test_a_checkpoint_with_another_recipe_for_vectors(
+    live: Callable[..., Any], zoo: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Pooling and longest text come with the checkpoint, in the engine as in the front."""
+    folder = tmp_path / "cls"
+    shutil.copytree(zoo("bert"), folder)
+    pooling = {"word_embedding_dimension": 128, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 8}))
+    with Engine(str(folder), dtype="float32", threads=1) as engine:
+        wanted = encode(engine, ["hello there"])[0]
+    server = live(str(zoo("bert")), "--dtype", "float32")
+    with httpx.Client(base_url=server.url, timeout=120) as http:
+        before = http.post("/encode", json={"text": "hello there"}).json()["embedding"]
+        long = {"text": "hello there " * 20}
+        assert http.post("/encode", json=long).status_code == 200
+        assert http.get("/model_info").json()["pooling"] == ["mean"]
+        assert update(http, folder).status_code == 200
+        vector = http.post("/encode", json={"text": "hello there"}).json()["embedding"]
+        assert np.abs(np.array(before) - wanted).max() > 1e-3
+        np.testing.assert_allclose(vector, wanted, atol=1e-5)
+        assert http.get("/model_info").json()["pooling"] == ["cls"]
+        assert http.post("/encode", json=long).status_code == 400
+        assert update(http, zoo("bert")).status_code == 200
+        assert http.post("/encode", json=long).status_code == 200

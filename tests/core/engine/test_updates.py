@@ -99,6 +99,8 @@ def test_new_weights_are_those_of_a_fresh_engine(old: Path, new: Path) -> None:
             "message": f"{SUCCEEDED} Weight version updated to seven.",
             "num_paused_requests": 0,
         }
+        (lane,) = engine._loop.lanes
+        assert lane.scheduler._ledger._pool.free == lane.served.max_total_tokens  # the old prefixes hold nothing
         ticket = submit(engine).result(60)
         assert (ticket.tokens, ticket.cached_tokens) == (wanted, 0)
         assert submit(engine).result(60).cached_tokens == len(PROMPT) - 1
@@ -303,6 +305,18 @@ def test_only_from_the_allowed_folder(old: Path, new: Path, tmp_path: Path) -> N
         assert tokens(engine) == before
         assert engine.call("update_weights", model_path=str(allowed / "good"))["success"]
         assert tokens(engine) != before
+
+
+@pytest.mark.parametrize(
+    ("names", "current", "kept"),
+    [
+        (["a", "b", "a"], "c", ["a", "b"]),
+        (["a", "b"], "a", ["b"]),
+        ([f"step-{n}" for n in range(1000)], "x", [f"step-{n}" for n in (*range(32), *range(968, 1000))]),
+    ],
+)
+def test_former_names_are_remembered_within_bounds(names: list[str], current: str, kept: list[str]) -> None:
+    assert renew.remembered(names, current) == tuple(kept)
 
 
 # -- running work ----------------------------------------------------------------------------
