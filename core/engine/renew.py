@@ -13,7 +13,7 @@ from ..config import EngineSettings, ModelSettings
 from ..errors import ModelError, TrunklineError
 from ..host import Host
 from ..model import loader, weights
-from ..model.info import read_info
+from ..model.info import EXPERTS, read_info
 from ..types import ModelSource
 from .lane import Lane, Renewal
 from .machine import available_bytes
@@ -26,6 +26,11 @@ from .updates import Refusal, UpdateWeights, release_memory
 log = logging.getLogger("trunkline.engine")
 
 REMEMBERED = 32  # of the first and of the latest names each; training may update thousands of times
+# How configs call what a class makes many modules of.
+COUNTS = (
+    *EXPERTS, "n_shared_experts", "num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers",
+)  # fmt: skip
+MANY = 1 << 14  # of them, where the served model's config leaves the number to its class
 FORMATS = ("auto", "safetensors")
 
 
@@ -86,6 +91,7 @@ class Renewer:
             raise ModelError(
                 f"The checkpoint was made for {info.context_length} tokens, but {build.grant.context} are served"
             )
+        check_counts(info.config, current.config)
         tasks, refused = choose_tasks(own, info, self._host)
         plan = loader.plan(source, info, own)
         for name, shape in build.plan.shapes.items():
@@ -111,6 +117,16 @@ class Renewer:
             task=tuple(lane.stages),
             weight_version=old.weight_version if order.weight_version is None else order.weight_version,
         )
+
+
+def check_counts(config: dict[str, Any], current: dict[str, Any]) -> None:
+    """ModelError for other numbers of layers or experts, before as many modules are made of a damaged config."""
+    for table in ("", "text_config"):
+        mine, theirs = (each.get(table) or {} if table else each for each in (config, current))
+        for name in COUNTS:
+            new, old = mine.get(name), theirs.get(name)
+            if new != old and (old is not None or (isinstance(new, int) and new > MANY)):
+                raise ModelError(f"The checkpoint's config makes another model: {name} is {new}, not {old}")
 
 
 def remembered(names: Iterable[str], current: str) -> tuple[str, ...]:

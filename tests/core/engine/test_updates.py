@@ -219,7 +219,13 @@ FAULTS = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
     "another class": (config(architectures=["Qwen2ForCausalLM"]), "is a Qwen2ForCausalLM, the served model"),
     "other widths": (config(intermediate_size=96), r"Attempted to load weight \(torch.Size\(\[96, 128\]\)\)"),
-    "fewer layers": (config(num_hidden_layers=1), "makes another model: model.layers.1"),
+    "fewer layers": (config(num_hidden_layers=1), "makes another model: num_hidden_layers is 1, not 2"),
+    "a billion layers": (config(num_hidden_layers=10**9), "makes another model: num_hidden_layers is 1000000000"),
+    "a billion experts": (config(num_experts=10**9), "makes another model: num_experts is 1000000000, not None"),
+    "no number of layers": (config(num_hidden_layers=None), "makes another model: num_hidden_layers is None, not 2"),
+    "other parameters": (config(attention_bias=True), "makes another model: model.layers.0.self_attn.k_proj.bias is"),
+    "words for numbers": (config(hidden_size="wide"), "Failed to update weights: .*Rolling back"),
+    "no config but a list": (lambda folder: (folder / "config.json").write_text("[1]"), "must hold a JSON object"),
     "shorter context": (config(max_position_embeddings=256), "was made for 256 tokens, but 512 are served"),
 }
 
@@ -231,7 +237,7 @@ def test_what_fails_changes_nothing(engine: Engine, broken: Callable[..., Path],
     before, exact, served, model = tokens(engine), logits(engine), engine.models, engine._loop.lanes[0].model
     answer = engine.call("update_weights", model_path=str(folder), weight_version="bad", abort_all_requests=True)
     assert answer["success"] is False
-    assert re.search(words, answer["message"]), answer["message"]
+    assert re.search(words, answer["message"], re.DOTALL), answer["message"]
     ticket = submit(engine).result(60)
     assert (ticket.tokens, ticket.cached_tokens) == (before, len(PROMPT) - 1)  # not even the cache
     assert torch.equal(logits(engine), exact)
