@@ -66,6 +66,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
     request_timeout: Annotated[Seconds | None, _about("Seconds a request may take in all.")] = None
     drain_timeout: Annotated[Seconds, _about("Seconds that running requests get to finish on SIGTERM.")] = 30.0
     watchdog_timeout: Annotated[Seconds, _about("Seconds one engine pass may take before it counts as hung.")] = 300.0
+    enable_metrics: Annotated[bool, _about("Answer GET /metrics, for Prometheus.")] = False
     skip_server_warmup: Annotated[bool, _about("Be ready without a first request to oneself.")] = False
 
 

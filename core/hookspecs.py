@@ -153,7 +153,8 @@ def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
 def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
     """Engine, after load: the stages that serve this model. Two stages of one task are an error.
 
-    Stages for tasks that are not active on the model are dropped::
+    Each model of the server is asked for; where a head that the stage needs isn't in ``model.heads``,
+    return none. Stages for tasks that are not active on the model are dropped::
 
         @hookimpl
         def trunkline_stages(model, settings):

@@ -59,7 +59,6 @@ IGNORED = (
 REFUSED = (
     Foreign(("--quantization",), "weights are used in the format they are stored in; choose a --dtype"),
     Foreign(("--trust-remote-code",), "code that comes with models is never run", switch=True),
-    Foreign(("--enable-metrics",), "there is no /metrics endpoint yet", switch=True),
     Foreign(("--stream-output", "--incremental-streaming-output"), "frames carry the whole text so far", switch=True),
     Foreign(("--allow-auto-truncate",), "prompts that are too long are refused, never cut", switch=True),
     Foreign(("--enable-return-hidden-states",), "hidden states aren't returned", switch=True),

@@ -12,6 +12,7 @@ from ..config import ModelSettings
 from ..errors import RequestError
 from ..types import Request, ServedModel, Stage, Step
 from .batch import Batch, Row
+from .messages import Load
 from .runner import Runner
 from .scheduler import Scheduler
 
@@ -55,6 +56,17 @@ class Lane:
         self.settings = settings or ModelSettings(model_path=served.model_path)
         self.spent = 0.0
         self.epoch = 0
+
+    @property
+    def load(self) -> Load:
+        scheduler = self.scheduler
+        return Load(
+            self.served.name,
+            scheduler.waiting,
+            scheduler.running,
+            scheduler.free_slots(),
+            self.served.max_total_tokens,
+        )
 
     @property
     def busy(self) -> bool:

@@ -244,7 +244,7 @@ class EngineLoop:
     @contextmanager
     def long_work(self, what: str) -> Iterator[None]:
         """Around work of this pass that may take longer than the watchdog allows."""
-        self.channel.send([self._pulse(), Loading(what)])  # which excuses the pass that the pulse tells
+        self.channel.send([self.pulse(), Loading(what)])  # which excuses the pass that the pulse tells
         try:
             yield
         finally:
@@ -253,17 +253,16 @@ class EngineLoop:
 
     def _beat(self) -> None:
         while not self._stopping:
-            self.channel.send([self._pulse()])
+            self.channel.send([self.pulse()])
             time.sleep(BEAT_SECONDS)
 
-    def _pulse(self) -> Beat:
+    def pulse(self) -> Beat:
+        """The heartbeat as it is now."""
         passes, began = self.passes, self._pass_began  # in this order, see long_work
         return Beat(
             passes=passes,
             age=time.monotonic() - began if began else 0.0,
-            waiting=sum(lane.scheduler.waiting for lane in self.lanes),
-            running=sum(lane.scheduler.running for lane in self.lanes),
-            free_slots=sum(lane.scheduler.free_slots() for lane in self.lanes),
+            loads=[lane.load for lane in self.lanes],
         )
 
 

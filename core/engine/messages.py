@@ -78,15 +78,32 @@ class Failed(Struct, tag=True, array_like=True):
     message: str
 
 
+class Load(Struct, array_like=True):
+    """What a model's scheduler holds: requests, and slots that new tokens could take."""
+
+    model: str
+    waiting: int
+    running: int
+    free_slots: int
+    slots: int
+
+    @property
+    def used(self) -> int:
+        """Slots that requests hold; cached prefixes that nobody uses don't count."""
+        return self.slots - self.free_slots
+
+    @property
+    def usage(self) -> float:
+        return self.used / self.slots if self.slots else 0.0
+
+
 class Beat(Struct, tag=True, array_like=True):
     """Once a second from a thread of its own. ``passes`` counts loop passes, ``age`` is the
     running pass's age in seconds (0 when idle)."""
 
     passes: int
     age: float
-    waiting: int = 0
-    running: int = 0
-    free_slots: int = 0
+    loads: list[Load] = []
 
 
 class Started(Struct, tag=True, array_like=True):

@@ -166,7 +166,8 @@ class Updates:
         """Tell the front before anybody is answered."""
         lanes = self._loop.lanes
         self._loop.know_names()
-        self._loop.channel.send([Changed([lane.served for lane in lanes], [lane.settings for lane in lanes])])
+        changed = Changed([lane.served for lane in lanes], [lane.settings for lane in lanes])
+        self._loop.channel.send([changed, self._loop.pulse()])  # whose numbers go by the models' names
 
 
 def release_memory() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from litestar import Litestar
 from litestar.config.app import AppConfig
@@ -25,6 +25,9 @@ from .faults import add_request_id, on_error, on_http_error, on_request_error
 from .info import Facts
 from .weights import fetch, weight_routes
 
+if TYPE_CHECKING:
+    from .metrics import Metrics
+
 
 def create_app(
     host: Host,
@@ -33,9 +36,10 @@ def create_app(
     *,
     models: Sequence[ModelSettings] = (),
     lifecycle: Lifecycle | None = None,
-    status: Any = dict,
+    status: Callable[[str], dict[str, Any]] = lambda model: {},
+    metrics: Metrics | None = None,
 ) -> Litestar:
-    """The application over an engine that is ready.
+    """The application over an engine that is ready; ``metrics``: what ``GET /metrics`` shows.
 
     Asks the hooks ``routes`` and ``app_config``, and ``info`` again after a weight update. Raises
     PluginError when a route declares no scope, or is claimed twice.
@@ -47,6 +51,10 @@ def create_app(
         facts.model_info(model)  # so that a plugin's wrong answer shows at start
     core = (*routes(engine, lifecycle, facts), *weight_routes(engine, fetch(host, settings)), openapi_route())
     own = [("core", handler) for handler in core]
+    if metrics is not None:
+        from .metrics import metrics_route
+
+        own.append(("core", metrics_route(metrics)))
     handlers = check_routes([*own, *host.routes(engine, settings)])
     origins = list(server.cors_origins)
     return Litestar(

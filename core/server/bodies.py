@@ -15,11 +15,13 @@ from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from msgspec import Struct
 
 from ..errors import RequestError
+from .nesting import MAX_DEPTH, too_deep
 
 S = TypeVar("S", bound=Struct)
 AnyRequest = Request[Any, Any, Any]
 
 DONE = b"data: [DONE]\n\n"
+TOO_DEEP = f"The body is nested too deeply: at most {MAX_DEPTH} arrays and objects may lie in one another."
 DEFAULT_TIMEOUT = 60.0  # seconds; what `--stream-timeout` defaults to
 
 _encoder = msgspec.json.Encoder()
@@ -58,11 +60,14 @@ async def read_body(request: AnyRequest, kind: type[S]) -> S:
     _check_content_type(request)
     body = await read_bytes(request)
     try:
-        return msgspec.json.decode(body, type=kind, strict=False)
+        value = msgspec.json.decode(body, type=kind, strict=False)
     except RecursionError:
-        raise InvalidBody("The body is nested too deeply.") from None
+        raise InvalidBody(TOO_DEEP) from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidBody(str(error) if body else "The body is missing: a JSON object is required.") from None
+    if too_deep(body):
+        raise InvalidBody(TOO_DEEP)
+    return value
 
 
 async def read_bytes(request: AnyRequest) -> bytes:

@@ -8,7 +8,7 @@ import time
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Raw
@@ -20,8 +20,12 @@ from ..host import Host
 from ..types import Reply, ServedModel, Submission, Tokenizer
 from .models import choose, encode_all, groups, load_tokenizer, renamed, version_of
 from .replies import RemoteReply, as_error, engine_down, response_id
+from .status import Status
 from .supervisor import COMMAND, Patience, Supervisor
 from .waiting import WaitingRoom
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
 
 SWEEP_SECONDS = 0.25  # how often timeouts are looked at
 
@@ -50,9 +54,8 @@ class RemoteEngine:
             command=command,
             patience=patience or Patience(one_pass=config.server.watchdog_timeout),
         )
-        self.results = 0  # messages with results since start: a sign of life
-        self.throughput = 0.0  # output tokens a second, over the last second that had any
-        self._window = (0.0, 0)  # (begin, output tokens since then)
+        self.status = Status(self.supervisor)
+        self.metrics = self._metrics() if config.server.enable_metrics else None
         self._keys = itertools.count(1)
         self._live: dict[int, RemoteReply] = {}
         self._rids: set[str] = set()  # of the live requests
@@ -89,16 +92,10 @@ class RemoteEngine:
         """Requests in the engine, waiting or running."""
         return len(self._live)
 
-    def status(self) -> dict[str, Any]:
-        """What the engine does now, for server info."""
-        beat = self.supervisor.beat
-        return {
-            "last_gen_throughput": round(self.throughput, 2),
-            "num_running_reqs": beat.running,
-            "num_waiting_reqs": beat.waiting,
-            "free_tokens": beat.free_slots,
-            "engine_restarts": self.supervisor.restarts,
-        }
+    def _metrics(self) -> Metrics:
+        from .metrics import Metrics
+
+        return Metrics(self.status.loads, lambda: self.status.throughput)
 
     def _load_tokenizers(self, prepare: Callable[[], None]) -> dict[str, Tokenizer | None]:
         prepare()
@@ -140,7 +137,7 @@ class RemoteEngine:
         messages = [self._message(model, task, item) for item in items]  # encode all before one is queued
         replies: list[Reply] = []
         for item, message in zip(items, messages, strict=True):
-            reply = RemoteReply(message.key, model, task, item.rid, len(item.prompt), self._drop)
+            reply = RemoteReply(message.key, model, task, item.rid, len(item.prompt), self._drop, self.metrics)
             self._live[message.key] = reply
             self._waiting.enter(reply)
             self._rids.add(item.rid)
@@ -222,23 +219,12 @@ class RemoteEngine:
             if isinstance(message, Started):
                 reply.start(message, version_of(self.models, reply.model))
                 return
-            self._count(len(message.tokens))
+            self.status.count(len(message.tokens))
             if message.finish is not None or message.error is not None:
                 self._forget(reply)
             reply.update(message)
         elif isinstance(message, Changed):
             self._tokenizers = renamed(self._tokenizers, message.models)
-
-    def _count(self, tokens: int) -> None:
-        self.results += 1
-        now = time.perf_counter()
-        begin, before = self._window
-        if now - begin < 1.0:
-            self._window = (begin, before + tokens)
-        else:
-            if before:
-                self.throughput = before / (now - begin)
-            self._window = (now, tokens)
 
     def _answer(self, message: Answer) -> None:
         waiter = self._calls.get(message.key)

@@ -112,14 +112,16 @@ class Front:
         from .panel import show
         from .transport import Server, uvicorn_config
 
-        lifecycle = Lifecycle(warm=False, healthy=lambda: engine.supervisor.healthy, results=lambda: engine.results)
+        status = engine.status
+        lifecycle = Lifecycle(warm=False, healthy=lambda: engine.supervisor.healthy, results=lambda: status.results)
         app = create_app(
             self._host,
             engine,
             self._config.settings,
             models=self._config.models,
             lifecycle=lifecycle,
-            status=engine.status,
+            status=status.of,
+            metrics=engine.metrics,
         )
         server = Server(uvicorn_config(app))
         serving = asyncio.create_task(server.serve(sockets=[self._socket]), name="http server")

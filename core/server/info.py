@@ -18,14 +18,14 @@ PREFERRED = "preferred_sampling_params"  # a key of the contract; a plugin gives
 
 
 class Facts:
-    """``extra`` gives the plugins' keys about a model (hook ``info``), ``status`` live numbers."""
+    """``extra`` gives the plugins' keys about a model (hook ``info``), ``status`` a model's live numbers."""
 
     def __init__(
         self,
         settings: Settings,
         models: Sequence[ModelSettings],
         extra: Callable[[ServedModel], Mapping[str, Any]],
-        status: Callable[[], dict[str, Any]] = dict,
+        status: Callable[[str], dict[str, Any]],
     ) -> None:
         self._settings = redacted(settings)
         self._models: dict[str, dict[str, Any]] = {model.name: msgspec.to_builtins(model) for model in models}
@@ -92,7 +92,7 @@ class Facts:
             "status": "ready",
             "version": self._version,
             "max_total_num_tokens": model.max_total_tokens,
-            "internal_states": [settings | self._status()],
+            "internal_states": [settings | self._status(model.name)],
         }
 
     def card(self, model: ServedModel) -> dict[str, Any]:

@@ -7,12 +7,15 @@ import logging
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ..engine.messages import Progress, Started
 from ..errors import EngineDown, RequestError
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
 
 log = logging.getLogger("trunkline.request")
 
@@ -31,7 +34,14 @@ class RemoteReply:
     """
 
     def __init__(
-        self, key: int, model: str, task: str, rid: str, prompt_tokens: int, drop: Callable[[RemoteReply], None]
+        self,
+        key: int,
+        model: str,
+        task: str,
+        rid: str,
+        prompt_tokens: int,
+        drop: Callable[[RemoteReply], None],
+        metrics: Metrics | None = None,
     ) -> None:
         self.key = key
         self.model = model
@@ -47,8 +57,10 @@ class RemoteReply:
         self.created = time.perf_counter()
         self.started = 0.0  # left the waiting queue, 0 = hasn't
         self.first = 0.0  # first result
+        self.latest = 0.0  # result
         self.finished = 0.0
         self._drop = drop
+        self._metrics = metrics
         self._news = asyncio.Event()
         self._over = asyncio.Event()
 
@@ -88,8 +100,10 @@ class RemoteReply:
         self.tokens += message.tokens
         if message.data is not None:
             self.data = msgspec.msgpack.decode(message.data)
-        if not self.first:
-            self.first = time.perf_counter()
+        if self._metrics is not None and message.error is None:
+            self._metrics.progressed(self, len(message.tokens))
+        self.latest = time.perf_counter()
+        self.first = self.first or self.latest
         self.cached_tokens = message.cached
         if message.error is not None:
             self.fail(as_error(message.error))
@@ -114,6 +128,8 @@ class RemoteReply:
         self.finished = time.perf_counter()
         self._news.set()
         self._over.set()
+        if self._metrics is not None:
+            self._metrics.ended(self)
         if log.isEnabledFor(logging.INFO):
             log.info(self.describe())
 

@@ -292,6 +292,7 @@ class Supervisor:
     def _change(self, message: Changed) -> None:
         """From now on, and after a restart, other weights are served."""
         if self.ready is not None:
-            self.ready = structs.replace(self.ready, models=message.models)
+            plan = [{**row, "model": one.name} for row, one in zip(self.ready.plan, message.models, strict=True)]
+            self.ready = structs.replace(self.ready, models=message.models, plan=plan)
         self._config = {**self._config, "models": to_builtins(message.settings)}
         self._deliver(message)

@@ -7,7 +7,10 @@ from typing import Any
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Tokenizer
 
+from .deadline import TookTooLong, deadline
+
 MAX_MESSAGES = 4096
+TEMPLATE_SECONDS = 5.0  # templates are programs of the checkpoint's author, fed with what clients send
 
 
 def read_messages(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -45,13 +48,17 @@ def _part(index: int, part: Any) -> str:
 
 
 def render(tokenizer: Tokenizer, messages: list[dict[str, Any]], model: str) -> str:
-    """The prompt. RequestError when the model has no template or its template refuses the messages."""
-    import jinja2  # here: `trunkline --help` imports the plugin
-
+    """The prompt. RequestError when the model has no template, or its template can't or won't do these messages."""
     if not tokenizer.chat_template:
         raise RequestError(f"{model} has no chat template; use /generate, or start it with --chat-template FILE.")
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except jinja2.TemplateError as error:
+        with deadline(TEMPLATE_SECONDS):
+            text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TookTooLong:
+        raise RequestError(
+            f"The model's chat template took more than {TEMPLATE_SECONDS:g} s; send fewer or shorter messages.",
+            param="messages",
+        ) from None
+    except Exception as error:  # whatever a program may raise
         raise RequestError(f"The model's chat template refused the messages: {error}", param="messages") from None
     return text

@@ -30,14 +30,14 @@ class LiveServer:
         with log.open("w") as sink:
             self.process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
 
-    def wait(self, seconds: float = 240) -> None:
-        """As SGLang's clients do: poll /v1/models until it answers 200."""
+    def wait(self, seconds: float = 240, key: str = "None") -> None:
+        """As SGLang's clients do, which show a key that they don't have: poll /v1/models until it answers 200."""
         deadline = time.monotonic() + seconds
         while True:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             try:
-                answer = httpx.get(f"{self.url}/v1/models", headers={"authorization": "Bearer None"})
+                answer = httpx.get(f"{self.url}/v1/models", headers={"authorization": f"Bearer {key}"})
                 if answer.status_code == 200 and httpx.get(f"{self.url}/health").status_code == 200:
                     return
             except httpx.ConnectError:
@@ -84,9 +84,9 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Liv
     """``live("--flag", "value")``: a server for a module's tests, with all arguments given, ready."""
     servers: list[LiveServer] = []
 
-    def make(*arguments: str) -> LiveServer:
+    def make(*arguments: str, key: str = "None") -> LiveServer:
         servers.append(LiveServer([*arguments], tmp_path_factory.mktemp("live") / "log"))
-        servers[-1].wait()
+        servers[-1].wait(key=key)
         return servers[-1]
 
     yield make

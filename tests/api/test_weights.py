@@ -79,6 +79,8 @@ def test_an_update_is_seen_everywhere_and_survives_the_engine(
             assert http.get("/get_model_info").json() == info | {"model_path": str(other), "weight_version": "two"}
             state = http.get("/get_server_info").json()
             assert (state["model_path"], state["tokenizer_path"]) == (str(other), str(checkpoint))
+            assert state["internal_states"][0]["memory_usage"]["token_capacity"] == state["max_total_num_tokens"]
+            assert state["internal_states"][0]["memory_usage"]["kvcache"] > 0
             (card,) = http.get("/v1/models").json()["data"]
             assert card["id"] == str(other)
             assert http.get("/v1/models/tiny").status_code == 200

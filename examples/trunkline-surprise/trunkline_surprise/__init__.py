@@ -43,9 +43,9 @@ def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
 
 @hookimpl
 def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
-    from .stage import SurpriseStage
+    from .stage import HEAD, SurpriseStage
 
-    return [SurpriseStage(model)]
+    return [SurpriseStage(model)] if HEAD.name in model.heads else []  # each model of the server is asked
 
 
 @hookimpl

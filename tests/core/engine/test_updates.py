@@ -382,7 +382,7 @@ def test_loading_announces_itself_to_the_watchdog(old: Path, new: Path, monkeypa
 
         def assemble(*arguments: Any) -> Any:
             loop._pass_began -= 1000  # it takes long
-            pulse = loop._pulse()
+            pulse = loop.pulse()
             during.append((pulse.passes, pulse.age))
             return startup.assemble(*arguments)
 
@@ -392,7 +392,7 @@ def test_loading_announces_itself_to_the_watchdog(old: Path, new: Path, monkeypa
         ((passes, age),) = during
         assert age > 1000
         assert sent[at - 1].passes == passes  # the announcement excuses this very pass
-        after = loop._pulse()
+        after = loop.pulse()
         assert after.passes > passes
         assert after.age < 100
         kinds = [type(message) for message in sent]

@@ -38,6 +38,7 @@ lock = threading.Lock()
 first = msgspec.msgpack.decode(read_frame(sock))
 models = first["config"]["models"]
 beating = True
+loads = [Load(models[0]["served_model_name"] or models[0]["model_path"], 1, 2, 900, 1000)]
 age = 0.0
 aborted = []
 
@@ -47,7 +48,7 @@ def send(*messages):
 
 def beat():
     while beating:
-        send(Beat(1, age))
+        send(Beat(1, age, loads))
         time.sleep(0.05)
 
 def served(m):
@@ -302,8 +303,16 @@ async def live(
     ) -> tuple[RemoteEngine, int]:
         engine: RemoteEngine = await start(*models, **server)
         config = configure(*models, **server)
-        lifecycle = lifecycle or Lifecycle(results=lambda: engine.results)
-        app = create_app(host, engine, config.settings, models=config.models, lifecycle=lifecycle, status=engine.status)
+        lifecycle = lifecycle or Lifecycle(results=lambda: engine.status.results)
+        app = create_app(
+            host,
+            engine,
+            config.settings,
+            models=config.models,
+            lifecycle=lifecycle,
+            status=engine.status.of,
+            metrics=engine.metrics,
+        )
         return engine, await listen(app)
 
     return make

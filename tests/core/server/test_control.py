@@ -130,7 +130,7 @@ async def test_abort_answers_the_aborted_with_what_they_have(live: Callable[...,
     engine, port = await live()
     async with client(port) as http:
         slow = asyncio.create_task(http.post("/echo", json={"ids": [1], "n": 1000, "delay": 0.01, "rid": "x_1"}))
-        while not engine.results:
+        while not engine.status.results:
             await asyncio.sleep(0.01)
         for body in ({}, {"rid": ""}, {"rid": None}, {"rid": "unknown"}):
             answer = await http.post("/abort_request", json=body)

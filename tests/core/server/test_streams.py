@@ -67,7 +67,7 @@ async def test_a_client_that_hangs_up_is_aborted(live: Callable[..., Any], strea
     engine, port = await live()
     sock = connect(port)
     sock.sendall(raw("/echo", {"ids": [1], "n": 100_000, "delay": 0.005, "stream": stream, "queue": queue}))
-    await until(lambda: engine.live == 1 and (queue > 0 or engine.results > 2))
+    await until(lambda: engine.live == 1 and (queue > 0 or engine.status.results > 2))
     sock.close()
     await until(lambda: engine.live == 0, 5)
     assert await engine.call("aborted") == 1
@@ -77,7 +77,7 @@ async def test_hanging_up_cancels_all_of_a_batch(live: Callable[..., Any]) -> No
     engine, port = await live()
     sock = connect(port)
     sock.sendall(raw("/echo", {"ids": [1], "n": 100_000, "delay": 0.005, "copies": 5}))
-    await until(lambda: engine.live == 5 and engine.results > 5)
+    await until(lambda: engine.live == 5 and engine.status.results > 5)
     sock.close()
     await until(lambda: engine.live == 0, 5)
     assert await engine.call("aborted") == 5
@@ -145,7 +145,7 @@ async def test_an_unread_stream_is_dropped_after_its_timeout(live: Callable[...,
     engine, port = await live(stream_timeout=0.5)
     with connect(port, 4096) as sock:
         sock.sendall(raw("/echo", {"ids": [1], "n": 100_000, "delay": 0.001, "stream": True, "pad": 200_000}))
-        await until(lambda: engine.results > 0)
+        await until(lambda: engine.status.results > 0)
         await until(lambda: engine.live == 0, 20)
     assert await engine.call("aborted") == 1
 
@@ -176,8 +176,8 @@ async def test_clients_that_never_read_cost_bounded_memory(live: Callable[..., A
     for sock in sockets:
         sock.sendall(raw("/echo", body))
     await until(lambda: engine.live == 100)
-    start = engine.results
-    await until(lambda: engine.results > start + 20_000, 120)
+    start = engine.status.results
+    await until(lambda: engine.status.results > start + 20_000, 120)
     async with httpx.AsyncClient(timeout=30) as http:
         assert (await http.post(f"http://127.0.0.1:{port}/echo", json={"ids": [1]})).status_code == 200
     assert me.memory_info().rss - before < 100 << 20

@@ -1,0 +1,66 @@
+"""Chat templates come with checkpoints and are programs: R-7."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trunkline.core.errors import RequestError
+from trunkline.plugins.generation import messages
+from trunkline.plugins.generation.deadline import TookTooLong, deadline
+from trunkline.plugins.generation.messages import render
+
+SAID = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture
+def tokenizer(zoo: Callable[[str], Path]) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(zoo("llama"))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.__init__.__globals__ }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{% set _ = messages.append(1) %}",
+        "{% include '/etc/passwd' %}",
+        "{{ 1 / 0 }}",
+        "{{ messages[0].content + 1 }}",
+        "{% for i in range(10 ** 9) %}x{% endfor %}",
+    ],
+)
+def test_it_reaches_nothing_and_harms_nothing(tokenizer: Any, template: str) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(RequestError, match="chat template refused"):
+        render(tokenizer, SAID, "m")
+
+
+def test_it_is_stopped(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "TEMPLATE_SECONDS", 0.2)
+    tokenizer.chat_template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(RequestError, match=r"took more than 0\.2 s"):
+        render(tokenizer, SAID, "m")
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    assert render(tokenizer, SAID, "m") == "hello"
+
+
+def loop(seconds: float) -> None:
+    with deadline(seconds):
+        while True:
+            pass
+
+
+def test_a_deadline_that_was_met_never_comes() -> None:
+    with deadline(0.05):
+        pass
+    time.sleep(0.15)
+    with pytest.raises(TookTooLong):
+        loop(0.05)
