@@ -75,6 +75,9 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
 
     device: Annotated[Literal["auto", "cpu"], _about("Where models are computed; so far on the CPU.")] = "auto"
     random_seed: Annotated[Seed | None, _about("Seed of what is random in the engine; default random.")] = None
+    allow_weights_dir: Annotated[
+        str | None, _about("Folder that weight updates must come from; default any folder or hub id.")
+    ] = None
     kv_cache_bytes: Annotated[
         Bytes | None, _about("KV memory on a CPU, all models; default 40% of what is left, at most 4 GiB.")
     ] = None
@@ -89,6 +92,9 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     model_path: Annotated[str, _about("Folder, hub id or demo:NAME; repeat for several models.", "--model")]
     tokenizer_path: Annotated[str | None, _about("Folder or hub id of the tokenizer; default the model's.")] = None
     served_model_name: Annotated[str | None, _about("Name that clients use; default the model path.")] = None
+    served_model_aliases: Annotated[
+        tuple[str, ...], _about("Further names that clients may use, comma-separated.")
+    ] = ()
     revision: Annotated[str | None, _about("Branch, tag or commit of a hub model.")] = None
     task: Annotated[
         tuple[str, ...] | None, _about("Tasks to serve, comma-separated; default what the checkpoint is made for.")
@@ -267,6 +273,7 @@ def _known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
 def _names_differ(models: Iterable[ModelSettings]) -> None:
     seen: set[str] = set()
     for model in models:
-        if model.name in seen:
-            raise ConfigError(f"Two models are served as {model.name!r}; set --served-model-name on one of them.")
-        seen.add(model.name)
+        for name in {model.name, *model.served_model_aliases}:
+            if name in seen:
+                raise ConfigError(f"Two models are served as {name!r}; set --served-model-name on one of them.")
+            seen.add(name)

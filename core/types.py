@@ -371,6 +371,7 @@ class Reply(Protocol):
     rid: str
     prompt_tokens: int
     cached_tokens: int
+    weight_version: str  # label of the weights that it runs with; "" until it has started
     tokens: list[int]  # all output tokens so far
     data: Any  # last ``Stage.result`` received, as builtins (``msgspec.convert`` it), or None
     finish: dict[str, Any] | None

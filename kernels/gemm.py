@@ -57,6 +57,16 @@ def pack_pairs(weight: torch.Tensor) -> torch.Tensor:
     return packed
 
 
+def unpack(packed: torch.Tensor, rows: slice) -> torch.Tensor:
+    """These rows of the weight [N, K] that was packed, as they were."""
+    width = packed.shape[2]
+    first = rows.start // width
+    panels = packed[first : -(-rows.stop // width)]
+    if packed.ndim == 4:
+        panels = panels.transpose(2, 3).flatten(1, 2)
+    return panels.transpose(1, 2).flatten(0, 1)[rows.start - first * width : rows.stop - first * width]
+
+
 def width_of(packed: torch.Tensor) -> int:
     """Outputs of a packed matrix, filled up to whole panels."""
     return packed.shape[0] * packed.shape[2]

@@ -43,6 +43,11 @@ class PackedLinear(nn.Module):
             if bias is not None:
                 self.addend[: self.out_features] = bias
 
+    def weight(self, rows: slice) -> torch.Tensor:
+        """These rows of the weight [N, K] that was packed, exactly."""
+        weight: torch.Tensor = self.packed.to_dense()[rows] if self.onednn else gemm.unpack(self.packed, rows)
+        return weight.to(self.dtype)
+
     @property
     def plain(self) -> bool:
         """Is it one launch of our own kernel in the model's dtype, nothing else?"""

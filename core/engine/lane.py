@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from ..config import ModelSettings
 from ..errors import RequestError
 from ..types import Request, ServedModel, Stage, Step
 from .batch import Batch, Row
@@ -17,11 +19,22 @@ from .scheduler import Scheduler
 log = logging.getLogger("trunkline.engine")
 
 
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """Everything of a lane that other weights bring with them; ``settings`` are those they were loaded with."""
+
+    settings: ModelSettings
+    served: ServedModel
+    model: Any
+    stages: Mapping[str, Stage]
+    runner: Runner
+
+
 class Lane:
     """A model's requests from admission to release.
 
     ``spent`` is the time that the lane's passes have taken by ``clock`` (seconds); the loop
-    compares it between lanes to be fair.
+    compares it between lanes to be fair. ``epoch`` counts the weights that it has had before.
     """
 
     def __init__(
@@ -32,6 +45,7 @@ class Lane:
         scheduler: Scheduler,
         runner: Runner,
         clock: Callable[[], float] = time.perf_counter,
+        settings: ModelSettings | None = None,
     ) -> None:
         self._clock = clock
         self.served = served
@@ -39,7 +53,9 @@ class Lane:
         self.stages = stages
         self.scheduler = scheduler
         self.runner = runner
+        self.settings = settings or ModelSettings(model_path=served.model_path)
         self.spent = 0.0
+        self.epoch = 0
 
     @property
     def load(self) -> Load:
@@ -55,6 +71,21 @@ class Lane:
     @property
     def busy(self) -> bool:
         return self.scheduler.waiting + self.scheduler.running > 0
+
+    def namespace(self, salt: bytes) -> bytes:
+        """What separates a request's cached prefixes from others': those of other weights, of other salts."""
+        return self.epoch.to_bytes(4, "little") + salt
+
+    def renew(self, new: Renewal) -> None:
+        """Serve with other weights from now on, and forget what was computed with the old ones.
+
+        Nothing may wait or run.
+        """
+        if not self.scheduler.flush():
+            raise AssertionError(f"{self.served.name} still has requests of its old weights")
+        self.settings, self.served, self.model = new.settings, new.served, new.model
+        self.stages, self.runner = new.stages, new.runner
+        self.epoch += 1
 
     def admit(self, request: Request) -> None:
         """Validate and queue; RequestError when the request can't be served."""

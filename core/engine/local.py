@@ -19,7 +19,8 @@ from ..host import Host
 from ..types import ServedModel, Tokenizer
 from .channel import LocalChannel
 from .loop import EngineLoop
-from .messages import Abort, Answer, Call, Progress, Started, Stop, Submit
+from .messages import Abort, Answer, Call, Changed, Progress, Started, Stop, Submit
+from .renew import Renewer
 from .startup import build
 
 log = logging.getLogger("trunkline.engine")
@@ -120,7 +121,8 @@ class Engine:
         config = configure(self.host, models, options)
         started = build(config, self.host, announce=lambda what: None)
         self._channel = LocalChannel(self._deliver)
-        self._loop = EngineLoop(started.lanes, self._channel, started.controls)
+        renewer = Renewer(started.builds, config.settings, self.host)
+        self._loop = EngineLoop(started.lanes, self._channel, started.controls, renewer)
         self.models: list[ServedModel] = [lane.served for lane in started.lanes]
         self._tokenizers: dict[str, Tokenizer | None] = {
             lane.served.name: lane.model.tokenizer for lane in started.lanes
@@ -165,7 +167,7 @@ class Engine:
     def served(self, model: str = "") -> ServedModel:
         """What is known of a model, by default the first. RequestError for an unknown name."""
         for served in self.models:
-            if model in ("", served.name):
+            if model in ("", served.name, *served.aliases):
                 return served
         raise RequestError(f"There is no model named {model!r}; loaded: {', '.join(self._tokenizers)}.", param="model")
 
@@ -224,6 +226,14 @@ class Engine:
                     self._tickets.pop(message.key, None)
             elif isinstance(message, Started) and (ticket := self._tickets.get(message.key)):
                 ticket.cached_tokens = message.cached
+            elif isinstance(message, Changed):
+                self._rename(message.models)
+
+    def _rename(self, models: list[ServedModel]) -> None:
+        """Weights were updated. A model's tokenizer stays, whatever it is called now."""
+        pairs = zip(self.models, models, strict=True)
+        self._tokenizers = {new.name: self._tokenizers[old.name] for old, new in pairs}
+        self.models = models
 
 
 def configure(host: Host, models: tuple[str, ...], options: dict[str, Any]) -> Config:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import msgspec
@@ -14,7 +15,8 @@ import numpy as np
 from ..errors import RequestError
 from ..types import Request, Stage, Step
 from .lane import Lane
-from .messages import Abort, Answer, Beat, Call, Progress, Started, Stop, Submit
+from .messages import Abort, Answer, Beat, Call, Loading, Progress, Started, Stop, Submit
+from .updates import Renew, Updates
 
 log = logging.getLogger("trunkline.engine")
 
@@ -32,18 +34,28 @@ class EngineLoop:
     """Serves requests on its lanes until the front says stop or hangs up."""
 
     def __init__(
-        self, lanes: Sequence[Lane], channel: Channel, controls: Mapping[str, Callable[..., Any]] | None = None
+        self,
+        lanes: Sequence[Lane],
+        channel: Channel,
+        controls: Mapping[str, Callable[..., Any]] | None = None,
+        renew: Renew | None = None,
     ) -> None:
         self.lanes = list(lanes)
         self.channel = channel
         self.requests: dict[int, tuple[Lane, Request]] = {}
         self.passes = 0
+        self.updates = Updates(self, renew)
         self._controls = dict(controls or {})
-        self._names = {name: lane for lane in self.lanes for name in (lane.served.name, *lane.served.aliases)}
+        self._names: dict[str, Lane] = {}
         self._probes: dict[int, int] = {}  # request key -> key of the call that waits for it
         self._pass_began = 0.0  # time.monotonic() while there is work in hand, 0 while waiting for some
         self._stopping = False
         self._encoder = msgspec.msgpack.Encoder()
+        self.know_names()
+
+    def know_names(self) -> None:
+        """Look up what lanes are called; an update may have renamed one."""
+        self._names = {name: lane for lane in self.lanes for name in (lane.served.name, *lane.served.aliases)}
 
     def run(self) -> None:
         """Turn until stopped; the heartbeat comes from a thread of its own.
@@ -62,6 +74,7 @@ class EngineLoop:
     def turn(self) -> None:
         """Receive, schedule, run, collect, report."""
         self.receive()
+        self.updates.settle()
         lane = self.next_lane()
         batch = None if lane is None else lane.schedule()
         if lane is not None and batch is not None:
@@ -74,22 +87,28 @@ class EngineLoop:
 
     def receive(self) -> None:
         """Handle everything that has arrived; block only when there is no work."""
-        busy = any(lane.busy for lane in self.lanes)
+        busy = self.updates.pending or any(lane.busy for lane in self.lanes)
         messages = self.channel.receive(wait=not busy and not self._stopping)
         self._pass_began = time.monotonic()  # a control or a stage's admit may hang just as a forward pass
         for message in messages:
-            if message is None or isinstance(message, Stop):
-                self._stopping = True
-            elif isinstance(message, Submit):
-                self._submit(message)
-            elif isinstance(message, Abort):
-                self._abort(message.key)
-            elif isinstance(message, Call):
-                self._call(message)
+            self.handle(message)
+
+    def handle(self, message: Any) -> None:
+        """What the front wants; None = it left."""
+        if message is None or isinstance(message, Stop):
+            self._stopping = True
+        elif isinstance(message, Submit):
+            self._submit(message)
+        elif isinstance(message, Abort):
+            self._abort(message.key)
+        elif isinstance(message, Call):
+            self._call(message)
 
     def _submit(self, message: Submit) -> None:
         try:
             lane = self._lane(message.model)
+            if self.updates.hold(lane, message):
+                return
             stage = lane.stages.get(message.task)
             params = msgspec.msgpack.decode(message.params, type=stage.params if stage else Any)
             prompt: list[int] = np.frombuffer(message.prompt, np.int32).tolist()
@@ -101,7 +120,7 @@ class EngineLoop:
                 tokens=prompt,
                 prompt_len=len(prompt),
                 priority=message.priority,
-                namespace=message.salt,
+                namespace=lane.namespace(message.salt),
                 cacheable=message.cacheable,
                 second_at=message.second_at,
                 arrived=time.monotonic(),
@@ -116,11 +135,18 @@ class EngineLoop:
     def _abort(self, key: int) -> None:
         entry = self.requests.pop(key, None)
         if entry is None:
+            if self.updates.drop(key):
+                self.channel.send([Progress(key, [], finish={**ABORTED, "message": "Abort in waiting queue"})])
             return  # it finished while the message was on its way
         lane, request = entry
         lane.end(request)
         message = "Aborted" if request.started else "Abort in waiting queue"
         self._settle(request, Progress(key, [], finish={**ABORTED, "message": message}, cached=request.cached))
+
+    def abort_all(self, lane: Lane) -> None:
+        """End the lane's requests; they answer with what they have."""
+        for key in [key for key, (owner, _) in self.requests.items() if owner is lane]:
+            self._abort(key)
 
     def _call(self, message: Call) -> None:
         try:
@@ -129,6 +155,8 @@ class EngineLoop:
                 self._probe(lane, message.key)
             elif message.control == "flush_cache":
                 self.channel.send([Answer(message.key, lane.scheduler.flush())])
+            elif (own := self.updates.controls.get(message.control)) is not None:
+                own(lane, message)
             elif message.control in self._controls:
                 answer = self._controls[message.control](lane.model, **message.arguments)
                 self._encoder.encode(answer)  # what can't be sent is the control's failure, not the channel's
@@ -213,15 +241,29 @@ class EngineLoop:
         else:
             self.channel.send([Answer(call, progress.finish, error=progress.error)])
 
+    @contextmanager
+    def long_work(self, what: str) -> Iterator[None]:
+        """Around work of this pass that may take longer than the watchdog allows."""
+        self.channel.send([self.pulse(), Loading(what)])  # which excuses the pass that the pulse tells
+        try:
+            yield
+        finally:
+            self._pass_began = time.monotonic()  # before the next pass's number: its age would not be excused
+            self.passes += 1
+
     def _beat(self) -> None:
         while not self._stopping:
-            began = self._pass_began
-            self.channel.send([Beat(
-                passes=self.passes,
-                age=time.monotonic() - began if began else 0.0,
-                loads=[lane.load for lane in self.lanes],
-            )])  # fmt: skip
+            self.channel.send([self.pulse()])
             time.sleep(BEAT_SECONDS)
+
+    def pulse(self) -> Beat:
+        """The heartbeat as it is now."""
+        passes, began = self.passes, self._pass_began  # in this order, see long_work
+        return Beat(
+            passes=passes,
+            age=time.monotonic() - began if began else 0.0,
+            loads=[lane.load for lane in self.lanes],
+        )
 
 
 def probe_request(stage: Stage, key: int) -> Request:

@@ -11,8 +11,10 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from ..config import ModelSettings
 from ..types import ServedModel
 
+NOT_FOUND = "Failed to get weights iterator: {} (repository not found)."  # SGLang's words, which clients compare
 MAX_FRAME = 256 << 20  # bytes; a longer frame means a broken peer
 
 
@@ -60,6 +62,14 @@ class Ready(Struct, tag=True, array_like=True):
     models: list[ServedModel]
     plan: list[dict[str, Any]]  # rows of the memory plan
     seconds: dict[str, float]  # start-up phases
+
+
+class Changed(Struct, tag=True, array_like=True):
+    """Weights, or their label, were changed: what is served from now on, and with which settings an
+    engine must be started to serve the same."""
+
+    models: list[ServedModel]
+    settings: list[ModelSettings]
 
 
 class Failed(Struct, tag=True, array_like=True):
@@ -124,7 +134,7 @@ class Answer(Struct, tag=True, array_like=True):
 
 
 FrontMessage = Submit | Abort | Call | Stop
-EngineMessage = Loading | Ready | Failed | Beat | Started | Progress | Answer
+EngineMessage = Loading | Ready | Changed | Failed | Beat | Started | Progress | Answer
 
 encoder = msgspec.msgpack.Encoder()
 front_decoder = msgspec.msgpack.Decoder(list[FrontMessage])

@@ -55,9 +55,11 @@ def main() -> int:
     sock.sendall(frame([ready(started)]))
     gc.freeze()  # models and modules stay: no collection has to walk over them, nor the last one at exit
     from .loop import EngineLoop
+    from .renew import Renewer
 
     try:
-        EngineLoop(started.lanes, SocketChannel(sock), started.controls).run()
+        renewer = Renewer(started.builds, config.settings, host)
+        EngineLoop(started.lanes, SocketChannel(sock), started.controls, renewer).run()
     except Exception:
         log.exception("the engine broke")
         return 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -25,7 +25,7 @@ from ..model.catalogue import cache_folder
 from ..model.expert_watch import watch_experts
 from ..model.info import read_info
 from ..model.loaded import LoadedModel
-from ..types import ModelInfo, ModelSource, ServedModel, Stage
+from ..types import ModelInfo, ModelSource, ServedModel, Stage, Tokenizer
 from .lane import Lane
 from .loop import probe_request
 from .machine import available_bytes, set_threads
@@ -49,6 +49,17 @@ class Started:
     controls: dict[str, Callable[..., Any]]
     plan: list[Grant]
     seconds: dict[str, float]
+    builds: dict[Lane, Build] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What a lane keeps when its weights are updated: its memory, and the shapes that go with it."""
+
+    plan: loader.ModelPlan
+    grant: Grant
+    pool: KVPool | None
+    table: SlotTable
 
 
 @dataclass(slots=True)
@@ -82,16 +93,17 @@ def build(config: Config, host: Host, announce: Callable[[str], None]) -> Starte
     )
     seconds = {"plan": time.perf_counter() - clock}
     lanes = []
+    builds = {}
     for candidate, grant in zip(candidates, grants, strict=True):
         announce(f"loading {candidate.name}")
         clock = time.perf_counter()
-        lane = load(candidate, grant, config.settings, host)
+        lane, builds[lane] = load(candidate, grant, config.settings, host)
         seconds[f"load {candidate.name}"] = time.perf_counter() - clock
         clock = time.perf_counter()
         warm_up(lane)
         seconds[f"warm up {candidate.name}"] = time.perf_counter() - clock
         lanes.append(lane)
-    return Started(lanes, host.controls(), grants, seconds)
+    return Started(lanes, host.controls(), grants, seconds, builds)
 
 
 def examine(settings: ModelSettings, host: Host) -> Candidate:
@@ -150,26 +162,37 @@ def pass_tokens(candidate: Candidate) -> int | None:
     return chunk_size(candidate.settings.chunked_prefill_size, candidate.plan.active_parameters, candidate.plan.dtype)
 
 
-def load(candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: Host) -> Lane:
+def load(candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: Host) -> tuple[Lane, Build]:
     """Weights, heads, stages, pool and scheduler of one model."""
-    own = candidate.settings
     if grant.context < candidate.info.context_length:
         holder = "the KV pool holds" if grant.kv_bytes else "--max-total-tokens allows"
         log.warning("%s: context reduced to %d tokens, all that %s", candidate.name, grant.context, holder)
+    served, model = assemble(candidate, grant, settings, host, host.tokenizer(candidate.tokenizer_source))
+    watch = model.expert_watch
+    if watch is not None and not watch.layers.unseen:
+        watch.observers = host.expert_observers(model, settings)
+    pool, table = memory(candidate, grant, model)
+    scheduler = schedule(candidate, grant, pool, table)
+    runner = Runner(model, model.stages, pool, table, watch)
+    lane = Lane(served, model, model.stages, scheduler, runner, settings=candidate.settings)
+    return lane, Build(candidate.plan, grant, pool, table)
+
+
+def assemble(
+    candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: Host, tokenizer: Tokenizer | None
+) -> tuple[ServedModel, LoadedModel]:
+    """The model with its weights, heads and stages, and what the front gets to know of it."""
+    own = candidate.settings
     backend = choose(None if own.attention_backend == "auto" else own.attention_backend, "cpu")
     heads = host.heads(candidate.info, settings, candidate.tasks)
     model = loader.load(candidate.source, candidate.info, own, heads, backend, weights=host.weights(candidate.source))
     model.name = candidate.name
-    model.tokenizer = host.tokenizer(candidate.tokenizer_source)
+    model.tokenizer = tokenizer
     model.max_request_tokens = grant.context
     stages, refused = keep_stages(candidate, host.stages(model, settings, candidate.tasks), model)
     model.stages = stages
     model.expert_watch = watch_experts(model)
-    if model.expert_watch is not None and not model.expert_watch.layers.unseen:
-        model.expert_watch.observers = host.expert_observers(model, settings)
-    scheduler, runner = machinery(candidate, grant, model, stages, own)
-    served = describe(candidate, grant, model, stages, refused, backend)
-    return Lane(served, model, stages, scheduler, runner)
+    return describe(candidate, grant, model, stages, refused, backend), model
 
 
 def keep_stages(
@@ -193,23 +216,23 @@ def keep_stages(
     return kept, refused
 
 
-def machinery(
-    candidate: Candidate, grant: Grant, model: LoadedModel, stages: Mapping[str, Stage], own: ModelSettings
-) -> tuple[Scheduler, Runner]:
-    """Pool, cache, scheduler and runner. Models that keep nothing get whole texts and no cache."""
-    keeps = grant.kv_bytes > 0
-    pool = KVPool(model.kv_shapes, grant.slots, model.dtype, model.device) if keeps else None
-    running = max_running(own, grant)
-    table = SlotTable(running, grant.context)
-    scheduler = Scheduler(
+def memory(candidate: Candidate, grant: Grant, model: LoadedModel) -> tuple[KVPool | None, SlotTable]:
+    """Room for keys and values, none for models that keep nothing, and who has which of it."""
+    pool = KVPool(model.kv_shapes, grant.slots, model.dtype, model.device) if grant.kv_bytes else None
+    return pool, SlotTable(max_running(candidate.settings, grant), grant.context)
+
+
+def schedule(candidate: Candidate, grant: Grant, pool: KVPool | None, table: SlotTable) -> Scheduler:
+    """A scheduler over that memory. Models that keep nothing get whole texts and no cache."""
+    own = candidate.settings
+    return Scheduler(
         SlotPool(grant.slots),
         table,
-        RadixCache() if keeps and not own.disable_radix_cache else None,
-        chunk=pass_tokens(candidate) if keeps else None,
-        max_running=running,
+        RadixCache() if pool is not None and not own.disable_radix_cache else None,
+        chunk=pass_tokens(candidate) if pool is not None else None,
+        max_running=max_running(own, grant),
         policy=own.schedule_policy,
     )
-    return scheduler, Runner(model, stages, pool, table, model.expert_watch)
 
 
 def max_running(own: ModelSettings, grant: Grant) -> int:
@@ -238,6 +261,7 @@ def describe(
     info = msgspec.structs.replace(candidate.info, context_length=grant.context)
     return ServedModel(
         name=candidate.name,
+        aliases=candidate.settings.served_model_aliases,
         model_path=candidate.settings.model_path,
         tokenizer_path=candidate.settings.tokenizer_path or candidate.settings.model_path,
         info=info,

@@ -93,7 +93,9 @@ def _replace(layer: Any, seen: Seen, backend: Backend) -> FusedLayer:
     if not error <= TOLERANCE:
         log.info("layer %d is off by %.1e from its original when fused", parts.index, error)
         raise Mismatch("forward does more than its parts say")
-    return FusedLayer(call, matrices, parts.norms, parts.activation, parts.other_mlp)
+    fused = FusedLayer(call, matrices, parts.norms, parts.activation, parts.other_mlp)
+    fused.origins = parts.origins(layer, matrices)
+    return fused
 
 
 def _error(layer: Any, call: AttentionCall, matrices: Matrices, seen: Seen, backend: Backend) -> float:

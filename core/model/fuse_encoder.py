@@ -20,6 +20,7 @@ from trunkline.kernels.linear import PackedLinear
 from .attention import ForwardContext, packed_layout
 from .fused import AttentionCall, Biases, Matrices
 from .fused_encoder import EncoderWalk, FusedEmbeddings, FusedEncoderLayer, LayerNorm
+from .origins import origins
 from .parts import Mismatch, activation_name, covered, merged, merged_bias
 from .warm_up import (
     LOW_PRECISION,
@@ -164,7 +165,10 @@ def _replace(index: int, layer: Any, seen: Seen, backend: Backend) -> FusedEncod
     if not error <= TOLERANCE:
         log.info("layer %d is off by %.1e from its original when fused", index, error)
         raise Mismatch("forward does more than its parts say")
-    return parts.layer(call, matrices)
+    fused = parts.layer(call, matrices)
+    maps = ((matrices.qkv, parts.qkv), (matrices.out, (parts.out,)), (matrices.gate_up, (parts.up,)))
+    fused.origins = origins(layer, (*maps, (matrices.down, (parts.down,))))
+    return fused
 
 
 def _error(layer: Any, call: AttentionCall, matrices: Matrices, seen: Seen, backend: Backend) -> float:

@@ -15,6 +15,7 @@ from trunkline.kernels.norm import rms_norm
 from trunkline.kernels.rope import rope
 
 from .attention import ForwardContext
+from .origins import Origins
 from .recorded import Decoding, Scratch
 
 
@@ -108,6 +109,7 @@ class FusedLayer(nn.Module):
         self.call, self.norms, self.activation = call, norms, activation
         self.qkv, self.out, self.gate_up, self.down = matrices.qkv, matrices.out, matrices.gate_up, matrices.down
         self.mlp = mlp
+        self.origins: Origins = {}
 
     def forward(
         self,

@@ -15,6 +15,7 @@ from trunkline.kernels.layer_norm import layer_norm
 
 from .attention import ForwardContext
 from .fused import AttentionCall, Matrices
+from .origins import Origins
 
 TOKENS = 1024  # whose intermediate numbers are made and used up while they are in the cache
 
@@ -46,6 +47,7 @@ class FusedEncoderLayer(nn.Module):
         self.call, self.activation = call, activation
         self.qkv, self.out, self.up, self.down = matrices.qkv, matrices.out, matrices.gate_up, matrices.down
         self.attention_norm, self.mlp_norm = attention_norm, mlp_norm
+        self.origins: Origins = {}
 
     def forward(
         self,

@@ -15,6 +15,7 @@ from ..types import ExpertLayers, ExpertObserver, ModelInfo, Stage, Tokenizer
 from .architecture import backbone_of, has_token_types, position_offset
 from .attention import EAGER, NAME, ForwardContext
 from .expert_watch import ExpertWatch
+from .origins import read
 from .padded import forward_padded
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class LoadedModel:
     stages: dict[str, Stage] = field(default_factory=dict)
     max_request_tokens: int = 0
     expert_watch: ExpertWatch | None = None  # of a mixture of experts
+    unused: frozenset[str] = frozenset()  # the checkpoint's tensors that the class has no place for
     padded: bool = False  # runs rows as a batch with a mask, because its attention can't be replaced
     backbone: Any = field(init=False)
     token_types: bool = field(init=False)
@@ -114,6 +116,10 @@ class LoadedModel:
         if token_types is not None:
             given["token_type_ids"] = token_types
         return given
+
+    def tensor(self, name: str, rows: int) -> torch.Tensor | None:
+        """The first ``rows`` of a checkpoint's tensor as it is in memory; None when there is none of that name."""
+        return read(self.whole, name, rows)
 
     @property
     def cacheless(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -40,6 +40,7 @@ log = logging.getLogger("trunkline.model")
 
 CPU = torch.device("cpu")
 DRY_RUN = 4  # tokens of the pass that finds out shapes
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what a checkpoint's parameters may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class ModelPlan:
     kv_bytes_per_token: int
     dtype: torch.dtype
     active_parameters: int
+    shapes: dict[str, torch.Size] = field(default_factory=dict)  # of the class's parameters
 
 
 def plan(source: ModelSource, info: ModelInfo, settings: ModelSettings, device: torch.device = CPU) -> ModelPlan:
@@ -74,6 +76,7 @@ def plan(source: ModelSource, info: ModelInfo, settings: ModelSettings, device: 
         kv_bytes_per_token=KVPool.bytes_per_token(shapes, dtype),
         dtype=dtype,
         active_parameters=_active_parameters(whole, config),
+        shapes={name: parameter.shape for name, parameter in whole.named_parameters()},
     )
 
 
@@ -95,7 +98,7 @@ def load(
     cls, config = resolve(info)
     dtype = choose_dtype(settings.dtype, device)
     tensors = safetensors.stream(source.path) if weights is None else weights
-    whole, lacking = _fill(cls, config, dtype, dict(tensors), info, source.reference)
+    whole, lacking, unused = _fill(cls, config, dtype, dict(tensors), info, source.reference)
     _check_positions(whole, info)
     model = LoadedModel(
         name=settings.served_model_name or source.reference,
@@ -105,6 +108,7 @@ def load(
         device=device,
         dtype=dtype,
         padded=padded_only(type(whole), info),
+        unused=unused,
     )
     with quiet():
         model.kv_shapes = prove_attention(model)
@@ -139,14 +143,15 @@ def quiet() -> Iterator[None]:
 
 def _fill(
     cls: Any, config: Any, dtype: torch.dtype, tensors: dict[str, torch.Tensor], info: ModelInfo, reference: str
-) -> tuple[Any, str]:
-    """An instance of ``cls`` with the checkpoint's tensors, and the sentence about what it lacks, "" if nothing.
+) -> tuple[Any, str, frozenset[str]]:
+    """An instance of ``cls`` with the checkpoint's tensors, the sentence about what it lacks, "" if nothing,
+    and the names that it has no place for.
 
     Where the head's tensors alone are missing (embedding models are published so), it is an
     instance of the class without head.
     """
     mapped = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
-    whole, missing = _instance(cls, config, dtype, tensors, info, reference)
+    whole, missing, unused = _instance(cls, config, dtype, tensors, info, reference)
     lacking = ""
     if missing:
         lacking = (
@@ -156,7 +161,7 @@ def _fill(
         base = base_class(config)
         if base in (None, cls) or any(name.startswith(f"{cls.base_model_prefix}.") for name in missing):
             raise ModelError(lacking)
-        whole, missing = _instance(base, config, dtype, tensors, info, reference)
+        whole, missing, unused = _instance(base, config, dtype, tensors, info, reference)
         if missing:
             raise ModelError(lacking)
     for parameter in whole.parameters():
@@ -164,13 +169,16 @@ def _fill(
         if parameter.untyped_storage().data_ptr() in mapped:
             parameter.data = parameter.data.clone()
     adapt(whole)
-    return whole.requires_grad_(False).eval(), lacking
+    return whole.requires_grad_(False).eval(), lacking, unused
 
 
 def _instance(
     cls: Any, config: Any, dtype: torch.dtype, tensors: dict[str, torch.Tensor], info: ModelInfo, reference: str
-) -> tuple[Any, list[str]]:
-    """An instance of ``cls`` and the names that the tensors lack. ModelError where they don't fit."""
+) -> tuple[Any, list[str], frozenset[str]]:
+    """An instance of ``cls``, the names that the tensors lack, and those that they have too many.
+
+    ModelError where shapes or number formats don't fit.
+    """
     with quiet():
         try:
             whole, report = cls.from_pretrained(
@@ -179,13 +187,28 @@ def _instance(
                 state_dict=dict(tensors),
                 dtype=dtype,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, by name
                 **options(cls, info),
             )
         except Exception as error:  # shapes that don't fit, damaged files, classes' own checks
             raise ModelError(f"{reference} can't be loaded: {error}") from error
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, given, expected = mismatched[0]
+        raise ModelError(
+            f"{reference} can't be loaded: Attempted to load weight ({torch.Size(given)}) "
+            f"into parameter ({torch.Size(expected)}): {name}."
+        )
+    for name, parameter in whole.named_parameters():
+        stored = tensors.get(name)
+        if stored is not None and parameter.is_floating_point() and stored.dtype not in FLOATS:
+            kind = str(stored.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"{reference} can't be loaded: {name} is stored as {kind}; "
+                "use the float16, bfloat16 or float32 checkpoint."
+            )
     if unexpected := sorted(report["unexpected_keys"]):
         log.info("%s: %d tensors are not used, the first is %s", reference, len(unexpected), unexpected[0])
-    return whole, sorted(report["missing_keys"])
+    return whole, sorted(report["missing_keys"]), frozenset(unexpected)
 
 
 def _check_positions(whole: Any, info: ModelInfo) -> None:

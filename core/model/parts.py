@@ -18,6 +18,7 @@ from trunkline.kernels.linear import PackedLinear
 from trunkline.kernels.norm import rms_norm_reference
 
 from .fused import Biases, Matrices, Norm, Norms
+from .origins import Origins, origins
 
 PROBE_TOLERANCE = 1e-5
 
@@ -48,6 +49,12 @@ class Parts:
             gate_up=PackedLinear(merged(self.gate_up), biases.gate_up) if self.gate_up else None,
             down=PackedLinear(self.down.weight, biases.down) if self.down is not None else None,
         )
+
+    def origins(self, layer: nn.Module, matrices: Matrices) -> Origins:
+        """Where the layer's parameters are in ``matrices``."""
+        down = () if self.down is None else (self.down,)
+        maps = ((matrices.qkv, self.qkv), (matrices.out, (self.out,)), (matrices.gate_up, self.gate_up))
+        return origins(layer, (*maps, (matrices.down, down)))
 
     def biases(self) -> Biases:
         return Biases(

@@ -40,6 +40,12 @@ def files(folder: str | Path) -> list[Path]:
     return paths
 
 
+def absent(folder: str | Path) -> bool:
+    """Is there no file of weights at all, in whatever format?"""
+    patterns = ("*.safetensors", INDEX, "*.gguf", *PICKLES)
+    return not any(True for pattern in patterns for _ in Path(folder).glob(pattern))
+
+
 def stream(folder: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and tensor of everything in the checkpoint; the data is mapped from disk, not copied."""
     from safetensors import SafetensorError, safe_open

@@ -23,6 +23,7 @@ from .control import Lifecycle, routes
 from .docs import openapi_config, openapi_route
 from .faults import add_request_id, on_error, on_http_error, on_request_error
 from .info import Facts
+from .weights import fetch, weight_routes
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -40,14 +41,16 @@ def create_app(
 ) -> Litestar:
     """The application over an engine that is ready; ``metrics``: what ``GET /metrics`` shows.
 
-    Asks the hooks ``routes``, ``info`` and ``app_config``; nothing is asked later. Raises
+    Asks the hooks ``routes`` and ``app_config``, and ``info`` again after a weight update. Raises
     PluginError when a route declares no scope, or is claimed twice.
     """
     server = settings["server"]
     lifecycle = lifecycle or Lifecycle()
-    extras = {model.name: host.info(model, settings) for model in engine.models}
-    facts = Facts(settings, models, extras, status)
-    own = [("core", handler) for handler in (*routes(engine, lifecycle, facts), openapi_route())]
+    facts = Facts(settings, models, lambda model: host.info(model, settings), status)
+    for model in engine.models:
+        facts.model_info(model)  # so that a plugin's wrong answer shows at start
+    core = (*routes(engine, lifecycle, facts), *weight_routes(engine, fetch(host, settings)), openapi_route())
+    own = [("core", handler) for handler in core]
     if metrics is not None:
         from .metrics import metrics_route
 

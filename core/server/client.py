@@ -14,11 +14,11 @@ import msgspec
 from msgspec import Raw
 
 from ..config import Config
-from ..engine.messages import Abort, Answer, Call, EngineMessage, Progress, Started, Submit
+from ..engine.messages import Abort, Answer, Call, Changed, EngineMessage, Progress, Started, Submit
 from ..errors import EngineDown, RequestError
 from ..host import Host
 from ..types import Reply, ServedModel, Submission, Tokenizer
-from .models import choose, encode_all, groups, load_tokenizer
+from .models import choose, encode_all, groups, load_tokenizer, renamed, version_of
 from .replies import RemoteReply, as_error, engine_down, response_id
 from .status import Status
 from .supervisor import COMMAND, Patience, Supervisor
@@ -112,7 +112,7 @@ class RemoteEngine:
         return choose(self.models, task, name)
 
     def tokenizer(self, model: str) -> Tokenizer | None:
-        return self._tokenizers.get(model)
+        return self._tokenizers.get(model)  # by the name that ``choose`` gives
 
     async def tokenize(
         self, model: str, texts: Sequence[str], *, special: bool = True, limit: int | None = None
@@ -217,12 +217,14 @@ class RemoteEngine:
                 return  # dropped here while the message was on its way
             self._waiting.leave(reply)
             if isinstance(message, Started):
-                reply.start(message)
+                reply.start(message, version_of(self.models, reply.model))
                 return
             self.status.count(len(message.tokens))
             if message.finish is not None or message.error is not None:
                 self._forget(reply)
             reply.update(message)
+        elif isinstance(message, Changed):
+            self._tokenizers = renamed(self._tokenizers, message.models)
 
     def _answer(self, message: Answer) -> None:
         waiter = self._calls.get(message.key)

@@ -67,7 +67,7 @@ def item_meta(reply: Reply, served: ServedModel, item: Item, *, cached: bool = F
         "id": reply.rid,
         "finish_reason": reply.finish,
         "prompt_tokens": len(item.ids),
-        "weight_version": served.weight_version,
+        "weight_version": reply.weight_version or served.weight_version,
         "e2e_latency": reply.finished - reply.created,
     }
     if cached:

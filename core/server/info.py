@@ -18,18 +18,19 @@ PREFERRED = "preferred_sampling_params"  # a key of the contract; a plugin gives
 
 
 class Facts:
-    """``extras`` are the plugins' keys by model name (hook ``info``), ``status`` a model's live numbers."""
+    """``extra`` gives the plugins' keys about a model (hook ``info``), ``status`` a model's live numbers."""
 
     def __init__(
         self,
         settings: Settings,
         models: Sequence[ModelSettings],
-        extras: Mapping[str, Mapping[str, Any]],
+        extra: Callable[[ServedModel], Mapping[str, Any]],
         status: Callable[[str], dict[str, Any]],
     ) -> None:
         self._settings = redacted(settings)
         self._models: dict[str, dict[str, Any]] = {model.name: msgspec.to_builtins(model) for model in models}
-        self._extras = extras
+        self._ask = extra
+        self._extras: dict[str, tuple[ServedModel, Mapping[str, Any]]] = {}
         self._status = status
         self._created = int(time.time())
         self._version = version("trunkline")
@@ -70,6 +71,7 @@ class Facts:
             "model_path": model.model_path,
             "tokenizer_path": model.tokenizer_path,
             "served_model_name": model.name,
+            "served_model_aliases": list(model.aliases),
             "context_length": model.info.context_length,
             "max_running_requests": model.max_running_requests,
             "attention_backend": model.attention_backend,
@@ -82,7 +84,7 @@ class Facts:
         settings: dict[str, Any] = {
             "max_req_input_len": max(0, model.max_request_tokens - 1),  # unless a plugin knows better
             **self._settings,
-            **self._models.get(model.name, {}),
+            **self._given(model),
             **self._extra(model),
             **in_force,
         }
@@ -105,8 +107,19 @@ class Facts:
             "max_model_len": model.info.context_length,
         }
 
+    def _given(self, model: ServedModel) -> dict[str, Any]:
+        """A model's settings; after an update of its weights it may be known by the name it had before."""
+        given = next((self._models[name] for name in (model.name, *model.aliases) if name in self._models), {})
+        return given if given.get("model_path") == model.model_path else given | {"revision": None}
+
     def _extra(self, model: ServedModel) -> dict[str, Any]:
-        return dict(self._extras.get(model.name, {}))
+        """Asked once, and again after an update."""
+        known = self._extras.get(model.name)
+        if known is None or known[0] is not model:
+            for former in model.aliases:
+                self._extras.pop(former, None)
+            known = self._extras[model.name] = model, self._ask(model)
+        return dict(known[1])
 
 
 def redacted(settings: Settings) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..config import ModelSettings
@@ -61,6 +61,20 @@ def load_tokenizer(settings: ModelSettings, host: Host) -> Tokenizer | None:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--chat-template: can't read {settings.chat_template}: {error}.") from None
     return tokenizer
+
+
+def renamed(tokenizers: Mapping[str, Tokenizer | None], models: Sequence[ServedModel]) -> dict[str, Tokenizer | None]:
+    """The same tokenizers by the names that models have after a weight update; their old ones are aliases."""
+    found = {}
+    for model in models:
+        known = (tokenizers[name] for name in (model.name, *model.aliases) if name in tokenizers)
+        found[model.name] = next(known, None)
+    return found
+
+
+def version_of(models: Sequence[ServedModel], name: str) -> str:
+    """The label of the weights that a model has now, "" for an unknown one."""
+    return next((model.weight_version for model in models if name in (model.name, *model.aliases)), "")
 
 
 def groups(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -49,6 +49,7 @@ class RemoteReply:
         self.rid = rid
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
+        self.weight_version = ""
         self.tokens: list[int] = []
         self.data: Any = None
         self.finish: dict[str, Any] | None = None
@@ -89,7 +90,8 @@ class RemoteReply:
 
     # -- the engine's side -------------------------------------------------------------------
 
-    def start(self, message: Started) -> None:
+    def start(self, message: Started, weight_version: str) -> None:
+        self.weight_version = weight_version
         self.started = time.perf_counter()
         self.cached_tokens = message.cached
 

@@ -17,9 +17,20 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from msgspec import Struct
+from msgspec import Struct, structs, to_builtins
 
-from ..engine.messages import MAX_FRAME, Beat, EngineMessage, Failed, Loading, Ready, Stop, engine_decoder, frame
+from ..engine.messages import (
+    MAX_FRAME,
+    Beat,
+    Changed,
+    EngineMessage,
+    Failed,
+    Loading,
+    Ready,
+    Stop,
+    engine_decoder,
+    frame,
+)
 from ..errors import ModelError
 
 log = logging.getLogger("trunkline.supervisor")
@@ -268,6 +279,8 @@ class Supervisor:
                 self.ready, self.up = message, True
                 if not self._first.done():
                     self._first.set_result(None)
+            elif isinstance(message, Changed):
+                self._change(message)
             elif isinstance(message, Loading):
                 self._excused = self.beat.passes
                 log.info("engine: %s", message.what)
@@ -275,3 +288,11 @@ class Supervisor:
                 self._failure = message.message
             else:
                 self._deliver(message)
+
+    def _change(self, message: Changed) -> None:
+        """From now on, and after a restart, other weights are served."""
+        if self.ready is not None:
+            plan = [{**row, "model": one.name} for row, one in zip(self.ready.plan, message.models, strict=True)]
+            self.ready = structs.replace(self.ready, models=message.models, plan=plan)
+        self._config = {**self._config, "models": to_builtins(message.settings)}
+        self._deliver(message)

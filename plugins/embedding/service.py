@@ -77,12 +77,15 @@ class Service:
         self.engine = engine
         self._settings: EmbeddingSettings = settings[GROUP]
         self._max_batch: int = settings["server"].max_batch_size
-        self._recipes: dict[str, Recipe] = {}
+        self._recipes: dict[str, tuple[ServedModel, Recipe]] = {}
 
     def recipe(self, served: ServedModel) -> Recipe:
-        if served.name not in self._recipes:
-            self._recipes[served.name] = read_recipe(served.info, self._settings)
-        return self._recipes[served.name]
+        known = self._recipes.get(served.name)
+        if known is None or known[0] is not served:  # an update may bring another checkpoint
+            for former in served.aliases:
+                self._recipes.pop(former, None)
+            known = self._recipes[served.name] = served, read_recipe(served.info, self._settings)
+        return known[1]
 
     async def embed(self, request: AnyRequest, wish: Wish) -> Embedded:
         """Compute. RequestError for whatever is wrong with the request; then nothing was computed."""

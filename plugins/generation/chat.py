@@ -123,7 +123,7 @@ class Envelope:
             }
             for index, sequence in enumerate(sequences)
         ]
-        metadata = {"weight_version": job.served.weight_version}
+        metadata = {"weight_version": sequences[0].meta_info()["weight_version"]}
         return self._wrap("chat.completion", choices) | {"usage": usage(sequences, job.n), "metadata": metadata}
 
     def chunk(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:

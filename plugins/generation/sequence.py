@@ -82,7 +82,7 @@ class Sequence:
             "id": reply.rid,
             "finish_reason": self.finish,
             "prompt_tokens": self._prompt_tokens,
-            "weight_version": self.served.weight_version,
+            "weight_version": reply.weight_version or self.served.weight_version,
             "completion_tokens": len(reply.tokens),
             "cached_tokens": reply.cached_tokens,
         }

@@ -54,7 +54,9 @@ class Service:
         """The reranker that a request means. RequestError when its model can't."""
         served = self.engine.choose(TASK, model)
         found = self._rerankers.get(served.name)
-        if found is None or found.served.info != served.info:  # an update may bring another checkpoint
+        if found is None or found.served is not served:  # an update may bring another checkpoint
+            for former in served.aliases:
+                self._rerankers.pop(former, None)
             found = Reranker(served, self.engine.tokenizer(served.name), self.settings)
             self._rerankers[served.name] = found
         return found

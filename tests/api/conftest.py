@@ -24,6 +24,7 @@ class LiveServer:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
+        self.arguments = arguments
         script = "from trunkline.core.cli import main; main()"
         command = [sys.executable, "-c", script, "serve", *arguments, "--port", str(self.port)]
         with log.open("w") as sink:

@@ -154,3 +154,10 @@ def test_unreadable_files(tmp_path: Path, text: str | None, words: str) -> None:
         file.write_text(text)
     with pytest.raises(ConfigError, match=words):
         read_file(file)
+
+
+def test_an_alias_means_one_model(host: Host) -> None:
+    models: list[dict[str, Any]] = [{"model_path": "a", "served_model_aliases": ["b", "a"]}, {"model_path": "c"}]
+    assert Config.load({"models": models}, host).models[0].served_model_aliases == ("b", "a")
+    with pytest.raises(ConfigError, match="Two models are served as 'c'"):
+        Config.load({"models": [{"model_path": "a", "served_model_aliases": ["c"]}, {"model_path": "c"}]}, host)

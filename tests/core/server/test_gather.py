@@ -70,7 +70,9 @@ async def test_an_aborted_item_has_no_result(start: Callable[..., Any], params: 
 
 
 def test_meta_info_has_what_the_native_api_says_and_tells_of_cuts() -> None:
-    reply: Any = SimpleNamespace(rid="r", finish={"type": "length"}, created=1.0, finished=3.5, cached_tokens=4)
+    reply: Any = SimpleNamespace(
+        rid="r", finish={"type": "length"}, created=1.0, finished=3.5, cached_tokens=4, weight_version=""
+    )
     served: Any = SimpleNamespace(weight_version="v")
     meta = item_meta(reply, served, Item([1, 2]))
     assert meta == {

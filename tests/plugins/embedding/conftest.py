@@ -140,6 +140,7 @@ class Pending:
     def __init__(self, ticket: Ticket, item: Submission) -> None:
         self._ticket = ticket
         self.prompt_tokens = len(item.prompt)
+        self.weight_version = ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ticket, name)

@@ -79,6 +79,7 @@ class FakeReply:
         self.rid = item.rid
         self.prompt_tokens = len(item.prompt)
         self.cached_tokens = 0
+        self.weight_version = ""
         self.tokens: list[int] = []
         self.data: Any = None
         self.finish: dict[str, Any] | None = None

@@ -30,6 +30,7 @@ class FakeReply:
         self.rid = item.rid
         self.prompt_tokens = len(item.prompt)
         self.cached_tokens = len(item.prompt) - 1
+        self.weight_version = ""
         self.tokens: list[int] = []
         scores = np.array([sum(item.prompt) + label for label in range(labels)], dtype="<f4")
         self.data: Any = {"scores": scores.tobytes()}

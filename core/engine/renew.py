@@ -1,0 +1,160 @@
+"""Another checkpoint for a lane, checked and loaded beside the one that it serves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..config import EngineSettings, ModelSettings
+from ..errors import ModelError, TrunklineError
+from ..host import Host
+from ..model import loader, weights
+from ..model.info import EXPERTS, read_info
+from ..types import ModelSource
+from .lane import Lane, Renewal
+from .machine import available_bytes
+from .memory import gib
+from .messages import NOT_FOUND
+from .runner import Runner
+from .startup import Build, Candidate, assemble, choose_tasks
+from .updates import Refusal, UpdateWeights, release_memory
+
+log = logging.getLogger("trunkline.engine")
+
+REMEMBERED = 32  # of the first and of the latest names each; training may update thousands of times
+# How configs call what a class makes many modules of.
+COUNTS = (
+    *EXPERTS, "n_shared_experts", "num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers",
+)  # fmt: skip
+MANY = 1 << 14  # of them, where the served model's config leaves the number to its class
+FORMATS = ("auto", "safetensors")
+
+
+class Renewer:
+    """Loads; whoever calls puts the result into the lane. Whatever goes wrong, the lane isn't touched."""
+
+    def __init__(self, builds: Mapping[Lane, Build], settings: Mapping[str, Any], host: Host) -> None:
+        self._builds = builds
+        self._settings = settings
+        self._host = host
+
+    def __call__(self, lane: Lane, order: UpdateWeights) -> Renewal:
+        """The lane's next weights. Refusal with the sentence for the client."""
+        engine: EngineSettings = self._settings["engine"]
+        source = find(self._host, order.model_path, engine.allow_weights_dir)
+        if order.load_format not in (None, *FORMATS):
+            raise Refusal(f"Failed to get model loader: {order.load_format}. There are: {', '.join(FORMATS)}.")
+        if weights.absent(source.path):
+            raise Refusal(f"Failed to get weights iterator: Cannot find any model weights with `{order.model_path}`.")
+        try:
+            return self._load(lane, source, order)
+        except TrunklineError as error:
+            reason = str(error).removeprefix(f"{source.reference} can't be loaded: ").rstrip(".")
+        except Exception as error:  # whatever a foreign checkpoint brings up; the old weights are untouched
+            log.exception("the weights of %s can't be loaded", order.model_path)
+            reason = f"{type(error).__name__}: {error}"
+        release_memory()
+        raise Refusal(f"Failed to update weights: {reason}.\nRolling back to original weights.")
+
+    def _load(self, lane: Lane, source: ModelSource, order: UpdateWeights) -> Renewal:
+        build = self._builds[lane]
+        candidate = self._examine(lane, build, source, order)
+        needed, free = candidate.plan.weight_bytes, available_bytes()
+        if needed > free:
+            raise ModelError(
+                f"The new weights need {needed} bytes ({gib(needed)}) beside the old ones, "
+                f"but {free} bytes ({gib(free)}) of memory are free"
+            )
+        served, model = assemble(candidate, build.grant, self._settings, self._host, lane.model.tokenizer)
+        if lost := [task for task in lane.stages if task not in model.stages]:
+            raise ModelError(f"The checkpoint doesn't serve {lost[0]}: {served.refused[lost[0]]}")
+        if extra := sorted(model.unused - lane.model.unused):
+            raise ModelError(
+                f"The model has no place for {len(extra)} of the checkpoint's tensors, the first is {extra[0]}"
+            )
+        if model.kv_shapes != lane.model.kv_shapes or model.dtype != lane.model.dtype:
+            raise ModelError("The checkpoint's keys and values have other shapes than the served model's")
+        if model.expert_watch is not None:  # who counts goes on counting
+            model.expert_watch.observers = lane.model.expert_watch.observers
+        runner = Runner(model, model.stages, build.pool, build.table, model.expert_watch)
+        return Renewal(candidate.settings, served, model, model.stages, runner)
+
+    def _examine(self, lane: Lane, build: Build, source: ModelSource, order: UpdateWeights) -> Candidate:
+        """The checkpoint by its config. ModelError when it isn't the same model with other numbers in it."""
+        own = self._next_settings(lane, order)
+        info, current = read_info(source, own), lane.model.info
+        if info.architecture != current.architecture:
+            raise ModelError(f"The checkpoint is a {info.architecture}, the served model a {current.architecture}")
+        if info.context_length < build.grant.context:
+            raise ModelError(
+                f"The checkpoint was made for {info.context_length} tokens, but {build.grant.context} are served"
+            )
+        check_counts(info.config, current.config)
+        tasks, refused = choose_tasks(own, info, self._host)
+        plan = loader.plan(source, info, own)
+        for name, shape in build.plan.shapes.items():
+            if name in plan.shapes and plan.shapes[name] != shape:
+                raise ModelError(f"Attempted to load weight ({plan.shapes[name]}) into parameter ({shape}): {name}")
+        if different := sorted(plan.shapes.keys() ^ build.plan.shapes.keys()):
+            raise ModelError(f"The checkpoint's config makes another model: {different[0]} is in one of them only")
+        return Candidate(own.name, own, source, source, info, tasks, refused, plan)
+
+    def _next_settings(self, lane: Lane, order: UpdateWeights) -> ModelSettings:
+        """The lane's settings with the new path, which becomes its name unless another model has that."""
+        old = lane.settings
+        others = (other.served for other in self._builds if other is not lane)
+        taken = {name for served in others for name in (served.name, *served.aliases)}
+        name = old.name if order.model_path in taken else order.model_path
+        return msgspec.structs.replace(
+            old,
+            model_path=order.model_path,
+            revision=None,
+            tokenizer_path=old.tokenizer_path or old.reference,
+            served_model_name=None if name == order.model_path else name,
+            served_model_aliases=remembered((*old.served_model_aliases, old.name), name),
+            task=tuple(lane.stages),
+            weight_version=old.weight_version if order.weight_version is None else order.weight_version,
+        )
+
+
+def check_counts(config: dict[str, Any], current: dict[str, Any]) -> None:
+    """ModelError for other numbers of layers or experts, before as many modules are made of a damaged config."""
+    for table in ("", "text_config"):
+        mine, theirs = (each.get(table) or {} if table else each for each in (config, current))
+        for name in COUNTS:
+            new, old = mine.get(name), theirs.get(name)
+            if new != old and (old is not None or (isinstance(new, int) and new > MANY)):
+                raise ModelError(f"The checkpoint's config makes another model: {name} is {new}, not {old}")
+
+
+def remembered(names: Iterable[str], current: str) -> tuple[str, ...]:
+    """The former names that still mean a model: the first ones, which clients were set up with, and the latest."""
+    former = [name for name in dict.fromkeys(names) if name != current]
+    return tuple(former if len(former) <= 2 * REMEMBERED else former[:REMEMBERED] + former[-REMEMBERED:])
+
+
+def find(host: Host, reference: str, allowed: str | None) -> ModelSource:
+    """The checkpoint's folder. Refusal, worded as for a repository that doesn't exist, when there is none,
+    and for one outside the folder ``allowed``."""
+    try:
+        if not reference:  # which pathlib takes for the working folder
+            raise ModelError("The path is empty")
+        if allowed is None:
+            return host.resolve_model(reference)
+        root, folder = Path(allowed).expanduser().resolve(), Path(reference).expanduser()
+        # What isn't below the folder isn't even looked for, so that nobody learns what there is.
+        if folder.resolve().is_relative_to(root) and folder.is_dir() and _stays(folder, root):
+            return host.resolve_model(reference)
+        log.warning("the weights %r are not below --allow-weights-dir %s", reference, allowed)
+    except (TrunklineError, OSError, ValueError, RuntimeError) as error:
+        log.warning("no weights at %r: %s", reference, error)
+    raise Refusal(NOT_FOUND.format(reference))
+
+
+def _stays(folder: Path, root: Path) -> bool:
+    """Do all files lie below ``root``, wherever links lead?"""
+    return all(path.resolve().is_relative_to(root) for path in folder.rglob("*"))

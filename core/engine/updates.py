@@ -1,0 +1,182 @@
+"""When weights change: loaded at once, put in place when the lane's running requests have ended.
+
+Requests that come meanwhile are held back and start with the new weights. While a checkpoint is
+loaded nothing runs, so the front is told that this pass takes long.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+
+from ..errors import RequestError
+from .lane import Lane, Renewal
+from .messages import Answer, Call, Changed, Submit
+
+if TYPE_CHECKING:
+    from .loop import EngineLoop
+
+log = logging.getLogger("trunkline.engine")
+
+MAX_NUMBERS = 1 << 21  # in one answer; as msgpack some 19 MB
+SUCCEEDED = "Succeeded to update model weights."
+
+
+class UpdateWeights(Struct, kw_only=True):
+    """Arguments of the control ``update_weights``."""
+
+    model_path: str
+    load_format: str | None = None
+    abort_all_requests: bool = False
+    weight_version: str | None = None
+
+
+class NameWeights(Struct, kw_only=True):
+    """Arguments of the control ``update_weight_version``."""
+
+    new_version: str
+    abort_all_requests: bool = True
+
+
+class ReadWeights(Struct, kw_only=True):
+    """Arguments of the control ``get_weights_by_name``."""
+
+    name: str
+    truncate_size: int = 100
+
+
+class Refusal(Exception):
+    """New weights can't be used; the message is for the client."""
+
+
+Renew = Callable[[Lane, UpdateWeights], Renewal]
+
+
+@dataclass(slots=True)
+class Pending:
+    """Loaded weights that wait for the lane's requests to end, and what waits for the weights."""
+
+    renewal: Renewal
+    call: int
+    version: str | None  # the new label, where one was given
+    held: dict[int, Submit | Call] = field(default_factory=dict)  # by key, in order of arrival
+
+
+class Updates:
+    """The loop's part of weight updates."""
+
+    def __init__(self, loop: EngineLoop, renew: Renew | None) -> None:
+        """``renew`` loads a checkpoint beside a lane's own; None: this engine can't."""
+        self._loop = loop
+        self._renew = renew
+        self._pending: dict[Lane, Pending] = {}
+        self.controls: dict[str, Callable[[Lane, Call], None]] = {
+            "update_weights": self.update,
+            "update_weight_version": self.name,
+            "get_weights_by_name": self.read,
+        }
+
+    @property
+    def pending(self) -> bool:
+        """Does any lane wait to be given its weights?"""
+        return bool(self._pending)
+
+    def hold(self, lane: Lane, message: Submit | Call) -> bool:
+        """Keep a message until the lane has its new weights; False when it waits for none."""
+        pending = self._pending.get(lane)
+        if pending is not None:
+            pending.held[message.key] = message
+        return pending is not None
+
+    def drop(self, key: int) -> bool:
+        """Forget a held request; False when there is none of this key."""
+        return any(pending.held.pop(key, None) is not None for pending in self._pending.values())
+
+    def update(self, lane: Lane, message: Call) -> None:
+        """Load at once; the answer follows when the weights are in place, or now if they can't be used."""
+        if self.hold(lane, message):
+            return
+        order = msgspec.convert(message.arguments, UpdateWeights)
+        if self._renew is None:
+            raise RequestError("This engine's weights can't be updated.")
+        with self._loop.long_work(f"loading {order.model_path} into {lane.served.name}"):
+            try:
+                renewal = self._renew(lane, order)
+            except Refusal as refusal:
+                log.warning("%s keeps its weights. %s", lane.served.name, refusal)
+                self._answer(message.key, False, str(refusal))
+                return
+        self._pending[lane] = Pending(renewal, message.key, order.weight_version)
+        if order.abort_all_requests:
+            self._loop.abort_all(lane)
+
+    def name(self, lane: Lane, message: Call) -> None:
+        """Give the weights another label, by default after ending all requests."""
+        if self.hold(lane, message):
+            return
+        order = msgspec.convert(message.arguments, NameWeights)
+        if order.abort_all_requests:
+            self._loop.abort_all(lane)
+        version = order.new_version
+        lane.settings = msgspec.structs.replace(lane.settings, weight_version=version)
+        lane.served = msgspec.structs.replace(lane.served, weight_version=version)
+        self._changed()
+        answer = {"success": True, "message": f"Weight version updated to {version}", "new_version": version}
+        self._loop.channel.send([Answer(message.key, answer)])
+
+    def read(self, lane: Lane, message: Call) -> None:
+        """The first rows of a tensor, as nested lists."""
+        order = msgspec.convert(message.arguments, ReadWeights)
+        tensor = lane.model.tensor(order.name, max(order.truncate_size, 0))
+        if tensor is None:
+            raise RequestError("Get parameter by name failed", param="name")
+        if tensor.numel() > MAX_NUMBERS:
+            raise RequestError(
+                f"truncate_size {order.truncate_size} makes {tensor.numel()} numbers of {order.name}; "
+                f"at most {MAX_NUMBERS} are sent at once.",
+                param="truncate_size",
+            )
+        self._loop.channel.send([Answer(message.key, tensor.float().tolist())])
+
+    def settle(self) -> None:
+        """Put loaded weights in place where nothing runs any more, and let go what was held for them."""
+        for lane, pending in [(lane, pending) for lane, pending in self._pending.items() if not lane.busy]:
+            del self._pending[lane]
+            new, version = pending.renewal.served, pending.version
+            lane.renew(pending.renewal)
+            release_memory()
+            self._changed()
+            log.info("%s: weights of %s are in place", new.name, new.model_path)
+            named = "" if version is None else f" Weight version updated to {version}."
+            self._answer(pending.call, True, SUCCEEDED + named)
+            for message in pending.held.values():
+                self._loop.handle(message)
+
+    def _answer(self, call: int, success: bool, message: str) -> None:
+        answer = {"success": success, "message": message, "num_paused_requests": 0}
+        self._loop.channel.send([Answer(call, answer)])
+
+    def _changed(self) -> None:
+        """Tell the front before anybody is answered."""
+        lanes = self._loop.lanes
+        self._loop.know_names()
+        changed = Changed([lane.served for lane in lanes], [lane.settings for lane in lanes])
+        self._loop.channel.send([changed, self._loop.pulse()])  # whose numbers go by the models' names
+
+
+def release_memory() -> None:
+    """Free models that nothing uses any more; their modules refer to each other, so counting doesn't.
+
+    What was loaded at start-up may be frozen, which hides it from the collector.
+    """
+    frozen = gc.get_freeze_count() > 0
+    gc.unfreeze()
+    gc.collect()
+    if frozen:
+        gc.freeze()
