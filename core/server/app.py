@@ -17,7 +17,7 @@ from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from ..config import ModelSettings
 from ..errors import EngineDown, PluginError, RequestError
 from ..host import Host
-from ..types import EngineClient, Settings
+from ..types import EngineClient, ServedModel, Settings
 from .auth import SCOPES, Doorkeeper
 from .control import Lifecycle, routes
 from .docs import openapi_config, openapi_route
@@ -36,7 +36,7 @@ def create_app(
     *,
     models: Sequence[ModelSettings] = (),
     lifecycle: Lifecycle | None = None,
-    status: Callable[[str], dict[str, Any]] = lambda model: {},
+    status: Callable[[ServedModel], dict[str, Any]] = lambda model: {},
     metrics: Metrics | None = None,
 ) -> Litestar:
     """The application over an engine that is ready; ``metrics``: what ``GET /metrics`` shows.

@@ -25,7 +25,7 @@ class Facts:
         settings: Settings,
         models: Sequence[ModelSettings],
         extra: Callable[[ServedModel], Mapping[str, Any]],
-        status: Callable[[str], dict[str, Any]],
+        status: Callable[[ServedModel], dict[str, Any]],
     ) -> None:
         self._settings = redacted(settings)
         self._models: dict[str, dict[str, Any]] = {model.name: msgspec.to_builtins(model) for model in models}
@@ -92,7 +92,7 @@ class Facts:
             "status": "ready",
             "version": self._version,
             "max_total_num_tokens": model.max_total_tokens,
-            "internal_states": [settings | self._status(model.name)],
+            "internal_states": [settings | self._status(model)],
         }
 
     def card(self, model: ServedModel) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..engine.messages import Load
 
 if TYPE_CHECKING:
+    from ..types import ServedModel
     from .supervisor import Supervisor
 
 
@@ -36,11 +37,12 @@ class Status:
         """Each model's, at most a second old."""
         return self._supervisor.beat.loads
 
-    def of(self, model: str) -> dict[str, Any]:
+    def of(self, model: ServedModel) -> dict[str, Any]:
         """A model's live keys of ``internal_states``; sizes in GB."""
-        load = next((load for load in self.loads() if load.model == model), Load(model, 0, 0, 0, 0))
+        names = model.name, *model.aliases  # plan and heartbeat may know it by the name before an update
+        load = next((load for load in self.loads() if load.model in names), Load(model.name, 0, 0, 0, 0))
         plan = self._supervisor.ready.plan if self._supervisor.ready is not None else []
-        sizes: dict[str, Any] = next((row for row in plan if row["model"] == model), {})
+        sizes: dict[str, Any] = next((row for row in plan if row["model"] in names), {})
         return {
             "last_gen_throughput": round(self.throughput, 2),
             "memory_usage": {

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from trunkline.core import Engine
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched
 from trunkline.plugins.generation.offline import generate
+from trunkline.plugins.generation.schemas import GenerationParams
 from trunkline.plugins.generation.stage import GenerationStage
 from trunkline.plugins.moe_stats import offline
 
@@ -183,3 +187,24 @@ def test_a_renamed_model_is_reported_under_its_name(engine_of: Callable[..., Eng
     engine = engine_of("mixtral")
     engine._loop.lanes[0].model.name = "another"
     assert offline.look(engine)["model"] == "another"
+
+
+def test_a_record_outlives_an_update_of_the_weights(
+    engine_of: Callable[..., Engine], zoo: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "new"
+    shutil.copytree(zoo("mixtral"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor.flip(0) if ".gate." in name else tensor for name, tensor in tensors.items()},
+              folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    engine = engine_of("mixtral")
+    prompt, params = list(range(10, 30)), GenerationParams(max_new_tokens=1, temperature=0.0)
+    seen = []
+    engine.call("experts_start")
+    for _ in range(2):
+        engine.submit("generation", prompt, params).result(60)
+        seen.append(np.array(engine.call("experts_look")["counts"]))
+        assert engine.call("update_weights", model_path=str(folder))["success"]
+    first, second = seen[0], seen[1] - seen[0]
+    assert first.sum(1).tolist() == second.sum(1).tolist() == [40, 40]
+    assert (first != second).any(), "the routers of the new weights are others"
