@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .types import (
         EngineClient,
+        ExpertObserver,
         Head,
         Model,
         ModelInfo,
@@ -159,6 +160,31 @@ def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
         @hookimpl
         def trunkline_stages(model, settings):
             return [ShoutStage(model)]
+    """
+
+
+@hookspec
+def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[ExpertObserver]:
+    """Engine, after load: who wants to see which experts tokens are sent to.
+
+    Asked for mixture-of-experts models only, where the choices can be seen; ``model.expert_layers``
+    says in which layers. A control finds its observer in ``model.expert_observers``::
+
+        class Busiest:
+            active = True
+
+            def begin_pass(self, rows):
+                self.tokens = sum(row.end - row.start for row in rows if row.request.key >= 0)
+
+            def observe(self, layer, chosen):
+                print(layer, chosen.flatten().mode().values)
+
+            def end_pass(self):
+                print(self.tokens, "tokens")
+
+        @hookimpl
+        def trunkline_expert_observers(model, settings):
+            return [Busiest()]
     """
 
 

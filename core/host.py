@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import typer
     from litestar.config.app import AppConfig
 
-    from .types import EngineClient, Model
+    from .types import EngineClient, ExpertObserver, Model
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -166,6 +166,11 @@ class Host:
         for plugin, stage in self._items("trunkline_stages", Stage, None, model=model, settings=settings):
             _put(stages, stage.task, stage, plugin, "task")
         return {task: stage for task, stage in stages.items() if task in tasks}
+
+    def expert_observers(self, model: Model, settings: Settings) -> tuple[ExpertObserver, ...]:
+        """Who is shown a mixture-of-experts model's choices."""
+        found = self._items("trunkline_expert_observers", object, None, model=model, settings=settings)
+        return tuple(observer for _, observer in found)
 
     def controls(self) -> dict[str, Callable[..., Any]]:
         """Functions that run in the engine between two batches, by name."""

@@ -149,6 +149,14 @@ class Model(Protocol):
     def stages(self) -> Mapping[str, Stage]:
         """The active stages by task; empty until ``trunkline_stages`` was asked."""
 
+    @property
+    def expert_layers(self) -> ExpertLayers | None:
+        """Where tokens are sent to experts; None for a dense model."""
+
+    @property
+    def expert_observers(self) -> Sequence[ExpertObserver]:
+        """Those that ``trunkline_expert_observers`` gave for this model."""
+
 
 # -- requests in the engine ------------------------------------------------------------------
 
@@ -296,6 +304,59 @@ class Stage(ABC):
 
     def release(self, request: Request) -> None:
         """The request left the engine, whatever the reason."""
+
+
+# -- experts ---------------------------------------------------------------------------------
+
+
+class ExpertLayers(Struct, frozen=True):
+    """``layers``: the numbers of the decoder layers, of ``depth``, whose tokens choose among ``experts``.
+
+    ``unseen`` says why choices can't be observed, "" where they can.
+    """
+
+    layers: tuple[int, ...]
+    depth: int
+    experts: int
+    unseen: str = ""
+
+
+class PassRow(Protocol):
+    """A request's share of a pass: its positions ``[start, end)``. Rows are packed one after another."""
+
+    @property
+    def request(self) -> Request:
+        """``request.key`` is negative for the engine's own: health probes and warm-up."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+
+
+class ExpertObserver(Protocol):
+    """Sees the experts that tokens are sent to, one object per loaded model.
+
+    Called in the engine's thread: ``begin_pass``, ``observe`` once per layer with experts,
+    ``end_pass``. A pass that fails has no end, and its rows come again. One that raises misses
+    the rest of the pass.
+    """
+
+    @property
+    def active(self) -> bool:
+        """Asked before each pass; while it is false the pass is not shown, which costs nothing."""
+
+    def begin_pass(self, rows: Sequence[PassRow]) -> None:
+        """A pass over these rows begins."""
+
+    def observe(self, layer: int, chosen: torch.Tensor) -> None:
+        """``chosen``: the experts of each packed token, int64 ``[T, k]``, in decoder layer ``layer``.
+
+        On the model's device. Keep it if you like, don't change it, and don't wait for the device.
+        """
+
+    def end_pass(self) -> None:
+        """All layers of the pass were shown, and its results are on the CPU."""
 
 
 # -- the front process -----------------------------------------------------------------------

@@ -66,10 +66,7 @@ REFUSED = (
     Foreign(("--enable-memory-saver",), "memory isn't released while serving", switch=True),
     Foreign(("--skip-tokenizer-init",), "the server needs the tokenizer", switch=True),
     Foreign(("--completion-template",), "there are no completion templates; --chat-template takes a file"),
-    Foreign(("--expert-distribution-recorder-mode",), "expert counts aren't recorded yet"),
-    Foreign(("--expert-distribution-recorder-buffer-size",), "expert counts aren't recorded yet"),
-    Foreign(("--enable-expert-distribution-metrics",), "expert counts aren't recorded yet", switch=True),
-    Foreign(("--expert-balancedness-report-mode",), "expert counts aren't recorded yet"),
+    Foreign(("--expert-balancedness-report-mode",), "GET /expert_distribution reports balancedness"),
 )
 
 

@@ -78,7 +78,9 @@ class Renewer:
             )
         if model.kv_shapes != lane.model.kv_shapes or model.dtype != lane.model.dtype:
             raise ModelError("The checkpoint's keys and values have other shapes than the served model's")
-        runner = Runner(model, model.stages, build.pool, build.table)
+        if model.expert_watch is not None:  # who counts goes on counting
+            model.expert_watch.observers = lane.model.expert_watch.observers
+        runner = Runner(model, model.stages, build.pool, build.table, model.expert_watch)
         return Renewal(candidate.settings, served, model, model.stages, runner)
 
     def _examine(self, lane: Lane, build: Build, source: ModelSource, order: UpdateWeights) -> Candidate:

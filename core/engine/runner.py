@@ -11,6 +11,7 @@ import torch
 from trunkline.kernels.layout import Layout
 
 from ..cache.pool import KVPool, SlotTable
+from ..model.expert_watch import ExpertWatch
 from ..types import Launched, Part, PartRow, Stage
 from .batch import Row
 
@@ -39,15 +40,29 @@ class Forward(Protocol):
 class Runner:
     """One model's forward passes."""
 
-    def __init__(self, model: Forward, stages: Mapping[str, Stage], pool: KVPool | None, table: SlotTable) -> None:
+    def __init__(
+        self,
+        model: Forward,
+        stages: Mapping[str, Stage],
+        pool: KVPool | None,
+        table: SlotTable,
+        experts: ExpertWatch | None = None,
+    ) -> None:
         self._model = model
         self._stages = stages
         self._pool = pool
         self._table = table.slots
+        self._experts = experts
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> list[tuple[Part, dict[str, torch.Tensor]]]:
         """One pass: a part and its tensors on the CPU for each task that has a wanted row."""
+        if self._experts is None:
+            return self._run(rows)
+        with self._experts.watching(rows):
+            return self._run(rows)
+
+    def _run(self, rows: Sequence[Row]) -> list[tuple[Part, dict[str, torch.Tensor]]]:
         parts = split(rows)
         for part, _ in parts:
             self._stages[part.task].prepare(part)

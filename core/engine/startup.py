@@ -22,6 +22,7 @@ from ..errors import ModelError
 from ..host import Host
 from ..model import loader
 from ..model.catalogue import cache_folder
+from ..model.expert_watch import watch_experts
 from ..model.info import read_info
 from ..model.loaded import LoadedModel
 from ..types import ModelInfo, ModelSource, ServedModel, Stage, Tokenizer
@@ -167,9 +168,12 @@ def load(candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: 
         holder = "the KV pool holds" if grant.kv_bytes else "--max-total-tokens allows"
         log.warning("%s: context reduced to %d tokens, all that %s", candidate.name, grant.context, holder)
     served, model = assemble(candidate, grant, settings, host, host.tokenizer(candidate.tokenizer_source))
+    watch = model.expert_watch
+    if watch is not None and not watch.layers.unseen:
+        watch.observers = host.expert_observers(model, settings)
     pool, table = memory(candidate, grant, model)
     scheduler = schedule(candidate, grant, pool, table)
-    runner = Runner(model, model.stages, pool, table)
+    runner = Runner(model, model.stages, pool, table, watch)
     lane = Lane(served, model, model.stages, scheduler, runner, settings=candidate.settings)
     return lane, Build(candidate.plan, grant, pool, table)
 
@@ -187,6 +191,7 @@ def assemble(
     model.max_request_tokens = grant.context
     stages, refused = keep_stages(candidate, host.stages(model, settings, candidate.tasks), model)
     model.stages = stages
+    model.expert_watch = watch_experts(model)
     return describe(candidate, grant, model, stages, refused, backend), model
 
 

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from .attention import NAME
+from .expert_watch import TAP
 
 
 def register() -> None:
@@ -28,10 +29,14 @@ def run_experts(
 
     ``hidden`` is ``[T, hidden_size]``, ``top_k_index`` int64 ``[T, k]``, ``top_k_weights``
     ``[T, k]``; returns ``[T, hidden_size]``. Token-expert pairs are sorted by expert, so that
-    each expert's weights are read once and by one matrix product a projection.
+    each expert's weights are read once and by one matrix product a projection. Observers, if there
+    are some, are shown ``top_k_index``.
     """
     if hidden.is_meta:  # a dry run for shapes: there are no indices to sort by
         return torch.empty_like(hidden)
+    tap = module.__dict__.get(TAP)  # nn.Module's own look-up is slow for what isn't there
+    if tap is not None and tap[0].active:
+        tap[0].observe(tap[1], top_k_index)
     tokens, k = top_k_index.shape
     experts = top_k_index.reshape(-1)
     order = torch.argsort(experts, stable=True)

@@ -11,9 +11,10 @@ import torch
 
 from trunkline.kernels.layout import Layout
 
-from ..types import ModelInfo, Stage, Tokenizer
+from ..types import ExpertLayers, ExpertObserver, ModelInfo, Stage, Tokenizer
 from .architecture import backbone_of, has_token_types, position_offset
 from .attention import EAGER, NAME, ForwardContext
+from .expert_watch import ExpertWatch
 from .origins import read
 from .padded import forward_padded
 
@@ -28,8 +29,8 @@ class LoadedModel:
     """Weights, heads and the one way to run them; implements :class:`trunkline.core.types.Model`.
 
     ``whole`` is the transformers object, ``backbone`` what it runs under its head. ``refused`` maps
-    a head to the reason why it can't be used. Tokenizer, stages and ``max_request_tokens`` are
-    filled in by the engine.
+    a head to the reason why it can't be used. Tokenizer, stages, ``max_request_tokens`` and
+    ``expert_watch`` are filled in by the engine.
     """
 
     name: str
@@ -45,6 +46,7 @@ class LoadedModel:
     tokenizer: Tokenizer | None = None
     stages: dict[str, Stage] = field(default_factory=dict)
     max_request_tokens: int = 0
+    expert_watch: ExpertWatch | None = None  # of a mixture of experts
     unused: frozenset[str] = frozenset()  # the checkpoint's tensors that the class has no place for
     padded: bool = False  # runs rows as a batch with a mask, because its attention can't be replaced
     backbone: Any = field(init=False)
@@ -56,6 +58,16 @@ class LoadedModel:
         self.token_types = has_token_types(self.backbone)
         self.position_offset = position_offset(self.backbone)
         self._takes = frozenset(inspect.signature(self.backbone.forward).parameters)
+
+    @property
+    def expert_layers(self) -> ExpertLayers | None:
+        """Where tokens are sent to experts; None for a dense model."""
+        return None if self.expert_watch is None else self.expert_watch.layers
+
+    @property
+    def expert_observers(self) -> tuple[ExpertObserver, ...]:
+        """Who is shown what experts are chosen."""
+        return () if self.expert_watch is None else self.expert_watch.observers
 
     @property
     def attention(self) -> str:

@@ -16,7 +16,7 @@ from ..errors import RequestError
 from ..types import EngineClient, ServedModel
 from .api import AnyRequest, InvalidBody, json_response, read_body
 from .info import Facts
-from .models import named
+from .models import asked_about, named
 
 PROBE_SECONDS = 20.0  # what a health probe may take
 BUSY_TICK = 0.05  # how often a waiting probe looks for other results
@@ -123,7 +123,7 @@ def model_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandle
     infer = {"scope": "infer"}
 
     def chosen(request: AnyRequest) -> ServedModel:
-        return named(engine.models, request.query_params.get("model")) or engine.models[0]
+        return asked_about(engine.models, request.query_params.get("model"))
 
     @get("/get_model_info", opt=infer)
     async def get_model_info(request: AnyRequest) -> Response[bytes]:

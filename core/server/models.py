@@ -31,6 +31,13 @@ def named(models: Sequence[ServedModel], name: str | None) -> ServedModel | None
     raise RequestError(f"The model {name!r} does not exist; there are: {known}.", param="model", code="model_not_found")
 
 
+def asked_about(models: Sequence[ServedModel], name: str | None) -> ServedModel:
+    """The model that a call about a model means: the named one, else the primary. Errors as in :func:`named`."""
+    if not models:
+        raise EngineDown("No model is loaded yet; try again soon.")
+    return named(models, name) or models[0]
+
+
 def choose(models: Sequence[ServedModel], task: str, name: str | None) -> ServedModel:
     """The named model, else the first that serves the task. RequestError when it doesn't."""
     if not models:

@@ -295,3 +295,20 @@ def test_the_projects_own_plugins_load_through_entry_points() -> None:
     host = Host.load()
     assert {"models", "generation"} <= set(host.plugins)
     assert host.plugins["models"].distribution == "trunkline"
+
+
+def test_expert_observers_of_all_plugins_are_collected(plugin: Plugin) -> None:
+    asked: list[Any] = []
+
+    def observers(model: Any, settings: Any) -> list[str]:
+        asked.append((model, settings))
+        return ["first", "second"]
+
+    host = Host(
+        [plugin("a", trunkline_expert_observers=observers), plugin("b", trunkline_expert_observers=lambda: ["third"])]
+    )
+    assert sorted(host.expert_observers(cast(Any, "model"), {})) == ["first", "second", "third"]
+    assert asked == [("model", {})]
+    wrong = Host([plugin("wrong", trunkline_expert_observers=lambda: 5)])
+    with pytest.raises(PluginError, match=r"'wrong'.*int, not Iterable"):
+        wrong.expert_observers(cast(Any, None), {})

@@ -12,7 +12,7 @@ import pytest
 
 from trunkline.core.server.auth import Doorkeeper
 
-PUBLIC = {"/health", "/ready", "/health_generate", "/ping", "/metrics"}
+PUBLIC = {"/health", "/ready", "/health_generate", "/ping", "/metrics", "/expert_distribution/page"}
 API, ADMIN = "key-of-clients", "key-of-admins"
 
 

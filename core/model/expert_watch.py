@@ -1,0 +1,105 @@
+"""Shows observers which experts a model's tokens were sent to.
+
+While nobody observes, an experts layer pays for one look at an empty tuple. What is run outside of
+a pass of the engine (warm-up, proofs at load) is shown to nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..types import ExpertLayers, ExpertObserver, PassRow
+
+log = logging.getLogger("trunkline.model")
+
+TAP = "trunk_tap"  # attribute of experts modules: (watch, number of the decoder layer)
+LAYER = re.compile(r"\.(\d+)\.")  # "model.layers.3.mlp.experts": the first number is the decoder layer's
+
+
+class ExpertWatch:
+    """The observers of one model, and those of the pass that is running."""
+
+    def __init__(self, layers: ExpertLayers, observers: Sequence[ExpertObserver] = ()) -> None:
+        self.layers = layers
+        self.observers = tuple(observers)
+        self.active: tuple[ExpertObserver, ...] = ()  # empty between passes, and while nobody wants to know
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExpertWatch:
+        """Copies of layers (proofs make some) share the watch, or they would copy what observers hold."""
+        return self
+
+    @contextmanager
+    def watching(self, rows: Sequence[PassRow]) -> Iterator[None]:
+        """Around one pass over packed ``rows``. Observers are told of its end only if it didn't raise."""
+        wanted = [observer for observer in self.observers if observer.active]
+        if not wanted:
+            yield
+            return
+        self.active = tuple(wanted)
+        try:
+            self._tell(lambda observer: observer.begin_pass(rows))
+            yield
+            self._tell(lambda observer: observer.end_pass())
+        finally:
+            self.active = ()
+
+    def observe(self, layer: int, chosen: torch.Tensor) -> None:
+        """Tokens of the pass were sent to experts ``chosen``, int64 ``[T, k]``, in decoder layer ``layer``."""
+        self._tell(lambda observer: observer.observe(layer, chosen))
+
+    def _tell(self, what: Callable[[ExpertObserver], None]) -> None:
+        """One that fails sees no more of this pass; requests are none of its business."""
+        for observer in self.active:
+            try:
+                what(observer)
+            except Exception:
+                log.exception("%s failed and misses a pass", type(observer).__name__)
+                self.active = tuple(other for other in self.active if other is not observer)
+
+
+def watch_experts(model: Any) -> ExpertWatch | None:
+    """Tap the experts of a loaded model; None when it is dense.
+
+    Call it when modules are final, and again after some were replaced. Where the choices can't be seen,
+    ``layers.unseen`` says why.
+    """
+    if not model.info.num_experts:
+        return None
+    depth = int(model.whole.config.get_text_config().num_hidden_layers)
+    taps = {} if model.padded else _taps(model.backbone)
+    if not taps:
+        reason = "padding would be counted" if model.padded else "its experts don't say which tokens they are sent"
+        layers = ExpertLayers((), depth, model.info.num_experts, f"{model.info.architecture}: {reason}.")
+        return ExpertWatch(layers)
+    watch = ExpertWatch(ExpertLayers(tuple(sorted(taps)), depth, model.info.num_experts))
+    for layer, module in taps.items():
+        if not hasattr(module, "has_gate") and TAP not in vars(module):
+            module.register_forward_hook(_from_router)
+        setattr(module, TAP, (watch, layer))
+    return watch
+
+
+def _taps(backbone: Any) -> dict[int, Any]:
+    """By decoder layer: modules that run through our experts function, else routers that say what they chose."""
+    experts: dict[int, Any] = {}
+    routers: dict[int, Any] = {}
+    for name, module in backbone.named_modules(prefix="backbone"):
+        found = LAYER.search(name)
+        if found and hasattr(module, "has_gate") and hasattr(module, "num_experts"):
+            experts[int(found[1])] = module
+        elif found and name.endswith(".router") and hasattr(module, "top_k"):
+            routers[int(found[1])] = module
+    return experts or {layer: module for layer, module in routers.items() if type(module).__name__ == "Llama4Router"}
+
+
+def _from_router(module: Any, _: Any, output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Forward hook of Llama 4's router, which gives scores and logits: it keeps the ``top_k`` largest."""
+    watch, layer = getattr(module, TAP)
+    if watch.active:
+        watch.observe(layer, torch.topk(output[1], module.top_k, dim=1).indices)

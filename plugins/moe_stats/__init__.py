@@ -1,0 +1,57 @@
+"""Which experts tokens are sent to in mixture-of-experts models: recorded, dumped, shown live.
+
+What runs in the engine is ``stage.py``; there is no request of this task, so it has no ``Stage``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from trunkline.core.hookspecs import hookimpl
+from trunkline.core.types import SettingsGroup
+
+from .settings import GROUP, MoeStatsSettings
+
+if TYPE_CHECKING:
+    import typer
+
+    from trunkline.core.types import EngineClient, ExpertObserver, Model, Settings
+
+
+@hookimpl
+def trunkline_settings() -> SettingsGroup:
+    return SettingsGroup(GROUP, MoeStatsSettings)
+
+
+@hookimpl
+def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[ExpertObserver]:
+    from .stage import Recorder
+
+    assert model.expert_layers is not None  # core asks for such models only
+    return [Recorder(model.name, model.expert_layers, settings[GROUP])]
+
+
+@hookimpl
+def trunkline_controls() -> dict[str, Callable[..., Any]]:
+    from . import stage
+    from .settings import DUMP, LOOK, START, STOP
+
+    return {START: stage.start, STOP: stage.stop, DUMP: stage.dump, LOOK: stage.look}
+
+
+@hookimpl
+def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
+    from .live import live_routes
+    from .routes import record_routes
+    from .service import Service
+
+    service = Service(engine)
+    return [*record_routes(service), *live_routes(service)]
+
+
+@hookimpl
+def trunkline_commands(app: typer.Typer) -> None:
+    from .command import experts
+
+    app.command()(experts)

@@ -1,0 +1,50 @@
+"""The record while it grows: as JSON, as a stream of events, as a page. None of them changes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from litestar import Response, get
+
+from trunkline.core.server.api import AnyRequest, EventStream, json_response, sse
+
+from .page import HEADERS, PAGE
+from .report import report
+from .schemas import Snapshot
+from .service import Service
+from .settings import LOOK
+
+EVENT_SECONDS = 1.0
+
+
+def live_routes(service: Service) -> list[Any]:
+    """Handlers, bound to the service."""
+    admin = {"scope": "admin", "dialect": "native"}
+
+    @get("/expert_distribution", opt=admin, summary="Expert choices so far")
+    async def look(request: AnyRequest) -> Response[Any]:
+        """Counts of experts by layer since the last start or dump, with balancedness and the busiest experts."""
+        return json_response(report(await service.run(LOOK, request)))
+
+    @get("/expert_distribution/stream", opt=admin, summary="Expert choices, about once a second")
+    async def stream(request: AnyRequest) -> Response[Any]:
+        """The same object as a server-sent event about once a second, until the client or the server goes."""
+        first = await service.run(LOOK, request)  # what is wrong with the request is told with its status
+        return EventStream(_events(service, request, first), lambda: None)
+
+    @get("/expert_distribution/page", opt={"scope": "public"}, summary="Heat map of experts")
+    async def page() -> Response[bytes]:
+        """A page that draws the stream as a heat map. It holds no data: it asks with the key that is typed into it."""
+        return Response(PAGE, media_type="text/html", headers=HEADERS)
+
+    return [look, stream, page]
+
+
+async def _events(service: Service, request: AnyRequest, first: Snapshot) -> AsyncIterator[bytes]:
+    lifecycle = request.app.state.get("lifecycle")
+    yield sse(report(first))
+    while lifecycle is None or not lifecycle.draining:  # nobody waits for a stream that has no end
+        await asyncio.sleep(EVENT_SECONDS)
+        yield sse(report(await service.run(LOOK, request)))

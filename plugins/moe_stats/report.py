@@ -1,0 +1,49 @@
+"""A snapshot as clients see it: shares, busiest experts, balancedness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .schemas import Snapshot
+
+TOP = 5  # busiest experts named a layer
+
+
+def report(snapshot: Snapshot) -> dict[str, Any]:
+    """The JSON object of a snapshot.
+
+    Balancedness is mean / maximum of a layer's counts: 1 when all experts have the same load,
+    1/experts when one has it all, null when nothing was counted. The model's is the mean of its layers'.
+    """
+    layers = [_layer(layer, counts) for layer, counts in zip(snapshot.layers, snapshot.counts, strict=True)]
+    known = [layer["balancedness"] for layer in layers if layer["balancedness"] is not None]
+    return {
+        "model": snapshot.model,
+        "mode": snapshot.mode,
+        "recording": snapshot.recording,
+        "passes": snapshot.passes,
+        "tokens": snapshot.tokens,
+        "top_k": snapshot.top_k,
+        "num_layers": snapshot.depth,
+        "num_experts": snapshot.experts,
+        "balancedness": sum(known) / len(known) if known else None,
+        "passes_without_record": snapshot.unrecorded,
+        "layers": layers,
+    }
+
+
+def _layer(layer: int, counts: Sequence[int]) -> dict[str, Any]:
+    total, most = sum(counts), max(counts)
+    busiest = sorted(range(len(counts)), key=lambda expert: -counts[expert])[:TOP]
+    return {
+        "layer": layer,
+        "selections": total,
+        "balancedness": total / len(counts) / most if most else None,
+        "top": [
+            {"expert": expert, "count": counts[expert], "share": counts[expert] / total}
+            for expert in busiest
+            if counts[expert]
+        ],
+        "counts": list(counts),
+    }

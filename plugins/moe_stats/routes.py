@@ -1,0 +1,58 @@
+"""SGLang's three routes: start, stop and dump the record of expert choices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Response, route
+from litestar.enums import HttpMethod
+
+from trunkline.core.server.api import AnyRequest, json_response
+
+from .report import report
+from .service import Service, wants_json
+from .settings import DUMP, START, STOP
+
+# path -> (control, SGLang's answer word for word, what the route does)
+RECORD = {
+    "/start_expert_distribution_record": (
+        START,
+        "Start recording the expert distribution.\n",
+        "Count from now on, from nothing, which experts tokens are sent to.",
+    ),
+    "/stop_expert_distribution_record": (
+        STOP,
+        "Stop recording the expert distribution.\n",
+        "Count no more; what was counted stays.",
+    ),
+    "/dump_expert_distribution_record": (
+        DUMP,
+        "Dump expert distribution record.\n",
+        "Write what was counted to a file of the server's and forget it.",
+    ),
+}
+
+
+def record_routes(service: Service) -> list[Any]:
+    """Handlers, bound to the service."""
+    return [_route(service, path, *about) for path, about in RECORD.items()]
+
+
+def _route(service: Service, path: str, control: str, text: str, about: str) -> Any:
+    @route(
+        path,
+        http_method=[HttpMethod.GET, HttpMethod.POST],
+        opt={"scope": "admin", "dialect": "native"},
+        status_code=200,
+        summary=text.strip().rstrip("."),
+        description=f"{about} Text, or JSON with the counts by `?format=json` or `Accept: application/json`.",
+    )
+    async def handler(request: AnyRequest) -> Response[Any]:
+        as_json = wants_json(request)
+        snapshot = await service.run(control, request)
+        if not as_json:
+            return Response(text, media_type="text/plain")
+        file = {"file": snapshot.file} if snapshot.file else {}
+        return json_response({"message": text.strip()} | file | report(snapshot))
+
+    return handler

@@ -1,0 +1,33 @@
+"""From a request to a snapshot: all routes go through here."""
+
+from __future__ import annotations
+
+import msgspec
+
+from trunkline.core.server.api import AnyRequest, InvalidBody, asked_about
+from trunkline.core.types import EngineClient
+
+from .schemas import Snapshot
+
+
+class Service:
+    """The front's part of expert statistics."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._engine = engine
+
+    async def run(self, control: str, request: AnyRequest) -> Snapshot:
+        """Run a control on the primary model, or on the one that ``?model=`` names.
+
+        RequestError 400 for an unknown name and for a model whose choices can't be counted.
+        """
+        served = asked_about(self._engine.models, request.query_params.get("model"))
+        return msgspec.convert(await self._engine.call(control, model=served.name), Snapshot)
+
+
+def wants_json(request: AnyRequest) -> bool:
+    """Did the client ask for JSON, by ``?format=`` or by its Accept header? InvalidBody for another format."""
+    given = request.query_params.get("format")
+    if given not in (None, "json", "text"):
+        raise InvalidBody(f"format must be 'json' or 'text', got {given!r}.")
+    return given == "json" or (given is None and "application/json" in request.headers.get("accept", ""))
