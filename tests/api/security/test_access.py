@@ -38,11 +38,17 @@ def test_without_a_key_only_public_routes_answer(locked: httpx.Client) -> None:
     assert PUBLIC - {"/ready"} <= answered | {"/health"}
 
 
-@pytest.mark.parametrize("path", ["/flush_cache", "/abort_request"])
+ADMINISTRATIVE = (
+    "/flush_cache", "/abort_request", "/update_weights_from_disk", "/update_weights", "/update_weight_version",
+    "/get_weights_by_name",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ADMINISTRATIVE)
 def test_the_clients_key_opens_no_admin_route(locked: httpx.Client, path: str) -> None:
     for key, fine in ((API, False), (ADMIN, True)):
         answer = locked.post(path, json={}, headers={"authorization": f"Bearer {key}"})
-        assert (answer.status_code == 200) is fine, answer.text
+        assert (answer.status_code != 401) is fine, answer.text
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ MAX_BODY = 1 << 20
 FINE = {"text": "one", "input": "one", "inputs": "one", "query": "one", "documents": ["two"], "max_tokens": 1}
 CHAT = {"messages": [{"role": "user", "content": "one"}]}
 PAIR = {"text_1": "one", "text_2": "two", "texts": ["two"]}
-DEEP = json.dumps(FINE | CHAT | PAIR)[:-1].encode() + b', "metadata": ' + b"[" * 64 + b"]" * 64 + b"}"
+WEIGHTS = {"model_path": "nowhere", "new_version": "x", "name": "x"}
+DEEP = json.dumps(FINE | CHAT | PAIR | WEIGHTS)[:-1].encode() + b', "metadata": ' + b"[" * 64 + b"]" * 64 + b"}"
 BODIES = {
     "nothing": b"",
     "no JSON": b"{",
