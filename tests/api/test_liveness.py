@@ -15,6 +15,10 @@ import pytest
 
 WORDS = ("the", "sea", "other", "nothing", "else", "there", "in", "it")
 CLIENTS = 16
+ROUTES = (
+    "/generate", "/encode", "/v1/embeddings", "/embed", "/v1/rerank", "/rerank", "/v2/rerank", "/score", "/classify",
+    "/v1/classify",
+)  # fmt: skip
 PATIENCE = 60.0  # seconds without an answer that count as a stall; the usual answer takes well under one
 TOKENS = 1024  # of the pools: far fewer than the clients ask for, so requests wait, retract and evict
 
@@ -30,6 +34,8 @@ def fleet(zoo: Callable[[str], Path], live: Callable[..., Any]) -> Any:
         *("--model-path", str(zoo("gemma3-base")), "--served-model-name", "means"),
         *("--model-path", str(zoo("bert-score")), "--served-model-name", "ranks"),
         *("--model-path", str(zoo("llama-score")), "--served-model-name", "rewards"),
+        *("--model-path", str(zoo("qwen3-yes-no")), "--served-model-name", "judges", "--task", "rerank"),
+        *("--model-path", str(zoo("mpnet")), "--served-model-name", "pads"),
     ]
     return live(*shared, *models)
 
@@ -50,19 +56,25 @@ def job(chance: random.Random) -> tuple[str, dict[str, Any]]:
     """Any route with any input."""
     truncate = chance.choice(("none", "start", "end", True))
     texts: Any = text(chance) if chance.random() < 0.5 else [text(chance) for _ in range(chance.randint(1, 6))]
-    kind = chance.randrange(6)
+    kind = chance.randrange(8)
     if kind == 0:
         params = {"max_new_tokens": chance.choice((0, 1, 8, 64, 400)), "ignore_eos": True}
         return "/generate", {"text": texts, "sampling_params": params, "model": "talks"}
     if kind == 1:
+        path, model = chance.choice(("/v1/rerank", "/rerank", "/v2/rerank")), chance.choice(("ranks", "judges"))
         documents = [text(chance) for _ in range(chance.randint(1, 6))]
-        return "/v1/rerank", {"query": "the sea", "documents": documents, "truncate": truncate, "model": "ranks"}
+        return path, {"query": "the sea", "documents": documents, "truncate": truncate, "model": model}
     if kind == 2:
         model = chance.choice(("rewards", "ranks"))
         return "/classify", {"text": shared_prefix(chance), "truncate": truncate, "model": model}
     if kind == 3:
         return "/v1/classify", {"input": texts, "truncate": truncate, "model": "rewards"}
-    model = chance.choice(("talks", "embeds", "means"))
+    if kind == 6:
+        pair = {"text_1": "the sea", "text_2": texts}
+        return "/score", pair | {"truncate": truncate, "model": chance.choice(("ranks", "judges"))}
+    model = chance.choice(("talks", "embeds", "means", "pads"))
+    if kind == 7:
+        return "/embed", {"inputs": texts, "truncate": truncate, "model": model}
     if kind == 4:
         return "/v1/embeddings", {"input": texts, "truncate": truncate, "model": model}
     return "/encode", {"text": texts, "truncate": truncate, "model": model}
@@ -99,23 +111,23 @@ async def storm(url: str, seconds: float, seed: int) -> Counter[str]:
 
 def check(server: Any, seen: Counter[str]) -> None:
     """Every route worked, and afterwards the server is as it was: idle, empty, healthy."""
-    for path in ("/generate", "/encode", "/v1/embeddings", "/v1/rerank", "/classify", "/v1/classify"):
+    for path in ROUTES:
         assert seen[f"{path} 200"] > 0, seen
     assert seen["truncated"] > 0
     assert seen["hung up"] > 0
     with httpx.Client(base_url=server.url, timeout=PATIENCE) as http:
+        models = [model["id"] for model in http.get("/v1/models").json()["data"]]
+
+        def states() -> list[dict[str, Any]]:
+            return [http.get(f"/get_server_info?model={name}").json()["internal_states"][0] for name in models]
+
         deadline = time.monotonic() + PATIENCE
-        while True:
-            state = http.get("/get_server_info").json()["internal_states"][0]
-            if state["num_running_reqs"] == state["num_waiting_reqs"] == 0:
-                break
-            assert time.monotonic() < deadline, state
-        assert state["engine_restarts"] == 0
+        while any(state["num_running_reqs"] or state["num_waiting_reqs"] for state in states()):
+            assert time.monotonic() < deadline, states()
         assert http.get("/health_generate").status_code == 200
         assert http.post("/flush_cache").status_code == 200
-        models = http.get("/v1/models").json()["data"]
-        state = http.get("/get_server_info").json()["internal_states"][0]
-        assert state["free_tokens"] == len(models) * TOKENS  # of all models together
+        assert [state["engine_restarts"] for state in states()] == [0] * len(models)
+        assert [state["free_tokens"] for state in states()] == [TOKENS] * len(models)
     assert "Traceback" not in server.log.read_text()
 
 
