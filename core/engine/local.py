@@ -33,8 +33,10 @@ class Ticket:
     finish reason once it is over; ``created`` and ``finished`` are ``time.perf_counter()``.
     """
 
-    def __init__(self, engine: Engine, key: int, rid: str) -> None:
+    def __init__(self, engine: Engine, key: int, rid: str, model: str = "") -> None:
         self.rid = rid
+        self.model = model
+        self.weight_version = ""  # label of the weights that it runs with, known when it has started
         self.created = time.perf_counter()
         self.finished = 0.0
         self.tokens: list[int] = []
@@ -152,7 +154,7 @@ class Engine:
         """
         if isinstance(prompt, str):
             prompt = self.encode(prompt, model)
-        ticket = self._ticket(rid or uuid.uuid4().hex)
+        ticket = self._ticket(rid or uuid.uuid4().hex, model)
         ids = np.asarray(prompt, np.int32).tobytes()
         raw = msgspec.Raw(msgspec.msgpack.encode(params))
         self.post(Submit(ticket._key, model, task, ticket.rid, ids, raw, priority, salt, second_at=second_at))
@@ -209,9 +211,9 @@ class Engine:
                 ticket.fail(error)
             self._tickets.clear()
 
-    def _ticket(self, rid: str) -> Ticket:
+    def _ticket(self, rid: str, model: str = "") -> Ticket:
         key = next(self._keys)
-        ticket = Ticket(self, key, rid)
+        ticket = Ticket(self, key, rid, model)
         with self._ending:
             if self._over is not None:
                 raise self._over
@@ -226,6 +228,7 @@ class Engine:
                     self._tickets.pop(message.key, None)
             elif isinstance(message, Started) and (ticket := self._tickets.get(message.key)):
                 ticket.cached_tokens = message.cached
+                ticket.weight_version = self.served(ticket.model).weight_version
             elif isinstance(message, Changed):
                 self._rename(message.models)
 

@@ -336,7 +336,8 @@ def test_running_requests_end_with_the_old_weights_and_later_ones_begin_with_the
         running = submit(engine, 200)
         next(iter(running))
         update, again = engine._ticket("update"), engine._ticket("again")
-        engine.post(Call(update._key, "update_weights", "", {"model_path": str(new)}))
+        order = {"model_path": str(new), "weight_version": "one"}
+        engine.post(Call(update._key, "update_weights", "", order))
         later = [submit(engine) for _ in range(3)]
         dropped = submit(engine)
         dropped.cancel()
@@ -344,6 +345,7 @@ def test_running_requests_end_with_the_old_weights_and_later_ones_begin_with_the
         assert running.result(60).tokens == alone
         assert update.result(60).data["success"]
         assert [ticket.result(60).tokens for ticket in later] == [wanted] * 3
+        assert [running.weight_version, *(ticket.weight_version for ticket in later)] == ["default", *["two"] * 3]
         assert dropped.result(60).finish == {
             "type": "abort", "status_code": None, "err_type": None, "message": "Abort in waiting queue",
         }  # fmt: skip
