@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ import httpx
 import pytest
 import torch
 
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 START, STOP, DUMP = (f"/{verb}_expert_distribution_record" for verb in ("start", "stop", "dump"))
 Launch = Callable[..., Any]
 
@@ -85,6 +88,30 @@ def test_a_stranger_needs_the_key(web: httpx.Client) -> None:
     page = web.get("/expert_distribution/page")
     assert page.status_code == 200
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_a_browser_draws_the_heat_map(web: httpx.Client, tmp_path: Path) -> None:
+    web.post(START)
+    generate(web, list(range(20, 60)))
+    command = [
+        BROWSER,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}",
+        "--timeout=5000",
+    ]
+    page = f"{web.base_url}/expert_distribution/page".replace("//expert", "/expert")
+    drawn = subprocess.run(
+        [*command, "--dump-dom", page], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    seen = web.get("/expert_distribution").json()
+    rows = re.findall(r"<tr.*?</tr>", drawn.split('id="map"')[1].split("</table>")[0], re.DOTALL)[1:]
+    cells = [[int(cell.replace(",", "")) for cell in re.findall(r">([\d,]+)</td>", row)] for row in rows]
+    assert cells == [layer["counts"] for layer in seen["layers"]]
+    assert "Connected." in drawn
 
 
 def test_a_stream_does_not_keep_the_server_from_stopping(live: Launch, zoo: Callable[[str], Path]) -> None:
