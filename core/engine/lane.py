@@ -122,9 +122,9 @@ class Lane:
         """Compute a batch. The steps are applied to their requests; those that ended have left."""
         began = self._clock()
         resets = [step for request in batch.retracted for step in self._reset(request)]
-        steps, failed = self._attempt(batch.rows)
+        steps, failed, seen = self._attempt(batch.rows)
         for row in failed:
-            steps += self._alone(row)
+            steps += self._alone(row, seen)
         # What a failed request computed may be garbage: it must not reach the prefix cache.
         doomed = {step.request.key for step in steps if failed_with(step)}
         self.scheduler.commit(batch.without(doomed) if doomed else batch)
@@ -168,13 +168,13 @@ class Lane:
         except Exception:
             log.exception("release of %s failed", request.rid)
 
-    def _attempt(self, rows: Sequence[Row]) -> tuple[list[Step], list[Row]]:
-        """Run rows together. Returns their steps and the rows that must be tried alone."""
+    def _attempt(self, rows: Sequence[Row], seen: bool = False) -> tuple[list[Step], list[Row], bool]:
+        """Run rows together. Returns their steps, the rows that must be tried alone, and if these were ``seen``."""
         try:
-            parts = self.runner.run(rows)
+            parts = self.runner.run(rows, seen)
         except Exception:
             log.exception("a pass over %d rows failed; running each alone", len(rows))
-            return [], list(rows)
+            return [], list(rows), seen
         steps: list[Step] = []
         broken: set[int] = set()
         for part, tensors in parts:
@@ -186,11 +186,11 @@ class Lane:
             except Exception:
                 log.exception("collect of task %s failed; running its unfinished rows alone", part.task)
                 broken |= {row.request.key for row in part.rows} - done
-        return steps, [row for row in rows if row.request.key in broken]
+        return steps, [row for row in rows if row.request.key in broken], True
 
-    def _alone(self, row: Row) -> list[Step]:
+    def _alone(self, row: Row, seen: bool) -> list[Step]:
         """Second and last try of one row; whatever fails now ends its request."""
-        steps, failed = self._attempt([row])
+        steps, failed, _ = self._attempt([row], seen)
         return [failure(row.request, "it failed alone, too")] if failed else steps
 
 

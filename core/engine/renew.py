@@ -13,7 +13,7 @@ from ..config import EngineSettings, ModelSettings
 from ..errors import ModelError, TrunklineError
 from ..host import Host
 from ..model import loader, weights
-from ..model.info import EXPERTS, read_info
+from ..model.info import EXPERTS, read_config, read_info
 from ..types import ModelSource
 from .lane import Lane, Renewal
 from .machine import available_bytes
@@ -85,15 +85,15 @@ class Renewer:
 
     def _examine(self, lane: Lane, build: Build, source: ModelSource, order: UpdateWeights) -> Candidate:
         """The checkpoint by its config. ModelError when it isn't the same model with other numbers in it."""
-        own = self._next_settings(lane, order)
-        info, current = read_info(source, own), lane.model.info
+        own, current = self._next_settings(lane, order), lane.model.info
+        check_counts(read_config(Path(source.path)), current.config)  # before any class is asked to fill it in
+        info = read_info(source, own)
         if info.architecture != current.architecture:
             raise ModelError(f"The checkpoint is a {info.architecture}, the served model a {current.architecture}")
         if info.context_length < build.grant.context:
             raise ModelError(
                 f"The checkpoint was made for {info.context_length} tokens, but {build.grant.context} are served"
             )
-        check_counts(info.config, current.config)
         tasks, refused = choose_tasks(own, info, self._host)
         plan = loader.plan(source, info, own)
         for name, shape in build.plan.shapes.items():
@@ -129,6 +129,9 @@ def check_counts(config: dict[str, Any], current: dict[str, Any]) -> None:
             new, old = mine.get(name), theirs.get(name)
             if new != old and (old is not None or (isinstance(new, int) and new > MANY)):
                 raise ModelError(f"The checkpoint's config makes another model: {name} is {new}, not {old}")
+        labels = mine.get("num_labels")
+        if isinstance(labels, int) and labels > MANY:
+            raise ModelError(f"The checkpoint's config has {labels} labels; at most {MANY} are taken")
 
 
 def remembered(names: Iterable[str], current: str) -> tuple[str, ...]:

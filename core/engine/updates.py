@@ -94,15 +94,22 @@ class Updates:
             pending.held[message.key] = message
         return pending is not None
 
+    def _held(self, lane: Lane, call: Call, aborts: bool) -> bool:
+        """:meth:`hold`; a call that aborts ends at once what the weights wait for."""
+        held = self.hold(lane, call)
+        if held and aborts:
+            self._loop.abort_all(lane)
+        return held
+
     def drop(self, key: int) -> bool:
         """Forget a held request; False when there is none of this key."""
         return any(pending.held.pop(key, None) is not None for pending in self._pending.values())
 
     def update(self, lane: Lane, message: Call) -> None:
         """Load at once; the answer follows when the weights are in place, or now if they can't be used."""
-        if self.hold(lane, message):
-            return
         order = msgspec.convert(message.arguments, UpdateWeights)
+        if self._held(lane, message, order.abort_all_requests):
+            return
         if self._renew is None:
             raise RequestError("This engine's weights can't be updated.")
         with self._loop.long_work(f"loading {order.model_path} into {lane.served.name}"):
@@ -118,9 +125,9 @@ class Updates:
 
     def name(self, lane: Lane, message: Call) -> None:
         """Give the weights another label, by default after ending all requests."""
-        if self.hold(lane, message):
-            return
         order = msgspec.convert(message.arguments, NameWeights)
+        if self._held(lane, message, order.abort_all_requests):
+            return
         if order.abort_all_requests:
             self._loop.abort_all(lane)
         version = order.new_version
@@ -133,13 +140,16 @@ class Updates:
     def read(self, lane: Lane, message: Call) -> None:
         """The first rows of a tensor, as nested lists."""
         order = msgspec.convert(message.arguments, ReadWeights)
-        tensor = lane.model.tensor(order.name, max(order.truncate_size, 0))
-        if tensor is None:
+        one = lane.model.tensor(order.name, 1)
+        if one is None:
             raise RequestError("Get parameter by name failed", param="name")
+        # As many rows as may be sent and one more: packed matrices are unpacked to be read.
+        most = MAX_NUMBERS // max(1, one.numel()) + 1
+        tensor = lane.model.tensor(order.name, min(max(order.truncate_size, 0), most))
         if tensor.numel() > MAX_NUMBERS:
             raise RequestError(
-                f"truncate_size {order.truncate_size} makes {tensor.numel()} numbers of {order.name}; "
-                f"at most {MAX_NUMBERS} are sent at once.",
+                f"truncate_size {order.truncate_size} makes too many numbers of {order.name}; "
+                f"at most {MAX_NUMBERS} are sent at once, {most - 1} rows.",
                 param="truncate_size",
             )
         self._loop.channel.send([Answer(message.key, tensor.float().tolist())])

@@ -39,7 +39,7 @@ def read_info(source: ModelSource, settings: ModelSettings) -> ModelInfo:
     ``settings.context_length`` is more than the model was made for.
     """
     folder = Path(source.path)
-    config = _read_config(folder)
+    config = read_config(folder)
     architectures = config.get("architectures") or []
     if not architectures:
         raise ModelError(f'{folder / "config.json"} names no architecture; add "architectures": ["…"] to it.')
@@ -62,7 +62,7 @@ def read_info(source: ModelSource, settings: ModelSettings) -> ModelInfo:
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

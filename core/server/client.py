@@ -62,6 +62,7 @@ class RemoteEngine:
         self._waiting = WaitingRoom(config.server)
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._tokenizers: dict[str, Tokenizer | None] = {}
+        self._first_names: dict[str, str] = {}  # of models that weight updates renamed
         self._outbox: list[Any] = []
         self._sweeper: asyncio.Task[None] | None = None
         # Two, so that one slow template doesn't hold up everybody's tokenising.
@@ -95,7 +96,9 @@ class RemoteEngine:
     def _metrics(self) -> Metrics:
         from .metrics import Metrics
 
-        return Metrics(self.status.loads, lambda: self.status.throughput)
+        return Metrics(
+            self.status.loads, lambda: self.status.throughput, lambda name: self._first_names.get(name, name)
+        )
 
     def _load_tokenizers(self, prepare: Callable[[], None]) -> dict[str, Tokenizer | None]:
         prepare()
@@ -225,6 +228,8 @@ class RemoteEngine:
             reply.update(message)
         elif isinstance(message, Changed):
             self._tokenizers = renamed(self._tokenizers, message.models)
+            pairs = zip(message.models, self._config.models, strict=True)
+            self._first_names = {name: own.name for new, own in pairs for name in (new.name, *new.aliases)}
 
     def _answer(self, message: Answer) -> None:
         waiter = self._calls.get(message.key)

@@ -31,8 +31,16 @@ WHOLE = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 50, 100, 200,
 class Metrics(Collector):
     """What happened to requests since the start, by model and task. Lives on the event loop."""
 
-    def __init__(self, loads: Callable[[], Iterable[Load]], throughput: Callable[[], float]) -> None:
-        """``loads``: what each model holds now; ``throughput``: output tokens a second, of all models."""
+    def __init__(
+        self,
+        loads: Callable[[], Iterable[Load]],
+        throughput: Callable[[], float],
+        first_name: Callable[[str], str] = lambda name: name,
+    ) -> None:
+        """``loads``: what each model holds now; ``throughput``: output tokens a second, of all models.
+
+        ``first_name`` of a model labels its numbers: weight updates rename it, and series would grow without end.
+        """
         registry = self._registry = CollectorRegistry()
 
         def counter(name: str, about: str) -> Counter:
@@ -45,18 +53,18 @@ class Metrics(Collector):
         self.cached_tokens = counter("cached_tokens", "Prompt tokens that the cache held already.")
         self.generation_tokens = counter("generation_tokens", "Output tokens of requests that ended.")
         self.requests = counter("num_requests", "Requests that ended, however they did.")
-        self.aborted = counter("num_aborted_requests", "Requests that clients or timeouts ended.")
-        self.failed = counter("num_failed_requests", "Requests that ended with an error.")
+        self.aborted = counter("num_aborted_requests", "Requests that clients ended, or numbers that weren't finite.")
+        self.failed = counter("num_failed_requests", "Requests that ended with an error, timeouts among them.")
         self.first = histogram("time_to_first_token", "Until the first result of a request.", FIRST)
         self.between = histogram("inter_token_latency", "Between two output tokens of a request.", BETWEEN)
         self.whole = histogram("e2e_request_latency", "From arrival to the last result of a request.", WHOLE)
         self._prompt = self._cached = 0
-        self._loads, self._throughput = loads, throughput
+        self._loads, self._throughput, self._first_name = loads, throughput, first_name
         registry.register(self)
 
     def progressed(self, reply: RemoteReply, tokens: int) -> None:
         """A result has come, with so many output tokens; ``reply`` doesn't know it yet."""
-        now, labels = time.perf_counter(), (reply.model, reply.task)
+        now, labels = time.perf_counter(), (self._first_name(reply.model), reply.task)
         if not reply.first:
             self.first.labels(*labels).observe(now - reply.created)
         elif tokens:
@@ -66,7 +74,7 @@ class Metrics(Collector):
 
     def ended(self, reply: RemoteReply) -> None:
         """``reply`` is over, whoever ended it."""
-        labels = reply.model, reply.task
+        labels = self._first_name(reply.model), reply.task
         self._prompt += reply.prompt_tokens
         self._cached += reply.cached_tokens
         self.requests.labels(*labels).inc()
@@ -87,7 +95,7 @@ class Metrics(Collector):
         def by_model(name: str, about: str, value: Callable[[Load], float]) -> Metric:
             family = GaugeMetricFamily(f"sglang:{name}", about, labels=["model_name"])
             for load in loads:
-                family.add_metric([load.model], value(load))
+                family.add_metric([self._first_name(load.model)], value(load))
             return family
 
         yield by_model("num_running_reqs", "Requests that are being computed.", lambda load: load.running)

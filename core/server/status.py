@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,26 +13,45 @@ if TYPE_CHECKING:
     from .supervisor import Supervisor
 
 
+WINDOW = 1.0  # seconds over which output tokens are counted
+SETTLED = 0.1  # seconds after which a window's rate says more than the one before
+IDLE = 2.0  # seconds without output
+
+
 class Status:
     """Counts results as they pass; the rest it reads off the engine's last heartbeat."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.results = 0  # messages with results since start: a sign of life
-        self.throughput = 0.0  # output tokens a second, over the last second that had any
-        self._window = (0.0, 0)  # (begin, output tokens since then)
+        self._begin = self._latest = -math.inf  # of the window, by the first and the last output in it
+        self._tokens = 0  # since the window's begin
+        self._rate = 0.0  # of the window before
         self._supervisor = supervisor
 
     def count(self, tokens: int) -> None:
         """A result with so many output tokens has come."""
         self.results += 1
+        if not tokens:
+            return
         now = time.perf_counter()
-        begin, before = self._window
-        if now - begin < 1.0:
-            self._window = (begin, before + tokens)
+        if now - self._latest > WINDOW:  # a pause is in no window, nor is what took until the first output
+            self._rate, self._begin, self._tokens = self.last_throughput, now, 0
         else:
-            if before:
-                self.throughput = before / (now - begin)
-            self._window = (now, tokens)
+            self._tokens += tokens
+            if now - self._begin >= WINDOW:
+                self._rate, self._begin, self._tokens = self._tokens / (now - self._begin), now, 0
+        self._latest = now
+
+    @property
+    def last_throughput(self) -> float:
+        """Output tokens a second in the last second or so that had any."""
+        span = self._latest - self._begin
+        return self._tokens / span if self._tokens and span >= SETTLED else self._rate
+
+    @property
+    def throughput(self) -> float:
+        """The same, and 0 when nothing comes out."""
+        return self.last_throughput if time.perf_counter() - self._latest < IDLE else 0.0
 
     def loads(self) -> list[Load]:
         """Each model's, at most a second old."""
@@ -44,7 +64,7 @@ class Status:
         plan = self._supervisor.ready.plan if self._supervisor.ready is not None else []
         sizes: dict[str, Any] = next((row for row in plan if row["model"] in names), {})
         return {
-            "last_gen_throughput": round(self.throughput, 2),
+            "last_gen_throughput": round(self.last_throughput, 2),
             "memory_usage": {
                 "weight": round(sizes.get("weight_bytes", 0) / 1e9, 3),
                 "kvcache": round(sizes.get("kv_bytes", 0) / 1e9, 3),

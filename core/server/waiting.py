@@ -48,6 +48,8 @@ class WaitingRoom:
         """Harmless when it has left already."""
         if self.replies.pop(reply.key, None) is not None:
             self._tokens[reply.model] -= reply.prompt_tokens
+            if not self._tokens[reply.model]:
+                del self._tokens[reply.model]  # models are renamed by updates
 
     def clear(self) -> None:
         self.replies.clear()

@@ -29,7 +29,7 @@ def write(contents: dict[str, Any], folder: str, *, per_rank: bool) -> Path:
         name = f"expert_distribution_recorder_{time.time()}{'_0' if per_rank else ''}.pt"
         part = where / f"{name}.part"
         try:
-            with part.open("xb") as file:
+            with open(part, "xb", opener=_for_us_alone) as file:
                 torch.save(contents, file)
             part.replace(where / name)
         finally:
@@ -44,10 +44,16 @@ def write(contents: dict[str, Any], folder: str, *, per_rank: bool) -> Path:
     return where / name
 
 
+def _for_us_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # token ids are what clients wrote
+
+
 def folder_of(setting: str) -> Path:
     """The folder of dumps, made if missing."""
     chosen = setting or os.environ.get(FOLDER_VARIABLE)
     if not chosen:
+        if not _private_folder().is_dir():  # temporary folders are swept
+            _private_folder.cache_clear()
         return _private_folder()
     folder = Path(chosen)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

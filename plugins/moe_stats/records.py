@@ -165,7 +165,8 @@ class TokenRecords(PassRecords):
 
 def forward_mode(rows: Sequence[PassRow]) -> int:
     """SGLang's number for what a pass does: prompts, next tokens, or both."""
-    decoding = [row.start >= row.request.prompt_len for row in rows]
+    # After a retraction a request's own output comes again in chunks.
+    decoding = [row.end - row.start == 1 and row.start >= row.request.prompt_len for row in rows]
     return DECODE if all(decoding) else MIXED if any(decoding) else EXTEND
 
 

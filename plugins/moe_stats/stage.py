@@ -75,6 +75,9 @@ class Recorder:
             raise RuntimeError(f"{chosen.shape[1]} tokens were routed in a pass of {sum(lengths)}")
         if not all(self._counted):
             chosen = chosen[:, np.repeat(self._counted, lengths)]
+        if self._top_k not in (0, chosen.shape[2]):
+            log.warning("%s: tokens choose %d experts now; what was recorded is dropped", self.name, chosen.shape[2])
+            self.clear()
         counts = self._count(chosen)
         rows = [row for row, counted in zip(self._rows, self._counted, strict=True) if counted]
         self._number += 1

@@ -40,7 +40,8 @@ def test_without_a_key_only_public_routes_answer(locked: httpx.Client) -> None:
 
 ADMINISTRATIVE = (
     "/flush_cache", "/abort_request", "/update_weights_from_disk", "/update_weights", "/update_weight_version",
-    "/get_weights_by_name",
+    "/get_weights_by_name", "/start_expert_distribution_record", "/stop_expert_distribution_record",
+    "/dump_expert_distribution_record",
 )  # fmt: skip
 
 

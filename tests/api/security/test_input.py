@@ -40,7 +40,18 @@ BODIES = {
     "floats": b'{"input_ids": [1.5, 1e400], "input": [0.1], "inputs": [1e308]}',
 }
 NUMBERS = (-1, 0, 1 << 31, 1 << 63, 1 << 70, 1e308, -1e308, 0.5, True, "7", [], {})
-FIELDS = ("n", "max_new_tokens", "top_k", "dimensions", "top_n", "max_tokens", "priority", "truncate", "temperature")
+FIELDS = (
+    "n",
+    "max_new_tokens",
+    "top_k",
+    "dimensions",
+    "top_n",
+    "max_tokens",
+    "priority",
+    "truncate",
+    "temperature",
+    "truncate_size",
+)
 
 
 @pytest.fixture(scope="module")

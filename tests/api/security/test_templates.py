@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from trunkline.core.errors import RequestError
@@ -64,3 +65,27 @@ def test_a_deadline_that_was_met_never_comes() -> None:
     time.sleep(0.15)
     with pytest.raises(TookTooLong):
         loop(0.05)
+
+
+def prompt_tokens(answer: httpx.Response) -> int:
+    told = answer.json()
+    return int((told.get("usage") or told["meta_info"])["prompt_tokens"])
+
+
+@pytest.mark.parametrize(
+    "field", ["chat_template", "chat_template_kwargs", "regex", "json_schema", "ebnf", "stop_regex", "response_format"]
+)
+def test_clients_send_no_programs(http: httpx.Client, field: str) -> None:
+    hostile = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}(a+)+$"
+    for path, body in (
+        ("/v1/chat/completions", {"messages": SAID, "max_tokens": 1, field: hostile}),
+        ("/generate", {"text": "hello", "sampling_params": {"max_new_tokens": 1, field: hostile}}),
+    ):
+        began = time.monotonic()
+        answer = http.post(path, json=body)
+        assert answer.status_code in (200, 400), answer.text
+        assert time.monotonic() - began < messages.TEMPLATE_SECONDS
+        assert hostile not in answer.text
+        if answer.status_code == 200:
+            plain = {key: value for key, value in body.items() if key != field}
+            assert prompt_tokens(answer) == prompt_tokens(http.post(path, json=plain)), "it changed something"

@@ -140,9 +140,9 @@ def watch(engine: Engine) -> list[list[Row]]:
     (lane,) = engine._loop.lanes
     run, passes = lane.runner.run, []
 
-    def spy(rows: Sequence[Row]) -> Any:
+    def spy(rows: Sequence[Row], seen: bool) -> Any:
         passes.append([Row(row.request, row.start, row.end, row.table_row) for row in rows])
-        return run(rows)
+        return run(rows, seen)
 
     lane.runner.run = spy  # type: ignore[method-assign]
     return passes

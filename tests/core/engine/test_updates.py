@@ -222,6 +222,11 @@ FAULTS = {
     "fewer layers": (config(num_hidden_layers=1), "makes another model: num_hidden_layers is 1, not 2"),
     "a billion layers": (config(num_hidden_layers=10**9), "makes another model: num_hidden_layers is 1000000000"),
     "a billion experts": (config(num_experts=10**9), "makes another model: num_experts is 1000000000, not None"),
+    "a billion labels": (config(num_labels=10**9), "has 1000000000 labels"),
+    "a class that fills in": (
+        config(num_hidden_layers=10**9, vocab_size=None, model_type="qwen3"),
+        "num_hidden_layers is 1000000000",
+    ),
     "no number of layers": (config(num_hidden_layers=None), "makes another model: num_hidden_layers is None, not 2"),
     "other parameters": (config(attention_bias=True), "makes another model: model.layers.0.self_attn.k_proj.bias is"),
     "words for numbers": (config(hidden_size="wide"), "Failed to update weights: .*Rolling back"),
