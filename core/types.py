@@ -86,6 +86,7 @@ class ServedModel(Struct, frozen=True, kw_only=True):
     refused: dict[str, str] = {}  # task -> why this model doesn't serve it
     max_total_tokens: int  # KV slots, or tokens of one pass where nothing is kept; bounds a request, too
     max_running_requests: int
+    chunked_prefill_size: int = -1  # most tokens of one pass, -1 = no limit
     dtype: str
     attention_backend: str
     weight_version: str = "default"

@@ -57,12 +57,12 @@ class Lane:
         self.spent = 0.0
         self.epoch = 0
 
-    @property
-    def load(self) -> Load:
+    def load(self, held: int = 0) -> Load:
+        """What is in hand, and ``held`` requests more that wait for new weights."""
         scheduler = self.scheduler
         return Load(
             self.served.name,
-            scheduler.waiting,
+            scheduler.waiting + held,
             scheduler.running,
             scheduler.free_slots(),
             self.served.max_total_tokens,

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -159,6 +159,20 @@ class Engine:
         raw = msgspec.Raw(msgspec.msgpack.encode(params))
         self.post(Submit(ticket._key, model, task, ticket.rid, ids, raw, priority, salt, second_at=second_at))
         return ticket
+
+    @staticmethod
+    def wait_for(tickets: Sequence[Ticket], timeout: float | None = None) -> None:
+        """Wait for the end of each, at most ``timeout`` seconds for one; raise what :meth:`Ticket.result` raises.
+
+        Then the others are cancelled.
+        """
+        try:
+            for ticket in tickets:
+                ticket.result(timeout)
+        except BaseException:
+            for ticket in tickets:
+                ticket.cancel()
+            raise
 
     def call(self, control: str, *, model: str = "", **arguments: Any) -> Any:
         """Run a control between two batches and return its value."""

@@ -262,7 +262,7 @@ class EngineLoop:
         return Beat(
             passes=passes,
             age=time.monotonic() - began if began else 0.0,
-            loads=[lane.load for lane in self.lanes],
+            loads=[lane.load(self.updates.waiting(lane)) for lane in self.lanes],
         )
 
 

@@ -269,6 +269,7 @@ def describe(
         refused=refused,
         max_total_tokens=grant.slots,
         max_running_requests=max_running(candidate.settings, grant),
+        chunked_prefill_size=pass_tokens(candidate) or -1,
         dtype=str(model.dtype).removeprefix("torch."),
         attention_backend=backend.name,
         weight_version=candidate.settings.weight_version,

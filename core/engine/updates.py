@@ -101,6 +101,11 @@ class Updates:
             self._loop.abort_all(lane)
         return held
 
+    def waiting(self, lane: Lane) -> int:
+        """Requests that are held for the lane; any thread may ask."""
+        pending = self._pending.get(lane)
+        return 0 if pending is None else sum(isinstance(one, Submit) for one in list(pending.held.values()))
+
     def drop(self, key: int) -> bool:
         """Forget a held request; False when there is none of this key."""
         return any(pending.held.pop(key, None) is not None for pending in self._pending.values())

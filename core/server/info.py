@@ -74,6 +74,7 @@ class Facts:
             "served_model_aliases": list(model.aliases),
             "context_length": model.info.context_length,
             "max_running_requests": model.max_running_requests,
+            "chunked_prefill_size": model.chunked_prefill_size,
             "attention_backend": model.attention_backend,
             "dtype": model.dtype,
             "weight_version": model.weight_version,

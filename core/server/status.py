@@ -59,10 +59,9 @@ class Status:
 
     def of(self, model: ServedModel) -> dict[str, Any]:
         """A model's live keys of ``internal_states``; sizes in GB."""
-        names = model.name, *model.aliases  # plan and heartbeat may know it by the name before an update
-        load = next((load for load in self.loads() if load.model in names), Load(model.name, 0, 0, 0, 0))
+        load = next((load for load in self.loads() if load.model == model.name), Load(model.name, 0, 0, 0, 0))
         plan = self._supervisor.ready.plan if self._supervisor.ready is not None else []
-        sizes: dict[str, Any] = next((row for row in plan if row["model"] in names), {})
+        sizes: dict[str, Any] = next((row for row in plan if row["model"] == model.name), {})
         return {
             "last_gen_throughput": round(self.last_throughput, 2),
             "memory_usage": {

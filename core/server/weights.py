@@ -15,8 +15,7 @@ from ..engine.messages import NOT_FOUND
 from ..errors import RequestError, TrunklineError
 from ..host import Host
 from ..types import EngineClient, Settings
-from .api import AnyRequest, json_response, read_body
-from .models import named
+from .api import AnyRequest, asked_about, json_response, read_body
 
 MAX_ROWS = 1 << 31
 
@@ -59,7 +58,7 @@ def weight_routes(engine: EngineClient, resolve: Callable[[str], Any] | None) ->
     admin = {"scope": "admin"}
 
     def model_of(request: AnyRequest) -> str:
-        return (named(engine.models, request.query_params.get("model")) or engine.models[0]).name
+        return asked_about(engine.models, request.query_params.get("model")).name
 
     @post(["/update_weights_from_disk", "/update_weights"], opt=admin | {"body": UpdateBody}, status_code=200)
     async def update_weights(request: AnyRequest) -> Response[bytes]:

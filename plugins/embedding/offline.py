@@ -64,5 +64,6 @@ def encode(
         for ticket in tickets:
             ticket.cancel()
         raise
-    vectors = [vector_of(ticket.result(timeout).data) for ticket in tickets]
+    engine.wait_for(tickets, timeout)
+    vectors = [vector_of(ticket.data) for ticket in tickets]
     return np.stack(vectors) if vectors else np.empty((0, dimensions or recipe.dimensions), np.float32)

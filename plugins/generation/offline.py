@@ -44,9 +44,9 @@ def generate(
             sequences.append(
                 (ticket, Sequence(cast("Reply", ticket), ids, checked, served, tokenizer))
             )  # reads no more than a ticket has
+    engine.wait_for([ticket for ticket, _ in sequences], timeout)
     records = []
-    for ticket, sequence in sequences:
-        ticket.result(timeout)
+    for _, sequence in sequences:
         sequence.check()
         sequence.refresh()
         records.append(sequence.record())

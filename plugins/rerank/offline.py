@@ -44,9 +44,10 @@ def rerank(
     tickets = [
         engine.submit(TASK, item.ids, reranker.params, model=served.name, second_at=item.second_at) for item in items
     ]
+    engine.wait_for(tickets, timeout)
     records = []
     for index, (ticket, item) in enumerate(zip(tickets, items, strict=True)):
-        logit = reranker.logit(ticket.result(timeout).data)
+        logit = reranker.logit(ticket.data)
         record = {"index": index, "score": reranker.score(logit), "logit": logit, "prompt_tokens": len(item.ids)}
         record["cached_tokens"] = ticket.cached_tokens
         records.append(record | item.report)

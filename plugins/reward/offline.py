@@ -36,9 +36,10 @@ def classify(
     tickets = [
         engine.submit(TASK, item.ids, RewardParams(), model=served.name, second_at=item.second_at) for item in items
     ]
+    engine.wait_for(tickets, timeout)
     records = []
     for ticket, item in zip(tickets, items, strict=True):
-        scores = scores_of(ticket.result(timeout).data)
+        scores = scores_of(ticket.data)
         records.append({
             "scores": scores.tolist(),
             "probs": probabilities(served.info.config, scores).tolist(),

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from trunkline.core import Engine
 from trunkline.plugins.embedding.offline import encode
@@ -24,15 +24,10 @@ BODY: dict[str, Any] = {"input_ids": list(range(5, 45)), "sampling_params": SAMP
 SUCCEEDED = "Succeeded to update model weights."
 
 
-@pytest.fixture(scope="session")
-def other(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model with other numbers."""
-    folder = tmp_path_factory.mktemp("weights") / "other"
-    shutil.copytree(checkpoint, folder)
-    tensors = load_file(folder / "model.safetensors")
-    changed = {name: (tensor.roll(7, -1) * 0.9).contiguous() for name, tensor in tensors.items()}
-    save_file(changed, folder / "model.safetensors", {"format": "pt"})
-    return folder
+@pytest.fixture
+def new(other: Callable[[str], Path]) -> Path:
+    """The served model with other numbers."""
+    return other("llama")
 
 
 def ids(http: httpx.Client, **more: Any) -> list[int]:
@@ -47,7 +42,7 @@ def update(http: httpx.Client, path: Any, route: str = "/update_weights_from_dis
 
 
 def test_an_update_is_seen_everywhere_and_survives_the_engine(
-    launch: Callable[..., Any], checkpoint: Path, other: Path, tmp_path: Path
+    launch: Callable[..., Any], checkpoint: Path, new: Path, tmp_path: Path
 ) -> None:
     server = launch("--served-model-name", "tiny", "--weight-version", "one")
     server.wait()
@@ -65,7 +60,7 @@ def test_an_update_is_seen_everywhere_and_survives_the_engine(
         invalid = http.post("/update_weights_from_disk", json={})
         assert (invalid.status_code, invalid.json()["type"]) == (400, "Bad Request")
 
-        done = update(http, other, weight_version="two")
+        done = update(http, new, weight_version="two")
         assert done.status_code == 200
         message = f"{SUCCEEDED} Weight version updated to two."
         assert done.json() == {"success": True, "message": message, "num_paused_requests": 0}
@@ -75,21 +70,21 @@ def test_an_update_is_seen_everywhere_and_survives_the_engine(
         assert after != before
 
         def check() -> None:
-            assert ids(http) == after == ids(http, model="tiny") == ids(http, model=str(other))
-            assert http.get("/get_model_info").json() == info | {"model_path": str(other), "weight_version": "two"}
+            assert ids(http) == after == ids(http, model="tiny") == ids(http, model=str(new))
+            assert http.get("/get_model_info").json() == info | {"model_path": str(new), "weight_version": "two"}
             state = http.get("/get_server_info").json()
-            assert (state["model_path"], state["tokenizer_path"]) == (str(other), str(checkpoint))
+            assert (state["model_path"], state["tokenizer_path"]) == (str(new), str(checkpoint))
             assert state["internal_states"][0]["memory_usage"]["token_capacity"] == state["max_total_num_tokens"]
             assert state["internal_states"][0]["memory_usage"]["kvcache"] > 0
             (card,) = http.get("/v1/models").json()["data"]
-            assert card["id"] == str(other)
+            assert card["id"] == str(new)
             assert http.get("/v1/models/tiny").status_code == 200
             assert http.post("/generate", json={"text": "hello", "sampling_params": SAMPLING}).status_code == 200
             chat = {"messages": [{"role": "user", "content": "hello"}], "model": "tiny", "max_tokens": 2}
             assert http.post("/v1/chat/completions", json=chat).json()["metadata"] == {"weight_version": "two"}
             name = "model.layers.0.self_attn.v_proj.weight"
             rows = http.request("GET", "/get_weights_by_name", json={"name": name, "truncate_size": 5}).json()
-            assert torch.allclose(torch.tensor(rows), load_file(other / "model.safetensors")[name][:5], atol=1e-2)
+            assert torch.allclose(torch.tensor(rows), load_file(new / "model.safetensors")[name][:5], atol=1e-2)
 
         check()
         engine = server.engine()
@@ -105,12 +100,12 @@ def test_an_update_is_seen_everywhere_and_survives_the_engine(
         assert ids(http) == before
 
 
-def test_an_update_under_load_loses_nobody(launch: Callable[..., Any], other: Path) -> None:
+def test_an_update_under_load_loses_nobody(launch: Callable[..., Any], new: Path) -> None:
     server = launch("--max-running-requests", "2")
     server.wait()
     with httpx.Client(base_url=server.url, timeout=120) as http:
         before = ids(http)
-        assert update(http, other).status_code == 200
+        assert update(http, new).status_code == 200
         after = ids(http)
         assert update(http, server.arguments[0]).status_code == 200
         answers: list[httpx.Response] = []
@@ -126,7 +121,7 @@ def test_an_update_under_load_loses_nobody(launch: Callable[..., Any], other: Pa
             thread.start()
         engine = server.engine().pid
         versions = ["a", "b", "c", "d"]
-        for version, path in zip(versions, [other, server.arguments[0]] * 2, strict=True):
+        for version, path in zip(versions, [new, server.arguments[0]] * 2, strict=True):
             assert update(http, path, weight_version=version).status_code == 200
         stop.set()
         for thread in threads:
@@ -141,12 +136,12 @@ def test_an_update_under_load_loses_nobody(launch: Callable[..., Any], other: Pa
         assert http.get("/health").status_code == 200
 
 
-def test_labels_allowed_folders_and_bad_names(launch: Callable[..., Any], other: Path, tmp_path: Path) -> None:
+def test_labels_allowed_folders_and_bad_names(launch: Callable[..., Any], new: Path, tmp_path: Path) -> None:
     server = launch("--allow-weights-dir", str(tmp_path))
     server.wait()
     with httpx.Client(base_url=server.url, timeout=120) as http:
-        refused = update(http, other)
-        message = f"Failed to get weights iterator: {other} (repository not found)."
+        refused = update(http, new)
+        message = f"Failed to get weights iterator: {new} (repository not found)."
         assert (refused.status_code, refused.json()["message"]) == (400, message)
         answer = http.post("/update_weight_version", json={"new_version": "x"})
         assert answer.json() == {"success": True, "message": "Weight version updated to x", "new_version": "x"}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,13 +14,8 @@ from trunkline.core.config import EngineSettings, ModelSettings, ServerSettings
 
 
 @pytest.fixture(scope="module")
-def generator(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_docs", repository / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def generator(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("docs/generate.py")
 
 
 @pytest.mark.parametrize("name", ["plugins", "configuration"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -19,13 +18,8 @@ TEXTS = ["one two three", "the sea and the other", "four five six seven"]
 
 
 @pytest.fixture(scope="module")
-def script(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("moe_from_dense", repository / "examples" / "moe_from_dense.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("examples/moe_from_dense.py")
 
 
 def test_logits_stay_and_tokens_choose(script: ModuleType, zoo: Callable[[str], Path], tmp_path: Path) -> None:

@@ -67,11 +67,23 @@ def outsiders(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture(scope="module")
-def fortress(live: Callable[..., Any], zoo: Callable[[str], Path], outsiders: None) -> Any:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``weights``, where updates may come from, and ``dumps``, where dumps of experts go."""
+    root = tmp_path_factory.mktemp("folders")
+    for name in ("weights", "dumps"):
+        (root / name).mkdir()
+    return root
+
+
+@pytest.fixture(scope="module")
+def fortress(live: Callable[..., Any], zoo: Callable[[str], Path], outsiders: None, folders: Path) -> Any:
     """Every task on one port."""
-    causal, scorer, labels = (str(zoo(name)) for name in ("llama", "bert-score", "bert-labels"))
-    tasks = "generation,embedding,surprise"
-    return live("--max-body-bytes", str(MAX_BODY), "--enable-metrics", causal, "--task", tasks, scorer, labels)
+    causal, scorer, labels, experts = (str(zoo(name)) for name in ("llama", "bert-score", "bert-labels", "mixtral"))
+    files = ["--allow-weights-dir", str(folders / "weights"), "--expert-dump-dir", str(folders / "dumps")]
+    limits = ["--max-body-bytes", str(MAX_BODY), "--enable-metrics"]
+    tasks = ["--task", "generation,embedding,surprise"]
+    experts_options = ["--served-model-name", "experts"]
+    return live(*files, *limits, causal, *tasks, scorer, labels, experts, *experts_options)
 
 
 @pytest.fixture

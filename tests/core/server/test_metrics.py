@@ -8,6 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import msgspec
+
+from trunkline.core.engine.messages import Changed
 
 
 def numbers(text: str) -> dict[str, float]:
@@ -71,6 +74,20 @@ async def test_gauges_are_the_heartbeat(live: Callable[..., Any]) -> None:
     assert found[f'sglang:token_usage{{model_name="{name}"}}'] == 0.1
     assert (state["num_running_reqs"], state["num_waiting_reqs"], state["free_tokens"]) == (2, 1, 900)
     assert state["memory_usage"]["token_capacity"] == 1000
+
+
+async def test_updates_that_rename_a_model_make_no_new_series(live: Callable[..., Any]) -> None:
+    engine, port = await live(enable_metrics=True)
+    async with at(port) as http:
+        await http.post("/echo", json={"ids": [1]})
+        (served,) = engine.models
+        for step in range(3):
+            new = msgspec.structs.replace(served, name=f"step-{step}", aliases=(served.name,))
+            engine.supervisor._change(Changed([new], list(engine._config.models)))
+            await http.post("/echo", json={"ids": [1]})
+        found = numbers((await http.get("/metrics")).text)
+    totals = {name: value for name, value in found.items() if name.startswith("sglang:num_requests_total")}
+    assert totals == {f'sglang:num_requests_total{{model_name="{served.name}",task="echo"}}': 4}
 
 
 async def test_a_client_that_leaves_is_an_abort(live: Callable[..., Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -16,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from trunkline.core import Engine
 from trunkline.core.errors import RequestError
-from trunkline.core.types import Launched
 from trunkline.plugins.generation.offline import generate
 from trunkline.plugins.generation.schemas import GenerationParams
 from trunkline.plugins.generation.stage import GenerationStage
@@ -156,40 +156,24 @@ def test_a_dense_model_is_refused(engine_of: Callable[..., Engine]) -> None:
         assert caught.value.status == 400
 
 
-def test_a_pass_that_fails_and_is_run_again_counts_once(
-    engine_of: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", ["launch", "collect"])
+def test_what_is_run_again_after_a_failure_counts_once(
+    engine_of: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     engine = engine_of("mixtral")
     offline.start(engine)
-    launch = GenerationStage.launch
+    original = getattr(GenerationStage, method)
     failures = iter([True])
 
-    def once(self: GenerationStage, part: Any, hidden: torch.Tensor) -> Launched:
+    def once(*arguments: Any) -> Any:
         if next(failures, False):
             raise RuntimeError("seeded")
-        return launch(self, part, hidden)
+        return original(*arguments)
 
-    monkeypatch.setattr(GenerationStage, "launch", once)
+    monkeypatch.setattr(GenerationStage, method, once)
     [sequence] = computed(engine, PROMPTS[:1])
     assert offline.look(engine)["tokens"] == len(sequence)
-
-
-def test_a_result_that_can_not_be_collected_counts_once(
-    engine_of: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = engine_of("mixtral")
-    offline.start(engine)
-    collect = GenerationStage.collect
-    failures = iter([True])
-
-    def once(self: GenerationStage, part: Any, tensors: Any) -> Any:
-        if next(failures, False):
-            raise RuntimeError("seeded")
-        return collect(self, part, tensors)
-
-    monkeypatch.setattr(GenerationStage, "collect", once)
-    [sequence] = computed(engine, PROMPTS[:1])
-    assert offline.look(engine)["tokens"] == len(sequence)
+    assert next(failures, None) is None, "nothing failed"
 
 
 def test_other_tasks_count_too(engine_of: Callable[..., Engine]) -> None:
@@ -221,3 +205,22 @@ def test_a_record_outlives_an_update_of_the_weights(
     first, second = seen[0], seen[1] - seen[0]
     assert first.sum(1).tolist() == second.sum(1).tolist() == [40, 40]
     assert (first != second).any(), "the routers of the new weights are others"
+
+
+def test_another_number_of_choices_begins_the_record_anew(
+    engine_of: Callable[..., Engine], zoo: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "new"
+    shutil.copytree(zoo("mixtral"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_experts_per_tok": 1}))
+    engine = engine_of("mixtral")
+    offline.start(engine)
+    generate(engine, PROMPTS, **GREEDY)
+    assert offline.look(engine)["top_k"] == 2
+    assert engine.call("update_weights", model_path=str(folder))["success"]
+    generate(engine, [[5, 6, 7]], **{**GREEDY, "max_new_tokens": 1})
+    seen = offline.look(engine)
+    assert (seen["top_k"], seen["tokens"]) == (1, 3)
+    assert [sum(layer["counts"]) for layer in seen["layers"]] == [3, 3]
+    assert "what was recorded is dropped" in caplog.text

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from trunkline.core.errors import RequestError
 from trunkline.plugins.generation.offline import generate
 from trunkline.plugins.moe_stats import dump as dump_module
 from trunkline.plugins.moe_stats import offline
+from trunkline.plugins.moe_stats.records import forward_mode
 
 PROMPTS = [[11, 7, 301, 44, 5, 90, 17], [400, 3, 77]]
 GREEDY: dict[str, Any] = {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True}
@@ -189,3 +192,43 @@ def test_a_dump_that_cannot_be_written_loses_nothing(engine_of: Callable[..., En
         offline.dump(engine)
     assert caught.value.status == 500
     assert offline.look(engine)["tokens"] == 5
+
+
+def test_files_are_for_their_owner_alone_in_any_folder(engine_of: Callable[..., Engine], tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    report = offline.dump(engine_of("mixtral", expert_dump_dir=str(shared)))
+    assert stat.S_IMODE(Path(report["file"]).stat().st_mode) == 0o600
+
+
+def test_a_swept_private_folder_is_made_again(
+    engine_of: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dump_module._private_folder.cache_clear()
+    engine = engine_of("mixtral", expert_dump_dir="")
+    try:
+        first = Path(offline.dump(engine)["file"])
+        shutil.rmtree(first.parent)
+        second = Path(offline.dump(engine)["file"])
+        assert second.is_file()
+        assert stat.S_IMODE(second.parent.stat().st_mode) == 0o700
+    finally:
+        dump_module._private_folder.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("rows", "mode"),
+    [
+        ([(0, 4)], 1),
+        ([(9, 10)], 2),
+        ([(0, 4), (9, 10)], 3),
+        ([(4, 12)], 1),  # its own output again, after a retraction
+        ([(3, 4)], 1),  # the last of a prompt whose beginning was cached
+    ],
+)
+def test_what_a_pass_did(rows: list[tuple[int, int]], mode: int) -> None:
+    request = SimpleNamespace(prompt_len=4)
+    assert forward_mode([SimpleNamespace(request=request, start=a, end=b) for a, b in rows]) == mode  # type: ignore[misc]
