@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from trunkline.core import Engine
-from trunkline.plugins.generation.offline import generate
+from trunkline.plugins.generation.schemas import GenerationParams
 
 
 def test_who_runs_out_of_time_leaves_nothing_running(zoo: Callable[[str], Path]) -> None:
+    params = GenerationParams(max_new_tokens=480, temperature=0, ignore_eos=True)
     with Engine(str(zoo("llama")), dtype="float32", threads=1) as engine:
+        tickets = [engine.submit("generation", [5, 6, 7], params) for _ in range(4)]
         with pytest.raises(TimeoutError):
-            generate(engine, [[5, 6, 7]] * 4, timeout=0.01, max_new_tokens=480, ignore_eos=True)
-        deadline = time.monotonic() + 10
-        while engine._loop.requests and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not engine._loop.requests
-        (lane,) = engine._loop.lanes
-        assert not lane.busy
-        assert len(generate(engine, [[5, 6, 7]], max_new_tokens=2)) == 1
+            engine.wait_for(tickets, timeout=0.01)
+        assert {(ticket.result(60).finish or {})["type"] for ticket in tickets} == {"abort"}
+        more = [engine.submit("generation", [5, 6, 7], GenerationParams(max_new_tokens=2)) for _ in range(2)]
+        engine.wait_for(more)
+        assert all(ticket.done for ticket in more)
