@@ -1,6 +1,7 @@
 """What recording expert choices costs: the same work with and without, turn by turn.
 
-``python benchmarks/experts.py`` generates with a random mixture of experts inside this process.
+``python benchmarks/experts.py [MODEL]`` generates with a mixture of experts inside this process, by
+default a random one of eight layers.
 Rounds with recording on and off alternate, so that what else the machine does hits both; printed
 are the medians, and the median of the pairs' ratios.
 """
@@ -66,6 +67,7 @@ def measure(engine: Engine, rows: int, new_tokens: int, pairs: int) -> tuple[lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("model", nargs="?", help="a local folder")
     parser.add_argument("--mode", default="stat", choices=["stat", "per_pass", "per_token"])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16], help="requests in a batch")
     parser.add_argument("--new-tokens", type=int, default=32)
@@ -73,8 +75,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        make_model(Path(name))
-        with Engine(name, dtype=given.dtype, expert_distribution_recorder_mode=given.mode) as engine:
+        if given.model is None:
+            make_model(Path(name))
+        with Engine(given.model or name, dtype=given.dtype, expert_distribution_recorder_mode=given.mode) as engine:
             for rows in given.rows:
                 measure(engine, rows, given.new_tokens, 1)  # warms up
                 without, recorded = measure(engine, rows, given.new_tokens, given.pairs)

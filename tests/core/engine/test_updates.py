@@ -142,17 +142,18 @@ def test_vectors_after_an_update(zoo: Callable[[str], Path], other: Callable[[st
         before = encode(engine, texts)
         assert np.abs(before - wanted).max() > 1e-3
         assert engine.call("update_weights", model_path=str(other(name)))["success"]
-        assert np.array_equal(encode(engine, texts), wanted)
+        assert np.allclose(encode(engine, texts), wanted, atol=1e-5)  # which texts shared a pass is a race
 
 
-def answers(engine: Engine) -> Any:
-    """What the model says to its first task."""
+def answers(engine: Engine) -> np.ndarray:
+    """What the model says to its first task: scores, or tokens."""
     task = next(iter(engine.models[0].tasks))
     if task == "rerank":
-        return [(one["index"], one["logit"]) for one in rerank(engine, "the sea", ["one two", "there", "in it"])]
+        ranked = rerank(engine, "the sea", ["one two", "there", "in it"])
+        return np.array([[one["index"], one["logit"]] for one in ranked])
     if task == "reward":
-        return [one["scores"] for one in classify(engine, ["one two", "the sea is there"])]
-    return tokens(engine)
+        return np.array([one["scores"] for one in classify(engine, ["one two", "the sea is there"])])
+    return np.array(tokens(engine))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,9 @@ def test_every_kind_of_model_can_be_updated(
     with start(other(name)) as fresh, start(zoo(name)) as engine:
         before = answers(engine)
         assert engine.call("update_weights", model_path=str(other(name)))["message"] == SUCCEEDED
-        assert answers(engine) == answers(fresh) != before
+        updated = answers(engine)
+        assert np.allclose(updated, answers(fresh), atol=1e-5)  # not bits: which items shared a pass is a race
+        assert np.abs(updated - before).max() > 1e-3
         ours, theirs = engine._loop.lanes[0].model, fresh._loop.lanes[0].model
         assert ours.fused == theirs.fused
         assert list(engine.models[0].tasks) == list(fresh.models[0].tasks)

@@ -166,10 +166,11 @@ def test_rank_fields(http: httpx.Client) -> None:
     documents = [{"title": "china", "text": "gravity"}, {"title": "france", "text": "gravity", "note": None}]
     answer = post(http, "/v1/rerank", {"query": QUERY, "documents": documents, "rank_fields": ["title"]})
     plain = post(http, "/rerank", {"query": QUERY, "texts": ["china", "france"]})
-    assert [one["relevance_score"] for one in answer["results"]] == [one["score"] for one in plain]
+    scores = [one["relevance_score"] for one in answer["results"]]
+    assert scores == pytest.approx([one["score"] for one in plain])
     both = post(http, "/v1/rerank", {"query": QUERY, "documents": documents[:1], "rank_fields": ["title", "text"]})
     [joined] = post(http, "/rerank", {"query": QUERY, "texts": ["title: china\ntext: gravity"]})
-    assert both["results"][0]["relevance_score"] == joined["score"]
+    assert both["results"][0]["relevance_score"] == pytest.approx(joined["score"])
 
 
 def test_chunks_count_by_their_best(http: httpx.Client) -> None:
@@ -256,7 +257,7 @@ def test_items_of_a_cross_encoder(http: httpx.Client) -> None:
     assert [row[0] for row in answer["scores"]] == pytest.approx(raw)
     swapped = post(http, "/v1/score", {"query": QUERY, "items": DOCUMENTS, "item_first": True})
     pairs = post(http, "/score", {"text_1": DOCUMENTS, "text_2": [QUERY] * 3})
-    assert [row[0] for row in swapped["scores"]] == [one["score"] for one in pairs["data"]]
+    assert [row[0] for row in swapped["scores"]] == pytest.approx([one["score"] for one in pairs["data"]])
 
 
 @pytest.mark.parametrize("item_first", [False, True])
@@ -307,9 +308,11 @@ def test_a_query_s_documents_share_its_prefix(http: httpx.Client) -> None:
 
 def test_an_instruction_changes_the_score(http: httpx.Client) -> None:
     body = BODY | {"model": named(http, "qwen3-reranker")}
-    usual = post(http, "/v1/rerank", body)
-    told = post(http, "/v1/rerank", body | {"instruct": "rank documents about physics first"})
-    assert {entry["index"]: entry["score"] for entry in usual} != {entry["index"]: entry["score"] for entry in told}
+    instructed = body | {"instruct": "rank documents about physics first"}
+    usual, told = (
+        {entry["index"]: entry["score"] for entry in post(http, "/v1/rerank", one)} for one in (body, instructed)
+    )
+    assert max(abs(usual[index] - told[index]) for index in usual) > 1e-4, "more than the noise of batching"
 
 
 # -- refusals --------------------------------------------------------------------------------
