@@ -22,6 +22,7 @@ import torch
 from numba import njit
 
 from . import attention_pairs
+from .attention_blocks import prefetch
 from .attention_tiles import BOUNDS, LOWEST, PANEL, ROW, SPARE, SUMS, cap, hide, move, softmax, tile, transpose
 from .exponential import LOG2E
 from .threads import OPTIONS, Task, claim, float32s, int32s, thread
@@ -107,17 +108,18 @@ def _begin(fetch: Any, pairs: bool) -> Any:
     def begin(a: Any, row: Any, head: Any, query: Any, lane: Any, lanes: Any, stage: Any, panel: Any) -> None:
         """The panel from ``lane`` on: what its lanes see, their queries, and a softmax of nothing.
 
-        Queries are scaled, or pairs as they are.
+        Queries are scaled, or pairs as they are: one of those is a number of 32 bits.
         """
         share, start, length = a.heads // a.groups, np.int64(int32s(a.q_start)[row]), np.int64(int32s(a.kv_len)[row])
         past = length + start - np.int64(int32s(a.q_start)[row + 1])
         factor = np.float32(a.scale / a.softcap if a.softcap > 0 else a.scale * LOG2E)
-        if pairs:
-            factor = _ONE
+        width = a.key_dim // 2 if pairs else a.key_dim
         first, end = int32s(panel + BOUNDS), int32s(panel + BOUNDS + ROW)
         t, h = query + lane // share, lane % share
         for i in range(PANEL):  # lanes of no query repeat the last one
-            fetch(a.q + (start + t) * a.q_token + (head + h) * a.q_head, stage + i * a.width, a.key_dim, factor)
+            place = a.q + (start + t) * a.q_token + (head + h) * a.q_head
+            fetch(place, stage + i * a.width, width, factor)
+            prefetch(place + share * a.q_head, a.q_head)  # the next unit's
             position, low, high = past + t, np.int64(0), length
             if a.causal != 0:
                 high = position + 1
@@ -138,11 +140,9 @@ def _begin(fetch: Any, pairs: bool) -> Any:
         for i in range((a.v_rows + SPARE) * PANEL):
             sums[i] = _ZERO
         queries = panel + SUMS + (a.v_rows + SPARE) * ROW
-        for d in range(0, a.key_dim, LANES):
+        for d in range(0, width, LANES):
             transpose(stage + d * 4, a.width, queries + d * ROW, ROW)
             transpose(stage + LANES * a.width + d * 4, a.width, queries + d * ROW + LANES * 4, ROW)
-        if pairs:
-            attention_pairs.pair_up(queries, a.key_dim // 2)
 
     return njit(**OPTIONS)(begin)
 
@@ -167,22 +167,28 @@ def _copy(fetch: Any, size: int) -> Any:
     return njit(**OPTIONS)(copy)
 
 
-def _finish(save: Any, size: int) -> Any:
+def _finish(save: Any, size: int, pairs: bool) -> Any:
     def finish(a: Any, token: Any, head: Any, lane: Any, lanes: Any, stage: Any, panel: Any) -> None:
         """Write a panel's result: sums over values divided by sums of weights."""
         share, state = a.heads // a.groups, float32s(panel)
-        for d in range(0, a.value_dim, LANES):
-            transpose(panel + SUMS + d * ROW, ROW, stage + d * 4, a.width)
-            transpose(panel + SUMS + d * ROW + LANES * 4, ROW, stage + LANES * a.width + d * 4, a.width)
         for i in range(min(PANEL, lanes - lane)):
-            t, h = token + (lane + i) // share, head + (lane + i) % share
             factor = _ONE / state[PANEL + i]
             if a.sinks != 0:  # one more column of the softmax, without a value
-                sink = float32s(a.sinks)[h] * LOG2E
+                sink = float32s(a.sinks)[head + (lane + i) % share] * LOG2E
                 top = max(state[i], sink)
                 scale = np.float32(math.exp((state[i] - top) * _LN2))
                 factor = scale / (state[PANEL + i] * scale + np.float32(math.exp((sink - top) * _LN2)))
-            save(stage + i * a.width, a.out + (t * a.heads + h) * a.value_dim * size, a.value_dim, factor)
+            state[2 * PANEL + i] = factor
+        width = a.value_dim
+        if pairs:
+            width //= 2
+            attention_pairs.settle(panel + SUMS, width, panel + 2 * ROW)
+        for d in range(0, width, LANES):
+            transpose(panel + SUMS + d * ROW, ROW, stage + d * 4, a.width)
+            transpose(panel + SUMS + d * ROW + LANES * 4, ROW, stage + LANES * a.width + d * 4, a.width)
+        for i in range(min(PANEL, lanes - lane)):
+            t, h, factor = token + (lane + i) // share, head + (lane + i) % share, state[2 * PANEL + i]
+            save(stage + i * a.width, a.out + (t * a.heads + h) * a.value_dim * size, width, factor)
 
     return njit(**OPTIONS)(finish)
 
@@ -195,12 +201,13 @@ def _unit(dtype: torch.dtype, pairs: bool) -> Any:
         """Copy a vector as float32, times ``factor``."""
         load(source, target, width, factor)
 
-    fetch = njit(**OPTIONS)(fetch)
-    begin, finish = _begin(fetch, pairs), _finish(save, size)
     if pairs:
         together, copy, attend = attention_pairs.TOGETHER, attention_pairs.copy, attention_pairs.attend
+        fetch = save = attention_pairs.duplicate
     else:
+        fetch = njit(**OPTIONS)(fetch)
         together, copy, attend = 1, _copy(fetch, size), float_attend
+    begin, finish = _begin(fetch, pairs), _finish(save, size, pairs)
 
     def unit(a: Any, row: Any, group: Any, query: Any, lanes: Any) -> None:
         """Attention of ``lanes`` lanes, from the row's ``query`` on."""
@@ -211,17 +218,16 @@ def _unit(dtype: torch.dtype, pairs: bool) -> Any:
         panels = stage + PANEL * a.width
         head, each = group * (a.heads // a.groups), SUMS + (a.q_rows + a.v_rows + SPARE) * ROW
         count = (lanes + PANEL - 1) // PANEL
-        whole = (count + together - 1) // together * together  # the last one again where a companion lacks
-        for i in range(whole):
-            begin(a, row, head, query, min(i, count - 1) * PANEL, lanes, stage, panels + i * each)
+        for i in range(count):
+            begin(a, row, head, query, i * PANEL, lanes, stage, panels + i * each)
         low = np.int64(int32s(panels + BOUNDS)[0])
         low -= low & 1
         end = np.int64(int32s(panels + (lanes - 1) // PANEL * each + BOUNDS + ROW)[PANEL - 1])
         while low < end:
             high = min(end, (low // a.block + 1) * a.block)
             copy(a, row, group, low, high, k_block, v_block)
-            for i in range(0, whole, together):
-                attend(a, low, high, k_block, v_block, s, panels + i * each, each)
+            for i in range(0, count, together):
+                attend(a, low, high, k_block, v_block, s, panels + i * each, each if i + together <= count else 0)
             low = high
         token = np.int64(int32s(a.q_start)[row]) + query
         for lane in range(0, lanes, PANEL):

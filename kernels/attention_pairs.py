@@ -14,7 +14,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .attention_tiles import BOUNDS, PANEL, ROW, SPARE, SUMS, cap, hide
+from .attention_blocks import prefetch
+from .attention_tiles import BOUNDS, PANEL, ROW, SPARE, SUMS, cap, hide, move
 from .exponential import LOG2E
 from .pairs import (
     PAIR_BYTES,
@@ -26,7 +27,7 @@ from .pairs import (
     load_pairs,
     load_sums,
     no_sums,
-    rounded,
+    pairs_of,
     spread_pair,
     store_pairs,
     two_to_the,
@@ -35,8 +36,8 @@ from .threads import OPTIONS, int32s
 from .vectors import INT, Vectors, generator
 
 
-def _tile(rows: int, finish: Callable[[Vectors, Any, Any, Any], Any], last: Any) -> Any:
-    """``tile(a, a_row, a_step, b, n, c, x, b_apart, c_apart)``: rows of sums over ``n`` pairs, for two panels.
+def _tile(rows: int, panels: int, finish: Callable[[Vectors, Any, Any, Any], Any], last: Any) -> Any:
+    """``tile(a, a_row, a_step, b, n, c, x, b_apart, c_apart)``: rows of sums over ``n`` pairs, for one or two panels.
 
     ``b[k]`` are rows of PANEL pairs, ``a[r, k]`` is the pair at ``a + r * a_row + k * a_step``; the
     second panel's ``b`` and ``c`` lie so far after the first's. ``finish`` makes of sums what is
@@ -53,15 +54,15 @@ def _tile(rows: int, finish: Callable[[Vectors, Any, Any, Any], Any], last: Any)
 
             def step(k: Any, sums: list[Any]) -> list[Any]:
                 place, offset = v.at(b, PAIR_BYTES, k), v.builder.mul(k, a_step)
-                right = [load_pairs(v, place), load_pairs(v, v.builder.add(place, b_apart))]
+                right = [load_pairs(v, v.at(place, b_apart, i)) for i in range(panels)]
                 result = []
                 for r, start in enumerate(starts):
                     left = spread_pair(v, v.builder.add(start, offset))
-                    result += [dot(v, sums[2 * r + i], left, pairs) for i, pairs in enumerate(right)]
+                    result += [dot(v, sums[panels * r + i], left, pairs) for i, pairs in enumerate(right)]
                 return result
 
-            for number, total in enumerate(v.loop(n, no_sums(2 * rows), step)):
-                r, second = divmod(number, 2)
+            for number, total in enumerate(v.loop(n, no_sums(panels * rows), step)):
+                r, second = divmod(number, panels)
                 place = v.at(v.at(c, ROW, r), c_apart, second)
                 store_pairs(v, finish(v, total, place, v.at(x, c_apart, second) if last is types.int64 else x), place)
 
@@ -79,37 +80,53 @@ def _added(v: Vectors, total: Any, place: Any, factors: Any) -> Any:
 
 
 def _rows(finish: Any, last: Any) -> Any:
-    """Any number of rows, or up to three more."""
-    tile12, tile4 = _tile(12, finish, last), _tile(4, finish, last)
+    """Any number of rows, or up to three more; of one panel if ``b_apart`` is 0."""
+
+    def walk(panels: int) -> Any:
+        tile12, tile4 = (_tile(rows, panels, finish, last) for rows in (12, 4))
+
+        def product(
+            a: Any, a_row: Any, a_step: Any, b: Any, n: Any, c: Any, rows: Any, x: Any, b_apart: Any, c_apart: Any
+        ) -> None:
+            r = np.int64(0)
+            while r < rows:
+                if rows - r > 8:
+                    tile12(a + r * a_row, a_row, a_step, b, n, c + r * ROW, x, b_apart, c_apart)
+                    r += 12
+                else:
+                    tile4(a + r * a_row, a_row, a_step, b, n, c + r * ROW, x, b_apart, c_apart)
+                    r += 4
+
+        return njit(**OPTIONS)(product)
+
+    of_one, of_two = walk(1), walk(2)
 
     def product(
         a: Any, a_row: Any, a_step: Any, b: Any, n: Any, c: Any, rows: Any, x: Any, b_apart: Any, c_apart: Any
     ) -> None:
-        r = np.int64(0)
-        while r < rows:
-            if rows - r > 8:
-                tile12(a + r * a_row, a_row, a_step, b, n, c + r * ROW, x, b_apart, c_apart)
-                r += 12
-            else:
-                tile4(a + r * a_row, a_row, a_step, b, n, c + r * ROW, x, b_apart, c_apart)
-                r += 4
+        if b_apart == 0:
+            of_one(a, a_row, a_step, b, n, c, rows, x, b_apart, c_apart)
+        else:
+            of_two(a, a_row, a_step, b, n, c, rows, x, b_apart, c_apart)
 
     return njit(**OPTIONS)(product)
 
 
-def _pair_up(typing: Any, rows: Any, n: Any) -> Any:
-    """``pair_up(rows, n)``: ``2 n`` rows of float32 become, from the first on, ``n`` rows of pairs."""
+def _settle(typing: Any, rows: Any, n: Any, factors: Any) -> Any:
+    """``settle(rows, n, factors)``: ``2 n`` rows of float32 times a row become, from the first on, ``n`` of pairs."""
 
-    def emit(v: Vectors, rows: Any, n: Any) -> None:
+    def emit(v: Vectors, rows: Any, n: Any, factors: Any) -> None:
+        factor = load_sums(v, factors)
+
         def step(i: Any, _: list[Any]) -> list[Any]:
             first = v.at(rows, 2 * ROW, i)
-            both = [rounded(v, load_sums(v, v.at(first, ROW, odd))) for odd in range(2)]
-            store_pairs(v, join_pairs(v, *both), v.at(rows, ROW, i))
+            both = [v.builder.fmul(load_sums(v, v.at(first, ROW, odd)), factor) for odd in range(2)]
+            store_pairs(v, pairs_of(v, *both), v.at(rows, ROW, i))
             return []
 
         v.loop(n, [], step)
 
-    return types.void(types.int64, types.int64), generator(emit)
+    return types.void(*[types.int64] * 3), generator(emit)
 
 
 def _softmax(typing: Any, s: Any, n: Any, state: Any) -> Any:
@@ -121,13 +138,10 @@ def _softmax(typing: Any, s: Any, n: Any, state: Any) -> Any:
         (top,) = v.loop(rows, [old], lambda j, found: [v.larger(load_sums(v, v.at(s, ROW, j)), found[0])])
 
         def step(i: Any, totals: list[Any]) -> list[Any]:
-            first, halves, result = v.at(s, 2 * ROW, i), [], []
-            for odd, total in enumerate(totals):
-                weight = two_to_the(v, builder.fsub(load_sums(v, v.at(first, ROW, odd)), top))
-                result.append(builder.fadd(total, weight))
-                halves.append(rounded(v, weight))
-            store_pairs(v, join_pairs(v, *halves), v.at(s, ROW, i))
-            return result
+            first = v.at(s, 2 * ROW, i)
+            weights = [two_to_the(v, builder.fsub(load_sums(v, v.at(first, ROW, odd)), top)) for odd in range(2)]
+            store_pairs(v, pairs_of(v, *weights), v.at(s, ROW, i))
+            return [builder.fadd(*both) for both in zip(totals, weights, strict=True)]
 
         total = builder.fadd(*v.loop(n, no_sums(2), step))
         factor, before = two_to_the(v, builder.fsub(old, top)), v.at(state, ROW, 1)
@@ -153,9 +167,10 @@ def _interleave(typing: Any, first: Any, second: Any, target: Any, vectors: Any)
 
 
 scores, values = _rows(_scaled, types.float32), _rows(_added, types.int64)
-pair_up, softmax, interleave = map(intrinsic, (_pair_up, _softmax, _interleave))
+settle, softmax, interleave = map(intrinsic, (_settle, _softmax, _interleave))
 
 
+_ONE = np.float32(1)
 TOGETHER = 2  # panels: each pair of keys or values that is spread over the lanes serves both
 
 
@@ -173,7 +188,9 @@ def _copy(a: Any, row: Any, group: Any, low: Any, high: Any, k_block: Any, v_blo
     if a.keys == 0 or np.int64(int32s(a.kv_len)[row]) == np.int64(int32s(a.q_start)[row + 1]) - start:
         k, v = a.k + start * a.k_token + group * a.k_head, a.v + start * a.v_token + group * a.v_head
         for j in range(low, high):
-            duplicate(k + j * a.k_token, k_block + (j - low) * a.k_line, a.key_dim // 2)
+            duplicate(k + j * a.k_token, k_block + (j - low) * a.k_line, a.key_dim // 2, _ONE)
+            prefetch(k + j * a.k_token + a.k_head, a.key_dim * 2)  # the next unit's
+            prefetch(v + j * a.v_token + a.v_head, a.value_dim * 2)
         for j in range(low, high, 2):
             first, second = v + j * a.v_token, v + min(j + 1, high - 1) * a.v_token
             interleave(first, second, v_block + (j - low) // 2 * a.v_line, vectors)
@@ -182,21 +199,14 @@ def _copy(a: Any, row: Any, group: Any, low: Any, high: Any, k_block: Any, v_blo
     k_slot, v_slot = a.groups * a.key_dim * 2, a.groups * a.value_dim * 2
     k, v = a.keys + group * a.key_dim * 2, a.values + group * a.value_dim * 2
     for j in range(low, high):
-        duplicate(k + np.int64(slots[j]) * k_slot, k_block + (j - low) * a.k_line, a.key_dim // 2)
+        duplicate(k + np.int64(slots[j]) * k_slot, k_block + (j - low) * a.k_line, a.key_dim // 2, _ONE)
     for j in range(low, high, 2):
         first, second = v + np.int64(slots[j]) * v_slot, v + np.int64(slots[min(j + 1, high - 1)]) * v_slot
         interleave(first, second, v_block + (j - low) // 2 * a.v_line, vectors)
 
 
-def _duplicate(source: Any, target: Any, n: Any) -> None:
-    """Copy ``n`` int32."""
-    old, new = int32s(source), int32s(target)
-    for i in range(n):
-        new[i] = old[i]
-
-
 def _attend(a: Any, low: Any, high: Any, k_block: Any, v_block: Any, s: Any, panel: Any, each: Any) -> None:
-    """Two panels, ``each`` bytes apart, as one in :mod:`.attention_flash`; ``low`` is even.
+    """Two panels, ``each`` bytes apart, or one if that is 0, as in :mod:`.attention_flash`; ``low`` is even.
 
     What one of them, or a pair of keys, takes in beyond the keys that it sees is hidden.
     """
@@ -206,11 +216,11 @@ def _attend(a: Any, low: Any, high: Any, k_block: Any, v_block: Any, s: Any, pan
         return
     begin -= begin & 1
     last += last & 1
-    n, apart = last - begin, (a.block + SPARE) * ROW
+    n, apart = last - begin, (a.block + SPARE) * ROW if each > 0 else np.int64(0)
     factor = np.float32(a.scale / a.softcap if a.softcap > 0 else a.scale * LOG2E)
     queries, keys = panel + SUMS + (a.v_rows + SPARE) * ROW, k_block + (begin - low) * a.k_line
     scores(keys, a.k_line, np.int64(4), queries, a.key_dim // 2, s, n, factor, each, apart)
-    for i in range(2):
+    for i in range(2 if each > 0 else 1):
         own, mine = s + i * apart, panel + i * each
         first, end = int32s(mine + BOUNDS), int32s(mine + BOUNDS + ROW)
         if a.softcap > 0:
@@ -224,5 +234,5 @@ def _attend(a: Any, low: Any, high: Any, k_block: Any, v_block: Any, s: Any, pan
     values(pairs, np.int64(4), a.v_line, s, n // 2, panel + SUMS, a.value_dim, panel + 2 * ROW, apart, each)
 
 
-duplicate = njit(**OPTIONS)(_duplicate)
+duplicate = move(False, False, scaled=False)  # pairs, not numbers: not a bit may change
 copy, attend = njit(**OPTIONS)(_copy), njit(**OPTIONS)(_attend)

@@ -58,8 +58,11 @@ def tile(rows: int) -> Any:
     return intrinsic(typed)
 
 
-def move(from_half: bool, to_half: bool) -> Any:
-    """``move(source, target, n, factor)``: ``n`` numbers times ``factor``, between float32 and bfloat16."""
+def move(from_half: bool, to_half: bool, scaled: bool = True) -> Any:
+    """``move(source, target, n, factor)``: ``n`` numbers times ``factor``, between float32 and bfloat16.
+
+    Without ``scaled`` the bits stay, whatever they are.
+    """
     source_size, target_size = 2 if from_half else 4, 2 if to_half else 4
 
     def typed(typing: Any, source: Any, target: Any, n: Any, factor: Any) -> Any:
@@ -68,8 +71,9 @@ def move(from_half: bool, to_half: bool) -> Any:
 
             def some(first: Any, lanes: int) -> list[Any]:
                 x = v.load(v.at(source, source_size, first), from_half, lanes)
-                y = builder.fmul(x, factors if lanes == LANES else factor)
-                v.store(y, v.at(target, target_size, first), to_half, lanes)
+                if scaled:
+                    x = builder.fmul(x, factors if lanes == LANES else factor)
+                v.store(x, v.at(target, target_size, first), to_half, lanes)
                 return []
 
             whole = builder.and_(n, INT(-LANES))

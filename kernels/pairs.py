@@ -11,7 +11,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core.cgutils import get_or_insert_function
 
-from .vectors import ROUND, Vectors
+from .vectors import Vectors
 
 PAIR_LANES = 16
 PAIR_BYTES = 4 * PAIR_LANES  # of a vector of pairs, or of sums
@@ -29,7 +29,7 @@ _BFloat._create_instance()
 _SUMS = ir.VectorType(ir.FloatType(), PAIR_LANES)
 _PAIRS = ir.VectorType(ir.IntType(32), PAIR_LANES)
 _HALVES = ir.VectorType(_BFloat(), 2 * PAIR_LANES)
-_POWER = (1.0, 0.69328293, 0.24221099, 0.05500893)  # 2 ** f for -0.5 <= f <= 0.5, lowest power first
+_POWER = (1.0, 0.69556728, 0.22575819, 0.07867453)  # 2 ** f for 0 <= f <= 1, right at both ends, lowest power first
 
 
 def no_sums(count: int) -> list[Any]:
@@ -75,29 +75,29 @@ def join_pairs(v: Vectors, first: Any, second: Any) -> Any:
     return v.builder.or_(first, v.builder.shl(second, _PAIRS([16] * PAIR_LANES)))
 
 
+def pairs_of(v: Vectors, first: Any, second: Any) -> Any:
+    """Pairs of two vectors of float32 numbers, to the nearest bfloat16 (ties to even)."""
+    kind = ir.FunctionType(_HALVES, [_SUMS] * 2)
+    function = get_or_insert_function(v.builder.module, kind, "llvm.x86.avx512bf16.cvtne2ps2bf16.512")
+    halves = v.builder.bitcast(v.builder.call(function, [second, first]), ir.VectorType(ir.IntType(16), _HALVES.count))
+    order = [lane + half * PAIR_LANES for lane in range(PAIR_LANES) for half in range(2)]
+    joined = v.builder.shuffle_vector(halves, halves, ir.VectorType(ir.IntType(32), _HALVES.count)(order))
+    return v.builder.bitcast(joined, _PAIRS)
+
+
 def load_halves(v: Vectors, where: Any) -> Any:
     """PAIR_LANES bfloat16 numbers in the low halves of int32."""
     halves = ir.VectorType(ir.IntType(16), PAIR_LANES)
     return v.builder.zext(v.builder.load(v.pointer(where, halves), align=2), _PAIRS)
 
 
-def _halves(v: Vectors, numbers: Any) -> Any:
-    """Float32 numbers, to the nearest bfloat16 (ties to even), as int16."""
-    halves = ir.VectorType(_HALVES.element, PAIR_LANES)
-    kind = ir.FunctionType(halves, [_SUMS])
-    function = get_or_insert_function(v.builder.module, kind, "llvm.x86.avx512bf16.cvtneps2bf16.512")
-    return v.builder.bitcast(v.builder.call(function, [numbers]), ir.VectorType(ir.IntType(16), PAIR_LANES))
-
-
-def rounded(v: Vectors, numbers: Any) -> Any:
-    """Float32 numbers, to the nearest bfloat16 (ties to even), in the low halves of int32."""
-    return v.builder.zext(_halves(v, numbers), _PAIRS)
-
-
 def store_rounded(v: Vectors, numbers: Any, where: Any) -> None:
     """Float32 numbers, to the nearest bfloat16 (ties to even)."""
-    halves = _halves(v, numbers)
-    v.builder.store(halves, v.pointer(where, halves.type), align=2)
+    halves = ir.VectorType(_HALVES.element, PAIR_LANES)
+    function = get_or_insert_function(
+        v.builder.module, ir.FunctionType(halves, [_SUMS]), "llvm.x86.avx512bf16.cvtneps2bf16.512"
+    )
+    v.builder.store(v.builder.call(function, [numbers]), v.pointer(where, halves), align=2)
 
 
 def all_sums(number: float) -> Any:
@@ -106,13 +106,17 @@ def all_sums(number: float) -> Any:
 
 
 def two_to_the(v: Vectors, x: Any) -> Any:
-    """``2 ** x`` for ``x`` <= 1, as exact as bfloat16 needs (1e-4); below -127 exactly 0; NaN stays NaN."""
-    builder, shift = v.builder, all_sums(ROUND + 127.0)
-    x = v.larger(all_sums(-127.0), x)
-    shifted = builder.fadd(x, shift)  # low bits: the exponent, biased
-    rest = builder.fsub(x, builder.fsub(shifted, shift))
+    """``2 ** x`` for ``x`` <= 1, as exact as bfloat16 needs (1.2e-4); of -inf exactly 0; NaN stays NaN."""
+
+    def call(name: str, first: Any, second: Any) -> Any:
+        """An AVX512 instruction, in all lanes; directions of rounding as MXCSR has them."""
+        operands = [first, second, all_sums(0.0), ir.IntType(16)(-1), ir.IntType(32)(4)]
+        kind = ir.FunctionType(_SUMS, [one.type for one in operands])
+        function = get_or_insert_function(v.builder.module, kind, f"llvm.x86.avx512.mask.{name}.ps.512")
+        return v.builder.call(function, operands)
+
+    rest = call("reduce", x, ir.IntType(32)(1))  # x less the next whole number below; 0 of -inf
     power = all_sums(_POWER[-1])
     for factor in reversed(_POWER[:-1]):
         power = fma(v, power, rest, all_sums(factor))
-    exponent = builder.shl(builder.bitcast(shifted, _PAIRS), _PAIRS([23] * PAIR_LANES))
-    return builder.fmul(power, builder.bitcast(exponent, _SUMS))
+    return call("scalef", power, x)  # times two to that whole number

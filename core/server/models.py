@@ -8,6 +8,7 @@ from pathlib import Path
 from ..config import ModelSettings
 from ..errors import ConfigError, EngineDown, RequestError
 from ..host import Host
+from ..model.tokenizer import token_ids
 from ..types import ServedModel, Tokenizer
 from .truncate import FIRST_LOOK, enough, over
 
@@ -99,4 +100,4 @@ def encode_all(tokenizer: Tokenizer, texts: Sequence[str], special: bool, limit:
 def _encode(tokenizer: Tokenizer, text: str, special: bool, limit: int | None) -> list[int]:
     if limit is not None and enough(tokenizer, text, limit, FIRST_LOOK * limit, special=special) is not text:
         raise over(limit)
-    return tokenizer.encode(text, add_special_tokens=special)
+    return token_ids(tokenizer, text, special)

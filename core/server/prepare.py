@@ -13,6 +13,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from ..errors import RequestError
+from ..model.tokenizer import token_ids
 from ..types import EngineClient, ServedModel, Tokenizer
 from .inputs import Inputs, Text, check_vocabulary, naming
 from .truncate import (
@@ -140,7 +141,7 @@ class Shaper:
         part = self._enough(tokenizer, text)
         if part is not text and self._how == "start" and self._keep:
             part = text[: self._lead + MARGIN] + part  # of the beginning, only the prompt will stay
-        ids = tokenizer.encode(part, add_special_tokens=True)
+        ids = token_ids(tokenizer, part)
         if not text or not ids:
             raise empty()
         head, tail = self._ends

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ..errors import RequestError
+from ..model.tokenizer import token_ids
 from ..types import Tokenizer
 
 FIRST_LOOK = 16  # characters for each token of the limit that are looked at first; most tokens have fewer
@@ -41,7 +42,7 @@ def enough(
     """
     while look < len(text):
         part = text[-look:] if from_end else text[:look]
-        if len(tokenizer.encode(part, add_special_tokens=special)) > 2 * limit:
+        if len(token_ids(tokenizer, part, special)) > 2 * limit:
             return part
         look *= 4  # few tokens so far, long runs of spaces say
     return text

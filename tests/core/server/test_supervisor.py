@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from trunkline.core.errors import EngineDown, ModelError
-from trunkline.core.server.supervisor import Patience
+from trunkline.core.server.supervisor import KEEP, SPIN, Patience
 from trunkline.core.types import Submission
 
 SHORT = Patience(unhealthy=0.3, silent=1.0, one_pass=5.0, tick=0.05)
@@ -93,3 +93,19 @@ async def test_stop_leaves_no_process(start: Callable[..., Any]) -> None:
     await engine.stop()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads another process's environment")
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "active"}, {"MALLOC_TRIM_THRESHOLD_": "4096"}])
+async def test_the_user_s_environment_wins(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    for name in ("OMP_WAIT_POLICY", *SPIN, *KEEP):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    engine = await start()
+    lines = Path(f"/proc/{engine.supervisor.pid}/environ").read_bytes().decode().split("\0")
+    seen = dict(line.split("=", 1) for line in lines if line)
+    wanted = (KEEP if "OMP_WAIT_POLICY" in given else SPIN | KEEP) | given
+    assert {name: value for name, value in seen.items() if name in SPIN | KEEP | given} == wanted
