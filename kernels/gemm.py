@@ -95,7 +95,8 @@ def product_reference(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tenso
 def product(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor, out: torch.Tensor) -> None:
     """:func:`product_reference` into ``out`` [M, N], compiled.
 
-    All contiguous and of :func:`rows_dtype`, sums in float32. ``out`` may be ``addend`` itself.
+    All contiguous and of :func:`rows_dtype`, sums in float32, which ``out`` takes as they are if it
+    is float32. ``out`` may be ``addend`` itself.
     """
     rows, inputs = x.shape
     outputs, kind = width_of(packed), rows_dtype(packed)
@@ -108,21 +109,21 @@ def product(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor, out: to
         address(packed, "packed"),
         address(addend, "addend", kind),
         outputs if addend.ndim == 2 else 0,
-        address(out, "out", kind),
+        address(out, "out", torch.float32 if out.dtype == torch.float32 else kind),
         rows,
         inputs,
         outputs,
         max(12, BLOCK_BYTES // (x.itemsize * inputs) // 12 * 12),
         0,
     )
-    _task(kind, packed.dtype).run(arguments, team_size(packed.numel() * rows > _SERIAL))
+    _task(kind, packed.dtype, out.dtype).run(arguments, team_size(packed.numel() * rows > _SERIAL))
 
 
 @cache
-def _task(kind: torch.dtype, stored: torch.dtype) -> Task:
-    """For rows of dtype ``kind`` and weights stored as ``stored``."""
+def _task(kind: torch.dtype, stored: torch.dtype, result: torch.dtype) -> Task:
+    """For rows of dtype ``kind``, weights stored as ``stored`` and results of dtype ``result``."""
     pairs = kind == torch.bfloat16
-    panel = pair_panel() if pairs else float_panel(stored == torch.bfloat16)
+    panel = pair_panel(result == torch.float32) if pairs else float_panel(stored == torch.bfloat16)
     width, size = (PAIR_PANEL, 2) if pairs else (FLOAT_PANEL, stored.itemsize)
 
     def body(a: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .pairs import PAIR_BYTES, PAIR_LANES, dot, load_pairs, no_sums, spread_pair, store_rounded
+from .pairs import PAIR_BYTES, PAIR_LANES, dot, load_pairs, no_sums, spread_pair, store_pairs, store_rounded
 from .threads import OPTIONS
 from .vectors import BYTES, INT, LANES, Vectors, all_lanes, generator
 
@@ -81,15 +81,19 @@ def _float_tile(rows: int, half: bool) -> Any:
     return typed
 
 
-def pair_panel() -> Any:
-    """As :func:`float_panel`, in bfloat16 with sums in float32: AVX512_BF16 multiplies and adds pairs."""
-    tile12, tile8, tile4, tile2, tile1 = (intrinsic(_pair_tile(rows)) for rows in (12, 8, 4, 2, 1))
+def pair_panel(wide: bool) -> Any:
+    """As :func:`float_panel`, in bfloat16 with sums in float32: AVX512_BF16 multiplies and adds pairs.
+
+    Results are bfloat16, or float32 if ``wide``.
+    """
+    tile12, tile8, tile4, tile2, tile1 = (intrinsic(_pair_tile(rows, wide)) for rows in (12, 8, 4, 2, 1))
+    size = 4 if wide else 2
 
     def panel(a: Any, weight: int, first: int, last: int, column: int) -> None:
-        x_row, out_row, addend_row = a.inputs * 2, a.outputs * 2, a.addend_row * 2
+        x_row, out_row, addend_row = a.inputs * 2, a.outputs * size, a.addend_row * 2
         m = first
         while m < last:
-            x, out = a.x + m * x_row, a.out + m * out_row + column * 2
+            x, out = a.x + m * x_row, a.out + m * out_row + column * size
             addend, left = a.addend + m * addend_row + column * 2, last - m
             if left >= 12:
                 tile12(x, weight, addend, out, a.inputs, x_row, addend_row, out_row)
@@ -110,9 +114,10 @@ def pair_panel() -> Any:
     return njit(**OPTIONS)(panel)
 
 
-def _pair_tile(rows: int) -> Any:
+def _pair_tile(rows: int, wide: bool) -> Any:
     line = 2 * PAIR_BYTES  # of two inputs' weights in a panel
-    size = 2 * PAIR_LANES  # bytes of a vector of results
+    half = 2 * PAIR_LANES  # bytes of a vector of bfloat16
+    size, store = (PAIR_BYTES, store_pairs) if wide else (half, store_rounded)  # of results
 
     def typed(typing: Any, x: Any, weight: Any, addend: Any, out: Any, inputs: Any, xr: Any, sr: Any, outr: Any) -> Any:
         def emit(
@@ -135,8 +140,8 @@ def _pair_tile(rows: int) -> Any:
             pairs = v.builder.lshr(inputs, INT(1))
             for n, total in enumerate(v.loop(pairs, no_sums(2 * rows), step)):
                 r, i = divmod(n, 2)
-                first = v.load(v.at(v.at(addend, sr, r), size, i), True, PAIR_LANES)
-                store_rounded(v, v.builder.fadd(total, first), v.at(v.at(out, outr, r), size, i))
+                first = v.load(v.at(v.at(addend, sr, r), half, i), True, PAIR_LANES)
+                store(v, v.builder.fadd(total, first), v.at(v.at(out, outr, r), size, i))
 
         return types.void(*[types.int64] * 8), generator(emit)
 

@@ -18,9 +18,14 @@ class PackedLinear(nn.Module):
     :mod:`.gemm` in float32, weights stored as bfloat16 when that loses nothing.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        """``weight`` [N, K] and ``bias`` [N] on the CPU, float32 or bfloat16."""
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, wide: bool = False) -> None:
+        """``weight`` [N, K] and ``bias`` [N] on the CPU, float32 or bfloat16.
+
+        ``wide``: results of :meth:`forward` are the float32 sums where our own kernel makes them,
+        else of the weight's dtype.
+        """
         super().__init__()
+        self.wide = wide
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
         pairs = weight.dtype == torch.bfloat16 and self.in_features % 2 == 0 and has_bfloat16_pairs()
@@ -77,14 +82,15 @@ class PackedLinear(nn.Module):
         return out if residual is None else out.add_(residual)
 
     def _compiled(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        given, kind = x.dtype, gemm.rows_dtype(self.packed)
+        kind = gemm.rows_dtype(self.packed)
+        given, result = (torch.float32, torch.float32) if self.wide else (x.dtype, kind)
         width = self.addend.shape[0]
         addend = self.addend
         # Adding the residual costs nothing in the kernel, if no bias is added there.
         fused = residual is not None and self.bias is None and width == self.out_features
         if fused and residual is not None:
             addend = residual.to(kind).contiguous()
-        out = torch.empty(x.shape[0], width, dtype=kind)
+        out = torch.empty(x.shape[0], width, dtype=result)
         gemm.product(x.to(kind).contiguous(), self.packed, addend, out)
         if width != self.out_features:
             out = out[:, : self.out_features].contiguous()

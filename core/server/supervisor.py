@@ -41,8 +41,7 @@ LEAVE_SECONDS = 1.0  # for one that closed its socket
 # How long OpenMP threads spin for each other: some microseconds bridge the barriers of a decode pass
 # (asleep at each, it takes half as long again); longer only takes the cores from others.
 SPIN = {"GOMP_SPINCOUNT": "1000"}
-# What glibc keeps of freed memory: the buffers of a pass, for the next one. Given back and taken
-# again page by page they can cost an eighth of a pass. Larger blocks go back at once.
+# What glibc keeps of freed memory: a pass's buffers. Taken anew page by page they can cost an eighth of it.
 KEEP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 
 

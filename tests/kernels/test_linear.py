@@ -47,6 +47,24 @@ def test_equals_the_formula(
     assert added is None or torch.equal(added, before)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("outputs", [1, 32, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_wide_results_are_the_sums(
+    monkeypatch: pytest.MonkeyPatch, outputs: int, dtype: torch.dtype, pairs: bool
+) -> None:
+    """Of the size of logits, where neighbours in bfloat16 are an eighth apart."""
+    monkeypatch.setattr(linear, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(linear, "has_bfloat16_pairs", lambda: pairs and has_bfloat16_pairs())
+    weight, shift = weights(outputs, 64, dtype, exact=True), torch.full((outputs,), 24.0, dtype=dtype)
+    for rows in (1, 2, 5, 13, 20):
+        x = torch.randn(rows, 64).to(dtype)
+        result = PackedLinear(weight, shift, wide=True)(x)
+        assert result.dtype == torch.float32
+        exact = linear_reference(x.double(), weight.double(), shift.double())
+        torch.testing.assert_close(result.double(), exact, rtol=1e-5, atol=1e-5)
+
+
 def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """More rows than fit in a block, with a block that doesn't divide them."""
     monkeypatch.setattr(gemm, "BLOCK_BYTES", 12 * 4 * 40)
