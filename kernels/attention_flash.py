@@ -104,7 +104,7 @@ float_attend = njit(**OPTIONS)(_attend)
 
 
 # What touches tensors knows their dtype, through ``fetch``, ``save`` and ``size``, the bytes of a number.
-def _begin(fetch: Any, pairs: bool) -> Any:
+def _begin(fetch: Any, size: int, pairs: bool) -> Any:
     def begin(a: Any, row: Any, head: Any, query: Any, lane: Any, lanes: Any, stage: Any, panel: Any) -> None:
         """The panel from ``lane`` on: what its lanes see, their queries, and a softmax of nothing.
 
@@ -113,13 +113,13 @@ def _begin(fetch: Any, pairs: bool) -> Any:
         share, start, length = a.heads // a.groups, np.int64(int32s(a.q_start)[row]), np.int64(int32s(a.kv_len)[row])
         past = length + start - np.int64(int32s(a.q_start)[row + 1])
         factor = np.float32(a.scale / a.softcap if a.softcap > 0 else a.scale * LOG2E)
-        width = a.key_dim // 2 if pairs else a.key_dim
+        numbers = a.key_dim // 2 if pairs else a.key_dim
         first, end = int32s(panel + BOUNDS), int32s(panel + BOUNDS + ROW)
         t, h = query + lane // share, lane % share
         for i in range(PANEL):  # lanes of no query repeat the last one
             place = a.q + (start + t) * a.q_token + (head + h) * a.q_head
-            fetch(place, stage + i * a.width, width, factor)
-            prefetch(place + share * a.q_head, a.q_head)  # the next unit's
+            fetch(place, stage + i * a.width, numbers, factor)
+            prefetch(place + share * a.q_head, a.key_dim * size)  # the next unit's
             position, low, high = past + t, np.int64(0), length
             if a.causal != 0:
                 high = position + 1
@@ -140,7 +140,7 @@ def _begin(fetch: Any, pairs: bool) -> Any:
         for i in range((a.v_rows + SPARE) * PANEL):
             sums[i] = _ZERO
         queries = panel + SUMS + (a.v_rows + SPARE) * ROW
-        for d in range(0, width, LANES):
+        for d in range(0, numbers, LANES):
             transpose(stage + d * 4, a.width, queries + d * ROW, ROW)
             transpose(stage + LANES * a.width + d * 4, a.width, queries + d * ROW + LANES * 4, ROW)
 
@@ -179,16 +179,16 @@ def _finish(save: Any, size: int, pairs: bool) -> Any:
                 scale = np.float32(math.exp((state[i] - top) * _LN2))
                 factor = scale / (state[PANEL + i] * scale + np.float32(math.exp((sink - top) * _LN2)))
             state[2 * PANEL + i] = factor
-        width = a.value_dim
+        numbers = a.value_dim
         if pairs:
-            width //= 2
-            attention_pairs.settle(panel + SUMS, width, panel + 2 * ROW)
-        for d in range(0, width, LANES):
+            numbers //= 2
+            attention_pairs.settle(panel + SUMS, numbers, panel + 2 * ROW)
+        for d in range(0, numbers, LANES):
             transpose(panel + SUMS + d * ROW, ROW, stage + d * 4, a.width)
             transpose(panel + SUMS + d * ROW + LANES * 4, ROW, stage + LANES * a.width + d * 4, a.width)
         for i in range(min(PANEL, lanes - lane)):
             t, h, factor = token + (lane + i) // share, head + (lane + i) % share, state[2 * PANEL + i]
-            save(stage + i * a.width, a.out + (t * a.heads + h) * a.value_dim * size, width, factor)
+            save(stage + i * a.width, a.out + (t * a.heads + h) * a.value_dim * size, numbers, factor)
 
     return njit(**OPTIONS)(finish)
 
@@ -207,7 +207,7 @@ def _unit(dtype: torch.dtype, pairs: bool) -> Any:
     else:
         fetch = njit(**OPTIONS)(fetch)
         together, copy, attend = 1, _copy(fetch, size), float_attend
-    begin, finish = _begin(fetch, pairs), _finish(save, size, pairs)
+    begin, finish = _begin(fetch, size, pairs), _finish(save, size, pairs)
 
     def unit(a: Any, row: Any, group: Any, query: Any, lanes: Any) -> None:
         """Attention of ``lanes`` lanes, from the row's ``query`` on."""
