@@ -164,13 +164,13 @@ def test_cohere_s_v2_client(url: str, http: httpx.Client, transport: httpx.Clien
 
 def test_rank_fields(http: httpx.Client) -> None:
     documents = [{"title": "china", "text": "gravity"}, {"title": "france", "text": "gravity", "note": None}]
-    answer = post(http, "/v1/rerank", {"query": QUERY, "documents": documents, "rank_fields": ["title"]})
-    plain = post(http, "/rerank", {"query": QUERY, "texts": ["china", "france"]})
-    scores = [one["relevance_score"] for one in answer["results"]]
-    assert scores == pytest.approx([one["score"] for one in plain])
+    for document in documents:  # one by one: which of several share a pass is a race, and moves last bits
+        answer = post(http, "/v1/rerank", {"query": QUERY, "documents": [document], "rank_fields": ["title"]})
+        plain = post(http, "/rerank", {"query": QUERY, "texts": [document["title"]]})
+        assert [one["relevance_score"] for one in answer["results"]] == [one["score"] for one in plain]
     both = post(http, "/v1/rerank", {"query": QUERY, "documents": documents[:1], "rank_fields": ["title", "text"]})
     [joined] = post(http, "/rerank", {"query": QUERY, "texts": ["title: china\ntext: gravity"]})
-    assert both["results"][0]["relevance_score"] == pytest.approx(joined["score"])
+    assert both["results"][0]["relevance_score"] == joined["score"]
 
 
 def test_chunks_count_by_their_best(http: httpx.Client) -> None:
@@ -255,9 +255,10 @@ def test_items_of_a_cross_encoder(http: httpx.Client) -> None:
     raw = logits(http)
     assert answer["object"] == "scoring"
     assert [row[0] for row in answer["scores"]] == pytest.approx(raw)
-    swapped = post(http, "/v1/score", {"query": QUERY, "items": DOCUMENTS, "item_first": True})
-    pairs = post(http, "/score", {"text_1": DOCUMENTS, "text_2": [QUERY] * 3})
-    assert [row[0] for row in swapped["scores"]] == pytest.approx([one["score"] for one in pairs["data"]])
+    for document in DOCUMENTS:  # one by one, as above
+        swapped = post(http, "/v1/score", {"query": QUERY, "items": [document], "item_first": True})
+        pairs = post(http, "/score", {"text_1": [document], "text_2": [QUERY]})
+        assert [row[0] for row in swapped["scores"]] == [one["score"] for one in pairs["data"]]
 
 
 @pytest.mark.parametrize("item_first", [False, True])
