@@ -7,6 +7,8 @@ VENV ?= .venv
 TORCH_INDEX_URL ?=
 # Passed on to `trunkline serve`, e.g. make serve ARGS="--port 8000"
 ARGS ?=
+# Which slow suites `make suites` runs, e.g. SUITES="browser soak". Empty: all of them.
+SUITES ?=
 
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -14,7 +16,7 @@ SERVE_READY := $(VENV)/.ready-serve
 TEST_READY := $(VENV)/.ready-test
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check fetch slow bench format clean
+.PHONY: help serve test check fetch suites full bench format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +24,7 @@ help: ## Show this list
 serve: $(SERVE_READY) ## Install if need be and serve demo:smollm2-135m-instruct on port 30000 (ARGS="…" for more)
 	@exec $(BIN)/trunkline serve $(ARGS)
 
-test: check fetch ## Install if need be; format, lint, types and every test that isn't slow
+test: check fetch ## Install if need be; format, lint, types and every test outside the slow suites
 	$(BIN)/python -m pytest
 
 check: $(TEST_READY) ## Format, lint and types only
@@ -34,8 +36,11 @@ check: $(TEST_READY) ## Format, lint and types only
 fetch: $(SERVE_READY) ## Fetch the demo models into the cache folder
 	@$(BIN)/python -m trunkline.core.model.catalogue >/dev/null
 
-slow: $(TEST_READY) fetch ## The slow tests: soak, fuzz, long property runs
-	$(BIN)/python -m pytest -m slow --maxfail=1 --timeout=3600
+suites: $(TEST_READY) fetch ## The slow suites within their budgets (SUITES="browser soak" for some of them)
+	$(BIN)/python tests/suites.py $(SUITES) $(ARGS)
+
+full: test ## Every test without limits; writes benchmarks/results/suites-DATE.md
+	$(BIN)/python tests/suites.py --full --write benchmarks/results/suites-$$(date +%F).md
 
 bench: $(TEST_READY) fetch ## Measure against transformers and the machine's floor, then the host's overhead
 	$(BIN)/python benchmarks/compare.py $(ARGS)

@@ -20,10 +20,16 @@ for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "GITHUB_ACTIONS"):
 os.environ.update(NO_COLOR="1", TERM="dumb", COLUMNS="200")
 
 import importlib.util
+import json
+import random
 import shutil
+import time
+import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import hypothesis
 import pytest
@@ -34,11 +40,105 @@ pytest_plugins = ["trunkline.core.testing"]  # the fixture ``zoo``
 hypothesis.settings.register_profile("trunkline", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("trunkline")
 
+ROOT = Path(__file__).resolve().parent.parent
+SUITES: dict[str, dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["trunkline"]["suites"]
+
+
+@dataclass
+class Suite:
+    """The slow suite that is run: ``--suite NAME``, started by tests/suites.py.
+
+    ``seconds`` is its budget, None for no limit; ``seed`` chooses the sample of a suite that is larger than
+    its budget. ``notes`` are shown in the summary.
+    """
+
+    name: str | None
+    seed: int
+    seconds: float | None
+    began: float = field(default_factory=time.monotonic)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def left(self) -> float:
+        """Seconds of the budget that are left."""
+        return float("inf") if self.seconds is None else self.seconds - (time.monotonic() - self.began)
+
+    @property
+    def random(self) -> random.Random:
+        """A new generator from the seed: the same numbers at every call."""
+        return random.Random(self.seed)
+
+
+class SuiteReport:
+    """Writes what has run so far after every test, so that a suite that is killed is still accounted for."""
+
+    def __init__(self, path: Path, suite: Suite) -> None:
+        self.path, self.suite = path, suite
+        self.counts: dict[str, Any] = {"collected": 0, "passed": 0, "failed": 0, "skipped": 0, "stopped": False}
+        self.reasons: set[str] = set()
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.counts["collected"] = len(session.items)
+        self._write()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            self.counts[report.outcome] += 1
+        if report.skipped and isinstance(report.longrepr, tuple):
+            self.reasons.add(str(report.longrepr[2]).removeprefix("Skipped: "))
+        self._write()
+
+    def pytest_runtest_logfinish(self) -> None:
+        if self.suite.left <= 0:
+            self.counts["stopped"] = True
+            self._write()
+            pytest.exit("the suite's budget is used up", returncode=0)
+
+    def _write(self) -> None:
+        self.path.write_text(json.dumps({**self.counts, "reasons": sorted(self.reasons), "notes": self.suite.notes}))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--suite", choices=list(SUITES), help="run this slow suite instead of the ordinary tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, about in SUITES.items():
+        config.addinivalue_line("markers", f"{name}: slow suite of {about['minutes']} minutes: {about['about']}")
+    seconds = os.environ.get("TRUNKLINE_SUITE_SECONDS")
+    seed = int(os.environ.get("TRUNKLINE_SUITE_SEED", "0"))
+    suite = Suite(config.getoption("--suite"), seed, float(seconds) if seconds else None)
+    config.stash[SUITE] = suite
+    if path := os.environ.get("TRUNKLINE_SUITE_REPORT"):
+        config.pluginmanager.register(SuiteReport(Path(path), suite))
+
+
+SUITE = pytest.StashKey[Suite]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of the chosen suite; without one, those that belong to no suite."""
+    chosen = config.getoption("--suite")
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        own = [mark.name for mark in item.iter_markers() if mark.name in SUITES]
+        (kept if (chosen in own if chosen else not own) else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+@pytest.fixture
+def suite(request: pytest.FixtureRequest) -> Suite:
+    """The slow suite that is run: its seed and what is left of its budget."""
+    return request.config.stash[SUITE]
+
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The project's root folder."""
-    return Path(__file__).resolve().parent.parent
+    return ROOT
 
 
 @pytest.fixture(scope="session")

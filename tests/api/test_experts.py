@@ -90,7 +90,7 @@ def test_a_stranger_needs_the_key(web: httpx.Client) -> None:
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
 
 
-@pytest.mark.slow
+@pytest.mark.browser
 @pytest.mark.skipif(not BROWSER, reason="needs Chromium")
 def test_a_browser_draws_the_heat_map(web: httpx.Client, tmp_path: Path) -> None:
     web.post(START)

@@ -135,7 +135,7 @@ async def test_mixed_load_never_stalls(fleet: Any) -> None:
     check(fleet, await storm(fleet.url, 15, seed=1))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 async def test_mixed_load_never_stalls_for_minutes(fleet: Any) -> None:
     for seed in range(6):
         check(fleet, await storm(fleet.url, 30, seed=100 * seed))

@@ -47,7 +47,7 @@ def test_a_model_that_it_can_not_spread_is_refused(
         script.upcycle(zoo("qwen2"), tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.demo
 def test_smollm2_says_the_same_and_all_its_tokens_are_counted(script: ModuleType, tmp_path: Path) -> None:
     source = catalogue.fetch("demo:smollm2-135m-instruct")
     with torch.no_grad():

@@ -305,7 +305,7 @@ def test_a_pool_of_a_tenth_of_demand_is_enough() -> None:
     assert sum(world.reused for world in worlds) > 200
 
 
-@pytest.mark.slow
+@pytest.mark.properties
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(1000, 1020))
 def test_a_million_passes(seed: int) -> None:
