@@ -5,6 +5,7 @@ A slot is free (in the pool), cached (owned by the radix tree) or private to one
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,10 +23,16 @@ class Holding:
 
     request: Request
     ids: np.ndarray  # int32, the request's tokens as far as they were needed as an array
+    regime: int = 0  # of its rotary embedding: keys of one regime are of no use in another
     row: int = -1  # of the slot table; -1 = holds nothing
     node: Node | None = None
     held: int = 0
     allocated: int = 0
+
+    @property
+    def namespace(self) -> bytes:
+        """Which cached prefixes it may share: those of the same weights, salt and rotary regime."""
+        return bytes([self.regime]) + self.request.namespace
 
     def tokens(self, end: int) -> np.ndarray:
         """The request's tokens ``[0, end)``, int32."""
@@ -41,6 +48,11 @@ class Holding:
         cap = self.request.needs.reuse_up_to
         longest = len(self.request.tokens) - 1
         return longest if cap is None else min(cap, longest)
+
+
+def regime_of(length: int, boundaries: Sequence[int]) -> int:
+    """The rotary regime of a sequence of ``length`` tokens: how many of the sorted ``boundaries`` it exceeds."""
+    return bisect_left(boundaries, length)
 
 
 class Ledger:
@@ -71,7 +83,7 @@ class Ledger:
         reusable = holding.reusable()
         if self._radix is None or reusable == 0:
             return 0
-        return self._radix.probe(holding.request.namespace, holding.tokens(reusable))
+        return self._radix.probe(holding.namespace, holding.tokens(reusable))
 
     def open(self, holding: Holding) -> bool:
         """Give the request a table row and lock its cached prefix, which counts as computed.
@@ -84,7 +96,7 @@ class Ledger:
         holding.row = row
         reusable = holding.reusable()
         if self._radix is not None and reusable > 0:
-            match = self._radix.match(holding.request.namespace, holding.tokens(reusable))
+            match = self._radix.match(holding.namespace, holding.tokens(reusable))
             self._radix.lock(match.node)
             self._table.slots[row, : match.length] = match.slots
             holding.node, holding.held = match.node, match.length
@@ -122,13 +134,13 @@ class Ledger:
         if radix is None or not request.cacheable or end <= holding.held:
             return
         tokens, slots = holding.tokens(end), self._table.slots[holding.row, :end]
-        inserted = radix.insert(request.namespace, tokens, slots)
+        inserted = radix.insert(holding.namespace, tokens, slots)
         radix.lock(inserted.node)
         radix.unlock(holding.node)
         if inserted.existing > holding.held:  # somebody else computed the same meanwhile
             doubled = slice(holding.held, inserted.existing)
             duplicates = slots[doubled].copy()
-            slots[doubled] = radix.match(request.namespace, tokens).slots[doubled]
+            slots[doubled] = radix.match(holding.namespace, tokens).slots[doubled]
             self._pool.release(duplicates)
         holding.node, holding.held = inserted.node, end
 

@@ -1,10 +1,11 @@
-"""What the scheduler hands to the runner for one forward pass."""
+"""What the scheduler hands to the runner for one forward pass, and the draft that it makes it from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from ..types import Request
+from .waiting import Entry
 
 
 @dataclass(slots=True)
@@ -32,7 +33,7 @@ class Batch:
     rows: list[Row]
     decodes: int
     started: list[Request] = field(default_factory=list)  # first scheduled in this pass
-    retracted: list[Request] = field(default_factory=list)  # gave their slots back in this pass
+    retracted: list[Request] = field(default_factory=list)  # gave their slots back: to be computed anew
 
     @property
     def tokens(self) -> int:
@@ -42,3 +43,21 @@ class Batch:
         """The batch less the rows of these requests."""
         decodes = sum(row.request.key not in keys for row in self.rows[: self.decodes])
         return Batch([row for row in self.rows if row.request.key not in keys], decodes)
+
+
+@dataclass(slots=True)
+class Draft:
+    """A pass in the making."""
+
+    budget: int  # tokens that prompts may still take
+    entries: list[Entry] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    slots: int = 0  # to be allocated for the above
+    started: list[Request] = field(default_factory=list)
+    restarted: list[Request] = field(default_factory=list)
+    retracted: list[Request] = field(default_factory=list)
+
+    def add(self, entry: Entry, end: int) -> None:
+        self.entries.append(entry)
+        self.ends.append(end)
+        self.slots += end - min(end, entry.holding.allocated)

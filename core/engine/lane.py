@@ -84,6 +84,7 @@ class Lane:
         if not self.scheduler.flush():
             raise AssertionError(f"{self.served.name} still has requests of its old weights")
         self.settings, self.served, self.model = new.settings, new.served, new.model
+        self.scheduler.boundaries = new.model.length_boundaries
         self.stages, self.runner = new.stages, new.runner
         self.epoch += 1
 

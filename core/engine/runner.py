@@ -22,6 +22,10 @@ class Forward(Protocol):
     device: torch.device
     token_types: bool  # does it tell the second text of a pair from the first?
 
+    @property
+    def length_boundaries(self) -> Sequence[int]:
+        """Lengths in tokens beyond which a sequence's rotary frequencies change, sorted."""
+
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -30,10 +34,12 @@ class Forward(Protocol):
         pool: KVPool | None,
         token_types: torch.Tensor | None = None,
         wanted: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Ids, positions and token types int64 ``[T]`` -> hidden ``[T, hidden_size]`` after the final norm.
 
-        With ``wanted``, int64 ``[W]``: the hidden rows of these tokens, in this order.
+        With ``wanted``, int64 ``[W]``: the hidden rows of these tokens, in this order. ``lengths`` int64
+        ``[T]``: how many tokens each token's sequence has; None where none exceeds a boundary.
         """
 
 
@@ -73,7 +79,9 @@ class Runner:
         wanted = [index for _, some in parts for index in some]
         every = len(wanted) == len(ids) and wanted == list(range(len(ids)))
         chosen = None if every else torch.tensor(wanted, dtype=torch.int64, device=self._model.device)
-        hidden = self._model.forward(ids, positions, layout, self._pool, self._token_types(rows), chosen)
+        hidden = self._model.forward(
+            ids, positions, layout, self._pool, self._token_types(rows), chosen, self._lengths(rows)
+        )
         shares = torch.split(hidden, [len(some) for _, some in parts])
         launched = [
             (part, self._stages[part.task].launch(part, own)) for (part, _), own in zip(parts, shares, strict=True)
@@ -100,6 +108,15 @@ class Runner:
             decodes=leading_single(lengths),
         )
         return torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), layout
+
+    def _lengths(self, rows: Sequence[Row]) -> torch.Tensor | None:
+        """int64 ``[T]``, the known tokens of each token's request; None where no request exceeds a boundary."""
+        boundaries = self._model.length_boundaries
+        known = [len(row.request.tokens) for row in rows]
+        if not boundaries or max(known) <= boundaries[0]:
+            return None
+        lengths = np.repeat(known, [row.end - row.start for row in rows])
+        return torch.from_numpy(lengths).to(self._model.device)
 
     def _token_types(self, rows: Sequence[Row]) -> torch.Tensor | None:
         """int64 ``[T]``, 1 in the second text of a pair; None where all are 0 or the model has none."""

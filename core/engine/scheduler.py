@@ -8,15 +8,15 @@ that one is never retracted, so it ends; then the next one is first.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 
-from ..cache.ledger import Holding, Ledger
+from ..cache.ledger import Holding, Ledger, regime_of
 from ..cache.pool import SlotPool, SlotTable
 from ..cache.radix import RadixCache
 from ..types import Request
-from .batch import Batch, Row
+from .batch import Batch, Draft, Row
 from .waiting import Entry, InFlight, WaitingQueue
 
 _EXPECTED_NEW = 4096  # tokens; nobody's limit on new tokens counts for more at admission
@@ -26,29 +26,12 @@ _SHARE_DECAY = 0.99  # … less with every pass that went well …
 _SHARE_RISE = 2.0  # … and more after each retraction
 
 
-@dataclass(slots=True)
-class _Draft:
-    """A pass in the making."""
-
-    budget: int  # tokens that prompts may still take
-    entries: list[Entry] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    slots: int = 0  # to be allocated for the above
-    started: list[Request] = field(default_factory=list)
-    retracted: list[Request] = field(default_factory=list)
-
-    def add(self, entry: Entry, end: int) -> None:
-        self.entries.append(entry)
-        self.ends.append(end)
-        self.slots += end - min(end, entry.holding.allocated)
-
-
 class Scheduler:
     """Requests, their slots and their order, for one model. Not thread-safe.
 
     ``chunk`` is the token budget of a pass; None: prompts are computed whole (models that look
     both ways), as many as the pool holds. Decoding requests always take part, and leave prompts
-    a quarter of the chunk at least.
+    a quarter of the chunk at least. ``boundaries``: see :attr:`boundaries`.
     """
 
     def __init__(
@@ -60,7 +43,9 @@ class Scheduler:
         chunk: int | None,
         max_running: int,
         policy: str,
+        boundaries: Sequence[int] = (),
     ) -> None:
+        self.boundaries = boundaries  # lengths in tokens beyond which a sequence must be computed anew
         self.max_request_tokens = min(pool.capacity, table.max_len)
         self._capacity = pool.capacity
         self._ledger = Ledger(pool, table, radix)
@@ -107,6 +92,7 @@ class Scheduler:
         if not 0 < len(request.tokens) <= self.max_request_tokens:
             raise ValueError(f"a request has 1 to {self.max_request_tokens} tokens, not {len(request.tokens)}")
         holding = Holding(request, np.array(request.tokens, dtype=np.int32))
+        holding.regime = regime_of(len(request.tokens), self.boundaries)
         request.schedule = entry = Entry(holding, self._arrivals)
         self._arrivals += 1
         self._waiting.add(entry)
@@ -132,8 +118,10 @@ class Scheduler:
         None when nothing can run; then nothing waits or runs. The same work is planned again
         when the last batch wasn't committed.
         """
-        draft = _Draft(budget=self._capacity)
+        draft = Draft(budget=self._capacity)
         self._share = max(_SHARE_FLOOR, self._share * _SHARE_DECAY)
+        if self.boundaries:
+            self._restart_outgrown(draft)
         decoding, prefilling = self._sort_running()
         while self._room(draft) < len(decoding) and self._retract(draft):
             decoding, prefilling = self._sort_running()
@@ -162,6 +150,18 @@ class Scheduler:
 
     # -- steps of plan ---------------------------------------------------------------------------
 
+    def _restart_outgrown(self, draft: Draft) -> None:
+        """Queue requests again whose length has crossed a boundary: their keys are of the regime before it.
+
+        This happens once per boundary and request, so that the first request still ends.
+        """
+        for entry in tuple(self._running):
+            regime = regime_of(len(entry.holding.request.tokens), self.boundaries)
+            if regime != entry.holding.regime:
+                self._requeue(entry)
+                entry.holding.regime, entry.probed = regime, -1
+                draft.restarted.append(entry.holding.request)
+
     def _sort_running(self) -> tuple[list[Entry], list[Entry]]:
         """Decoding requests and those with prompt to compute, both in order of admission."""
         decoding: list[Entry] = []
@@ -176,14 +176,14 @@ class Scheduler:
                 prefilling.append(entry)
         return decoding, prefilling
 
-    def _room(self, draft: _Draft) -> int:
+    def _room(self, draft: Draft) -> int:
         return self._ledger.available - draft.slots
 
-    def _continue_prompts(self, draft: _Draft, prefilling: list[Entry]) -> None:
+    def _continue_prompts(self, draft: Draft, prefilling: list[Entry]) -> None:
         for entry in prefilling:
             self._add_chunk(draft, entry)
 
-    def _add_chunk(self, draft: _Draft, entry: Entry) -> None:
+    def _add_chunk(self, draft: Draft, entry: Entry) -> None:
         """As much of the prompt as budget and room allow: maybe nothing; all or nothing without chunks."""
         request = entry.holding.request
         missing = len(request.tokens) - request.computed
@@ -193,7 +193,7 @@ class Scheduler:
             draft.budget -= take
             draft.add(entry, request.computed + take)
 
-    def _retract(self, draft: _Draft) -> bool:
+    def _retract(self, draft: Draft) -> bool:
         """Queue the cheapest running request again and free its slots; False when only one runs.
 
         Cheapest: lowest priority, then least to compute again, then latest. Never the first.
@@ -201,18 +201,21 @@ class Scheduler:
         if len(self._running) < 2:
             return False
         victim = min(reversed(self._running[1:]), key=_loss)
-        request = victim.holding.request
-        self._running.remove(victim)
-        self._ledger.close(victim.holding)
-        request.computed = 0
-        request.retractions += 1
-        victim.running = False
-        self._waiting.put_back(victim)
+        self._requeue(victim)
+        victim.holding.request.retractions += 1
         self._share = min(1.0, self._share * _SHARE_RISE)
-        draft.retracted.append(request)
+        draft.retracted.append(victim.holding.request)
         return True
 
-    def _admit(self, draft: _Draft) -> None:
+    def _requeue(self, entry: Entry) -> None:
+        """Make a running request a waiting one that has computed nothing, ahead of others of its priority."""
+        self._running.remove(entry)
+        self._ledger.close(entry.holding)
+        entry.holding.request.computed = 0
+        entry.running = False
+        self._waiting.put_back(entry)
+
+    def _admit(self, draft: Draft) -> None:
         """Start waiting requests as long as budget, places and slots last, in the queue's order.
 
         The first that doesn't fit ends it: passing it by would let large requests starve.
@@ -275,7 +278,7 @@ class Scheduler:
                 in_flight.add(entry.holding)
         return in_flight
 
-    def _allocate(self, draft: _Draft, decodes: int) -> Batch | None:
+    def _allocate(self, draft: Draft, decodes: int) -> Batch | None:
         if not draft.entries:
             return None
         holdings = [entry.holding for entry in draft.entries]
@@ -284,7 +287,7 @@ class Scheduler:
             for holding, end in zip(holdings, draft.ends, strict=True)
         ]
         self._ledger.grow(holdings, draft.ends)
-        return Batch(rows, decodes, draft.started, draft.retracted)
+        return Batch(rows, decodes, draft.started, [*draft.restarted, *draft.retracted])
 
 
 def _loss(entry: Entry) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,7 +172,7 @@ def load(candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: 
     if watch is not None and not watch.layers.unseen:
         watch.observers = host.expert_observers(model, settings)
     pool, table = memory(candidate, grant, model)
-    scheduler = schedule(candidate, grant, pool, table)
+    scheduler = schedule(candidate, grant, pool, table, model.length_boundaries)
     runner = Runner(model, model.stages, pool, table, watch)
     lane = Lane(served, model, model.stages, scheduler, runner, settings=candidate.settings)
     return lane, Build(candidate.plan, grant, pool, table)
@@ -222,7 +222,9 @@ def memory(candidate: Candidate, grant: Grant, model: LoadedModel) -> tuple[KVPo
     return pool, SlotTable(max_running(candidate.settings, grant), grant.context)
 
 
-def schedule(candidate: Candidate, grant: Grant, pool: KVPool | None, table: SlotTable) -> Scheduler:
+def schedule(
+    candidate: Candidate, grant: Grant, pool: KVPool | None, table: SlotTable, boundaries: Sequence[int]
+) -> Scheduler:
     """A scheduler over that memory. Models that keep nothing get whole texts and no cache."""
     own = candidate.settings
     return Scheduler(
@@ -232,6 +234,7 @@ def schedule(candidate: Candidate, grant: Grant, pool: KVPool | None, table: Slo
         chunk=pass_tokens(candidate) if pool is not None else None,
         max_running=max_running(own, grant),
         policy=own.schedule_policy,
+        boundaries=boundaries,
     )
 
 

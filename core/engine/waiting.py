@@ -91,7 +91,7 @@ class InFlight:
         start, end = request.computed, request.computed + _SHARED
         if request.cacheable and end <= len(request.tokens):
             tokens = holding.tokens(end)
-            self._next[request.namespace, start, tokens[start:].tobytes()] = holding
+            self._next[holding.namespace, start, tokens[start:].tobytes()] = holding
 
     def covers(self, holding: Holding, cached: int) -> bool:
         """Will the next pass lengthen this waiting request's cached prefix by a good deal?"""
@@ -99,5 +99,5 @@ class InFlight:
         if not self._next or end > holding.reusable():
             return False
         tokens = holding.tokens(end)
-        other = self._next.get((holding.request.namespace, cached, tokens[cached:].tobytes()))
+        other = self._next.get((holding.namespace, cached, tokens[cached:].tobytes()))
         return other is not None and tokens.tobytes() == other.tokens(end).tobytes()

@@ -14,7 +14,7 @@ from trunkline.kernels.processor import has_bfloat16
 
 from ..errors import ModelError
 from ..types import ModelInfo
-from . import attention, experts
+from . import attention, experts, rotary
 
 RECURRENT_LAYERS = frozenset(("linear_attention", "mamba", "mamba2", "conv", "recurrent", "ssm"))
 DTYPES = {
@@ -75,6 +75,8 @@ def why_not(cls: Any, config: Any) -> str:
         return "it is an encoder-decoder; only decoders and encoders are."
     if getattr(text, "attn_temperature_tuning", False):
         return "its attention temperature counts positions from the start of the batch, not of the sequence."
+    if kind := rotary.unknown_type(text):
+        return f"transformers {transformers.__version__} has no rotary scaling of the type {kind!r}."
     if getattr(config, "quantization_config", None) is not None:
         return "its weights are quantised; use the float16, bfloat16 or float32 checkpoint."
     return ""

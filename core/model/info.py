@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # The same number under the names that older config classes gave it.
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
 HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
+SCALED = ("linear", "dynamic", "yarn")  # rope types whose factor multiplies the context length
 EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
 # Families whose attention sees both directions unless the config says is_decoder.
 # fmt: off
@@ -104,6 +105,7 @@ def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
 def _context_length(text: dict[str, Any], asked: int | None, reference: str) -> int:
     limit = _first(text, CONTEXT)
     assert limit is not None  # _with_defaults has seen to it
+    limit = _scaled(limit, text)
     if text.get("model_type") in SHIFTED and text.get("position_embedding_type", "absolute") == "absolute":
         padding = text.get("pad_token_id")
         limit -= 2 if padding is None else int(padding) + 1  # 1 is the family's default
@@ -112,6 +114,23 @@ def _context_length(text: dict[str, Any], asked: int | None, reference: str) -> 
     if asked > limit:
         raise ModelError(f"--context-length {asked} is more than the {limit} tokens that {reference} was made for.")
     return asked
+
+
+def _scaled(limit: int, text: dict[str, Any]) -> int:
+    """The context length with rotary scaling: ``limit``, or more where a factor lengthens it.
+
+    Of the types in transformers' modeling_rope_utils, linear, dynamic and yarn scale the length that the model
+    was trained with by ``factor``. For llama3 and longrope ``max_position_embeddings`` is the scaled length, and
+    so it is where the parameters differ by kind of layer (Gemma 3). vLLM reads configs in the same way.
+    """
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ModelError(f"config.json: rope_parameters (or rope_scaling) must be an object, not {rope!r:.80}.")
+    factor = rope.get("factor")
+    if rope.get("rope_type", rope.get("type")) not in SCALED or not isinstance(factor, int | float):
+        return limit
+    trained = text.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or limit
+    return max(limit, int(trained * factor))
 
 
 def _is_causal(text: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from .attention import EAGER, NAME, ForwardContext
 from .expert_watch import ExpertWatch
 from .origins import read
 from .padded import forward_padded
+from .rotary import RotaryRegimes
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend
@@ -52,12 +53,15 @@ class LoadedModel:
     backbone: Any = field(init=False)
     token_types: bool = field(init=False)
     position_offset: int = field(init=False)  # of the first token, in the model's own position table
+    rotary: RotaryRegimes = field(init=False)
+    takes: frozenset[str] = field(init=False)  # keywords of the backbone's forward
 
     def __post_init__(self) -> None:
         self.backbone = backbone_of(self.whole)
+        self.rotary = RotaryRegimes(self.backbone, self.info.context_length)
         self.token_types = has_token_types(self.backbone)
         self.position_offset = position_offset(self.backbone)
-        self._takes = frozenset(inspect.signature(self.backbone.forward).parameters)
+        self.takes = frozenset(inspect.signature(self.backbone.forward).parameters)
 
     @property
     def expert_layers(self) -> ExpertLayers | None:
@@ -68,6 +72,11 @@ class LoadedModel:
     def expert_observers(self) -> tuple[ExpertObserver, ...]:
         """Who is shown what experts are chosen."""
         return () if self.expert_watch is None else self.expert_watch.observers
+
+    @property
+    def length_boundaries(self) -> tuple[int, ...]:
+        """Lengths in tokens beyond which a sequence's rotary frequencies change, sorted; () for most models."""
+        return self.rotary.boundaries
 
     @property
     def attention(self) -> str:
@@ -82,14 +91,16 @@ class LoadedModel:
         pool: KVPool | None,
         token_types: torch.Tensor | None = None,
         wanted: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One pass over packed rows: int64 ``[T]`` each -> hidden ``[T, hidden_size]``, or of the tokens ``wanted``.
 
         Positions count from 0 in every row, ``token_types`` None are all 0. Hidden is what heads
         want: after the final norm. With a pool the new tokens' keys and values are put where
-        ``layout.out_slots`` says.
+        ``layout.out_slots`` says. ``lengths``: how many tokens each token's whole sequence has; None
+        where none exceeds a boundary of :attr:`length_boundaries`.
         """
-        return self.run(input_ids, positions, ForwardContext(layout, pool, self.backend, wanted), token_types)
+        return self.run(input_ids, positions, ForwardContext(layout, pool, self.backend, wanted), token_types, lengths)
 
     @torch.inference_mode()
     def run(
@@ -98,20 +109,22 @@ class LoadedModel:
         positions: torch.Tensor,
         context: ForwardContext,
         token_types: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """:meth:`forward` with a context of the caller's, who may look at it afterwards."""
         tokens = {"input_ids": input_ids} | self.keywords(positions, token_types)
         if self.padded:
-            hidden = forward_padded(self.backbone, tokens, context.layout)
+            hidden = forward_padded(self.backbone, tokens, context.layout, self.length_boundaries)
         else:
             rows = {name: values[None] for name, values in tokens.items()}
-            hidden = self.backbone(**rows, **self.cacheless, trunk=context).last_hidden_state[0]
+            with self.rotary.chosen(lengths):
+                hidden = self.backbone(**rows, **self.cacheless, trunk=context).last_hidden_state[0]
         return hidden if context.wanted is None else hidden[context.wanted]
 
     def keywords(self, positions: torch.Tensor, token_types: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """What the backbone's ``forward`` takes beside ids, int64 ``[T]`` each."""
         given = {}
-        if "position_ids" in self._takes:
+        if "position_ids" in self.takes:
             given["position_ids"] = positions + self.position_offset if self.position_offset else positions
         if token_types is not None:
             given["token_type_ids"] = token_types
@@ -124,4 +137,4 @@ class LoadedModel:
     @property
     def cacheless(self) -> dict[str, Any]:
         """The keywords that keep transformers' own cache out."""
-        return {"past_key_values": None, "use_cache": False} if "past_key_values" in self._takes else {}
+        return {"past_key_values": None, "use_cache": False} if "past_key_values" in self.takes else {}

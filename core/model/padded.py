@@ -9,17 +9,22 @@ import torch
 
 from trunkline.kernels.layout import Layout
 
+from ..cache.ledger import regime_of
+
 EVEN = 0.8  # the shortest row of a padded batch has at least this share of the longest one's tokens
 
 
-def forward_padded(backbone: Any, tokens: Mapping[str, torch.Tensor], layout: Layout) -> torch.Tensor:
+def forward_padded(
+    backbone: Any, tokens: Mapping[str, torch.Tensor], layout: Layout, boundaries: Sequence[int] = ()
+) -> torch.Tensor:
     """Packed ids (and positions, token types), int64 ``[T]`` each -> packed hidden ``[T, hidden_size]``.
 
-    Rows of about the same length share a batch, so that little is computed for padding.
+    Rows of about the same length share a batch, so that little is computed for padding. Rows on different
+    sides of one of the ``boundaries`` (lengths in tokens) don't.
     """
     lengths = [int(end - start) for start, end in zip(layout.q_start, layout.q_start[1:], strict=False)]
     hidden: torch.Tensor | None = None
-    for rows in groups(lengths):
+    for rows in groups(lengths, boundaries):
         width = max(lengths[row] for row in rows)
         index = torch.zeros(len(rows), width, dtype=torch.int64)
         mask = torch.zeros(len(rows), width, dtype=torch.int64)
@@ -40,13 +45,16 @@ def forward_padded(backbone: Any, tokens: Mapping[str, torch.Tensor], layout: La
     return hidden
 
 
-def groups(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows by batches, longest first: each at least :data:`EVEN` of its batch's longest."""
+def groups(lengths: Sequence[int], boundaries: Sequence[int] = ()) -> Iterator[list[int]]:
+    """Rows by batches, longest first: each at least :data:`EVEN` of its batch's longest, in the same regime."""
     group: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if group and lengths[row] < EVEN * lengths[group[0]]:
-            yield group
-            group = []
+        if group:
+            longest = lengths[group[0]]
+            crosses = regime_of(lengths[row], boundaries) != regime_of(longest, boundaries)
+            if crosses or lengths[row] < EVEN * longest:
+                yield group
+                group = []
         group.append(row)
     if group:
         yield group

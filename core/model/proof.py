@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,33 +16,19 @@ from ..cache.pool import KVPool, KVShape
 from ..errors import ModelError
 from ..types import Head
 from .architecture import layer_count
-from .attention import EAGER, NAME, ForwardContext, packed_layout, paged_layout, positions
+from .attention import EAGER, NAME, ForwardContext, packed_layout, paged_layout
 from .loaded import LoadedModel
+from .samples import WARM_UP, Sample, samples, warm_up_ids
 
 if TYPE_CHECKING:
     from trunkline.kernels.layout import Layout
 
 log = logging.getLogger("trunkline.model")
 
-WARM_UP = (6, 19)  # tokens of the two warm-up sequences; the first ends in a decode step
-WHOLE_WARM_UP = (6, 16, 19)  # the same for encoders; the last two share a padded batch
 SPLIT = (5, 11)  # where their first pass ends
 HEAD_TOLERANCE = {torch.float32: 1e-4}  # relative; a head is one product and a few scalars
 HIDDEN_TOLERANCE = {torch.float32: 1e-3}  # relative, over all layers; wrong masks give 0.1 and more
 LOW_PRECISION = 0.1  # for dtypes not named above
-
-
-def warm_up_ids(model: LoadedModel, count: int) -> torch.Tensor:
-    """int64 ``[count]``: arbitrary ids, the same on every run, and none is the padding's.
-
-    Classes take that one for no token at all, in positions as in scores.
-    """
-    vocabulary = model.info.vocab_size
-    ids = (torch.arange(count) * 7919 + 11) % vocabulary
-    padding = model.whole.config.get_text_config().pad_token_id
-    if padding is not None:
-        ids = torch.where(ids == padding, (ids + 1) % vocabulary, ids)
-    return ids.to(model.device)
 
 
 def prove_attention(model: LoadedModel) -> list[KVShape]:
@@ -52,14 +39,12 @@ def prove_attention(model: LoadedModel) -> list[KVShape]:
     batches, which must do the same, and keeps nothing: it has no shapes. ModelError when the
     model bypasses our function, keeps state elsewhere or differs.
     """
-    wanted = WARM_UP if model.info.causal else WHOLE_WARM_UP
-    lengths = [max(2, min(length, model.info.context_length)) for length in wanted]
-    sequences = torch.split(warm_up_ids(model, sum(lengths)), lengths)
+    sequences = samples(model)
     shapes: list[KVShape] = []
     try:
         alone = _eager(model, sequences)
         if model.info.causal:
-            _, shapes = _packed(model, sequences)
+            shapes = _shapes(model, sequences)
             ours = _in_two_passes(model, sequences, shapes)
         else:
             ours = _encoded(model, sequences, alone)
@@ -121,18 +106,15 @@ def shapes_of(context: ForwardContext, layers: int, architecture: str) -> list[K
     return [context.seen[layer] for layer in range(layers)]
 
 
-def _encoded(
-    model: LoadedModel, sequences: Sequence[torch.Tensor], alone: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
+def _encoded(model: LoadedModel, sequences: Sequence[Sample], alone: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Each sequence's hidden rows from one pass; sets ``model.padded`` where packed rows aren't ``alone``'s."""
-    lengths = [len(ids) for ids in sequences]
-    places = positions([(0, length) for length in lengths]).to(model.device)
-    types = _types(model, lengths)
-    context = ForwardContext(packed_layout(lengths), None, model.backend)
-    ids = torch.cat(list(sequences))
+    counts = [len(sample.ids) for sample in sequences]
+    types = _types(model, counts)
+    context = ForwardContext(packed_layout(counts), None, model.backend)
+    ids, places, lengths = _inputs(model, sequences, [(0, count) for count in counts])
     if not model.padded:
         try:
-            ours = list(torch.split(model.run(ids, places, context, types), lengths))
+            ours = list(torch.split(model.run(ids, places, context, types, lengths), counts))
             if context.calls and _difference(model, ours, alone) <= _tolerance(model):
                 return ours
             reason = "packed rows differ from single ones" if context.calls else "its attention doesn't call ours"
@@ -141,7 +123,18 @@ def _encoded(
         log.warning("%s runs as padded batches: %s", model.info.architecture, reason)
         model.padded = True
         model.whole.set_attn_implementation(model.attention)
-    return list(torch.split(model.run(ids, places, context, types), lengths))
+    return list(torch.split(model.run(ids, places, context, types, lengths), counts))
+
+
+def _inputs(
+    model: LoadedModel, sequences: Sequence[Sample], spans: Sequence[tuple[int, int]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, positions and lengths of the tokens ``[begin, end)`` of each sequence, packed: int64 ``[T]`` each."""
+    pairs = list(zip(sequences, spans, strict=True))
+    ids = torch.cat([sample.ids[begin:end] for sample, (begin, end) in pairs])
+    places = torch.cat([sample.positions(begin, end) for sample, (begin, end) in pairs])
+    lengths = torch.cat([torch.full((end - begin,), sample.length) for sample, (begin, end) in pairs])
+    return ids, places.to(model.device), lengths.to(model.device)
 
 
 def _types(model: LoadedModel, lengths: Sequence[int]) -> torch.Tensor | None:
@@ -151,36 +144,37 @@ def _types(model: LoadedModel, lengths: Sequence[int]) -> torch.Tensor | None:
     return torch.cat([torch.arange(length) >= length // 2 for length in lengths]).long().to(model.device)
 
 
-def _packed(model: LoadedModel, sequences: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[KVShape]]:
-    """Each sequence's hidden rows from one pass without a pool, and what each layer handed to attention."""
-    lengths = [len(ids) for ids in sequences]
-    context = ForwardContext(packed_layout(lengths), None, model.backend)
-    places = positions([(0, length) for length in lengths]).to(model.device)
-    hidden = model.run(torch.cat(list(sequences)), places, context)
-    shapes = shapes_of(context, layer_count(model.whole.config), model.info.architecture)
-    return list(torch.split(hidden, lengths)), shapes
+def _shapes(model: LoadedModel, sequences: Sequence[Sample]) -> list[KVShape]:
+    """What each layer hands to attention, from one pass without a pool."""
+    counts = [len(sample.ids) for sample in sequences]
+    context = ForwardContext(packed_layout(counts), None, model.backend)
+    ids, places, lengths = _inputs(model, sequences, [(0, count) for count in counts])
+    model.run(ids, places, context, lengths=lengths)
+    return shapes_of(context, layer_count(model.whole.config), model.info.architecture)
 
 
-def _in_two_passes(model: LoadedModel, sequences: Sequence[torch.Tensor], shapes: list[KVShape]) -> list[torch.Tensor]:
+def _in_two_passes(model: LoadedModel, sequences: Sequence[Sample], shapes: list[KVShape]) -> list[torch.Tensor]:
     """Each sequence's hidden rows, computed in two passes over a pool."""
-    total = sum(len(ids) for ids in sequences)
+    counts = [len(sample.ids) for sample in sequences]
+    total = sum(counts)
     pool = KVPool(shapes, total, model.dtype, model.device)
-    table = np.zeros((len(sequences), max(len(ids) for ids in sequences)), np.int32)
+    table = np.zeros((len(sequences), max(counts)), np.int32)
     slots = np.arange(total, dtype=np.int32)[::-1]  # backwards: neighbours in a row aren't neighbours in the pool
-    for row, ids in enumerate(sequences):
-        table[row, : len(ids)], slots = slots[: len(ids)], slots[len(ids) :]
-    cuts = [min(cut, len(ids) - 1) for cut, ids in zip(SPLIT, sequences, strict=True)]
-    passes = ([(0, cut) for cut in cuts], [(cut, len(ids)) for cut, ids in zip(cuts, sequences, strict=True)])
+    for row, count in enumerate(counts):
+        table[row, :count], slots = slots[:count], slots[count:]
+    cuts = [min(cut, count - 1) for cut, count in zip(cycle(SPLIT), counts, strict=False)]
+    passes = ([(0, cut) for cut in cuts], list(zip(cuts, counts, strict=True)))
     pieces: list[list[torch.Tensor]] = [[] for _ in sequences]
     for spans in passes:
-        ids = torch.cat([ids[start:end] for ids, (start, end) in zip(sequences, spans, strict=True)])
-        hidden = model.forward(ids, positions(spans).to(model.device), paged_layout(table, spans, model.device), pool)
+        ids, places, lengths = _inputs(model, sequences, spans)
+        layout = paged_layout(table, spans, model.device)
+        hidden = model.forward(ids, places, layout, pool, lengths=lengths)
         for piece, rows in zip(pieces, torch.split(hidden, [end - start for start, end in spans]), strict=True):
             piece.append(rows)
     return [torch.cat(piece) for piece in pieces]
 
 
-def _eager(model: LoadedModel, sequences: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _eager(model: LoadedModel, sequences: Sequence[Sample]) -> list[torch.Tensor]:
     """Each sequence alone through transformers' own attention and experts."""
     whole, backbone = model.whole, model.backbone
     routed = whole._can_set_experts_implementation()
@@ -189,15 +183,23 @@ def _eager(model: LoadedModel, sequences: Sequence[torch.Tensor]) -> list[torch.
         whole.set_experts_implementation("eager")
     try:
         with torch.inference_mode():
-            # No position ids: where a sequence begins is part of what is being proven.
             return [
-                backbone(input_ids=ids[None], **_typed(model, ids), **model.cacheless).last_hidden_state[0]
-                for ids in sequences
+                backbone(
+                    input_ids=sample.ids[None], **_placed(model, sample), **_typed(model, sample.ids), **model.cacheless
+                ).last_hidden_state[0]
+                for sample in sequences
             ]
     finally:
         whole.set_attn_implementation(model.attention)
         if routed:
             whole.set_experts_implementation(NAME)
+
+
+def _placed(model: LoadedModel, sample: Sample) -> dict[str, torch.Tensor]:
+    """Position ids for the class's own forward; none from 0 on: that it begins there is part of the proof."""
+    if not sample.start:
+        return {}
+    return {"position_ids": (sample.positions() + model.position_offset)[None].to(model.device)}
 
 
 def _typed(model: LoadedModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -56,9 +56,10 @@ class Echo:
     layout: Layout
     types: torch.Tensor | None
     wanted: torch.Tensor | None
+    lengths: torch.Tensor | None
 
-    def __init__(self, token_types: bool = False) -> None:
-        self.token_types = token_types
+    def __init__(self, token_types: bool = False, length_boundaries: tuple[int, ...] = ()) -> None:
+        self.token_types, self.length_boundaries = token_types, length_boundaries
 
     def forward(
         self,
@@ -68,8 +69,9 @@ class Echo:
         pool: object,
         token_types: torch.Tensor | None = None,
         wanted: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        self.layout, self.types, self.wanted = layout, token_types, wanted
+        self.layout, self.types, self.wanted, self.lengths = layout, token_types, wanted, lengths
         hidden = torch.stack([input_ids, positions], 1).float()
         return hidden if wanted is None else hidden[wanted]
 

@@ -1,8 +1,9 @@
 """The scheduler over a fake model: always alive, no slot lost or shared, same tokens as alone.
 
-The fake model's "keys and values" of a token are a hash of everything before it, kept per slot;
-the next token is a function of that hash. A slot that was overwritten, freed too early or taken
-from the wrong prefix therefore changes what a request says, and is seen at the next read.
+The fake model's "keys and values" of a token are a hash of everything before it and of the regime
+of its sequence's length, kept per slot; the next token is a function of that hash. A slot that was
+overwritten, freed too early or taken from the wrong prefix or regime therefore changes what a
+request says, and is seen at the next read.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from trunkline.core.cache.ledger import Holding, Ledger
+from trunkline.core.cache.ledger import Holding, Ledger, regime_of
 from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
 from trunkline.core.engine.batch import Batch
@@ -33,41 +34,62 @@ def after(state: int, token: int) -> int:
     return (state * 1_000_003 + token + 1) % PRIME
 
 
-def beginning(namespace: bytes) -> int:
-    return int.from_bytes(namespace, "little") + 17
+def beginning(namespace: bytes, regime: int) -> int:
+    return int.from_bytes(namespace, "little") + 17 + 1_000_000 * regime
 
 
 def next_token(state: int) -> int:
     return (state >> 5) % 64
 
 
-def alone(prompt: list[int], namespace: bytes, new: int) -> list[int]:
+def alone(prompt: list[int], namespace: bytes, new: int, boundaries: tuple[int, ...] = ()) -> list[int]:
     """What a request says when it has the model for itself and no limit on slots."""
-    tokens, state = list(prompt), beginning(namespace)
-    for token in prompt:
-        state = after(state, token)
+    tokens = list(prompt)
+    regime, state, known = -1, 0, 0
     for _ in range(new):
+        if regime != regime_of(len(tokens), boundaries):
+            regime, known = regime_of(len(tokens), boundaries), 0
+            state = beginning(namespace, regime)
+        for token in tokens[known:]:
+            state = after(state, token)
+        known = len(tokens)
         tokens.append(next_token(state))
         if tokens[-1] == END:
             break
-        state = after(state, tokens[-1])
     return tokens
 
 
 class World:
     """A scheduler, a fake model, and everything that must hold between them."""
 
-    def __init__(self, capacity: int, *, chunk: int | None, max_running: int, policy: str, cache: bool) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        chunk: int | None,
+        max_running: int,
+        policy: str,
+        cache: bool,
+        boundaries: tuple[int, ...] = (),
+    ) -> None:
         self.pool = SlotPool(capacity)
         self.table = SlotTable(max_running, capacity)
         self.radix = RadixCache() if cache else None
-        self.chunk, self.max_running = chunk, max_running
+        self.chunk, self.max_running, self.boundaries = chunk, max_running, boundaries
         self.scheduler = Scheduler(
-            self.pool, self.table, self.radix, chunk=chunk, max_running=max_running, policy=policy
+            self.pool,
+            self.table,
+            self.radix,
+            chunk=chunk,
+            max_running=max_running,
+            policy=policy,
+            boundaries=boundaries,
         )
         self.memory = np.zeros(capacity, dtype=np.int64)
         self.live: dict[int, Request] = {}
-        self.states: dict[int, list[int]] = {}  # per request: the right memory of each known token
+        # Per request: its regime, and the right memory of each known token.
+        self.states: dict[int, tuple[int, list[int]]] = {}
+        self.crossings = 0
         self.passes = self.retractions = self.reused = self.added = self.pass_bound = 0
 
     def add(self, prompt: list[int], *, new: int, namespace: bytes = b"", **options: Any) -> None:
@@ -84,23 +106,30 @@ class World:
             **options,
         )
         self.added += 1
-        self.pass_bound += len(prompt) + new
+        self.pass_bound += (len(prompt) + new) * (1 + len(self.boundaries))
         self.live[request.key] = request
-        self.states[request.key] = []
+        self.states[request.key] = -1, []
         self.scheduler.add(request)
 
     def demand(self) -> int:
         return sum(request.prompt_len + request.needs.new_tokens for request in self.live.values())
 
     def expected(self, request: Request, end: int) -> list[int]:
-        states = self.states[request.key]
+        regime = regime_of(len(request.tokens), self.boundaries)
+        before, states = self.states[request.key]
+        if regime != before:
+            self.crossings += before >= 0
+            states = []
+            self.states[request.key] = regime, states
         for token in request.tokens[len(states) : end]:
-            states.append(after(states[-1] if states else beginning(request.namespace), token))
+            states.append(after(states[-1] if states else beginning(request.namespace, regime), token))
         return states[:end]
 
     def step(self, fails: str = "nothing") -> bool:
         """One pass; False when there was nothing to do. ``fails``: everything, or only its last row."""
         first = self.scheduler.requests()[0] if self.scheduler.running else None
+        if first is not None and first.schedule.holding.regime != regime_of(len(first.tokens), self.boundaries):
+            first = None  # a request that crosses a boundary gives up its place, once per boundary
         batch = self.scheduler.plan()
         if batch is None:
             assert self.scheduler.idle, "requests are here and nothing runs"
@@ -169,7 +198,7 @@ class World:
                 request.tokens.append(next_token(int(self.memory[last])))
             if request.output_len == request.needs.new_tokens or (request.output_len and request.tokens[-1] == END):
                 prompt = request.tokens[: request.prompt_len]
-                assert request.tokens == alone(prompt, request.namespace, request.needs.new_tokens)
+                assert request.tokens == alone(prompt, request.namespace, request.needs.new_tokens, self.boundaries)
                 self.remove(request)
 
     def remove(self, request: Request) -> None:
@@ -205,6 +234,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_running=st.integers(1, 8),
         policy=st.sampled_from(["lpm", "fcfs"]),
         cache=st.booleans(),
+        boundaries=st.sampled_from([(), (), (12,), (8, 30)]),
     )
     def start(self, capacity: int, **options: Any) -> None:
         self.world = World(capacity, **options)
@@ -272,6 +302,7 @@ def soak(seed: int, passes: int, *, check_every: int = 1) -> World:
         max_running=dice.randint(2, 12),
         policy=dice.choice(["lpm", "fcfs"]),
         cache=dice.random() < 0.8,
+        boundaries=dice.choice([(), (), (16,), (10, 40)]),
     )
     while world.passes < passes:
         while world.demand() < 10 * capacity:
@@ -303,6 +334,7 @@ def test_a_pool_of_a_tenth_of_demand_is_enough() -> None:
     worlds = soak_all(10, 300)
     assert sum(world.retractions for world in worlds) > 30
     assert sum(world.reused for world in worlds) > 200
+    assert sum(world.crossings for world in worlds) > 30
 
 
 @pytest.mark.properties
@@ -345,6 +377,14 @@ def commit_too_much(self: Scheduler, batch: Batch, original: Callable[..., Any])
         row.request.computed = len(row.request.tokens)
 
 
+def never_restart(self: Scheduler, draft: Any, original: Callable[..., Any]) -> None:
+    pass
+
+
+def share_between_regimes(self: Holding, original: Any) -> bytes:
+    return self.request.namespace
+
+
 DEFECTS: list[tuple[type, str, Callable[..., Any]]] = [
     (Ledger, "close", close_leaking),
     (Scheduler, "_retract", never_retract),
@@ -353,13 +393,16 @@ DEFECTS: list[tuple[type, str, Callable[..., Any]]] = [
     (Holding, "reusable", reuse_everything),
     (RadixCache, "lock", evict_ignoring_locks),
     (RadixCache, "insert", match_without_namespace),
+    (Scheduler, "_restart_outgrown", never_restart),
+    (Holding, "namespace", share_between_regimes),
 ]
 
 
 @pytest.mark.parametrize(("owner", "name", "defect"), DEFECTS, ids=lambda value: getattr(value, "__name__", value))
 def test_the_soak_catches(owner: type, name: str, defect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     original = getattr(owner, name)
-    monkeypatch.setattr(owner, name, lambda self, *args: defect(self, *args, original=original))
+    broken: Any = lambda self, *args: defect(self, *args, original=original)  # noqa: E731
+    monkeypatch.setattr(owner, name, property(broken) if isinstance(original, property) else broken)
     if name == "insert":
         match = RadixCache.match
         monkeypatch.setattr(RadixCache, "match", lambda self, namespace, tokens: match(self, b"", tokens))

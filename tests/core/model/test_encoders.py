@@ -149,7 +149,7 @@ def test_token_types_that_are_lost_are_caught(start: Start, monkeypatch: pytest.
 
 
 def test_a_mask_that_is_ignored_is_caught(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unmasked(backbone: Any, tokens: Any, layout: Any) -> torch.Tensor:
+    def unmasked(backbone: Any, tokens: Any, layout: Any, boundaries: Any) -> torch.Tensor:
         def all_seen(**given: Any) -> Any:
             return backbone(**{**given, "attention_mask": torch.ones_like(given["attention_mask"])})
 

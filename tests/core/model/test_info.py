@@ -96,6 +96,32 @@ def test_positions_that_begin_after_the_paddings_leave_less_context(
         read(tmp_path, {**LLAMA, **change}, context_length=context + 1)
 
 
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("change", "context"),
+    [
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, 1024),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, 512),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, 1024),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 1024),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}}, 512),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 100}, 400),
+        # DeepSeek's form: max_position_embeddings is the scaled length already
+        ({"rope_scaling": {"type": "yarn", "factor": 8, "original_max_position_embeddings": 32}}, 256),
+        ({"rope_scaling": {"type": "yarn", "factor": None, "original_max_position_embeddings": 32}}, 256),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 128}}, 256),
+        ({"rope_scaling": {"type": "longrope", "factor": 4.0, "original_max_position_embeddings": 128}}, 256),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}}}, 256),  # Gemma 3
+        ({"rope_scaling": None}, 256),
+    ],
+)
+def test_a_scaling_factor_lengthens_the_context(tmp_path: Path, change: dict[str, Any], context: int) -> None:
+    assert read(tmp_path, {**LLAMA, **change}).context_length == context
+    assert read(tmp_path, {**LLAMA, **change}, context_length=context).context_length == context
+    with pytest.raises(ModelError, match=rf"more than the {context} tokens"):
+        read(tmp_path, {**LLAMA, **change}, context_length=context + 1)
+
+
 @pytest.mark.parametrize(
     ("change", "rows"),
     [
