@@ -141,12 +141,13 @@ def trunkline_serves(model: ModelInfo) -> Serves | None:
 def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
     """Engine, before the weights are loaded: heads that the plugin's stages will call by name.
 
-    Asked only when one of the plugin's tasks is active for the model. A ``…ForSequenceClassification``
-    checkpoint has the head "score" from core; ``model.score_rows`` says what to apply it to::
+    Asked only when one of the plugin's tasks is active for the model. Core has two heads of its own: "lm", the
+    logits of a causal language model, and "score", those of a ``…ForSequenceClassification``;
+    ``model.score_rows`` says what to apply the latter to. For another module of the checkpoint's class::
 
         @hookimpl
         def trunkline_heads(model, settings):
-            return [Head("shout", build=lambda whole: whole.lm_head)]
+            return [Head("shout", build=lambda whole: whole.shout_proj)]
     """
 
 

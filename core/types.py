@@ -124,12 +124,16 @@ class Head:
     ``f`` must give for the row that ``rows`` names, ``[1, ...]``; core compares both at load and
     refuses the head's tasks when they differ (models whose ``forward`` does more than its parts).
     ``rows``: the ``"last"`` or the ``"first"`` position's row, or the ``"mean"`` of all.
+
+    With ``float32``, ``f`` gets float32 rows, and the modules that ``build`` finds beside the backbone
+    are float32 copies. Without it (heads as wide as the vocabulary) both have the model's dtype.
     """
 
     name: str
     build: Callable[[Any], Callable[[torch.Tensor], torch.Tensor]]
     reference: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
     rows: str = "last"
+    float32: bool = True
 
 
 class Model(Protocol):
@@ -144,7 +148,12 @@ class Model(Protocol):
 
     @property
     def heads(self) -> Mapping[str, Callable[[torch.Tensor], torch.Tensor]]:
-        """The proven heads by name."""
+        """The verified heads by name.
+
+        Core's own: "lm" gives the logits ``[R, vocab_size]`` of every causal checkpoint with an output matrix,
+        "score" the scores ``[R, labels]`` of a ``…ForSequenceClassification``. Another head of the model is there
+        when the task of its plugin is active.
+        """
 
     @property
     def stages(self) -> Mapping[str, Stage]:

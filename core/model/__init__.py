@@ -53,12 +53,12 @@ def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, torch.Tensor]]
 
 @hookimpl
 def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
-    """The head "score" of sequence classification checkpoints, for whichever task wants it."""
-    if not model.score_rows:
-        return []
-    from . import scores
+    """The heads "lm" and "score" of the checkpoints that have them, for whichever task wants them."""
+    from . import lm_head, scores
 
-    return [scores.head(model)]
+    if model.score_rows:
+        return [scores.head(model)]
+    return [lm_head.HEAD] if model.causal and model.architecture.endswith(lm_head.CLASSES) else []
 
 
 def _from_hub(reference: str) -> str:

@@ -89,6 +89,14 @@ def backbone_of(whole: Any) -> Any:
     return getattr(whole, "model", whole) if base is whole else base
 
 
+def output_matrix(whole: Any) -> Any:
+    """The module that makes logits from hidden rows; None in classes without one."""
+    try:
+        return whole.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
 def adapt(whole: Any) -> None:
     """Make a model fit for packed rows.
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from trunkline.kernels.linear import PackedLinear
 
+from .architecture import output_matrix
 from .attention import ForwardContext, packed_layout
 from .fuse_encoder import encoder_layers, fuse_encoder
 from .fused import AttentionCall, FusedLayer, Matrices, Walk
@@ -144,10 +145,7 @@ def _walk(base: Any, layers: nn.ModuleList, seen: list[Seen], output: Any, backe
 
 def _pack_head(model: Any) -> bool:
     """Pack the matrix that makes logits, in whose place other modules find it; not when it gives other logits."""
-    try:
-        head = model.get_output_embeddings()
-    except (AttributeError, NotImplementedError):
-        return False
+    head = output_matrix(model)
     if type(head) is not nn.Linear:
         return False
     # Logits of 16 and more are an eighth apart in bfloat16: ties and wrong winners that the sums don't have.

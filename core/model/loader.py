@@ -28,6 +28,7 @@ from .architecture import (
     resolve,
 )
 from .attention import ForwardContext, packed_layout
+from .float32 import float32_view
 from .loaded import LoadedModel
 from .proof import prove_attention, prove_head, shapes_of
 
@@ -97,8 +98,8 @@ def load(
     """
     cls, config = resolve(info)
     dtype = choose_dtype(settings.dtype, device)
-    tensors = safetensors.stream(source.path) if weights is None else weights
-    whole, lacking, unused = _fill(cls, config, dtype, dict(tensors), info, source.reference)
+    tensors = dict(safetensors.stream(source.path) if weights is None else weights)
+    whole, lacking, unused = _fill(cls, config, dtype, tensors, info, source.reference)
     _check_positions(whole, info)
     model = LoadedModel(
         name=settings.served_model_name or source.reference,
@@ -118,8 +119,9 @@ def load(
         from .fuse import fuse
 
         model.fused = fuse(whole, backend).sentence
+    view = float32_view(whole, tensors)
     for head in heads:
-        if reason := prove_head(model, head):
+        if reason := prove_head(model, head, view):
             model.refused[head.name] = f"{reason} {lacking}".strip()
             log.warning("%s: %s", model.name, model.refused[head.name])
     return model

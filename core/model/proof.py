@@ -62,13 +62,16 @@ def prove_attention(model: LoadedModel) -> list[KVShape]:
     return shapes
 
 
-def prove_head(model: LoadedModel, head: Head) -> str:
-    """Build a head into ``model.heads``; the sentence against it when it isn't what the class computes."""
+def prove_head(model: LoadedModel, head: Head, view: Any) -> str:
+    """Build a head into ``model.heads``; the sentence against it when it isn't what the class computes.
+
+    ``view``: the model with float32 modules beside its backbone, for heads that compute in float32.
+    """
     name, architecture = head.name, model.info.architecture
     ids = warm_up_ids(model, min(WARM_UP[1], model.info.context_length))
     layout, places = packed_layout([len(ids)]), torch.arange(len(ids), device=model.device)
     try:
-        apply = head.build(model.whole)
+        apply = _in_float32(head.build(view)) if head.float32 else head.build(model.whole)
         if head.reference is not None:
             hidden = model.forward(ids, places, layout, None)
             with torch.inference_mode(), _as_class_does(model, layout, places):
@@ -80,6 +83,10 @@ def prove_head(model: LoadedModel, head: Head) -> str:
         return f"The head {name!r} doesn't fit {architecture}: {error}"
     model.heads = {**model.heads, name: apply}
     return ""
+
+
+def _in_float32(apply: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda rows: apply(rows.float())
 
 
 def _pooled(hidden: torch.Tensor, rows: str) -> torch.Tensor:

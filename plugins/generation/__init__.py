@@ -17,7 +17,7 @@ from .settings import GROUP, TASK, GenerationSettings, input_limit
 if TYPE_CHECKING:
     import typer
 
-    from trunkline.core.types import EngineClient, Head, Model, ModelInfo, ServedModel, Settings, Stage
+    from trunkline.core.types import EngineClient, Model, ModelInfo, ServedModel, Settings, Stage
 
 
 @hookimpl
@@ -36,13 +36,6 @@ def trunkline_serves(model: ModelInfo) -> Serves:
         reason = "The folder is a sentence-transformers model; add `--task generation` to generate with it (too)."
         return Serves(TASK, "on_request", reason)
     return Serves(TASK, "default")
-
-
-@hookimpl
-def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
-    from .heads import LM_HEAD
-
-    return [LM_HEAD]
 
 
 @hookimpl

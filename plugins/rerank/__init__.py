@@ -15,7 +15,7 @@ from trunkline.core.types import Serves, SettingsGroup
 from .settings import GROUP, RerankSettings
 
 if TYPE_CHECKING:
-    from trunkline.core.types import EngineClient, Head, Model, ModelInfo, Settings, Stage
+    from trunkline.core.types import EngineClient, Model, ModelInfo, Settings, Stage
 
 
 @hookimpl
@@ -28,17 +28,6 @@ def trunkline_serves(model: ModelInfo) -> Serves:
     from .detect import serves
 
     return serves(model)
-
-
-@hookimpl
-def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
-    from .detect import is_language_model
-
-    if not is_language_model(model):
-        return []  # the head "score" is core's
-    from .heads import LABELS
-
-    return [LABELS]
 
 
 @hookimpl

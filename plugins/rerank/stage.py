@@ -40,8 +40,8 @@ class ScoreStage(Stage):
             rows = hidden[torch.tensor([row.offset for row in part.rows], device=hidden.device)]
         else:
             starts = torch.tensor([*(row.offset for row in part.rows), len(hidden)])
-            rows = pool(hidden, starts, "mean").to(hidden.dtype)
-        return Launched(tensors={"values": self._model.heads["score"](rows).float()})
+            rows = pool(hidden, starts, "mean")
+        return Launched(tensors={"values": self._model.heads["score"](rows)})
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
         for row, values in zip(part.rows, tensors["values"], strict=True):
@@ -55,7 +55,7 @@ class LabelStage(Stage):
     """Causal models: the logits of the request's label tokens after its last one."""
 
     task = TASK
-    heads = ("rerank_labels",)
+    heads = ("lm",)
     params = RerankParams
     result = RerankResult
 
@@ -83,7 +83,7 @@ class LabelStage(Stage):
 
     def _values(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Logsumexp over the vocabulary, then the labels' logits: float32 ``[R, 1 + labels]``."""
-        logits = self._model.heads["rerank_labels"](hidden).float()
+        logits = self._model.heads["lm"](hidden).float()
         return torch.cat([logits.logsumexp(-1, keepdim=True), logits.gather(1, labels)], 1)
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:

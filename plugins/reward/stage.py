@@ -43,8 +43,8 @@ class RewardStage(Stage):
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
         """Rows ``[R, hidden_size]`` of the part -> "scores" float32 ``[len(part.rows), labels]``."""
         starts = torch.tensor([row.offset for row in part.rows] + [len(hidden)])
-        pooled = hidden if len(part.rows) == len(hidden) else pool(hidden, starts, self._rows).to(hidden.dtype)
-        return Launched(tensors={"scores": self._model.heads["score"](pooled).float()})
+        pooled = hidden if len(part.rows) == len(hidden) else pool(hidden, starts, self._rows)
+        return Launched(tensors={"scores": self._model.heads["score"](pooled)})
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
         scores = tensors["scores"].numpy().astype("<f4", copy=False)

@@ -114,3 +114,21 @@ async def test_the_front_calls_no_hook_either(zoo: Callable[[str], Path]) -> Non
         assert host.hook_calls == calls
     finally:
         await engine.stop()
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("name", ["llama", "gemma2", "cohere", "granite"])
+def test_its_bits_are_those_of_the_class_s_own_logits(name: str, zoo: Callable[[str], Path], surprise: Found) -> None:
+    """Cohere scales its logits, Granite divides them and Gemma 2 caps them: the head "lm" does all of it."""
+    import transformers
+    from trunkline_surprise.stage import SurpriseParams
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        zoo(name), attn_implementation="eager", dtype=torch.float32
+    )
+    with torch.inference_mode():
+        logits = model(torch.tensor([PROMPT]), use_cache=False).logits[0, :-1]
+    nats = torch.nn.functional.cross_entropy(logits, torch.tensor(PROMPT[1:]), reduction="sum")
+    with Engine(str(zoo(name)), host=Host([*find(), surprise]), dtype="float32", threads=1) as engine:
+        bits = engine.submit("surprise", PROMPT, SurpriseParams()).result(60).data["bits"]
+    assert bits == pytest.approx(float(nats) / 0.6931471805599453, rel=1e-5)

@@ -13,7 +13,7 @@ from trunkline.core.types import Serves, SettingsGroup
 if TYPE_CHECKING:
     import typer
 
-    from trunkline.core.types import EngineClient, Head, Model, ModelInfo, Settings, Stage
+    from trunkline.core.types import EngineClient, Model, ModelInfo, Settings, Stage
 
 TASK = "surprise"
 
@@ -35,17 +35,10 @@ def trunkline_serves(model: ModelInfo) -> Serves:
 
 
 @hookimpl
-def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
-    from .stage import HEAD
-
-    return [HEAD]
-
-
-@hookimpl
 def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
-    from .stage import HEAD, SurpriseStage
+    from .stage import SurpriseStage
 
-    return [SurpriseStage(model)] if HEAD.name in model.heads else []  # each model of the server is asked
+    return [SurpriseStage(model)] if "lm" in model.heads else []  # each model of the server is asked
 
 
 @hookimpl

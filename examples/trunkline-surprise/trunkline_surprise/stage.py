@@ -9,13 +9,8 @@ import torch
 from msgspec import Struct
 
 from trunkline.core.errors import RequestError
-from trunkline.core.types import Head, Launched, Model, Needs, Part, PartRow, Request, Stage, Step
+from trunkline.core.types import Launched, Model, Needs, Part, PartRow, Request, Stage, Step
 
-HEAD = Head(
-    "surprise",
-    build=lambda whole: lambda hidden: whole.get_output_embeddings()(hidden),
-    reference=lambda whole, input_ids: whole(input_ids=input_ids, use_cache=False).logits[:, -1],
-)
 SLICE = 256  # rows of logits held at a time
 
 
@@ -31,12 +26,12 @@ class SurpriseStage(Stage):
     """Decodes nothing; wants every hidden row, so cached prefixes can't stand in for computing."""
 
     task = "surprise"
-    heads = (HEAD.name,)
+    heads = ("lm",)  # core's own: the logits as the model's class computes them
     params = SurpriseParams
     result = Surprise
 
     def __init__(self, model: Model) -> None:
-        self._logits = model.heads[HEAD.name]
+        self._logits = model.heads["lm"]
 
     def admit(self, request: Request) -> Needs:
         if request.prompt_len < 2:

@@ -70,3 +70,12 @@ def test_all_minilm(minilm: Path, engine: Engines, texts: list[str], least_cosin
     assert one.models[0].info.causal is False
     near = encode(one, ["A man is eating food.", "Somebody eats a meal.", "The stock market fell."])
     assert near[0] @ near[1] > 0.5 > near[0] @ near[2]
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("name", ["bert", "xlm-roberta", "qwen2-base", "gemma3-bidirectional"])
+def test_vectors_of_a_bfloat16_model_are_made_in_float32(
+    zoo: Callable[[str], Path], engine: Engines, texts: list[str], name: str
+) -> None:
+    vectors = encode(engine(zoo(name), dtype="bfloat16"), texts)
+    assert np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1).max() < 1e-6  # in bfloat16: 4e-3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from trunkline.core import Engine
@@ -26,6 +28,7 @@ DOCUMENTS = [
 ]
 CROSS_ENCODERS = ["bert", "distilbert", "roberta", "xlmr", "modernbert-cls", "modernbert-mean", "deberta", "mpnet"]
 TOLERANCE = 1e-4
+NOUNS = ["capital", "france", "china", "paris", "beijing", "gravity", "force", "is", "in", "what"]  # one token each
 
 
 @pytest.fixture
@@ -194,3 +197,42 @@ def test_a_model_that_does_not_rerank(engine: Callable[..., Engine]) -> None:
     started = engine("llama")
     with pytest.raises(RequestError, match=r"does not appear to be an embedding model.*`--task rerank`"):
         rerank(started, QUERY, DOCUMENTS, timeout=60)
+
+
+@pytest.mark.field
+def test_ninety_documents_get_ninety_scores(
+    engine: Callable[..., Engine], reranker: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Logits near 8 have steps of 1/16 in bfloat16, the default dtype of many CPUs; the scores are float32."""
+    folder = tmp_path / "level"
+    shutil.copytree(reranker("bert"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {"classifier.bias": torch.tensor([8.0]), "classifier.weight": tensors["classifier.weight"] * 0.1}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    documents = [f"{first} {second}" for first in NOUNS for second in (*NOUNS[:7], *["the", "of"])]
+    assert len(documents) == 90
+    with Engine(str(folder), dtype="bfloat16", threads=1) as served:
+        rows = watch_score_rows(served)
+        records = [rerank(served, QUERY, [document], timeout=60)[0] for document in documents]
+    body = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = [float(body.classifier(body.bert.pooler(row.float()[:, None]))) for row in rows]
+    logits = [record["logit"] for record in records]
+    assert logits == pytest.approx(expected, abs=1e-6)
+    assert len(set(logits)) == 90
+    assert len({float(torch.tensor(logit).bfloat16()) for logit in logits}) < 30
+    assert sorted(range(90), key=lambda i: -logits[i]) == sorted(range(90), key=lambda i: -expected[i])
+
+
+def watch_score_rows(engine: Engine) -> list[torch.Tensor]:
+    """The rows that the score head gets from now on."""
+    (lane,) = engine._loop.lanes
+    head = lane.model.heads["score"]
+    rows: list[torch.Tensor] = []
+
+    def note(hidden: torch.Tensor) -> torch.Tensor:
+        rows.append(hidden.clone())
+        return head(hidden)
+
+    lane.model.heads = {**lane.model.heads, "score": note}
+    return rows

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Needs, Part, PartRow, Request, Step
 from trunkline.plugins.rerank import stage as stages
-from trunkline.plugins.rerank.heads import LABELS
 from trunkline.plugins.rerank.schemas import RerankParams
 from trunkline.plugins.rerank.stage import LabelStage, ScoreStage
 
@@ -81,7 +79,7 @@ def test_labels_of_each_request(slice_bytes: int, monkeypatch: pytest.MonkeyPatc
         sizes.append(len(hidden))
         return hidden
 
-    stage = LabelStage(model(rerank_labels=head))
+    stage = LabelStage(model(lm=head))
     labels = ((5,), (0, 3, 3), (2, 1))
     hidden = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
     steps = run(stage, part(1, 1, 1, labels=labels), hidden)
@@ -112,38 +110,3 @@ def test_what_is_not_finite_ends_its_request_only(bad: float) -> None:
 def test_what_is_refused(labels: tuple[int, ...], tokens: tuple[int, ...], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         LabelStage(model()).admit(request(labels, tokens))
-
-
-TINY: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "pad_token_id": 0,
-}
-
-
-@pytest.mark.parametrize(
-    ("family", "options"),
-    [
-        ("Qwen3", {}),
-        ("Qwen3", {"tie_word_embeddings": True}),
-        ("Gemma2", {"final_logit_softcapping": 3.0}),
-        ("Cohere", {"logit_scale": 0.25}),
-        ("Granite", {"logits_scaling": 8.0}),
-    ],
-)
-def test_the_head_is_the_class_s_own(family: str, options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**TINY | options)
-    whole = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    with torch.no_grad():
-        for parameter in whole.parameters():
-            parameter.normal_(std=0.3)
-        ids = torch.randint(0, 64, (1, 9))
-        hidden = whole.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
-        assert LABELS.reference is not None
-        torch.testing.assert_close(LABELS.build(whole)(hidden), LABELS.reference(whole, ids))
