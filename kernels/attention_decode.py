@@ -1,4 +1,4 @@
-"""Paged decode attention: rows with one query (or few) over keys that lie scattered in the pool."""
+"""Paged decode attention: rows with one query over keys that lie scattered in the pool."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def decode_reference(
     """Plain torch: gather each row's keys and attend, in float32 or wider.
 
     ``q`` [T, H, D], ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv] (one layer of the pool,
-    new tokens included), ``which`` int32 [N]: the rows of ``layout`` to attend for. Fills
-    ``out`` [T, H, Dv] at those rows' tokens. Always causal.
+    new tokens included), ``which`` int32 [N]: the rows of ``layout`` to attend for, of one query each.
+    Fills ``out`` [T, H, Dv] at those rows' tokens. Always causal.
     """
     exact = torch.promote_types(q.dtype, torch.float32)
     for r in which:
-        tokens = slice(int(layout.q_start[r]), int(layout.q_start[r + 1]))
+        tokens = slice(int(layout.q_start[r]), int(layout.q_start[r]) + 1)
         slots = torch.from_numpy(layout.table[layout.table_row[r], : layout.kv_len[r]]).to(keys.device)
         k, v = keys.index_select(0, slots).to(exact), values.index_select(0, slots).to(exact)
-        seen = attention_extend.visible(tokens.stop - tokens.start, len(k), True, window, chunk, q.device)
+        seen = attention_extend.visible(1, len(k), True, window, chunk, q.device)
         row = attention_extend.attend(q[tokens].to(exact), k, v, seen, scale=scale, softcap=softcap, sinks=sinks)
         out[tokens] = row.to(out.dtype)
 
@@ -63,9 +63,8 @@ def decode_cpu(
     if q.stride(2) != 1:
         q = q.contiguous()
     which = np.ascontiguousarray(which, dtype=np.int32)
-    most = 1 if len(which) == layout.decodes else int((layout.q_start[which + 1] - layout.q_start[which]).max())
-    shares = team_size(len(which) * most * heads * key_dim * int(layout.kv_len.max()) > _SERIAL)
-    size = attention_paged.scratch_bytes(most, heads, key_dim, value_dim)
+    shares = team_size(len(which) * heads * key_dim * int(layout.kv_len.max()) > _SERIAL)
+    size = attention_paged.scratch_bytes(heads, key_dim, value_dim)
     scratch = hold(torch.empty(shares * size, dtype=torch.uint8))
     sinks = None if sinks is None else sinks.detach().float().contiguous()
     task = attention_paged.task(key_dim, value_dim, q.dtype == torch.bfloat16)
@@ -74,7 +73,7 @@ def decode_cpu(
         *(scratch.data_ptr(), 0 if sinks is None else sinks.data_ptr()),
         *(_address(layout.table), layout.table.shape[1], _address(layout.table_row)),
         *(_address(layout.q_start), _address(layout.kv_len), _address(which), len(which)),
-        *(heads, groups, most, window, chunk),
+        *(heads, groups, window, chunk),
     )
     task.run((*arguments, shares, scale, softcap), shares)
     if shares > 1:

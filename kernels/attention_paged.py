@@ -1,7 +1,7 @@
-"""The ``cpu`` backend's attention for rows with few queries: reads each cached byte once.
+"""The ``cpu`` backend's attention for rows with one query: reads each cached byte once.
 
-Keys and values are read straight from the pool, a block at a time, and all heads of all queries
-of the row use the block while it is in the cache. The keys of all rows are divided evenly over the
+Keys and values are read straight from the pool, a block at a time, and all heads of the query
+use the block while it is in the cache. The keys of all rows are divided evenly over the
 threads, so a long row is shared by several of them: each leaves its part of the softmax (sums
 over values, largest score, sum of weights) and a second, short task merges the parts.
 """
@@ -26,7 +26,7 @@ BLOCK = 32  # keys; a block of one head's keys and values stays in the L1 cache
 ARGUMENTS = [
     *((name, np.int64) for name in ("q", "q_token", "q_head", "keys", "values", "out", "scratch", "sinks")),
     *((name, np.int64) for name in ("table", "max_len", "table_row", "q_start", "kv_len", "which", "rows")),
-    *((name, np.int64) for name in ("heads", "groups", "most", "window", "chunk", "shares")),
+    *((name, np.int64) for name in ("heads", "groups", "window", "chunk", "shares")),
     *((name, np.float64) for name in ("scale", "softcap")),
 ]
 
@@ -50,12 +50,10 @@ first_key = njit(**OPTIONS)(_first_key)
 
 
 def _span(a: Any, i: int) -> Any:
-    """Of the ``i``-th row: its number, its queries, the first key that any of them sees, its keys."""
+    """Of the ``i``-th row: its number, the first key that its query sees, and how many keys it has."""
     row = int32s(a.which)[i]
-    start = int32s(a.q_start)
-    queries = np.int64(start[row + 1]) - np.int64(start[row])
     length = np.int64(int32s(a.kv_len)[row])
-    return row, queries, first_key(a, length - queries), length
+    return row, first_key(a, length - 1), length
 
 
 span = njit(**OPTIONS)(_span)
@@ -137,11 +135,11 @@ def _store(a: Any, token: int, head: int, address: int, width: int, half: bool) 
 store = njit(**OPTIONS)(_store)
 
 
-def scratch_bytes(most: int, heads: int, key_dim: int, value_dim: int) -> int:
-    """Scratch of one share: three states, queries, a block of keys and of values with addresses, scores."""
-    cells, keys, values = most * heads, -(-key_dim // LANES) * LANES, -(-value_dim // LANES) * LANES
+def scratch_bytes(heads: int, key_dim: int, value_dim: int) -> int:
+    """Scratch of one share: three states, a query, a block of keys and of values with addresses, scores."""
+    keys, values = -(-key_dim // LANES) * LANES, -(-value_dim // LANES) * LANES
     lists = (BLOCK + LANES) * (8 + 8 + 4)
-    return 4 * (3 * cells * (values + 3 * LANES) + cells * keys + BLOCK * (keys + values)) + lists + 64
+    return 4 * (3 * heads * (values + 3 * LANES) + heads * keys + BLOCK * (keys + values)) + lists + 64
 
 
 scratch_of = njit(**OPTIONS)(scratch_bytes)
@@ -167,36 +165,25 @@ def _update(keys: int, values: int) -> Any:
 
 @cache
 def _segment(key_dim: int, value_dim: int, half: bool) -> Any:
-    """Attention of one row's queries over its keys [begin, end).
+    """Attention of one row's query over its keys [begin, end).
 
-    ``state`` [queries * heads, values + 3 * LANES], of widths filled up to LANES: sums over values,
-    then what :func:`.weigh` keeps.
+    ``state`` [heads, values + 3 * LANES], of widths filled up to LANES: sums over values, then what
+    :func:`.weigh` keeps.
     """
     keys, values = -(-key_dim // LANES) * LANES, -(-value_dim // LANES) * LANES
     update, size = _update(keys, values), 4 * (values + 3 * LANES)
 
-    def segment(
-        a: Any,
-        row: int,
-        queries: int,
-        length: int,
-        begin: int,
-        end: int,
-        follow: int,
-        count: int,
-        state: int,
-        work: int,
-    ) -> None:
+    def segment(a: Any, row: int, begin: int, end: int, follow: int, count: int, state: int, work: int) -> None:
         """``follow`` is the address of the first ``count`` slots that this thread reads after these."""
-        token, per_group, cells = np.int64(int32s(a.q_start)[row]), a.heads // a.groups, queries * a.heads
-        for e in range(cells):
-            load_query(a, token + e // a.heads, e % a.heads, key_dim, half, work + e * keys * 4)
+        token, per_group = np.int64(int32s(a.q_start)[row]), a.heads // a.groups
+        for e in range(a.heads):
+            load_query(a, token, e, key_dim, half, work + e * keys * 4)
             total = float32s(state + e * size)
             for d in range(values + 2 * LANES):
                 total[d] = _ZERO
             for d in range(values, values + LANES):
                 total[d] = _LOWEST
-        s = work + cells * keys * 4
+        s = work + a.heads * keys * 4
         k = s + 4 * (BLOCK + LANES)
         v = k + 8 * (BLOCK + LANES) + BLOCK * keys * 4
         line = slots_of(a, row)
@@ -208,15 +195,8 @@ def _segment(key_dim: int, value_dim: int, half: bool) -> Any:
             for group in range(a.groups):
                 locate(a.keys, slots, n, ahead, more, a.groups * key_dim, group * key_dim, key_dim, half, k)
                 locate(a.values, slots, n, ahead, more, a.groups * value_dim, group * value_dim, value_dim, half, v)
-                for i in range(queries):
-                    position = length - queries + i
-                    low, high = max(first_key(a, position) - block, 0), min(position + 1 - block, n)
-                    if low < high:
-                        for e in range(i * a.heads + group * per_group, i * a.heads + (group + 1) * per_group):
-                            update(
-                                np.float32(a.softcap), work + e * keys * 4, k + low * 8, v + low * 8,
-                                high - low, s, state + e * size,
-                            )  # fmt: skip
+                for e in range(group * per_group, (group + 1) * per_group):
+                    update(np.float32(a.softcap), work + e * keys * 4, k, v, n, s, state + e * size)
 
     return njit(**OPTIONS)(segment)
 
@@ -232,14 +212,14 @@ def task(key_dim: int, value_dim: int, half: bool) -> Task:
     values = -(-value_dim // LANES) * LANES
     segment, width = _segment(key_dim, value_dim, half), values + 3 * LANES
 
-    def finish(a: Any, row: int, cells: int, state: Any) -> None:
+    def finish(a: Any, row: int, state: Any) -> None:
         token = np.int64(int32s(a.q_start)[row])
-        for e in range(cells):
-            store(a, token + e // a.heads, e % a.heads, state + e * width * 4, value_dim, half)
+        for e in range(a.heads):
+            store(a, token, e, state + e * width * 4, value_dim, half)
 
-    def join(total: Any, piece: Any, cells: int) -> None:
+    def join(total: Any, piece: Any, heads: int) -> None:
         """Fold a later piece of the softmaxes into the earlier ones."""
-        for e in range(cells):
+        for e in range(heads):
             x, y = float32s(total + e * width * 4), float32s(piece + e * width * 4)
             top = max(x[values], y[values])
             old, new = np.float32(math.exp((x[values] - top) * _LN2)), np.float32(math.exp((y[values] - top) * _LN2))
@@ -252,37 +232,37 @@ def task(key_dim: int, value_dim: int, half: bool) -> Task:
 
     def body(a: Any) -> None:
         merge, shares = a.shares < 0, abs(a.shares)
-        pairs, total, cells = np.int64(0), np.int64(0), a.most * a.heads
+        keys, total = np.int64(0), np.int64(0)
         for i in range(a.rows):
-            _, queries, low, high = span(a, i)
-            pairs += queries * (high - low)
-        size = scratch_of(a.most, a.heads, key_dim, value_dim)
+            _, low, high = span(a, i)
+            keys += high - low
+        size = scratch_of(a.heads, key_dim, value_dim)
         for share in range(0 if merge else thread(), shares, 1 if merge else threads()):
-            begin, end, base = pairs * share // shares, pairs * (share + 1) // shares, np.int64(0)
+            begin, end, base = keys * share // shares, keys * (share + 1) // shares, np.int64(0)
             for i in range(a.rows):
-                row, queries, low, high = span(a, i)
-                first = low + min(max(begin - base, 0) // queries, high - low)
-                last = low + min(max(end - base, 0) // queries, high - low)
-                base += queries * (high - low)
+                row, low, high = span(a, i)
+                first = low + min(max(begin - base, 0), high - low)
+                last = low + min(max(end - base, 0), high - low)
+                base += high - low
                 if first >= last:
                     continue
                 kind = 0 if first > low else (1 if last < high else 2)
-                state = a.scratch + share * size + kind * cells * width * 4
+                state = a.scratch + share * size + kind * a.heads * width * 4
                 if not merge:
-                    work = a.scratch + share * size + 3 * cells * width * 4
+                    work = a.scratch + share * size + 3 * a.heads * width * 4
                     follow, count = a.table, np.int64(0)
                     if i + 1 < a.rows:
-                        after, _, low_after, high_after = span(a, i + 1)
+                        after, low_after, high_after = span(a, i + 1)
                         follow = slots_of(a, after) + low_after * 4
                         count = min(np.int64(BLOCK), high_after - low_after)
-                    segment(a, row, queries, high, first, last, follow, count, state, work)
+                    segment(a, row, first, last, follow, count, state, work)
                     if kind == 2:
-                        finish(a, row, queries * a.heads, state)
+                        finish(a, row, state)
                 elif kind == 1:
                     total = state
                 elif kind == 0:
-                    join(total, state, queries * a.heads)
+                    join(total, state, a.heads)
                     if last == high:
-                        finish(a, row, queries * a.heads, total)
+                        finish(a, row, total)
 
     return Task(body, ARGUMENTS)

@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 class Backend:
     """One operation a field; shapes and meanings stand in the file of each operation.
 
-    Rows over a cached prefix with at most ``few`` queries go to ``decode``, others to ``extend``.
+    Decoding rows go to ``decode``, and all rows of prompts to ``extend``, also those with one query left over a
+    cached prefix: the two sum in different orders, and a prompt's result must not depend on what was cached.
     """
 
     name: str
@@ -27,7 +28,6 @@ class Backend:
     extend: Callable[..., None]
     write: Callable[..., None]
     sample: Callable[..., torch.Tensor]
-    few: int = 1
 
     def attention(
         self,
@@ -65,18 +65,18 @@ class Backend:
         self.write(k, v, keys, values, layout.out_slots)
         if layout.split is None:
             layout.split = self._split(layout)
-        short, long = layout.split
-        if len(short):
-            self.decode(q, keys, values, layout, short, out, **options)
-        if len(long):
-            self.extend(q, k, v, keys, values, layout, long, out, causal=True, **options)
+        decoding, prompts = layout.split
+        if len(decoding):
+            self.decode(q, keys, values, layout, decoding, out, **options)
+        if len(prompts):
+            self.extend(q, k, v, keys, values, layout, prompts, out, causal=True, **options)
         return out
 
-    def _split(self, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    @staticmethod
+    def _split(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
         """Rows for ``decode`` and rows for ``extend``, int32."""
-        queries = np.diff(layout.q_start)
-        short = (queries == 1) | ((queries <= self.few) & (layout.kv_len > queries))
-        return np.flatnonzero(short).astype(np.int32), np.flatnonzero(~short).astype(np.int32)
+        rows = np.arange(layout.rows, dtype=np.int32)
+        return rows[: layout.decodes], rows[layout.decodes :]
 
 
 def choose(name: str | None, device: str) -> Backend:
@@ -99,7 +99,6 @@ def choose(name: str | None, device: str) -> Backend:
             attention_extend.extend_cpu,
             kv_write.write_cpu,
             sample.sample_cpu,
-            few=8,
         )
     return Backend(
         "torch_native",

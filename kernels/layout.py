@@ -14,8 +14,8 @@ class Layout:
 
     Row ``r`` has queries ``[q_start[r], q_start[r + 1])`` and attends to ``kv_len[r]`` keys, its
     own new ones last. Key ``j`` of row ``r`` lies in pool slot ``table[table_row[r], j]``.
-    The first ``decodes`` rows have exactly one query. Without a pool (encoders, warm-up),
-    ``kv_len[r]`` equals the row's number of queries and ``table`` is unused.
+    The first ``decodes`` rows are decoding: one query each, of a token that was generated. Without a
+    pool (encoders, warm-up), ``kv_len[r]`` equals the row's number of queries and ``table`` is unused.
     """
 
     q_start: np.ndarray  # int32 [R + 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -105,7 +105,7 @@ class Runner:
             table_row=np.fromiter((row.table_row for row in rows), np.int32, len(rows)),
             table=self._table,
             out_slots=torch.from_numpy(slots).to(device),
-            decodes=leading_single(lengths),
+            decodes=leading_decodes(rows),
         )
         return torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), layout
 
@@ -129,11 +129,11 @@ class Runner:
         return torch.from_numpy(np.concatenate(types).astype(np.int64)).to(self._model.device)
 
 
-def leading_single(lengths: Iterable[int]) -> int:
-    """How many rows at the front have exactly one query."""
+def leading_decodes(rows: Sequence[Row]) -> int:
+    """How many rows at the front compute one token that was generated, not one of the prompt."""
     count = 0
-    for length in lengths:
-        if length != 1:
+    for row in rows:
+        if row.end - row.start != 1 or row.start < row.request.prompt_len:
             break
         count += 1
     return count

@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from trunkline.kernels.linear import PackedLinear
+
 from .architecture import backbone_of, output_matrix
 
 
-def float32_view(whole: Any, stored: Mapping[str, torch.Tensor]) -> Any:
+def float32_view(whole: Any, stored: Mapping[str, torch.Tensor], *, pack: bool = False) -> Any:
     """A view of a transformers model with float32 copies of what comes after its layers.
 
     Those are the modules beside the backbone, except the matrix that makes logits, and poolers. All others are the
-    model's own. ``stored`` are the checkpoint's tensors by name: copies have their exact values.
+    model's own. ``stored`` are the checkpoint's tensors by name: copies have their exact values. With ``pack`` their
+    linear layers are our own, which give a row the same bits whatever rows are beside it; torch's don't.
     """
     names = {id(parameter): name for name, parameter in whole.named_parameters()}
     backbone, logits = backbone_of(whole), output_matrix(whole)
@@ -30,7 +33,7 @@ def float32_view(whole: Any, stored: Mapping[str, torch.Tensor]) -> Any:
             exact = stored.get(names[id(theirs)])
             if exact is not None and exact.shape == mine.shape:
                 mine.data = exact.to(mine.device, torch.float32, copy=True)
-        return twin
+        return _packed(twin) if pack else twin
 
     if backbone is whole:
         return whole
@@ -42,6 +45,15 @@ def float32_view(whole: Any, stored: Mapping[str, torch.Tensor]) -> Any:
         elif child is not logits:
             view._modules[name] = widened(child)
     return view
+
+
+def _packed(module: nn.Module) -> nn.Module:
+    """The module, changed in place, or what replaces it if it is a linear layer itself."""
+    if type(module) is nn.Linear:
+        return PackedLinear(module.weight.detach(), module.bias)
+    for name, child in module.named_children():
+        setattr(module, name, _packed(child))
+    return module
 
 
 def _with_children(module: Any, children: Mapping[str, nn.Module]) -> Any:

@@ -119,7 +119,7 @@ def load(
         from .fuse import fuse
 
         model.fused = fuse(whole, backend).sentence
-    view = float32_view(whole, tensors)
+    view = float32_view(whole, tensors, pack=backend.name == "cpu")
     for head in heads:
         if reason := prove_head(model, head, view):
             model.refused[head.name] = f"{reason} {lacking}".strip()

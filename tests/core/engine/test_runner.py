@@ -114,7 +114,9 @@ def test_a_pass_may_want_all_rows_or_none() -> None:
 
 
 def test_the_layout_says_where_everything_lies() -> None:
-    rows = [Row(request("record", [1, 2]), 1, 2, 2), Row(request("record", [3, 4, 5]), 1, 3, 0)]
+    decoding = request("record", [1, 2])
+    decoding.prompt_len = 1
+    rows = [Row(decoding, 1, 2, 2), Row(request("record", [3, 4, 5]), 1, 3, 0)]
     model, table = Echo(), SlotTable(3, 4)
     table.slots[:] = np.arange(12).reshape(3, 4)
     Runner(model, {"record": Recorder()}, None, table).run(rows)
@@ -124,6 +126,27 @@ def test_the_layout_says_where_everything_lies() -> None:
     assert layout.table_row.tolist() == [2, 0]
     assert layout.out_slots.tolist() == [9, 1, 2]
     assert layout.decodes == 1
+
+
+def test_the_last_token_of_a_prompt_is_no_decoding_row() -> None:
+    """Whether the rest was cached or not, it takes the same kernels."""
+    decoding, prompt = request("record", [1, 2]), request("record", [3, 4])
+    decoding.prompt_len = 1
+    for rows, decodes in (([decoding], 1), ([prompt], 0), ([decoding, prompt], 1)):
+        model, table = Echo(), SlotTable(2, 4)
+        Runner(model, {"record": Recorder()}, None, table).run([Row(one, 1, 2, i) for i, one in enumerate(rows)])
+        assert model.layout.decodes == decodes
+
+
+def test_lengths_are_told_where_one_exceeds_a_boundary() -> None:
+    table = SlotTable(2, 8)
+    model = Echo(length_boundaries=(3,))
+    rows = [Row(request("record", [1, 2, 3]), 0, 3, 0), Row(request("record", [1, 2, 3, 4, 5]), 1, 3, 1)]
+    Runner(model, {"record": Recorder()}, None, table).run(rows)
+    assert model.lengths is not None
+    assert model.lengths.tolist() == [3, 3, 3, 5, 5]
+    Runner(model, {"record": Recorder()}, None, table).run(rows[:1])
+    assert model.lengths is None
 
 
 def test_token_types_follow_the_second_text() -> None:
