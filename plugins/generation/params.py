@@ -53,7 +53,6 @@ class Sampling(Struct, frozen=True, kw_only=True):
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
-            skip_special_tokens=self.skip_special_tokens,
         )
 
 

@@ -19,7 +19,7 @@ class GenerationParams(Struct, frozen=True, omit_defaults=True):
     """How one sequence is generated; the engine's part of the request, values already checked.
 
     ``temperature`` 0 is greedy; ``top_k`` -1 and ``top_p`` 1 don't filter. ``seed`` with a token's
-    position fixes its noise. ``skip_special_tokens`` says in which text stop strings are sought.
+    position fixes its noise.
     """
 
     max_new_tokens: Annotated[int, Meta(ge=0, le=INT64_MAX)] = 128
@@ -31,7 +31,6 @@ class GenerationParams(Struct, frozen=True, omit_defaults=True):
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[TokenId, ...] = ()
     ignore_eos: bool = False
-    skip_special_tokens: bool = True
 
 
 class GenerationResult(Struct, frozen=True):
