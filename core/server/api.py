@@ -22,6 +22,8 @@ from .bodies import (
     render_error,
     sse,
 )
+from .chat_templates import shape_contents, template_variables
+from .fields import Ignored, Refused
 from .gather import item_meta, run_all
 from .inputs import (
     Inputs,
@@ -49,9 +51,11 @@ __all__ = [
     "AnyRequest",
     "ClientGone",
     "EventStream",
+    "Ignored",
     "Inputs",
     "InvalidBody",
     "Item",
+    "Refused",
     "Shaper",
     "Truncation",
     "asked_about",
@@ -80,11 +84,13 @@ __all__ = [
     "read_truncate",
     "render_error",
     "run_all",
+    "shape_contents",
     "sort_inputs",
     "special_ends",
     "spread_ids",
     "spread_rids",
     "sse",
+    "template_variables",
     "too_long",
     "turns",
     "until_gone",

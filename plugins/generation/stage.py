@@ -40,7 +40,7 @@ class Sampler(Protocol):
 
 @dataclass(slots=True)
 class Progress:
-    """Per-request state. ``limit`` is how many tokens may come; ``text``, with special tokens, only with stop strings."""
+    """Per-request state. ``limit``: how many tokens may come. ``text``: with special tokens; only with stop strings."""
 
     limit: int
     stop_ids: frozenset[int]
