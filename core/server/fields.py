@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from msgspec import Struct
 
@@ -79,7 +79,9 @@ def _plan(schema: type[Struct]) -> tuple[tuple[tuple[str, Refused], ...], tuple[
 
 
 def _holds_struct(hint: Any) -> bool:
-    return (isinstance(hint, type) and issubclass(hint, Struct)) or any(map(_holds_struct, getattr(hint, "__args__", ())))
+    if isinstance(hint, type) and issubclass(hint, Struct):
+        return True
+    return any(_holds_struct(part) for part in get_args(hint))
 
 
 def _structs(name: str, value: Any) -> Iterator[tuple[str, Struct]]:
