@@ -23,7 +23,7 @@ from .bodies import (
     sse,
 )
 from .chat_templates import shape_contents, template_variables
-from .fields import Ignored, Refused
+from .fields import Accounting, Ignored, Later, Media, OnlyNull, Placement, Refused
 from .gather import item_meta, run_all
 from .inputs import (
     Inputs,
@@ -48,6 +48,7 @@ __all__ = [
     "DEFAULT_TIMEOUT",
     "DONE",
     "FIRST_LOOK",
+    "Accounting",
     "AnyRequest",
     "ClientGone",
     "EventStream",
@@ -55,6 +56,10 @@ __all__ = [
     "Inputs",
     "InvalidBody",
     "Item",
+    "Later",
+    "Media",
+    "OnlyNull",
+    "Placement",
     "Refused",
     "Shaper",
     "Truncation",

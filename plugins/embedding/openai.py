@@ -37,7 +37,9 @@ def openai_routes(service: Service) -> list[Any]:
             prompt=body.prompt,
             prompt_name=body.prompt_name,
             truncate=body.truncate,
+            normalize=body.normalize,
             dimensions=body.dimensions,
+            rid=body.rid,
             priority=body.priority,
             salt=read_salt(body.cache_salt),
         )

@@ -6,12 +6,10 @@ from typing import Annotated, Any
 
 from msgspec import Struct
 
-from trunkline.core.server.api import Ignored, Refused
+from trunkline.core.server.api import Accounting, Ignored, Later, Media, OnlyNull, Placement, Refused
 
 from .schemas import CacheKey, Int64, RequestId, TokenId
 
-Later = Annotated[Any, Refused()]
-OnlyNull = Annotated[Any, Refused(empty=False)]  # 0 or {} would ask for something
 LogitProcessor = Annotated[
     Any,
     Refused(
@@ -20,8 +18,6 @@ LogitProcessor = Annotated[
     ),
 ]
 ProcessorOnly = Annotated[Any, Ignored("only a custom logit processor reads it")]
-Placement = Annotated[Any, Ignored("it chooses between replicas, and a server is one")]
-Accounting = Annotated[Any, Ignored("the server keeps no record of requests for its clients")]
 LogprobOption = Annotated[Any, Ignored("it matters only with return_logprob")]
 
 
@@ -40,9 +36,9 @@ class GenerateBody(Struct):
     return_logprob: Later = None
     return_hidden_states: Later = None
     input_embeds: Later = None
-    image_data: Later = None
-    video_data: Later = None
-    audio_data: Later = None
+    image_data: Media = None
+    video_data: Media = None
+    audio_data: Media = None
     lora_path: Later = None
     custom_logit_processor: LogitProcessor = None
     session_params: Later = None

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from trunkline.core.server.api import Ignored, Refused
+from trunkline.core.server.api import Accounting, Ignored, Later, Media, OnlyNull, Placement, Refused
 
-from .body_schemas import Accounting, Later, LogitProcessor, OnlyNull, Placement, ProcessorOnly
+from .body_schemas import LogitProcessor, ProcessorOnly
 from .schemas import INT64_MAX, INT64_MIN, CacheKey, Int64, RequestId
 
 MAX_MESSAGES = 4096
@@ -42,7 +42,7 @@ class Message(Struct):
     thinking: str | None = None
     tool_calls: Later = None
     function_call: Later = None
-    audio: Later = None
+    audio: Media = None
     refusal: Annotated[Any, Refused("{field} is not supported; send its text as the content.")] = None
 
 
@@ -86,7 +86,7 @@ class ChatBody(Struct):
     tool_choice: Annotated[Any, Refused(neutral=("none", "auto"))] = None
     functions: Later = None
     function_call: Annotated[Any, Refused(neutral=("none", "auto"))] = None
-    audio: Later = None
+    audio: Media = None
     modalities: Annotated[Any, Refused(neutral=(["text"],))] = None
     moderation: OnlyNull = None
     verbosity: Annotated[Any, Refused(neutral=("medium",))] = None

@@ -40,6 +40,7 @@ def openai_routes(service: Service) -> list[Any]:
             _inputs(body),
             model=body.model,
             truncate=body.truncate,
+            rid=body.rid,
             priority=body.priority,
             salt=read_salt(body.cache_salt),
         )

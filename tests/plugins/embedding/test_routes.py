@@ -86,8 +86,8 @@ async def test_token_ids_are_taken_as_they_are(live: Any) -> None:
         ({"text": "a", "dimensions": 16}, "start the server with --matryoshka"),
         ({"text": "a", "prompt_name": "nope"}, "no prompt named 'nope'; there are: "),
         ({"text": "a", "prompt_name": "query", "prompt": "x"}, "leave one out"),
-        ({"text": "a", "image_data": "x.png"}, "image_data isn't supported"),
-        ({"text": "a", "is_cross_encoder_request": True}, "is_cross_encoder_request isn't supported"),
+        ({"text": "a", "image_data": "x.png"}, "image_data is not supported: this server takes text only."),
+        ({"text": "a", "is_cross_encoder_request": True}, "is_cross_encoder_request is not supported; see /v1/rerank."),
         ({"text": ["fine", "e " * 100]}, "input[1]: The input (101 tokens) is longer than"),
     ],
 )

@@ -88,7 +88,7 @@ async def test_salt_and_priority_reach_the_engine(client: httpx.AsyncClient, eng
         ({"input_ids": [512]}, "The input_ids contains values greater than the vocab size (512): 512."),
         ({"text": ["a"] * 5}, "The request has 5 inputs; at most 4 are allowed. Split it, or raise --max-batch-size."),
         ({"text": ["a", "b"], "rid": "x"}, "rid must be a list with one id an input for a batch."),
-        ({"text": "a", "image_data": ["x"]}, "image_data isn't supported by /classify; leave it out."),
+        ({"text": "a", "image_data": ["x"]}, "image_data is not supported: this server takes text only. Leave it out."),
     ],
 )
 async def test_what_is_refused(client: httpx.AsyncClient, engine: Any, body: dict[str, Any], message: str) -> None:
