@@ -130,7 +130,8 @@ class Service:
         texts = [str(text) for text in inputs.texts]
         if tokenizer is None:
             return inputs
-        return Inputs(texts=[lowered(tokenizer, recipe, prompt + text) for text in texts], single=inputs.single)
+        dressed = [lowered(tokenizer, recipe, prompt + text) for text in texts]
+        return Inputs(texts=[*dressed], single=inputs.single, field=inputs.field)
 
 
 def check_dimensions(dimensions: int | None, recipe: Recipe) -> None:
@@ -163,7 +164,7 @@ def check_ids(inputs: Inputs, served: ServedModel) -> None:
                     f"The token id {max(ids)} is outside the vocabulary of {served.name}, which has {vocabulary} ids. "
                     "Were they made with another model's tokenizer? Send text instead (LangChain's "
                     "OpenAIEmbeddings: check_embedding_ctx_length=False), or ids of this model's tokenizer.",
-                    param="input",
+                    param=inputs.field or "input_ids",
                 )
 
 

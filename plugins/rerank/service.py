@@ -151,23 +151,27 @@ def turns(queries: Sequence[str], documents: Sequence[str]) -> Iterator[tuple[in
         yield start, len(documents)
 
 
-def check_query(query: str) -> None:
-    """RequestError as SGLang words it."""
+def check_query(query: str, field: str = "query") -> None:
+    """RequestError in SGLang's words, or about ``field`` where that isn't SGLang's."""
+    name = "Query" if field == "query" else field
     if not query:
-        raise RequestError("Query cannot be empty", param="query")
+        raise RequestError(f"{name} cannot be empty", param=field)
     if not query.strip():
-        raise RequestError("Query cannot be empty or whitespace only", param="query")
+        raise RequestError(f"{name} cannot be empty or whitespace only", param=field)
 
 
 def check_documents(documents: Sequence[str], field: str = "documents") -> None:
-    """RequestError as SGLang words it."""
+    """RequestError in SGLang's words, or about ``field`` where that isn't SGLang's."""
+    theirs = field == "documents"
     if not documents:
-        raise RequestError("Documents cannot be empty", param=field)
+        raise RequestError(f"{'Documents' if theirs else field} cannot be empty", param=field)
     for index, document in enumerate(documents):
+        place = f"{field}[{index}]"
+        name = "Each document" if theirs else place
         if not document:
-            raise RequestError("Each document must be a non-empty string", param=f"{field}[{index}]")
+            raise RequestError(f"{name} must be a non-empty string", param=place)
         if not document.strip():
-            raise RequestError("Each document cannot be empty or whitespace only", param=f"{field}[{index}]")
+            raise RequestError(f"{name} cannot be empty or whitespace only", param=place)
 
 
 def usage(scored: Sequence[Scored]) -> dict[str, Any]:

@@ -194,6 +194,18 @@ async def test_all_four_kinds_of_input_agree(live: Any) -> None:
         np.testing.assert_allclose(answer["data"][0]["embedding"], answers[0]["data"][0]["embedding"], atol=1e-6)
 
 
+@pytest.mark.field
+async def test_normalize_and_the_request_s_id_are_honoured_by_openai_s_route_too(live: Any) -> None:
+    http, _, one = live
+    own = encode(one, ["hello"], normalize=False)[0]
+    assert abs(np.linalg.norm(own) - 1) > 0.01
+    for normalize, expected in ((False, own), (None, own / np.linalg.norm(own))):
+        answer = await http.post("/v1/embeddings", json={"input": "hello", "normalize": normalize, "rid": "mine"})
+        np.testing.assert_allclose(answer.json()["data"][0]["embedding"], expected, atol=1e-5)
+    twice = await http.post("/v1/embeddings", json={"input": ["a", "b"], "rid": ["x", "x"]})
+    assert "Duplicate request IDs" in message(twice)
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -202,6 +214,7 @@ async def test_all_four_kinds_of_input_agree(live: Any) -> None:
         ({"input": " \n"}, "Input cannot be empty or whitespace only"),
         ({"input": ["a", " "]}, "input[1]: Input cannot be empty or whitespace only"),
         ({"input": [[4], []]}, "input[1]: Input cannot be empty"),
+        ({"input": [-1]}, "The input contains a negative value: -1."),
         ({"input": ["a", 5]}, "only texts, only token ids, or only lists"),
         ({"input": [[1, 100257]]}, "check_embedding_ctx_length=False"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format must be float or base64"),
@@ -278,4 +291,5 @@ async def test_tei_s_truncation(live: Any) -> None:
         same = (await http.post("/encode", json={"text": ends["inputs"], "truncate": end})).json()
         np.testing.assert_allclose(kept[side][0], same["embedding"], atol=1e-5)
     assert kept["Left"] != kept["Right"]
-    assert "inputs cannot be empty" in message(await http.post("/embed", json={"inputs": []}))
+    for nothing in ([], "", ["a", ""]):
+        assert "inputs cannot be empty" in message(await http.post("/embed", json={"inputs": nothing}))
