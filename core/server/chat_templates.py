@@ -8,6 +8,7 @@ that needs strings prints the list as Python writes it; neither is an error.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -20,6 +21,7 @@ from ..types import Tokenizer
 
 log = logging.getLogger("trunkline.server")
 
+TAG = re.compile(r"\{%[-+]?\s*(\w+)")
 ROUNDS = 16  # assignments that depend on one another; more are not followed
 ELEMENTS = {"messages": "message", "contents": "content", "content": "part"}
 SAME = {"default", "d", "list", "reject", "reverse", "select", "sort", "unique"}  # filters that keep what a value is
@@ -74,20 +76,21 @@ def _as_string(content: str | list[dict[str, Any]]) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-class _Generation(Extension):
-    """transformers' ``{% generation %}`` block; only parsed here."""
-
-    tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
+class _Blocks(Extension):
+    """Block tags that jinja2 itself doesn't have, such as the one transformers adds; what is inside counts."""
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        tag = next(parser.stream).value
+        return parser.parse_statements((f"name:end{tag}",), drop_needle=True)
 
 
 @lru_cache(maxsize=64)
 def _parse(template: str) -> nodes.Template | None:
+    environment = Environment(extensions=["jinja2.ext.loopcontrols", _Blocks])
+    tags = set(TAG.findall(template))
+    environment.extensions[_Blocks.identifier].tags = {tag for tag in tags if f"end{tag}" in tags}
     try:
-        return Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(template)
+        return environment.parse(template)
     except (TemplateSyntaxError, RecursionError) as error:
         log.warning("the chat template can't be parsed: %s", error)
         return None
