@@ -140,7 +140,7 @@ class ChatBody(Struct):
     user: Accounting = None
     store: Accounting = None
     metadata: Accounting = None
-    service_tier: Accounting = None
+    service_tier: Annotated[Any, Ignored("there is one tier")] = None
     safety_identifier: Accounting = None
     request_id: Annotated[Any, Ignored("rid is the request's id")] = None
     prompt_cache_key: CacheHint = None
