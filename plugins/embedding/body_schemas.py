@@ -67,6 +67,7 @@ class EmbeddingsBody(Struct):
     rid: RequestId | list[RequestId] | None = None
     priority: Int64 | None = None
     cache_salt: CacheKey | None = None
+    extra_key: CacheKey | None = None
     input_type: NamedPrompt = None
     task: NamedPrompt = None
     messages: Annotated[Any, Refused("{field} is not supported; send texts as input.")] = None

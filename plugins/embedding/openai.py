@@ -41,7 +41,7 @@ def openai_routes(service: Service) -> list[Any]:
             dimensions=body.dimensions,
             rid=body.rid,
             priority=body.priority,
-            salt=read_salt(body.cache_salt),
+            salt=read_salt(body.cache_salt, body.extra_key),
         )
         embedded = await service.embed(request, wish)
         return json_response(await service.off_loop(len(embedded.items), lambda: encode(_answer(embedded, form))))

@@ -61,6 +61,7 @@ class OpenAIClassifyBody(Struct):
     rid: RequestId | list[RequestId] | None = None
     priority: Int64 | None = None
     cache_salt: CacheKey | None = None
+    extra_key: CacheKey | None = None
     messages: Annotated[Any, Refused("{field} is not supported; send texts as input.")] = None
     truncate_prompt_tokens: Annotated[Any, Refused("{field} is not supported; truncate is.", empty=False)] = None
     add_special_tokens: Annotated[Any, Refused("{field} is not supported; send token ids.", (True,), empty=False)] = (

@@ -155,6 +155,7 @@ async def test_openai_dialect_of_errors(client: httpx.AsyncClient, engine: Any, 
 
 
 @pytest.mark.field
-async def test_the_request_s_id_is_used(client: httpx.AsyncClient, engine: Any) -> None:
-    assert (await client.post("/v1/classify", json={"input": ["a", "b"], "rid": ["x", "y"]})).status_code == 200
-    assert [item.rid for item in engine.items] == ["x", "y"]
+async def test_the_request_s_id_and_keys_of_the_cache_are_used(client: httpx.AsyncClient, engine: Any) -> None:
+    body = {"input": ["a", "b"], "rid": ["x", "y"], "extra_key": "k", "cache_salt": "s"}
+    assert (await client.post("/v1/classify", json=body)).status_code == 200
+    assert [(item.rid, item.salt) for item in engine.items] == [("x", b"k\xffs"), ("y", b"k\xffs")]
