@@ -18,15 +18,11 @@ Text = str | list[str]
 
 
 class Inputs(Struct, frozen=True):
-    """What a request wants to run: texts or lists of token ids. ``single``: it wasn't a list.
-
-    ``field`` is what the client calls them, for errors; None: ``text`` and ``input_ids``.
-    """
+    """What a request wants to run: texts or lists of token ids. ``single``: it wasn't a list."""
 
     texts: list[Text] = []
     ids: list[list[int]] = []
     single: bool = False
-    field: str | None = None
 
     def __len__(self) -> int:
         return len(self.texts) or len(self.ids)
@@ -74,17 +70,17 @@ def read_inputs(text: str | list[str | list[str]] | None, input_ids: list[int | 
     return Inputs(texts=list(text))
 
 
-def spread_ids(input_ids: list[int | list[int]], field: str = "input_ids") -> tuple[list[list[int]], bool]:
-    """Lists of ids, and whether it was a single one. RequestError, naming ``field``, for empty and mixed ones."""
+def spread_ids(input_ids: list[int | list[int]]) -> tuple[list[list[int]], bool]:
+    """Lists of ids, and whether it was a single one. RequestError for empty and mixed ones."""
     if not input_ids:
-        raise RequestError(f"{field} cannot be empty.", param=field)
+        raise RequestError("input_ids cannot be empty.", param="input_ids")
     if isinstance(input_ids[0], int):
         flat = [token for token in input_ids if isinstance(token, int)]
         if len(flat) != len(input_ids):
-            raise RequestError(f"{field} mixes ids and lists of ids.", param=field)
+            raise RequestError("input_ids mixes ids and lists of ids.", param="input_ids")
         return [flat], True
     if not all(isinstance(ids, list) and ids for ids in input_ids):
-        raise RequestError(f"{field} must be a list of ids or a list of non-empty lists of ids.", param=field)
+        raise RequestError("input_ids must be a list of ids or a list of non-empty lists of ids.", param="input_ids")
     return [ids for ids in input_ids if isinstance(ids, list)], False
 
 
@@ -119,15 +115,15 @@ def read_salt(cache_salt: str | None, extra_key: str | None = None) -> bytes:
     return salt + b"\xff" + cache_salt.encode() if cache_salt else salt  # 0xff is in no UTF-8 text
 
 
-def check_vocabulary(ids: Sequence[int], served: ServedModel, field: str = "input_ids") -> None:
-    """RequestError, naming ``field``, for ids that the model has no row for."""
+def check_vocabulary(ids: Sequence[int], served: ServedModel) -> None:
+    """RequestError for ids that the model has no row for."""
     vocabulary = served.info.vocab_size
     if max(ids) >= vocabulary:
         raise RequestError(
-            f"The {field} contains values greater than the vocab size ({vocabulary}): {max(ids)}.", param=field
+            f"The input_ids contains values greater than the vocab size ({vocabulary}): {max(ids)}.", param="input_ids"
         )
     if min(ids) < 0:
-        raise RequestError(f"The {field} contains a negative value: {min(ids)}.", param=field)
+        raise RequestError(f"The input_ids contains a negative value: {min(ids)}.", param="input_ids")
 
 
 def check_batch(count: int, most: int) -> None:

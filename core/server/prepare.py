@@ -65,8 +65,7 @@ async def prepare(
     a text stay too: a prompt of ``lead`` characters. RequestError for an empty text, ids outside the vocabulary, or an
     input that is too long.
     """
-    tokenizer = engine.tokenizer(served.name)
-    shaper = Shaper(tokenizer, served, truncate=truncate, limit=limit, keep=keep, lead=lead, field=inputs.field)
+    shaper = Shaper(engine.tokenizer(served.name), served, truncate=truncate, limit=limit, keep=keep, lead=lead)
     items: list[Item] = []
     for start, end in turns(inputs):
         items += await engine.off_loop(shaper.items, inputs, start, end)
@@ -109,16 +108,13 @@ class Shaper:
         limit: int | None = None,
         keep: int = 0,
         lead: int = 0,
-        field: str | None = None,
     ) -> None:
-        """Keywords as in :func:`prepare`; ``field`` as in :class:`Inputs`."""
         self._tokenizer = tokenizer
         self._served = served
         self._how = read_truncate(truncate)
         self._limit = served.max_request_tokens if limit is None else min(limit, served.max_request_tokens)
         self._ends, self._special = _ends_and_ids(cast("Hashable", tokenizer))
         self._keep, self._lead = keep, lead
-        self._field = field
 
     def items(self, inputs: Inputs, start: int = 0, end: int | None = None) -> list[Item]:
         """The items ``[start, end)`` of ``inputs``."""
@@ -131,7 +127,7 @@ class Shaper:
         return items
 
     def _ids(self, ids: list[int]) -> Item:
-        check_vocabulary(ids, self._served, self._field or "input_ids")
+        check_vocabulary(ids, self._served)
         return self._cut(ids, special_ends_of(ids, self._special, self._ends))
 
     def _text(self, text: Text) -> Item:
@@ -147,7 +143,7 @@ class Shaper:
             part = text[: self._lead + MARGIN] + part  # of the beginning, only the prompt will stay
         ids = token_ids(tokenizer, part)
         if not text or not ids:
-            raise empty(self._field)
+            raise empty()
         head, tail = self._ends
         return self._cut(ids, (max(head, self._keep), tail), counted=part is text)
 
@@ -157,7 +153,7 @@ class Shaper:
 
     def _pair(self, tokenizer: Tokenizer, first: str, second: str) -> Item:
         if not first or not second:
-            raise empty(self._field)
+            raise empty()
         if enough(tokenizer, first, self._limit, FIRST_LOOK * self._limit) is not first:
             raise over(self._limit)
         part = self._enough(tokenizer, second)
@@ -186,10 +182,7 @@ class Shaper:
         return text
 
 
-def empty(field: str | None = None) -> RequestError:
-    """The error for a text without tokens: about ``field``, or in SGLang's words about ``text``."""
-    if field is not None:
-        return RequestError(f"{field} cannot be empty.", param=field)
+def empty() -> RequestError:
     return RequestError("texts cannot be empty and tokenizer must be initialized", param="text")
 
 

@@ -54,12 +54,12 @@ def read_input(given: str | list[str | int | list[int]]) -> Inputs:
     if not given:
         raise RequestError("Input cannot be empty", param="input")
     if isinstance(given, str):
-        return Inputs(texts=[_text(given)], single=True, field="input")
+        return Inputs(texts=[_text(given)], single=True)
     if all(isinstance(entry, int) for entry in given):
-        return Inputs(ids=[[entry for entry in given if isinstance(entry, int)]], single=True, field="input")
+        return Inputs(ids=[[entry for entry in given if isinstance(entry, int)]], single=True)
     texts = [entry for entry in given if isinstance(entry, str)]
     if len(texts) == len(given):
-        return Inputs(texts=[_text_at(index, text) for index, text in enumerate(texts)], field="input")
+        return Inputs(texts=[_text_at(index, text) for index, text in enumerate(texts)])
     ids = [entry for entry in given if isinstance(entry, list)]
     if len(ids) < len(given):
         raise RequestError("input must hold only texts, only token ids, or only lists of token ids.", param="input")
@@ -67,7 +67,7 @@ def read_input(given: str | list[str | int | list[int]]) -> Inputs:
         with naming(index):
             if not one:
                 raise RequestError("Input cannot be empty", param="input")
-    return Inputs(ids=ids, field="input")
+    return Inputs(ids=ids)
 
 
 def _text(text: str) -> str:

@@ -130,8 +130,7 @@ class Service:
         texts = [str(text) for text in inputs.texts]
         if tokenizer is None:
             return inputs
-        dressed = [lowered(tokenizer, recipe, prompt + text) for text in texts]
-        return Inputs(texts=[*dressed], single=inputs.single, field=inputs.field)
+        return Inputs(texts=[lowered(tokenizer, recipe, prompt + text) for text in texts], single=inputs.single)
 
 
 def check_dimensions(dimensions: int | None, recipe: Recipe) -> None:
@@ -164,7 +163,7 @@ def check_ids(inputs: Inputs, served: ServedModel) -> None:
                     f"The token id {max(ids)} is outside the vocabulary of {served.name}, which has {vocabulary} ids. "
                     "Were they made with another model's tokenizer? Send text instead (LangChain's "
                     "OpenAIEmbeddings: check_embedding_ctx_length=False), or ids of this model's tokenizer.",
-                    param=inputs.field or "input_ids",
+                    param="input",
                 )
 
 

@@ -31,7 +31,7 @@ def tei_routes(service: Service) -> list[Any]:
         if not texts:
             raise RequestError("inputs cannot be empty.", param="inputs")
         wish = Wish(
-            inputs=Inputs(texts=[*texts], single=isinstance(body.inputs, str), field="inputs"),
+            inputs=Inputs(texts=[*texts], single=isinstance(body.inputs, str)),
             model=body.model,
             prompt_name=body.prompt_name,
             truncate="start" if body.truncate is True and body.truncation_direction in LEFT else body.truncate,

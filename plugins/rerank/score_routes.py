@@ -69,11 +69,9 @@ async def _pairs(service: Service, request: AnyRequest, body: ScoreBody) -> Resp
     reranker = service.reranker(body.model)
     firsts = [body.text_1] if isinstance(body.text_1, str) else body.text_1
     seconds = [body.text_2] if isinstance(body.text_2, str) else body.text_2
-    check_documents(firsts, "text_1")
-    check_documents(seconds, "text_2")
     if len(firsts) == 1:
         firsts = firsts * len(seconds)
-    if len(firsts) != len(seconds):
+    if not firsts or len(firsts) != len(seconds):
         raise RequestError(
             f"text_1 has {len(firsts)} texts and text_2 {len(seconds)}; send as many, or one in text_1.", param="text_2"
         )
@@ -105,8 +103,6 @@ async def _items(service: Service, request: AnyRequest, body: ScoreBody) -> Resp
     if not isinstance(body.query, str) or not all(isinstance(text, str) for text in texts or ()):
         raise RequestError("This model scores pairs of texts: query and items must be text, not token ids.")
     items = [text for text in texts or () if isinstance(text, str)]
-    check_query(body.query)
-    check_documents(items, "items")
     queries = [body.query] * len(items)
     firsts, seconds = (items, queries) if body.item_first else (queries, items)
     scored = await _scored(service, request, reranker, body, firsts, seconds, new_id("score"))
@@ -122,6 +118,9 @@ async def _scored(
     seconds: list[str],
     name: str,
 ) -> list[Scored]:
+    for text in firsts:
+        check_query(text)
+    check_documents(seconds, "items" if body.text_2 is None else "text_2")
     job = Job(
         queries=firsts,
         documents=seconds,
@@ -229,12 +228,12 @@ def _listed(items: Any) -> list[str | list[int]]:
 
 
 def _join_ids(reranker: Reranker, query: list[int], items: list[list[int]], *, item_first: bool) -> list[Prompt]:
-    check_vocabulary(query, reranker.served, "query")
+    check_vocabulary(query, reranker.served)
     for index, item in enumerate(items):
         with naming(index):
             if not item:
                 raise RequestError("items must not be empty.", param="items")
-            check_vocabulary(item, reranker.served, "items")
+            check_vocabulary(item, reranker.served)
     return [Prompt([] if item_first else query, item, query if item_first else []) for item in items]
 
 

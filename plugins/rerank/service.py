@@ -151,27 +151,23 @@ def turns(queries: Sequence[str], documents: Sequence[str]) -> Iterator[tuple[in
         yield start, len(documents)
 
 
-def check_query(query: str, field: str = "query") -> None:
-    """RequestError in SGLang's words, or about ``field`` where that isn't SGLang's."""
-    name = "Query" if field == "query" else field
+def check_query(query: str) -> None:
+    """RequestError as SGLang words it."""
     if not query:
-        raise RequestError(f"{name} cannot be empty", param=field)
+        raise RequestError("Query cannot be empty", param="query")
     if not query.strip():
-        raise RequestError(f"{name} cannot be empty or whitespace only", param=field)
+        raise RequestError("Query cannot be empty or whitespace only", param="query")
 
 
 def check_documents(documents: Sequence[str], field: str = "documents") -> None:
-    """RequestError in SGLang's words, or about ``field`` where that isn't SGLang's."""
-    theirs = field == "documents"
+    """RequestError as SGLang words it."""
     if not documents:
-        raise RequestError(f"{'Documents' if theirs else field} cannot be empty", param=field)
+        raise RequestError("Documents cannot be empty", param=field)
     for index, document in enumerate(documents):
-        place = f"{field}[{index}]"
-        name = "Each document" if theirs else place
         if not document:
-            raise RequestError(f"{name} must be a non-empty string", param=place)
+            raise RequestError("Each document must be a non-empty string", param=f"{field}[{index}]")
         if not document.strip():
-            raise RequestError(f"{name} cannot be empty or whitespace only", param=place)
+            raise RequestError("Each document cannot be empty or whitespace only", param=f"{field}[{index}]")
 
 
 def usage(scored: Sequence[Scored]) -> dict[str, Any]:

@@ -214,7 +214,6 @@ async def test_normalize_and_the_request_s_id_are_honoured_by_openai_s_route_too
         ({"input": " \n"}, "Input cannot be empty or whitespace only"),
         ({"input": ["a", " "]}, "input[1]: Input cannot be empty or whitespace only"),
         ({"input": [[4], []]}, "input[1]: Input cannot be empty"),
-        ({"input": [-1]}, "The input contains a negative value: -1."),
         ({"input": ["a", 5]}, "only texts, only token ids, or only lists"),
         ({"input": [[1, 100257]]}, "check_embedding_ctx_length=False"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format must be float or base64"),
@@ -291,5 +290,4 @@ async def test_tei_s_truncation(live: Any) -> None:
         same = (await http.post("/encode", json={"text": ends["inputs"], "truncate": end})).json()
         np.testing.assert_allclose(kept[side][0], same["embedding"], atol=1e-5)
     assert kept["Left"] != kept["Right"]
-    for nothing in ([], "", ["a", ""]):
-        assert "inputs cannot be empty" in message(await http.post("/embed", json={"inputs": nothing}))
+    assert "inputs cannot be empty" in message(await http.post("/embed", json={"inputs": []}))
