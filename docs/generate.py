@@ -1,23 +1,33 @@
 """Write the parts of the documentation that come from the source.
 
 ``python docs/generate.py`` rewrites plugins.md (hooks from ``core/hookspecs.py``, files of
-``examples/``) and configuration.md (settings from their structs); a test compares both.
+``examples/``), configuration.md (settings from their structs) and fields.md (fields of request bodies
+from theirs); a test compares them.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
+
+from msgspec import Struct
 
 from trunkline.core import hookspecs
 from trunkline.core.commands import compat
 from trunkline.core.commands.flags import flags_of
-from trunkline.core.config import ModelSettings, settings_groups
+from trunkline.core.commands.plugins import NoEngine
+from trunkline.core.config import Config, ModelSettings, settings_groups
 from trunkline.core.discovery import find
 from trunkline.core.host import Host
+from trunkline.core.server.control import Lifecycle, routes
+from trunkline.core.server.fields import Ignored, Refused, fields_of
+from trunkline.core.server.weights import weight_routes
+from trunkline.plugins.generation import params
 
 DOCS = Path(__file__).parent
 EXAMPLE = DOCS.parent / "examples" / "trunkline-surprise"
@@ -113,6 +123,21 @@ Refused with a sentence, because ignoring them would change what clients get:
 """
 
 
+FIELDS = """# Fields of requests
+
+What happens to every field that a route knows. *Honoured*: it does what its dialect says.
+*Refused*: a value that asks for something is a 400 that names the field; null passes, and so do, unless
+noted, false, 0, an empty string, array or object, and the values given here. *Ignored*: any value passes and
+has no effect, for the reason given. Fields that aren't listed are ignored.
+
+{tables}
+
+## `sampling_params` of `/generate`
+
+{sampling}
+"""
+
+
 def plugins() -> str:
     """The text of plugins.md."""
     return PLUGINS.format(
@@ -141,6 +166,51 @@ def configuration() -> str:
     return CONFIGURATION.format(
         tables="\n\n".join(tables), ignored=_foreign(compat.IGNORED), refused=_foreign(compat.REFUSED)
     )
+
+
+def fields() -> str:
+    """The text of fields.md: the bodies of core's routes and of the project's own plugins'."""
+    tables = [f"## {', '.join(labels)}\n\n{_fields(schema)}" for schema, labels in bodies().items()]
+    later = ", ".join(f"`{key}`" for key in params.LATER)
+    rows = [
+        (", ".join(f"`{key}`" for key in params.CHECKS), "honoured"),
+        (later, "refused: is not supported yet; neutral values pass"),
+        (", ".join(f"`{key}`" for key in params.IGNORED), "ignored: there is nothing that reads it"),
+        ("any other", "refused: unknown field"),
+    ]
+    return FIELDS.format(tables="\n\n".join(tables), sampling=_table(("keys", "treatment"), rows))
+
+
+def bodies() -> dict[type[Struct], list[str]]:
+    """The struct of every JSON body, with the routes that take it."""
+    own = [plugin for plugin in find() if plugin.distribution == "trunkline"]
+    host = Host(own)
+    engine: Any = NoEngine()
+    handlers: list[Any] = [handler for _, handler in host.routes(engine, Config.load({}, host).settings)]
+    handlers += [*routes(engine, Lifecycle(), cast("Any", None)), *weight_routes(engine, None)]
+    found: dict[type[Struct], list[str]] = {}
+    for handler in handlers:
+        if "body" in handler.opt:
+            found.setdefault(handler.opt["body"], []).extend(f"`{path}`" for path in sorted(handler.paths))
+    return found
+
+
+def _fields(schema: type[Struct]) -> str:
+    """A table of a body's fields, those with the same treatment together."""
+    rows: dict[str, list[str]] = {}
+    for name, mark in fields_of(schema):
+        passing = ", ".join(f"`{json.dumps(value)}`" for value in mark.neutral) if isinstance(mark, Refused) else ""
+        rows.setdefault(_treatment(mark), []).append(f"`{name}`" + (f" (passes: {passing})" if passing else ""))
+    return _table(("fields", "treatment"), ((", ".join(names), treatment) for treatment, names in rows.items()))
+
+
+def _treatment(mark: Refused | Ignored | None) -> str:
+    if mark is None:
+        return "honoured"
+    if isinstance(mark, Ignored):
+        return f"ignored: {mark.why}"
+    only_null = "" if mark.empty else " (also false, 0 and what is empty)"
+    return f"refused{only_null}: {mark.message.removeprefix('{field} ')}"
 
 
 def _hooks() -> list[str]:
@@ -197,5 +267,5 @@ def _foreign(flags: Iterable[compat.Foreign]) -> str:
 
 
 if __name__ == "__main__":
-    for name, text in (("plugins.md", plugins()), ("configuration.md", configuration())):
+    for name, text in (("plugins.md", plugins()), ("configuration.md", configuration()), ("fields.md", fields())):
         (DOCS / name).write_text(text)

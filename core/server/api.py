@@ -22,6 +22,8 @@ from .bodies import (
     render_error,
     sse,
 )
+from .chat_templates import shape_contents, template_variables
+from .fields import Accounting, Ignored, Later, Media, OnlyNull, Placement, Refused
 from .gather import item_meta, run_all
 from .inputs import (
     Inputs,
@@ -46,12 +48,19 @@ __all__ = [
     "DEFAULT_TIMEOUT",
     "DONE",
     "FIRST_LOOK",
+    "Accounting",
     "AnyRequest",
     "ClientGone",
     "EventStream",
+    "Ignored",
     "Inputs",
     "InvalidBody",
     "Item",
+    "Later",
+    "Media",
+    "OnlyNull",
+    "Placement",
+    "Refused",
     "Shaper",
     "Truncation",
     "asked_about",
@@ -80,11 +89,13 @@ __all__ = [
     "read_truncate",
     "render_error",
     "run_all",
+    "shape_contents",
     "sort_inputs",
     "special_ends",
     "spread_ids",
     "spread_rids",
     "sse",
+    "template_variables",
     "too_long",
     "turns",
     "until_gone",

@@ -15,6 +15,7 @@ from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from msgspec import Struct
 
 from ..errors import RequestError
+from .fields import check_refused
 from .nesting import MAX_DEPTH, too_deep
 
 S = TypeVar("S", bound=Struct)
@@ -54,8 +55,9 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
 async def read_body(request: AnyRequest, kind: type[S]) -> S:
     """The request's JSON body as ``kind``, with lax coercion of scalars; unknown fields are ignored.
 
-    Raises InvalidBody when it is malformed, missing or has wrong types, RequestError 413 when it
-    is longer than ``--max-body-bytes``, 408 when it stops arriving.
+    Raises InvalidBody when it is malformed, missing or has wrong types, RequestError when a field asks for
+    what ``kind`` declares as :class:`Refused`, 413 when the body is longer than ``--max-body-bytes``, 408
+    when it stops arriving.
     """
     _check_content_type(request)
     body = await read_bytes(request)
@@ -67,6 +69,7 @@ async def read_body(request: AnyRequest, kind: type[S]) -> S:
         raise InvalidBody(str(error) if body else "The body is missing: a JSON object is required.") from None
     if too_deep(body):
         raise InvalidBody(TOO_DEEP)
+    check_refused(value)
     return value
 
 

@@ -15,20 +15,31 @@ from ..engine.messages import NOT_FOUND
 from ..errors import RequestError, TrunklineError
 from ..host import Host
 from ..types import EngineClient, Settings
-from .api import AnyRequest, asked_about, json_response, read_body
+from .api import AnyRequest, Ignored, asked_about, json_response, read_body
 
 MAX_ROWS = 1 << 31
 
 log = logging.getLogger("trunkline.server")
 
 
+NotNeeded = Annotated[Any, Ignored("an update is one step here, between two passes")]
+
+
 class UpdateBody(Struct):
-    """``POST /update_weights_from_disk``. Other fields of SGLang's have no meaning here."""
+    """``POST /update_weights_from_disk``."""
 
     model_path: str
     load_format: str | None = None
     abort_all_requests: bool | None = False
     weight_version: str | None = None
+    flush_cache: Annotated[
+        Any, Ignored("the cache is always flushed: it belongs to the weights it was computed with")
+    ] = None
+    is_async: NotNeeded = None
+    keep_pause: NotNeeded = None
+    torch_empty_cache: NotNeeded = None
+    recapture_cuda_graph: NotNeeded = None
+    token_step: NotNeeded = None
 
 
 class VersionBody(Struct):

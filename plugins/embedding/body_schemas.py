@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from trunkline.core.server.api import Truncation
+from trunkline.core.server.api import Accounting, Ignored, Later, Media, Placement, Refused, Truncation
 
 from .schemas import Dimensions
 
@@ -19,11 +19,12 @@ CacheKey = Annotated[str, Meta(max_length=1024)]
 TokenId = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]  # the service checks the vocabulary and names it
 
 
-class EncodeBody(Struct):
-    """``POST /encode``. Unknown top-level fields are ignored.
+NamedPrompt = Annotated[Any, Refused("{field} is not supported; prompt_name or prompt says what a text is for.")]
+NumberFormat = Annotated[Any, Refused("{field} is not supported; encoding_format is float or base64.")]
 
-    Fields typed ``Any`` at the end belong to what isn't served: only their neutral values pass.
-    """
+
+class EncodeBody(Struct):
+    """``POST /encode``. Unknown top-level fields are ignored."""
 
     text: str | list[str | list[str]] | None = None
     input_ids: list[TokenId | list[TokenId]] | None = None
@@ -37,18 +38,23 @@ class EncodeBody(Struct):
     truncate: Truncation = None
     prompt_name: str | None = None
     prompt: str | None = None
-    is_cross_encoder_request: Any = None
-    input_embeds: Any = None
-    image_data: Any = None
-    video_data: Any = None
-    audio_data: Any = None
-    lora_path: Any = None
-    return_pooled_hidden_states: Any = None
-    return_prompt_token_ids: Any = None
+    is_cross_encoder_request: Annotated[Any, Refused("{field} is not supported; see /v1/rerank.")] = None
+    input_embeds: Later = None
+    image_data: Media = None
+    video_data: Media = None
+    audio_data: Media = None
+    lora_path: Later = None
+    return_pooled_hidden_states: Later = None
+    return_prompt_token_ids: Later = None
+    sampling_params: Annotated[Any, Ignored("a vector is not sampled")] = None
+    modalities: Annotated[Any, Ignored("it describes images, which are refused")] = None
+    log_metrics: Accounting = None
+    data_parallel_rank: Placement = None
+    routed_dp_rank: Placement = None
 
 
 class EmbeddingsBody(Struct):
-    """``POST /v1/embeddings``."""
+    """``POST /v1/embeddings``: OpenAI's request, with fields of SGLang, vLLM and Jina. Unknown fields are ignored."""
 
     input: str | list[str | TokenId | list[TokenId]]
     model: str | None = None
@@ -57,8 +63,28 @@ class EmbeddingsBody(Struct):
     truncate: Truncation = None
     prompt_name: str | None = None
     prompt: str | None = None
+    normalize: bool | None = None
+    rid: RequestId | list[RequestId] | None = None
     priority: Int64 | None = None
     cache_salt: CacheKey | None = None
+    extra_key: CacheKey | None = None
+    input_type: NamedPrompt = None
+    task: NamedPrompt = None
+    messages: Annotated[Any, Refused("{field} is not supported; send texts as input.")] = None
+    chat_template: Annotated[Any, Refused("{field} can't be sent: templates come from the server's operator.")] = None
+    embedding_type: NumberFormat = None
+    embed_dtype: NumberFormat = None
+    output_dtype: NumberFormat = None
+    endianness: Annotated[Any, Refused("{field} is not supported; base64 is little endian.", ("little",))] = None
+    truncate_prompt_tokens: Annotated[Any, Refused("{field} is not supported; truncate is.", empty=False)] = None
+    add_special_tokens: Annotated[Any, Refused("{field} is not supported; send token ids.", (True,), empty=False)] = (
+        None
+    )
+    use_activation: Annotated[Any, Refused("{field} is not supported; normalize is.", empty=False)] = None
+    late_chunking: Later = None
+    lora_path: Later = None
+    user: Accounting = None
+    request_id: Annotated[Any, Ignored("rid is the request's id")] = None
 
 
 class EmbedBody(Struct):

@@ -37,9 +37,11 @@ def openai_routes(service: Service) -> list[Any]:
             prompt=body.prompt,
             prompt_name=body.prompt_name,
             truncate=body.truncate,
+            normalize=body.normalize,
             dimensions=body.dimensions,
+            rid=body.rid,
             priority=body.priority,
-            salt=read_salt(body.cache_salt),
+            salt=read_salt(body.cache_salt, body.extra_key),
         )
         embedded = await service.embed(request, wish)
         return json_response(await service.off_loop(len(embedded.items), lambda: encode(_answer(embedded, form))))

@@ -13,17 +13,6 @@ from trunkline.core.server.api import AnyRequest, encode, json_response, read_bo
 from .body_schemas import EncodeBody
 from .service import Service, Wish
 
-UNSERVED = (
-    "is_cross_encoder_request",
-    "input_embeds",
-    "image_data",
-    "video_data",
-    "audio_data",
-    "lora_path",
-    "return_pooled_hidden_states",
-    "return_prompt_token_ids",
-)
-
 
 def encode_routes(service: Service) -> list[Any]:
     """Handlers, bound to the service."""
@@ -38,7 +27,6 @@ def encode_routes(service: Service) -> list[Any]:
     )
     async def encode_(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, EncodeBody)
-        _refuse_unserved(body)
         inputs = read_inputs(body.text, body.input_ids)
         if any(not isinstance(text, str) for text in inputs.texts):
             raise RequestError("Pairs of texts are for cross-encoders; see /v1/rerank.", param="text")
@@ -64,9 +52,3 @@ def encode_routes(service: Service) -> list[Any]:
         return json_response(await service.off_loop(len(inputs), write))
 
     return [encode_]
-
-
-def _refuse_unserved(body: EncodeBody) -> None:
-    for name in UNSERVED:
-        if getattr(body, name) not in (None, False, [], ""):
-            raise RequestError(f"{name} isn't supported by this server; leave it out.", param=name)

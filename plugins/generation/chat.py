@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import lru_cache
 from typing import Any
 
 from litestar import Response, post
@@ -20,11 +21,11 @@ from trunkline.core.server.api import (
     sse,
 )
 
-from .chat_schemas import NEUTRAL, REFUSED, SAMPLING, ChatBody
+from .chat_schemas import SAMPLING, ChatBody, StreamOptions
 from .defaults import chat_defaults
 from .frames import arrivals
-from .messages import read_messages, render
-from .params import Sampling
+from .messages import read_messages, read_options, render
+from .params import NO_LIMIT, Sampling
 from .sequence import Sequence, usage
 from .service import Job, Service, check_prompt
 from .settings import TASK
@@ -32,10 +33,7 @@ from .settings import TASK
 
 def chat_routes(service: Service) -> list[Any]:
     """Handlers, bound to the service."""
-    defaults = {
-        served.name: chat_defaults(served.info.path, service.settings.sampling_defaults)
-        for served in service.engine.models
-    }
+    defaults = lru_cache(maxsize=64)(chat_defaults)  # more models than one server has
 
     @post(
         "/v1/chat/completions",
@@ -46,62 +44,56 @@ def chat_routes(service: Service) -> list[Any]:
     )
     async def chat_completions(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, ChatBody)
-        job = await plan(service, body, defaults)
+        job = await plan(service, body, lambda path: defaults(path, service.settings.sampling_defaults))
         envelope = Envelope(job.rids[0].rsplit("_", 1)[0] if job.n > 1 else job.rids[0], body.model or job.served.name)
         if not body.stream:
             return json_response(envelope.whole(await service.complete(request, job), job))
         sequences = await service.run(request, job)
-        with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-        frames = chunks(envelope, sequences, job, with_usage=with_usage)
+        frames = chunks(envelope, sequences, job, body.stream_options or StreamOptions())
         return EventStream(frames, lambda: service.close(sequences))
 
     return [chat_completions]
 
 
-async def plan(service: Service, body: ChatBody, defaults: dict[str, dict[str, Any]]) -> Job:
-    """Everything that can be wrong with a request is found here."""
+async def plan(service: Service, body: ChatBody, defaults: Callable[[str], dict[str, Any]]) -> Job:
+    """Everything that can be wrong with a request is found here. ``defaults``: sampling of the model in a folder."""
     served = service.engine.choose(TASK, body.model)
-    _refuse_later_features(body)
     messages = read_messages(body.messages)
-    sampling = _sampling(service, body, defaults.get(served.name, {}))
+    sampling, limit = _sampling(service, body, defaults(served.info.path))
     service.check_batch(1, sampling.n)
     tokenizer = service.engine.tokenizer(served.name)
     if tokenizer is None:
         raise RequestError(f"{served.name} has no tokenizer; use /generate with input_ids.")
-    text = await service.engine.off_loop(render, tokenizer, messages, served.name)
+    options = read_options(body, tokenizer)
+    text = await service.engine.off_loop(render, tokenizer, messages, served.name, options)
     context, wanted = served.info.context_length, sampling.max_new_tokens
     [prompt] = await service.engine.tokenize(served.name, [text], special=False, limit=context)
     check_prompt(prompt, served)
     if wanted is not None and len(prompt) + wanted > context:
         raise RequestError(
-            f"max_completion_tokens is too large: {wanted}. This model's maximum context length is {context} tokens "
+            f"{limit} is too large: {wanted}. This model's maximum context length is {context} tokens "
             f"and your messages have {len(prompt)} tokens.",
-            param="max_completion_tokens",
+            param=limit,
         )
     rid = body.rid or f"chatcmpl-{new_rid()}"
     rids = [rid] if sampling.n == 1 else [f"{rid}_{index}" for index in range(sampling.n)]
-    salt = read_salt(body.cache_salt)
+    salt = read_salt(body.cache_salt, body.extra_key)
     return Job(served=served, prompts=[prompt], samplings=[sampling], rids=rids, priority=body.priority or 0, salt=salt)
 
 
-def _sampling(service: Service, body: ChatBody, defaults: dict[str, Any]) -> Sampling:
-    """The request's sampling over the preferred parameters over the model's defaults."""
-    given = {key: value for field, key in SAMPLING.items() if (value := getattr(body, field)) is not None}
-    wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    if wanted is not None and wanted < 1:
-        raise RequestError(f"max_completion_tokens must be at least 1, got {wanted}.", param="max_completion_tokens")
-    return service.sampling({**defaults, "max_new_tokens": wanted, **service.preferred, **given} | _explicit(wanted))
-
-
-def _explicit(wanted: int | None) -> dict[str, int]:
-    return {} if wanted is None else {"max_new_tokens": wanted}
-
-
-def _refuse_later_features(body: ChatBody) -> None:
-    for field in REFUSED:
-        value = getattr(body, field)
-        if value and value not in NEUTRAL.get(field, ()):
-            raise RequestError(f"{field} is not supported yet; leave it out.", param=field)
+def _sampling(service: Service, body: ChatBody, defaults: dict[str, Any]) -> tuple[Sampling, str]:
+    """The request's sampling over the preferred parameters over the model's defaults, and its name for the limit."""
+    given: dict[str, Any] = {}
+    spelled = {}
+    for field, key in SAMPLING.items():
+        if (value := getattr(body, field)) is not None:
+            given[key], spelled[key] = value, field
+    limit = spelled.get("max_new_tokens", "max_completion_tokens")
+    if (wanted := given.get("max_new_tokens")) is not None and wanted < 1:
+        if wanted != NO_LIMIT:
+            raise RequestError(f"{limit} must be at least 1, or -1 for no limit; got {wanted}.", param=limit)
+        given["max_new_tokens"] = None
+    return service.sampling({**defaults, "max_new_tokens": None, **service.preferred, **given}, spelled), limit
 
 
 class Envelope:
@@ -133,19 +125,23 @@ class Envelope:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model, "choices": choices}
 
 
-async def chunks(envelope: Envelope, sequences: list[Sequence], job: Job, *, with_usage: bool) -> AsyncIterator[bytes]:
+async def chunks(
+    envelope: Envelope, sequences: list[Sequence], job: Job, options: StreamOptions
+) -> AsyncIterator[bytes]:
     """A role, text deltas and an ending for each choice; the usage if it was asked for; ``[DONE]``."""
-    extra = {"usage": None} if with_usage else {}
 
     def chunk(index: int, delta: dict[str, Any], **ending: Any) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **ending}
-        return envelope.chunk([choice], **extra)
+        if not options.include_usage:
+            return envelope.chunk([choice])
+        so_far = usage([sequences[index]], 1) if options.continuous_usage_stats else None
+        return envelope.chunk([choice], usage=so_far)
 
     for index in range(len(sequences)):
         yield chunk(index, {"role": "assistant", "content": ""})
     async for frame in _deltas(sequences, chunk):
         yield frame
-    if with_usage:
+    if options.include_usage:
         yield envelope.chunk([], usage=usage(sequences, job.n))
     yield DONE
 

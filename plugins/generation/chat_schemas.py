@@ -6,23 +6,50 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+from trunkline.core.server.api import Accounting, Ignored, Later, Media, OnlyNull, Placement, Refused
+
+from .body_schemas import LogitProcessor, ProcessorOnly
 from .schemas import INT64_MAX, INT64_MIN, CacheKey, Int64, RequestId
+
+MAX_MESSAGES = 4096
+MAX_TEMPLATE_VARIABLES = 64
 
 Float = Annotated[float, Meta(ge=-1e9, le=1e9)]  # outer bounds; sampling checks give the real ones
 AnyInt = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
+TemplateVariables = Annotated[dict[str, Any], Meta(max_length=MAX_TEMPLATE_VARIABLES)]
+Penalty = Annotated[Any, Refused(neutral=(0,))]
+CacheHint = Annotated[Any, Ignored("prefixes are cached without being told")]
+ReasoningParser = Annotated[Any, Ignored("no reasoning parser is built in: what a model thinks is part of its content")]
 
 
 class StreamOptions(Struct):
+    """``continuous_usage_stats`` adds the usage so far to every chunk, as in vLLM and SGLang."""
+
     include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+    include_obfuscation: Annotated[Any, Ignored("chunks are never padded")] = None
+
+
+class Message(Struct):
+    """One message; ``role`` and ``content`` are checked apart. Other fields that are honoured go to the template."""
+
+    role: Any = None
+    content: Any = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    thinking: str | None = None
+    tool_calls: Later = None
+    function_call: Later = None
+    audio: Media = None
+    refusal: Annotated[Any, Refused("{field} is not supported; send its text as the content.")] = None
 
 
 class ChatBody(Struct):
-    """OpenAI's request, with SGLang's extra sampling fields. Unknown fields are ignored.
+    """OpenAI's request, with extra fields of SGLang and vLLM. Unknown fields are ignored."""
 
-    Fields typed ``Any`` at the end belong to features that aren't built yet.
-    """
-
-    messages: list[dict[str, Any]]
+    messages: Annotated[list[Message], Meta(max_length=MAX_MESSAGES)]
     model: str | None = None
     max_tokens: AnyInt | None = None
     max_completion_tokens: AnyInt | None = None
@@ -33,7 +60,8 @@ class ChatBody(Struct):
     stop: str | list[str] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    # SGLang's extras
+    reasoning_effort: str | None = None
+    # SGLang's and vLLM's extras
     top_k: AnyInt | None = None
     min_p: Float | None = None
     stop_token_ids: list[AnyInt] | None = None
@@ -43,57 +71,101 @@ class ChatBody(Struct):
     rid: RequestId | None = None
     priority: AnyInt | None = None
     cache_salt: CacheKey | None = None
-    # not built yet: only neutral values pass
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
-    repetition_penalty: Any = None
-    logit_bias: Any = None
-    min_tokens: Any = None
-    regex: Any = None
-    ebnf: Any = None
-    stop_regex: Any = None
-    json_schema: Any = None
-    structural_tag: Any = None
-    logprobs: Any = None
-    top_logprobs: Any = None
-    response_format: Any = None
-    tools: Any = None
-    tool_choice: Any = None
-    functions: Any = None
-    function_call: Any = None
-    audio: Any = None
-    modalities: Any = None
-    lora_path: Any = None
-    session_params: Any = None
-    session_id: Any = None
-    custom_logit_processor: Any = None
-    max_thinking_tokens: Any = None
-    chat_template_kwargs: Any = None
-    continue_final_message: Any = None
-    return_hidden_states: Any = None
+    extra_key: CacheKey | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: TemplateVariables | None = None
+    # OpenAI's, refused
+    frequency_penalty: Penalty = None
+    presence_penalty: Penalty = None
+    logit_bias: Later = None
+    logprobs: Later = None
+    top_logprobs: Later = None
+    response_format: Annotated[Any, Refused(neutral=({"type": "text"},))] = None
+    tools: Later = None
+    tool_choice: Annotated[Any, Refused(neutral=("none", "auto"))] = None
+    functions: Later = None
+    function_call: Annotated[Any, Refused(neutral=("none", "auto"))] = None
+    audio: Media = None
+    modalities: Annotated[Any, Refused(neutral=(["text"],))] = None
+    moderation: OnlyNull = None
+    verbosity: Annotated[Any, Refused(neutral=("medium",))] = None
+    web_search_options: OnlyNull = None
+    # SGLang's and vLLM's, refused
+    chat_template: Annotated[
+        Any, Refused("{field} can't be sent: the server takes templates from its operator only (--chat-template FILE).")
+    ] = None
+    input_ids: Annotated[Any, Refused("{field} belongs to /generate; a chat is made of messages.")] = None
+    repetition_penalty: Annotated[Any, Refused(neutral=(1,))] = None
+    min_tokens: Later = None
+    regex: Later = None
+    ebnf: Later = None
+    stop_regex: Later = None
+    json_schema: Later = None
+    structural_tag: Later = None
+    structured_outputs: Later = None
+    guided_json: Later = None
+    guided_regex: Later = None
+    guided_choice: Later = None
+    guided_grammar: Later = None
+    lora_path: Later = None
+    session_params: Later = None
+    session_id: Later = None
+    custom_logit_processor: LogitProcessor = None
+    logits_processors: LogitProcessor = None
+    max_thinking_tokens: OnlyNull = None
+    thinking_token_budget: OnlyNull = None
+    include_reasoning: Annotated[Any, Refused(neutral=(True,), empty=False)] = None
+    return_hidden_states: Later = None
+    return_routed_experts: Later = None
+    return_prompt_token_ids: Later = None
+    return_token_ids: Later = None
+    return_meta_info: Later = None
+    return_cached_tokens_details: Later = None
+    return_prompt_text: Later = None
+    documents: Later = None
+    echo: Later = None
+    add_special_tokens: Later = None
+    truncate_prompt_tokens: OnlyNull = None
+    best_of: Annotated[Any, Refused(neutral=(1,))] = None
+    use_beam_search: Later = None
+    include_stop_str_in_output: Annotated[Any, Refused("{field} is not supported; no_stop_trim does the same.")] = None
+    allowed_token_ids: Later = None
+    bad_words: Later = None
+    prompt_logprobs: OnlyNull = None
+    logprob_token_ids: Later = None
+    repetition_detection: Later = None
+    watermarking: Later = None
+    # without an effect
+    user: Accounting = None
+    store: Accounting = None
+    metadata: Accounting = None
+    service_tier: Annotated[Any, Ignored("there is one tier")] = None
+    safety_identifier: Accounting = None
+    request_id: Annotated[Any, Ignored("rid is the request's id")] = None
+    prompt_cache_key: CacheHint = None
+    prompt_cache_retention: CacheHint = None
+    prompt_cache_options: CacheHint = None
+    prediction: Annotated[Any, Ignored("it could only make the answer come sooner")] = None
+    parallel_tool_calls: Annotated[Any, Ignored("it matters only with tools")] = None
+    separate_reasoning: ReasoningParser = None
+    stream_reasoning: ReasoningParser = None
+    spaces_between_special_tokens: Annotated[Any, Ignored("fast tokenizers put no spaces there")] = None
+    return_tokens_as_token_ids: Annotated[Any, Ignored("it matters only with logprobs")] = None
+    length_penalty: Annotated[Any, Ignored("it matters only with use_beam_search")] = None
+    custom_params: ProcessorOnly = None
+    data_parallel_rank: Placement = None
+    routed_dp_rank: Placement = None
+    bootstrap_host: Placement = None
+    bootstrap_port: Placement = None
+    bootstrap_room: Placement = None
 
-
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
-    "tool_choice": ("none", "auto"),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-}
-"""Values besides null, false, 0 and empty that ask for nothing."""
-
-REFUSED = (
-    *("logprobs", "top_logprobs", "response_format", "tools", "tool_choice", "functions", "function_call"),
-    *("audio", "modalities", "lora_path", "session_params", "chat_template_kwargs", "continue_final_message"),
-    *("return_hidden_states", "session_id", "custom_logit_processor", "max_thinking_tokens"),
-)
-"""Checked against NEUTRAL; the penalties and grammars go through the sampling checks."""
 
 SAMPLING = {
     **{name: name for name in ("temperature", "top_p", "top_k", "min_p", "n", "stop", "stop_token_ids")},
-    **{name: name for name in ("ignore_eos", "skip_special_tokens", "no_stop_trim", "logit_bias")},
-    **{name: name for name in ("frequency_penalty", "presence_penalty", "repetition_penalty")},
-    **{name: name for name in ("regex", "ebnf", "stop_regex", "json_schema", "structural_tag")},
+    **{name: name for name in ("ignore_eos", "skip_special_tokens", "no_stop_trim")},
     "seed": "sampling_seed",
-    "min_tokens": "min_new_tokens",
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",  # the newer name wins
 }
 """Field of the body -> key of the sampling parameters."""

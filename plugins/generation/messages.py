@@ -1,64 +1,131 @@
-"""Chat messages: checked, flattened, and turned into a prompt by the model's chat template."""
+"""Chat messages: checked, and turned into a prompt by the model's chat template."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+from msgspec import Struct
+
 from trunkline.core.errors import RequestError
+from trunkline.core.server.api import shape_contents, template_variables
 from trunkline.core.types import Tokenizer
 
+from .chat_schemas import ChatBody, Message
 from .deadline import TookTooLong, deadline
 
-MAX_MESSAGES = 4096
 TEMPLATE_SECONDS = 5.0  # templates are programs of the checkpoint's author, fed with what clients send
+SHOWN_ERROR = 500  # characters of a template's error; it may quote the whole chat
+PASSED_ON = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")  # to the template
 
 
-def read_messages(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages with plain text contents. RequestError names the first that can't be used."""
+class TemplateOptions(Struct, frozen=True):
+    """How a chat template is rendered, besides the messages."""
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    variables: Mapping[str, Any] = {}
+
+
+NEW_ANSWER = TemplateOptions()
+
+
+def read_messages(given: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages whose contents are text or lists of text parts. RequestError names the first that can't be used."""
     if not given:
         raise RequestError("Messages cannot be empty.", param="messages")
-    if len(given) > MAX_MESSAGES:
-        raise RequestError(f"At most {MAX_MESSAGES} messages are allowed, got {len(given)}.", param="messages")
     return [_message(index, message) for index, message in enumerate(given)]
 
 
-def _message(index: int, message: dict[str, Any]) -> dict[str, Any]:
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
+def _message(index: int, message: Message) -> dict[str, Any]:
+    if not isinstance(message.role, str) or not message.role:
         raise RequestError(f"messages[{index}].role must be a non-empty string.", param="messages")
-    if message.get("tool_calls") or message.get("function_call"):
-        raise RequestError(f"messages[{index}].tool_calls: tool calls are not supported yet.", param="messages")
-    content = message.get("content")
+    content = message.content
     if isinstance(content, list):
-        content = "".join(_part(index, part) for part in content)
-    if content is None and role == "assistant":
+        content = [_part(index, part) for part in content]
+    if content is None and message.role == "assistant":
         content = ""
-    if not isinstance(content, str):
+    if not isinstance(content, str | list):
         raise RequestError(f"messages[{index}].content must be a string or a list of text parts.", param="messages")
-    name = message.get("name")
-    return {"role": role, "content": content} | ({"name": name} if isinstance(name, str) else {})
+    more = {name: value for name in PASSED_ON if (value := getattr(message, name)) is not None}
+    return {"role": message.role, "content": content, **more}
 
 
-def _part(index: int, part: Any) -> str:
+def _part(index: int, part: Any) -> dict[str, str]:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        text: str = part["text"]
-        return text
+        return {"type": "text", "text": part["text"]}
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     raise RequestError(f"messages[{index}].content: only text parts are supported, got {kind!r:.40}.", param="messages")
 
 
-def render(tokenizer: Tokenizer, messages: list[dict[str, Any]], model: str) -> str:
+def read_options(body: ChatBody, tokenizer: Tokenizer) -> TemplateOptions:
+    """What a request asks of the chat template. RequestError for what contradicts itself or has no effect on it."""
+    goes_on = bool(body.continue_final_message)
+    if goes_on and body.add_generation_prompt:
+        raise RequestError(
+            "continue_final_message and add_generation_prompt can't both be true: the answer either continues the "
+            "final message or begins a new one.",
+            param="continue_final_message",
+        )
+    given = body.chat_template_kwargs or {}
+    for name in given:
+        if name in reserved_names(type(tokenizer)):
+            raise RequestError(
+                f"chat_template_kwargs can't set {name:.40}; messages, add_generation_prompt and "
+                "continue_final_message are fields of the request, and the server sets the rest.",
+                param="chat_template_kwargs",
+            )
+    return TemplateOptions(
+        add_generation_prompt=not goes_on if body.add_generation_prompt is None else body.add_generation_prompt,
+        continue_final_message=goes_on,
+        variables=_effort(body.reasoning_effort, tokenizer) | given,
+    )
+
+
+def _effort(effort: str | None, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Template variables for OpenAI's ``reasoning_effort``; "none" also turns the switches off that SGLang does."""
+    if effort is None:
+        return {}
+    if effort == "none":
+        return {"reasoning_effort": effort, "enable_thinking": False, "thinking": False}
+    if "reasoning_effort" not in template_variables(tokenizer):
+        raise RequestError(
+            "The model's chat template has no reasoning_effort; leave it out (chat_template_kwargs sets what the "
+            "template does have, mostly enable_thinking).",
+            param="reasoning_effort",
+        )
+    return {"reasoning_effort": effort}
+
+
+@lru_cache(maxsize=64)  # more classes than one server's tokenizers have
+def reserved_names(kind: type[Any]) -> frozenset[str]:
+    """Variables that requests may not set: the arguments of ``apply_chat_template`` and what it passes on."""
+    return frozenset(inspect.signature(kind.apply_chat_template).parameters) | {"messages", "conversations"}
+
+
+def render(
+    tokenizer: Tokenizer, messages: list[dict[str, Any]], model: str, options: TemplateOptions = NEW_ANSWER
+) -> str:
     """The prompt. RequestError when the model has no template, or its template can't or won't do these messages."""
     if not tokenizer.chat_template:
         raise RequestError(f"{model} has no chat template; use /generate, or start it with --chat-template FILE.")
     try:
         with deadline(TEMPLATE_SECONDS):
-            text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text: str = tokenizer.apply_chat_template(
+                shape_contents(tokenizer, messages),
+                tokenize=False,
+                add_generation_prompt=options.add_generation_prompt,
+                continue_final_message=options.continue_final_message,
+                **options.variables,
+            )
     except TookTooLong:
         raise RequestError(
             f"The model's chat template took more than {TEMPLATE_SECONDS:g} s; send fewer or shorter messages.",
             param="messages",
         ) from None
     except Exception as error:  # whatever a program may raise
-        raise RequestError(f"The model's chat template refused the messages: {error}", param="messages") from None
+        reason = str(error)[:SHOWN_ERROR]
+        raise RequestError(f"The model's chat template refused the messages: {reason}", param="messages") from None
     return text

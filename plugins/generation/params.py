@@ -21,6 +21,7 @@ MAX_STOPS = 32
 MAX_STOP_LENGTH = 256  # characters
 MAX_STOP_TOKENS = 1024
 DEFAULT_NEW_TOKENS = 128
+NO_LIMIT = -1  # chat clients' word for as many tokens as fit; on /generate it is null
 
 
 class Sampling(Struct, frozen=True, kw_only=True):
@@ -53,25 +54,32 @@ class Sampling(Struct, frozen=True, kw_only=True):
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
-            skip_special_tokens=self.skip_special_tokens,
         )
 
 
-def parse_sampling(given: Mapping[str, Any], preferred: Mapping[str, Any] | None = None) -> Sampling:
-    """Check ``given`` laid over the server's ``preferred`` parameters. RequestError names the field."""
+def parse_sampling(
+    given: Mapping[str, Any],
+    preferred: Mapping[str, Any] | None = None,
+    spelled: Mapping[str, str] | None = None,
+) -> Sampling:
+    """Check ``given`` laid over the server's ``preferred`` parameters. RequestError names the field.
+
+    ``spelled``: what the client calls a parameter, where that isn't its key.
+    """
     merged = {**(preferred or {}), **given}
+    names = spelled or {}
     values: dict[str, Any] = {}
     for key, value in merged.items():
         if key in CHECKS:
             if value is not None:
-                values[key] = CHECKS[key](key, value)
+                values[key] = CHECKS[key](names.get(key, key), value)
             elif key == "max_new_tokens":
                 values[key] = None
         elif key in LATER:
-            LATER[key](key, value)
+            LATER[key](names.get(key, key), value)
         elif key not in IGNORED:
-            names = ", ".join(f"`{name}`" for name in (*CHECKS, *LATER, *IGNORED))
-            fail(key, f"unknown field `{key[:64]}`, expected one of {names}")
+            known = ", ".join(f"`{name}`" for name in (*CHECKS, *LATER, *IGNORED))
+            fail(key, f"unknown field `{key[:64]}`, expected one of {known}")
     return Sampling(**values)
 
 

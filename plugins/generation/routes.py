@@ -23,9 +23,9 @@ from trunkline.core.server.api import (
 )
 from trunkline.core.types import ServedModel
 
+from .body_schemas import GenerateBody
 from .frames import arrivals
 from .params import Sampling
-from .schemas import GenerateBody
 from .sequence import Sequence
 from .service import Job, Service, check_prompt
 from .settings import TASK
@@ -104,7 +104,6 @@ async def frames(sequences: list[Sequence], every: list[int], *, single: bool) -
 async def plan(service: Service, body: GenerateBody) -> tuple[Job, bool]:
     """Everything that can be wrong with a request is found here. True: the answer is one object."""
     served = service.engine.choose(TASK, body.model)
-    _refuse_later_features(body)
     texts, prompts, single = _inputs(body)
     count = len(texts) if prompts is None else len(prompts)
     samplings, explicit = _samplings(service, body, count, single=single)
@@ -175,27 +174,3 @@ def _check_total(length: int, wanted: int | None, served: ServedModel) -> None:
             "the completion to fit within the limit.",
             param="max_new_tokens",
         )
-
-
-_LATER = (
-    *("return_logprob", "return_hidden_states", "return_prompt_token_ids", "return_routed_experts"),
-    *("return_sampling_mask", "input_embeds", "image_data", "video_data", "audio_data", "lora_path"),
-    *("session_params", "session_id", "max_thinking_tokens", "watermark"),
-)
-
-
-def _refuse_later_features(body: GenerateBody) -> None:
-    """Neutral values (null, false, empty, or lists of those) pass; a use is a 400 that says so."""
-    if body.custom_logit_processor is not None and not _neutral(body.custom_logit_processor):
-        raise RequestError(
-            "The server is not configured to enable custom logit processor. "
-            "Please set `--enable-custom-logit-processor` to enable this feature.",
-            param="custom_logit_processor",
-        )
-    for field in _LATER:
-        if not _neutral(getattr(body, field)):
-            raise RequestError(f"{field} is not supported yet; leave it out or set it to null.", param=field)
-
-
-def _neutral(value: Any) -> bool:
-    return not any(value) if isinstance(value, list) else not value

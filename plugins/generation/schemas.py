@@ -1,8 +1,8 @@
-"""What crosses the process boundary, and what ``/generate`` takes."""
+"""What crosses the process boundary."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
@@ -19,7 +19,7 @@ class GenerationParams(Struct, frozen=True, omit_defaults=True):
     """How one sequence is generated; the engine's part of the request, values already checked.
 
     ``temperature`` 0 is greedy; ``top_k`` -1 and ``top_p`` 1 don't filter. ``seed`` with a token's
-    position fixes its noise. ``skip_special_tokens`` says in which text stop strings are sought.
+    position fixes its noise.
     """
 
     max_new_tokens: Annotated[int, Meta(ge=0, le=INT64_MAX)] = 128
@@ -31,40 +31,7 @@ class GenerationParams(Struct, frozen=True, omit_defaults=True):
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[TokenId, ...] = ()
     ignore_eos: bool = False
-    skip_special_tokens: bool = True
 
 
 class GenerationResult(Struct, frozen=True):
     """A token's data beside its id: none yet (token ids travel in ``Step.tokens``)."""
-
-
-class GenerateBody(Struct):
-    """``POST /generate``. Unknown top-level fields are ignored; ``sampling_params`` are checked apart.
-
-    Fields typed ``Any`` belong to features that aren't built yet: only their neutral values pass.
-    """
-
-    text: str | list[str] | None = None
-    input_ids: list[TokenId | list[TokenId]] | None = None
-    sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
-    rid: RequestId | list[RequestId] | None = None
-    stream: bool | None = False
-    model: str | None = None
-    priority: Int64 | None = None
-    extra_key: CacheKey | None = None
-    cache_salt: CacheKey | None = None
-    return_logprob: Any = None
-    return_hidden_states: Any = None
-    input_embeds: Any = None
-    image_data: Any = None
-    video_data: Any = None
-    audio_data: Any = None
-    lora_path: Any = None
-    custom_logit_processor: Any = None
-    session_params: Any = None
-    session_id: Any = None
-    return_prompt_token_ids: Any = None
-    return_routed_experts: Any = None
-    return_sampling_mask: Any = None
-    max_thinking_tokens: Any = None
-    watermark: Any = None

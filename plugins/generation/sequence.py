@@ -9,8 +9,7 @@ from trunkline.core.errors import RequestError
 from trunkline.core.types import Reply, ServedModel, Tokenizer
 
 from .params import Sampling
-from .stops import held_back
-from .text import TextStream
+from .shown import ShownText
 
 
 class Sequence:
@@ -22,14 +21,14 @@ class Sequence:
         self.reply = reply
         self.served = served
         self._prompt_tokens = len(prompt)
-        self._stops = () if sampling.no_stop_trim else sampling.stop
         self._trim = not sampling.no_stop_trim
-        self._stream = None
+        self._shown = None
         if tokenizer is not None:
-            self._stream = TextStream(tokenizer, prompt, skip_special_tokens=sampling.skip_special_tokens)
+            skip, stops = sampling.skip_special_tokens, sampling.stop if self._trim else ()
+            self._shown = ShownText(tokenizer, prompt, skip_special_tokens=skip, stops=stops)
         self._taken = 0  # tokens of the reply that are in the text
         self._over = False
-        self.text: str | None = None if self._stream is None else ""
+        self.text: str | None = None if self._shown is None else ""
 
     @property
     def finish(self) -> dict[str, Any] | None:
@@ -45,23 +44,19 @@ class Sequence:
 
     def refresh(self) -> None:
         """Bring ``text`` up to date with the reply."""
-        if self._stream is None or self._over:
+        if self._shown is None or self._over:
             return
         matched = (self.finish or {}).get("matched")
         end = len(self.reply.tokens)
         if self._trim and isinstance(matched, int):
             end -= 1  # the stop token itself is not text
-        self._stream.push(self.reply.tokens[self._taken : end])
+        self._shown.push(self.reply.tokens[self._taken : end])
         self._taken = end
-        if not self.over:
-            text = self._stream.text
-            self.text = text[: len(text) - held_back(text, self._stops)]
-            return
-        self._over = True
-        text = self._stream.finish()
-        if self._trim and isinstance(matched, str) and (at := text.find(matched)) >= 0:
-            text = text[:at]
-        self.text = text
+        self._over = self.over
+        if self._over:
+            self.text = self._shown.finish(matched if self._trim and isinstance(matched, str) else None)
+        else:
+            self.text = self._shown.so_far()
 
     def check(self) -> None:
         """Raise what ended the sequence abnormally; an ordinary abort (by the client) is a result."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from collections.abc import Sequence as Listing
 from typing import Annotated, Any
 
@@ -47,9 +48,9 @@ class Service:
         self._random = random.Random(settings["engine"].random_seed)
         self._live: set[str] = set()  # request ids in use
 
-    def sampling(self, given: dict[str, Any]) -> Sampling:
-        """Checked sampling parameters, over the server's preferred ones."""
-        sampling = parse_sampling(given, self.preferred)
+    def sampling(self, given: dict[str, Any], spelled: Mapping[str, str] | None = None) -> Sampling:
+        """Checked sampling parameters, over the server's preferred ones; ``spelled`` as in :func:`parse_sampling`."""
+        sampling = parse_sampling(given, self.preferred, spelled)
         if sampling.n > self.settings.max_n:
             limit = self.settings.max_n
             raise RequestError(f"n must be at most {limit}, got {sampling.n}; --max-n sets the limit.", param="n")

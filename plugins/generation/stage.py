@@ -40,7 +40,7 @@ class Sampler(Protocol):
 
 @dataclass(slots=True)
 class Progress:
-    """Per-request state. ``limit`` is how many tokens may come; ``text`` only with stop strings."""
+    """Per-request state. ``limit``: how many tokens may come. ``text``: with special tokens; only with stop strings."""
 
     limit: int
     stop_ids: frozenset[int]
@@ -74,7 +74,7 @@ class GenerationStage(Stage):
         if params.stop:
             if self._model.tokenizer is None:
                 raise RequestError("stop needs a tokenizer, and this model has none; use stop_token_ids.")
-            text = TextStream(self._model.tokenizer, request.tokens, skip_special_tokens=params.skip_special_tokens)
+            text = TextStream(self._model.tokenizer, request.tokens, skip_special_tokens=False)
         limit = new_token_limit(request.prompt_len, params.max_new_tokens, self._model.max_request_tokens)
         stop_ids = frozenset() if params.ignore_eos else self._eos.union(params.stop_token_ids)
         request.state = Progress(limit, stop_ids, text)
@@ -136,9 +136,8 @@ class GenerationStage(Stage):
 
     @staticmethod
     def _stop_string(progress: Progress, params: GenerationParams, token: int) -> str | None:
+        """The stop string that ``token`` completes; the text contains special tokens, stop tokens among them."""
         assert progress.text is not None
-        if token in progress.stop_ids:
-            return None  # a stop token is not part of the text
         progress.text.push((token,))
         text = progress.text.text
         found = find_stop(text, params.stop, progress.searched)

@@ -6,7 +6,9 @@ half of a multi-byte character, and must keep the space that opens a word after 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
+from typing import Any, cast
 
 from trunkline.core.types import Tokenizer
 
@@ -28,6 +30,7 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
+        self._skipped = special_ids(cast("Hashable", tokenizer)) if skip_special_tokens else frozenset()
         self._window = list(prompt[-PROMPT_TAIL:])
         self._done = len(self._decode(self._window))
         self._waiting = 0  # ids since the last complete character
@@ -68,12 +71,19 @@ class TextStream:
         return True
 
     def _move(self, decoded: str) -> None:
-        """Drop the window's head when the rest decodes to the end of the same text."""
-        rest = self._window[-KEEP:]
+        """Drop the window's head, and tokens that aren't shown, when the rest decodes to the end of the same text."""
+        rest = [token for token in self._window if token not in self._skipped][-KEEP:]
         kept = self._decode(rest)
-        if kept and decoded.endswith(kept):
+        if decoded.endswith(kept) and bool(kept) == bool(decoded):
             self._window = rest
             self._done = len(kept)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=self._skip) if ids else ""
+
+
+@lru_cache(maxsize=64)  # more models than one server has
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of the tokens that decoding leaves out when it skips special tokens."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset((*tokenizer.all_special_ids, *(id_ for id_, token in added.items() if token.special)))

@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from trunkline.core.server.api import Truncation
+from trunkline.core.server.api import Accounting, Ignored, Refused, Truncation
 
 from .schemas import MAX_LABELS, Int64
 
 CacheKey = Annotated[str, Meta(max_length=1024)]
+OwnId = Annotated[Any, Ignored("answers get an id of their own")]
+TruncateTokens = Annotated[Any, Refused("{field} is not supported; truncate is.", empty=False)]
 Labels = Annotated[list[Int64], Meta(max_length=MAX_LABELS)]
 
 
@@ -32,11 +34,18 @@ class RerankBody(Struct):
     rank_fields: list[str] | None = None
     max_chunks_per_doc: Int64 | None = None
     max_tokens_per_doc: Int64 | None = None
-    relevant_spans: Any = None  # isn't built: only null passes
+    relevant_spans: Annotated[Any, Refused("{field} is not supported; leave it out.", empty=False)] = None
     # TEI's
     raw_scores: bool | None = None
     return_text: bool | None = None
     truncation_direction: Literal["Left", "Right", "left", "right"] | None = None
+    # of others
+    top_k: Annotated[Any, Refused("{field} is not supported; top_n is.")] = None
+    use_activation: Annotated[Any, Refused("{field} is not supported; raw_scores is.", empty=False)] = None
+    truncate_prompt_tokens: TruncateTokens = None
+    user: Accounting = None
+    rid: OwnId = None
+    request_id: OwnId = None
 
 
 class ScoreBody(Struct):
@@ -56,3 +65,8 @@ class ScoreBody(Struct):
     priority: Int64 | None = None
     cache_salt: CacheKey | None = None
     extra_key: CacheKey | None = None
+    activation: Annotated[Any, Refused("{field} is not supported; use_activation is.", empty=False)] = None
+    truncate_prompt_tokens: TruncateTokens = None
+    user: Accounting = None
+    rid: OwnId = None
+    request_id: OwnId = None

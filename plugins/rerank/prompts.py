@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from trunkline.core.errors import RequestError
+from trunkline.core.server.api import shape_contents
 
 from .detect import knows_pair_roles
 
@@ -94,7 +95,10 @@ class JudgePrompter:
             turns = [{"role": "system", "content": JUDGE}, {"role": "user", "content": fields.format(**PLACES)}]
         try:
             text: str = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                shape_contents(self._tokenizer, turns),
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=False,
             )
         except Exception as error:  # templates raise whatever they like
             raise RequestError(f"The model's chat template can't be used for reranking: {error}") from error

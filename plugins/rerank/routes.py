@@ -111,8 +111,6 @@ def _check(body: RerankBody, texts: list[str]) -> None:
             f"max_chunks_per_doc must be at most {MAX_CHUNKS}, got {body.max_chunks_per_doc}.",
             param="max_chunks_per_doc",
         )
-    if body.relevant_spans is not None:
-        raise RequestError("relevant_spans is not supported; leave it out.", param="relevant_spans")
 
 
 def _documents(body: RerankBody) -> tuple[list[str | dict[str, Any]], list[str]]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from trunkline.core.server.api import Truncation
+from trunkline.core.server.api import Accounting, Ignored, Later, Media, Placement, Refused, Truncation
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
@@ -20,8 +20,7 @@ TokenId = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]  # the vocabulary is 
 class ClassifyBody(Struct):
     """``POST /classify``, the request of SGLang's /encode. Unknown top-level fields are ignored.
 
-    ``text`` may hold pairs of texts, joined as the model's tokenizer does it. Fields typed ``Any``
-    belong to what isn't served: only their neutral values pass.
+    ``text`` may hold pairs of texts, joined as the model's tokenizer does it.
     """
 
     text: str | list[str | list[str]] | None = None
@@ -32,14 +31,19 @@ class ClassifyBody(Struct):
     extra_key: CacheKey | None = None
     cache_salt: CacheKey | None = None
     truncate: Truncation = None
-    dimensions: Any = None
-    input_embeds: Any = None
-    image_data: Any = None
-    video_data: Any = None
-    audio_data: Any = None
-    lora_path: Any = None
-    return_pooled_hidden_states: Any = None
-    return_prompt_token_ids: Any = None
+    dimensions: Annotated[Any, Refused("{field} is for /encode; scores aren't cut.")] = None
+    input_embeds: Later = None
+    image_data: Media = None
+    video_data: Media = None
+    audio_data: Media = None
+    lora_path: Later = None
+    return_pooled_hidden_states: Later = None
+    return_prompt_token_ids: Later = None
+    sampling_params: Annotated[Any, Ignored("a score is not sampled")] = None
+    modalities: Annotated[Any, Ignored("it describes images, which are refused")] = None
+    log_metrics: Accounting = None
+    data_parallel_rank: Placement = None
+    routed_dp_rank: Placement = None
 
 
 class OpenAIClassifyBody(Struct):
@@ -54,5 +58,14 @@ class OpenAIClassifyBody(Struct):
     truncate: Truncation = None
     use_activation: bool | None = None
     activation: bool | None = None
+    rid: RequestId | list[RequestId] | None = None
     priority: Int64 | None = None
     cache_salt: CacheKey | None = None
+    extra_key: CacheKey | None = None
+    messages: Annotated[Any, Refused("{field} is not supported; send texts as input.")] = None
+    truncate_prompt_tokens: Annotated[Any, Refused("{field} is not supported; truncate is.", empty=False)] = None
+    add_special_tokens: Annotated[Any, Refused("{field} is not supported; send token ids.", (True,), empty=False)] = (
+        None
+    )
+    user: Accounting = None
+    request_id: Annotated[Any, Ignored("rid is the request's id")] = None

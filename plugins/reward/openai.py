@@ -40,8 +40,9 @@ def openai_routes(service: Service) -> list[Any]:
             _inputs(body),
             model=body.model,
             truncate=body.truncate,
+            rid=body.rid,
             priority=body.priority,
-            salt=read_salt(body.cache_salt),
+            salt=read_salt(body.cache_salt, body.extra_key),
         )
         activate = body.activation if body.use_activation is None else body.use_activation
         return json_response(answer(scored, activate=activate is not False))

@@ -7,16 +7,10 @@ from typing import Any
 from litestar import Response, route
 from litestar.enums import HttpMethod
 
-from trunkline.core.errors import RequestError
 from trunkline.core.server.api import AnyRequest, json_response, read_body, read_inputs, read_salt
 
 from .body_schemas import ClassifyBody
 from .service import Service
-
-UNSERVED = (
-    *("dimensions", "input_embeds", "image_data", "video_data", "audio_data", "lora_path"),
-    *("return_pooled_hidden_states", "return_prompt_token_ids"),
-)
 
 
 def classify_routes(service: Service) -> list[Any]:
@@ -32,9 +26,6 @@ def classify_routes(service: Service) -> list[Any]:
     )
     async def classify(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, ClassifyBody)
-        for name in UNSERVED:
-            if getattr(body, name) not in (None, False, [], ""):
-                raise RequestError(f"{name} isn't supported by /classify; leave it out.", param=name)
         inputs = read_inputs(body.text, body.input_ids)
         scored = await service.score(
             request,

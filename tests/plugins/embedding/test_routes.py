@@ -86,8 +86,8 @@ async def test_token_ids_are_taken_as_they_are(live: Any) -> None:
         ({"text": "a", "dimensions": 16}, "start the server with --matryoshka"),
         ({"text": "a", "prompt_name": "nope"}, "no prompt named 'nope'; there are: "),
         ({"text": "a", "prompt_name": "query", "prompt": "x"}, "leave one out"),
-        ({"text": "a", "image_data": "x.png"}, "image_data isn't supported"),
-        ({"text": "a", "is_cross_encoder_request": True}, "is_cross_encoder_request isn't supported"),
+        ({"text": "a", "image_data": "x.png"}, "image_data is not supported: this server takes text only."),
+        ({"text": "a", "is_cross_encoder_request": True}, "is_cross_encoder_request is not supported; see /v1/rerank."),
         ({"text": ["fine", "e " * 100]}, "input[1]: The input (101 tokens) is longer than"),
     ],
 )
@@ -192,6 +192,18 @@ async def test_all_four_kinds_of_input_agree(live: Any) -> None:
     for answer in answers:
         assert len(answer["data"]) == 1
         np.testing.assert_allclose(answer["data"][0]["embedding"], answers[0]["data"][0]["embedding"], atol=1e-6)
+
+
+@pytest.mark.field
+async def test_normalize_and_the_request_s_id_are_honoured_by_openai_s_route_too(live: Any) -> None:
+    http, _, one = live
+    own = encode(one, ["hello"], normalize=False)[0]
+    assert abs(np.linalg.norm(own) - 1) > 0.01
+    for normalize, expected in ((False, own), (None, own / np.linalg.norm(own))):
+        answer = await http.post("/v1/embeddings", json={"input": "hello", "normalize": normalize, "rid": "mine"})
+        np.testing.assert_allclose(answer.json()["data"][0]["embedding"], expected, atol=1e-5)
+    twice = await http.post("/v1/embeddings", json={"input": ["a", "b"], "rid": ["x", "x"]})
+    assert "Duplicate request IDs" in message(twice)
 
 
 @pytest.mark.parametrize(

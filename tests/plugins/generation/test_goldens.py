@@ -60,6 +60,25 @@ def test_goldens_alone_together_chunked_and_from_the_cache(engine: Engine) -> No
     assert together[2]["text"] == "The capital of France is Paris."
 
 
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("stop", "text", "last"),
+    [
+        ("<|im_end|>", "The capital of France is Paris.", 2),
+        (".<|im_end|>", "The capital of France is Paris", 2),
+        ("<|im_start|>", "The capital of France is Paris.\n", 1),
+    ],
+)
+def test_a_stop_string_may_be_a_special_token(engine: Engine, stop: str, text: str, last: int) -> None:
+    """The model closes its turn, and goes on when it may: <|im_end|> is 2 and <|im_start|> is 1."""
+    prompt = chat(engine, "What is the capital of France?")
+    [record] = generate(engine, [prompt], temperature=0, max_new_tokens=32, ignore_eos=True, stop=stop)
+    assert record["meta_info"]["finish_reason"] == {"type": "stop", "matched": stop}
+    assert (record["text"], record["output_ids"][-1]) == (text, last)
+    tokenizer: Any = engine.tokenizer("")
+    assert stop in tokenizer.decode(record["output_ids"], skip_special_tokens=False)
+
+
 @pytest.mark.skipif(not has_bfloat16(), reason="this CPU doesn't multiply bfloat16")
 @pytest.mark.usefixtures("engine")
 def test_the_golden_that_is_safe_in_bfloat16() -> None:

@@ -56,11 +56,14 @@ async def generate(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
         ({"text": "a", "return_hidden_states": True}, "return_hidden_states is not supported yet"),
         ({"text": "a", "lora_path": "x"}, "lora_path is not supported yet"),
         ({"text": "a", "session_params": {"id": "x"}}, "session_params is not supported yet"),
-        ({"text": "a", "image_data": json.loads("[" * 60 + "]" * 60)}, "image_data is not supported yet"),
+        (
+            {"text": "a", "image_data": json.loads("[" * 60 + "]" * 60)},
+            "image_data is not supported: this server takes text only.",
+        ),
         ({"text": "a", "session_id": "x"}, "session_id is not supported yet"),
         ({"text": "a", "max_thinking_tokens": 5}, "max_thinking_tokens is not supported yet"),
         ({"text": "a", "return_prompt_token_ids": True}, "return_prompt_token_ids is not supported yet"),
-        ({"text": "a", "image_data": "x"}, "image_data is not supported yet"),
+        ({"text": "a", "image_data": "x"}, "image_data is not supported: this server takes text only."),
         ({"input_embeds": [[0.5]]}, "input_embeds is not supported yet"),
     ],
 )
@@ -70,6 +73,12 @@ async def test_refused(client: httpx.AsyncClient, engine: Any, body: dict[str, A
     assert list(response.json()) == ["error"]
     assert response.json()["error"]["message"].startswith(message)
     assert engine.items == []
+
+
+@pytest.mark.field
+async def test_a_field_that_is_refused_is_a_400_in_a_stream_too(client: httpx.AsyncClient) -> None:
+    response = await generate(client, text="a", stream=True, return_logprob=True)
+    assert (response.status_code, response.headers["content-type"]) == (400, "application/json")
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,30 @@ def test_a_stop_string_in_the_prompt_does_not_count(byte_level: Any) -> None:
     assert driver.feed(request, ids).finish == {"type": "length", "length": len(ids)}
 
 
+@pytest.mark.field
+@pytest.mark.parametrize("stop", ["<|im_start|>", "hello<|im_start|>", "o<|im", "<|im_start|> f"])
+def test_a_stop_string_may_be_or_contain_a_special_token(byte_level: Any, stop: str) -> None:
+    driver = Driver(byte_level)
+    ids = byte_level.encode("hello<|im_start|> fox", add_special_tokens=False)
+    request = driver.admit(stop=(stop,), **GREEDY)
+    assert driver.feed(request, ids).finish == {"type": "stop", "matched": stop}
+    text = byte_level.decode(request.output, skip_special_tokens=False)
+    assert stop in text
+    assert stop not in byte_level.decode(request.output[:-1], skip_special_tokens=False)
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_the_end_of_text_may_be_given_as_a_stop_string(byte_level: Any, ignore_eos: bool) -> None:
+    """As in SGLang, a stop string is reported before a stop token."""
+    driver = Driver(byte_level)
+    ids = byte_level.encode("hello<|im_end|>", add_special_tokens=False)
+    request = driver.admit(stop=("<|im_end|>",), ignore_eos=ignore_eos, **GREEDY)
+    assert driver.feed(request, ids).finish == {"type": "stop", "matched": "<|im_end|>"}
+    other = driver.admit(stop=("<|im_start|>",), **GREEDY)
+    assert driver.feed(other, ids).finish == {"type": "stop", "matched": byte_level.eos_token_id}
+
+
 def test_ids_outside_the_vocabulary_are_refused(driver: Driver) -> None:
     for prompt in ([VOCABULARY], [-1]):
         with pytest.raises(RequestError, match="outside the vocabulary"):

@@ -63,6 +63,18 @@ def test_a_template_without_place_for_an_instruction(roles: Any) -> None:
     assert not JudgePrompter(roles).takes_instruct
 
 
+@pytest.mark.field
+def test_templates_that_go_through_parts_of_content(roles: Any) -> None:
+    """The query and the document are there, as in the same template for strings."""
+    texts = "{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}"
+    roles.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}\n" + texts + "<|im_end|>\n{% endfor %}"
+    [parts] = JudgePrompter(roles)(["who?"], ["me"], None)
+    roles.chat_template = roles.chat_template.replace(texts, "{{ m.content }}")
+    [strings] = JudgePrompter(roles)(["who?"], ["me"], None)
+    assert parts == strings
+    assert "<Query>: who?\n<Document>: me" in text_of(roles, parts)
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [

@@ -88,7 +88,7 @@ async def test_salt_and_priority_reach_the_engine(client: httpx.AsyncClient, eng
         ({"input_ids": [512]}, "The input_ids contains values greater than the vocab size (512): 512."),
         ({"text": ["a"] * 5}, "The request has 5 inputs; at most 4 are allowed. Split it, or raise --max-batch-size."),
         ({"text": ["a", "b"], "rid": "x"}, "rid must be a list with one id an input for a batch."),
-        ({"text": "a", "image_data": ["x"]}, "image_data isn't supported by /classify; leave it out."),
+        ({"text": "a", "image_data": ["x"]}, "image_data is not supported: this server takes text only. Leave it out."),
     ],
 )
 async def test_what_is_refused(client: httpx.AsyncClient, engine: Any, body: dict[str, Any], message: str) -> None:
@@ -142,3 +142,10 @@ async def test_openai_dialect_of_errors(client: httpx.AsyncClient, engine: Any, 
     assert (answer.status_code, answer.json()["type"]) == (400, "BadRequestError")
     assert answer.json()["message"].startswith(message)
     assert not engine.items
+
+
+@pytest.mark.field
+async def test_the_request_s_id_and_keys_of_the_cache_are_used(client: httpx.AsyncClient, engine: Any) -> None:
+    body = {"input": ["a", "b"], "rid": ["x", "y"], "extra_key": "k", "cache_salt": "s"}
+    assert (await client.post("/v1/classify", json=body)).status_code == 200
+    assert [(item.rid, item.salt) for item in engine.items] == [("x", b"k\xffs"), ("y", b"k\xffs")]
