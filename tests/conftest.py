@@ -23,6 +23,7 @@ import importlib.util
 import json
 import random
 import shutil
+import sys
 import time
 import tomllib
 from collections.abc import Callable
@@ -163,10 +164,11 @@ def load_script(repository: Path) -> Callable[[str], ModuleType]:
     """A function from a path in the project, of a file that is in no package, to its module."""
 
     def load(path: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(Path(path).stem, repository / path)
+        spec = importlib.util.spec_from_file_location(f"script_{Path(path).stem}", repository / path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
         spec.loader.exec_module(module)
         return module
 

@@ -37,7 +37,7 @@ class Result:
     """What happened to one suite. ``report`` holds pytest's counts, see conftest.py; {} when it never ran."""
 
     name: str
-    outcome: str  # passed, failed, cut off, not run
+    outcome: str  # passed, failed, cut off, skipped, not run
     seconds: float
     report: dict[str, Any]
 
@@ -83,7 +83,9 @@ def run(name: str, seconds: float | None, seed: int) -> Result:
         counts = json.loads(report.read_text()) if report.is_file() else {}
     if counts.get("failed") or (status != 0 and not cut):
         return Result(name, "failed", took, counts)
-    return Result(name, "cut off" if cut or counts.get("stopped") else "passed", took, counts)
+    if cut or counts.get("stopped"):
+        return Result(name, "cut off", took, counts)
+    return Result(name, "passed" if counts["passed"] else "skipped", took, counts)
 
 
 def stop(process: subprocess.Popen[bytes]) -> int:
