@@ -36,7 +36,7 @@ from .inputs import (
     spread_ids,
     spread_rids,
 )
-from .models import asked_about
+from .models import asked_about, choose
 from .prepare import Item, Shaper, encode_pair, prepare, turns
 from .streams import ABORT_EXTENSION, EventStream, finished, until_gone
 from .truncate import FIRST_LOOK, Truncation, enough, fit, over, read_truncate, special_ends, too_long
@@ -57,6 +57,7 @@ __all__ = [
     "asked_about",
     "check_batch",
     "check_vocabulary",
+    "choose",
     "dialect_of",
     "encode",
     "encode_pair",

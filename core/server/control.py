@@ -16,7 +16,7 @@ from ..errors import RequestError
 from ..types import EngineClient, ServedModel
 from .api import AnyRequest, InvalidBody, json_response, read_body
 from .info import Facts
-from .models import asked_about, named
+from .models import asked_about, find, named
 
 PROBE_SECONDS = 20.0  # what a health probe may take
 BUSY_TICK = 0.05  # how often a waiting probe looks for other results
@@ -152,12 +152,13 @@ def model_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandle
 
     @get("/v1/models/{name:path}", opt={"scope": "infer", "dialect": "openai"})
     async def one_model(request: AnyRequest) -> Response[bytes]:
-        """OpenAI's card of one model."""
+        """OpenAI's card of one model; with one model loaded, any name is that model."""
         wanted = str(request.path_params["name"]).removeprefix("/")
-        for model in engine.models:
-            if wanted == model.name or wanted in model.aliases:
-                return json_response(facts.card(model))
-        raise RequestError(f"The model '{wanted}' does not exist", status=404, param="model", code="model_not_found")
+        models = engine.models
+        model = find(models, wanted) or (models[0] if len(models) == 1 else None)
+        if model is None:
+            raise RequestError(f"The model '{wanted}' does not exist", param="model", code="model_not_found")
+        return json_response(facts.card(model))
 
     yield from (get_model_info, model_info, server_info, weight_version, list_models, one_model)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import Inputs, Shaper, Truncation, read_truncate, sort_inputs, turns
+from trunkline.core.server.api import Inputs, Shaper, Truncation, choose, read_truncate, sort_inputs, turns
 
 from .prompts import choose_prompt, lowered, prompt_tokens
 from .recipe import read_recipe
@@ -38,7 +38,7 @@ def encode(
     Options are those of ``POST /encode``. Raises RequestError for what the server would answer
     4xx, TimeoutError when an input takes more than ``timeout`` seconds.
     """
-    served = engine.served(model)
+    served = choose(engine.models, TASK, model and engine.served(model).name)
     tokenizer = engine.tokenizer(served.name)
     recipe = read_recipe(served.info, EmbeddingSettings())
     check_dimensions(dimensions, recipe)

@@ -162,6 +162,57 @@ def test_all_models_are_listed_and_have_their_memory(port: httpx.Client, fleet: 
         assert port.get("/get_server_info", params={"model": name}).json()["max_total_num_tokens"] > 0
 
 
+REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
+    # path -> (the only model, or the first, that serves it, the request)
+    "/generate": ("talks", {"text": "a", "sampling_params": GREEDY}),
+    "/v1/chat/completions": ("talks", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}),
+    "/encode": ("embeds", {"text": "a"}),
+    "/v1/embeddings": ("embeds", {"input": "a"}),
+    "/embed": ("embeds", {"inputs": "a"}),
+    "/v1/rerank": ("ranks", {"query": "a", "documents": ["b"]}),
+    "/v2/rerank": ("ranks", {"query": "a", "documents": ["b"]}),
+    "/rerank": ("ranks", {"query": "a", "texts": ["b"]}),
+    "/score": ("ranks", {"text_1": "a", "text_2": "b"}),
+    "/classify": ("ranks", {"text": "a"}),
+    "/v1/classify": ("ranks", {"input": "a"}),
+}
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("path", REQUESTS)
+def test_a_request_without_a_real_model_name_goes_to_the_first_that_serves_it(port: httpx.Client, path: str) -> None:
+    expected, body = REQUESTS[path]
+    for name in (None, "", "default", "unknown", "dummy"):
+        answer = port.post(path, json=body | {"model": name})
+        assert answer.status_code == 200, answer.text
+    named = port.post(path, json=body | {"model": expected})
+    if path == "/v1/classify":
+        assert answer.json()["model"] == named.json()["model"] == expected
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("path", REQUESTS)
+def test_another_unknown_name_is_the_only_model_that_serves_the_task(port: httpx.Client, path: str) -> None:
+    answer = port.post(path, json=REQUESTS[path][1] | {"model": "gpt-4o"})
+    if "classify" not in path:
+        assert answer.status_code == 200, answer.text
+        return
+    assert answer.status_code == (404 if path.startswith("/v1") else 400)
+    assert answer.json()["error"]["message"] == "The model 'gpt-4o' does not exist; there are: ranks, labels."
+
+
+@pytest.mark.field
+def test_a_task_that_no_loaded_model_serves_is_blamed_on_none_of_them(
+    zoo: Callable[[str], Path], live: Callable[..., Any]
+) -> None:
+    server = live(str(zoo("bert")), "--served-model-name", "one", str(zoo("bert-labels")), "--served-model-name", "two")
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        answer = http.post("/v1/rerank", json={"query": "a", "documents": ["b"]})
+        assert answer.status_code == 400
+        assert answer.json()["message"].startswith("No loaded model serves rerank. one: BertModel is not a ")
+        assert " two: BertForSequenceClassification is not a " in answer.json()["message"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "model", "reason"),
     [

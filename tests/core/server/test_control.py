@@ -83,6 +83,31 @@ async def test_models_are_listed_in_openai_style(live: Callable[..., Any]) -> No
         assert (await http.get("/get_model_info?model=three")).status_code == 400
 
 
+@pytest.mark.field
+async def test_with_one_model_any_name_is_that_model(live: Callable[..., Any]) -> None:
+    _, port = await live({"model_path": "org/one"})
+    async with client(port) as http:
+        for name in ("org/one", "gpt-4o", "text-embedding-3-small", "/folder/x"):
+            answer = await http.get(f"/v1/models/{name}")
+            assert (answer.status_code, answer.json()["id"]) == (200, "org/one")
+        for path in ("/get_model_info", "/model_info", "/server_info", "/get_server_info", "/get_weight_version"):
+            assert (await http.get(path, params={"model": "gpt-4o"})).status_code == 200
+
+
+@pytest.mark.field
+async def test_calls_about_a_model_take_default_for_no_name(live: Callable[..., Any]) -> None:
+    _, port = await live({"model_path": "one"}, {"model_path": "two"})
+    async with client(port) as http:
+        for name, expected in (("default", "one"), ("unknown", "one"), ("dummy", "one"), ("two", "two")):
+            for path in ("/get_model_info", "/model_info", "/server_info", "/get_server_info"):
+                assert (await http.get(path, params={"model": name})).json()["model_path"] == expected
+            assert (await http.get("/get_weight_version", params={"model": name})).status_code == 200
+            assert (await http.post("/flush_cache", params={"model": name})).status_code == 200
+        assert "there are: one, two" in (await http.post("/flush_cache?model=three")).json()["error"]["message"]
+        for name in ("default", "three"):
+            assert (await http.get(f"/v1/models/{name}")).status_code == 404
+
+
 async def test_server_info_hides_keys(live: Callable[..., Any]) -> None:
     _, port = await live(api_key="secret-1", admin_api_key="secret-2")
     async with client(port, authorization="Bearer secret-1") as http:
