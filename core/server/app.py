@@ -20,7 +20,7 @@ from ..host import Host
 from ..types import EngineClient, ServedModel, Settings
 from .auth import SCOPES, Doorkeeper
 from .control import Lifecycle, routes
-from .docs import openapi_config, openapi_route
+from .docs import docs_routes, openapi_config
 from .faults import add_request_id, on_error, on_http_error, on_request_error
 from .info import Facts
 from .weights import fetch, weight_routes
@@ -49,7 +49,7 @@ def create_app(
     facts = Facts(settings, models, lambda model: host.info(model, settings), status)
     for model in engine.models:
         facts.model_info(model)  # so that a plugin's wrong answer shows at start
-    core = (*routes(engine, lifecycle, facts), *weight_routes(engine, fetch(host, settings)), openapi_route())
+    core = (*routes(engine, lifecycle, facts), *weight_routes(engine, fetch(host, settings)), *docs_routes())
     own = [("core", handler) for handler in core]
     if metrics is not None:
         from .metrics import metrics_route

@@ -155,7 +155,9 @@ def model_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandle
         """OpenAI's card of one model; with one model loaded, any name is that model."""
         wanted = str(request.path_params["name"]).removeprefix("/")
         models = engine.models
-        model = find(models, wanted) or (models[0] if len(models) == 1 else None)
+        model = find(models, wanted) or find(models, f"/{wanted}")  # a folder's slash is lost on the way
+        if model is None and len(models) == 1:
+            [model] = models
         if model is None:
             raise RequestError(f"The model '{wanted}' does not exist", param="model", code="model_not_found")
         return json_response(facts.card(model))

@@ -6,10 +6,11 @@ import html
 from typing import Any
 
 import msgspec
-from litestar import Request, Response, Router, get
+from litestar import HttpMethod, Request, Response, Router, get, route
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import OpenAPIRenderPlugin
+from litestar.response import Redirect
 
 from .api import json_response
 
@@ -53,12 +54,21 @@ def openapi_config(version: str) -> OpenAPIConfig:
     )
 
 
-def openapi_route() -> HTTPRouteHandler:
+def docs_routes() -> list[HTTPRouteHandler]:
     @get("/openapi.json", opt={"scope": "infer"}, include_in_schema=False)
     async def openapi(request: Request[Any, Any, Any]) -> Response[bytes]:
         return json_response(describe(request))
 
-    return openapi
+    methods = [HttpMethod.GET, HttpMethod.HEAD]
+
+    @route("/", http_method=methods, opt={"scope": "public"}, include_in_schema=False, status_code=200)
+    async def root(request: Request[Any, Any, Any]) -> Response[Any]:
+        """Sends browsers to the documentation and tells others where it is."""
+        if "text/html" in request.headers.get("accept", ""):
+            return Redirect("/docs")
+        return json_response({"server": "trunkline", "docs": "/docs", "openapi": "/openapi.json"})
+
+    return [openapi, root]
 
 
 def describe(request: Request[Any, Any, Any]) -> dict[str, Any]:

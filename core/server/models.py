@@ -63,7 +63,9 @@ def choose(models: Sequence[ServedModel], task: str, name: str | None = None) ->
 
 def _unknown(name: str, models: Sequence[ServedModel]) -> RequestError:
     known = ", ".join(model.name for model in models)
-    return RequestError(f"The model {name!r} does not exist; there are: {known}.", param="model", code="model_not_found")
+    return RequestError(
+        f"The model {name!r} does not exist; there are: {known}.", param="model", code="model_not_found"
+    )
 
 
 def _refusal(model: ServedModel, task: str) -> str:

@@ -135,6 +135,10 @@ def test_the_two_demo_models_on_one_port(live: Callable[..., Any]) -> None:
         assert len(http.post("/encode", json={"text": "A man is eating."}).json()["embedding"]) == 384
         cards = http.get("/v1/models").json()["data"]
         assert [card["id"] for card in cards] == names
+        for path in ("/get_model_info", "/model_info", "/get_server_info", "/server_info"):
+            for name in names:
+                info = http.get(path, params={"model": name}).json()
+                assert (info["model_path"], info["tokenizer_path"]) == (name, str(catalogue.fetch(name)))
 
 
 def test_every_task_is_answered_on_one_port(port: httpx.Client) -> None:

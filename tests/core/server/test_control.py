@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from trunkline.core.server.control import FLUSHED, Lifecycle
@@ -108,6 +109,15 @@ async def test_calls_about_a_model_take_default_for_no_name(live: Callable[..., 
             assert (await http.get(f"/v1/models/{name}")).status_code == 404
 
 
+@pytest.mark.field
+async def test_a_model_that_is_called_by_its_folder_is_found(live: Callable[..., Any]) -> None:
+    _, port = await live({"model_path": "/models/one"}, {"model_path": "/models/two"})
+    async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as sdk:
+        assert (await sdk.models.retrieve("/models/two")).id == "/models/two"
+        with pytest.raises(openai.NotFoundError, match="The model 'models/three' does not exist"):
+            await sdk.models.retrieve("/models/three")
+
+
 async def test_server_info_hides_keys(live: Callable[..., Any]) -> None:
     _, port = await live(api_key="secret-1", admin_api_key="secret-2")
     async with client(port, authorization="Bearer secret-1") as http:
@@ -167,6 +177,17 @@ async def test_abort_answers_the_aborted_with_what_they_have(live: Callable[...,
         assert aborted.json()[0]["finish"]["type"] == "abort"
         assert aborted.json()[0]["ids"]
         assert (await http.post("/abort_request")).status_code == 400
+
+
+@pytest.mark.field
+async def test_a_browser_is_sent_to_the_docs(live: Callable[..., Any]) -> None:
+    _, port = await live(api_key="k")
+    async with client(port) as http:
+        browser = await http.get("/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+        assert (browser.status_code, browser.headers["location"]) == (302, "/docs")
+        other = await http.get("/")
+        assert (other.status_code, other.json()["docs"]) == (200, "/docs")
+        assert (await http.head("/")).status_code == 200
 
 
 async def test_docs_work_without_network(live: Callable[..., Any]) -> None:
