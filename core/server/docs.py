@@ -76,15 +76,15 @@ def describe(request: Request[Any, Any, Any]) -> dict[str, Any]:
     (``opt={"body": Struct}``)."""
     schema: dict[str, Any] = request.app.openapi_schema.to_schema()
     components = schema.setdefault("components", {}).setdefault("schemas", {})
-    for route in request.app.routes:
-        for handler in getattr(route, "route_handlers", ()):
+    for served in request.app.routes:
+        for handler in getattr(served, "route_handlers", ()):
             body = handler.opt.get("body")
             if body is None:
                 continue
             (reference,), found = msgspec.json.schema_components([body], ref_template=SCHEMAS)
             components |= found
             for method in handler.http_methods:
-                operation = schema["paths"].get(route.path_format, {}).get(method.lower())
+                operation = schema["paths"].get(served.path_format, {}).get(method.lower())
                 if operation is not None:
                     operation["requestBody"] = {
                         "required": True,

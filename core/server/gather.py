@@ -27,11 +27,12 @@ async def run_all(
     priority: int = 0,
     salt: bytes = b"",
     single: bool = False,
+    field: str = "input",
 ) -> list[Reply]:
     """Submit all items at once and wait until the last is over; the replies are in their order.
 
-    When one fails its error is raised (``input[3]: …`` unless ``single``), and when the client hangs
-    up ClientGone; the others are cancelled then.
+    When one fails its error is raised (``text[3]: …`` for ``field`` "text", unless ``single``), and when the
+    client hangs up ClientGone; the others are cancelled then.
     """
     submissions = [
         Submission(prompt=item.ids, params=params, rid=rid, priority=priority, salt=salt, second_at=item.second_at)
@@ -42,11 +43,11 @@ async def run_all(
         await finished(request, replies)
     except RequestError as error:
         failed = next((index for index, reply in enumerate(replies) if reply.error is error), None)
-        if failed is None or single:
+        if failed is None or error.status == 503:  # that is the server's state, not the item's fault
             raise
-        raise named(error, failed) from None
+        raise named(error, field, None if single else failed) from None
     for index, reply in enumerate(replies):
-        with naming(index, single=single):
+        with naming(field, index, single=single):
             check_finish(reply)
     return replies
 

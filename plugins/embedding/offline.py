@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import Inputs, Shaper, Truncation, choose, read_truncate, sort_inputs, turns
+from trunkline.core.server.api import Shaper, Truncation, choose, read_truncate, sort_inputs, turns
 
 from .prompts import choose_prompt, lowered, prompt_tokens
 from .recipe import read_recipe
@@ -51,7 +52,7 @@ def encode(
         before = choose_prompt(recipe, prompt, prompt_name)
         if before and (not recipe.include_prompt or read_truncate(truncate) == "start"):
             keep, lead = prompt_tokens(tokenizer, lowered(tokenizer, recipe, before)), len(before)
-        given = Inputs(texts=[lowered(tokenizer, recipe, before + str(text)) for text in given.texts])
+        given = replace(given, texts=[lowered(tokenizer, recipe, before + str(text)) for text in given.texts])
     shaper = Shaper(tokenizer, served, truncate=truncate, limit=recipe.max_length, keep=keep, lead=lead)
     skip = 0 if recipe.include_prompt else keep
     params = EmbeddingParams(skip=skip, normalize=normalize, dimensions=dimensions)

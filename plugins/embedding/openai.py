@@ -40,6 +40,7 @@ def openai_routes(service: Service) -> list[Any]:
             dimensions=body.dimensions,
             priority=body.priority,
             salt=read_salt(body.cache_salt),
+            guard_ids=True,
         )
         embedded = await service.embed(request, wish)
         return json_response(await service.off_loop(len(embedded.items), lambda: encode(_answer(embedded, form))))
@@ -62,7 +63,7 @@ def read_input(given: str | list[str | int | list[int]]) -> Inputs:
     if len(ids) < len(given):
         raise RequestError("input must hold only texts, only token ids, or only lists of token ids.", param="input")
     for index, one in enumerate(ids):
-        with naming(index):
+        with naming("input", index):
             if not one:
                 raise RequestError("Input cannot be empty", param="input")
     return Inputs(ids=ids)
@@ -75,7 +76,7 @@ def _text(text: str) -> str:
 
 
 def _text_at(index: int, text: str) -> str:
-    with naming(index):
+    with naming("input", index):
         return _text(text)
 
 

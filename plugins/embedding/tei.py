@@ -28,10 +28,10 @@ def tei_routes(service: Service) -> list[Any]:
     async def embed(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, EmbedBody)
         texts = [body.inputs] if isinstance(body.inputs, str) else list(body.inputs)
-        if not texts:
+        if not texts or body.inputs == "":
             raise RequestError("inputs cannot be empty.", param="inputs")
         wish = Wish(
-            inputs=Inputs(texts=[*texts], single=isinstance(body.inputs, str)),
+            inputs=Inputs(texts=[*texts], single=isinstance(body.inputs, str), field="inputs"),
             model=body.model,
             prompt_name=body.prompt_name,
             truncate="start" if body.truncate is True and body.truncation_direction in LEFT else body.truncate,

@@ -14,12 +14,13 @@ from trunkline.core.types import ServedModel
 
 from .body_schemas import RerankBody
 from .dialects import DIALECTS, WITH_DOCUMENTS, Ranking, ranked
-from .reranker import Limits
-from .service import Job, Service, check_documents, check_query, new_id
+from .reranker import DOCUMENTS, QUERY, Field, Limits
+from .service import Job, Service, check_documents, check_query, check_texts, new_id
 
 DOCUMENT_TOKENS = 4096  # of a document, where Cohere's v2 API isn't told
 CHUNKS = 10  # of a document, where Cohere's v1 API isn't told
 MAX_CHUNKS = 1000
+TEXTS = Field("texts")  # TEI's name for documents
 
 
 def rerank_routes(service: Service) -> list[Any]:
@@ -81,6 +82,7 @@ async def _answer(service: Service, request: AnyRequest, body: RerankBody, diale
         instruct=body.instruct,
         priority=_priority(body, dialect),
         salt=read_salt(body.cache_salt, body.extra_key),
+        fields=(QUERY, DOCUMENTS if body.texts is None else TEXTS),
     )
     name = new_id("rerank")
     scored = await service.score(request, reranker, job, name)
@@ -101,7 +103,10 @@ async def _answer(service: Service, request: AnyRequest, body: RerankBody, diale
 
 def _check(body: RerankBody, texts: list[str]) -> None:
     check_query(body.query)
-    check_documents(texts, "documents" if body.texts is None else "texts")
+    if body.texts is None:
+        check_documents(texts)
+    else:
+        check_texts(texts, TEXTS)
     for field in ("top_n", "max_chunks_per_doc", "max_tokens_per_doc"):
         value = getattr(body, field)
         if value is not None and value < 1:

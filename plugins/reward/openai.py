@@ -50,16 +50,16 @@ def openai_routes(service: Service) -> list[Any]:
 
 
 def _inputs(body: OpenAIClassifyBody) -> Inputs:
-    if isinstance(body.input, str):
-        return Inputs(texts=[body.input], single=True)
     if not body.input:
         raise RequestError("input cannot be empty.", param="input")
+    if isinstance(body.input, str):
+        return Inputs(texts=[body.input], single=True)
     texts = [entry for entry in body.input if isinstance(entry, str)]
     if texts:
         if len(texts) != len(body.input):
             raise RequestError("input mixes texts and token ids.", param="input")
         return Inputs(texts=[*texts])
-    ids, single = spread_ids([entry for entry in body.input if not isinstance(entry, str)])
+    ids, single = spread_ids([entry for entry in body.input if not isinstance(entry, str)], "input")
     return Inputs(ids=ids, single=single)
 
 

@@ -63,12 +63,12 @@ class Service:
     ) -> Scored:
         """Compute. RequestError for whatever is wrong with the request; then nothing was computed."""
         served = self.engine.choose(TASK, model)
-        check_batch(len(inputs), self._max_batch)
+        check_batch(len(inputs), self._max_batch, inputs.field)
         rids = spread_rids(rid, len(inputs), single=inputs.single, number=False)
         items = await prepare(self.engine, served, inputs, truncate=truncate)
         replies = await run_all(
             self.engine, request, served, TASK, items, RewardParams(), rids,
-            priority=priority or 0, salt=salt, single=inputs.single,
+            priority=priority or 0, salt=salt, single=inputs.single, field=inputs.field,
         )  # fmt: skip
         return Scored(served, items, replies)
 

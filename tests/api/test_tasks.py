@@ -249,7 +249,7 @@ def test_the_wrong_task_in_openais_dialect(port: httpx.Client) -> None:
 def test_a_bad_item_fails_its_batch_but_nobody_else(port: httpx.Client) -> None:
     refused = port.post("/encode", json={"text": ["short", LONG]})
     assert refused.status_code == 400
-    assert refused.json()["error"]["message"].startswith("input[1]: The input (")
+    assert refused.json()["error"]["message"].startswith("text[1]: The input (")
     cut = port.post("/encode", json={"text": ["short", LONG], "truncate": "end"}).json()
     assert "truncated" not in cut[0]["meta_info"]
     assert cut[1]["meta_info"]["truncated"] is True
