@@ -20,6 +20,7 @@ from .service import Job, Service, check_documents, check_query, check_texts, ne
 DOCUMENT_TOKENS = 4096  # of a document, where Cohere's v2 API isn't told
 CHUNKS = 10  # of a document, where Cohere's v1 API isn't told
 MAX_CHUNKS = 1000
+OBJECTS = ("jina", "cohere")  # formats that are no bare list
 TEXTS = Field("texts")  # TEI's name for documents
 
 
@@ -34,7 +35,7 @@ def rerank_routes(service: Service) -> list[Any]:
         opt=opt,
         status_code=200,
         summary="Rank documents by how well they answer a query",
-        description="SGLang's bare list; Cohere's SDK gets Cohere's object; `?format=` chooses.",
+        description="SGLang's bare list; Cohere's SDKs and LiteLLM get an object; `?format=` chooses.",
     )
     async def v1_rerank(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, RerankBody)
@@ -60,12 +61,18 @@ def rerank_routes(service: Service) -> list[Any]:
 
 
 def _of_v1(service: Service, request: AnyRequest, body: RerankBody) -> str:
-    """Cohere's v1 SDK posts here too: it is known by its headers, or by fields of its own."""
-    headers = request.headers
-    sdk = headers.get("x-fern-sdk-name", "") == "cohere" or headers.get("user-agent", "").startswith("cohere/")
-    if sdk or body.rank_fields is not None or body.max_chunks_per_doc is not None:
+    """The format for a request to /v1/rerank, where clients of several APIs post to.
+
+    Cohere's SDKs (``cohere``, ``cohere-ai``, ``com.cohere…``) and LiteLLM are known by their headers, other clients
+    of Cohere and TEI by their fields.
+    """
+    sdk, agent = (request.headers.get(name, "").lower() for name in ("x-fern-sdk-name", "user-agent"))
+    if "cohere" in sdk + agent or body.rank_fields is not None or body.max_chunks_per_doc is not None:
         return "cohere"
-    return service.settings.rerank_format
+    if body.texts is not None:
+        return "tei"
+    usual = service.settings.rerank_format
+    return "jina" if agent.startswith("litellm/") and usual not in OBJECTS else usual
 
 
 async def _answer(service: Service, request: AnyRequest, body: RerankBody, dialect: str, version: str) -> Response[Any]:

@@ -125,6 +125,54 @@ def test_format_chooses(http: httpx.Client) -> None:
     assert "'xml'" in refused.json()["message"]
 
 
+@pytest.mark.field
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-fern-language": "JavaScript", "x-fern-sdk-name": "cohere-ai", "user-agent": "cohere-ai/8.1.0"},
+        {"x-fern-sdk-name": "cohere-ai"},
+        {"user-agent": "cohere-ai/8.1.0"},
+        {"x-fern-language": "Python", "x-fern-sdk-name": "cohere", "user-agent": "cohere/7.3.1"},
+        {"x-fern-language": "JAVA", "x-fern-sdk-name": "com.cohere.fern:api-sdk"},
+        {"x-fern-sdk-name": "github.com/cohere-ai/cohere-go/v2"},
+    ],
+)
+def test_coheres_sdks_get_its_object_on_v1(http: httpx.Client, headers: dict[str, str]) -> None:
+    """What cohere-ai 8.1.0 for JavaScript sends; a bare list gives it no results."""
+    body = {"model": "m", "query": QUERY, "documents": DOCUMENTS, "top_n": 2, "return_documents": True}
+    answer = http.post("/v1/rerank", json=body | {"model": named(http, "bert")}, headers=headers).json()
+    assert set(answer) == {"id", "results", "meta"}
+    assert answer["meta"]["api_version"] == {"version": "1"}
+    assert [set(result) for result in answer["results"]] == [{"index", "relevance_score", "document"}] * 2
+
+
+@pytest.mark.field
+def test_litellm_gets_an_object_on_v1(http: httpx.Client) -> None:
+    """What LiteLLM 1.110.2 sends for jina_ai/ (and hosted_vllm/ with /v1) and, last, for huggingface/."""
+    headers, model = {"user-agent": "litellm/1.110.2"}, named(http, "bert")
+    body = {"model": model, "query": QUERY, "top_n": 2, "documents": DOCUMENTS, "return_documents": True}
+    answer = http.post("/v1/rerank", json=body, headers=headers).json()
+    assert set(answer) == {"id", "model", "results", "usage"}
+    for result in answer["results"]:
+        assert 0 < result["relevance_score"] < 1
+        assert result["document"] == {"text": DOCUMENTS[result["index"]]}
+    assert answer["usage"]["total_tokens"] > 0
+    chosen = http.post("/v1/rerank?format=sglang", json=body, headers=headers).json()
+    assert isinstance(chosen, list)
+    texts = {"raw_scores": False, "truncation_direction": "Right", "query": QUERY, "top_n": 2, "texts": DOCUMENTS}
+    for path in ("/rerank", "/v1/rerank"):
+        ranked = http.post(path, json=texts | {"return_text": True, "model": model}, headers=headers).json()
+        assert [set(entry) for entry in ranked] == [{"index", "score", "text"}] * 2
+        assert all(0 < entry["score"] < 1 for entry in ranked)
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("agent", ["python-requests/2.34.2", "python-httpx/0.28.1", "curl/8.14.1", "reqwest", ""])
+def test_everybody_else_gets_sglangs_list_on_v1(http: httpx.Client, agent: str) -> None:
+    """Routers answer 500 to anything else."""
+    assert isinstance(http.post("/v1/rerank", json=BODY, headers={"user-agent": agent}).json(), list)
+
+
 def test_cohere_s_v1_client(url: str, http: httpx.Client, transport: httpx.Client) -> None:
     client = cohere.Client(api_key="none", base_url=url, httpx_client=transport)
     answer = client.rerank(query=QUERY, documents=DOCUMENTS, top_n=2)
