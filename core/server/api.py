@@ -36,8 +36,10 @@ from .inputs import (
     spread_ids,
     spread_rids,
 )
-from .models import asked_about, choose
+from .models import ModelQuery, asked_about, choose
+from .openapi import HTML, JSON, SSE, TEXT
 from .prepare import Item, Shaper, encode_pair, prepare, turns
+from .reply_schemas import CachedTokens, Cut, FinishReason, ItemMeta, OpenAIError, Usage
 from .streams import ABORT_EXTENSION, EventStream, finished, until_gone
 from .truncate import FIRST_LOOK, Truncation, enough, fit, over, read_truncate, special_ends, too_long
 
@@ -46,14 +48,25 @@ __all__ = [
     "DEFAULT_TIMEOUT",
     "DONE",
     "FIRST_LOOK",
+    "HTML",
+    "JSON",
+    "SSE",
+    "TEXT",
     "AnyRequest",
+    "CachedTokens",
     "ClientGone",
+    "Cut",
     "EventStream",
+    "FinishReason",
     "Inputs",
     "InvalidBody",
     "Item",
+    "ItemMeta",
+    "ModelQuery",
+    "OpenAIError",
     "Shaper",
     "Truncation",
+    "Usage",
     "asked_about",
     "check_batch",
     "check_vocabulary",

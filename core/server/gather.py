@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 from msgspec import Struct
 
@@ -12,6 +12,7 @@ from ..types import EngineClient, Reply, ServedModel, Submission
 from .bodies import AnyRequest
 from .inputs import named, naming
 from .prepare import Item
+from .reply_schemas import FinishReason, ItemMeta
 from .streams import finished
 
 
@@ -59,18 +60,18 @@ def check_finish(reply: Reply) -> None:
         raise RequestError(str(finish.get("message", "Aborted")), status=finish.get("status_code") or 499)
 
 
-def item_meta(reply: Reply, served: ServedModel, item: Item, *, cached: bool = False) -> dict[str, Any]:
+def item_meta(reply: Reply, served: ServedModel, item: Item, *, cached: bool = False) -> ItemMeta:
     """``meta_info`` of an item that produced no tokens, as SGLang has it, with ``cached_tokens`` on request.
 
     For an item that was cut: ``truncated`` and, where it was counted, ``original_tokens``.
     """
-    meta: dict[str, Any] = {
+    meta: ItemMeta = {
         "id": reply.rid,
-        "finish_reason": reply.finish,
+        "finish_reason": cast("FinishReason", reply.finish),
         "prompt_tokens": len(item.ids),
         "weight_version": reply.weight_version or served.weight_version,
         "e2e_latency": reply.finished - reply.created,
     }
     if cached:
         meta["cached_tokens"] = reply.cached_tokens
-    return meta | item.report
+    return {**meta, **item.report}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from ..config import ModelSettings
 from ..errors import ConfigError, EngineDown, RequestError
@@ -13,6 +16,12 @@ from ..types import ServedModel, Tokenizer
 from .truncate import FIRST_LOOK, enough, over
 
 GROUP = 1 << 16  # characters that are tokenised in one go, then other requests' texts get a turn
+
+
+class ModelQuery(Struct):
+    """The query of routes about a model."""
+
+    model: Annotated[str, Meta(description="A served name or alias; by default the first model.")] = ""
 
 
 NO_NAME = ("default", "unknown", "dummy")

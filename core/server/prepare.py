@@ -16,6 +16,7 @@ from ..errors import RequestError
 from ..model.tokenizer import token_ids
 from ..types import EngineClient, ServedModel, Tokenizer
 from .inputs import Inputs, Text, check_vocabulary, naming
+from .reply_schemas import Cut
 from .truncate import (
     FIRST_LOOK,
     Truncation,
@@ -41,11 +42,11 @@ class Item(Struct):
     whole: int = 0  # tokens before it was cut; 0 where nobody counted them: of a text that is longer by far
 
     @property
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Cut:
         """What clients are told of an item that was cut."""
         if not self.cut:
             return {}
-        return {"truncated": True} | ({"original_tokens": self.whole} if self.whole else {})
+        return {"truncated": True, "original_tokens": self.whole} if self.whole else {"truncated": True}
 
 
 async def prepare(

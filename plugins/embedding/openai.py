@@ -11,6 +11,7 @@ from trunkline.core.errors import RequestError
 from trunkline.core.server.api import AnyRequest, Inputs, encode, json_response, naming, read_body, read_salt
 
 from .body_schemas import EmbeddingsBody
+from .reply_schemas import EmbeddingsEntry, EmbeddingsReply
 from .service import Array, Embedded, Service, Wish
 
 FORMATS = ("float", "base64")
@@ -21,7 +22,7 @@ def openai_routes(service: Service) -> list[Any]:
 
     @post(
         "/v1/embeddings",
-        opt={"scope": "infer", "dialect": "openai", "body": EmbeddingsBody},
+        opt={"scope": "infer", "dialect": "openai", "body": EmbeddingsBody, "replies": EmbeddingsReply},
         status_code=200,
         summary="Embed texts or token ids, as OpenAI does",
         description="encoding_format base64 gives float32 numbers, little endian.",
@@ -80,7 +81,7 @@ def _text_at(index: int, text: str) -> str:
         return _text(text)
 
 
-def _answer(embedded: Embedded, form: str) -> dict[str, Any]:
+def _answer(embedded: Embedded, form: str) -> EmbeddingsReply:
     data = [_entry(index, vector, form) for index, vector in enumerate(embedded.vectors())]
     for entry, item in zip(data, embedded.items, strict=True):
         if item.cut:
@@ -94,6 +95,6 @@ def _answer(embedded: Embedded, form: str) -> dict[str, Any]:
     }
 
 
-def _entry(index: int, vector: Array, form: str) -> dict[str, Any]:
+def _entry(index: int, vector: Array, form: str) -> EmbeddingsEntry:
     numbers = vector.tolist() if form == "float" else base64.b64encode(vector.tobytes()).decode()
     return {"object": "embedding", "index": index, "embedding": numbers}

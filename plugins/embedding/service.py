@@ -17,6 +17,7 @@ from trunkline.core.server.api import (
     AnyRequest,
     Inputs,
     Item,
+    ItemMeta,
     Truncation,
     check_batch,
     item_meta,
@@ -73,7 +74,7 @@ class Embedded:
     def vectors(self) -> list[Array]:
         return [vector_of(reply.data) for reply in self.replies]
 
-    def metas(self) -> list[dict[str, Any]]:
+    def metas(self) -> list[ItemMeta]:
         return [item_meta(reply, self.served, item) for reply, item in zip(self.replies, self.items, strict=True)]
 
 

@@ -17,10 +17,13 @@ LEFT = ("Left", "left")
 
 def tei_routes(service: Service) -> list[Any]:
     """Handlers, bound to the service."""
+    headers = {200: {"X-Truncated-Inputs": "How many texts were cut; missing when none was."}}
+    replies = {"replies": list[list[float]], "reply_headers": headers}
+    opt = {"scope": "infer", "dialect": "native", "body": EmbedBody, **replies}
 
     @post(
         "/embed",
-        opt={"scope": "infer", "dialect": "native", "body": EmbedBody},
+        opt=opt,
         status_code=200,
         summary="Embed texts, as Text Embeddings Inference does",
         description="A list of vectors. The header X-Truncated-Inputs counts the texts that were cut.",

@@ -41,10 +41,10 @@ def rerank(
         engine.submit(TASK, item.ids, reranker.params, model=served.name, second_at=item.second_at) for item in items
     ]
     engine.wait_for(tickets, timeout)
-    records = []
+    records: list[dict[str, Any]] = []
     for index, (ticket, item) in enumerate(zip(tickets, items, strict=True)):
         logit = reranker.logit(ticket.data)
         record = {"index": index, "score": reranker.score(logit), "logit": logit, "prompt_tokens": len(item.ids)}
         record["cached_tokens"] = ticket.cached_tokens
-        records.append(record | item.report)
+        records.append({**record, **item.report})
     return sorted(records, key=lambda record: -record["logit"])[:top_n]

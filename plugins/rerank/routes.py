@@ -14,6 +14,7 @@ from trunkline.core.types import ServedModel
 
 from .body_schemas import RerankBody
 from .dialects import DIALECTS, WITH_DOCUMENTS, Ranking, ranked
+from .reply_schemas import RANKING, FormatQuery
 from .reranker import DOCUMENTS, QUERY, Field, Limits
 from .service import Job, Service, check_documents, check_query, check_texts, new_id
 
@@ -26,7 +27,7 @@ TEXTS = Field("texts")  # TEI's name for documents
 
 def rerank_routes(service: Service) -> list[Any]:
     """Handlers, bound to the service."""
-    opt = {"scope": "infer", "dialect": "openai", "body": RerankBody}
+    opt = {"scope": "infer", "dialect": "openai", "body": RerankBody, "query": FormatQuery, "replies": RANKING}
     methods = [HttpMethod.POST, HttpMethod.PUT]
 
     @route(

@@ -15,6 +15,7 @@ from trunkline.core.server.api import (
     AnyRequest,
     InvalidBody,
     Item,
+    ItemMeta,
     check_batch,
     check_vocabulary,
     item_meta,
@@ -29,6 +30,7 @@ from .body_schemas import ScoreBody
 from .detect import sigmoid
 from .dialects import cut
 from .prompts import Prompt, split_prompts
+from .reply_schemas import PairScores, Scoring
 from .reranker import QUERY, Field, Limits, Reranker, read_values, uncounted
 from .schemas import RerankParams, check_labels
 from .service import Job, Scored, Service, check_texts, new_id, token_usage, turns, usage
@@ -40,7 +42,7 @@ def score_routes(service: Service) -> list[Any]:
     @route(
         ["/score", "/v1/score"],
         http_method=[HttpMethod.POST, HttpMethod.PUT],
-        opt={"scope": "infer", "dialect": "openai", "body": ScoreBody},
+        opt={"scope": "infer", "dialect": "openai", "body": ScoreBody, "replies": (PairScores, Scoring)},
         status_code=200,
         summary="Score pairs of texts, or the tokens that may follow an item",
         description="`text_1`, `text_2` as vLLM has them; `query`, `items`, `label_token_ids` as SGLang does.",
@@ -256,9 +258,7 @@ def _join_texts(
     return uncounted(reranker.fitted(prompts, limits, first=first, field=field), items, kept)
 
 
-def _scoring(
-    reranker: Reranker, body: ScoreBody, scores: list[list[float]], metas: list[dict[str, Any]]
-) -> Response[Any]:
+def _scoring(reranker: Reranker, body: ScoreBody, scores: list[list[float]], metas: list[ItemMeta]) -> Response[Any]:
     tokens = sum(meta["prompt_tokens"] for meta in metas)
     return json_response(
         {

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from msgspec import Struct
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import AnyRequest, Item, check_batch, item_meta, new_rid, run_all
+from trunkline.core.server.api import AnyRequest, Cut, Item, ItemMeta, Usage, check_batch, item_meta, new_rid, run_all
 from trunkline.core.types import EngineClient, Reply, Settings
 
 from .reranker import DOCUMENTS, QUERY, Field, Limits, Reranker
@@ -37,8 +36,8 @@ class Scored(Struct, frozen=True):
     score: float
     prompt_tokens: int
     cached_tokens: int
-    report: dict[str, Any]  # of a document that was cut, see Item.report
-    meta: dict[str, Any]
+    report: Cut  # of a document that was cut, see Item.report
+    meta: ItemMeta
 
 
 class Service:
@@ -182,12 +181,12 @@ def check_texts(texts: Sequence[str], field: Field) -> None:
             raise RequestError(f"{place} cannot be empty{' or whitespace only' if text else ''}", param=place)
 
 
-def usage(scored: Sequence[Scored]) -> dict[str, Any]:
+def usage(scored: Sequence[Scored]) -> Usage:
     """OpenAI's object for the tokens of all pairs."""
     return token_usage(sum(one.prompt_tokens for one in scored), sum(one.cached_tokens for one in scored))
 
 
-def token_usage(tokens: int, cached: int) -> dict[str, Any]:
+def token_usage(tokens: int, cached: int) -> Usage:
     return {
         "prompt_tokens": tokens,
         "total_tokens": tokens,

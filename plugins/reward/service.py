@@ -12,6 +12,7 @@ from trunkline.core.server.api import (
     AnyRequest,
     Inputs,
     Item,
+    ItemMeta,
     Truncation,
     check_batch,
     item_meta,
@@ -38,7 +39,7 @@ class Scored:
         """Float32 ``[labels]`` each."""
         return [scores_of(reply.data) for reply in self.replies]
 
-    def metas(self) -> list[dict[str, Any]]:
+    def metas(self) -> list[ItemMeta]:
         pairs = zip(self.replies, self.items, strict=True)
         return [item_meta(reply, self.served, item, cached=True) for reply, item in pairs]
 

@@ -152,7 +152,7 @@ async def test_flush_says_what_sglang_says(live: Callable[..., Any]) -> None:
         await busy
 
 
-@pytest.mark.parametrize("timeout", ["-1", "x", "nan", "inf", "1e9"])
+@pytest.mark.parametrize("timeout", ["-1", "x", "nan", "inf", "1e9", ""])
 async def test_flush_refuses_odd_timeouts(live: Callable[..., Any], timeout: str) -> None:
     _, port = await live()
     async with client(port) as http:
