@@ -14,7 +14,7 @@ import pytest
 
 KEY = "key-of-clients"
 LOCKED_SECONDS = 60  # of the budget, for the server with a key
-RESERVE = 30.0  # seconds of the budget for the servers' start
+RESERVE = 90.0  # seconds of the budget for the start of the second server, and for the start of schemathesis
 EXAMPLES = 200  # a route and mode without a budget
 # 400: much that makes a body valid can't be said in a schema, from token ids to what a model's prompts are called.
 CONFIG = """
