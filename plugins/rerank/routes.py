@@ -40,7 +40,8 @@ def rerank_routes(service: Service) -> list[Any]:
     )
     async def v1_rerank(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, RerankBody)
-        return await _answer(service, request, body, _of_v1(service, request, body), "1")
+        dialect = _of_v1(service, request, body) if body.texts is None else "tei"
+        return await _answer(service, request, body, dialect, "1")
 
     @route(
         "/rerank",
@@ -62,16 +63,15 @@ def rerank_routes(service: Service) -> list[Any]:
 
 
 def _of_v1(service: Service, request: AnyRequest, body: RerankBody) -> str:
-    """The format for a request to /v1/rerank, where clients of several APIs post to.
+    """The format of a request with ``documents`` to /v1/rerank, where clients of several APIs post to.
 
     Cohere's SDKs (``cohere``, ``cohere-ai``, ``com.cohere…``) and LiteLLM are known by their headers, other clients
-    of Cohere and TEI by their fields.
+    of Cohere's API by their fields.
     """
     sdk, agent = (request.headers.get(name, "").lower() for name in ("x-fern-sdk-name", "user-agent"))
-    if "cohere" in sdk + agent or body.rank_fields is not None or body.max_chunks_per_doc is not None:
+    from_cohere = "cohere" in sdk or agent.startswith(("cohere/", "cohere-ai/"))
+    if from_cohere or body.rank_fields is not None or body.max_chunks_per_doc is not None:
         return "cohere"
-    if body.texts is not None:
-        return "tei"
     usual = service.settings.rerank_format
     return "jina" if agent.startswith("litellm/") and usual not in OBJECTS else usual
 

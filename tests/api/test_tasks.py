@@ -13,11 +13,13 @@ import pytest
 
 from trunkline.core import Engine
 from trunkline.core.engine.batch import Batch
-from trunkline.core.errors import ModelError
+from trunkline.core.errors import ModelError, RequestError
 from trunkline.core.model import catalogue
 from trunkline.plugins.embedding.offline import encode
 from trunkline.plugins.embedding.schemas import EmbeddingParams
+from trunkline.plugins.generation.offline import generate
 from trunkline.plugins.generation.schemas import GenerationParams
+from trunkline.plugins.reward.offline import classify
 
 PROMPT = list(range(10, 50))
 OTHER = list(range(60, 100))
@@ -99,6 +101,19 @@ def test_one_server_answers_for_both_tasks(launch: Callable[..., Any]) -> None:
         info = http.get("/model_info").json()
         assert set(info["tasks"]) == {"generation", "embedding"}
         assert info["is_generation"] is True
+
+
+@pytest.mark.field
+def test_functions_for_python_choose_the_model_that_serves_their_task(zoo: Callable[[str], Path]) -> None:
+    folders = [str(zoo("bert")), str(zoo("llama"))]
+    with Engine(*folders, dtype="float32", threads=1) as engine:
+        [record] = generate(engine, ["hello"], **GREEDY)
+        assert len(record["output_ids"]) == 4
+        np.testing.assert_array_equal(encode(engine, ["hello"]), encode(engine, ["hello"], model=folders[0]))
+        with pytest.raises(RequestError, match=r"^No loaded model serves reward\. "):
+            classify(engine, ["hello"])
+        with pytest.raises(RequestError, match="no model named 'gpt-4o'"):
+            generate(engine, ["hello"], model="gpt-4o")
 
 
 # -- several models in one server ------------------------------------------------------------
