@@ -51,8 +51,11 @@ def load(source: ModelSource) -> Tokenizer | None:
 
 
 def public_path(typed: str, source: ModelSource) -> str:
-    """The path or id by which other programs load the tokenizer: what the user typed, unless only this server's
-    plugins know it (``demo:NAME``; hub ids have no colon); then the folder."""
+    """The path or id by which other programs can load the tokenizer.
+
+    What the user typed, or the folder where only this server's plugins know what that means (``demo:NAME``; hub
+    ids have no colon).
+    """
     return typed if ":" not in typed or Path(typed).expanduser().is_dir() else source.path
 
 
