@@ -217,12 +217,21 @@ def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
     """Front, when the server is built: Litestar route handlers.
 
     Each declares ``opt={"scope": "public" | "infer" | "admin"}`` or start-up fails; a path and
-    method claimed twice is an error that names both plugins::
+    method claimed twice is an error that names both plugins. ``dialect`` "openai" or "native" (the default)
+    chooses the shape of errors.
+
+    ``/openapi.json`` is made from the rest of ``opt``: ``body``, the Struct that ``read_body`` reads; ``query``, a
+    Struct with the query parameters; ``replies``, a type for JSON with status 200, several in a tuple, or types by
+    status and media type, ``{200: {JSON: Shout, SSE: Shout}, 409: {TEXT: str}, 204: None}`` (of an event stream,
+    the type of an event's data; None for an empty body); ``reply_headers``, as ``{200: {"X-Loud": "How loud."}}``.
+    Errors that every route can give are added::
 
         @hookimpl
         def trunkline_routes(engine, settings):
-            @post("/shout", opt={"scope": "infer"}, status_code=200)
-            async def shout(data: ShoutBody) -> ShoutReply: ...
+            @post("/shout", opt={"scope": "infer", "body": ShoutBody, "replies": ShoutReply}, status_code=200)
+            async def shout(request: AnyRequest) -> Response[Any]:
+                body = await read_body(request, ShoutBody)
+                return json_response({"text": body.text.upper()})
             return [shout]
     """
 

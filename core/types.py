@@ -419,7 +419,11 @@ class EngineClient(Protocol):
         """What is loaded; the first is the primary."""
 
     def choose(self, task: str, name: str | None = None) -> ServedModel:
-        """The model for a request. RequestError when none serves the task or the name is unknown."""
+        """The model for a request: the named one, else the first that serves the task.
+
+        ``default``, ``unknown`` and ``dummy`` count as no name. Another unknown name means the only model that
+        serves the task; RequestError with their names when several do, and when the task isn't served.
+        """
 
     def tokenizer(self, model: str) -> Tokenizer | None: ...
 

@@ -70,6 +70,7 @@ class Renewer:
                 f"but {free} bytes ({gib(free)}) of memory are free"
             )
         served, model = assemble(candidate, build.grant, self._settings, self._host, lane.model.tokenizer)
+        served = msgspec.structs.replace(served, tokenizer_path=lane.served.tokenizer_path)
         if lost := [task for task in lane.stages if task not in model.stages]:
             raise ModelError(f"The checkpoint doesn't serve {lost[0]}: {served.refused[lost[0]]}")
         if extra := sorted(model.unused - lane.model.unused):

@@ -25,6 +25,7 @@ from ..model.catalogue import cache_folder
 from ..model.expert_watch import watch_experts
 from ..model.info import read_info
 from ..model.loaded import LoadedModel
+from ..model.tokenizer import public_path
 from ..types import ModelInfo, ModelSource, ServedModel, Stage, Tokenizer
 from .lane import Lane
 from .loop import probe_request
@@ -266,7 +267,9 @@ def describe(
         name=candidate.name,
         aliases=candidate.settings.served_model_aliases,
         model_path=candidate.settings.model_path,
-        tokenizer_path=candidate.settings.tokenizer_path or candidate.settings.model_path,
+        tokenizer_path=public_path(
+            candidate.settings.tokenizer_path or candidate.settings.model_path, candidate.tokenizer_source
+        ),
         info=info,
         tasks={task: stage.decodes for task, stage in stages.items()},
         refused=refused,

@@ -50,6 +50,15 @@ def load(source: ModelSource) -> Tokenizer | None:
     return tokenizer
 
 
+def public_path(typed: str, source: ModelSource) -> str:
+    """The path or id by which other programs can load the tokenizer.
+
+    What the user typed, or the folder where only this server's plugins know what that means (``demo:NAME``; hub
+    ids have no colon).
+    """
+    return typed if ":" not in typed or Path(typed).expanduser().is_dir() else source.path
+
+
 def token_ids(tokenizer: Tokenizer, text: str, special: bool = True) -> list[int]:
     """Ids of a text, with the special tokens that the tokenizer adds if ``special``.
 

@@ -38,8 +38,10 @@ from .inputs import (
     spread_ids,
     spread_rids,
 )
-from .models import asked_about
+from .models import ModelQuery, asked_about, choose
+from .openapi import HTML, JSON, SSE, TEXT
 from .prepare import Item, Shaper, encode_pair, prepare, turns
+from .reply_schemas import CachedTokens, Cut, FinishReason, ItemMeta, OpenAIError, Usage
 from .streams import ABORT_EXTENSION, EventStream, finished, until_gone
 from .truncate import FIRST_LOOK, Truncation, enough, fit, over, read_truncate, special_ends, too_long
 
@@ -48,24 +50,36 @@ __all__ = [
     "DEFAULT_TIMEOUT",
     "DONE",
     "FIRST_LOOK",
+    "HTML",
+    "JSON",
+    "SSE",
+    "TEXT",
     "Accounting",
     "AnyRequest",
+    "CachedTokens",
     "ClientGone",
+    "Cut",
     "EventStream",
+    "FinishReason",
     "Ignored",
     "Inputs",
     "InvalidBody",
     "Item",
+    "ItemMeta",
     "Later",
     "Media",
+    "ModelQuery",
     "OnlyNull",
+    "OpenAIError",
     "Placement",
     "Refused",
     "Shaper",
     "Truncation",
+    "Usage",
     "asked_about",
     "check_batch",
     "check_vocabulary",
+    "choose",
     "dialect_of",
     "encode",
     "encode_pair",

@@ -20,9 +20,10 @@ from ..host import Host
 from ..types import EngineClient, ServedModel, Settings
 from .auth import SCOPES, Doorkeeper
 from .control import Lifecycle, routes
-from .docs import openapi_config, openapi_route
+from .docs import docs_routes, openapi_config
 from .faults import add_request_id, on_error, on_http_error, on_request_error
 from .info import Facts
+from .openapi import Document, check_declarations
 from .weights import fetch, weight_routes
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def create_app(
     facts = Facts(settings, models, lambda model: host.info(model, settings), status)
     for model in engine.models:
         facts.model_info(model)  # so that a plugin's wrong answer shows at start
-    core = (*routes(engine, lifecycle, facts), *weight_routes(engine, fetch(host, settings)), openapi_route())
+    locked = {"infer": bool(server.api_key), "admin": bool(server.api_key or server.admin_api_key)}
+    document = Document(locked)
+    core = (*routes(engine, lifecycle, facts), *weight_routes(engine, fetch(host, settings)), *docs_routes(document))
     own = [("core", handler) for handler in core]
     if metrics is not None:
         from .metrics import metrics_route
@@ -68,7 +71,7 @@ def create_app(
         before_send=[add_request_id],
         cors_config=CORSConfig(allow_origins=origins) if origins else None,
         request_max_body_size=server.max_body_bytes,
-        openapi_config=openapi_config(version("trunkline")),
+        openapi_config=openapi_config(version("trunkline"), document),
         logging_config=None,
         state=State({"server": server, "lifecycle": lifecycle}),
         on_app_init=[_hooked(host)],
@@ -76,7 +79,10 @@ def create_app(
 
 
 def check_routes(found: Iterable[tuple[str, Any]]) -> list[HTTPRouteHandler]:
-    """The handlers of (plugin, handler) pairs, each with a scope and a path and method of its own."""
+    """The handlers of (plugin, handler) pairs, each with a scope and a path and method of its own.
+
+    PluginError for one without, and for declarations that ``/openapi.json`` can't hold.
+    """
     owners: dict[tuple[str, str], str] = {}
     handlers = []
     for plugin, handler in found:
@@ -87,6 +93,10 @@ def check_routes(found: Iterable[tuple[str, Any]]) -> list[HTTPRouteHandler]:
             raise PluginError(
                 plugin, f'{where} declares no scope; add opt={{"scope": {" | ".join(map(repr, SCOPES))}}}'
             )
+        try:
+            check_declarations(handler)
+        except Exception as error:  # whatever a plugin wrote there
+            raise PluginError(plugin, f"{where}: its opt declares what can't be described: {error}") from error
         for path in handler.paths:
             for method in handler.http_methods:
                 claim = (path, str(method))

@@ -19,10 +19,12 @@ Connection = ASGIConnection[Any, Any, Any, Any]
 
 
 class Unauthorized(RequestError):
-    """No key, or not one that opens this route."""
+    """No key, or not one that opens this route. ``reason`` says which of the two."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, missing: bool) -> None:
         super().__init__("Unauthorized", status=401)
+        hint = "missing, send it as 'Authorization: Bearer KEY'" if missing else "wrong"
+        self.reason = f"the API key is {hint}"
 
 
 class Doorkeeper:
@@ -41,16 +43,17 @@ class Doorkeeper:
         if scope == "public":
             return
         is_api, is_admin = self._known(connection)
+        unauthorized = Unauthorized(missing="authorization" not in connection.headers)
         if scope == "infer":
             if self._api is not None and not (is_api or is_admin):
-                raise Unauthorized
+                raise unauthorized
             return
         if self._admin is not None:
             if not is_admin:
-                raise Unauthorized
+                raise unauthorized
         elif self._api is not None:
             if not is_api:
-                raise Unauthorized
+                raise unauthorized
         elif not is_local(connection):
             raise RequestError(
                 "Administrative routes are open to local callers only, because no key is set: "

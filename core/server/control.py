@@ -7,16 +7,18 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from litestar import HttpMethod, Response, get, post, route
 from litestar.handlers import HTTPRouteHandler
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ..errors import RequestError
 from ..types import EngineClient, ServedModel
-from .api import AnyRequest, InvalidBody, json_response, read_body
+from .api import TEXT, AnyRequest, InvalidBody, ModelQuery, json_response, read_body
 from .info import Facts
-from .models import asked_about, named
+from .models import asked_about, find, named
+from .reply_schemas import LongModelInfo, ModelCard, ModelInfo, ModelList, ServerInfo, WeightVersion
 
 PROBE_SECONDS = 20.0  # what a health probe may take
 BUSY_TICK = 0.05  # how often a waiting probe looks for other results
@@ -41,6 +43,13 @@ class Lifecycle:
         return self.warm and not self.draining and self.healthy()
 
 
+class FlushQuery(Struct):
+    """The query of ``/flush_cache``."""
+
+    model: Annotated[str, Meta(description="A served name or alias; by default all models.")] = ""
+    timeout: Annotated[float, Meta(ge=0, le=MAX_FLUSH_WAIT, description="Seconds to wait until nothing runs.")] = 0.0
+
+
 class AbortBody(Struct):
     """``POST /abort_request``."""
 
@@ -61,18 +70,19 @@ def routes(engine: EngineClient, lifecycle: Lifecycle, facts: Facts) -> Iterator
 def health_routes(engine: EngineClient, lifecycle: Lifecycle) -> Iterator[HTTPRouteHandler]:
     prober = Prober(engine, lifecycle)
     methods = [HttpMethod.GET, HttpMethod.HEAD]
+    probe = {"scope": "public", "replies": {200: None, 503: None}}
 
-    @route(["/health", "/ready"], http_method=methods, opt={"scope": "public"}, status_code=200)
+    @route(["/health", "/ready"], http_method=methods, opt=probe, status_code=200)
     async def health() -> Response[bytes]:
         """200 while the engine is up and takes requests, else 503. No request is made."""
         return _bare(lifecycle.ready)
 
-    @route("/health_generate", http_method=methods, opt={"scope": "public"}, status_code=200)
+    @route("/health_generate", http_method=methods, opt=probe, status_code=200)
     async def health_generate() -> Response[bytes]:
         """200 when the model has answered the smallest request, or anything else, in time."""
         return _bare(lifecycle.ready and await prober.alive())
 
-    @route("/ping", http_method=methods, opt={"scope": "public"}, status_code=200)
+    @route("/ping", http_method=methods, opt={"scope": "public", "replies": {200: None}}, status_code=200)
     async def ping() -> Response[bytes]:
         """200: the HTTP process answers."""
         return _bare(True)
@@ -120,44 +130,47 @@ def _bare(fine: bool) -> Response[bytes]:
 
 
 def model_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandler]:
-    infer = {"scope": "infer"}
+    infer = {"scope": "infer", "query": ModelQuery}
 
     def chosen(request: AnyRequest) -> ServedModel:
         return asked_about(engine.models, request.query_params.get("model"))
 
-    @get("/get_model_info", opt=infer)
+    @get("/get_model_info", opt=infer | {"replies": ModelInfo})
     async def get_model_info(request: AnyRequest) -> Response[bytes]:
         """Five keys about the primary model, or the one that ``?model=`` names."""
         return json_response(facts.model_info(chosen(request)))
 
-    @get("/model_info", opt=infer)
+    @get("/model_info", opt=infer | {"replies": LongModelInfo})
     async def model_info(request: AnyRequest) -> Response[bytes]:
         """More keys about a model than /get_model_info."""
         return json_response(facts.long_model_info(chosen(request)))
 
-    @get(["/get_server_info", "/server_info"], opt=infer)
+    @get(["/get_server_info", "/server_info"], opt=infer | {"replies": ServerInfo})
     async def server_info(request: AnyRequest) -> Response[bytes]:
         """Settings in force, without secrets, and what the engine does now."""
         return json_response(facts.server_info(chosen(request)))
 
-    @get("/get_weight_version", opt=infer)
+    @get("/get_weight_version", opt=infer | {"replies": WeightVersion})
     async def weight_version(request: AnyRequest) -> Response[bytes]:
         """The label of the weights."""
         return json_response({"weight_version": chosen(request).weight_version})
 
-    @get("/v1/models", opt={"scope": "infer", "dialect": "openai"})
+    @get("/v1/models", opt={"scope": "infer", "dialect": "openai", "replies": ModelList})
     async def list_models() -> Response[bytes]:
         """OpenAI's list of models."""
         return json_response({"object": "list", "data": [facts.card(model) for model in engine.models]})
 
-    @get("/v1/models/{name:path}", opt={"scope": "infer", "dialect": "openai"})
+    @get("/v1/models/{name:path}", opt={"scope": "infer", "dialect": "openai", "replies": ModelCard})
     async def one_model(request: AnyRequest) -> Response[bytes]:
-        """OpenAI's card of one model."""
+        """OpenAI's card of one model; with one model loaded, any name is that model."""
         wanted = str(request.path_params["name"]).removeprefix("/")
-        for model in engine.models:
-            if wanted == model.name or wanted in model.aliases:
-                return json_response(facts.card(model))
-        raise RequestError(f"The model '{wanted}' does not exist", status=404, param="model", code="model_not_found")
+        models = engine.models
+        model = find(models, wanted) or find(models, f"/{wanted}")  # a folder's slash is lost on the way
+        if model is None and len(models) == 1:
+            [model] = models
+        if model is None:
+            raise RequestError(f"The model '{wanted}' does not exist", param="model", code="model_not_found")
+        return json_response(facts.card(model))
 
     yield from (get_model_info, model_info, server_info, weight_version, list_models, one_model)
 
@@ -167,9 +180,10 @@ def model_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandle
 
 def admin_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
     admin = {"scope": "admin"}
+    flush = admin | {"query": FlushQuery, "replies": {200: {TEXT: str}, 400: {TEXT: str}}}
     flusher = Flusher(engine)
 
-    @route("/flush_cache", http_method=[HttpMethod.GET, HttpMethod.POST], opt=admin, status_code=200)
+    @route("/flush_cache", http_method=[HttpMethod.GET, HttpMethod.POST], opt=flush, status_code=200)
     async def flush_cache(request: AnyRequest) -> Response[str]:
         """Forget all cached prefixes; refused while anything runs or waits, ``?timeout=`` s long."""
         wait = _seconds(request.query_params.get("timeout"))
@@ -177,7 +191,7 @@ def admin_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
         problem = await flusher.flush([chosen] if chosen else engine.models, wait)
         return Response(problem or FLUSHED, status_code=400 if problem else 200, media_type="text/plain")
 
-    @post("/abort_request", opt=admin | {"body": AbortBody}, status_code=200)
+    @post("/abort_request", opt=admin | {"body": AbortBody, "replies": {200: None}}, status_code=200)
     async def abort_request(request: AnyRequest) -> Response[bytes]:
         """End requests whose id begins with ``rid``, or all; they answer with what they have."""
         body = await read_body(request, AbortBody)
@@ -215,7 +229,7 @@ class Flusher:
 def _seconds(text: str | None) -> float:
     """A duration from the query string, 0 without one."""
     try:
-        seconds = float(text) if text else 0.0
+        seconds = 0.0 if text is None else float(text)
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds <= MAX_FLUSH_WAIT:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import html
 from typing import Any
 
-import msgspec
-from litestar import Request, Response, Router, get
+from litestar import HttpMethod, MediaType, Request, Response, Router, get, route
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import OpenAPIRenderPlugin
+from litestar.response import Redirect
 
 from .api import json_response
-
-SCHEMAS = "#/components/schemas/{name}"
+from .openapi import Document
 
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}
@@ -41,43 +40,41 @@ class DocsPage(OpenAPIRenderPlugin):
         return page.encode()
 
 
-def openapi_config(version: str) -> OpenAPIConfig:
+class JsonPage(OpenAPIRenderPlugin):
+    """The document itself, beside the table."""
+
+    def __init__(self, document: Document) -> None:
+        super().__init__(path="/openapi.json", media_type=MediaType.JSON)
+        self._document = document
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        return self._document(request.app)
+
+
+def openapi_config(version: str, document: Document) -> OpenAPIConfig:
     """Litestar's settings; its own pages fetch scripts from elsewhere, so they aren't used."""
     router = Router("/docs", route_handlers=[], include_in_schema=False, opt={"scope": "infer"})
     return OpenAPIConfig(
         title="trunkline",
         version=version,
-        render_plugins=[DocsPage()],
+        render_plugins=[DocsPage(), JsonPage(document)],
         openapi_router=router,
         use_handler_docstrings=True,
     )
 
 
-def openapi_route() -> HTTPRouteHandler:
+def docs_routes(document: Document) -> list[HTTPRouteHandler]:
     @get("/openapi.json", opt={"scope": "infer"}, include_in_schema=False)
     async def openapi(request: Request[Any, Any, Any]) -> Response[bytes]:
-        return json_response(describe(request))
+        return Response(document(request.app), media_type=MediaType.JSON)
 
-    return openapi
+    methods = [HttpMethod.GET, HttpMethod.HEAD]
 
+    @route("/", http_method=methods, opt={"scope": "public"}, include_in_schema=False, status_code=200)
+    async def root(request: Request[Any, Any, Any]) -> Response[Any]:
+        """Sends browsers to the documentation and tells others where it is."""
+        if "text/html" in request.headers.get("accept", ""):
+            return Redirect("/docs")
+        return json_response({"server": "trunkline", "docs": "/docs", "openapi": "/openapi.json"})
 
-def describe(request: Request[Any, Any, Any]) -> dict[str, Any]:
-    """Litestar's schema, with the bodies of handlers that read them with ``read_body``
-    (``opt={"body": Struct}``)."""
-    schema: dict[str, Any] = request.app.openapi_schema.to_schema()
-    components = schema.setdefault("components", {}).setdefault("schemas", {})
-    for route in request.app.routes:
-        for handler in getattr(route, "route_handlers", ()):
-            body = handler.opt.get("body")
-            if body is None:
-                continue
-            (reference,), found = msgspec.json.schema_components([body], ref_template=SCHEMAS)
-            components |= found
-            for method in handler.http_methods:
-                operation = schema["paths"].get(route.path_format, {}).get(method.lower())
-                if operation is not None:
-                    operation["requestBody"] = {
-                        "required": True,
-                        "content": {"application/json": {"schema": reference}},
-                    }
-    return schema
+    return [openapi, root]

@@ -1,4 +1,4 @@
-"""What goes wrong in a handler, as responses; and the id that every response carries."""
+"""Errors of handlers and of routing as responses; and the id that every response carries."""
 
 from __future__ import annotations
 
@@ -22,16 +22,22 @@ def on_request_error(request: AnyRequest, error: RequestError) -> Response[bytes
     """The error in the route's dialect. Its message may quote the request, so it isn't logged."""
     log.debug("status=%d path=%s", error.status, printable(request.scope["path"]))
     if isinstance(error, Unauthorized):
-        return json_response({"error": error.message}, 401, {"www-authenticate": "Bearer"})
+        headers = {"www-authenticate": "Bearer"}
+        if _under_v1(request):
+            return _openai_error(error.reason, 401, "invalid_api_key", headers)
+        return json_response({"error": error.message}, 401, headers)
     return error_response(error, dialect_of(request))
 
 
 def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     """Litestar's own errors: no such path, wrong method, arguments that don't parse."""
-    if isinstance(error, NotFoundException):
-        return json_response({"detail": "Not Found"}, 404)
-    if isinstance(error, MethodNotAllowedException):
-        return json_response({"detail": "Method Not Allowed"}, 405, dict(error.headers or {}))
+    if isinstance(error, NotFoundException | MethodNotAllowedException):
+        headers = dict(error.headers or {})
+        if _under_v1(request):
+            route = f"{request.method} {printable(request.scope['path'])}"
+            return _openai_error(f"no route {route} here, see /docs", error.status_code, None, headers)
+        missing = isinstance(error, NotFoundException)
+        return json_response({"detail": "Not Found" if missing else "Method Not Allowed"}, error.status_code, headers)
     if error.status_code == 400:
         return error_response(InvalidBody(error.detail))
     if error.status_code >= 500:
@@ -44,7 +50,19 @@ def on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
     if isinstance(error, RecursionError | msgspec.MsgspecError):
         return error_response(InvalidBody(str(error)))
     log.error("unhandled error on %s", printable(request.scope["path"]), exc_info=error)
+    if dialect_of(request) == "openai":
+        return error_response(RequestError("Internal Server Error", status=500), "openai")
     return Response(b"Internal Server Error", status_code=500, media_type="text/plain")
+
+
+def _under_v1(request: AnyRequest) -> bool:
+    """Is it a path where OpenAI's SDKs look? They print the message of OpenAI's error object and of nothing else."""
+    return bool(request.scope["path"].startswith("/v1/"))
+
+
+def _openai_error(message: str, status: int, code: str | None, headers: dict[str, str]) -> Response[bytes]:
+    detail = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    return json_response({"error": detail}, status, headers)
 
 
 async def add_request_id(message: Message, scope: Scope) -> None:

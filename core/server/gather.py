@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 from msgspec import Struct
 
@@ -12,6 +12,7 @@ from ..types import EngineClient, Reply, ServedModel, Submission
 from .bodies import AnyRequest
 from .inputs import named, naming
 from .prepare import Item
+from .reply_schemas import FinishReason, ItemMeta
 from .streams import finished
 
 
@@ -27,11 +28,12 @@ async def run_all(
     priority: int = 0,
     salt: bytes = b"",
     single: bool = False,
+    field: str = "input",
 ) -> list[Reply]:
     """Submit all items at once and wait until the last is over; the replies are in their order.
 
-    When one fails its error is raised (``input[3]: …`` unless ``single``), and when the client hangs
-    up ClientGone; the others are cancelled then.
+    When one fails its error is raised (``text[3]: …`` for ``field`` "text", unless ``single``), and when the
+    client hangs up ClientGone; the others are cancelled then.
     """
     submissions = [
         Submission(prompt=item.ids, params=params, rid=rid, priority=priority, salt=salt, second_at=item.second_at)
@@ -42,11 +44,11 @@ async def run_all(
         await finished(request, replies)
     except RequestError as error:
         failed = next((index for index, reply in enumerate(replies) if reply.error is error), None)
-        if failed is None or single:
+        if failed is None or error.status == 503:  # that is the server's state, not the item's fault
             raise
-        raise named(error, failed) from None
+        raise named(error, field, None if single else failed) from None
     for index, reply in enumerate(replies):
-        with naming(index, single=single):
+        with naming(field, index, single=single):
             check_finish(reply)
     return replies
 
@@ -58,18 +60,18 @@ def check_finish(reply: Reply) -> None:
         raise RequestError(str(finish.get("message", "Aborted")), status=finish.get("status_code") or 499)
 
 
-def item_meta(reply: Reply, served: ServedModel, item: Item, *, cached: bool = False) -> dict[str, Any]:
+def item_meta(reply: Reply, served: ServedModel, item: Item, *, cached: bool = False) -> ItemMeta:
     """``meta_info`` of an item that produced no tokens, as SGLang has it, with ``cached_tokens`` on request.
 
     For an item that was cut: ``truncated`` and, where it was counted, ``original_tokens``.
     """
-    meta: dict[str, Any] = {
+    meta: ItemMeta = {
         "id": reply.rid,
-        "finish_reason": reply.finish,
+        "finish_reason": cast("FinishReason", reply.finish),
         "prompt_tokens": len(item.ids),
         "weight_version": reply.weight_version or served.weight_version,
         "e2e_latency": reply.finished - reply.created,
     }
     if cached:
         meta["cached_tokens"] = reply.cached_tokens
-    return meta | item.report
+    return {**meta, **item.report}

@@ -18,11 +18,15 @@ Text = str | list[str]
 
 
 class Inputs(Struct, frozen=True):
-    """What a request wants to run: texts or lists of token ids. ``single``: it wasn't a list."""
+    """What a request wants to run: texts or lists of token ids. ``single``: it wasn't a list.
+
+    ``field`` is what the client called them; errors say so.
+    """
 
     texts: list[Text] = []
     ids: list[list[int]] = []
     single: bool = False
+    field: str = "input"
 
     def __len__(self) -> int:
         return len(self.texts) or len(self.ids)
@@ -32,7 +36,7 @@ class Inputs(Struct, frozen=True):
 
 
 def sort_inputs(given: Sequence[Any]) -> Inputs:
-    """The inputs of a Python caller: texts and pairs of texts, or lists of token ids.
+    """The inputs of a Python caller (argument ``texts``): texts and pairs of texts, or lists of token ids.
 
     RequestError names an entry that is none of them, and what is mixed.
     """
@@ -46,10 +50,10 @@ def sort_inputs(given: Sequence[Any]) -> Inputs:
         elif len(entry) and all(isinstance(part, Integral) for part in entry):
             ids.append([int(part) for part in entry])
         else:
-            raise RequestError(f"input[{index}] is neither a text, nor a pair of texts, nor a list of token ids.")
+            raise RequestError(f"texts[{index}] is neither a text, nor a pair of texts, nor a list of token ids.")
     if texts and ids:
-        raise RequestError("The inputs mix texts and token ids; send only texts or only lists of token ids.")
-    return Inputs(texts=texts, ids=ids)
+        raise RequestError("texts mixes texts and token ids; send only texts or only lists of token ids.")
+    return Inputs(texts=texts, ids=ids, field="texts")
 
 
 def read_inputs(text: str | list[str | list[str]] | None, input_ids: list[int | list[int]] | None) -> Inputs:
@@ -60,27 +64,27 @@ def read_inputs(text: str | list[str | list[str]] | None, input_ids: list[int | 
         raise RequestError("text and input_ids cannot be provided at the same time")
     if input_ids is not None:
         ids, single = spread_ids(input_ids)
-        return Inputs(ids=ids, single=single)
+        return Inputs(ids=ids, single=single, field="input_ids")
     assert text is not None
     if isinstance(text, str):
-        return Inputs(texts=[text], single=True)
+        return Inputs(texts=[text], single=True, field="text")
     for index, entry in enumerate(text):
         if not isinstance(entry, str) and len(entry) != 2:
-            raise RequestError(f"input[{index}]: a pair has two texts, this one has {len(entry)}.", param="text")
-    return Inputs(texts=list(text))
+            raise RequestError(f"text[{index}]: a pair has two texts, this one has {len(entry)}.", param="text")
+    return Inputs(texts=list(text), field="text")
 
 
-def spread_ids(input_ids: list[int | list[int]]) -> tuple[list[list[int]], bool]:
+def spread_ids(input_ids: list[int | list[int]], field: str = "input_ids") -> tuple[list[list[int]], bool]:
     """Lists of ids, and whether it was a single one. RequestError for empty and mixed ones."""
     if not input_ids:
-        raise RequestError("input_ids cannot be empty.", param="input_ids")
+        raise RequestError(f"{field} cannot be empty.", param=field)
     if isinstance(input_ids[0], int):
         flat = [token for token in input_ids if isinstance(token, int)]
         if len(flat) != len(input_ids):
-            raise RequestError("input_ids mixes ids and lists of ids.", param="input_ids")
+            raise RequestError(f"{field} mixes ids and lists of ids.", param=field)
         return [flat], True
     if not all(isinstance(ids, list) and ids for ids in input_ids):
-        raise RequestError("input_ids must be a list of ids or a list of non-empty lists of ids.", param="input_ids")
+        raise RequestError(f"{field} must be a list of ids or a list of non-empty lists of ids.", param=field)
     return [ids for ids in input_ids if isinstance(ids, list)], False
 
 
@@ -115,40 +119,44 @@ def read_salt(cache_salt: str | None, extra_key: str | None = None) -> bytes:
     return salt + b"\xff" + cache_salt.encode() if cache_salt else salt  # 0xff is in no UTF-8 text
 
 
-def check_vocabulary(ids: Sequence[int], served: ServedModel) -> None:
+def check_vocabulary(ids: Sequence[int], served: ServedModel, field: str = "input_ids") -> None:
     """RequestError for ids that the model has no row for."""
     vocabulary = served.info.vocab_size
     if max(ids) >= vocabulary:
         raise RequestError(
-            f"The input_ids contains values greater than the vocab size ({vocabulary}): {max(ids)}.", param="input_ids"
+            f"The {field} contains values greater than the vocab size ({vocabulary}): {max(ids)}.", param=field
         )
     if min(ids) < 0:
-        raise RequestError(f"The input_ids contains a negative value: {min(ids)}.", param="input_ids")
+        raise RequestError(f"The {field} contains a negative value: {min(ids)}.", param=field)
 
 
-def check_batch(count: int, most: int) -> None:
-    """RequestError when a request has more items than one may have (``--max-batch-size``)."""
+def check_batch(count: int, most: int, field: str) -> None:
+    """RequestError when ``field`` has more items than one request may have (``--max-batch-size``)."""
     if count > most:
         raise RequestError(
-            f"The request has {count} inputs; at most {most} are allowed. Split it, or raise --max-batch-size."
+            f"{field} has {count} items; at most {most} are allowed. Split it, or raise --max-batch-size.", param=field
         )
 
 
 @contextmanager
-def naming(index: int, *, single: bool = False) -> Iterator[None]:
-    """Errors inside say which item of a batch they are about."""
+def naming(field: str, index: int, *, single: bool = False) -> Iterator[None]:
+    """Errors inside are about a field of the body: item ``index`` of a list, or the whole field if ``single``."""
     try:
         yield
     except RequestError as error:
-        raise error if single else named(error, index) from None
+        raise named(error, field, None if single else index) from None
 
 
-def named(error: RequestError, index: int) -> RequestError:
-    """The same error about item ``index`` of a batch."""
+def named(error: RequestError, field: str, index: int | None) -> RequestError:
+    """The same error about ``field``, or about item ``index`` of it (``text[3]: …``).
+
+    An error that names another field keeps that name.
+    """
+    place = field if index is None else f"{field}[{index}]"
     return RequestError(
-        f"input[{index}]: {error.message}",
+        error.message if index is None else f"{place}: {error.message}",
         status=error.status,
-        param=error.param,
+        param=place if error.param in (None, field) else error.param,
         code=error.code,
         retry_after=error.retry_after,
     )

@@ -16,6 +16,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from .openapi import TEXT
+
 if TYPE_CHECKING:
     from ..engine.messages import Load
     from .replies import RemoteReply
@@ -113,7 +115,7 @@ class Metrics(Collector):
 
 
 def metrics_route(metrics: Metrics) -> HTTPRouteHandler:
-    @get("/metrics", opt={"scope": "public"})
+    @get("/metrics", opt={"scope": "public", "replies": {200: {TEXT: str}}})
     async def show() -> Response[bytes]:
         """Numbers for Prometheus; only with ``--enable-metrics``."""
         return Response(metrics.text(), headers={"content-type": CONTENT_TYPE})

@@ -58,7 +58,8 @@ def memory(row: dict[str, Any]) -> str:
 
 def paths(app: Litestar) -> list[str]:
     """The routes' paths, documentation aside."""
-    return sorted({route.path for route in app.routes if not route.path.startswith(("/docs", "/openapi"))})
+    own = {route.path for route in app.routes if not route.path.startswith(("/docs", "/openapi"))}
+    return sorted(own - {"/"})
 
 
 def size(count: int) -> str:

@@ -1,6 +1,6 @@
 """From texts to checked token ids of the length that a model takes, one item each, in order.
 
-Whatever is wrong with one item of a batch is an error that begins with ``input[3]: ``, and nothing
+Whatever is wrong with one item of a batch is an error that begins with ``text[3]: ``, and nothing
 of that batch is computed.
 """
 
@@ -16,6 +16,7 @@ from ..errors import RequestError
 from ..model.tokenizer import token_ids
 from ..types import EngineClient, ServedModel, Tokenizer
 from .inputs import Inputs, Text, check_vocabulary, naming
+from .reply_schemas import Cut
 from .truncate import (
     FIRST_LOOK,
     Truncation,
@@ -41,11 +42,11 @@ class Item(Struct):
     whole: int = 0  # tokens before it was cut; 0 where nobody counted them: of a text that is longer by far
 
     @property
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Cut:
         """What clients are told of an item that was cut."""
         if not self.cut:
             return {}
-        return {"truncated": True} | ({"original_tokens": self.whole} if self.whole else {})
+        return {"truncated": True, "original_tokens": self.whole} if self.whole else {"truncated": True}
 
 
 async def prepare(
@@ -122,12 +123,13 @@ class Shaper:
         every: Sequence[Any] = inputs.texts or inputs.ids
         items = []
         for index, entry in enumerate(every[start:end], start):
-            with naming(index, single=inputs.single):
+            with naming(inputs.field, index, single=inputs.single):
+                if inputs.ids:
+                    check_vocabulary(entry, self._served, inputs.field)
                 items.append(one(entry))
         return items
 
     def _ids(self, ids: list[int]) -> Item:
-        check_vocabulary(ids, self._served)
         return self._cut(ids, special_ends_of(ids, self._special, self._ends))
 
     def _text(self, text: Text) -> Item:
@@ -183,7 +185,7 @@ class Shaper:
 
 
 def empty() -> RequestError:
-    return RequestError("texts cannot be empty and tokenizer must be initialized", param="text")
+    return RequestError("texts cannot be empty and tokenizer must be initialized")
 
 
 def encode_pair(tokenizer: Tokenizer, first: str, second: str) -> tuple[list[int], int, int, bool]:
@@ -199,7 +201,7 @@ def encode_pair(tokenizer: Tokenizer, first: str, second: str) -> tuple[list[int
     try:
         texts = joined.sequence_ids(0)
     except ValueError:
-        raise RequestError("This model's tokenizer can't join pairs of texts; send token ids.", param="text") from None
+        raise RequestError("This model's tokenizer can't join pairs of texts; send token ids.") from None
     of_second = [index for index, text in enumerate(texts) if text == 1]
     if not of_second:
         raise empty()

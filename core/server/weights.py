@@ -15,7 +15,8 @@ from ..engine.messages import NOT_FOUND
 from ..errors import RequestError, TrunklineError
 from ..host import Host
 from ..types import EngineClient, Settings
-from .api import AnyRequest, Ignored, asked_about, json_response, read_body
+from .api import AnyRequest, Ignored, ModelQuery, asked_about, json_response, read_body
+from .reply_schemas import UpdateReply, VersionReply
 
 MAX_ROWS = 1 << 31
 
@@ -66,12 +67,14 @@ def fetch(host: Host, settings: Settings) -> Callable[[str], Any] | None:
 
 def weight_routes(engine: EngineClient, resolve: Callable[[str], Any] | None) -> Iterator[HTTPRouteHandler]:
     """``resolve`` is called with each reference before the engine is."""
-    admin = {"scope": "admin"}
+    admin = {"scope": "admin", "query": ModelQuery}
+
+    update = admin | {"body": UpdateBody, "replies": {200: UpdateReply, 400: UpdateReply, 503: UpdateReply}}
 
     def model_of(request: AnyRequest) -> str:
         return asked_about(engine.models, request.query_params.get("model")).name
 
-    @post(["/update_weights_from_disk", "/update_weights"], opt=admin | {"body": UpdateBody}, status_code=200)
+    @post(["/update_weights_from_disk", "/update_weights"], opt=update, status_code=200)
     async def update_weights(request: AnyRequest) -> Response[bytes]:
         """Serve another checkpoint of the same model from now on; if it can't be used, nothing changes."""
         body = await read_body(request, UpdateBody)
@@ -94,7 +97,7 @@ def weight_routes(engine: EngineClient, resolve: Callable[[str], Any] | None) ->
             return _refused(error.message, error.status)
         return json_response(answer, 200 if answer["success"] else 400)
 
-    @post("/update_weight_version", opt=admin | {"body": VersionBody}, status_code=200)
+    @post("/update_weight_version", opt=admin | {"body": VersionBody, "replies": VersionReply}, status_code=200)
     async def update_weight_version(request: AnyRequest) -> Response[bytes]:
         """Give the weights another label; ends running requests unless told otherwise."""
         body = await read_body(request, VersionBody)
@@ -102,8 +105,9 @@ def weight_routes(engine: EngineClient, resolve: Callable[[str], Any] | None) ->
         return json_response(await engine.call("update_weight_version", model=model_of(request), **order))
 
     methods = [HttpMethod.GET, HttpMethod.POST]
+    tensor = admin | {"body": WeightsBody, "replies": (list[Any], float)}
 
-    @route("/get_weights_by_name", http_method=methods, opt=admin | {"body": WeightsBody}, status_code=200)
+    @route("/get_weights_by_name", http_method=methods, opt=tensor, status_code=200)
     async def get_weights_by_name(request: AnyRequest) -> Response[bytes]:
         """The first rows of a tensor by its name in the checkpoint, as it is in memory now."""
         body = await read_body(request, WeightsBody)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import Inputs, Shaper, Truncation, read_truncate, sort_inputs, turns
+from trunkline.core.server.api import Shaper, Truncation, choose, read_truncate, sort_inputs, turns
 
 from .prompts import choose_prompt, lowered, prompt_tokens
 from .recipe import read_recipe
@@ -38,7 +39,7 @@ def encode(
     Options are those of ``POST /encode``. Raises RequestError for what the server would answer
     4xx, TimeoutError when an input takes more than ``timeout`` seconds.
     """
-    served = engine.served(model)
+    served = choose(engine.models, TASK, model and engine.served(model).name)
     tokenizer = engine.tokenizer(served.name)
     recipe = read_recipe(served.info, EmbeddingSettings())
     check_dimensions(dimensions, recipe)
@@ -51,7 +52,7 @@ def encode(
         before = choose_prompt(recipe, prompt, prompt_name)
         if before and (not recipe.include_prompt or read_truncate(truncate) == "start"):
             keep, lead = prompt_tokens(tokenizer, lowered(tokenizer, recipe, before)), len(before)
-        given = Inputs(texts=[lowered(tokenizer, recipe, before + str(text)) for text in given.texts])
+        given = replace(given, texts=[lowered(tokenizer, recipe, before + str(text)) for text in given.texts])
     shaper = Shaper(tokenizer, served, truncate=truncate, limit=recipe.max_length, keep=keep, lead=lead)
     skip = 0 if recipe.include_prompt else keep
     params = EmbeddingParams(skip=skip, normalize=normalize, dimensions=dimensions)

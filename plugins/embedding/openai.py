@@ -11,6 +11,7 @@ from trunkline.core.errors import RequestError
 from trunkline.core.server.api import AnyRequest, Inputs, encode, json_response, naming, read_body, read_salt
 
 from .body_schemas import EmbeddingsBody
+from .reply_schemas import EmbeddingsEntry, EmbeddingsReply
 from .service import Array, Embedded, Service, Wish
 
 FORMATS = ("float", "base64")
@@ -21,7 +22,7 @@ def openai_routes(service: Service) -> list[Any]:
 
     @post(
         "/v1/embeddings",
-        opt={"scope": "infer", "dialect": "openai", "body": EmbeddingsBody},
+        opt={"scope": "infer", "dialect": "openai", "body": EmbeddingsBody, "replies": EmbeddingsReply},
         status_code=200,
         summary="Embed texts or token ids, as OpenAI does",
         description="encoding_format base64 gives float32 numbers, little endian.",
@@ -42,6 +43,7 @@ def openai_routes(service: Service) -> list[Any]:
             rid=body.rid,
             priority=body.priority,
             salt=read_salt(body.cache_salt, body.extra_key),
+            guard_ids=True,
         )
         embedded = await service.embed(request, wish)
         return json_response(await service.off_loop(len(embedded.items), lambda: encode(_answer(embedded, form))))
@@ -64,7 +66,7 @@ def read_input(given: str | list[str | int | list[int]]) -> Inputs:
     if len(ids) < len(given):
         raise RequestError("input must hold only texts, only token ids, or only lists of token ids.", param="input")
     for index, one in enumerate(ids):
-        with naming(index):
+        with naming("input", index):
             if not one:
                 raise RequestError("Input cannot be empty", param="input")
     return Inputs(ids=ids)
@@ -77,11 +79,11 @@ def _text(text: str) -> str:
 
 
 def _text_at(index: int, text: str) -> str:
-    with naming(index):
+    with naming("input", index):
         return _text(text)
 
 
-def _answer(embedded: Embedded, form: str) -> dict[str, Any]:
+def _answer(embedded: Embedded, form: str) -> EmbeddingsReply:
     data = [_entry(index, vector, form) for index, vector in enumerate(embedded.vectors())]
     for entry, item in zip(data, embedded.items, strict=True):
         if item.cut:
@@ -95,6 +97,6 @@ def _answer(embedded: Embedded, form: str) -> dict[str, Any]:
     }
 
 
-def _entry(index: int, vector: Array, form: str) -> dict[str, Any]:
+def _entry(index: int, vector: Array, form: str) -> EmbeddingsEntry:
     numbers = vector.tolist() if form == "float" else base64.b64encode(vector.tobytes()).decode()
     return {"object": "embedding", "index": index, "embedding": numbers}

@@ -11,16 +11,19 @@ from trunkline.core.errors import RequestError
 from trunkline.core.server.api import AnyRequest, encode, json_response, read_body, read_inputs, read_salt
 
 from .body_schemas import EncodeBody
+from .reply_schemas import EncodeRecord
 from .service import Service, Wish
 
 
 def encode_routes(service: Service) -> list[Any]:
     """Handlers, bound to the service."""
+    replies = EncodeRecord, list[EncodeRecord]
+    opt = {"scope": "infer", "dialect": "native", "body": EncodeBody, "replies": replies}
 
     @route(
         "/encode",
         http_method=[HttpMethod.POST, HttpMethod.PUT],
-        opt={"scope": "infer", "dialect": "native", "body": EncodeBody},
+        opt=opt,
         status_code=200,
         summary="Embed texts or token ids",
         description="One object for a single text or list of ids, else a list in the order of the inputs.",
@@ -46,7 +49,7 @@ def encode_routes(service: Service) -> list[Any]:
 
         def write() -> bytes:
             pairs = zip(embedded.vectors(), embedded.metas(), strict=True)
-            records = [{"embedding": vector.tolist(), "meta_info": meta} for vector, meta in pairs]
+            records: list[EncodeRecord] = [{"embedding": vector.tolist(), "meta_info": meta} for vector, meta in pairs]
             return encode(records[0] if inputs.single else records)
 
         return json_response(await service.off_loop(len(inputs), write))

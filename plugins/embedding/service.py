@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from trunkline.core.errors import RequestError
@@ -15,6 +17,7 @@ from trunkline.core.server.api import (
     AnyRequest,
     Inputs,
     Item,
+    ItemMeta,
     Truncation,
     check_batch,
     item_meta,
@@ -22,9 +25,10 @@ from trunkline.core.server.api import (
     prepare,
     read_truncate,
     run_all,
+    special_ends,
     spread_rids,
 )
-from trunkline.core.types import EngineClient, Reply, ServedModel, Settings
+from trunkline.core.types import EngineClient, Reply, ServedModel, Settings, Tokenizer
 
 from .prompts import choose_prompt, lowered, prompt_tokens
 from .recipe import Recipe, read_recipe
@@ -37,7 +41,10 @@ ON_LOOP = 8  # vectors whose JSON is written on the event loop; more go to a thr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What a request wants, whichever dialect it came in. None: as the model or the server does."""
+    """What a request wants, whichever dialect it came in. None: as the model or the server does.
+
+    ``guard_ids``: token ids may come from a client that knows no tokenizer but OpenAI's.
+    """
 
     inputs: Inputs
     model: str | None = None
@@ -49,6 +56,7 @@ class Wish:
     rid: str | list[str] | None = None
     priority: int | None = None
     salt: bytes = b""
+    guard_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,7 @@ class Embedded:
     def vectors(self) -> list[Array]:
         return [vector_of(reply.data) for reply in self.replies]
 
-    def metas(self) -> list[dict[str, Any]]:
+    def metas(self) -> list[ItemMeta]:
         return [item_meta(reply, self.served, item) for reply, item in zip(self.replies, self.items, strict=True)]
 
 
@@ -92,12 +100,14 @@ class Service:
         served = self.engine.choose(TASK, wish.model)
         recipe = self.recipe(served)
         inputs, single = wish.inputs, wish.inputs.single
-        check_batch(len(inputs), self._max_batch)
+        check_batch(len(inputs), self._max_batch, inputs.field)
         check_dimensions(wish.dimensions, recipe)
         prompt = choose_prompt(recipe, wish.prompt, wish.prompt_name) if inputs.texts else ""
         truncate = self._settings.embedding_truncate if wish.truncate is None else wish.truncate
         rids = spread_rids(wish.rid, len(inputs), single=single, number=False)
         check_ids(inputs, served)
+        if wish.guard_ids and self._settings.embedding_ids == "check":
+            check_special_tokens(inputs, self.engine.tokenizer(served.name))
         keep = await self._prompt_tokens(served, recipe, prompt, truncate)
         if prompt or recipe.lower_case:
             inputs = await self.engine.off_loop(self._dress, inputs, served, recipe, prompt)
@@ -109,7 +119,7 @@ class Service:
         )
         replies = await run_all(
             self.engine, request, served, TASK, items, params, rids,
-            priority=wish.priority or 0, salt=wish.salt, single=single,
+            priority=wish.priority or 0, salt=wish.salt, single=single, field=inputs.field,
         )  # fmt: skip
         return Embedded(served, items, replies)
 
@@ -130,17 +140,18 @@ class Service:
         texts = [str(text) for text in inputs.texts]
         if tokenizer is None:
             return inputs
-        return Inputs(texts=[lowered(tokenizer, recipe, prompt + text) for text in texts], single=inputs.single)
+        return replace(inputs, texts=[lowered(tokenizer, recipe, prompt + text) for text in texts])
 
 
 def check_dimensions(dimensions: int | None, recipe: Recipe) -> None:
-    """RequestError for a length that the model's vectors can't be cut to."""
-    if dimensions is None:
+    """RequestError for a length that the model's vectors can't have. Their own is always allowed."""
+    if dimensions is None or dimensions == recipe.dimensions:
         return
     if recipe.matryoshka is None:
         raise RequestError(
-            "The model wasn't trained for shorter vectors (Matryoshka), so dimensions must be left out. "
-            "If it was and its config doesn't say so, start the server with --matryoshka.",
+            f"dimensions must be {recipe.dimensions} or left out, got {dimensions}: the model wasn't trained for "
+            "shorter vectors (Matryoshka). If it was and its config doesn't say so, start the server with "
+            "--matryoshka.",
             param="dimensions",
         )
     if dimensions > recipe.dimensions:
@@ -148,23 +159,53 @@ def check_dimensions(dimensions: int | None, recipe: Recipe) -> None:
             f"dimensions must be at most {recipe.dimensions}, the length of the model's vectors; got {dimensions}.",
             param="dimensions",
         )
-    if recipe.matryoshka and dimensions not in (*recipe.matryoshka, recipe.dimensions):
+    if recipe.matryoshka and dimensions not in recipe.matryoshka:
         allowed = ", ".join(map(str, recipe.matryoshka))
         raise RequestError(f"dimensions must be one of {allowed}, got {dimensions}.", param="dimensions")
 
 
+LANGCHAIN = "Send text instead (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
+
+
 def check_ids(inputs: Inputs, served: ServedModel) -> None:
-    """RequestError for ids of another tokenizer, which LangChain's OpenAIEmbeddings sends by default."""
+    """RequestError for ids outside the vocabulary: they are another tokenizer's."""
     vocabulary = served.info.vocab_size
     for index, ids in enumerate(inputs.ids):
-        with naming(index, single=inputs.single):
+        with naming(inputs.field, index, single=inputs.single):
             if ids and max(ids) >= vocabulary:
                 raise RequestError(
                     f"The token id {max(ids)} is outside the vocabulary of {served.name}, which has {vocabulary} ids. "
-                    "Were they made with another model's tokenizer? Send text instead (LangChain's "
-                    "OpenAIEmbeddings: check_embedding_ctx_length=False), or ids of this model's tokenizer.",
-                    param="input",
+                    f"Were they made with another model's tokenizer? {LANGCHAIN}, or ids of this model's tokenizer."
                 )
+
+
+def check_special_tokens(inputs: Inputs, tokenizer: Tokenizer | None) -> None:
+    """RequestError for ids without the special tokens that this tokenizer puts around every text.
+
+    OpenAI's clients send ids of OpenAI's tokenizer (LangChain by default), and most of them are in the
+    vocabulary of other models too. A tokenizer that adds no special tokens accepts all.
+    """
+    if tokenizer is None or not inputs.ids:
+        return
+    head, tail = special_tokens(cast("Hashable", tokenizer))
+    for index, ids in enumerate(inputs.ids):
+        if ids[: len(head)] == list(head) and ids[max(len(head), len(ids) - len(tail)) :] == list(tail):
+            continue
+        places = [f"begin with {tokenizer.decode(head)} {[*head]}"] if head else []
+        places += [f"end with {tokenizer.decode(tail)} {[*tail]}"] if tail else []
+        with naming(inputs.field, index, single=inputs.single):
+            raise RequestError(
+                f"The token ids don't {' and '.join(places)}, as all that this model's tokenizer makes do: they seem "
+                f"to be another tokenizer's. {LANGCHAIN}, or start the server with --embedding-ids trust."
+            )
+
+
+@lru_cache(maxsize=64)  # more models than one server has
+def special_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that a tokenizer puts before and after each text."""
+    head, tail = special_ends(tokenizer)
+    ids = tokenizer.encode("a", add_special_tokens=True)
+    return tuple(ids[:head]), tuple(ids[len(ids) - tail :])
 
 
 def vector_of(data: Any) -> Array:

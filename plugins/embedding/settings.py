@@ -24,3 +24,10 @@ class EmbeddingSettings(Struct, frozen=True):
         Literal["none", "start", "end"],
         Meta(description="Where too long texts are cut when the request doesn't say; none refuses them."),
     ] = "none"
+    embedding_ids: Annotated[
+        Literal["check", "trust"],
+        Meta(
+            description="Token ids on /v1/embeddings: check refuses those without the special tokens that the model's "
+            "tokenizer adds (they come from another tokenizer), trust takes all."
+        ),
+    ] = "check"

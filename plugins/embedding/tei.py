@@ -17,10 +17,13 @@ LEFT = ("Left", "left")
 
 def tei_routes(service: Service) -> list[Any]:
     """Handlers, bound to the service."""
+    headers = {200: {"X-Truncated-Inputs": "How many texts were cut; missing when none was."}}
+    replies = {"replies": list[list[float]], "reply_headers": headers}
+    opt = {"scope": "infer", "dialect": "native", "body": EmbedBody, **replies}
 
     @post(
         "/embed",
-        opt={"scope": "infer", "dialect": "native", "body": EmbedBody},
+        opt=opt,
         status_code=200,
         summary="Embed texts, as Text Embeddings Inference does",
         description="A list of vectors. The header X-Truncated-Inputs counts the texts that were cut.",
@@ -28,10 +31,10 @@ def tei_routes(service: Service) -> list[Any]:
     async def embed(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, EmbedBody)
         texts = [body.inputs] if isinstance(body.inputs, str) else list(body.inputs)
-        if not texts:
+        if not texts or body.inputs == "":
             raise RequestError("inputs cannot be empty.", param="inputs")
         wish = Wish(
-            inputs=Inputs(texts=[*texts], single=isinstance(body.inputs, str)),
+            inputs=Inputs(texts=[*texts], single=isinstance(body.inputs, str), field="inputs"),
             model=body.model,
             prompt_name=body.prompt_name,
             truncate="start" if body.truncate is True and body.truncation_direction in LEFT else body.truncate,

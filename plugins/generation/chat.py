@@ -12,8 +12,11 @@ from litestar import Response, post
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
     DONE,
+    JSON,
+    SSE,
     AnyRequest,
     EventStream,
+    OpenAIError,
     json_response,
     new_rid,
     read_body,
@@ -26,6 +29,7 @@ from .defaults import chat_defaults
 from .frames import arrivals
 from .messages import read_messages, read_options, render
 from .params import NO_LIMIT, Sampling
+from .reply_schemas import ChatChunk, ChatReply
 from .sequence import Sequence, usage
 from .service import Job, Service, check_prompt
 from .settings import TASK
@@ -35,9 +39,12 @@ def chat_routes(service: Service) -> list[Any]:
     """Handlers, bound to the service."""
     defaults = lru_cache(maxsize=64)(chat_defaults)  # more models than one server has
 
+    replies = {JSON: ChatReply, SSE: (ChatChunk, OpenAIError)}
+    opt = {"scope": "infer", "dialect": "openai", "body": ChatBody, "replies": {200: replies}}
+
     @post(
         "/v1/chat/completions",
-        opt={"scope": "infer", "dialect": "openai", "body": ChatBody},
+        opt=opt,
         status_code=200,
         summary="OpenAI chat completions",
         operation_id="chat_completions",

@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Sequence as Listing
 from typing import TYPE_CHECKING, Any, cast
 
+from trunkline.core.server.api import choose
+
 from .params import parse_sampling
 from .sequence import Sequence
 from .settings import TASK, new_token_limit
@@ -30,7 +32,7 @@ def generate(
     sequence takes more than ``timeout`` seconds.
     """
     checked = parse_sampling(sampling)
-    served = engine.served(model)
+    served = choose(engine.models, TASK, model and engine.served(model).name)
     tokenizer = engine.tokenizer(served.name)
     limit = served.max_request_tokens
     wanted = limit if checked.max_new_tokens is None else checked.max_new_tokens

@@ -11,8 +11,11 @@ from litestar.enums import HttpMethod
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
     DONE,
+    JSON,
+    SSE,
     AnyRequest,
     EventStream,
+    OpenAIError,
     error_frame,
     json_response,
     read_body,
@@ -26,6 +29,7 @@ from trunkline.core.types import ServedModel
 from .body_schemas import GenerateBody
 from .frames import arrivals
 from .params import Sampling
+from .reply_schemas import GenerateRecord
 from .sequence import Sequence
 from .service import Job, Service, check_prompt
 from .settings import TASK
@@ -33,11 +37,13 @@ from .settings import TASK
 
 def generate_routes(service: Service) -> list[Any]:
     """Handlers, bound to the service."""
+    replies = {JSON: (GenerateRecord, list[GenerateRecord]), SSE: (GenerateRecord, OpenAIError)}
+    opt = {"scope": "infer", "dialect": "native", "body": GenerateBody, "replies": {200: replies}}
 
     @route(
         "/generate",
         http_method=[HttpMethod.POST, HttpMethod.PUT],
-        opt={"scope": "infer", "dialect": "native", "body": GenerateBody},
+        opt=opt,
         status_code=200,
         summary="Generate text from text or token ids",
         description="In a stream each frame's text and output_ids are cumulative; the last one is `[DONE]`.",

@@ -8,9 +8,19 @@ from typing import Any
 
 from litestar import Response, get
 
-from trunkline.core.server.api import AnyRequest, EventStream, json_response, sse
+from trunkline.core.server.api import (
+    HTML,
+    SSE,
+    AnyRequest,
+    EventStream,
+    ModelQuery,
+    OpenAIError,
+    json_response,
+    sse,
+)
 
 from .page import HEADERS, PAGE
+from .reply_schemas import Report
 from .report import report
 from .schemas import Snapshot
 from .service import Service
@@ -21,20 +31,25 @@ EVENT_SECONDS = 1.0
 
 def live_routes(service: Service) -> list[Any]:
     """Handlers, bound to the service."""
-    admin = {"scope": "admin", "dialect": "native"}
+    admin = {"scope": "admin", "dialect": "native", "query": ModelQuery}
+    page_opt = {"scope": "public", "replies": {200: {HTML: str}}}
 
-    @get("/expert_distribution", opt=admin, summary="Expert choices so far")
+    @get("/expert_distribution", opt=admin | {"replies": Report}, summary="Expert choices so far")
     async def look(request: AnyRequest) -> Response[Any]:
         """Counts of experts by layer since the last start or dump, with balancedness and the busiest experts."""
         return json_response(report(await service.run(LOOK, request)))
 
-    @get("/expert_distribution/stream", opt=admin, summary="Expert choices, about once a second")
+    @get(
+        "/expert_distribution/stream",
+        opt=admin | {"replies": {200: {SSE: (Report, OpenAIError)}}},
+        summary="Expert choices, about once a second",
+    )
     async def stream(request: AnyRequest) -> Response[Any]:
         """The same object as a server-sent event about once a second, until the client or the server goes."""
         first = await service.run(LOOK, request)  # what is wrong with the request is told with its status
         return EventStream(_events(service, request, first), lambda: None)
 
-    @get("/expert_distribution/page", opt={"scope": "public"}, summary="Heat map of experts")
+    @get("/expert_distribution/page", opt=page_opt, summary="Heat map of experts")
     async def page() -> Response[bytes]:
         """A page that draws the stream as a heat map. It holds no data: it asks with the key that is typed into it."""
         return Response(PAGE, media_type="text/html", headers=HEADERS)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from .reply_schemas import Report
 from .report import report
 from .schemas import Snapshot
 from .settings import DUMP, LOOK, START, STOP
@@ -14,26 +15,29 @@ if TYPE_CHECKING:
     from trunkline.core import Engine
 
 
-def start(engine: Engine, model: str = "") -> dict[str, Any]:
+def start(engine: Engine, model: str = "") -> Report:
     """Record from now on, from nothing. All functions raise RequestError for a model without expert choices."""
     return _run(engine, START, model)
 
 
-def stop(engine: Engine, model: str = "") -> dict[str, Any]:
+def stop(engine: Engine, model: str = "") -> Report:
     """Record no more; the report of what was recorded."""
     return _run(engine, STOP, model)
 
 
-def dump(engine: Engine, model: str = "") -> dict[str, Any]:
+def dump(engine: Engine, model: str = "") -> Report:
     """Write what was recorded to the file that the report's ``file`` names, and forget it."""
     return _run(engine, DUMP, model)
 
 
-def look(engine: Engine, model: str = "") -> dict[str, Any]:
+def look(engine: Engine, model: str = "") -> Report:
     """The report of what was recorded so far."""
     return _run(engine, LOOK, model)
 
 
-def _run(engine: Engine, control: str, model: str) -> dict[str, Any]:
+def _run(engine: Engine, control: str, model: str) -> Report:
     snapshot = msgspec.convert(engine.call(control, model=model), Snapshot)
-    return report(snapshot) | ({"file": snapshot.file} if snapshot.file else {})
+    made = report(snapshot)
+    if snapshot.file:
+        made["file"] = snapshot.file
+    return made

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from .reply_schemas import LayerReport, Report
 from .schemas import Snapshot
 
 TOP = 5  # busiest experts named a layer
 
 
-def report(snapshot: Snapshot) -> dict[str, Any]:
+def report(snapshot: Snapshot) -> Report:
     """The JSON object of a snapshot.
 
     Balancedness is mean / maximum of a layer's counts: 1 when all experts have the same load,
@@ -33,7 +33,7 @@ def report(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _layer(layer: int, counts: Sequence[int]) -> dict[str, Any]:
+def _layer(layer: int, counts: Sequence[int]) -> LayerReport:
     total, most = sum(counts), max(counts)
     busiest = sorted(range(len(counts)), key=lambda expert: -counts[expert])[:TOP]
     return {

@@ -7,8 +7,9 @@ from typing import Any
 from litestar import Response, route
 from litestar.enums import HttpMethod
 
-from trunkline.core.server.api import AnyRequest, json_response
+from trunkline.core.server.api import JSON, TEXT, AnyRequest, json_response
 
+from .reply_schemas import ExpertQuery, Report
 from .report import report
 from .service import Service, wants_json
 from .settings import DUMP, START, STOP
@@ -42,7 +43,7 @@ def _route(service: Service, path: str, control: str, text: str, about: str) -> 
     @route(
         path,
         http_method=[HttpMethod.GET, HttpMethod.POST],
-        opt={"scope": "admin", "dialect": "native"},
+        opt={"scope": "admin", "dialect": "native", "query": ExpertQuery, "replies": {200: {TEXT: str, JSON: Report}}},
         status_code=200,
         summary=text.strip().rstrip("."),
         description=f"{about} Text, or JSON with the counts by `?format=json` or `Accept: application/json`.",

@@ -8,7 +8,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from trunkline.core.server.api import Cut
+
 from .detect import sigmoid
+from .reply_schemas import CohereMeta, CohereReply, JinaReply, Result, SglangEntry, TeiEntry
 from .service import Scored, usage
 
 SEARCH_UNIT = 100  # documents that Cohere counts as one search
@@ -34,31 +37,33 @@ def ranked(scored: list[Scored], top_n: int | None) -> list[int]:
     return order[:top_n]
 
 
-def sglang(ranking: Ranking) -> list[dict[str, Any]]:
+def sglang(ranking: Ranking) -> list[SglangEntry]:
     """A bare list; the score is what the checkpoint asks for: mostly the raw logit."""
     answer = []
     for index in ranking.order:
         one = ranking.scored[index]
-        entry = {"score": one.logit if ranking.raw_scores else one.score, "index": index, "meta_info": one.meta}
+        score = one.logit if ranking.raw_scores else one.score
+        entry: SglangEntry = {"score": score, "index": index, "meta_info": one.meta}
         if ranking.with_documents:
             entry["document"] = ranking.texts[index]
         answer.append(entry)
     return answer
 
 
-def tei(ranking: Ranking) -> list[dict[str, Any]]:
+def tei(ranking: Ranking) -> list[TeiEntry]:
     """Text Embeddings Inference's bare list: probabilities, or raw logits with ``raw_scores``."""
     answer = []
     for index in ranking.order:
         one = ranking.scored[index]
-        entry = {"index": index, "score": relevance(ranking, one), **cut(one)}
+        entry: TeiEntry = {"index": index, "score": relevance(ranking, one)}
+        entry = {**entry, **cut(one)}
         if ranking.with_documents:
             entry["text"] = ranking.texts[index]
         answer.append(entry)
     return answer
 
 
-def jina(ranking: Ranking) -> dict[str, Any]:
+def jina(ranking: Ranking) -> JinaReply:
     """The object of Jina, Infinity and vLLM; scores lie in [0, 1]."""
     return {
         "id": ranking.id,
@@ -68,10 +73,10 @@ def jina(ranking: Ranking) -> dict[str, Any]:
     }
 
 
-def cohere(ranking: Ranking) -> dict[str, Any]:
+def cohere(ranking: Ranking) -> CohereReply:
     """Cohere's object; scores lie in [0, 1]. What was cut is told in ``meta.warnings``."""
     counts = usage(ranking.scored)
-    meta: dict[str, Any] = {
+    meta: CohereMeta = {
         "api_version": {"version": ranking.version},
         "billed_units": {"search_units": math.ceil(len(ranking.scored) / SEARCH_UNIT)},
         "tokens": {"input_tokens": counts["prompt_tokens"], "output_tokens": 0},
@@ -88,11 +93,13 @@ def cohere(ranking: Ranking) -> dict[str, Any]:
     return {"id": ranking.id, "results": _results(ranking, cuts=False), "meta": meta}
 
 
-def _results(ranking: Ranking, *, cuts: bool = True) -> list[dict[str, Any]]:
-    results = []
+def _results(ranking: Ranking, *, cuts: bool = True) -> list[Result]:
+    results: list[Result] = []
     for index in ranking.order:
         one = ranking.scored[index]
-        entry = {"index": index, "relevance_score": relevance(ranking, one), **(cut(one) if cuts else {})}
+        entry: Result = {"index": index, "relevance_score": relevance(ranking, one)}
+        if cuts:
+            entry = {**entry, **cut(one)}
         if ranking.with_documents:
             document = ranking.documents[index]
             entry["document"] = {"text": document} if isinstance(document, str) else document
@@ -105,7 +112,7 @@ def relevance(ranking: Ranking, one: Scored) -> float:
     return one.logit if ranking.raw_scores else sigmoid(one.logit)
 
 
-def cut(one: Scored) -> dict[str, Any]:
+def cut(one: Scored) -> Cut:
     """The report of a document that was truncated, for dialects without a place of their own for it."""
     return one.report
 

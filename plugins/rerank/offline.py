@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trunkline.core.errors import RequestError
-from trunkline.core.server.api import Truncation
+from trunkline.core.server.api import Truncation, choose
 
 from .reranker import Limits, Reranker
 from .settings import TASK, RerankSettings
@@ -34,10 +33,7 @@ def rerank(
     document was cut. ``model`` is by default the first that reranks. Raises RequestError for what
     the server would answer 4xx, TimeoutError when a pair takes more than ``timeout`` seconds.
     """
-    served = engine.served(model) if model else next((one for one in engine.models if TASK in one.tasks), None)
-    if served is None or TASK not in served.tasks:
-        first = served or engine.models[0]
-        raise RequestError(first.refused.get(TASK) or f"{first.name} does not serve {TASK}.")
+    served = choose(engine.models, TASK, model and engine.served(model).name)
     reranker = Reranker(served, engine.tokenizer(served.name), settings or RerankSettings())
     pieces = reranker.items([query] * len(documents), documents, Limits.of(served, truncate), instruct=instruct)
     items = [items[0] for items in pieces]  # without chunks a pair is one item
@@ -45,10 +41,10 @@ def rerank(
         engine.submit(TASK, item.ids, reranker.params, model=served.name, second_at=item.second_at) for item in items
     ]
     engine.wait_for(tickets, timeout)
-    records = []
+    records: list[dict[str, Any]] = []
     for index, (ticket, item) in enumerate(zip(tickets, items, strict=True)):
         logit = reranker.logit(ticket.data)
         record = {"index": index, "score": reranker.score(logit), "logit": logit, "prompt_tokens": len(item.ids)}
         record["cached_tokens"] = ticket.cached_tokens
-        records.append(record | item.report)
+        records.append({**record, **item.report})
     return sorted(records, key=lambda record: -record["logit"])[:top_n]

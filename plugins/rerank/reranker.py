@@ -44,6 +44,16 @@ class Limits(Struct, frozen=True):
         return cls(served.max_request_tokens, read_truncate(truncate))
 
 
+class Field(Struct, frozen=True):
+    """A field of the body as the client spelled it, for errors. ``single``: it holds one text for all pairs."""
+
+    name: str
+    single: bool = False
+
+
+QUERY, DOCUMENTS = Field("query", single=True), Field("documents")
+
+
 class Reranker:
     """Pure CPU work, with or without a server."""
 
@@ -108,30 +118,33 @@ class Reranker:
         *,
         instruct: str | None = None,
         first: int = 0,
-        single: bool = False,
+        fields: tuple[Field, Field] = (QUERY, DOCUMENTS),
     ) -> list[list[Item]]:
         """Prompts of each pair: one, or several where a document falls into chunks.
 
-        ``first`` is the index of the first pair in its request, for errors. RequestError for pairs
-        that are too long, and for an instruction where the model's prompt has no place for it.
+        For errors, ``first`` is the index of the first pair in its request, and ``fields`` are those that the
+        queries and the documents came in. RequestError for pairs that are too long, and for an instruction where
+        the model's prompt has no place for it.
         """
         if instruct and not self.prompter.takes_instruct:
             raise RequestError(f"{self.served.name} takes no instruction; leave `instruct` out.", param="instruct")
         kept = []
+        of_query, of_document = fields
         for index, (query, document) in enumerate(zip(queries, documents, strict=True), first):
-            with naming(index, single=single):
+            with naming(of_query.name, index, single=of_query.single):
                 self.bounded(query, Limits(limits.prompt))
+            with naming(of_document.name, index, single=of_document.single):
                 kept.append(self.bounded(document, limits))
-        pieces = self.fitted(self.prompter(queries, kept, instruct), limits, first=first, single=single)
+        pieces = self.fitted(self.prompter(queries, kept, instruct), limits, first=first, field=of_document)
         return uncounted(pieces, documents, kept)
 
     def fitted(
-        self, prompts: Sequence[Prompt], limits: Limits, *, first: int = 0, single: bool = False
+        self, prompts: Sequence[Prompt], limits: Limits, *, first: int = 0, field: Field = DOCUMENTS
     ) -> list[list[Item]]:
         """Prompts of the lengths that ``limits`` allow. RequestError names the one that can't be."""
         pieces = []
         for index, prompt in enumerate(prompts, first):
-            with naming(index, single=single):
+            with naming(field.name, index, single=field.single):
                 pieces.append(fit_prompt(prompt, limits))
         return pieces
 

@@ -14,17 +14,20 @@ from trunkline.core.types import ServedModel
 
 from .body_schemas import RerankBody
 from .dialects import DIALECTS, WITH_DOCUMENTS, Ranking, ranked
-from .reranker import Limits
-from .service import Job, Service, check_documents, check_query, new_id
+from .reply_schemas import RANKING, FormatQuery
+from .reranker import DOCUMENTS, QUERY, Field, Limits
+from .service import Job, Service, check_documents, check_query, check_texts, new_id
 
 DOCUMENT_TOKENS = 4096  # of a document, where Cohere's v2 API isn't told
 CHUNKS = 10  # of a document, where Cohere's v1 API isn't told
 MAX_CHUNKS = 1000
+OBJECTS = ("jina", "cohere")  # formats that are no bare list
+TEXTS = Field("texts")  # TEI's name for documents
 
 
 def rerank_routes(service: Service) -> list[Any]:
     """Handlers, bound to the service."""
-    opt = {"scope": "infer", "dialect": "openai", "body": RerankBody}
+    opt = {"scope": "infer", "dialect": "openai", "body": RerankBody, "query": FormatQuery, "replies": RANKING}
     methods = [HttpMethod.POST, HttpMethod.PUT]
 
     @route(
@@ -33,11 +36,12 @@ def rerank_routes(service: Service) -> list[Any]:
         opt=opt,
         status_code=200,
         summary="Rank documents by how well they answer a query",
-        description="SGLang's bare list; Cohere's SDK gets Cohere's object; `?format=` chooses.",
+        description="SGLang's bare list; Cohere's SDKs and LiteLLM get an object; `?format=` chooses.",
     )
     async def v1_rerank(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, RerankBody)
-        return await _answer(service, request, body, _of_v1(service, request, body), "1")
+        dialect = _of_v1(service, request, body) if body.texts is None else "tei"
+        return await _answer(service, request, body, dialect, "1")
 
     @route(
         "/rerank",
@@ -59,12 +63,17 @@ def rerank_routes(service: Service) -> list[Any]:
 
 
 def _of_v1(service: Service, request: AnyRequest, body: RerankBody) -> str:
-    """Cohere's v1 SDK posts here too: it is known by its headers, or by fields of its own."""
-    headers = request.headers
-    sdk = headers.get("x-fern-sdk-name", "") == "cohere" or headers.get("user-agent", "").startswith("cohere/")
-    if sdk or body.rank_fields is not None or body.max_chunks_per_doc is not None:
+    """The format of a request with ``documents`` to /v1/rerank, where clients of several APIs post to.
+
+    Cohere's SDKs (``cohere``, ``cohere-ai``, ``com.cohere…``) and LiteLLM are known by their headers, other clients
+    of Cohere's API by their fields.
+    """
+    sdk, agent = (request.headers.get(name, "").lower() for name in ("x-fern-sdk-name", "user-agent"))
+    from_cohere = "cohere" in sdk or agent.startswith(("cohere/", "cohere-ai/"))
+    if from_cohere or body.rank_fields is not None or body.max_chunks_per_doc is not None:
         return "cohere"
-    return service.settings.rerank_format
+    usual = service.settings.rerank_format
+    return "jina" if agent.startswith("litellm/") and usual not in OBJECTS else usual
 
 
 async def _answer(service: Service, request: AnyRequest, body: RerankBody, dialect: str, version: str) -> Response[Any]:
@@ -81,6 +90,7 @@ async def _answer(service: Service, request: AnyRequest, body: RerankBody, diale
         instruct=body.instruct,
         priority=_priority(body, dialect),
         salt=read_salt(body.cache_salt, body.extra_key),
+        fields=(QUERY, DOCUMENTS if body.texts is None else TEXTS),
     )
     name = new_id("rerank")
     scored = await service.score(request, reranker, job, name)
@@ -101,7 +111,10 @@ async def _answer(service: Service, request: AnyRequest, body: RerankBody, diale
 
 def _check(body: RerankBody, texts: list[str]) -> None:
     check_query(body.query)
-    check_documents(texts, "documents" if body.texts is None else "texts")
+    if body.texts is None:
+        check_documents(texts)
+    else:
+        check_texts(texts, TEXTS)
     for field in ("top_n", "max_chunks_per_doc", "max_tokens_per_doc"):
         value = getattr(body, field)
         if value is not None and value < 1:

@@ -15,6 +15,7 @@ from trunkline.core.server.api import (
     AnyRequest,
     InvalidBody,
     Item,
+    ItemMeta,
     check_batch,
     check_vocabulary,
     item_meta,
@@ -29,9 +30,10 @@ from .body_schemas import ScoreBody
 from .detect import sigmoid
 from .dialects import cut
 from .prompts import Prompt, split_prompts
-from .reranker import Limits, Reranker, read_values, uncounted
+from .reply_schemas import PairScores, Scoring
+from .reranker import QUERY, Field, Limits, Reranker, read_values, uncounted
 from .schemas import RerankParams, check_labels
-from .service import Job, Scored, Service, check_documents, check_query, new_id, token_usage, turns, usage
+from .service import Job, Scored, Service, check_texts, new_id, token_usage, turns, usage
 
 
 def score_routes(service: Service) -> list[Any]:
@@ -40,7 +42,7 @@ def score_routes(service: Service) -> list[Any]:
     @route(
         ["/score", "/v1/score"],
         http_method=[HttpMethod.POST, HttpMethod.PUT],
-        opt={"scope": "infer", "dialect": "openai", "body": ScoreBody},
+        opt={"scope": "infer", "dialect": "openai", "body": ScoreBody, "replies": (PairScores, Scoring)},
         status_code=200,
         summary="Score pairs of texts, or the tokens that may follow an item",
         description="`text_1`, `text_2` as vLLM has them; `query`, `items`, `label_token_ids` as SGLang does.",
@@ -76,7 +78,8 @@ async def _pairs(service: Service, request: AnyRequest, body: ScoreBody) -> Resp
             f"text_1 has {len(firsts)} texts and text_2 {len(seconds)}; send as many, or one in text_1.", param="text_2"
         )
     name = new_id("score")
-    scored = await _scored(service, request, reranker, body, firsts, seconds, name)
+    fields = Field("text_1", isinstance(body.text_1, str)), Field("text_2", isinstance(body.text_2, str))
+    scored = await _scored(service, request, reranker, body, (firsts, seconds), fields, name)
     return json_response(
         {
             "id": name,
@@ -101,11 +104,15 @@ async def _items(service: Service, request: AnyRequest, body: ScoreBody) -> Resp
         raise RequestError("apply_softmax needs label_token_ids: there is one score an item.", param="apply_softmax")
     texts = [body.items] if isinstance(body.items, str) else body.items
     if not isinstance(body.query, str) or not all(isinstance(text, str) for text in texts or ()):
-        raise RequestError("This model scores pairs of texts: query and items must be text, not token ids.")
+        raise RequestError(
+            "This model scores pairs of texts: query and items must be text, not token ids.", param="items"
+        )
     items = [text for text in texts or () if isinstance(text, str)]
-    queries = [body.query] * len(items)
-    firsts, seconds = (items, queries) if body.item_first else (queries, items)
-    scored = await _scored(service, request, reranker, body, firsts, seconds, new_id("score"))
+    if not items:
+        raise RequestError("items cannot be empty", param="items")
+    queries, field = [body.query] * len(items), Field("items", isinstance(body.items, str))
+    pairs, fields = ((items, queries), (field, QUERY)) if body.item_first else ((queries, items), (QUERY, field))
+    scored = await _scored(service, request, reranker, body, pairs, fields, new_id("score"))
     return _scoring(reranker, body, [[value] for value in _values(scored, body)], [one.meta for one in scored])
 
 
@@ -114,21 +121,21 @@ async def _scored(
     request: AnyRequest,
     reranker: Reranker,
     body: ScoreBody,
-    firsts: list[str],
-    seconds: list[str],
+    pairs: tuple[list[str], list[str]],
+    fields: tuple[Field, Field],
     name: str,
 ) -> list[Scored]:
-    for text in firsts:
-        check_query(text)
-    check_documents(seconds, "items" if body.text_2 is None else "text_2")
+    """Scores of the pairs; their first and second texts came in ``fields``."""
+    for texts, field in zip(pairs, fields, strict=True):
+        check_texts(texts, field)
     job = Job(
-        queries=firsts,
-        documents=seconds,
+        queries=pairs[0],
+        documents=pairs[1],
         limits=Limits.of(reranker.served, body.truncate),
         instruct=body.instruct,
         priority=body.priority or 0,
         salt=read_salt(body.cache_salt, body.extra_key),
-        single=isinstance(body.text_2 if body.items is None else body.items, str),
+        fields=fields,
     )
     return await service.score(request, reranker, job, name)
 
@@ -170,7 +177,7 @@ async def _labels(service: Service, request: AnyRequest, body: ScoreBody) -> Res
         new_id("score"),
         priority=body.priority or 0,
         salt=salt,
-        single=isinstance(body.items, str),
+        field=Field("items", isinstance(body.items, str)),
     )
     pairs = [(some[0], one[0]) for some, one in zip(replies, pieces, strict=True)]
     scores = [probabilities(reply, softmax=bool(body.apply_softmax)) for reply, _ in pairs]
@@ -199,21 +206,21 @@ async def _label_items(service: Service, reranker: Reranker, body: ScoreBody) ->
     query, items = body.query, _listed(body.items)
     if not items or not query:
         raise RequestError(f"{'items' if query else 'query'} cannot be empty", param="items" if query else "query")
-    check_batch(len(items), service.max_batch)
-    limits, single = Limits.of(reranker.served, body.truncate), isinstance(body.items, str)
+    check_batch(len(items), service.max_batch, "items")
+    limits, field = Limits.of(reranker.served, body.truncate), Field("items", isinstance(body.items, str))
     if isinstance(query, list):
         if not all(isinstance(item, list) for item in items):
             raise RequestError("query is a list of token ids, so every item must be one.", param="items")
         lists = [item for item in items if isinstance(item, list)]
         prompts = _join_ids(reranker, query, lists, item_first=bool(body.item_first))
-        return reranker.fitted(prompts, limits)
+        return reranker.fitted(prompts, limits, field=field)
     texts = [item for item in items if isinstance(item, str)]
     if len(texts) < len(items):
         raise RequestError("query is text, so every item must be text.", param="items")
     pieces: list[list[Item]] = []
     for start, end in turns([query] * len(texts), texts):
         pieces += await service.engine.off_loop(
-            _join_texts, reranker, query, texts[start:end], limits, bool(body.item_first), start, single
+            _join_texts, reranker, query, texts[start:end], limits, bool(body.item_first), start, field
         )
     return pieces
 
@@ -228,32 +235,30 @@ def _listed(items: Any) -> list[str | list[int]]:
 
 
 def _join_ids(reranker: Reranker, query: list[int], items: list[list[int]], *, item_first: bool) -> list[Prompt]:
-    check_vocabulary(query, reranker.served)
+    check_vocabulary(query, reranker.served, "query")
     for index, item in enumerate(items):
-        with naming(index):
+        with naming("items", index):
             if not item:
                 raise RequestError("items must not be empty.", param="items")
-            check_vocabulary(item, reranker.served)
+            check_vocabulary(item, reranker.served, "items")
     return [Prompt([] if item_first else query, item, query if item_first else []) for item in items]
 
 
 def _join_texts(
-    reranker: Reranker, query: str, items: list[str], limits: Limits, item_first: bool, first: int, single: bool
+    reranker: Reranker, query: str, items: list[str], limits: Limits, item_first: bool, first: int, field: Field
 ) -> list[list[Item]]:
     for index, item in enumerate(items, first):
-        with naming(index, single=single):
+        with naming("items", index, single=field.single):
             if not item:
                 raise RequestError("items must not be empty.", param="items")
     kept = [reranker.bounded(item, limits) for item in items]
     nothing, queries = [""] * len(items), [query] * len(items)
     heads, tails = (nothing, queries) if item_first else (queries, nothing)
     prompts = split_prompts(reranker.tokenizer, heads, kept, tails, special=True)
-    return uncounted(reranker.fitted(prompts, limits, first=first, single=single), items, kept)
+    return uncounted(reranker.fitted(prompts, limits, first=first, field=field), items, kept)
 
 
-def _scoring(
-    reranker: Reranker, body: ScoreBody, scores: list[list[float]], metas: list[dict[str, Any]]
-) -> Response[Any]:
+def _scoring(reranker: Reranker, body: ScoreBody, scores: list[list[float]], metas: list[ItemMeta]) -> Response[Any]:
     tokens = sum(meta["prompt_tokens"] for meta in metas)
     return json_response(
         {

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from msgspec import Struct
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import AnyRequest, Item, check_batch, item_meta, new_rid, run_all
+from trunkline.core.server.api import AnyRequest, Cut, Item, ItemMeta, Usage, check_batch, item_meta, new_rid, run_all
 from trunkline.core.types import EngineClient, Reply, Settings
 
-from .reranker import Limits, Reranker
+from .reranker import DOCUMENTS, QUERY, Field, Limits, Reranker
 from .schemas import RerankParams
 from .settings import GROUP, TASK, RerankSettings
 
@@ -19,7 +18,7 @@ TURN = 1 << 16  # characters that are tokenised in one go, then other requests' 
 
 
 class Job(Struct, frozen=True, kw_only=True):
-    """Pairs of texts that are scored together."""
+    """Pairs of texts that are scored together. ``fields``: those that the queries and the documents came in."""
 
     queries: list[str]
     documents: list[str]
@@ -27,7 +26,7 @@ class Job(Struct, frozen=True, kw_only=True):
     instruct: str | None = None
     priority: int = 0
     salt: bytes = b""
-    single: bool = False
+    fields: tuple[Field, Field] = (QUERY, DOCUMENTS)
 
 
 class Scored(Struct, frozen=True):
@@ -37,8 +36,8 @@ class Scored(Struct, frozen=True):
     score: float
     prompt_tokens: int
     cached_tokens: int
-    report: dict[str, Any]  # of a document that was cut, see Item.report
-    meta: dict[str, Any]
+    report: Cut  # of a document that was cut, see Item.report
+    meta: ItemMeta
 
 
 class Service:
@@ -63,14 +62,15 @@ class Service:
 
     async def score(self, request: AnyRequest, reranker: Reranker, job: Job, rid: str) -> list[Scored]:
         """Score all pairs, in their order. Raises the first error; when the client hangs up all is cancelled."""
-        check_batch(len(job.documents), self.max_batch)
+        field = next((field for field in reversed(job.fields) if not field.single), job.fields[1])
+        check_batch(len(job.documents), self.max_batch, field.name)
         await self.engine.off_loop(reranker.prepare)
         pieces: list[list[Item]] = []
         for start, end in turns(job.queries, job.documents):
             pieces += await self.engine.off_loop(_prompts(reranker, job, start, end))
             self._check_pieces(pieces)
         replies = await self.run(
-            request, reranker, pieces, reranker.params, rid, priority=job.priority, salt=job.salt, single=job.single
+            request, reranker, pieces, reranker.params, rid, priority=job.priority, salt=job.salt, field=job.fields[1]
         )
         return [self._scored(reranker, own, some) for own, some in zip(pieces, replies, strict=True)]
 
@@ -94,7 +94,7 @@ class Service:
         *,
         priority: int = 0,
         salt: bytes = b"",
-        single: bool = False,
+        field: Field = DOCUMENTS,
     ) -> list[list[Reply]]:
         """Run every piece at once; replies grouped as ``pieces`` are. Ids of requests begin with ``rid``."""
         flat = [item for items in pieces for item in items]
@@ -110,7 +110,8 @@ class Service:
                 rids,
                 priority=priority,
                 salt=salt,
-                single=single or len(flat) > len(pieces),  # the index would be a chunk's
+                single=field.single or len(flat) > len(pieces),  # the index would be a chunk's
+                field=field.name,
             )
         )
         return [[next(replies) for _ in items] for items in pieces]
@@ -134,7 +135,7 @@ def _prompts(reranker: Reranker, job: Job, start: int, end: int) -> Callable[[],
         job.limits,
         instruct=job.instruct,
         first=start,
-        single=job.single,
+        fields=job.fields,
     )
 
 
@@ -159,23 +160,33 @@ def check_query(query: str) -> None:
         raise RequestError("Query cannot be empty or whitespace only", param="query")
 
 
-def check_documents(documents: Sequence[str], field: str = "documents") -> None:
+def check_documents(documents: Sequence[str]) -> None:
     """RequestError as SGLang words it."""
     if not documents:
-        raise RequestError("Documents cannot be empty", param=field)
+        raise RequestError("Documents cannot be empty", param="documents")
     for index, document in enumerate(documents):
         if not document:
-            raise RequestError("Each document must be a non-empty string", param=f"{field}[{index}]")
+            raise RequestError("Each document must be a non-empty string", param=f"documents[{index}]")
         if not document.strip():
-            raise RequestError("Each document cannot be empty or whitespace only", param=f"{field}[{index}]")
+            raise RequestError("Each document cannot be empty or whitespace only", param=f"documents[{index}]")
 
 
-def usage(scored: Sequence[Scored]) -> dict[str, Any]:
+def check_texts(texts: Sequence[str], field: Field) -> None:
+    """As :func:`check_documents`, for the fields of other dialects."""
+    if not texts:
+        raise RequestError(f"{field.name} cannot be empty", param=field.name)
+    for index, text in enumerate(texts):
+        place = field.name if field.single else f"{field.name}[{index}]"
+        if not text.strip():
+            raise RequestError(f"{place} cannot be empty{' or whitespace only' if text else ''}", param=place)
+
+
+def usage(scored: Sequence[Scored]) -> Usage:
     """OpenAI's object for the tokens of all pairs."""
     return token_usage(sum(one.prompt_tokens for one in scored), sum(one.cached_tokens for one in scored))
 
 
-def token_usage(tokens: int, cached: int) -> dict[str, Any]:
+def token_usage(tokens: int, cached: int) -> Usage:
     return {
         "prompt_tokens": tokens,
         "total_tokens": tokens,

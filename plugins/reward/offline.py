@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trunkline.core.server.api import Shaper, Truncation, sort_inputs
+from trunkline.core.server.api import Shaper, Truncation, choose, sort_inputs
 
 from .labels import label_of, probabilities
 from .schemas import RewardParams
@@ -30,7 +30,7 @@ def classify(
     ``prompt_tokens`` and ``cached_tokens``. Raises RequestError for what the server would answer
     4xx (nothing is computed then), TimeoutError when one takes more than ``timeout`` seconds.
     """
-    served = engine.served(model)
+    served = choose(engine.models, TASK, model and engine.served(model).name)
     inputs = sort_inputs(texts)
     items = Shaper(engine.tokenizer(served.name), served, truncate=truncate).items(inputs)
     tickets = [

@@ -20,6 +20,7 @@ from trunkline.core.server.api import (
 
 from .body_schemas import OpenAIClassifyBody
 from .labels import label_of, probabilities
+from .reply_schemas import LabelEntry, LabelsReply
 from .service import Scored, Service
 
 
@@ -28,7 +29,7 @@ def openai_routes(service: Service) -> list[Any]:
 
     @post(
         "/v1/classify",
-        opt={"scope": "infer", "dialect": "openai", "body": OpenAIClassifyBody},
+        opt={"scope": "infer", "dialect": "openai", "body": OpenAIClassifyBody, "replies": LabelsReply},
         status_code=200,
         summary="Label texts",
         description="The most probable label of each input, with the probabilities of all.",
@@ -51,32 +52,32 @@ def openai_routes(service: Service) -> list[Any]:
 
 
 def _inputs(body: OpenAIClassifyBody) -> Inputs:
-    if isinstance(body.input, str):
-        return Inputs(texts=[body.input], single=True)
     if not body.input:
         raise RequestError("input cannot be empty.", param="input")
+    if isinstance(body.input, str):
+        return Inputs(texts=[body.input], single=True)
     texts = [entry for entry in body.input if isinstance(entry, str)]
     if texts:
         if len(texts) != len(body.input):
             raise RequestError("input mixes texts and token ids.", param="input")
         return Inputs(texts=[*texts])
-    ids, single = spread_ids([entry for entry in body.input if not isinstance(entry, str)])
+    ids, single = spread_ids([entry for entry in body.input if not isinstance(entry, str)], "input")
     return Inputs(ids=ids, single=single)
 
 
-def answer(scored: Scored, *, activate: bool) -> dict[str, Any]:
+def answer(scored: Scored, *, activate: bool) -> LabelsReply:
     """The answer's object; ``activate`` false leaves the scores as they are."""
     config = scored.served.info.config
-    data: list[dict[str, Any]] = []
-    for index, (scores, meta) in enumerate(zip(scored.scores(), scored.metas(), strict=True)):
+    data: list[LabelEntry] = []
+    for index, (scores, item) in enumerate(zip(scored.scores(), scored.items, strict=True)):
         probs = probabilities(config, scores) if activate else scores
-        entry = {
+        entry: LabelEntry = {
             "index": index,
             "label": label_of(config, int(scores.argmax())),
             "probs": probs.tolist(),
             "num_classes": len(scores),
         }
-        data.append(entry | {key: meta[key] for key in ("truncated", "original_tokens") if key in meta})
+        data.append({**entry, **item.report})
     tokens = sum(len(item.ids) for item in scored.items)
     return {
         "id": f"classify-{new_rid()}",

@@ -10,16 +10,19 @@ from litestar.enums import HttpMethod
 from trunkline.core.server.api import AnyRequest, json_response, read_body, read_inputs, read_salt
 
 from .body_schemas import ClassifyBody
+from .reply_schemas import ClassifyRecord
 from .service import Service
 
 
 def classify_routes(service: Service) -> list[Any]:
     """Handlers, bound to the service."""
+    replies = ClassifyRecord, list[ClassifyRecord]
+    opt = {"scope": "infer", "dialect": "native", "body": ClassifyBody, "replies": replies}
 
     @route(
         "/classify",
         http_method=[HttpMethod.POST, HttpMethod.PUT],
-        opt={"scope": "infer", "dialect": "native", "body": ClassifyBody},
+        opt=opt,
         status_code=200,
         summary="Score texts or token ids with a classification head",
         description="`embedding` holds one score a label. One object for a single input, else a list in their order.",
@@ -37,7 +40,7 @@ def classify_routes(service: Service) -> list[Any]:
             salt=read_salt(body.cache_salt, body.extra_key),
         )
         pairs = zip(scored.scores(), scored.metas(), strict=True)
-        records = [{"embedding": scores.tolist(), "meta_info": meta} for scores, meta in pairs]
+        records: list[ClassifyRecord] = [{"embedding": scores.tolist(), "meta_info": meta} for scores, meta in pairs]
         return json_response(records[0] if inputs.single else records)
 
     return [classify]

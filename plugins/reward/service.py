@@ -12,6 +12,7 @@ from trunkline.core.server.api import (
     AnyRequest,
     Inputs,
     Item,
+    ItemMeta,
     Truncation,
     check_batch,
     item_meta,
@@ -38,7 +39,7 @@ class Scored:
         """Float32 ``[labels]`` each."""
         return [scores_of(reply.data) for reply in self.replies]
 
-    def metas(self) -> list[dict[str, Any]]:
+    def metas(self) -> list[ItemMeta]:
         pairs = zip(self.replies, self.items, strict=True)
         return [item_meta(reply, self.served, item, cached=True) for reply, item in pairs]
 
@@ -63,12 +64,12 @@ class Service:
     ) -> Scored:
         """Compute. RequestError for whatever is wrong with the request; then nothing was computed."""
         served = self.engine.choose(TASK, model)
-        check_batch(len(inputs), self._max_batch)
+        check_batch(len(inputs), self._max_batch, inputs.field)
         rids = spread_rids(rid, len(inputs), single=inputs.single, number=False)
         items = await prepare(self.engine, served, inputs, truncate=truncate)
         replies = await run_all(
             self.engine, request, served, TASK, items, RewardParams(), rids,
-            priority=priority or 0, salt=salt, single=inputs.single,
+            priority=priority or 0, salt=salt, single=inputs.single, field=inputs.field,
         )  # fmt: skip
         return Scored(served, items, replies)
 

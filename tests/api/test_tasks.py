@@ -13,11 +13,13 @@ import pytest
 
 from trunkline.core import Engine
 from trunkline.core.engine.batch import Batch
-from trunkline.core.errors import ModelError
+from trunkline.core.errors import ModelError, RequestError
 from trunkline.core.model import catalogue
 from trunkline.plugins.embedding.offline import encode
 from trunkline.plugins.embedding.schemas import EmbeddingParams
+from trunkline.plugins.generation.offline import generate
 from trunkline.plugins.generation.schemas import GenerationParams
+from trunkline.plugins.reward.offline import classify
 
 PROMPT = list(range(10, 50))
 OTHER = list(range(60, 100))
@@ -101,6 +103,19 @@ def test_one_server_answers_for_both_tasks(launch: Callable[..., Any]) -> None:
         assert info["is_generation"] is True
 
 
+@pytest.mark.field
+def test_functions_for_python_choose_the_model_that_serves_their_task(zoo: Callable[[str], Path]) -> None:
+    folders = [str(zoo("bert")), str(zoo("llama"))]
+    with Engine(*folders, dtype="float32", threads=1) as engine:
+        [record] = generate(engine, ["hello"], **GREEDY)
+        assert len(record["output_ids"]) == 4
+        np.testing.assert_array_equal(encode(engine, ["hello"]), encode(engine, ["hello"], model=folders[0]))
+        with pytest.raises(RequestError, match=r"^No loaded model serves reward\. "):
+            classify(engine, ["hello"])
+        with pytest.raises(RequestError, match="no model named 'gpt-4o'"):
+            generate(engine, ["hello"], model="gpt-4o")
+
+
 # -- several models in one server ------------------------------------------------------------
 
 
@@ -135,6 +150,10 @@ def test_the_two_demo_models_on_one_port(live: Callable[..., Any]) -> None:
         assert len(http.post("/encode", json={"text": "A man is eating."}).json()["embedding"]) == 384
         cards = http.get("/v1/models").json()["data"]
         assert [card["id"] for card in cards] == names
+        for path in ("/get_model_info", "/model_info", "/get_server_info", "/server_info"):
+            for name in names:
+                info = http.get(path, params={"model": name}).json()
+                assert (info["model_path"], info["tokenizer_path"]) == (name, str(catalogue.fetch(name)))
 
 
 def test_every_task_is_answered_on_one_port(port: httpx.Client) -> None:
@@ -160,6 +179,57 @@ def test_all_models_are_listed_and_have_their_memory(port: httpx.Client, fleet: 
         assert re.search(rf" {name}: weights [\d.]+ [KM]iB, no KV pool, up to \d+ tokens a pass", log), log
     for name in ("talks", "labels"):
         assert port.get("/get_server_info", params={"model": name}).json()["max_total_num_tokens"] > 0
+
+
+REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
+    # path -> (the only model, or the first, that serves it, the request)
+    "/generate": ("talks", {"text": "a", "sampling_params": GREEDY}),
+    "/v1/chat/completions": ("talks", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}),
+    "/encode": ("embeds", {"text": "a"}),
+    "/v1/embeddings": ("embeds", {"input": "a"}),
+    "/embed": ("embeds", {"inputs": "a"}),
+    "/v1/rerank": ("ranks", {"query": "a", "documents": ["b"]}),
+    "/v2/rerank": ("ranks", {"query": "a", "documents": ["b"]}),
+    "/rerank": ("ranks", {"query": "a", "texts": ["b"]}),
+    "/score": ("ranks", {"text_1": "a", "text_2": "b"}),
+    "/classify": ("ranks", {"text": "a"}),
+    "/v1/classify": ("ranks", {"input": "a"}),
+}
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("path", REQUESTS)
+def test_a_request_without_a_real_model_name_goes_to_the_first_that_serves_it(port: httpx.Client, path: str) -> None:
+    expected, body = REQUESTS[path]
+    for name in (None, "", "default", "unknown", "dummy"):
+        answer = port.post(path, json=body | {"model": name})
+        assert answer.status_code == 200, answer.text
+    named = port.post(path, json=body | {"model": expected})
+    if path == "/v1/classify":
+        assert answer.json()["model"] == named.json()["model"] == expected
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("path", REQUESTS)
+def test_another_unknown_name_is_the_only_model_that_serves_the_task(port: httpx.Client, path: str) -> None:
+    answer = port.post(path, json=REQUESTS[path][1] | {"model": "gpt-4o"})
+    if "classify" not in path:
+        assert answer.status_code == 200, answer.text
+        return
+    assert answer.status_code == (404 if path.startswith("/v1") else 400)
+    assert answer.json()["error"]["message"] == "The model 'gpt-4o' does not exist; there are: ranks, labels."
+
+
+@pytest.mark.field
+def test_a_task_that_no_loaded_model_serves_is_blamed_on_none_of_them(
+    zoo: Callable[[str], Path], live: Callable[..., Any]
+) -> None:
+    server = live(str(zoo("bert")), "--served-model-name", "one", str(zoo("bert-labels")), "--served-model-name", "two")
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        answer = http.post("/v1/rerank", json={"query": "a", "documents": ["b"]})
+        assert answer.status_code == 400
+        assert answer.json()["message"].startswith("No loaded model serves rerank. one: BertModel is not a ")
+        assert " two: BertForSequenceClassification is not a " in answer.json()["message"]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +264,7 @@ def test_the_wrong_task_in_openais_dialect(port: httpx.Client) -> None:
 def test_a_bad_item_fails_its_batch_but_nobody_else(port: httpx.Client) -> None:
     refused = port.post("/encode", json={"text": ["short", LONG]})
     assert refused.status_code == 400
-    assert refused.json()["error"]["message"].startswith("input[1]: The input (")
+    assert refused.json()["error"]["message"].startswith("text[1]: The input (")
     cut = port.post("/encode", json={"text": ["short", LONG], "truncate": "end"}).json()
     assert "truncated" not in cut[0]["meta_info"]
     assert cut[1]["meta_info"]["truncated"] is True

@@ -63,6 +63,16 @@ def test_tasks_share_what_they_have_computed(server: str) -> None:
     assert generated["meta_info"]["cached_tokens"] == first["tokens"]
 
 
+def test_its_route_is_described_like_the_projects_own(server: str) -> None:
+    document = httpx.get(f"{server}/openapi.json").json()
+    operation, schemas = document["paths"]["/surprise"]["post"], document["components"]["schemas"]
+    taken = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
+    given = operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
+    assert (schemas[taken]["required"], sorted(schemas[given]["required"])) == (["text"], ["bits_per_token", "tokens"])
+    assert set(schemas[given]["properties"]) == httpx.post(f"{server}/surprise", json={"text": TEXT}).json().keys()
+    assert {"400", "401", "413", "503"} <= operation["responses"].keys()
+
+
 def test_its_errors_are_the_servers_errors(server: str) -> None:
     refused = httpx.post(f"{server}/surprise", json={"text": ""})
     assert (refused.status_code, refused.json()) == (400, {"error": {"message": "The text needs at least two tokens."}})

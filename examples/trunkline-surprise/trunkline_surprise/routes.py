@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 from litestar import Response, post
@@ -22,10 +22,15 @@ class SurpriseBody(Struct):
     model: str | None = None
 
 
+class SurpriseReply(TypedDict):
+    bits_per_token: float
+    tokens: int  # after the first, which has nothing before it
+
+
 def routes(engine: EngineClient, settings: SurpriseSettings) -> list[Any]:
     """Handlers, bound to the engine."""
 
-    @post("/surprise", opt={"scope": "infer"}, status_code=200)
+    @post("/surprise", opt={"scope": "infer", "body": SurpriseBody, "replies": SurpriseReply}, status_code=200)
     async def surprise(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, SurpriseBody)
         model = engine.choose(TASK, body.model)
@@ -37,7 +42,8 @@ def routes(engine: EngineClient, settings: SurpriseSettings) -> list[Any]:
         replies = engine.submit(model.name, TASK, [submission])
         await finished(request, replies)
         result = msgspec.convert(replies[0].data, Surprise)
-        tokens = len(prompt) - 1  # the first has nothing before it
-        return json_response({"bits_per_token": result.bits / tokens, "tokens": tokens})
+        tokens = len(prompt) - 1
+        reply: SurpriseReply = {"bits_per_token": result.bits / tokens, "tokens": tokens}
+        return json_response(reply)
 
     return [surprise]

@@ -22,6 +22,7 @@ from trunkline.core.engine import renew, startup
 from trunkline.core.engine.local import Ticket
 from trunkline.core.engine.messages import Answer, Call, Changed, Loading
 from trunkline.core.errors import RequestError
+from trunkline.core.model import catalogue
 from trunkline.core.model.attention import packed_layout
 from trunkline.plugins.embedding.offline import encode
 from trunkline.plugins.generation.schemas import GenerationParams
@@ -118,6 +119,18 @@ def test_new_weights_are_those_of_a_fresh_engine(old: Path, new: Path) -> None:
         assert tokens(engine) == before
         assert engine.models[0].aliases == (str(new),)
         assert engine.models[0].weight_version == "seven"
+
+
+@pytest.mark.field
+def test_the_tokenizer_path_of_a_demo_model_is_its_folder(
+    old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Routers and benchmarks load it. It stays when the weights are replaced."""
+    monkeypatch.setattr(catalogue, "fetch", lambda reference: old)
+    with Engine("demo:tiny", dtype="float32", threads=1) as engine:
+        assert (engine.models[0].model_path, engine.models[0].tokenizer_path) == ("demo:tiny", str(old))
+        engine.call("update_weights", model_path=str(new))
+        assert (engine.models[0].model_path, engine.models[0].tokenizer_path) == (str(new), str(old))
 
 
 def test_frozen_weights_are_freed_too(old: Path, new: Path) -> None:

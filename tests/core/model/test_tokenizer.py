@@ -84,3 +84,18 @@ def test_a_tokenizer_of_another_kind() -> None:
     letters: Any = Letters()
     assert tokenizer.token_ids(letters, "ab") == [0, 97, 98]
     assert tokenizer.token_ids(letters, "ab", special=False) == [97, 98]
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("typed", ["org/name", "folder", "../x:y", "/models/llama"])
+def test_a_path_or_id_stays_as_the_user_typed_it(typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "x:y").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert tokenizer.public_path(typed, ModelSource(typed, "/cache/somewhere")) == typed
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("typed", ["demo:smollm2-135m-instruct", "s3://bucket/model"])
+def test_what_only_this_server_knows_is_shown_as_its_folder(typed: str) -> None:
+    assert tokenizer.public_path(typed, ModelSource(typed, "/cache/somewhere")) == "/cache/somewhere"

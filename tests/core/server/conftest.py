@@ -210,6 +210,10 @@ def echo_routes(engine: Any, settings: Any) -> list[Any]:
     async def broken() -> Response[Any]:
         raise ZeroDivisionError("a secret")
 
+    @post("/v1/break", opt={"scope": "infer", "dialect": "openai"}, status_code=200)
+    async def broken_openai() -> Response[Any]:
+        raise ZeroDivisionError("a secret")
+
     @post("/wrong", opt={"scope": "infer"}, status_code=200)
     async def wrong() -> Response[Any]:
         raise RequestError("Too odd.", status=500)
@@ -218,7 +222,7 @@ def echo_routes(engine: Any, settings: Any) -> list[Any]:
     async def die() -> Response[Any]:
         return json_response(await engine.call("die"))
 
-    return [native, openai, broken, wrong, die]
+    return [native, openai, broken, broken_openai, wrong, die]
 
 
 @pytest.fixture

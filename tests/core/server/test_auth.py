@@ -113,7 +113,7 @@ async def test_a_refusal_names_the_flag(host: Host, configure: Callable[..., Con
 async def test_401_has_its_own_shape_and_options_is_open(host: Host, configure: Callable[..., Config]) -> None:
     app = create_app(Host(), Engine(), configure(api_key="k").settings)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
-        answer = await http.get("/v1/models")
+        answer = await http.get("/get_model_info")
         assert (answer.status_code, answer.json()) == (401, {"error": "Unauthorized"})
         assert answer.headers["www-authenticate"] == "Bearer"
         assert (await http.options("/v1/models")).status_code == 204

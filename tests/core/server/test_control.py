@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from trunkline.core.server.control import FLUSHED, Lifecycle
@@ -83,6 +84,40 @@ async def test_models_are_listed_in_openai_style(live: Callable[..., Any]) -> No
         assert (await http.get("/get_model_info?model=three")).status_code == 400
 
 
+@pytest.mark.field
+async def test_with_one_model_any_name_is_that_model(live: Callable[..., Any]) -> None:
+    _, port = await live({"model_path": "org/one"})
+    async with client(port) as http:
+        for name in ("org/one", "gpt-4o", "text-embedding-3-small", "/folder/x"):
+            answer = await http.get(f"/v1/models/{name}")
+            assert (answer.status_code, answer.json()["id"]) == (200, "org/one")
+        for path in ("/get_model_info", "/model_info", "/server_info", "/get_server_info", "/get_weight_version"):
+            assert (await http.get(path, params={"model": "gpt-4o"})).status_code == 200
+
+
+@pytest.mark.field
+async def test_calls_about_a_model_take_default_for_no_name(live: Callable[..., Any]) -> None:
+    _, port = await live({"model_path": "one"}, {"model_path": "two"})
+    async with client(port) as http:
+        for name, expected in (("default", "one"), ("unknown", "one"), ("dummy", "one"), ("two", "two")):
+            for path in ("/get_model_info", "/model_info", "/server_info", "/get_server_info"):
+                assert (await http.get(path, params={"model": name})).json()["model_path"] == expected
+            assert (await http.get("/get_weight_version", params={"model": name})).status_code == 200
+            assert (await http.post("/flush_cache", params={"model": name})).status_code == 200
+        assert "there are: one, two" in (await http.post("/flush_cache?model=three")).json()["error"]["message"]
+        for name in ("default", "three"):
+            assert (await http.get(f"/v1/models/{name}")).status_code == 404
+
+
+@pytest.mark.field
+async def test_a_model_that_is_called_by_its_folder_is_found(live: Callable[..., Any]) -> None:
+    _, port = await live({"model_path": "/models/one"}, {"model_path": "/models/two"})
+    async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as sdk:
+        assert (await sdk.models.retrieve("/models/two")).id == "/models/two"
+        with pytest.raises(openai.NotFoundError, match="The model 'models/three' does not exist"):
+            await sdk.models.retrieve("/models/three")
+
+
 async def test_server_info_hides_keys(live: Callable[..., Any]) -> None:
     _, port = await live(api_key="secret-1", admin_api_key="secret-2")
     async with client(port, authorization="Bearer secret-1") as http:
@@ -117,7 +152,7 @@ async def test_flush_says_what_sglang_says(live: Callable[..., Any]) -> None:
         await busy
 
 
-@pytest.mark.parametrize("timeout", ["-1", "x", "nan", "inf", "1e9"])
+@pytest.mark.parametrize("timeout", ["-1", "x", "nan", "inf", "1e9", ""])
 async def test_flush_refuses_odd_timeouts(live: Callable[..., Any], timeout: str) -> None:
     _, port = await live()
     async with client(port) as http:
@@ -142,6 +177,17 @@ async def test_abort_answers_the_aborted_with_what_they_have(live: Callable[...,
         assert aborted.json()[0]["finish"]["type"] == "abort"
         assert aborted.json()[0]["ids"]
         assert (await http.post("/abort_request")).status_code == 400
+
+
+@pytest.mark.field
+async def test_a_browser_is_sent_to_the_docs(live: Callable[..., Any]) -> None:
+    _, port = await live(api_key="k")
+    async with client(port) as http:
+        browser = await http.get("/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+        assert (browser.status_code, browser.headers["location"]) == (302, "/docs")
+        other = await http.get("/")
+        assert (other.status_code, other.json()["docs"]) == (200, "/docs")
+        assert (await http.head("/")).status_code == 200
 
 
 async def test_docs_work_without_network(live: Callable[..., Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 JSON = {"content-type": "application/json"}
@@ -108,6 +109,64 @@ async def test_unknown_paths_and_methods_keep_detail(http: httpx.AsyncClient) ->
     method = await http.get("/echo")
     assert (method.status_code, method.json()) == (405, {"detail": "Method Not Allowed"})
     assert "POST" in method.headers["allow"]
+
+
+@pytest.mark.field
+async def test_unknown_routes_under_v1_are_openais_error_object(http: httpx.AsyncClient) -> None:
+    """Its SDKs print the message of that object, and of a body with ``detail`` the status alone."""
+    for method, path, status in (("POST", "/v1/responses", 404), ("GET", "/v1/a/b?c=d", 404), ("GET", "/v1/echo", 405)):
+        answer = await http.request(method, path)
+        assert answer.status_code == status
+        route = f"{method} {path.partition('?')[0]}"
+        assert answer.json() == {
+            "error": {
+                "message": f"no route {route} here, see /docs",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": None,
+            }
+        }
+    assert "POST" in answer.headers["allow"]
+    assert (await http.get("/v1x")).json() == {"detail": "Not Found"}
+
+
+@pytest.mark.field
+async def test_openais_sdk_prints_what_is_wrong(live: Callable[..., Any]) -> None:
+    _, port = await live({"model_path": "a"}, {"model_path": "b"}, api_key="right", max_body_bytes=1000)
+
+    async def said(key: str, call: Callable[[openai.AsyncOpenAI], Any]) -> str:
+        base = f"http://127.0.0.1:{port}/v1"
+        async with openai.AsyncOpenAI(base_url=base, api_key=key, max_retries=0) as sdk:
+            with pytest.raises(openai.APIStatusError) as caught:
+                await call(sdk)
+        return str(caught.value)
+
+    def echo(sdk: openai.AsyncOpenAI, **body: Any) -> Any:
+        return sdk.post("/echo", body={"ids": [1], **body}, cast_to=object)
+
+    assert await said("wrong", lambda sdk: sdk.models.list()) == "Error code: 401 - the API key is wrong"
+    unknown = await said("right", lambda sdk: sdk.responses.create(model="a", input="b"))
+    assert unknown == "Error code: 404 - no route POST /v1/responses here, see /docs"
+    assert "413 - The body is larger" in await said("right", lambda sdk: echo(sdk, rid="x" * 2000))
+    assert "400 - refused" in await said("right", lambda sdk: echo(sdk, refuse=True))
+    assert "404 - The model 'c' does not exist; there are: a, b" in await said(
+        "right", lambda sdk: echo(sdk, model="c")
+    )
+    assert "500 - Internal Server Error" in await said("right", lambda sdk: sdk.post("/break", body={}, cast_to=object))
+
+
+@pytest.mark.field
+async def test_401_under_v1_says_whether_the_key_is_missing_or_wrong(live: Callable[..., Any]) -> None:
+    _, port = await live(api_key="right")
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+        for headers, words in (({}, "missing"), ({"authorization": "Bearer x"}, "wrong")):
+            answer = await http.get("/v1/models", headers=headers)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+            error = answer.json()["error"]
+            assert f"the API key is {words}" in error.pop("message")
+            assert error == {"type": "invalid_request_error", "param": None, "code": "invalid_api_key"}
+            native = await http.get("/get_model_info", headers=headers)
+            assert (native.status_code, native.json()) == (401, {"error": "Unauthorized"})
 
 
 async def test_a_bug_is_a_bare_500(http: httpx.AsyncClient) -> None:

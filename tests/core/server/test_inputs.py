@@ -21,11 +21,11 @@ from trunkline.core.server.inputs import (
 
 
 def test_one_and_many() -> None:
-    assert read_inputs("a", None) == Inputs(texts=["a"], single=True)
-    assert read_inputs(["a"], None) == Inputs(texts=["a"])
-    assert read_inputs([["a", "b"], "c"], None) == Inputs(texts=[["a", "b"], "c"])
-    assert read_inputs(None, [1, 2]) == Inputs(ids=[[1, 2]], single=True)
-    assert read_inputs(None, [[1], [2]]) == Inputs(ids=[[1], [2]])
+    assert read_inputs("a", None) == Inputs(texts=["a"], single=True, field="text")
+    assert read_inputs(["a"], None) == Inputs(texts=["a"], field="text")
+    assert read_inputs([["a", "b"], "c"], None) == Inputs(texts=[["a", "b"], "c"], field="text")
+    assert read_inputs(None, [1, 2]) == Inputs(ids=[[1, 2]], single=True, field="input_ids")
+    assert read_inputs(None, [[1], [2]]) == Inputs(ids=[[1], [2]], field="input_ids")
     assert [len(read_inputs(text, None)) for text in ("a", ["a", "b"], [])] == [1, 2, 0]
 
 
@@ -34,7 +34,7 @@ def test_one_and_many() -> None:
     [
         (None, None, "At least one of text, input_ids, or image should be provided"),
         ("a", [1], "text and input_ids cannot be provided at the same time"),
-        (["a", ["b"]], None, "input[1]: a pair has two texts, this one has 1."),
+        (["a", ["b"]], None, "text[1]: a pair has two texts, this one has 1."),
         (None, [], "input_ids cannot be empty."),
         (None, [1, [2]], "input_ids mixes ids and lists of ids."),
         (None, [[1], 2], "input_ids must be a list of ids or a list of non-empty lists of ids."),
@@ -63,21 +63,24 @@ def test_ids_that_do_not_fit_the_batch(rid: Any, message: str) -> None:
 
 
 def test_a_batch_has_a_limit_that_is_named() -> None:
-    check_batch(3, 3)
-    with pytest.raises(RequestError, match=r"4 inputs; at most 3 .* --max-batch-size"):
-        check_batch(4, 3)
+    check_batch(3, 3, "texts")
+    with pytest.raises(RequestError, match=r"^texts has 4 items; at most 3 .* --max-batch-size") as caught:
+        check_batch(4, 3, "texts")
+    assert caught.value.param == "texts"
 
 
 def test_errors_name_their_item_and_keep_the_rest() -> None:
     error = RequestError("No.", status=503, param="text", code="c", retry_after=2.0)
-    again = named(error, 3)
+    again = named(error, "text", 3)
     assert (again.message, again.status, again.param, again.code, again.retry_after) == (
-        "input[3]: No.", 503, "text", "c", 2.0
+        "text[3]: No.", 503, "text[3]", "c", 2.0
     )  # fmt: skip
-    with pytest.raises(RequestError, match=r"^input\[1\]: No\.$"), naming(1):
+    assert named(error, "inputs", 3).param == "text"
+    with pytest.raises(RequestError, match=r"^text\[1\]: No\.$"), naming("text", 1):
         raise error
-    with pytest.raises(RequestError, match=r"^No\.$"), naming(0, single=True):
-        raise error
+    with pytest.raises(RequestError, match=r"^No\.$") as caught, naming("inputs", 0, single=True):
+        raise RequestError("No.")
+    assert caught.value.param == "inputs"
 
 
 def test_salts_of_different_makers_never_meet() -> None:
@@ -96,6 +99,6 @@ def test_inputs_of_python_callers() -> None:
     assert sort_inputs(["a", ["b", "c"]]).texts == ["a", ["b", "c"]]
     assert sort_inputs([[1, 2], (3,)]).ids == [[1, 2], [3]]
     assert len(sort_inputs([])) == 0
-    for wrong, message in (([[]], r"input\[0\] is neither"), (["a", ["b", 3]], r"input\[1\]"), (["a", [5, 6]], "mix")):
+    for wrong, message in (([[]], r"texts\[0\] is neither"), (["a", ["b", 3]], r"texts\[1\]"), (["a", [5, 6]], "mix")):
         with pytest.raises(RequestError, match=message):
             sort_inputs(wrong)

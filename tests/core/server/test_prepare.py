@@ -142,8 +142,8 @@ def test_ids_are_checked_and_cut(wordpiece: Any, served: ServedModel) -> None:
     assert [item.ids for item in items] == [[5, 6], [first, *range(10, 24), last], list(range(10, 26))]
     assert [item.whole for item in items] == [0, 32, 30]
     for bad in (512, -1):
-        with pytest.raises(RequestError, match=r"^input\[1\]: The input_ids contains"):
-            shaper.items(Inputs(ids=[[1], [bad]]))
+        with pytest.raises(RequestError, match=r"^ids\[1\]: The ids contains"):
+            shaper.items(Inputs(ids=[[1], [bad]], field="ids"))
 
 
 def test_a_model_without_tokenizer_takes_ids(served: ServedModel) -> None:

@@ -74,11 +74,11 @@ async def test_token_ids_are_taken_as_they_are(live: Any) -> None:
         ({}, "At least one of text, input_ids, or image should be provided"),
         ({"text": "a", "input_ids": [1]}, "text and input_ids cannot be provided at the same time"),
         ({"text": ""}, "texts cannot be empty"),
-        ({"text": ["fine", ""]}, "input[1]: texts cannot be empty"),
+        ({"text": ["fine", ""]}, "text[1]: texts cannot be empty"),
         ({"text": [["query", "document"]]}, "cross-encoders; see /v1/rerank"),
         ({"input_ids": []}, "input_ids cannot be empty"),
         ({"input_ids": [1, [2]]}, "mixes ids and lists"),
-        ({"input_ids": [[4], [5, 512]]}, "input[1]: The token id 512 is outside the vocabulary"),
+        ({"input_ids": [[4], [5, 512]]}, "input_ids[1]: The token id 512 is outside the vocabulary"),
         ({"input_ids": [-1]}, "negative"),
         ({"text": ["a", "b"], "rid": "x"}, "rid must be a list"),
         ({"text": ["a", "b"], "rid": ["x"]}, "rids length mismatch"),
@@ -88,7 +88,7 @@ async def test_token_ids_are_taken_as_they_are(live: Any) -> None:
         ({"text": "a", "prompt_name": "query", "prompt": "x"}, "leave one out"),
         ({"text": "a", "image_data": "x.png"}, "image_data is not supported: this server takes text only."),
         ({"text": "a", "is_cross_encoder_request": True}, "is_cross_encoder_request is not supported; see /v1/rerank."),
-        ({"text": ["fine", "e " * 100]}, "input[1]: The input (101 tokens) is longer than"),
+        ({"text": ["fine", "e " * 100]}, "text[1]: The input (101 tokens) is longer than"),
     ],
 )
 async def test_bad_requests_say_what_is_wrong_and_compute_nothing(live: Any, body: dict[str, Any], words: str) -> None:
@@ -219,6 +219,9 @@ async def test_normalize_and_the_request_s_id_are_honoured_by_openai_s_route_too
         ({"input": "a", "encoding_format": "hex"}, "encoding_format must be float or base64"),
         ({"input": "a", "dimensions": 8}, "--matryoshka"),
         ({"input": ["a", "e " * 100]}, "input[1]: The input (101 tokens) is longer"),
+        ({"input": "e " * 100}, "The input (101 tokens) is longer"),
+        ({"input": ["a"] * 9}, "input has 9 items; at most 8 are allowed"),
+        ({"input": [[1, 4], [1, -4]]}, "input[1]: The input contains a negative value: -4."),
     ],
 )
 async def test_openai_s_refusals_are_flat(live: Any, body: dict[str, Any], words: str) -> None:
@@ -226,6 +229,8 @@ async def test_openai_s_refusals_are_flat(live: Any, body: dict[str, Any], words
     assert answer.status_code == 400
     assert words in answer.json()["message"]
     assert answer.json()["type"] == "BadRequestError"
+    assert answer.json()["param"] in (*body, "input[0]", "input[1]")
+    assert words.startswith("input[1]: ") == (answer.json()["param"] == "input[1]")
 
 
 async def test_dimensions_of_matryoshka_models(live: Any, serve: Callable[..., Any]) -> None:
@@ -237,8 +242,26 @@ async def test_dimensions_of_matryoshka_models(live: Any, serve: Callable[..., A
         np.testing.assert_allclose(answer["data"][0]["embedding"], cut, atol=1e-6)
         mixed = (await http.post("/encode", json={"text": "hello", "dimensions": 16, "normalize": False})).json()
         assert np.linalg.norm(mixed["embedding"]) > 1.01
+        same = await http.post("/v1/embeddings", json={"input": "hello", "dimensions": 128})
+        np.testing.assert_allclose(same.json()["data"][0]["embedding"], whole, atol=1e-6)
         refused = await http.post("/v1/embeddings", json={"input": "hello", "dimensions": 129})
         assert "dimensions must be at most 128" in refused.json()["message"]
+
+
+@pytest.mark.field
+async def test_the_models_own_width_is_always_allowed_for_dimensions(live: Any) -> None:
+    """mteb and others always send it, also for models that weren't trained for shorter vectors."""
+    http, _, one = live
+    whole = encode(one, ["hello"])[0]
+    native = (await http.post("/encode", json={"text": "hello", "dimensions": 128})).json()["embedding"]
+    openai = (await http.post("/v1/embeddings", json={"input": "hello", "dimensions": 128})).json()["data"][0]
+    [tei] = (await http.post("/embed", json={"inputs": "hello", "dimensions": 128})).json()
+    for vector in (native, openai["embedding"], tei, encode(one, ["hello"], dimensions=128)[0]):
+        np.testing.assert_allclose(vector, whole, atol=1e-6)
+    for length in (127, 129):
+        refused = await http.post("/v1/embeddings", json={"input": "hello", "dimensions": length})
+        assert refused.status_code == 400
+        assert f"dimensions must be 128 or left out, got {length}" in refused.json()["message"]
 
 
 async def test_the_real_sdk_reads_the_answers(live: Any) -> None:
@@ -254,6 +277,65 @@ async def test_the_real_sdk_reads_the_answers(live: Any) -> None:
         assert floats.usage.prompt_tokens == len(one.encode("hello"))
         with pytest.raises(openai.BadRequestError, match="longer than the model's context length"):
             await sdk.embeddings.create(input="e " * 100, model="m")
+
+
+# -- token ids of another tokenizer ----------------------------------------------------------
+
+CL100K = {"A man is eating.": [32, 893, 374, 12459, 13], "Hello world": [9906, 1917]}  # as tiktoken writes them
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("given", [*CL100K.values(), list(CL100K.values())])
+async def test_ids_of_openais_tokenizer_are_refused(
+    minilm: Path, engine: Callable[..., Engine], serve: Callable[..., Any], given: Any
+) -> None:
+    """LangChain's OpenAIEmbeddings sends them by default; all are in the vocabulary of all-MiniLM-L6-v2."""
+    one = engine(minilm)
+    async with serve(one) as (http, client):
+        answer = await http.post("/v1/embeddings", json={"input": given})
+        assert answer.status_code == 400
+        assert "check_embedding_ctx_length=False" in answer.json()["message"]
+        assert "begin with [CLS] [101] and end with [SEP] [102]" in answer.json()["message"]
+        assert answer.json()["param"] == ("input" if isinstance(given[0], int) else "input[0]")
+        assert client.submitted == 0
+        text = (await http.post("/v1/embeddings", json={"input": list(CL100K)})).json()
+        ids = (await http.post("/v1/embeddings", json={"input": [one.encode(text) for text in CL100K]})).json()
+        assert ids["data"] == text["data"]
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("name", "wrong", "place"),
+    [
+        ("bert", [[2], [3], [2, 9], [9, 3], [9, 2, 9, 3], [2, 9, 3, 0]], "begin with [CLS] [2] and end with [SEP] [3]"),
+        ("qwen2-base", [[9], [9, 9], [2, 9]], "don't end with </s> [2], as"),
+    ],
+)  # fmt: skip
+async def test_ids_need_the_special_tokens_that_the_tokenizer_adds(
+    zoo: Callable[[str], Path], engine: Callable[..., Engine], serve: Callable[..., Any],
+    name: str, wrong: list[list[int]], place: str,
+) -> None:  # fmt: skip
+    one = engine(zoo(name))
+    right = one.encode("hello")
+    theirs = encode(one, [right, *wrong])
+    async with serve(one) as (http, _):
+        for ids in wrong:
+            answer = await http.post("/v1/embeddings", json={"input": [right, ids]})
+            assert answer.status_code == 400, ids
+            assert answer.json()["message"].startswith("input[1]: The token ids don't ")
+            assert place in answer.json()["message"]
+        # Native routes trust their callers.
+        native = (await http.post("/encode", json={"input_ids": [right, *wrong]})).json()
+        np.testing.assert_allclose([entry["embedding"] for entry in native], theirs, atol=1e-6)
+    async with serve(one, embedding_ids="trust") as (http, _):
+        answer = (await http.post("/v1/embeddings", json={"input": [right, *wrong]})).json()
+        np.testing.assert_allclose([entry["embedding"] for entry in answer["data"]], theirs, atol=1e-6)
+
+
+@pytest.mark.field
+async def test_a_tokenizer_without_special_tokens_takes_all_ids(live: Any) -> None:
+    """Nothing tells its own ids from others there."""
+    assert (await live[0].post("/v1/embeddings", json={"input": [[9, 19], [4]]})).status_code == 200
 
 
 # -- /embed ----------------------------------------------------------------------------------
@@ -280,7 +362,7 @@ async def test_tei_s_truncation(live: Any) -> None:
     body = {"inputs": ["short", "e " * 100]}
     refused = await http.post("/embed", json=body)
     assert refused.status_code == 400
-    assert "input[1]: " in message(refused)
+    assert message(refused).startswith("inputs[1]: ")
     cut = await http.post("/embed", json=body | {"truncate": True})
     assert cut.status_code == 200
     assert cut.headers["x-truncated-inputs"] == "1"
@@ -290,4 +372,5 @@ async def test_tei_s_truncation(live: Any) -> None:
         same = (await http.post("/encode", json={"text": ends["inputs"], "truncate": end})).json()
         np.testing.assert_allclose(kept[side][0], same["embedding"], atol=1e-5)
     assert kept["Left"] != kept["Right"]
-    assert "inputs cannot be empty" in message(await http.post("/embed", json={"inputs": []}))
+    for nothing in ([], ""):
+        assert message(await http.post("/embed", json={"inputs": nothing})) == "inputs cannot be empty."

@@ -164,7 +164,7 @@ def test_only_the_document_is_truncated(
     started, tokenizer = engine(name), AutoTokenizer.from_pretrained(reranker(name))
     limit = started.served().max_request_tokens
     words = "in the city of paris " * limit
-    with pytest.raises(RequestError, match=r"^input\[1\]: The input \(\d+ tokens\) is longer than"):
+    with pytest.raises(RequestError, match=r"^documents\[1\]: The input \(\d+ tokens\) is longer than"):
         rerank(started, QUERY, ["paris", words[: 8 * limit]], timeout=60)
     short, long = rerank(started, QUERY, ["paris", words[: 8 * limit]], truncate=how, timeout=60)
     if long["index"] == 0:
@@ -187,7 +187,7 @@ def test_only_the_document_is_truncated(
 
 def test_a_query_that_fills_the_context_is_refused(engine: Callable[..., Engine]) -> None:
     started = engine("bert")
-    with pytest.raises(RequestError, match=r"^input\[0\]: The query leaves no room for a document"):
+    with pytest.raises(RequestError, match=r"^documents\[0\]: The query leaves no room for a document"):
         rerank(started, "paris " * started.served().max_request_tokens, ["paris"], truncate="end", timeout=60)
     with pytest.raises(RequestError, match=r"takes no instruction"):
         rerank(started, QUERY, ["paris"], instruct="be kind", timeout=60)

@@ -125,6 +125,54 @@ def test_format_chooses(http: httpx.Client) -> None:
     assert "'xml'" in refused.json()["message"]
 
 
+@pytest.mark.field
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-fern-language": "JavaScript", "x-fern-sdk-name": "cohere-ai", "user-agent": "cohere-ai/8.1.0"},
+        {"x-fern-sdk-name": "cohere-ai"},
+        {"user-agent": "cohere-ai/8.1.0"},
+        {"x-fern-language": "Python", "x-fern-sdk-name": "cohere", "user-agent": "cohere/7.3.1"},
+        {"x-fern-language": "JAVA", "x-fern-sdk-name": "com.cohere.fern:api-sdk"},
+        {"x-fern-sdk-name": "github.com/cohere-ai/cohere-go/v2"},
+    ],
+)
+def test_coheres_sdks_get_its_object_on_v1(http: httpx.Client, headers: dict[str, str]) -> None:
+    """What cohere-ai 8.1.0 for JavaScript sends; a bare list gives it no results."""
+    body = {"model": "m", "query": QUERY, "documents": DOCUMENTS, "top_n": 2, "return_documents": True}
+    answer = http.post("/v1/rerank", json=body | {"model": named(http, "bert")}, headers=headers).json()
+    assert set(answer) == {"id", "results", "meta"}
+    assert answer["meta"]["api_version"] == {"version": "1"}
+    assert [set(result) for result in answer["results"]] == [{"index", "relevance_score", "document"}] * 2
+
+
+@pytest.mark.field
+def test_litellm_gets_an_object_on_v1(http: httpx.Client) -> None:
+    """What LiteLLM 1.110.2 sends for jina_ai/ (and hosted_vllm/ with /v1) and, last, for huggingface/."""
+    headers, model = {"user-agent": "litellm/1.110.2"}, named(http, "bert")
+    body = {"model": model, "query": QUERY, "top_n": 2, "documents": DOCUMENTS, "return_documents": True}
+    answer = http.post("/v1/rerank", json=body, headers=headers).json()
+    assert set(answer) == {"id", "model", "results", "usage"}
+    for result in answer["results"]:
+        assert 0 < result["relevance_score"] < 1
+        assert result["document"] == {"text": DOCUMENTS[result["index"]]}
+    assert answer["usage"]["total_tokens"] > 0
+    chosen = http.post("/v1/rerank?format=sglang", json=body, headers=headers).json()
+    assert isinstance(chosen, list)
+    texts = {"raw_scores": False, "truncation_direction": "Right", "query": QUERY, "top_n": 2, "texts": DOCUMENTS}
+    for path in ("/rerank", "/v1/rerank"):
+        ranked = http.post(path, json=texts | {"return_text": True, "model": model}, headers=headers).json()
+        assert [set(entry) for entry in ranked] == [{"index", "score", "text"}] * 2
+        assert all(0 < entry["score"] < 1 for entry in ranked)
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("agent", ["python-requests/2.34.2", "python-httpx/0.28.1", "curl/8.14.1", "reqwest", ""])
+def test_everybody_else_gets_sglangs_list_on_v1(http: httpx.Client, agent: str) -> None:
+    """Routers answer 500 to anything else."""
+    assert isinstance(http.post("/v1/rerank", json=BODY, headers={"user-agent": agent}).json(), list)
+
+
 def test_cohere_s_v1_client(url: str, http: httpx.Client, transport: httpx.Client) -> None:
     client = cohere.Client(api_key="none", base_url=url, httpx_client=transport)
     answer = client.rerank(query=QUERY, documents=DOCUMENTS, top_n=2)
@@ -209,7 +257,7 @@ def test_truncation_is_per_document_and_reported(http: httpx.Client) -> None:
     documents = ["paris", "paris " * 2000]
     refused = http.post("/v1/rerank", json={"query": QUERY, "documents": documents})
     assert refused.status_code == 400
-    assert refused.json()["message"].startswith("input[1]: The input (20")
+    assert refused.json()["message"].startswith("documents[1]: The input (20")
     for truncate in ("end", "start", True):
         entries = post(http, "/v1/rerank", {"query": QUERY, "documents": documents, "truncate": truncate})
         metas = {entry["index"]: entry["meta_info"] for entry in entries}
@@ -353,7 +401,7 @@ def test_a_model_of_another_task(http: httpx.Client) -> None:
         ("/v1/rerank", {"query": "a", "documents": []}, "", "Documents cannot be empty"),
         ("/v1/rerank", {"query": "a", "documents": ["a", ""]}, "", "Each document must be a non-empty string"),
         ("/v1/rerank", {"query": "a", "documents": [" "]}, "", "Each document cannot be empty or whitespace only"),
-        ("/rerank", {"query": "a", "texts": []}, "", "Documents cannot be empty"),
+        ("/rerank", {"query": "a", "texts": []}, "", "texts cannot be empty"),
         ("/rerank", {"query": "a", "texts": ["a"], "documents": ["a"]}, "", "at the same time"),
         ("/v1/rerank", BODY | {"top_n": 0}, "", "top_n must be at least 1, got 0."),
         ("/v1/rerank", BODY | {"top_n": 1e30}, "Bad Request", "top_n"),
@@ -364,7 +412,7 @@ def test_a_model_of_another_task(http: httpx.Client) -> None:
         ("/v2/rerank", {"query": "a", "documents": [{"title": "x"}]}, "", "documents[0] has none of the fields text"),
         ("/v1/rerank", BODY | {"instruct": "be kind"}, "", "takes no instruction"),
         ("/v1/rerank", {"query": "a", "documents": ["a"] * 1025}, "", "raise --max-batch-size"),
-        ("/v1/rerank", {"query": "paris " * 2000, "documents": ["a"]}, "", "input[0]: The input ("),
+        ("/v1/rerank", {"query": "paris " * 2000, "documents": ["a"]}, "", "documents[0]: The input ("),
         ("/score", {"text_1": "a"}, "Bad Request", "text_2"),
         ("/score", {"query": "a"}, "Bad Request", "items"),
         ("/score", {"text_1": ["a", "b"], "text_2": ["a"]}, "", "text_1 has 2 texts and text_2 1"),
@@ -374,7 +422,7 @@ def test_a_model_of_another_task(http: httpx.Client) -> None:
         ("/score", {"query": "a", "items": ["b"], "apply_softmax": True}, "", "apply_softmax needs label_token_ids"),
         ("/score", {"query": "a", "items": ["b"], "label_token_ids": [1]}, "", "leave label_token_ids out"),
         ("/score", {"query": [1], "items": [[2]]}, "", "must be text"),
-        ("/score", {"query": "a", "items": []}, "", "Documents cannot be empty"),
+        ("/score", {"query": "a", "items": []}, "", "items cannot be empty"),
     ],
 )
 def test_bad_requests(http: httpx.Client, path: str, body: dict[str, Any], kind: str, message: str) -> None:
@@ -385,6 +433,43 @@ def test_bad_requests(http: httpx.Client, path: str, body: dict[str, Any], kind:
     assert message in error["message"]
 
 
+LONG = "paris " * 2000
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/rerank", {"query": " ", "documents": ["a"]}, "query"),
+        ("/v1/rerank", {"query": LONG * 9, "documents": ["a"]}, "query"),
+        ("/v1/rerank", {"query": "a", "documents": ["a", LONG]}, "documents[1]"),
+        ("/v2/rerank", {"query": "a", "documents": ["a", " "]}, "documents[1]"),
+        ("/rerank", {"query": "a", "texts": ["a", LONG]}, "texts[1]"),
+        ("/rerank", {"query": "a", "texts": ["a", ""]}, "texts[1]"),
+        ("/rerank", {"query": "a", "texts": ["a"] * 1025}, "texts"),
+        ("/score", {"text_1": "a", "text_2": ["b", LONG]}, "text_2[1]"),
+        ("/score", {"text_1": "a", "text_2": LONG}, "text_2"),
+        ("/score", {"text_1": ["a", LONG * 9], "text_2": ["a", "b"]}, "text_1[1]"),
+        ("/score", {"text_1": ["a", " "], "text_2": ["a", "b"]}, "text_1[1]"),
+        ("/score", {"text_1": "", "text_2": ["a", "b"]}, "text_1"),
+        ("/score", {"text_1": "a", "text_2": ["b"] * 1025}, "text_2"),
+        ("/score", {"query": "a", "items": ["b", ""]}, "items[1]"),
+        ("/score", {"query": "a", "items": ["b", LONG]}, "items[1]"),
+        ("/score", {"query": "a", "items": ["b", LONG * 9], "item_first": True}, "items[1]"),
+        ("/score", {"query": " ", "items": ["b"], "item_first": True}, "query"),
+        ("/score", {"query": "a", "items": ["b"] * 1025, "item_first": True}, "items"),
+    ],
+)
+def test_errors_name_the_field_as_the_client_spelled_it(
+    http: httpx.Client, path: str, body: dict[str, Any], param: str
+) -> None:
+    answer = http.post(path, json=body)
+    assert answer.status_code == 400
+    assert answer.json()["param"] == param
+    if path != "/v2/rerank":  # SGLang's words for its own fields
+        assert answer.json()["message"].startswith(param if "[" in param else ("The input", "Query", param))
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -392,15 +477,15 @@ def test_bad_requests(http: httpx.Client, path: str, body: dict[str, Any], kind:
         ({"label_token_ids": []}, "label_token_ids must be provided"),
         ({"label_token_ids": [5, 100000]}, "Token ID 100000 is out of vocabulary (vocab size: "),
         ({"label_token_ids": [-1]}, "Token ID -1 is out of vocabulary"),
-        ({"items": ["b", ""]}, "input[1]: items must not be empty."),
+        ({"items": ["b", ""]}, "items[1]: items must not be empty."),
         ({"items": ["b", [5]]}, "every item must be text"),
         ({"items": [5, [5]]}, "items mixes"),
         ({"query": [5], "items": ["b"]}, "every item must be one"),
-        ({"query": [5], "items": [[5], [100000]]}, "input[1]: The input_ids contains values greater than the vocab"),
-        ({"query": [5], "items": [[5], []]}, "input[1]: items must not be empty."),
+        ({"query": [5], "items": [[5], [100000]]}, "items[1]: The items contains values greater than the vocab"),
+        ({"query": [5], "items": [[5], []]}, "items[1]: items must not be empty."),
         ({"query": ""}, "query cannot be empty"),
         ({"items": []}, "items cannot be empty"),
-        ({"items": ["b", "to be " * 2000]}, "input[1]: The input ("),
+        ({"items": ["b", "to be " * 2000]}, "items[1]: The input ("),
         ({"use_activation": False}, "use_activation doesn't apply to label_token_ids"),
     ],
 )

@@ -93,7 +93,7 @@ def test_token_ids_pairs_labels_and_truncation(zoo: Callable[[str], Path]) -> No
         limit = engine.served().max_request_tokens
         cut = tokenizer.decode(tokenizer(long, truncation=True, max_length=limit)["input_ids"][1:-1])
         compare(classify(engine, [long], truncate="end"), expected(folder, [cut]))
-        with pytest.raises(RequestError, match=r"^input\[1\]: The input \(\d+ tokens\) is longer"):
+        with pytest.raises(RequestError, match=r"^texts\[1\]: The input \(\d+ tokens\) is longer"):
             classify(engine, [text, long])
 
 

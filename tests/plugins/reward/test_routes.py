@@ -78,15 +78,15 @@ async def test_salt_and_priority_reach_the_engine(client: httpx.AsyncClient, eng
         ({}, "At least one of text, input_ids, or image should be provided"),
         ({"text": "a", "input_ids": [1]}, "text and input_ids cannot be provided at the same time"),
         ({"text": ""}, "texts cannot be empty and tokenizer must be initialized"),
-        ({"text": ["a", ""]}, "input[1]: texts cannot be empty and tokenizer must be initialized"),
-        ({"text": [["a", "b", "c"]]}, "input[0]: a pair has two texts, this one has 3."),
+        ({"text": ["a", ""]}, "text[1]: texts cannot be empty and tokenizer must be initialized"),
+        ({"text": [["a", "b", "c"]]}, "text[0]: a pair has two texts, this one has 3."),
         ({"input_ids": [1] * 33}, "The input (33 tokens) is longer than the model's context length (32 tokens)."),
         (
             {"input_ids": [[1], [1] * 33]},
-            "input[1]: The input (33 tokens) is longer than the model's context length (32 tokens).",
+            "input_ids[1]: The input (33 tokens) is longer than the model's context length (32 tokens).",
         ),
         ({"input_ids": [512]}, "The input_ids contains values greater than the vocab size (512): 512."),
-        ({"text": ["a"] * 5}, "The request has 5 inputs; at most 4 are allowed. Split it, or raise --max-batch-size."),
+        ({"text": ["a"] * 5}, "text has 5 items; at most 4 are allowed. Split it, or raise --max-batch-size."),
         ({"text": ["a", "b"], "rid": "x"}, "rid must be a list with one id an input for a batch."),
         ({"text": "a", "image_data": ["x"]}, "image_data is not supported: this server takes text only. Leave it out."),
     ],
@@ -135,12 +135,22 @@ async def test_one_label(client: httpx.AsyncClient, config: dict[str, Any]) -> N
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [([], "input cannot be empty."), (["a", 1], "input mixes texts and token ids."), ("", "texts cannot be empty")],
+    [
+        ([], "input cannot be empty."),
+        ([[1], [513]], "input[1]: The input contains values greater than the vocab size (512): 513."),
+        ([[1], [1] * 33], "input[1]: The input (33 tokens) is longer"),
+        (["a", ""], "input[1]: texts cannot be empty"),
+        ([[1], []], "input must be a list of ids or a list of non-empty lists of ids."),
+        (["a"] * 5, "input has 5 items; at most 4 are allowed."),
+        (["a", 1], "input mixes texts and token ids."),
+        ("", "input cannot be empty."),
+    ],
 )
 async def test_openai_dialect_of_errors(client: httpx.AsyncClient, engine: Any, given: Any, message: str) -> None:
     answer = await client.post("/v1/classify", json={"input": given})
     assert (answer.status_code, answer.json()["type"]) == (400, "BadRequestError")
     assert answer.json()["message"].startswith(message)
+    assert answer.json()["param"] == ("input[1]" if message.startswith("input[1]") else "input")
     assert not engine.items
 
 

@@ -1,0 +1,175 @@
+"""What core's routes answer, and the shapes of errors: for type checkers and for ``/openapi.json``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+# -- errors ----------------------------------------------------------------------------------
+
+
+class Problem(TypedDict):
+    message: str
+
+
+class NativeError(TypedDict):
+    """SGLang's object for arguments that can't be used."""
+
+    error: Problem
+
+
+class FlatError(TypedDict):
+    """SGLang's object for bodies that can't be decoded, for its OpenAI routes, and for the server's own failures."""
+
+    object: Literal["error"]
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class Detail(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | int | None
+
+
+class OpenAIError(TypedDict):
+    """OpenAI's object: unknown models, and 401 under /v1. Event streams have it too."""
+
+    error: Detail
+
+
+class Unauthorized(TypedDict):
+    error: Literal["Unauthorized"]
+
+
+# -- what was computed -----------------------------------------------------------------------
+
+
+class FinishReason(TypedDict):
+    """Why a request ended: ``length`` (with ``length``), ``stop`` (with ``matched``) or ``abort``."""
+
+    type: str
+    length: NotRequired[int]
+    matched: NotRequired[int | str | None]
+    message: NotRequired[str]
+    status_code: NotRequired[int | None]
+    err_type: NotRequired[str | None]
+
+
+class Cut(TypedDict, total=False):
+    """What became of an input that was too long: it was cut, of so many tokens where they were counted."""
+
+    truncated: bool
+    original_tokens: int
+
+
+class ItemMeta(Cut):
+    """``meta_info`` of an item that produced no tokens."""
+
+    id: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    weight_version: str
+    e2e_latency: float  # seconds
+    cached_tokens: NotRequired[int]
+
+
+class CachedTokens(TypedDict):
+    cached_tokens: int
+
+
+class Usage(TypedDict):
+    """OpenAI's token counts."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: NotRequired[CachedTokens]
+
+
+# -- models ----------------------------------------------------------------------------------
+
+
+class ModelInfo(TypedDict):
+    """The five keys of SGLang's clients."""
+
+    model_path: str
+    is_generation: bool
+    tokenizer_path: str
+    preferred_sampling_params: str | None
+    weight_version: str
+
+
+class LongModelInfo(TypedDict):
+    """More about a model; plugins add keys."""
+
+    model_path: str
+    is_generation: bool
+    tokenizer_path: str
+    preferred_sampling_params: dict[str, Any] | None
+    weight_version: str
+    served_model_name: str
+    aliases: list[str]
+    model_type: str
+    architectures: list[str]
+    context_length: int
+    vocab_size: int
+    max_total_num_tokens: int
+    dtype: str
+    attention_backend: str
+    fused: str
+    tasks: list[str]
+    refused: dict[str, str]
+
+
+class ServerInfo(TypedDict):
+    """Settings under their flags' names, and what is in force; plugins add keys."""
+
+    model_path: str
+    tokenizer_path: str
+    served_model_name: str
+    context_length: int
+    weight_version: str
+    status: str
+    version: str
+    max_total_num_tokens: int
+    max_req_input_len: int
+    internal_states: list[dict[str, Any]]
+
+
+class WeightVersion(TypedDict):
+    weight_version: str
+
+
+class ModelCard(TypedDict):
+    """OpenAI's description of a model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None
+    max_model_len: int
+
+
+class ModelList(TypedDict):
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+# -- weights ---------------------------------------------------------------------------------
+
+
+class UpdateReply(TypedDict):
+    success: bool
+    message: str
+    num_paused_requests: int
+
+
+class VersionReply(TypedDict):
+    success: bool
+    message: str
+    new_version: str

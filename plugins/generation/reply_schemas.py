@@ -1,0 +1,79 @@
+"""What the routes answer. Records have further keys for what a request asks for beside text."""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired, TypedDict
+
+from trunkline.core.server.api import FinishReason, Usage
+
+
+class GenerateMeta(TypedDict):
+    """``meta_info`` of a sequence. ``finish_reason`` is null while it runs."""
+
+    id: str
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    weight_version: str
+    completion_tokens: int
+    cached_tokens: int
+    e2e_latency: NotRequired[float]  # seconds; when it has ended
+
+
+class GenerateRecord(TypedDict):
+    """A sequence in SGLang's native API. In a stream all is cumulative, and ``index`` tells sequences apart."""
+
+    text: NotRequired[str]
+    output_ids: list[int]
+    meta_info: GenerateMeta
+    index: NotRequired[int]
+
+
+class ChatMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str | None
+
+
+class ChatChoice(TypedDict):
+    index: int
+    message: ChatMessage
+    finish_reason: str | None
+    matched_stop: int | str | None
+
+
+class ChatMetadata(TypedDict):
+    weight_version: str
+
+
+class ChatReply(TypedDict):
+    """OpenAI's chat completion."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    metadata: ChatMetadata
+
+
+class ChatDelta(TypedDict):
+    role: NotRequired[Literal["assistant"]]
+    content: NotRequired[str | None]
+
+
+class ChunkChoice(TypedDict):
+    index: int
+    delta: ChatDelta
+    finish_reason: str | None
+    matched_stop: NotRequired[int | str | None]
+
+
+class ChatChunk(TypedDict):
+    """A part of OpenAI's chat completion, as a stream has it."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: NotRequired[Usage | None]

@@ -1,0 +1,32 @@
+"""What the routes answer."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from trunkline.core.server.api import Cut, ItemMeta, Usage
+
+
+class ClassifyRecord(TypedDict):
+    """An input's scores, as ``/classify`` gives them: one for each label."""
+
+    embedding: list[float]
+    meta_info: ItemMeta
+
+
+class LabelEntry(Cut):
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class LabelsReply(TypedDict):
+    """vLLM's list of labels."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[LabelEntry]
+    usage: Usage
