@@ -7,7 +7,6 @@ import itertools
 import time
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,6 +21,7 @@ from .models import choose, encode_all, groups, load_tokenizer, renamed, version
 from .replies import RemoteReply, as_error, engine_down, response_id
 from .status import Status
 from .supervisor import COMMAND, Patience, Supervisor
+from .threads import WorkThreads
 from .waiting import WaitingRoom
 
 if TYPE_CHECKING:
@@ -65,14 +65,13 @@ class RemoteEngine:
         self._first_names: dict[str, str] = {}  # of models that weight updates renamed
         self._outbox: list[Any] = []
         self._sweeper: asyncio.Task[None] | None = None
-        # Two, so that one slow template doesn't hold up everybody's tokenising.
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="trunkline-front")
+        self._threads = WorkThreads()
 
     # -- life --------------------------------------------------------------------------------
 
     async def start(self, prepare: Callable[[], None] = lambda: None) -> None:
         """Start the engine, meanwhile ``prepare`` and load the tokenizers. ModelError when either can't be."""
-        loading = asyncio.get_running_loop().run_in_executor(self._threads, self._load_tokenizers, prepare)
+        loading = asyncio.create_task(self._threads.run(self._load_tokenizers, prepare))
         try:
             await self.supervisor.start()
         finally:
@@ -86,7 +85,7 @@ class RemoteEngine:
             self._sweeper.cancel()
         await self.supervisor.stop()
         self._down("the server is shutting down")
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     @property
     def live(self) -> int:
@@ -128,8 +127,8 @@ class RemoteEngine:
             ids += await self.off_loop(encode_all, tokenizer, group, special, limit)
         return ids
 
-    async def off_loop(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+    async def off_loop(self, function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
+        return await self._threads.run(function, *args, size=size)
 
     # -- requests ----------------------------------------------------------------------------
 

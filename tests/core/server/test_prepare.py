@@ -173,7 +173,7 @@ async def test_every_turn_is_off_the_loop_and_order_is_kept(wordpiece: Any, serv
         def tokenizer(self, model: str) -> Any:
             return wordpiece
 
-        async def off_loop(self, function: Callable[..., Any], *args: Any) -> Any:
+        async def off_loop(self, function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
             self.calls += 1
             return function(*args)
 
