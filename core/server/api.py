@@ -10,7 +10,6 @@ from .bodies import (
     DONE,
     AnyRequest,
     ClientGone,
-    InvalidBody,
     dialect_of,
     encode,
     error_frame,
@@ -22,6 +21,7 @@ from .bodies import (
     render_error,
     sse,
 )
+from .body_limits import InvalidBody
 from .gather import item_meta, run_all
 from .inputs import (
     Inputs,
@@ -37,15 +37,14 @@ from .inputs import (
     spread_rids,
 )
 from .models import asked_about
-from .prepare import Item, Shaper, encode_pair, prepare, turns
+from .prepare import Item, Shaper, encode_pair, prepare
 from .streams import ABORT_EXTENSION, EventStream, finished, until_gone
-from .truncate import FIRST_LOOK, Truncation, enough, fit, over, read_truncate, special_ends, too_long
+from .truncate import Truncation, check_characters, clip_text, fit, read_truncate, special_ends, too_long, turns
 
 __all__ = [
     "ABORT_EXTENSION",
     "DEFAULT_TIMEOUT",
     "DONE",
-    "FIRST_LOOK",
     "AnyRequest",
     "ClientGone",
     "EventStream",
@@ -56,11 +55,12 @@ __all__ = [
     "Truncation",
     "asked_about",
     "check_batch",
+    "check_characters",
     "check_vocabulary",
+    "clip_text",
     "dialect_of",
     "encode",
     "encode_pair",
-    "enough",
     "error_frame",
     "error_response",
     "error_status",
@@ -71,7 +71,6 @@ __all__ = [
     "named",
     "naming",
     "new_rid",
-    "over",
     "prepare",
     "read_body",
     "read_bytes",

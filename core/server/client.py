@@ -17,7 +17,8 @@ from ..engine.messages import Abort, Answer, Call, Changed, EngineMessage, Progr
 from ..errors import EngineDown, RequestError
 from ..host import Host
 from ..types import Reply, ServedModel, Submission, Tokenizer
-from .models import choose, encode_all, groups, load_tokenizer, renamed, version_of
+from .models import choose, load_tokenizer, renamed, version_of
+from .prepare import tokenize
 from .replies import RemoteReply, as_error, engine_down, response_id
 from .status import Status
 from .supervisor import COMMAND, Patience, Supervisor
@@ -122,10 +123,7 @@ class RemoteEngine:
         tokenizer = self.tokenizer(model)
         if tokenizer is None:
             raise RequestError(f"The model {model!r} has no tokenizer; send token ids instead of text.")
-        ids: list[list[int]] = []
-        for group in groups(texts):
-            ids += await self.off_loop(encode_all, tokenizer, group, special, limit)
-        return ids
+        return await tokenize(self, tokenizer, texts, special, limit)
 
     async def off_loop(self, function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
         return await self._threads.run(function, *args, size=size)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 MAX_DEPTH = 64  # more than any client needs, far less than what overflows a stack
 
@@ -36,14 +37,18 @@ def measure(body: bytes) -> Shape:
         within = np.logical_xor.accumulate(block == ord('"')) ^ in_string
         in_string = bool(within[-1])
         bare = block[~within]
-        begins = np.count_nonzero((bare == ord("[")) | (bare == ord("{")))
+        begins = _count(bare, "[{")
         if begins:
             levels = _STEPS[bare].cumsum(dtype=np.int32)
             deepest = max(deepest, depth + int(levels.max()))
-        depth += begins - np.count_nonzero((bare == ord("]")) | (bare == ord("}")))
-        nodes += begins + np.count_nonzero(bare == ord(":"))
-        items += np.count_nonzero(bare == ord(","))
-    return Shape(deepest, int(nodes), int(items))
+        depth += begins - _count(bare, "]}")
+        nodes += begins + _count(bare, ":")
+        items += _count(bare, ",")
+    return Shape(deepest, nodes, items)
+
+
+def _count(block: NDArray[np.uint8], characters: str) -> int:
+    return sum(int(np.count_nonzero(block == ord(character))) for character in characters)
 
 
 def too_deep(body: bytes) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 SHORT_THREADS = 2  # so that one slow template doesn't hold up everybody's tokenising
 LONG_WORK = 1 << 15  # characters or bytes; some 10 ms of tokenising
+HUGE_WORK = 1 << 19  # characters or bytes; leaves so much freed memory behind that it is given back
 
 
 class WorkThreads:
@@ -21,8 +23,18 @@ class WorkThreads:
     async def run(self, function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
         """``function(*args)`` in a thread; ``size``: the characters or bytes that it works on."""
         executor = self.long if size > LONG_WORK else self.short
-        return await asyncio.get_running_loop().run_in_executor(executor, function, *args)
+        running = asyncio.get_running_loop().run_in_executor(executor, function, *args)
+        if size > HUGE_WORK:
+            self.long.submit(give_memory_back)
+        return await running
 
     def close(self) -> None:
         for executor in (self.short, self.long):
             executor.shutdown(wait=False, cancel_futures=True)
+
+
+def give_memory_back() -> None:
+    """Have the C library return freed memory to the system: after millions of small blocks it keeps most of it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)

@@ -17,6 +17,7 @@ from trunkline.core.server.api import (
     Item,
     Truncation,
     check_batch,
+    check_characters,
     item_meta,
     naming,
     prepare,
@@ -26,7 +27,7 @@ from trunkline.core.server.api import (
 )
 from trunkline.core.types import EngineClient, Reply, ServedModel, Settings
 
-from .prompts import choose_prompt, lowered, prompt_tokens
+from .prompts import choose_prompt, dresser, prompt_tokens
 from .recipe import Recipe, read_recipe
 from .schemas import EmbeddingParams, EmbeddingResult
 from .settings import GROUP, TASK, EmbeddingSettings
@@ -99,11 +100,11 @@ class Service:
         rids = spread_rids(wish.rid, len(inputs), single=single, number=False)
         check_ids(inputs, served)
         keep = await self._prompt_tokens(served, recipe, prompt, truncate)
-        if prompt or recipe.lower_case:
-            inputs = await self.engine.off_loop(self._dress, inputs, served, recipe, prompt)
+        dress = dresser(self.engine.tokenizer(served.name), recipe, prompt)
         items = await prepare(
-            self.engine, served, inputs, truncate=truncate, limit=recipe.max_length, keep=keep, lead=len(prompt)
-        )
+            self.engine, served, inputs, truncate=truncate, limit=recipe.max_length, keep=keep, lead=len(prompt),
+            dress=dress,
+        )  # fmt: skip
         params = EmbeddingParams(
             skip=0 if recipe.include_prompt else keep, normalize=wish.normalize, dimensions=wish.dimensions
         )
@@ -123,14 +124,8 @@ class Service:
             return 0
         tokenizer = self.engine.tokenizer(served.name)
         assert tokenizer is not None  # prompts are for texts, and prepare refuses those without a tokenizer
-        return int(await self.engine.off_loop(prompt_tokens, tokenizer, lowered(tokenizer, recipe, prompt)))
-
-    def _dress(self, inputs: Inputs, served: ServedModel, recipe: Recipe, prompt: str) -> Inputs:
-        tokenizer = self.engine.tokenizer(served.name)
-        texts = [str(text) for text in inputs.texts]
-        if tokenizer is None:
-            return inputs
-        return Inputs(texts=[lowered(tokenizer, recipe, prompt + text) for text in texts], single=inputs.single)
+        check_characters(len(prompt), served.max_request_tokens)
+        return int(await self.engine.off_loop(prompt_tokens, tokenizer, recipe, prompt, size=len(prompt)))
 
 
 def check_dimensions(dimensions: int | None, recipe: Recipe) -> None:

@@ -13,6 +13,7 @@ from trunkline.core.server.api import (
     DONE,
     AnyRequest,
     EventStream,
+    check_characters,
     json_response,
     new_rid,
     read_body,
@@ -68,8 +69,10 @@ async def plan(service: Service, body: ChatBody, defaults: dict[str, dict[str, A
     tokenizer = service.engine.tokenizer(served.name)
     if tokenizer is None:
         raise RequestError(f"{served.name} has no tokenizer; use /generate with input_ids.")
-    text = await service.engine.off_loop(render, tokenizer, messages, served.name)
     context, wanted = served.info.context_length, sampling.max_new_tokens
+    size = sum(len(message["content"]) for message in messages)
+    check_characters(size, context)
+    text = await service.engine.off_loop(render, tokenizer, messages, served.name, size=size)
     [prompt] = await service.engine.tokenize(served.name, [text], special=False, limit=context)
     check_prompt(prompt, served)
     if wanted is not None and len(prompt) + wanted > context:

@@ -11,6 +11,7 @@ from trunkline.core.server.api import Truncation
 from .schemas import MAX_LABELS, Int64
 
 CacheKey = Annotated[str, Meta(max_length=1024)]
+RankFields = Annotated[list[str], Meta(max_length=64)]
 Labels = Annotated[list[Int64], Meta(max_length=MAX_LABELS)]
 
 
@@ -29,7 +30,7 @@ class RerankBody(Struct):
     cache_salt: CacheKey | None = None
     extra_key: CacheKey | None = None
     # Cohere's
-    rank_fields: list[str] | None = None
+    rank_fields: RankFields | None = None
     max_chunks_per_doc: Int64 | None = None
     max_tokens_per_doc: Int64 | None = None
     relevant_spans: Any = None  # isn't built: only null passes

@@ -11,7 +11,16 @@ import numpy as np
 from msgspec import Struct
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import FIRST_LOOK, Item, Truncation, enough, fit, naming, over, read_truncate, too_long
+from trunkline.core.server.api import (
+    Item,
+    Truncation,
+    check_characters,
+    clip_text,
+    fit,
+    naming,
+    read_truncate,
+    too_long,
+)
 from trunkline.core.types import ServedModel, Tokenizer
 
 from .detect import ACTIVATIONS, activation_name, is_language_model, logit_score, sigmoid
@@ -19,6 +28,7 @@ from .prompts import JudgePrompter, PairPrompter, Prompt, Prompter
 from .schemas import RerankParams, RerankResult
 from .settings import RerankSettings
 
+MAX_CHUNKED = 1 << 16  # tokens of a document that are split into chunks
 WORDS = (("yes", "no"), ("Yes", "No"))  # what causal rerankers answer; the first pair that are tokens
 
 
@@ -120,7 +130,7 @@ class Reranker:
         kept = []
         for index, (query, document) in enumerate(zip(queries, documents, strict=True), first):
             with naming(index, single=single):
-                self.bounded(query, Limits(limits.prompt))
+                check_characters(len(query) + len(instruct or ""), limits.prompt)
                 kept.append(self.bounded(document, limits))
         pieces = self.fitted(self.prompter(queries, kept, instruct), limits, first=first, single=single)
         return uncounted(pieces, documents, kept)
@@ -136,14 +146,17 @@ class Reranker:
         return pieces
 
     def bounded(self, text: str, limits: Limits) -> str:
-        """The text, or of a monstrous one that is going to be cut the part that matters.
-
-        RequestError where it mayn't be cut, without the time that tokenising all of it would take.
-        """
-        limit = limits.prompt * limits.chunks
-        part = enough(self.tokenizer, text, limit, FIRST_LOOK * limit, from_end=limits.how == "start", special=False)
-        if part is not text and not limits.cuts:
-            raise over(limit)
+        """The text, or of a very long one the part that matters. RequestError when it may not be cut."""
+        how = limits.how if limits.how == "start" or not limits.cuts else "end"
+        wanted = limits.prompt * limits.chunks
+        tokens = min(wanted, max(limits.prompt, MAX_CHUNKED))
+        part = clip_text(self.tokenizer, text, tokens, how, special=False)
+        if part is not text and tokens < wanted:
+            raise RequestError(
+                f"The document has over {tokens} tokens, the most that are split into chunks: send it in parts, or set "
+                f"max_chunks_per_doc to {tokens // limits.prompt} at most to have the rest ignored.",
+                param="max_chunks_per_doc",
+            )
         return part
 
     def prepare(self) -> None:

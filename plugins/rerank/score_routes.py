@@ -16,12 +16,14 @@ from trunkline.core.server.api import (
     InvalidBody,
     Item,
     check_batch,
+    check_characters,
     check_vocabulary,
     item_meta,
     json_response,
     naming,
     read_body,
     read_salt,
+    turns,
 )
 from trunkline.core.types import Reply
 
@@ -31,7 +33,7 @@ from .dialects import cut
 from .prompts import Prompt, split_prompts
 from .reranker import Limits, Reranker, read_values, uncounted
 from .schemas import RerankParams, check_labels
-from .service import Job, Scored, Service, check_documents, check_query, new_id, token_usage, turns, usage
+from .service import Job, Scored, Service, check_documents, check_query, lengths, new_id, token_usage, usage
 
 
 def score_routes(service: Service) -> list[Any]:
@@ -211,9 +213,10 @@ async def _label_items(service: Service, reranker: Reranker, body: ScoreBody) ->
     if len(texts) < len(items):
         raise RequestError("query is text, so every item must be text.", param="items")
     pieces: list[list[Item]] = []
-    for start, end in turns([query] * len(texts), texts):
+    check_characters(len(query), limits.prompt)
+    for start, end, size in turns(lengths([query] * len(texts), texts)):
         pieces += await service.engine.off_loop(
-            _join_texts, reranker, query, texts[start:end], limits, bool(body.item_first), start, single
+            _join_texts, reranker, query, texts[start:end], limits, bool(body.item_first), start, single, size=size
         )
     return pieces
 
@@ -240,11 +243,12 @@ def _join_ids(reranker: Reranker, query: list[int], items: list[list[int]], *, i
 def _join_texts(
     reranker: Reranker, query: str, items: list[str], limits: Limits, item_first: bool, first: int, single: bool
 ) -> list[list[Item]]:
+    kept = []
     for index, item in enumerate(items, first):
         with naming(index, single=single):
             if not item:
                 raise RequestError("items must not be empty.", param="items")
-    kept = [reranker.bounded(item, limits) for item in items]
+            kept.append(reranker.bounded(item, limits))
     nothing, queries = [""] * len(items), [query] * len(items)
     heads, tails = (nothing, queries) if item_first else (queries, nothing)
     prompts = split_prompts(reranker.tokenizer, heads, kept, tails, special=True)
