@@ -23,7 +23,7 @@ from .replies import RemoteReply, as_error, engine_down, response_id
 from .status import Status
 from .supervisor import COMMAND, Patience, Supervisor
 from .threads import WorkThreads
-from .waiting import WaitingRoom
+from .waiting import WaitingRoom, displaced
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -133,19 +133,23 @@ class RemoteEngine:
     def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[Reply]:
         self._check_up()
         self._check_rids([item.rid for item in items])
-        self._waiting.check(next((served for served in self.models if served.name == model), None), model, items)
+        served = next((served for served in self.models if served.name == model), None)
+        unlucky = self._waiting.make_room(served, model, items)
         messages = [self._message(model, task, item) for item in items]  # encode all before one is queued
-        replies: list[Reply] = []
+        for reply in unlucky:
+            self._drop(reply)
+            reply.fail(displaced())
+        replies: list[RemoteReply] = []
         for item, message in zip(items, messages, strict=True):
             reply = RemoteReply(message.key, model, task, item.rid, len(item.prompt), self._drop, self.metrics)
             self._live[message.key] = reply
-            self._waiting.enter(reply)
             self._rids.add(item.rid)
             replies.append(reply)
+        self._waiting.enter(replies, max((item.priority for item in items), default=0))
         if items and response_id.get() is None:
             response_id.set(items[0].rid)
         self._post(*messages)
-        return replies
+        return [*replies]
 
     def abort(self, prefix: str = "", *, everything: bool = False) -> int:
         if not prefix and not everything:
