@@ -37,10 +37,11 @@ def _indented(text: str) -> str:
 
 
 def configure_logging(level: str) -> None:
-    """Log to standard error from ``level`` on. Harmless when logging is configured already."""
+    """Log to standard error from ``level`` on, warnings too. Harmless when logging is configured already."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.captureWarnings(True)
 
 
 class RateLimited:

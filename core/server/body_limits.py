@@ -16,8 +16,11 @@ from .nesting import MAX_DEPTH, measure, too_deep
 S = TypeVar("S", bound=Struct)
 
 SMALL_BODY = 1 << 16  # bytes; decoded on the event loop, and read however many bytes are held
-BYTES_PER_ITEM = 10  # of the largest body: so many allow one value. Token ids take five or six …
-BYTES_PER_NODE = 80  # … and so many one array, object or member of an object, which take longer to decode
+# Values, and arrays, objects and members of objects, which take longer: some 50 ms to decode. A larger
+# --max-body-bytes allows as many more as it is larger.
+MAX_ITEMS = 1 << 20
+MAX_NODES = 1 << 17
+DEFAULT_BODY = ServerSettings().max_body_bytes
 
 TOO_DEEP = f"The body is nested too deeply: at most {MAX_DEPTH} arrays and objects may lie in one another."
 
@@ -36,8 +39,8 @@ class BodyLimits:
     def __init__(self, server: ServerSettings, off_loop: Callable[..., Awaitable[Any]] = run_here) -> None:
         self.held = 0  # bytes of the bodies of running requests
         self._most_held = server.max_held_body_bytes
-        self._most_items = server.max_body_bytes // BYTES_PER_ITEM
-        self._most_nodes = server.max_body_bytes // BYTES_PER_NODE
+        scale = max(1.0, server.max_body_bytes / DEFAULT_BODY)
+        self._most_items, self._most_nodes = int(MAX_ITEMS * scale), int(MAX_NODES * scale)
         self._off_loop = off_loop
 
     def account(self) -> Callable[[int], None]:

@@ -7,10 +7,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from litestar import HttpMethod, Response, get, post, route
 from litestar.handlers import HTTPRouteHandler
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ..errors import RequestError
 from ..types import EngineClient, ServedModel
@@ -44,7 +45,7 @@ class Lifecycle:
 class AbortBody(Struct):
     """``POST /abort_request``."""
 
-    rid: str | None = ""
+    rid: Annotated[str, Meta(max_length=1024)] | None = ""
     abort_all: bool | None = False
 
 

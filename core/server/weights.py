@@ -18,6 +18,9 @@ from ..types import EngineClient, Settings
 from .api import AnyRequest, asked_about, json_response, read_body
 
 MAX_ROWS = 1 << 31
+Path = Annotated[str, Meta(max_length=4096)]
+Label = Annotated[str, Meta(max_length=256)]
+Name = Annotated[str, Meta(max_length=1024)]
 
 log = logging.getLogger("trunkline.server")
 
@@ -25,23 +28,23 @@ log = logging.getLogger("trunkline.server")
 class UpdateBody(Struct):
     """``POST /update_weights_from_disk``. Other fields of SGLang's have no meaning here."""
 
-    model_path: str
-    load_format: str | None = None
+    model_path: Path
+    load_format: Label | None = None
     abort_all_requests: bool | None = False
-    weight_version: str | None = None
+    weight_version: Label | None = None
 
 
 class VersionBody(Struct):
     """``POST /update_weight_version``."""
 
-    new_version: str
+    new_version: Label
     abort_all_requests: bool | None = True
 
 
 class WeightsBody(Struct):
     """``/get_weights_by_name``: SGLang's fields."""
 
-    name: str
+    name: Name
     truncate_size: Annotated[int, Meta(ge=0, le=MAX_ROWS)] | None = 100
 
 
