@@ -21,7 +21,7 @@ class Shape(Struct, frozen=True):
     """Of valid JSON; of other bytes, numbers without meaning."""
 
     depth: int = 0  # arrays and objects in one another
-    nodes: int = 0  # arrays, objects, and members of objects
+    nodes: int = 0  # arrays, objects and strings, names of members included
     items: int = 0  # values in arrays and objects, less one for each of these that isn't empty
 
 
@@ -29,12 +29,13 @@ def measure(body: bytes) -> Shape:
     """The shape of JSON. Takes about 5 ms for a megabyte, and lets other threads run meanwhile."""
     if b"\\" in body:  # without escaped backslashes, a quote behind a backslash is escaped; without those …
         body = body.replace(rb"\\", b"").replace(rb"\"", b"")
-    depth = deepest = nodes = items = 0
+    depth = deepest = nodes = quotes = items = 0
     in_string = False
     for start in range(0, len(body), _BLOCK):
         block = np.frombuffer(body, np.uint8, min(_BLOCK, len(body) - start), start)
         # … every quote begins or ends a string.
-        within = np.logical_xor.accumulate(block == ord('"')) ^ in_string
+        quote = block == ord('"')
+        within = np.logical_xor.accumulate(quote) ^ in_string
         in_string = bool(within[-1])
         bare = block[~within]
         begins = _count(bare, "[{")
@@ -42,9 +43,10 @@ def measure(body: bytes) -> Shape:
             levels = _STEPS[bare].cumsum(dtype=np.int32)
             deepest = max(deepest, depth + int(levels.max()))
         depth += begins - _count(bare, "]}")
-        nodes += begins + _count(bare, ":")
+        nodes += begins
+        quotes += int(np.count_nonzero(quote))
         items += _count(bare, ",")
-    return Shape(deepest, nodes, items)
+    return Shape(deepest, nodes + quotes // 2, items)
 
 
 def _count(block: NDArray[np.uint8], characters: str) -> int:

@@ -17,10 +17,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from ..logs import RateLimited
 from .api import ABORT_EXTENSION
 
-MAX_HEAD = 16 << 10  # bytes of request line and headers; of trailers; of chunk framing beyond FRAMING_SHARE
+MAX_HEAD = 16 << 10  # bytes of request line and headers; of trailers
 MAX_HEADERS = 256  # header fields of a request
 MAX_PIPELINED = 64  # requests of one connection that wait for the one that is being answered
-FRAMING_SHARE = 8  # bytes of chunk framing that a byte of the body may cost: chunks of one byte take five
+MAX_FRAMING = 128 << 10  # bytes of a body that aren't content: sizes and extensions of chunks, trailers …
+FRAMED = 8  # … beyond one for so many bytes of content: parsing tiny chunks takes much time
 HEAD_SECONDS = 30.0  # from opening a connection, or beginning a head, to the head's end
 KEEP_ALIVE_SECONDS = 30  # from an answer to the beginning of the next head
 FLUSH_SECONDS = 30.0  # in which the client of a closing connection must take some of what is unsent
@@ -36,7 +37,8 @@ NOT_HTTP = (400, "Invalid HTTP request received.")
 NO_TUNNEL = (405, "CONNECT is not supported: this is no proxy.")
 HEAD_TOO_SLOW = (408, f"The request head took longer than {HEAD_SECONDS:g} s.")
 HEAD_TOO_LARGE = (431, f"Request head too large: at most {MAX_HEAD} bytes and {MAX_HEADERS} headers.")
-TRAILERS_TOO_LARGE = (431, f"Trailers or chunk extensions too large: at most {MAX_HEAD} bytes.")
+TRAILERS_TOO_LARGE = (431, f"Trailers too large: at most {MAX_HEAD} bytes.")
+FRAMING_TOO_LARGE = (400, f"Chunks too small or their extensions too large: over {MAX_FRAMING} bytes without content.")
 TOO_MANY_PIPELINED = (503, f"Too many pipelined requests: at most {MAX_PIPELINED} may wait.")
 
 
@@ -58,7 +60,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _part: Literal["between", "head", "body"] = "between"  # of a message, or between two
     _size = 0  # bytes of complete headers in the running head, then in the trailers
     _body = 0  # bytes of all bodies
-    _framing = 0  # bytes of the running part, less those of the body and what its chunks may cost
+    _framing = 0.0  # bytes of the running part that aren't content, less those that its content allows
     _unsent = 0  # bytes, when a closing connection was last looked at
     _timer: asyncio.TimerHandle | None = None
 
@@ -98,10 +100,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(*(cause.args if isinstance(cause, Refusal) else NOT_HTTP))
             return
         if begun == (self._requests, self._part):  # all of ``data`` is of the same part
-            allowed = (1 + FRAMING_SHARE) * (self._body - body)
-            self._framing = max(0, self._framing + len(data) - allowed)
-            if self._framing > MAX_HEAD:
-                self._refuse(*(TRAILERS_TOO_LARGE if self._part == "body" else HEAD_TOO_LARGE))
+            content = self._body - body
+            self._framing = max(0.0, self._framing + len(data) - content - content / FRAMED)
+            if self._framing > (MAX_FRAMING if self._part == "body" else MAX_HEAD):
+                self._refuse(*(FRAMING_TOO_LARGE if self._part == "body" else HEAD_TOO_LARGE))
 
     def _parse(self, data: bytes) -> None:
         """Feed the parser, which stops at every offer to upgrade: feed the rest to a new one, after the same
@@ -125,7 +127,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         super().on_message_begin()
         self._requests += 1
-        self._part, self._size, self._framing = "head", 0, 0
+        self._part, self._size, self._framing = "head", 0, 0.0
         self._give(HEAD_SECONDS, self._head_is_late)
         extensions: Any = self.scope.setdefault("extensions", {})
         extensions[ABORT_EXTENSION] = self.transport.abort
@@ -151,7 +153,7 @@ class BoundedProtocol(HttpToolsProtocol):
             raise Refusal(*TOO_MANY_PIPELINED)
         self._give(None)
         self._unset_keepalive_if_required()  # set by an earlier response since this head began
-        self._part, self._size, self._framing = "body", 0, 0
+        self._part, self._size, self._framing = "body", 0, 0.0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -160,7 +162,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if self._part == "body":  # else it is an offer to upgrade
-            self._part, self._framing = "between", 0
+            self._part, self._framing = "between", 0.0
             super().on_message_complete()
 
     # -- answering ---------------------------------------------------------------------------

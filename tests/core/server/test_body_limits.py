@@ -38,6 +38,8 @@ async def decode(content: bytes, **server: Any) -> Any:
         (b"[" + b"{}," * MAX_NODES + b"1]", False),
         (b"{" + b",".join(b'"%d":1' % key for key in range(MAX_NODES - 5)) + b"}", True),
         (b"{" + b",".join(b'"%d":1' % key for key in range(MAX_NODES)) + b"}", False),
+        (b"[" + b'"",' * (MAX_NODES - 5) + b"1]", True),
+        (b"[" + b'"",' * MAX_NODES + b"1]", False),
         (b'["' + b"[{,:" * MAX_NODES + b'"]', True),  # in a text, none of them counts
         (b'["\\"' + b"[{,:" * MAX_NODES + b'\\\\", "' + b"],:" * MAX_NODES + b'"]', True),
     ],
