@@ -38,7 +38,7 @@ class BodyLimits:
 
     def __init__(self, server: ServerSettings, off_loop: Callable[..., Awaitable[Any]] = run_here) -> None:
         self.held = 0  # bytes of the bodies of running requests
-        self._most_held = server.max_held_body_bytes
+        self._most_held = max(server.max_held_body_bytes, server.max_body_bytes)  # one body always has room
         scale = max(1.0, server.max_body_bytes / DEFAULT_BODY)
         self._most_items, self._most_nodes = int(MAX_ITEMS * scale), int(MAX_NODES * scale)
         self._off_loop = off_loop

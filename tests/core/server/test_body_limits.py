@@ -79,7 +79,7 @@ async def test_large_bodies_are_decoded_in_a_thread(monkeypatch: pytest.MonkeyPa
 
 
 async def test_bytes_are_held_until_the_request_is_answered() -> None:
-    limits = BodyLimits(ServerSettings(max_held_body_bytes=300_000))
+    limits = BodyLimits(ServerSettings(max_held_body_bytes=300_000, max_body_bytes=100_000))
     answered = asyncio.Event()
 
     async def request(size: int) -> None:
@@ -103,10 +103,17 @@ async def test_bytes_are_held_until_the_request_is_answered() -> None:
     assert limits.held == 0
 
 
+async def test_one_body_always_has_room() -> None:
+    async def request() -> None:
+        BodyLimits(ServerSettings(max_held_body_bytes=100_000)).account()(1_000_000)
+
+    await asyncio.create_task(request())
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_bodies_beyond_the_limit_are_503_and_small_ones_pass(live: Callable[..., Any], chunked: bool) -> None:
     """A body counts from its head on, or as it arrives, until its answer is sent."""
-    _, port = await live(max_held_body_bytes=500_000)
+    _, port = await live(max_held_body_bytes=500_000, max_body_bytes=400_000)
 
     def content(size: int, queue: float) -> Any:
         whole = json.dumps({"ids": [1], "queue": queue, "pad2": "a" * size}).encode()
