@@ -18,7 +18,7 @@ S = TypeVar("S", bound=Struct)
 SMALL_BODY = 1 << 16  # bytes; decoded on the event loop, and read however many bytes are held
 # Values, and arrays, objects and strings, which take longer: some 30 ms to decode. A larger --max-body-bytes
 # allows as many more as it is larger.
-MAX_ITEMS = 1 << 20
+MAX_ITEMS = 1 << 19
 MAX_NODES = 1 << 16
 DEFAULT_BODY = ServerSettings().max_body_bytes
 

@@ -10,7 +10,7 @@ from typing import Any
 
 SHORT_THREADS = 2  # so that one slow template doesn't hold up everybody's tokenising
 LONG_WORK = 1 << 15  # characters or bytes; some 10 ms of tokenising
-HUGE_WORK = 1 << 19  # characters or bytes; leaves so much freed memory behind that it is given back
+HUGE_WORK = 1 << 17  # characters or bytes; leaves so much freed memory behind that it is given back
 
 
 class WorkThreads:
