@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,9 +13,11 @@ from msgspec import Struct
 from ..config import ServerSettings
 from ..errors import RequestError
 from .nesting import MAX_DEPTH, measure, too_deep
+from .threads import give_memory_back
 
 S = TypeVar("S", bound=Struct)
 
+LARGE_BODY = 1 << 17  # bytes; answering it leaves so much freed memory behind that it is given back
 SMALL_BODY = 1 << 16  # bytes; decoded on the event loop, and read however many bytes are held
 # Values, and arrays, objects and strings, which take longer: some 30 ms to decode. A larger --max-body-bytes
 # allows as many more as it is larger.
@@ -42,6 +45,7 @@ class BodyLimits:
         scale = max(1.0, server.max_body_bytes / DEFAULT_BODY)
         self._most_items, self._most_nodes = int(MAX_ITEMS * scale), int(MAX_NODES * scale)
         self._off_loop = off_loop
+        self._cleaning: asyncio.Task[None] | None = None
 
     def account(self) -> Callable[[int], None]:
         """A function that counts bytes as held until the current task, which answers the request, ends.
@@ -64,11 +68,17 @@ class BodyLimits:
 
         def release(_: Any) -> None:
             self.held -= taken
+            if taken > LARGE_BODY and (self._cleaning is None or self._cleaning.done()):
+                self._cleaning = asyncio.get_running_loop().create_task(self._clean())
 
         task = asyncio.current_task()
         assert task is not None
         task.add_done_callback(release)
         return take
+
+    async def _clean(self) -> None:
+        with suppress(RuntimeError):  # the threads have ended
+            await self._off_loop(give_memory_back, size=LARGE_BODY)
 
     async def decode(self, body: bytes, kind: type[S]) -> S:
         """JSON as ``kind``; InvalidBody when it can't be, or has more values than the limits allow."""

@@ -10,7 +10,6 @@ from typing import Any
 
 SHORT_THREADS = 2  # so that one slow template doesn't hold up everybody's tokenising
 LONG_WORK = 1 << 15  # characters or bytes; some 10 ms of tokenising
-HUGE_WORK = 1 << 17  # characters or bytes; leaves so much freed memory behind that it is given back
 
 
 class WorkThreads:
@@ -23,10 +22,7 @@ class WorkThreads:
     async def run(self, function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
         """``function(*args)`` in a thread; ``size``: the characters or bytes that it works on."""
         executor = self.long if size > LONG_WORK else self.short
-        running = asyncio.get_running_loop().run_in_executor(executor, function, *args)
-        if size > HUGE_WORK:
-            self.long.submit(give_memory_back)
-        return await running
+        return await asyncio.get_running_loop().run_in_executor(executor, function, *args)
 
     def close(self) -> None:
         for executor in (self.short, self.long):

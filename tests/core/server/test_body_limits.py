@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from trunkline.core.config import ServerSettings
 from trunkline.core.errors import RequestError
-from trunkline.core.server.body_limits import MAX_ITEMS, MAX_NODES, SMALL_BODY, BodyLimits, InvalidBody
+from trunkline.core.server.body_limits import LARGE_BODY, MAX_ITEMS, MAX_NODES, SMALL_BODY, BodyLimits, InvalidBody
+from trunkline.core.server.threads import give_memory_back
 
 pytestmark = pytest.mark.field
 
@@ -101,6 +102,25 @@ async def test_bytes_are_held_until_the_request_is_answered() -> None:
     await asyncio.gather(small, *held[1:])
     await asyncio.sleep(0)
     assert limits.held == 0
+
+
+async def test_memory_of_large_bodies_is_given_back_after_their_answers() -> None:
+    done: list[Any] = []
+
+    async def off_loop(function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
+        done.append(function)
+        if len(done) == 2:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    limits = BodyLimits(ServerSettings(), off_loop)
+
+    async def request(size: int) -> None:
+        limits.account()(size)
+
+    for sizes in ([10, SMALL_BODY], [LARGE_BODY + 1] * 3, [LARGE_BODY + 1]):
+        await asyncio.gather(*(asyncio.create_task(request(size)) for size in sizes))
+        await asyncio.sleep(0.01)
+    assert done == [give_memory_back, give_memory_back]
 
 
 async def test_one_body_always_has_room() -> None:
