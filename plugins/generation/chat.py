@@ -24,7 +24,7 @@ from trunkline.core.server.api import (
 from .chat_schemas import NEUTRAL, REFUSED, SAMPLING, ChatBody
 from .defaults import chat_defaults
 from .frames import arrivals
-from .messages import read_messages, render
+from .messages import characters, read_messages, render
 from .params import Sampling
 from .sequence import Sequence, usage
 from .service import Job, Service, check_prompt
@@ -70,7 +70,7 @@ async def plan(service: Service, body: ChatBody, defaults: dict[str, dict[str, A
     if tokenizer is None:
         raise RequestError(f"{served.name} has no tokenizer; use /generate with input_ids.")
     context, wanted = served.info.context_length, sampling.max_new_tokens
-    size = sum(len(message["content"]) for message in messages)
+    size = characters(messages)
     check_characters(size, context)
     text = await service.engine.off_loop(render, tokenizer, messages, served.name, size=size)
     [prompt] = await service.engine.tokenize(served.name, [text], special=False, limit=context)

@@ -47,6 +47,14 @@ def _part(index: int, part: Any) -> str:
     raise RequestError(f"messages[{index}].content: only text parts are supported, got {kind!r:.40}.", param="messages")
 
 
+def characters(value: Any) -> int:
+    """Characters of all strings in messages, however they are nested."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(characters, inner))
+
+
 def render(tokenizer: Tokenizer, messages: list[dict[str, Any]], model: str) -> str:
     """The prompt. RequestError when the model has no template, or its template can't or won't do these messages."""
     if not tokenizer.chat_template:
