@@ -11,6 +11,7 @@ from .commands.plugins import add_plugins
 from .commands.serve import Early, add_serve, peek
 from .errors import ConfigError, TrunklineError
 from .host import Host
+from .logs import escape_controls
 
 
 def build(host: Host, early: Early) -> typer.Typer:
@@ -36,7 +37,7 @@ def run(args: Sequence[str]) -> int:
         app = build(Host.load(early.plugins.only, early.plugins.without), early)
         app(list(args), prog_name="trunkline")
     except TrunklineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {escape_controls(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)

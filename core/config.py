@@ -55,12 +55,16 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"], _about("What is worth a log line.")
     ] = "info"
-    max_queued_requests: Annotated[Count, _about("Sequences that may wait; more are answered 503.")] = 2048
-    max_queued_tokens: Annotated[Count | None, _about("Prompt tokens that may wait; default 16 times the KV pool.")] = (
-        None
-    )
+    max_queued_requests: Annotated[Count, _about("Sequences that may wait for a model; more are answered 503.")] = 2048
+    max_queued_tokens: Annotated[
+        Count | None, _about("Prompt tokens that may wait for a model; default 16 times its KV pool.")
+    ] = None
+    max_queued_requests_all_models: Annotated[Count, _about("Sequences that may wait for all models together.")] = 8192
     max_batch_size: Annotated[Count, _about("Items in one request's batch.")] = 1024
     max_body_bytes: Annotated[Bytes, _about("Largest request body.")] = 10 << 20
+    max_held_body_bytes: Annotated[
+        Bytes, _about("Bodies of all running requests together; beyond it, bodies over 64 KiB are answered 503.")
+    ] = 256 << 20
     stream_timeout: Annotated[Seconds, _about("Seconds a client may leave a stream unread.")] = 60.0
     queue_timeout: Annotated[Seconds | None, _about("Seconds a request may wait before it is given up.")] = None
     request_timeout: Annotated[Seconds | None, _about("Seconds a request may take in all.")] = None

@@ -436,8 +436,12 @@ class EngineClient(Protocol):
         longer by far, without the time that all of it would take. What is just too long is returned.
         """
 
-    async def off_loop(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run CPU work of a request off the event loop."""
+    async def off_loop(self, function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
+        """Run CPU work of a request off the event loop.
+
+        ``size`` is the number of characters or bytes that it works on: more than 32,768 don't hold up
+        the work of other requests.
+        """
 
     def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[Reply]:
         """Queue all or none. QueueFull when they don't fit now, RequestError when they never will."""

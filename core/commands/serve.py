@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..config import Config, ModelSettings, PluginSelection, convert, merge, rea
 from ..discovery import CORE
 from ..errors import ConfigError
 from ..host import Host
+from ..logs import configure_logging
 from . import compat
 from .flags import Flag, flags_of, signature
 
@@ -153,6 +153,6 @@ def configure(segments: Sequence[Mapping[str, Any]], flags: Sequence[Flag], earl
     config = Config.load(merge(early.data, settings=settings, every_model=common, models=models, plugins=plugins), host)
     if "served_model_name" in common and len(config.models) > 1:
         raise ConfigError("--served-model-name before the first model would name them all; put it after a model.")
-    logging.basicConfig(level=config.server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging(config.server.log_level)
     compat.settle(foreign)
     return config

@@ -22,6 +22,7 @@ from ..config import Config
 from ..errors import TrunklineError
 from ..guard import forbid_pickle
 from ..host import Host
+from ..logs import configure_logging
 from .channel import SocketChannel, read_frame
 from .messages import Failed, Loading, Ready, frame
 
@@ -43,9 +44,7 @@ def main() -> int:
         return 0
     try:
         host, config = configure(msgspec.msgpack.decode(first)["config"])
-        logging.basicConfig(
-            level=config.server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        configure_logging(config.server.log_level)
         started = start(config, host, announce=lambda what: sock.sendall(frame([Loading(what)])))
     except Exception as error:
         if not isinstance(error, TrunklineError):

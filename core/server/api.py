@@ -10,7 +10,6 @@ from .bodies import (
     DONE,
     AnyRequest,
     ClientGone,
-    InvalidBody,
     dialect_of,
     encode,
     error_frame,
@@ -22,6 +21,7 @@ from .bodies import (
     render_error,
     sse,
 )
+from .body_limits import InvalidBody
 from .chat_templates import shape_contents, template_variables
 from .fields import Accounting, Ignored, Later, Media, OnlyNull, Placement, Refused
 from .gather import item_meta, run_all
@@ -40,16 +40,15 @@ from .inputs import (
 )
 from .models import ModelQuery, asked_about, choose
 from .openapi import HTML, JSON, SSE, TEXT
-from .prepare import Item, Shaper, encode_pair, prepare, turns
+from .prepare import Item, Shaper, encode_pair, prepare
 from .reply_schemas import CachedTokens, Cut, FinishReason, ItemMeta, OpenAIError, Usage
 from .streams import ABORT_EXTENSION, EventStream, finished, until_gone
-from .truncate import FIRST_LOOK, Truncation, enough, fit, over, read_truncate, special_ends, too_long
+from .truncate import Truncation, check_characters, clip_text, fit, read_truncate, special_ends, too_long, turns
 
 __all__ = [
     "ABORT_EXTENSION",
     "DEFAULT_TIMEOUT",
     "DONE",
-    "FIRST_LOOK",
     "HTML",
     "JSON",
     "SSE",
@@ -78,12 +77,13 @@ __all__ = [
     "Usage",
     "asked_about",
     "check_batch",
+    "check_characters",
     "check_vocabulary",
     "choose",
+    "clip_text",
     "dialect_of",
     "encode",
     "encode_pair",
-    "enough",
     "error_frame",
     "error_response",
     "error_status",
@@ -94,7 +94,6 @@ __all__ = [
     "named",
     "naming",
     "new_rid",
-    "over",
     "prepare",
     "read_body",
     "read_bytes",

@@ -19,6 +19,7 @@ from ..errors import EngineDown, PluginError, RequestError
 from ..host import Host
 from ..types import EngineClient, ServedModel, Settings
 from .auth import SCOPES, Doorkeeper
+from .body_limits import BodyLimits
 from .control import Lifecycle, routes
 from .docs import docs_routes, openapi_config
 from .faults import add_request_id, on_error, on_http_error, on_request_error
@@ -73,7 +74,7 @@ def create_app(
         request_max_body_size=server.max_body_bytes,
         openapi_config=openapi_config(version("trunkline"), document),
         logging_config=None,
-        state=State({"server": server, "lifecycle": lifecycle}),
+        state=State({"server": server, "lifecycle": lifecycle, "bodies": BodyLimits(server, engine.off_loop)}),
         on_app_init=[_hooked(host)],
     )
 

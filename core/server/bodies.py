@@ -14,16 +14,17 @@ from litestar.exceptions import InternalServerException, LitestarException
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from msgspec import Struct
 
+from ..config import ServerSettings
 from ..errors import RequestError
+from .body_limits import BodyLimits, InvalidBody
 from .fields import check_refused
-from .nesting import MAX_DEPTH, too_deep
 
 S = TypeVar("S", bound=Struct)
 AnyRequest = Request[Any, Any, Any]
 
 DONE = b"data: [DONE]\n\n"
-TOO_DEEP = f"The body is nested too deeply: at most {MAX_DEPTH} arrays and objects may lie in one another."
 DEFAULT_TIMEOUT = 60.0  # seconds; what `--stream-timeout` defaults to
+SLOWEST_BODY = 8 << 10  # bytes a second, on average over `--stream-timeout`
 
 _encoder = msgspec.json.Encoder()
 
@@ -33,10 +34,6 @@ class ClientGone(RequestError):
 
     def __init__(self) -> None:
         super().__init__("The client closed the connection.", status=499)
-
-
-class InvalidBody(RequestError):
-    """The request's body isn't what the route takes (malformed, missing, wrong types)."""
 
 
 # -- bodies ----------------------------------------------------------------------------------
@@ -57,33 +54,19 @@ async def read_body(request: AnyRequest, kind: type[S]) -> S:
 
     Raises InvalidBody when it is malformed, missing or has wrong types, RequestError when a field asks for
     what ``kind`` declares as :class:`Refused`, 413 when the body is longer than ``--max-body-bytes``, 408
-    when it stops arriving.
+    when it arrives too slowly, 503 when the bodies of all running requests are longer than
+    ``--max-held-body-bytes``.
     """
     _check_content_type(request)
-    body = await read_bytes(request)
-    try:
-        value = msgspec.json.decode(body, type=kind, strict=False)
-    except RecursionError:
-        raise InvalidBody(TOO_DEEP) from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InvalidBody(str(error) if body else "The body is missing: a JSON object is required.") from None
-    if too_deep(body):
-        raise InvalidBody(TOO_DEEP)
+    value = await _limits(request).decode(await read_bytes(request), kind)
     check_refused(value)
     return value
 
 
 async def read_bytes(request: AnyRequest) -> bytes:
     """The raw body, empty when there is none. Errors as in :func:`read_body`."""
-    patience = patience_of(request)
-    chunks = []
     try:
-        async with asyncio.timeout(patience) as deadline:
-            async for chunk in request.stream():
-                chunks.append(chunk)
-                deadline.reschedule(asyncio.get_running_loop().time() + patience)
-    except TimeoutError:
-        raise RequestError(f"The body stopped arriving for {patience:g} s.", status=408) from None
+        return b"".join(await _read(request))
     except RequestEntityTooLarge:
         limit = request.route_handler.resolve_request_max_body_size()
         raise RequestError(
@@ -94,7 +77,36 @@ async def read_bytes(request: AnyRequest) -> bytes:
         raise ClientGone from None
     except LitestarException as error:
         raise InvalidBody(error.detail) from None
-    return b"".join(chunks)
+
+
+async def _read(request: AnyRequest) -> list[bytes]:
+    """The pieces of the body. They must arrive in time, and have room among those of other requests."""
+    patience, take = patience_of(request), _limits(request).account()
+    declared = int(request.headers.get("content-length", 0))
+    if declared <= (request.route_handler.resolve_request_max_body_size() or declared):  # else it is refused below
+        take(declared)
+    chunks: list[bytes] = []
+    recent = 0  # bytes since the deadline was last put off
+    try:
+        async with asyncio.timeout(patience) as deadline:
+            async for chunk in request.stream():
+                if not declared:
+                    take(len(chunk))
+                chunks.append(chunk)
+                recent += len(chunk)
+                if recent >= SLOWEST_BODY * patience:
+                    recent = 0
+                    deadline.reschedule(asyncio.get_running_loop().time() + patience)
+    except TimeoutError:
+        raise RequestError(
+            f"The body arrived too slowly: less than {SLOWEST_BODY} bytes a second for {patience:g} s.", status=408
+        ) from None
+    return chunks
+
+
+def _limits(request: AnyRequest) -> BodyLimits:
+    limits: BodyLimits = request.app.state.get("bodies") or BodyLimits(ServerSettings())
+    return limits
 
 
 def _check_content_type(request: AnyRequest) -> None:

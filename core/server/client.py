@@ -7,7 +7,6 @@ import itertools
 import time
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,11 +17,13 @@ from ..engine.messages import Abort, Answer, Call, Changed, EngineMessage, Progr
 from ..errors import EngineDown, RequestError
 from ..host import Host
 from ..types import Reply, ServedModel, Submission, Tokenizer
-from .models import choose, encode_all, groups, load_tokenizer, renamed, version_of
+from .models import choose, load_tokenizer, renamed, version_of
+from .prepare import tokenize
 from .replies import RemoteReply, as_error, engine_down, response_id
 from .status import Status
 from .supervisor import COMMAND, Patience, Supervisor
-from .waiting import WaitingRoom
+from .threads import WorkThreads
+from .waiting import WaitingRoom, displaced
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -65,14 +66,13 @@ class RemoteEngine:
         self._first_names: dict[str, str] = {}  # of models that weight updates renamed
         self._outbox: list[Any] = []
         self._sweeper: asyncio.Task[None] | None = None
-        # Two, so that one slow template doesn't hold up everybody's tokenising.
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="trunkline-front")
+        self._threads = WorkThreads()
 
     # -- life --------------------------------------------------------------------------------
 
     async def start(self, prepare: Callable[[], None] = lambda: None) -> None:
         """Start the engine, meanwhile ``prepare`` and load the tokenizers. ModelError when either can't be."""
-        loading = asyncio.get_running_loop().run_in_executor(self._threads, self._load_tokenizers, prepare)
+        loading = asyncio.create_task(self._threads.run(self._load_tokenizers, prepare))
         try:
             await self.supervisor.start()
         finally:
@@ -86,7 +86,7 @@ class RemoteEngine:
             self._sweeper.cancel()
         await self.supervisor.stop()
         self._down("the server is shutting down")
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     @property
     def live(self) -> int:
@@ -123,32 +123,33 @@ class RemoteEngine:
         tokenizer = self.tokenizer(model)
         if tokenizer is None:
             raise RequestError(f"The model {model!r} has no tokenizer; send token ids instead of text.")
-        ids: list[list[int]] = []
-        for group in groups(texts):
-            ids += await self.off_loop(encode_all, tokenizer, group, special, limit)
-        return ids
+        return await tokenize(self, tokenizer, texts, special, limit)
 
-    async def off_loop(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+    async def off_loop(self, function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
+        return await self._threads.run(function, *args, size=size)
 
     # -- requests ----------------------------------------------------------------------------
 
     def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[Reply]:
         self._check_up()
         self._check_rids([item.rid for item in items])
-        self._waiting.check(next((served for served in self.models if served.name == model), None), model, items)
+        served = next((served for served in self.models if served.name == model), None)
+        unlucky = self._waiting.make_room(served, model, items)
         messages = [self._message(model, task, item) for item in items]  # encode all before one is queued
-        replies: list[Reply] = []
+        for reply in unlucky:
+            self._drop(reply)
+            reply.fail(displaced())
+        replies: list[RemoteReply] = []
         for item, message in zip(items, messages, strict=True):
             reply = RemoteReply(message.key, model, task, item.rid, len(item.prompt), self._drop, self.metrics)
             self._live[message.key] = reply
-            self._waiting.enter(reply)
             self._rids.add(item.rid)
             replies.append(reply)
+        self._waiting.enter(replies, max((item.priority for item in items), default=0))
         if items and response_id.get() is None:
             response_id.set(items[0].rid)
         self._post(*messages)
-        return replies
+        return [*replies]
 
     def abort(self, prefix: str = "", *, everything: bool = False) -> int:
         if not prefix and not everything:

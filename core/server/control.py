@@ -53,7 +53,7 @@ class FlushQuery(Struct):
 class AbortBody(Struct):
     """``POST /abort_request``."""
 
-    rid: str | None = ""
+    rid: Annotated[str, Meta(max_length=1024)] | None = ""
     abort_all: bool | None = False
 
 

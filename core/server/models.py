@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +11,7 @@ from msgspec import Meta, Struct
 from ..config import ModelSettings
 from ..errors import ConfigError, EngineDown, RequestError
 from ..host import Host
-from ..model.tokenizer import token_ids
 from ..types import ServedModel, Tokenizer
-from .truncate import FIRST_LOOK, enough, over
-
-GROUP = 1 << 16  # characters that are tokenised in one go, then other requests' texts get a turn
 
 
 class ModelQuery(Struct):
@@ -113,28 +109,3 @@ def renamed(tokenizers: Mapping[str, Tokenizer | None], models: Sequence[ServedM
 def version_of(models: Sequence[ServedModel], name: str) -> str:
     """The label of the weights that a model has now, "" for an unknown one."""
     return next((model.weight_version for model in models if name in (model.name, *model.aliases)), "")
-
-
-def groups(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Neighbouring texts of at most ``GROUP`` characters together, or a single longer one."""
-    group: list[str] = []
-    size = 0
-    for text in texts:
-        if group and size + len(text) > GROUP:
-            yield group
-            group, size = [], 0
-        group.append(text)
-        size += len(text)
-    if group:
-        yield group
-
-
-def encode_all(tokenizer: Tokenizer, texts: Sequence[str], special: bool, limit: int | None) -> list[list[int]]:
-    """Each text's ids; RequestError when the beginning of one has more than twice ``limit`` already."""
-    return [_encode(tokenizer, text, special, limit) for text in texts]
-
-
-def _encode(tokenizer: Tokenizer, text: str, special: bool, limit: int | None) -> list[int]:
-    if limit is not None and enough(tokenizer, text, limit, FIRST_LOOK * limit, special=special) is not text:
-        raise over(limit)
-    return token_ids(tokenizer, text, special)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ..config import Config
 from ..host import Host
+from ..logs import escape_controls
 from ..types import ServedModel
 from .client import RemoteEngine
 
@@ -28,9 +29,9 @@ def show(host: Host, config: Config, engine: RemoteEngine, app: Litestar, addres
     table.add_column()
     table.add_row("Address", f"http://{name}:{address[1]}   docs at /docs")
     for model in ready.models:
-        table.add_row("Model", describe(model))
+        table.add_row("Model", escape_controls(describe(model)))
     for row in ready.plan:
-        table.add_row("Memory", memory(row))
+        table.add_row("Memory", escape_controls(memory(row)))
     table.add_row("Routes", "  ".join(paths(app)))
     table.add_row("Plugins", ", ".join(host.plugins))
     if host.quarantined:

@@ -6,7 +6,7 @@ of that batch is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -18,19 +18,18 @@ from ..types import EngineClient, ServedModel, Tokenizer
 from .inputs import Inputs, Text, check_vocabulary, naming
 from .reply_schemas import Cut
 from .truncate import (
-    FIRST_LOOK,
     Truncation,
-    enough,
+    check_characters,
+    clip_text,
     fit,
-    over,
     read_truncate,
     special_ends,
     special_ends_of,
     too_long,
+    turns,
 )
 
-MARGIN = 256  # characters after a prompt that may change how its last ones are tokenised
-TURN = 1 << 15  # characters that are tokenised in one go, then other requests' texts get a turn
+LEAD_MARGIN = 256  # characters after a prompt that may change how its last ones are tokenised
 
 
 class Item(Struct):
@@ -58,34 +57,39 @@ async def prepare(
     limit: int | None = None,
     keep: int = 0,
     lead: int = 0,
+    dress: Callable[[str], str] | None = None,
 ) -> list[Item]:
     """Token ids of all inputs, computed off the event loop in turns with other requests.
 
     ``limit`` (tokens, special ones included) is by default what the model takes. ``truncate`` says
-    which end of a longer one is cut off; of a pair, the second text's. The first ``keep`` tokens of
-    a text stay too: a prompt of ``lead`` characters. RequestError for an empty text, ids outside the vocabulary, or an
-    input that is too long.
+    which end of a longer one is cut off; of a pair, the second text's. ``dress`` is applied to each
+    text first and puts a prompt of ``lead`` characters before it, of which the first ``keep`` tokens
+    are never cut off. RequestError for an empty text, ids outside the vocabulary, or an input that is too long.
     """
-    shaper = Shaper(engine.tokenizer(served.name), served, truncate=truncate, limit=limit, keep=keep, lead=lead)
+    shaper = Shaper(
+        engine.tokenizer(served.name), served, truncate=truncate, limit=limit, keep=keep, lead=lead, dress=dress
+    )
     items: list[Item] = []
-    for start, end in turns(inputs):
-        items += await engine.off_loop(shaper.items, inputs, start, end)
+    for start, end, size in turns(shaper.lengths(inputs)):
+        items += await engine.off_loop(shaper.items, inputs, start, end, size=size)
     return items
 
 
-def turns(inputs: Inputs) -> Iterator[tuple[int, int]]:
-    """Ranges of items with at most ``TURN`` characters (or ids) together, or of a single longer one."""
-    every: Sequence[Any] = inputs.texts or inputs.ids
-    start = size = 0
-    for index, entry in enumerate(every):
-        pair = inputs.texts and not isinstance(entry, str)
-        length = len(entry[0]) + len(entry[1]) if pair else len(entry)
-        if index > start and size + length > TURN:
-            yield start, index
-            start, size = index, 0
-        size += length
-    if start < len(inputs):
-        yield start, len(inputs)
+async def tokenize(
+    engine: EngineClient, tokenizer: Tokenizer, texts: Sequence[str], special: bool, limit: int | None
+) -> list[list[int]]:
+    """Ids of each text, computed in turns as in :func:`prepare`; RequestError for one that is longer by far."""
+    if limit is not None:
+        for text in texts:
+            check_characters(len(text), limit)
+    ids: list[list[int]] = []
+    for start, end, size in turns(map(len, texts)):
+        ids += await engine.off_loop(_encode_all, tokenizer, texts[start:end], special, size=size)
+    return ids
+
+
+def _encode_all(tokenizer: Tokenizer, texts: Sequence[str], special: bool) -> list[list[int]]:
+    return [token_ids(tokenizer, text, special) for text in texts]
 
 
 @lru_cache(maxsize=64)  # more models than one server has
@@ -109,13 +113,20 @@ class Shaper:
         limit: int | None = None,
         keep: int = 0,
         lead: int = 0,
+        dress: Callable[[str], str] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._served = served
         self._how = read_truncate(truncate)
         self._limit = served.max_request_tokens if limit is None else min(limit, served.max_request_tokens)
         self._ends, self._special = _ends_and_ids(cast("Hashable", tokenizer))
-        self._keep, self._lead = keep, lead
+        self._keep, self._lead, self._dress = keep, lead, dress
+
+    def lengths(self, inputs: Inputs) -> list[int]:
+        """Characters of each text or pair, what is put before it included; or numbers of ids."""
+        if not inputs.texts:
+            return [len(ids) for ids in inputs.ids]
+        return [len(text) + self._lead if isinstance(text, str) else sum(map(len, text)) for text in inputs.texts]
 
     def items(self, inputs: Inputs, start: int = 0, end: int | None = None) -> list[Item]:
         """The items ``[start, end)`` of ``inputs``."""
@@ -140,14 +151,15 @@ class Shaper:
             )
         if not isinstance(text, str):
             return self._pair(tokenizer, text[0], text[1])
-        part = self._enough(tokenizer, text)
-        if part is not text and self._how == "start" and self._keep:
-            part = text[: self._lead + MARGIN] + part  # of the beginning, only the prompt will stay
+        whole = text if self._dress is None else self._dress(text)
+        part = clip_text(tokenizer, whole, self._limit, self._how)
+        if part is not whole and self._how == "start" and self._keep:
+            part = whole[: self._lead + LEAD_MARGIN] + part  # of the beginning, only the prompt will stay
         ids = token_ids(tokenizer, part)
-        if not text or not ids:
+        if not whole or not ids:
             raise empty()
         head, tail = self._ends
-        return self._cut(ids, (max(head, self._keep), tail), counted=part is text)
+        return self._cut(ids, (max(head, self._keep), tail), counted=part is whole)
 
     def _cut(self, ids: list[int], ends: tuple[int, int], *, counted: bool = True) -> Item:
         kept, cut = fit(ids, self._limit, self._how, *ends)
@@ -156,9 +168,8 @@ class Shaper:
     def _pair(self, tokenizer: Tokenizer, first: str, second: str) -> Item:
         if not first or not second:
             raise empty()
-        if enough(tokenizer, first, self._limit, FIRST_LOOK * self._limit) is not first:
-            raise over(self._limit)
-        part = self._enough(tokenizer, second)
+        check_characters(len(first), self._limit)
+        part = clip_text(tokenizer, second, self._limit, self._how)
         ids, begin, end, typed = encode_pair(tokenizer, first, part)
         second_at = begin if typed else None
         if len(ids) <= self._limit:
@@ -173,15 +184,6 @@ class Shaper:
             )
         kept, _ = fit(ids[begin:end], self._limit - rest, self._how, 0, 0)
         return Item(ids[:begin] + kept + ids[end:], second_at, True, len(ids) if part is second else 0)
-
-    def _enough(self, tokenizer: Tokenizer, text: str) -> str:
-        """The text itself, or of a very long one the part that matters."""
-        look = FIRST_LOOK * self._limit
-        if self._how != "none":
-            return enough(tokenizer, text, self._limit, max(look, TURN), from_end=self._how == "start")
-        if enough(tokenizer, text, self._limit, look) is not text:
-            raise over(self._limit)
-        return text
 
 
 def empty() -> RequestError:

@@ -1,84 +1,234 @@
-"""uvicorn as we run it, with the limits that it lacks: long heads, slow openers, dead readers."""
+"""uvicorn as we run it, with the limits that it lacks for each part of a message and of a connection."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from http import HTTPStatus
+from typing import Any, Literal
 
 import httptools
 import uvicorn
 from litestar import Litestar
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from ..logs import RateLimited
 from .api import ABORT_EXTENSION
 
-MAX_HEAD = 16 << 10  # bytes of request line and headers
+MAX_HEAD = 16 << 10  # bytes of request line and headers; of trailers
+MAX_HEADERS = 256  # header fields of a request
+MAX_PIPELINED = 64  # requests of one connection that wait for the one that is being answered
+MAX_FRAMING = 128 << 10  # bytes of a body that aren't content: sizes and extensions of chunks, trailers …
+FRAMED = 8  # … beyond one for so many bytes of content: parsing tiny chunks takes much time
 HEAD_SECONDS = 30.0  # from opening a connection, or beginning a head, to the head's end
+KEEP_ALIVE_SECONDS = 30  # from an answer to the beginning of the next head
 FLUSH_SECONDS = 30.0  # in which the client of a closing connection must take some of what is unsent
+LINGER_SECONDS = 3.0  # in which the client can read an answer after which the connection is closed
 LAST_WORDS = 3  # seconds that open connections get after the engine has ended
 WRITE_BUFFER = 16 << 10  # bytes; more unsent data makes a stream wait for its client
 
+bad_requests = RateLimited(logging.getLogger("trunkline.server"), logging.WARNING, seconds=10.0)
+
+
+# Status and text of the answer to a message that can't be read on.
+NOT_HTTP = (400, "Invalid HTTP request received.")
+NO_TUNNEL = (405, "CONNECT is not supported: this is no proxy.")
+HEAD_TOO_SLOW = (408, f"The request head took longer than {HEAD_SECONDS:g} s.")
+HEAD_TOO_LARGE = (431, f"Request head too large: at most {MAX_HEAD} bytes and {MAX_HEADERS} headers.")
+TRAILERS_TOO_LARGE = (431, f"Trailers too large: at most {MAX_HEAD} bytes.")
+FRAMING_TOO_LARGE = (400, f"Chunks too small or their extensions too large: over {MAX_FRAMING} bytes without content.")
+TOO_MANY_PIPELINED = (503, f"Too many pipelined requests: at most {MAX_PIPELINED} may wait.")
+
+
+class Refusal(Exception):
+    """Raised by a callback of the parser, to stop it; made of one of the pairs above."""
+
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection. Adds ``ABORT_EXTENSION`` to each request's scope."""
+    """One connection. Adds ``ABORT_EXTENSION`` to each request's scope.
+
+    A message that can't be read is answered after the requests before it; then the connection is
+    closed. Offers to upgrade are ignored (RFC 9110, section 7.8): the request is answered in HTTP/1.1.
+    """
 
     transport: asyncio.Transport
+    _running: RequestResponseCycle | None = None  # the request that is being answered; later ones are in ``pipeline``
+    _refusal: tuple[int, str] | None = None  # what is answered last; nothing more is read
     _requests = 0  # heads begun
-    _in_head = True
-    _head = 0  # bytes of the running head: those in complete headers
-    _unparsed = 0  # and those of whole chunks in which it hasn't ended
+    _part: Literal["between", "head", "body"] = "between"  # of a message, or between two
+    _size = 0  # bytes of complete headers in the running head, then in the trailers
+    _body = 0  # bytes of all bodies
+    _framing = 0.0  # bytes of the running part that aren't content, less those that its content allows
     _unsent = 0  # bytes, when a closing connection was last looked at
     _timer: asyncio.TimerHandle | None = None
+
+    # -- connection --------------------------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        self._give(HEAD_SECONDS)
+        self._give(HEAD_SECONDS, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._give(None)
+        self.pipeline.clear()
+        if self._running is not None and self._running is not self.cycle:  # uvicorn tells the last request only
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
-        begun = self._requests
-        super().data_received(data)
-        if self._in_head and begun == self._requests:
-            self._unparsed += len(data)
-            if self._unparsed > MAX_HEAD and not self.transport.is_closing():
-                self.send_400_response("Request head too large.")
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._requests += 1
-        self._in_head, self._head, self._unparsed = True, 0, 0
-        self._give(HEAD_SECONDS)
-        extensions: Any = self.scope.setdefault("extensions", {})
-        extensions[ABORT_EXTENSION] = self.transport.abort
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._head += len(name) + len(value)
-
-    def on_headers_complete(self) -> None:
-        self._give(None)
-        self._in_head = False
-        if self._head + len(self.url) > MAX_HEAD:
-            raise httptools.HttpParserError("request head too large")  # answered 400 by data_received
-        super().on_headers_complete()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
+    def shutdown(self) -> None:
+        super().shutdown()
         self._limit_flush()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
         self._limit_flush()
 
-    def shutdown(self) -> None:
-        super().shutdown()
+    # -- reading -----------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None or self.parser is None:
+            return
+        begun, body = (self._requests, self._part), self._body
+        try:
+            self._parse(data)
+        except httptools.HttpParserError as error:
+            cause = error.__context__  # what a callback raised
+            self._refuse(*(cause.args if isinstance(cause, Refusal) else NOT_HTTP))
+            return
+        if begun == (self._requests, self._part):  # all of ``data`` is of the same part
+            content = self._body - body
+            self._framing = max(0.0, self._framing + len(data) - content - content / FRAMED)
+            if self._framing > (MAX_FRAMING if self._part == "body" else MAX_HEAD):
+                self._refuse(*(FRAMING_TOO_LARGE if self._part == "body" else HEAD_TOO_LARGE))
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser, which stops at every offer to upgrade: feed the rest to a new one, after the same
+        head without the offer."""
+        pieces: list[bytes | memoryview] = [data]
+        while pieces:
+            piece = pieces.pop()
+            try:
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as offer:
+                pieces += [memoryview(piece)[offer.args[0] :], self._head_without_upgrade()]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's first one
+
+    def _head_without_upgrade(self) -> bytes:
+        line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        kept = [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([line, *kept, b"", b""])
+
+    def on_message_begin(self) -> None:
+        self._unset_keepalive_if_required()
+        super().on_message_begin()
+        self._requests += 1
+        self._part, self._size, self._framing = "head", 0, 0.0
+        self._give(HEAD_SECONDS, self._head_is_late)
+        extensions: Any = self.scope.setdefault("extensions", {})
+        extensions[ABORT_EXTENSION] = self.transport.abort
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._size += len(name) + len(value) + 4
+        if self._part != "head":  # a trailer, which is dropped
+            if self._size > MAX_HEAD:
+                raise Refusal(*TRAILERS_TOO_LARGE)
+            return
+        if self._size + len(self.url) > MAX_HEAD or len(self.headers) == MAX_HEADERS:
+            raise Refusal(*HEAD_TOO_LARGE)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self.parser.get_method() == b"CONNECT":
+            raise Refusal(*NO_TUNNEL)
+        if self.parser.should_upgrade():
+            return  # the same head comes again
+        if len(self.url) > MAX_HEAD:
+            raise Refusal(*HEAD_TOO_LARGE)
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise Refusal(*TOO_MANY_PIPELINED)
+        self._give(None)
+        self._unset_keepalive_if_required()  # set by an earlier response since this head began
+        self._part, self._size, self._framing = "body", 0, 0.0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._body += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._part == "body":  # else it is an offer to upgrade
+            self._part, self._framing = "between", 0.0
+            super().on_message_complete()
+
+    # -- answering ---------------------------------------------------------------------------
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._refuse_in_turn()
         self._limit_flush()
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Read no more. The message that can't be read gets this answer, after the requests before it theirs."""
+        bad_requests.log("bad request from %s: %s", self.client and self.client[0], text)
+        self._refusal = status, text
+        self._give(None)
+        cycle = self.cycle
+        if self._part != "body":
+            self._refuse_in_turn()
+        elif self.pipeline and self.pipeline[0][0] is cycle:
+            self.pipeline.popleft()
+            self._refuse_in_turn()
+        elif cycle.response_complete:
+            self._close_gently()
+        elif cycle.response_started:
+            self.transport.abort()
+        else:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            self._answer_refusal(status, text)
+
+    def _refuse_in_turn(self) -> None:
+        """Answer the refusal if no earlier request is still to be answered."""
+        answered = self._running is None or self._running.response_complete
+        if self._refusal is not None and answered and not self.pipeline and not self.transport.is_closing():
+            self._answer_refusal(*self._refusal)
+
+    def _answer_refusal(self, status: int, text: str) -> None:
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: text/plain; charset=utf-8\r\n"
+            f"content-length: {len(text)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write((head + text).encode())
+        self._close_gently()
+
+    def _close_gently(self) -> None:
+        """Close in a moment: closing at once, with data unread, could destroy the answer on its way."""
+        if self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._give(LINGER_SECONDS, self._close)
+
+    def _close(self) -> None:
+        self.transport.close()
+        self._limit_flush()
+
+    def _head_is_late(self) -> None:
+        if self._requests:
+            self._refuse(*HEAD_TOO_SLOW)
+        else:
+            self.transport.abort()
 
     def _limit_flush(self) -> None:
         """A closing transport flushes first, which never ends when the client doesn't read."""
@@ -93,14 +243,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _give(self, seconds: float | None, then: Callable[[], None] | None = None) -> None:
-        """Drop the connection, or do ``then``, after ``seconds``; None = no limit."""
+        """Do ``then`` after ``seconds`` unless something else is given before; None = no limit."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if seconds is None else self.loop.call_later(seconds, then or self.transport.abort)
+        self._timer = None if seconds is None or then is None else self.loop.call_later(seconds, then)
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its signal handlers: it would close the door before the drain."""
+    """uvicorn without its signal handlers: they would close the port before the drain."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -119,6 +269,6 @@ def uvicorn_config(app: Litestar) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=30,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=LAST_WORDS,
     )

@@ -1,14 +1,25 @@
-"""Too long? Refuse with numbers, or cut at one end and keep the special tokens at both."""
+"""Too long? Refuse with numbers, or cut at one end and keep the special tokens at both.
+
+The time that tokenising a request takes is bounded before it begins, by numbers of characters: of a
+text in relation to the tokens that the model takes, of all texts of a request, and of one piece of work.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from ..errors import RequestError
 from ..model.tokenizer import token_ids
 from ..types import Tokenizer
 
-FIRST_LOOK = 16  # characters for each token of the limit that are looked at first; most tokens have fewer
+PER_TOKEN = 16  # characters that a text may have for each token of the limit; most tokens have four or five …
+ALLOWANCE = 1 << 17  # … and this many more, for runs of spaces and other text of few tokens
+MOST_TOKENS_HAVE = 6  # characters: so many for each token are looked at first where a text is cut
+MARGIN = 256  # tokens beyond the limit that are looked at: where a text is cut, its last ones may differ
+TURN = 1 << 15  # characters that are tokenised in one go, then other requests' texts get a turn
+MAX_CHARACTERS = 1 << 25  # of all texts of a request, a query counted for each of its documents
+
 Truncation = Literal["none", "start", "end", "NONE", "START", "END"] | bool | None
 """What bodies take: which end is cut off; true means the end, null and false none (TEI), case is free (Cohere)."""
 
@@ -25,27 +36,61 @@ def too_long(count: int, limit: int) -> RequestError:
     return RequestError(f"The input ({count} tokens) is longer than the model's context length ({limit} tokens).")
 
 
-def over(limit: int) -> RequestError:
-    """As :func:`too_long`, for a text of which only the beginning was counted."""
-    return RequestError(
-        f"The input (over {2 * limit} tokens) is longer than the model's context length ({limit} tokens)."
+def most_characters(limit: int) -> int:
+    """How many characters a text may have where ``limit`` tokens are allowed."""
+    return PER_TOKEN * limit + ALLOWANCE
+
+
+def check_characters(count: int, limit: int) -> None:
+    """RequestError for a text of so many characters that it isn't tokenised where ``limit`` tokens are allowed."""
+    if count > most_characters(limit):
+        raise RequestError(
+            f"The input ({count} characters) is longer than the model's context length ({limit} tokens), for which at "
+            f"most {most_characters(limit)} characters are accepted."
+        )
+
+
+def clip_text(tokenizer: Tokenizer, text: str, limit: int, how: str, *, special: bool = True) -> str:
+    """``text`` itself, or of a very long one a part with more than ``limit`` tokens, from the end that is kept.
+
+    ``how`` as in :func:`fit`. RequestError when the text may not be cut and has more than
+    :func:`most_characters`, or when so many of its characters have too few tokens.
+    """
+    most = most_characters(limit)
+    if how == "none":
+        check_characters(len(text), limit)
+        return text
+    for look in (max(TURN, MOST_TOKENS_HAVE * limit), most):
+        if len(text) <= look:
+            return text
+        part = text[-look:] if how == "start" else text[:look]
+        if len(token_ids(tokenizer, part, special)) > limit + MARGIN:
+            return part
+    raise RequestError(
+        f"The input ({len(text)} characters) can't be truncated to {limit} tokens: {most} of its characters have "
+        f"fewer. Leave out long runs of spaces and very long words."
     )
 
 
-def enough(
-    tokenizer: Tokenizer, text: str, limit: int, look: int, *, from_end: bool = False, special: bool = True
-) -> str:
-    """``text`` itself, or so much from one end of it as has over twice ``limit`` tokens.
+def turns(lengths: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+    """Ranges ``[start, end)`` of texts with at most ``TURN`` characters together, or of one longer text; and how many.
 
-    ``look`` is how many characters are tried first. The time is that of a few ``limit`` tokens,
-    however long the text is, unless it has hardly any tokens.
+    RequestError, before the first, when all texts have more than ``MAX_CHARACTERS``.
     """
-    while look < len(text):
-        part = text[-look:] if from_end else text[:look]
-        if len(token_ids(tokenizer, part, special)) > 2 * limit:
-            return part
-        look *= 4  # few tokens so far, long runs of spaces say
-    return text
+    sizes = list(lengths)
+    if sum(sizes) > MAX_CHARACTERS:
+        raise RequestError(
+            f"The texts of the request have {sum(sizes)} characters, counting what is put before each of them; at most "
+            f"{MAX_CHARACTERS} are accepted. Send fewer or shorter texts."
+        )
+    start = size = 0
+    for index, length in enumerate(sizes):
+        if index > start and size + length > TURN:
+            yield start, index, size
+            start, size = index, 0
+        size += length
+    if sizes:
+        yield start, len(sizes), size
 
 
 def fit(ids: list[int], limit: int, how: str, head: int, tail: int) -> tuple[list[int], bool]:

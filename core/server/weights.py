@@ -19,6 +19,9 @@ from .api import AnyRequest, Ignored, ModelQuery, asked_about, json_response, re
 from .reply_schemas import UpdateReply, VersionReply
 
 MAX_ROWS = 1 << 31
+Path = Annotated[str, Meta(max_length=4096)]
+Label = Annotated[str, Meta(max_length=256)]
+Name = Annotated[str, Meta(max_length=1024)]
 
 log = logging.getLogger("trunkline.server")
 
@@ -29,10 +32,10 @@ NotNeeded = Annotated[Any, Ignored("an update is one step here, between two pass
 class UpdateBody(Struct):
     """``POST /update_weights_from_disk``."""
 
-    model_path: str
-    load_format: str | None = None
+    model_path: Path
+    load_format: Label | None = None
     abort_all_requests: bool | None = False
-    weight_version: str | None = None
+    weight_version: Label | None = None
     flush_cache: Annotated[
         Any, Ignored("the cache is always flushed: it belongs to the weights it was computed with")
     ] = None
@@ -46,14 +49,14 @@ class UpdateBody(Struct):
 class VersionBody(Struct):
     """``POST /update_weight_version``."""
 
-    new_version: str
+    new_version: Label
     abort_all_requests: bool | None = True
 
 
 class WeightsBody(Struct):
     """``/get_weights_by_name``: SGLang's fields."""
 
-    name: str
+    name: Name
     truncate_size: Annotated[int, Meta(ge=0, le=MAX_ROWS)] | None = 100
 
 

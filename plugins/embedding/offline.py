@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from msgspec.structs import replace
 
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import Shaper, Truncation, choose, read_truncate, sort_inputs, turns
 
-from .prompts import choose_prompt, lowered, prompt_tokens
+from .prompts import choose_prompt, dresser, prompt_tokens
 from .recipe import read_recipe
 from .schemas import EmbeddingParams
 from .service import Array, check_dimensions, check_ids, vector_of
@@ -47,18 +46,18 @@ def encode(
     if not all(isinstance(text, str) for text in given.texts):
         raise RequestError("Pairs of texts aren't embedded; join them yourself, or use a reranker.")
     check_ids(given, served)
-    keep = lead = 0
-    if given.texts and tokenizer is not None:
-        before = choose_prompt(recipe, prompt, prompt_name)
-        if before and (not recipe.include_prompt or read_truncate(truncate) == "start"):
-            keep, lead = prompt_tokens(tokenizer, lowered(tokenizer, recipe, before)), len(before)
-        given = replace(given, texts=[lowered(tokenizer, recipe, before + str(text)) for text in given.texts])
-    shaper = Shaper(tokenizer, served, truncate=truncate, limit=recipe.max_length, keep=keep, lead=lead)
+    before, keep = choose_prompt(recipe, prompt, prompt_name) if given.texts else "", 0
+    if before and tokenizer is not None and (not recipe.include_prompt or read_truncate(truncate) == "start"):
+        keep = prompt_tokens(tokenizer, recipe, before)
+    dress = dresser(tokenizer, recipe, before)
+    shaper = Shaper(
+        tokenizer, served, truncate=truncate, limit=recipe.max_length, keep=keep, lead=len(before), dress=dress
+    )
     skip = 0 if recipe.include_prompt else keep
     params = EmbeddingParams(skip=skip, normalize=normalize, dimensions=dimensions)
     tickets: list[Ticket] = []
     try:
-        for start, end in turns(given):  # the engine computes the first while the next are tokenised
+        for start, end, _ in turns(shaper.lengths(given)):  # the engine computes the first while the next are tokenised
             items = shaper.items(given, start, end)
             tickets += [engine.submit(TASK, item.ids, params, model=served.name) for item in items]
     except RequestError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -28,13 +29,21 @@ def choose_prompt(recipe: Recipe, prompt: str | None, name: str | None) -> str:
     return recipe.prompts[name]
 
 
-def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> int:
+def prompt_tokens(tokenizer: Tokenizer, recipe: Recipe, prompt: str) -> int:
     """How many tokens of a text that begins with ``prompt`` are the prompt's.
 
     Counted as sentence-transformers counts: the prompt alone with its special tokens, but for one at the end.
     """
-    ids = tokenizer.encode(prompt, add_special_tokens=True)
+    ids = tokenizer.encode(lowered(tokenizer, recipe, prompt), add_special_tokens=True)
     return len(ids) - (bool(ids) and ids[-1] in tokenizer.all_special_ids)
+
+
+def dresser(tokenizer: Tokenizer | None, recipe: Recipe, prompt: str) -> Callable[[str], str] | None:
+    """What makes of a text what is tokenised: the prompt before it, in lower case where needed; None for the text."""
+    if tokenizer is None or not (prompt or recipe.lower_case):
+        return None
+    known = tokenizer
+    return lambda text: lowered(known, recipe, prompt + text)
 
 
 def lowered(tokenizer: Tokenizer, recipe: Recipe, text: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import msgspec
 import numpy as np
-from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from trunkline.core.errors import RequestError
@@ -20,6 +19,7 @@ from trunkline.core.server.api import (
     ItemMeta,
     Truncation,
     check_batch,
+    check_characters,
     item_meta,
     naming,
     prepare,
@@ -30,7 +30,7 @@ from trunkline.core.server.api import (
 )
 from trunkline.core.types import EngineClient, Reply, ServedModel, Settings, Tokenizer
 
-from .prompts import choose_prompt, lowered, prompt_tokens
+from .prompts import choose_prompt, dresser, prompt_tokens
 from .recipe import Recipe, read_recipe
 from .schemas import EmbeddingParams, EmbeddingResult
 from .settings import GROUP, TASK, EmbeddingSettings
@@ -109,11 +109,11 @@ class Service:
         if wish.guard_ids and self._settings.embedding_ids == "check":
             check_special_tokens(inputs, self.engine.tokenizer(served.name))
         keep = await self._prompt_tokens(served, recipe, prompt, truncate)
-        if prompt or recipe.lower_case:
-            inputs = await self.engine.off_loop(self._dress, inputs, served, recipe, prompt)
+        dress = dresser(self.engine.tokenizer(served.name), recipe, prompt)
         items = await prepare(
-            self.engine, served, inputs, truncate=truncate, limit=recipe.max_length, keep=keep, lead=len(prompt)
-        )
+            self.engine, served, inputs, truncate=truncate, limit=recipe.max_length, keep=keep, lead=len(prompt),
+            dress=dress,
+        )  # fmt: skip
         params = EmbeddingParams(
             skip=0 if recipe.include_prompt else keep, normalize=wish.normalize, dimensions=wish.dimensions
         )
@@ -133,14 +133,8 @@ class Service:
             return 0
         tokenizer = self.engine.tokenizer(served.name)
         assert tokenizer is not None  # prompts are for texts, and prepare refuses those without a tokenizer
-        return int(await self.engine.off_loop(prompt_tokens, tokenizer, lowered(tokenizer, recipe, prompt)))
-
-    def _dress(self, inputs: Inputs, served: ServedModel, recipe: Recipe, prompt: str) -> Inputs:
-        tokenizer = self.engine.tokenizer(served.name)
-        texts = [str(text) for text in inputs.texts]
-        if tokenizer is None:
-            return inputs
-        return replace(inputs, texts=[lowered(tokenizer, recipe, prompt + text) for text in texts])
+        check_characters(len(prompt), served.max_request_tokens)
+        return int(await self.engine.off_loop(prompt_tokens, tokenizer, recipe, prompt, size=len(prompt)))
 
 
 def check_dimensions(dimensions: int | None, recipe: Recipe) -> None:

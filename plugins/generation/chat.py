@@ -17,6 +17,7 @@ from trunkline.core.server.api import (
     AnyRequest,
     EventStream,
     OpenAIError,
+    check_characters,
     json_response,
     new_rid,
     read_body,
@@ -27,7 +28,7 @@ from trunkline.core.server.api import (
 from .chat_schemas import SAMPLING, ChatBody, StreamOptions
 from .defaults import chat_defaults
 from .frames import arrivals
-from .messages import read_messages, read_options, render
+from .messages import characters, read_messages, read_options, render
 from .params import NO_LIMIT, Sampling
 from .reply_schemas import ChatChunk, ChatReply
 from .sequence import Sequence, usage
@@ -72,8 +73,10 @@ async def plan(service: Service, body: ChatBody, defaults: Callable[[str], dict[
     if tokenizer is None:
         raise RequestError(f"{served.name} has no tokenizer; use /generate with input_ids.")
     options = read_options(body, tokenizer)
-    text = await service.engine.off_loop(render, tokenizer, messages, served.name, options)
     context, wanted = served.info.context_length, sampling.max_new_tokens
+    size = characters([messages, options.variables])
+    check_characters(size, context)
+    text = await service.engine.off_loop(render, tokenizer, messages, served.name, options, size=size)
     [prompt] = await service.engine.tokenize(served.name, [text], special=False, limit=context)
     check_prompt(prompt, served)
     if wanted is not None and len(prompt) + wanted > context:

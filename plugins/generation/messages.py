@@ -105,6 +105,14 @@ def reserved_names(kind: type[Any]) -> frozenset[str]:
     return frozenset(inspect.signature(kind.apply_chat_template).parameters) | {"messages", "conversations"}
 
 
+def characters(value: Any) -> int:
+    """Characters of all strings in a value, however they are nested."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(characters, inner))
+
+
 def render(
     tokenizer: Tokenizer, messages: list[dict[str, Any]], model: str, options: TemplateOptions = NEW_ANSWER
 ) -> str:

@@ -13,6 +13,7 @@ from .schemas import MAX_LABELS, Int64
 CacheKey = Annotated[str, Meta(max_length=1024)]
 OwnId = Annotated[Any, Ignored("answers get an id of their own")]
 TruncateTokens = Annotated[Any, Refused("{field} is not supported; truncate is.", empty=False)]
+RankFields = Annotated[list[str], Meta(max_length=64)]
 Labels = Annotated[list[Int64], Meta(max_length=MAX_LABELS)]
 
 
@@ -31,7 +32,7 @@ class RerankBody(Struct):
     cache_salt: CacheKey | None = None
     extra_key: CacheKey | None = None
     # Cohere's
-    rank_fields: list[str] | None = None
+    rank_fields: RankFields | None = None
     max_chunks_per_doc: Int64 | None = None
     max_tokens_per_doc: Int64 | None = None
     relevant_spans: Annotated[Any, Refused("{field} is not supported; leave it out.", empty=False)] = None

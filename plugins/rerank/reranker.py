@@ -11,7 +11,16 @@ import numpy as np
 from msgspec import Struct
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import FIRST_LOOK, Item, Truncation, enough, fit, naming, over, read_truncate, too_long
+from trunkline.core.server.api import (
+    Item,
+    Truncation,
+    check_characters,
+    clip_text,
+    fit,
+    naming,
+    read_truncate,
+    too_long,
+)
 from trunkline.core.types import ServedModel, Tokenizer
 
 from .detect import ACTIVATIONS, activation_name, is_language_model, logit_score, sigmoid
@@ -19,6 +28,7 @@ from .prompts import JudgePrompter, PairPrompter, Prompt, Prompter
 from .schemas import RerankParams, RerankResult
 from .settings import RerankSettings
 
+MAX_CHUNKED = 1 << 16  # tokens of a document that are split into chunks
 WORDS = (("yes", "no"), ("Yes", "No"))  # what causal rerankers answer; the first pair that are tokens
 
 
@@ -132,31 +142,42 @@ class Reranker:
         of_query, of_document = fields
         for index, (query, document) in enumerate(zip(queries, documents, strict=True), first):
             with naming(of_query.name, index, single=of_query.single):
-                self.bounded(query, Limits(limits.prompt))
+                check_characters(len(query) + len(instruct or ""), limits.prompt)
             with naming(of_document.name, index, single=of_document.single):
                 kept.append(self.bounded(document, limits))
-        pieces = self.fitted(self.prompter(queries, kept, instruct), limits, first=first, field=of_document)
+        pieces = self.fitted(self.prompter(queries, kept, instruct), limits, first=first, fields=fields)
         return uncounted(pieces, documents, kept)
 
     def fitted(
-        self, prompts: Sequence[Prompt], limits: Limits, *, first: int = 0, field: Field = DOCUMENTS
+        self,
+        prompts: Sequence[Prompt],
+        limits: Limits,
+        *,
+        first: int = 0,
+        fields: tuple[Field, Field] = (QUERY, DOCUMENTS),
     ) -> list[list[Item]]:
-        """Prompts of the lengths that ``limits`` allow. RequestError names the one that can't be."""
+        """Prompts of the lengths that ``limits`` allow. RequestError names the text that is too long for them."""
         pieces = []
+        of_query, of_document = fields
         for index, prompt in enumerate(prompts, first):
-            with naming(field.name, index, single=field.single):
+            with naming(of_query.name, index, single=of_query.single):
+                check_room(prompt, limits)
+            with naming(of_document.name, index, single=of_document.single):
                 pieces.append(fit_prompt(prompt, limits))
         return pieces
 
     def bounded(self, text: str, limits: Limits) -> str:
-        """The text, or of a monstrous one that is going to be cut the part that matters.
-
-        RequestError where it mayn't be cut, without the time that tokenising all of it would take.
-        """
-        limit = limits.prompt * limits.chunks
-        part = enough(self.tokenizer, text, limit, FIRST_LOOK * limit, from_end=limits.how == "start", special=False)
-        if part is not text and not limits.cuts:
-            raise over(limit)
+        """The text, or of a very long one the part that matters. RequestError when it may not be cut."""
+        how = limits.how if limits.how == "start" or not limits.cuts else "end"
+        wanted = limits.prompt * limits.chunks
+        tokens = min(wanted, max(limits.prompt, MAX_CHUNKED))
+        part = clip_text(self.tokenizer, text, tokens, how, special=False)
+        if part is not text and tokens < wanted:
+            raise RequestError(
+                f"The document has over {tokens} tokens, the most that are split into chunks: send it in parts, or set "
+                f"max_chunks_per_doc to {tokens // limits.prompt} at most to have the rest ignored.",
+                param="max_chunks_per_doc",
+            )
         return part
 
     def prepare(self) -> None:
@@ -182,8 +203,18 @@ def read_values(data: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.frombuffer(msgspec.convert(data, RerankResult).values, "<f4")
 
 
+def check_room(prompt: Prompt, limits: Limits) -> None:
+    """RequestError when what stands around the document leaves no room for it."""
+    fixed = len(prompt.head) + len(prompt.tail)
+    if limits.prompt - fixed < min(1, len(prompt.document)):
+        raise RequestError(
+            f"The query leaves no room for a document: with the special tokens it takes {fixed} tokens of the "
+            f"model's context length ({limits.prompt} tokens). Only documents are truncated."
+        )
+
+
 def fit_prompt(prompt: Prompt, limits: Limits) -> list[Item]:
-    """One item, or several chunks; RequestError when the document is too long or has no room at all."""
+    """One item, or several chunks; RequestError when the document is too long."""
     document, end = prompt.document, "start" if limits.how == "start" else "end"
     if limits.document is not None:
         document, _ = fit(document, limits.document, end, 0, 0)
@@ -191,11 +222,6 @@ def fit_prompt(prompt: Prompt, limits: Limits) -> list[Item]:
     room = limits.prompt - fixed
     if len(document) > room and limits.how == "none" and limits.chunks == 1:
         raise too_long(fixed + len(document), limits.prompt)
-    if room < min(1, len(document)):
-        raise RequestError(
-            f"The query leaves no room for a document: with the special tokens it takes {fixed} tokens of the "
-            f"model's context length ({limits.prompt} tokens). Only documents are truncated."
-        )
     if limits.chunks == 1:
         chunks = [fit(document, room, end, 0, 0)[0]]
     else:

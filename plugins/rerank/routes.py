@@ -133,7 +133,7 @@ def _documents(body: RerankBody) -> tuple[list[str | dict[str, Any]], list[str]]
     if body.documents is not None and body.texts is not None:
         raise RequestError("documents and texts cannot be provided at the same time", param="texts")
     documents: list[str | dict[str, Any]] = list(body.texts or []) if body.documents is None else body.documents
-    fields = body.rank_fields or ["text"]
+    fields = list(dict.fromkeys(body.rank_fields or ["text"]))
     return documents, [
         document if isinstance(document, str) else _text(document, fields, index)
         for index, document in enumerate(documents)

@@ -17,12 +17,14 @@ from trunkline.core.server.api import (
     Item,
     ItemMeta,
     check_batch,
+    check_characters,
     check_vocabulary,
     item_meta,
     json_response,
     naming,
     read_body,
     read_salt,
+    turns,
 )
 from trunkline.core.types import Reply
 
@@ -33,7 +35,7 @@ from .prompts import Prompt, split_prompts
 from .reply_schemas import PairScores, Scoring
 from .reranker import QUERY, Field, Limits, Reranker, read_values, uncounted
 from .schemas import RerankParams, check_labels
-from .service import Job, Scored, Service, check_texts, new_id, token_usage, turns, usage
+from .service import Job, Scored, Service, check_texts, lengths, new_id, token_usage, usage
 
 
 def score_routes(service: Service) -> list[Any]:
@@ -213,14 +215,15 @@ async def _label_items(service: Service, reranker: Reranker, body: ScoreBody) ->
             raise RequestError("query is a list of token ids, so every item must be one.", param="items")
         lists = [item for item in items if isinstance(item, list)]
         prompts = _join_ids(reranker, query, lists, item_first=bool(body.item_first))
-        return reranker.fitted(prompts, limits, field=field)
+        return reranker.fitted(prompts, limits, fields=(QUERY, field))
     texts = [item for item in items if isinstance(item, str)]
     if len(texts) < len(items):
         raise RequestError("query is text, so every item must be text.", param="items")
     pieces: list[list[Item]] = []
-    for start, end in turns([query] * len(texts), texts):
+    check_characters(len(query), limits.prompt)
+    for start, end, size in turns(lengths([query] * len(texts), texts)):
         pieces += await service.engine.off_loop(
-            _join_texts, reranker, query, texts[start:end], limits, bool(body.item_first), start, field
+            _join_texts, reranker, query, texts[start:end], limits, bool(body.item_first), start, field, size=size
         )
     return pieces
 
@@ -247,15 +250,16 @@ def _join_ids(reranker: Reranker, query: list[int], items: list[list[int]], *, i
 def _join_texts(
     reranker: Reranker, query: str, items: list[str], limits: Limits, item_first: bool, first: int, field: Field
 ) -> list[list[Item]]:
+    kept = []
     for index, item in enumerate(items, first):
         with naming("items", index, single=field.single):
             if not item:
                 raise RequestError("items must not be empty.", param="items")
-    kept = [reranker.bounded(item, limits) for item in items]
+            kept.append(reranker.bounded(item, limits))
     nothing, queries = [""] * len(items), [query] * len(items)
     heads, tails = (nothing, queries) if item_first else (queries, nothing)
     prompts = split_prompts(reranker.tokenizer, heads, kept, tails, special=True)
-    return uncounted(reranker.fitted(prompts, limits, first=first, field=field), items, kept)
+    return uncounted(reranker.fitted(prompts, limits, first=first, fields=(QUERY, field)), items, kept)
 
 
 def _scoring(reranker: Reranker, body: ScoreBody, scores: list[list[float]], metas: list[ItemMeta]) -> Response[Any]:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import AnyRequest, Cut, Item, ItemMeta, Usage, check_batch, item_meta, new_rid, run_all
+from trunkline.core.server.api import (
+    AnyRequest,
+    Cut,
+    Item,
+    ItemMeta,
+    Usage,
+    check_batch,
+    item_meta,
+    new_rid,
+    run_all,
+    turns,
+)
 from trunkline.core.types import EngineClient, Reply, Settings
 
 from .reranker import DOCUMENTS, QUERY, Field, Limits, Reranker
 from .schemas import RerankParams
 from .settings import GROUP, TASK, RerankSettings
-
-TURN = 1 << 16  # characters that are tokenised in one go, then other requests' texts get a turn
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -66,8 +75,8 @@ class Service:
         check_batch(len(job.documents), self.max_batch, field.name)
         await self.engine.off_loop(reranker.prepare)
         pieces: list[list[Item]] = []
-        for start, end in turns(job.queries, job.documents):
-            pieces += await self.engine.off_loop(_prompts(reranker, job, start, end))
+        for start, end, size in turns(lengths(job.queries, job.documents, job.instruct)):
+            pieces += await self.engine.off_loop(_prompts(reranker, job, start, end), size=size)
             self._check_pieces(pieces)
         replies = await self.run(
             request, reranker, pieces, reranker.params, rid, priority=job.priority, salt=job.salt, field=job.fields[1]
@@ -139,17 +148,10 @@ def _prompts(reranker: Reranker, job: Job, start: int, end: int) -> Callable[[],
     )
 
 
-def turns(queries: Sequence[str], documents: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Ranges of pairs with at most ``TURN`` characters together, or of a single longer one."""
-    start = size = 0
-    for index, (query, document) in enumerate(zip(queries, documents, strict=True)):
-        length = len(query) + len(document)
-        if index > start and size + length > TURN:
-            yield start, index
-            start, size = index, 0
-        size += length
-    if documents:
-        yield start, len(documents)
+def lengths(queries: Sequence[str], documents: Sequence[str], instruct: str | None = None) -> list[int]:
+    """Characters of each pair, with the instruction that each gets."""
+    more = len(instruct or "")
+    return [len(query) + len(document) + more for query, document in zip(queries, documents, strict=True)]
 
 
 def check_query(query: str) -> None:

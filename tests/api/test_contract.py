@@ -37,10 +37,22 @@ def test_the_longest_input_is_the_one_that_server_info_names(http: httpx.Client)
     assert f"exceeds the maximum allowed length ({limit} tokens)" in refused
 
 
-def test_a_monstrous_text_is_refused_from_its_beginning(http: httpx.Client) -> None:
-    answer = http.post("/generate", json={"text": "a b " * 1_000_000})
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"text": "a b " * 1_000_000}),
+        ("/generate", {"text": ["a", " " * 4_000_000]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 4_000_000}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 100_000}] * 40}),
+    ],
+)
+def test_a_text_of_very_many_characters_is_refused_unread(http: httpx.Client, path: str, body: Any) -> None:
+    answer = http.post(path, json=body)
     assert answer.status_code == 400
-    assert "(over 1024 tokens) is longer than the model's context length (512 tokens)" in answer.text
+    assert "The input (4000" in answer.text  # 000, and the roles of messages
+    assert " characters) is longer than the model's context length (512 tokens)" in answer.text
+    assert "at most 139264 characters are accepted" in answer.text
 
 
 def test_health_probes_do_not_touch_the_cache(http: httpx.Client) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 LAYERS = (
     ("kernels",),
-    ("core.types", "core.errors", "core.guard"),
+    ("core.types", "core.errors", "core.guard", "core.logs"),
     ("core.hookspecs",),
     ("core.config", "core.host", "core.discovery"),
     ("core.cache", "core.model"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from litestar import Litestar, Request, Response, post, route
 from msgspec import Struct
 
@@ -129,6 +130,11 @@ while (body := read_frame(sock)) is not None:
         elif isinstance(message, Stop):
             os._exit(0)
 '''
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The server runs on uvloop, whose transports differ from asyncio's in what they refuse."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 class EchoParams(Struct, omit_defaults=True):

@@ -26,6 +26,9 @@ class Engine:
     async def call(self, control: str, **_: Any) -> bool:
         return True
 
+    async def off_loop(self, function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
+        return function(*args)
+
 
 @pytest.fixture
 def statuses(host: Host, configure: Callable[..., Config]) -> Callable[..., Any]:

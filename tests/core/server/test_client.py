@@ -16,8 +16,8 @@ from trunkline.core.types import Submission
 numbers = itertools.count()
 
 
-def item(params: Any, prompt: list[int] | None = None, rid: str | None = None) -> Submission:
-    return Submission(prompt=prompt or [5, 6, 7], params=params, rid=rid or f"r{next(numbers)}")
+def item(params: Any, prompt: list[int] | None = None, rid: str | None = None, priority: int = 0) -> Submission:
+    return Submission(prompt=prompt or [5, 6, 7], params=params, rid=rid or f"r{next(numbers)}", priority=priority)
 
 
 async def test_a_request_runs_to_its_end(start: Callable[..., Any], params: Any) -> None:
@@ -115,6 +115,34 @@ async def test_the_queue_is_bounded_by_tokens_of_the_pool(start: Callable[..., A
         engine.submit("m", "echo", [item(stuck, [1] * 61)])
     with pytest.raises(RequestError, match="limit is 160"):
         engine.submit("m", "echo", [item(stuck, [1] * 161)])
+
+
+@pytest.mark.field
+async def test_a_full_queue_of_one_model_refuses_nothing_of_another(start: Callable[..., Any], params: Any) -> None:
+    engine = await start({"model_path": "a"}, {"model_path": "b"}, max_queued_requests=3)
+    engine.submit("a", "echo", [item(params(queue=10)) for _ in range(3)])
+    with pytest.raises(QueueFull):
+        engine.submit("a", "echo", [item(params())])
+    (reply,) = engine.submit("b", "echo", [item(params(n=1))])
+    await reply.result()
+
+
+@pytest.mark.field
+async def test_a_higher_priority_displaces_the_latest_batch_of_a_lower_one(
+    start: Callable[..., Any], params: Any
+) -> None:
+    engine = await start(max_queued_requests=4)
+    stuck = params(queue=10)
+    early = engine.submit("m", "echo", [item(stuck), item(stuck)])
+    late = engine.submit("m", "echo", [item(stuck), item(stuck)])
+    (urgent,) = engine.submit("m", "echo", [item(params(n=1), priority=100)])
+    await asyncio.wait_for(urgent.result(), 5)
+    for reply in late:
+        with pytest.raises(QueueFull, match="aborted by a higher priority request"):
+            await reply.result()
+    assert not any(reply.error for reply in early)
+    assert engine.live == 2
+    assert await engine.call("aborted") == 2
 
 
 async def test_started_requests_make_room_in_the_queue(start: Callable[..., Any], params: Any) -> None:

@@ -204,3 +204,25 @@ async def test_docs_work_without_network(live: Callable[..., Any]) -> None:
         assert "/echo" in page.text
         assert "Says it again." in page.text
         assert "//" not in page.text.replace("<!doctype html>", "")
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("path", "field", "most"),
+    [
+        ("/update_weight_version", "new_version", 256),
+        ("/update_weights_from_disk", "model_path", 4096),
+        ("/update_weights_from_disk", "weight_version", 256),
+        ("/get_weights_by_name", "name", 1024),
+        ("/abort_request", "rid", 1024),
+    ],
+)
+async def test_strings_of_administrators_are_bounded(
+    live: Callable[..., Any], path: str, field: str, most: int
+) -> None:
+    _, port = await live()
+    async with client(port) as http:
+        body = {"model_path": "m"} | {field: "a" * (most + 1)}
+        answer = await http.post(path, json=body)
+        assert answer.status_code == 400
+        assert f"length <= {most} - at `$.{field}`" in answer.json()["message"]

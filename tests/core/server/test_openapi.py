@@ -20,6 +20,7 @@ from trunkline.core.errors import EngineDown, PluginError
 from trunkline.core.host import Host
 from trunkline.core.server.api import JSON, SSE, TEXT
 from trunkline.core.server.app import check_routes, create_app
+from trunkline.core.server.body_limits import run_here
 
 
 class ShoutBody(Struct):
@@ -73,7 +74,7 @@ def shout_routes() -> list[Any]:
 def app(plugin: Callable[..., Found], configure: Callable[..., Config]) -> Callable[..., Any]:
     def make(**server: Any) -> Any:
         host = Host([plugin("shout", trunkline_routes=lambda engine, settings: shout_routes())])
-        engine: Any = SimpleNamespace(models=[])
+        engine: Any = SimpleNamespace(models=[], off_loop=run_here)
         return create_app(host, engine, configure(**server).settings)
 
     return make

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from trunkline.core.errors import RequestError
 from trunkline.core.server.inputs import Inputs
-from trunkline.core.server.prepare import TURN, Item, Shaper, encode_pair, prepare, turns
-from trunkline.core.server.truncate import Truncation
+from trunkline.core.server.prepare import Item, Shaper, encode_pair, prepare
+from trunkline.core.server.truncate import TURN, Truncation, turns
 from trunkline.core.types import ModelInfo, ServedModel
 
 CLS, SEP = 2, 3
@@ -61,8 +61,8 @@ def test_without_truncation_the_item_and_the_limit_are_named(wordpiece: Any, ser
     message = rf"^input\[1\]: The input \({length} tokens\) is longer than the model's context length \(16 tokens\)\.$"
     with pytest.raises(RequestError, match=message):
         shape(wordpiece, served, "short", text)
-    with pytest.raises(RequestError, match=r"^input\[1\]: The input \(over 32 tokens\)"):
-        shape(wordpiece, served, "short", text * 1000)
+    with pytest.raises(RequestError, match=r"^input\[1\]: The input \(198000 characters\) is longer than the model's"):
+        shape(wordpiece, served, "short", text * 3000)
 
 
 def test_the_beginning_of_a_very_long_text_is_the_same_as_of_all(wordpiece: Any, served: ServedModel) -> None:
@@ -86,8 +86,8 @@ def test_the_first_tokens_of_a_very_long_text_are_kept_too(wordpiece: Any, serve
     assert len(text) > TURN
     whole = wordpiece(text)["input_ids"]
     keep = len(wordpiece(prompt)["input_ids"]) - 1
-    shaper = Shaper(wordpiece, served, truncate="start", keep=keep, lead=len(prompt))
-    [item] = shaper.items(Inputs(texts=[text]))
+    shaper = Shaper(wordpiece, served, truncate="start", keep=keep, lead=len(prompt), dress=lambda rest: prompt + rest)
+    [item] = shaper.items(Inputs(texts=[text[len(prompt) :]]))
     assert item.ids == whole[:keep] + whole[-(16 - keep) :]
 
 
@@ -159,11 +159,12 @@ def test_a_pool_that_is_smaller_than_the_context_is_the_limit(wordpiece: Any, se
     assert len(shape(wordpiece, small, "the sea of " * 10, truncate=True)[0].ids) == 8
 
 
-def test_long_batches_take_turns() -> None:
+def test_long_batches_take_turns(wordpiece: Any, served: ServedModel) -> None:
     texts: list[Any] = ["a" * (TURN // 2), "b" * (TURN // 2), ["c", "d"], "e" * (3 * TURN), "f"]
-    assert list(turns(Inputs(texts=texts))) == [(0, 2), (2, 3), (3, 4), (4, 5)]
-    assert list(turns(Inputs(ids=[[1], [2]]))) == [(0, 2)]
-    assert list(turns(Inputs(texts=[]))) == []
+    shaper = Shaper(wordpiece, served)
+    assert [turn[:2] for turn in turns(shaper.lengths(Inputs(texts=texts)))] == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    assert list(turns(shaper.lengths(Inputs(ids=[[1], [2, 3]])))) == [(0, 2, 3)]
+    assert list(turns(shaper.lengths(Inputs(texts=[])))) == []
 
 
 async def test_every_turn_is_off_the_loop_and_order_is_kept(wordpiece: Any, served: ServedModel) -> None:
@@ -173,7 +174,7 @@ async def test_every_turn_is_off_the_loop_and_order_is_kept(wordpiece: Any, serv
         def tokenizer(self, model: str) -> Any:
             return wordpiece
 
-        async def off_loop(self, function: Callable[..., Any], *args: Any) -> Any:
+        async def off_loop(self, function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
             self.calls += 1
             return function(*args)
 
@@ -183,3 +184,28 @@ async def test_every_turn_is_off_the_loop_and_order_is_kept(wordpiece: Any, serv
     assert engine.calls == 3
     firsts = [item.ids[1] for item in items]
     assert firsts == [wordpiece.encode(word, add_special_tokens=False)[0] for word in ("the", "sea", "other")]
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("text", [" " * 100_000 + "the sea", "a" * 100_000 + " sea", "the " + "\n" * 100_000 + "sea"])
+@pytest.mark.parametrize("truncate", ["none", "start", "end"])
+def test_long_runs_of_few_tokens_are_tokenised_as_ever(
+    wordpiece: Any, served: ServedModel, text: str, truncate: Truncation
+) -> None:
+    [item] = shape(wordpiece, served, text, truncate=truncate)
+    assert item.ids == wordpiece(text)["input_ids"]
+    assert not item.cut
+
+
+@pytest.mark.field
+async def test_a_prompt_before_many_texts_is_bounded(wordpiece: Any, served: ServedModel) -> None:
+    """Not one of them is tokenised, and the prompt isn't copied for each."""
+
+    class Engine:
+        def tokenizer(self, model: str) -> Any:
+            return wordpiece
+
+    engine: Any = Engine()
+    texts: list[str | list[str]] = ["a"] * 1000
+    with pytest.raises(RequestError, match="100001000 characters, counting what is put before each"):
+        await prepare(engine, served, Inputs(texts=texts), lead=100_000, dress=lambda text: "p" * 100_000 + text)

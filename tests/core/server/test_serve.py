@@ -19,7 +19,7 @@ import pytest
 from trunkline.core.server.front import ROLLING
 
 SERVER = """
-import importlib.util, json, logging, sys
+import importlib.util, json, sys
 
 spec = importlib.util.spec_from_file_location("helpers", sys.argv[1])
 helpers = sys.modules["helpers"] = importlib.util.module_from_spec(spec)
@@ -30,9 +30,10 @@ from trunkline.core.discovery import Found
 from trunkline.core.errors import TrunklineError
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.host import Host
+from trunkline.core.logs import configure_logging
 from trunkline.core.server.front import serve
 
-logging.basicConfig(level="INFO")
+configure_logging("INFO")
 module = ModuleType("plugin_fake")
 module.trunkline_resolve_model = hookimpl(lambda reference: helpers.ModelSource(reference, "/nowhere"))
 module.trunkline_tokenizer = hookimpl(lambda source: helpers.Letters())
@@ -231,3 +232,16 @@ assert "litestar" in sys.modules
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.field
+def test_a_newline_in_a_name_begins_no_line_of_the_output(launch: Callable[..., Server]) -> None:
+    server = launch({"served_model_name": "m\nFORGED rid=1\x1b[31m"}, log_level="debug")
+    server.wait_for(ROLLING)
+    for path in ("/echo", "/FORGED%0aFORGED", "/update_weights_from_disk"):
+        httpx.post(server.url + path, json={"ids": [1], "rid": "r\nFORGED", "model_path": "p\nFORGED"}, timeout=30)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.end() == 0
+    written = [*server.out, *server.err]
+    assert any("Model" in line and "FORGED" in line for line in written)
+    assert [line for line in written if line.lstrip("\u2502 ").startswith("FORGED") or "\x1b" in line] == []

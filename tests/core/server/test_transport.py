@@ -35,7 +35,7 @@ async def port(live: Callable[..., Any]) -> int:
 async def test_a_head_of_16_kib_is_refused(port: int) -> None:
     long = b"GET /ping HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-long: " + b"a" * transport.MAX_HEAD
     whole = await talk(port, long + b"\r\n\r\n")
-    assert whole.startswith(b"HTTP/1.1 400")
+    assert whole.startswith(b"HTTP/1.1 431")
     fine = long[: -transport.MAX_HEAD // 2] + b"\r\n\r\n"
     assert (await talk(port, fine)).startswith(b"HTTP/1.1 200")
 
@@ -61,7 +61,7 @@ async def test_a_connection_that_says_nothing_is_closed(
     monkeypatch.setattr(transport, "HEAD_SECONDS", 0.2)
     _, port = await live()
     assert await talk(port) == b""
-    assert await talk(port, b"GET /ping HT") == b""
+    assert (await talk(port, b"GET /ping HT")).startswith(b"HTTP/1.1 408")
     answered_then_idle = await talk(port, b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\nGET /pi")
     assert answered_then_idle.count(b"HTTP/1.1 200") == 1
 

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.truncate import enough, fit, read_truncate, special_ends, special_ends_of
+from trunkline.core.server.truncate import (
+    MARGIN,
+    MAX_CHARACTERS,
+    TURN,
+    clip_text,
+    fit,
+    most_characters,
+    read_truncate,
+    special_ends,
+    special_ends_of,
+    turns,
+)
 
 
 @pytest.mark.parametrize(
@@ -98,18 +109,65 @@ class Words:
         raise NotImplementedError
 
 
-def test_of_a_very_long_text_only_the_part_that_matters_is_read() -> None:
+SPARSE = {
+    "spaces": " ",
+    "one word": "a",
+    "lines": "\n",
+    "accents": "\u0301",
+    "wide spaces": "\u3000",
+    "joiners": "\u200d",
+    "emoji": "\U0001f468",
+}
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("how", ["none", "start", "end"])
+def test_however_few_tokens_a_text_has_not_all_of_it_is_read(name: str, how: str) -> None:
+    """A text may be one token however long it is; the time it takes is bounded by its length all the same."""
     words = Words()
-    text = "begin " + "word " * 100_000 + "end"
-    head = enough(words, text, 10, 160)
-    tail = enough(words, text, 10, 160, from_end=True)
-    assert text.startswith(head)
-    assert text.endswith(tail)
-    assert len(words.encode(head)) > 20
-    assert len(head) == len(tail) == 160
-    assert words.characters < 1000
+    most = most_characters(10)
+    with pytest.raises(RequestError, match=rf"\({4 * most} characters\)"):
+        clip_text(words, SPARSE[name] * 4 * most, 10, how)
+    assert words.characters <= (0 if how == "none" else TURN + most)
 
 
-def test_a_long_text_of_few_tokens_is_read_on() -> None:
-    text = " " * 5000 + "a b c"
-    assert enough(Words(), text, 10, 160) is text
+@pytest.mark.field
+@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("how", ["none", "start", "end"])
+def test_a_long_text_of_few_tokens_is_taken_as_it_is(name: str, how: str) -> None:
+    text = SPARSE[name] * (most_characters(10) - 5) + " a b "
+    assert clip_text(Words(), text, 10, how) is text
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("how", ["start", "end"])
+def test_of_a_very_long_text_only_the_part_that_matters_is_read(how: str) -> None:
+    words = Words()
+    text = "begin " + "word " * 1_000_000 + "end"
+    part = clip_text(words, text, 10, how)
+    assert text.endswith(part) if how == "start" else text.startswith(part)
+    assert 10 + MARGIN < len(words.encode(part)) < 7000
+    assert words.characters <= 2 * TURN
+
+
+@pytest.mark.field
+def test_the_part_that_matters_may_lie_behind_spaces() -> None:
+    text = " " * TURN + "word " * 1_000_000
+    part = clip_text(Words(), text, 10, "end")
+    assert text.startswith(part)
+    assert len(part) == most_characters(10)
+
+
+@pytest.mark.field
+def test_work_is_done_in_turns_of_bounded_length_in_order() -> None:
+    lengths = [TURN // 3, TURN // 2, 2 * TURN, 0, 1]
+    assert list(turns(lengths)) == [(0, 2, TURN // 3 + TURN // 2), (2, 3, 2 * TURN), (3, 5, 1)]
+    assert list(turns([])) == []
+
+
+@pytest.mark.field
+def test_all_texts_of_a_request_are_bounded_before_the_first_is_read() -> None:
+    assert len(list(turns([MAX_CHARACTERS // 1024] * 1024))) == 1024
+    with pytest.raises(RequestError, match=rf"{MAX_CHARACTERS + 1024} characters, .* at most {MAX_CHARACTERS}"):
+        next(turns([MAX_CHARACTERS // 1024 + 1] * 1024))

@@ -163,7 +163,7 @@ class InProcess:
     def tokenizer(self, model: str) -> Any:
         return self._by_name[model].tokenizer(model)
 
-    async def off_loop(self, function: Callable[..., Any], *args: Any) -> Any:
+    async def off_loop(self, function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
         return await asyncio.to_thread(function, *args)
 
     def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[Pending]:

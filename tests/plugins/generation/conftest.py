@@ -164,7 +164,7 @@ class FakeEngine:
     ) -> list[list[int]]:
         return [self._tokenizer.encode(text, add_special_tokens=special) for text in texts]
 
-    async def off_loop(self, function: Callable[..., Any], *args: Any) -> Any:
+    async def off_loop(self, function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
         return await asyncio.to_thread(function, *args)
 
     def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[FakeReply]:

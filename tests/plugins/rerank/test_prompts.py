@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from trunkline.core.errors import RequestError
 from trunkline.core.types import ModelInfo, ServedModel
 from trunkline.plugins.rerank.prompts import JudgePrompter, PairPrompter, Prompt, split_prompts
-from trunkline.plugins.rerank.reranker import Limits, Reranker, fit_prompt
+from trunkline.plugins.rerank.reranker import Limits, Reranker, check_room, fit_prompt
 from trunkline.plugins.rerank.routes import _of_v1
 from trunkline.plugins.rerank.settings import RerankSettings
 
@@ -149,6 +149,7 @@ PROMPT = Prompt([1, 2], list(range(10, 20)), [3], 2)
 
 
 def lengths(**limits: Any) -> tuple[list[list[int]], list[int]]:
+    check_room(PROMPT, Limits(**limits))
     items = fit_prompt(PROMPT, Limits(**limits))
     assert all(item.second_at == 2 for item in items)
     assert all(item.ids[:2] == [1, 2] and item.ids[-1] == 3 for item in items)

@@ -68,7 +68,7 @@ class FakeEngine:
     def tokenizer(self, model: str) -> Any:
         return self._tokenizer
 
-    async def off_loop(self, function: Callable[..., Any], *args: Any) -> Any:
+    async def off_loop(self, function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
         return await asyncio.to_thread(function, *args)
 
     def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[FakeReply]:
