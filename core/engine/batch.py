@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..types import Request
@@ -42,3 +43,12 @@ class Batch:
         """The batch less the rows of these requests."""
         decodes = sum(row.request.key not in keys for row in self.rows[: self.decodes])
         return Batch([row for row in self.rows if row.request.key not in keys], decodes)
+
+
+def groups(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """The rows of each forward pass: all together, but for requests that must be computed alone."""
+    alone: list[Sequence[Row]] = [[row] for row in rows if row.request.alone]
+    if not alone:
+        return [rows]
+    shared = [row for row in rows if not row.request.alone]
+    return [shared, *alone] if shared else alone

@@ -54,7 +54,7 @@ class Renewer:
             return self._load(lane, source, order)
         except TrunklineError as error:
             reason = str(error).removeprefix(f"{source.reference} can't be loaded: ").rstrip(".")
-        except Exception as error:  # whatever a foreign checkpoint brings up; the old weights are untouched
+        except BaseException as error:  # whatever a foreign checkpoint or a plugin's hook brings up
             log.exception("the weights of %s can't be loaded", order.model_path)
             reason = f"{type(error).__name__}: {error}"
         release_memory()
@@ -69,7 +69,7 @@ class Renewer:
                 f"The new weights need {needed} bytes ({gib(needed)}) beside the old ones, "
                 f"but {free} bytes ({gib(free)}) of memory are free"
             )
-        served, model = assemble(candidate, build.grant, self._settings, self._host, lane.model.tokenizer)
+        served, model, stages = assemble(candidate, build.grant, self._settings, self._host, lane.model.tokenizer)
         if lost := [task for task in lane.stages if task not in model.stages]:
             raise ModelError(f"The checkpoint doesn't serve {lost[0]}: {served.refused[lost[0]]}")
         if extra := sorted(model.unused - lane.model.unused):
@@ -79,9 +79,9 @@ class Renewer:
         if model.kv_shapes != lane.model.kv_shapes or model.dtype != lane.model.dtype:
             raise ModelError("The checkpoint's keys and values have other shapes than the served model's")
         if model.expert_watch is not None:  # who counts goes on counting
-            model.expert_watch.observers = lane.model.expert_watch.observers
-        runner = Runner(model, model.stages, build.pool, build.table, model.expert_watch)
-        return Renewal(candidate.settings, served, model, model.stages, runner)
+            model.expert_watch.provided = lane.model.expert_watch.provided
+        runner = Runner(model, stages, build.pool, build.table, model.expert_watch)
+        return Renewal(candidate.settings, served, model, stages, runner)
 
     def _examine(self, lane: Lane, build: Build, source: ModelSource, order: UpdateWeights) -> Candidate:
         """The checkpoint by its config. ModelError when it isn't the same model with other numbers in it."""

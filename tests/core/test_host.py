@@ -307,7 +307,8 @@ def test_expert_observers_of_all_plugins_are_collected(plugin: Plugin) -> None:
     host = Host(
         [plugin("a", trunkline_expert_observers=observers), plugin("b", trunkline_expert_observers=lambda: ["third"])]
     )
-    assert sorted(host.expert_observers(cast(Any, "model"), {})) == ["first", "second", "third"]
+    found = [(one.plugin.name, one.value) for one in host.expert_observers(cast(Any, "model"), {})]
+    assert sorted(found) == [("a", "first"), ("a", "second"), ("b", "third")]
     assert asked == [("model", {})]
     wrong = Host([plugin("wrong", trunkline_expert_observers=lambda: 5)])
     with pytest.raises(PluginError, match=r"'wrong'.*int, not Iterable"):

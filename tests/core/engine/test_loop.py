@@ -16,7 +16,9 @@ from msgspec import Raw, Struct
 
 from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
+from trunkline.core.discovery import Found, Provided
 from trunkline.core.engine.channel import LocalChannel
+from trunkline.core.engine.contracts import CheckedControl, CheckedStage
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.loop import EngineLoop
 from trunkline.core.engine.messages import Abort, Answer, Call, Progress, Started, Stop, Submit
@@ -24,6 +26,9 @@ from trunkline.core.engine.runner import Runner
 from trunkline.core.engine.scheduler import Scheduler
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, ModelInfo, Needs, Part, Request, ServedModel, Stage, Step
+
+
+PLUGIN = Found("counting", "counting", "counting-dist", "1.5")
 
 
 class CountParams(Struct):
@@ -128,7 +133,7 @@ def make_lane(name: str, slots: int = 64, chunk: int | None = 8, running: int = 
     )
     model, stage, table = Echo(), Count(), SlotTable(running, slots)
     scheduler = Scheduler(SlotPool(slots), table, RadixCache(), chunk=chunk, max_running=running, policy="fcfs")
-    stages: dict[str, Stage] = {"count": stage}
+    stages = {"count": CheckedStage(Provided(PLUGIN, stage), vocabulary=100)}
     ticks = count()  # every pass takes as long as any other
     return Lane(served, model, stages, scheduler, Runner(model, stages, None, table), clock=lambda: next(ticks))
 
@@ -145,7 +150,8 @@ class Bench:
         self.started: list[int] = []
         self.changed = threading.Condition()
         self.channel = LocalChannel(self.deliver)
-        self.loop = EngineLoop(self.lanes, self.channel, self.controls)
+        controls = {name: CheckedControl(name, Provided(PLUGIN, control)) for name, control in self.controls.items()}
+        self.loop = EngineLoop(self.lanes, self.channel, controls)
         self.thread = threading.Thread(target=self.loop.run, daemon=True)
         self.thread.start()
 
@@ -202,7 +208,7 @@ def bench() -> Iterator[Bench]:
 
 
 def stage_of(bench: Bench, index: int = 0) -> Count:
-    stage = bench.lanes[index].stages["count"]
+    stage = bench.lanes[index].stages["count"].stage
     assert isinstance(stage, Count)
     return stage
 

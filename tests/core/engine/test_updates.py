@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from trunkline.core import Engine
 from trunkline.core.engine import renew, startup
 from trunkline.core.engine.local import Ticket
-from trunkline.core.engine.messages import Answer, Call, Changed, Loading
+from trunkline.core.engine.messages import Answer, Beat, Call, Changed
 from trunkline.core.errors import RequestError
 from trunkline.core.model.attention import packed_layout
 from trunkline.plugins.embedding.offline import encode
@@ -419,30 +419,40 @@ def test_a_new_label_ends_requests_unless_told_otherwise(engine: Engine) -> None
     assert (ticket.result(60).finish or {})["type"] == "abort"
 
 
-def test_loading_announces_itself_to_the_watchdog(old: Path, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.field
+def test_loading_is_announced_to_the_watchdog_from_its_beginning_to_its_end(
+    old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with start(old) as engine:
         loop, sent = engine._loop, []
         send = loop.channel.send
         monkeypatch.setattr(loop.channel, "send", lambda messages: (sent.extend(messages), send(messages)))
-        during: list[tuple[int, float]] = []
+        during: list[Beat] = []
 
         def assemble(*arguments: Any) -> Any:
             loop._pass_began -= 1000  # it takes long
-            pulse = loop.pulse()
-            during.append((pulse.passes, pulse.age))
+            during.append(loop.pulse())
             return startup.assemble(*arguments)
 
         monkeypatch.setattr(renew, "assemble", assemble)
         assert engine.call("update_weights", model_path=str(new))["success"]
-        at = next(index for index, message in enumerate(sent) if isinstance(message, Loading))
-        ((passes, age),) = during
-        assert age > 1000
-        assert sent[at - 1].passes == passes  # the announcement excuses this very pass
-        after = loop.pulse()
-        assert after.passes > passes
-        assert after.age < 100
+        assert during[0].age > 1000
+        assert during[0].work == f"loading {str(new)!r} into {str(old)!r}"
+        own = [beat for beat in sent if isinstance(beat, Beat)]
+        began = next(index for index, beat in enumerate(own) if beat.work)
+        ended = next(index for index, beat in enumerate(own) if index > began and not beat.work)
+        assert own[began].age < 100
+        assert own[ended].age < 100  # the rest of the pass is watched again, from zero
+        assert loop.pulse().work == ""
         kinds = [type(message) for message in sent]
         assert kinds.index(Changed) < kinds.index(Answer)
+
+
+@pytest.mark.field
+def test_a_load_that_fails_is_over_for_the_watchdog_too(old: Path, tmp_path: Path) -> None:
+    with start(old) as engine:
+        assert not engine.call("update_weights", model_path=str(tmp_path))["success"]
+        assert engine._loop.pulse().work == ""
 
 
 def test_other_weights_are_another_key_space(old: Path, new: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from trunkline.core.errors import EngineDown, ModelError
-from trunkline.core.server.supervisor import KEEP, SPIN, Patience
+from trunkline.core.server.engine_process import KEEP, SPIN
+from trunkline.core.server.supervisor import Patience
 from trunkline.core.types import Submission
 
 SHORT = Patience(unhealthy=0.3, silent=1.0, one_pass=5.0, tick=0.05)
