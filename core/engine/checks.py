@@ -73,7 +73,7 @@ def _problem_of_finish(finish: Any) -> str:
 
 
 def are_tokens(ids: Iterable[Any], vocabulary: int) -> bool:
-    for token in ids:
+    for token in ids:  # noqa: SIM110 (all() takes twice the time)
         if type(token) is not int or not 0 <= token < vocabulary:
             return False
     return True

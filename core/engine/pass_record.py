@@ -43,6 +43,6 @@ def shared_file() -> IO[bytes]:
     if hasattr(os, "memfd_create"):
         file = os.fdopen(os.memfd_create("trunkline-pass"), "r+b")
     else:
-        file = tempfile.TemporaryFile()
+        file = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
     file.truncate(BYTES)
     return file

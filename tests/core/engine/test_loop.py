@@ -27,7 +27,6 @@ from trunkline.core.engine.scheduler import Scheduler
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, ModelInfo, Needs, Part, Request, ServedModel, Stage, Step
 
-
 PLUGIN = Found("counting", "counting", "counting-dist", "1.5")
 
 
