@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import shutil
 import time
@@ -22,6 +23,7 @@ from trunkline.core.engine import renew, startup
 from trunkline.core.engine.local import Ticket
 from trunkline.core.engine.messages import Answer, Beat, Call, Changed
 from trunkline.core.errors import RequestError
+from trunkline.core.model import tensor_file
 from trunkline.core.model.attention import packed_layout
 from trunkline.plugins.embedding.offline import encode
 from trunkline.plugins.generation.schemas import GenerationParams
@@ -220,6 +222,17 @@ def config(**values: Any) -> Callable[[Path], None]:
     return edit
 
 
+def replaced(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """Something else by the name of one of the checkpoint's files."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        make(folder / name)
+
+    return change
+
+
+NOT_OPENED = "Failed to update weights: .* is a pipe, a socket or a device, .*\nRolling back to original weights.$"
 NORM = "model.layers.1.input_layernorm.weight"
 FAULTS = {
     "truncated": (truncate, "Failed to update weights: .*is damaged"),
@@ -250,6 +263,15 @@ FAULTS = {
     "other parameters": (config(attention_bias=True), "makes another model: model.layers.0.self_attn.k_proj.bias is"),
     "words for numbers": (config(hidden_size="wide"), "Failed to update weights: .*Rolling back"),
     "no config but a list": (lambda folder: (folder / "config.json").write_text("[1]"), "must hold a JSON object"),
+    "pipe": (replaced(WEIGHTS, os.mkfifo), NOT_OPENED),
+    "pipe as config": (replaced("config.json", os.mkfifo), NOT_OPENED),
+    "pipe as tokenizer": (replaced("tokenizer.json", os.mkfifo), NOT_OPENED),
+    "device": (replaced(WEIGHTS, lambda path: path.symlink_to("/dev/zero")), NOT_OPENED),
+    "device as config": (replaced("generation_config.json", lambda path: path.symlink_to("/dev/zero")), NOT_OPENED),
+    "folder": (replaced(WEIGHTS, Path.mkdir), "Failed to update weights: .*can't be read: Is a directory"),
+    "folder as config": (replaced("config.json", Path.mkdir), "can't be read: .*Is a directory"),
+    "dangling link": (replaced(WEIGHTS, lambda path: path.symlink_to("x")), "can't be read: No such file"),
+    "dangling link as config": (replaced("config.json", lambda path: path.symlink_to("x")), "has no config.json"),
     "shorter context": (config(max_position_embeddings=256), "was made for 256 tokens, but 512 are served"),
 }
 
@@ -267,6 +289,27 @@ def test_what_fails_changes_nothing(engine: Engine, broken: Callable[..., Path],
     assert torch.equal(logits(engine), exact)
     assert engine.models == served
     assert engine._loop.lanes[0].model is model
+
+
+@pytest.mark.field
+def test_a_file_that_is_cut_short_while_it_is_read_changes_nothing(
+    engine: Engine, broken: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a checkpoint is written again to the folder that is being loaded."""
+    folder, before = broken(lambda folder: None), tokens(engine)
+
+    def assemble(*arguments: Any) -> Any:
+        stored_tensors = tensor_file.stored_tensors
+        monkeypatch.setattr(
+            tensor_file, "stored_tensors", lambda path: (stored_tensors(path), os.truncate(path, 4096))[0]
+        )
+        return startup.assemble(*arguments)
+
+    monkeypatch.setattr(renew, "assemble", assemble)
+    answer = engine.call("update_weights", model_path=str(folder))
+    assert answer["success"] is False
+    assert "model.safetensors changed while it was read" in answer["message"]
+    assert tokens(engine) == before
 
 
 @pytest.mark.parametrize(
