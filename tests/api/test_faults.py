@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-pytestmark = pytest.mark.field
+pytestmark = [pytest.mark.field, pytest.mark.faults]
 
 METADATA = "Metadata-Version: 2.1\nName: faulty-dist\nVersion: 4.2\n"
 ENTRY_POINTS = "[trunkline]\nfaulty = faulty_plugin\n"

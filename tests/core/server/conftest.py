@@ -45,6 +45,7 @@ alone = []
 beating = True
 loads = [Load(models[0]["served_model_name"] or models[0]["model_path"], 1, 2, 900, 1000)]
 age = 0.0
+work = ""
 aborted = []
 
 def send(*messages):
@@ -53,7 +54,7 @@ def send(*messages):
 
 def beat():
     while beating:
-        send(Beat(1, age, loads))
+        send(Beat(0, age, loads, work))
         time.sleep(0.05)
 
 def served(m):
@@ -91,7 +92,7 @@ def run(message):
     (alone if message.alone else running).remove(message.key)
 
 def call(message):
-    global beating, age
+    global beating, age, work
     if message.control == "probe":
         send(Answer(message.key, {"type": "length"}))
     elif message.control == "flush_cache":
@@ -107,6 +108,9 @@ def call(message):
         beating = False
     elif message.control == "hang":
         age = 1000.0
+    elif message.control == "beat":
+        age, work = message.arguments["age"], message.arguments.get("work", "")
+        send(Beat(0, age, loads, work), Answer(message.key, None))
     elif message.control == "nonsense":
         with lock:
             sock.sendall((5).to_bytes(4, "little") + b"abcde")
