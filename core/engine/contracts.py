@@ -46,7 +46,7 @@ class CheckedStage:
 
     # -- calls, in the order in which the engine makes them --------------------------------------
 
-    def params(self, raw: Raw) -> Struct:
+    def decode_params(self, raw: Raw) -> Struct:
         """A request's params. msgspec.ValidationError when they aren't those of the stage."""
         with guarded(self._raised, "params"):
             params: Struct = self._params.decode(raw)

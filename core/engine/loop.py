@@ -121,7 +121,7 @@ class EngineLoop:
             if self.updates.hold(lane, message):
                 return
             stage = lane.stages.get(message.task)
-            params = stage.params(message.params) if stage else None  # without a stage it is refused
+            params = stage.decode_params(message.params) if stage else None  # without a stage it is refused
             prompt: list[int] = np.frombuffer(message.prompt, np.int32).tolist()
             self._admit(lane, Request(
                 key=message.key,
