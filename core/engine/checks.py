@@ -56,7 +56,7 @@ def problem_of_step(step: Step, final: bool, vocabulary: int) -> str:
         return f"tokens must be ids in [0, {vocabulary}), not {step.tokens!r:.200}"
     if step.tokens and not final:
         return "tokens, before the whole prompt was computed"
-    if step.error is not None and not is_sound(step.error):
+    if step.error is not None and not is_sendable(step.error):
         return f"error must be a RequestError with a status from 400 to 599, not {step.error!r:.200}"
     return "" if step.finish is None else _problem_of_finish(step.finish)
 
@@ -93,7 +93,7 @@ def encoded(value: Any, schema: type[Struct] | None = None) -> Raw:
     return Raw(raw)
 
 
-def is_sound(error: Any) -> bool:
+def is_sendable(error: Any) -> bool:
     """Is it a RequestError that can be sent to a client as it is?"""
     if not isinstance(error, RequestError):
         return False

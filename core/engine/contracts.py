@@ -20,7 +20,7 @@ from msgspec import Raw, Struct
 from ..discovery import Provided, describe
 from ..errors import PluginError, RequestError
 from ..types import Launched, Needs, Part, Request, Stage, Step
-from .checks import are_tokens, encoded, is_sound, problem_of_launched, problem_of_needs, problem_of_step
+from .checks import are_tokens, encoded, is_sendable, problem_of_launched, problem_of_needs, problem_of_step
 from .messages import FAILED
 
 log = logging.getLogger("trunkline.engine")
@@ -215,7 +215,7 @@ def guarded(fault: Callable[[str, BaseException], PluginError], method: str) -> 
     try:
         yield
     except BaseException as error:
-        if isinstance(error, msgspec.DecodeError) or is_sound(error):
+        if isinstance(error, msgspec.DecodeError) or is_sendable(error):
             raise
         raise fault(method, error) from error
 

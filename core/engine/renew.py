@@ -44,21 +44,27 @@ class Renewer:
 
     def __call__(self, lane: Lane, order: UpdateWeights) -> Renewal:
         """The lane's next weights. Refusal with the sentence for the client."""
+        try:
+            return self._load(lane, self._source(order), order)
+        except Refusal:
+            raise
+        except TrunklineError as error:
+            reason = str(error).removeprefix(f"{order.model_path} can't be loaded: ").rstrip(".")
+        except BaseException as error:  # whatever a foreign checkpoint or a plugin's hook brings up
+            log.exception("the weights of %s can't be loaded", order.model_path)
+            reason = f"{type(error).__name__}: {error}"
+        release_memory()
+        raise Refusal(f"Failed to update weights: {reason}.\nRolling back to original weights.")
+
+    def _source(self, order: UpdateWeights) -> ModelSource:
+        """The checkpoint's folder. Refusal when there is none, or none that could be loaded."""
         engine: EngineSettings = self._settings["engine"]
         source = find(self._host, order.model_path, engine.allow_weights_dir)
         if order.load_format not in (None, *FORMATS):
             raise Refusal(f"Failed to get model loader: {order.load_format}. There are: {', '.join(FORMATS)}.")
         if weights.absent(source.path):
             raise Refusal(f"Failed to get weights iterator: Cannot find any model weights with `{order.model_path}`.")
-        try:
-            return self._load(lane, source, order)
-        except TrunklineError as error:
-            reason = str(error).removeprefix(f"{source.reference} can't be loaded: ").rstrip(".")
-        except BaseException as error:  # whatever a foreign checkpoint or a plugin's hook brings up
-            log.exception("the weights of %s can't be loaded", order.model_path)
-            reason = f"{type(error).__name__}: {error}"
-        release_memory()
-        raise Refusal(f"Failed to update weights: {reason}.\nRolling back to original weights.")
+        return source
 
     def _load(self, lane: Lane, source: ModelSource, order: UpdateWeights) -> Renewal:
         build = self._builds[lane]

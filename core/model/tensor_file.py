@@ -133,7 +133,7 @@ def _stored(path: Path, identity: tuple[int, ...], entry: _Entry, data: int, siz
 def open_regular(path: Path) -> Iterator[FileIO]:
     """A file to read. ModelError for what isn't one: nobody waits for a pipe or a device."""
     try:
-        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ModelError(f"{path} is not a regular file.")
             yield file
@@ -141,7 +141,7 @@ def open_regular(path: Path) -> Iterator[FileIO]:
         raise ModelError(f"{path} can't be read: {error.strerror}.") from error
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 

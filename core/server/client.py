@@ -261,7 +261,7 @@ class RemoteEngine:
 
     def _down(self, reason: str, working_on: Iterable[int]) -> None:
         """The engine is gone, while it worked on these keys: everything in flight fails now."""
-        guilty = self._suspects.engine_died(working_on)
+        refused = self._suspects.engine_died(working_on)
         live, calls = list(self._live.values()), list(self._calls.items())
         self._live.clear()
         self._rids.clear()
@@ -269,10 +269,10 @@ class RemoteEngine:
         self._outbox.clear()
         error = engine_down(reason)
         for reply in live:
-            reply.fail(died_twice() if reply.key in guilty else error)
+            reply.fail(died_twice() if reply.key in refused else error)
         for key, call in calls:
             if not call.done():
-                call.set_exception(died_twice() if key in guilty else error)
+                call.set_exception(died_twice() if key in refused else error)
                 call.exception()  # its caller may be gone; that is no news
 
     async def _sweep(self) -> None:

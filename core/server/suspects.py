@@ -1,8 +1,8 @@
 """Requests that the engine was working on when it died, recognised by their content when they are sent again.
 
 After one death a request may be sent again. It is then computed in forward passes of its own, one such request per
-model at a time, so that another death can only be its own doing; when it ends in any other way, the suspicion
-does, too. After two deaths it is not run any more.
+model at a time, so that no other request can be the cause of a second death; when it ends in any other way, it
+counts as an ordinary request again. After two deaths it is not run any more.
 """
 
 from __future__ import annotations
@@ -84,18 +84,18 @@ class Suspects:
         return []
 
     def engine_died(self, keys: Iterable[int]) -> set[int]:
-        """The engine died while it worked on ``keys``. The keys of all live requests that must not be sent again."""
+        """The engine died while it worked on ``keys``. Those of all that it had that must not be sent again."""
         over = {self._contents[key] for key in keys if key in self._contents}
         for digest in over:
             self._deaths[digest] = self._deaths.pop(digest, 0) + 1
         while len(self._deaths) > REMEMBERED:
             del self._deaths[next(iter(self._deaths))]
-        guilty = {key for key, digest in self._contents.items() if self._deaths.get(digest, 0) >= DEATHS}
+        refused = {key for key, digest in self._contents.items() if self._deaths.get(digest, 0) >= DEATHS}
         if over:
-            log.error("the engine died while it worked on %d requests; %d are not run again", len(over), len(guilty))
+            log.error("the engine died while it worked on %d requests; %d are not run again", len(over), len(refused))
         self._contents.clear()
         self._queues.clear()
-        return guilty
+        return refused
 
 
 def died_twice() -> RequestError:

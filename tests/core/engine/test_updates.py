@@ -292,6 +292,22 @@ def test_what_fails_changes_nothing(engine: Engine, broken: Callable[..., Path],
 
 
 @pytest.mark.field
+@pytest.mark.parametrize("hook", ["weights", "heads", "stages", "resolve_model"])
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_hook_that_exits_during_an_update_changes_nothing(
+    engine: Engine, new: Path, monkeypatch: pytest.MonkeyPatch, hook: str, error: type[BaseException]
+) -> None:
+    def leave(*arguments: Any) -> Any:
+        raise error
+
+    before = tokens(engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.host, hook, leave)
+        assert engine.call("update_weights", model_path=str(new))["success"] is False
+    assert tokens(engine) == before
+
+
+@pytest.mark.field
 def test_a_file_that_is_cut_short_while_it_is_read_changes_nothing(
     engine: Engine, broken: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

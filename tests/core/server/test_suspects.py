@@ -62,14 +62,14 @@ async def test_a_request_that_kills_the_engine_is_run_twice_and_no_more(start: C
 
 async def test_the_requests_beside_it_get_through(start: Callable[..., Any], params: Any) -> None:
     engine = await start(patience=SHORT)
-    innocent = [numbered(prompt, params(n=20, delay=0.03)) for prompt in range(2, 6)]
-    *beside, guilty = await send(engine, *innocent, numbered(1, params(fatal=0.2)))
-    assert {type(error) for error in (*beside, guilty)} == {EngineDown}
-    again = [numbered(item.prompt[0], item.params) for item in innocent]
-    *beside, guilty = await send(engine, *again, numbered(1, params(fatal=0.2)))
-    assert guilty.status == 500
+    others = [numbered(prompt, params(n=20, delay=0.03)) for prompt in range(2, 6)]
+    *beside, last = await send(engine, *others, numbered(1, params(fatal=0.2)))
+    assert {type(error) for error in (*beside, last)} == {EngineDown}
+    again = [numbered(item.prompt[0], item.params) for item in others]
+    *beside, last = await send(engine, *again, numbered(1, params(fatal=0.2)))
+    assert last.status == 500
     assert {None} >= {error for error in beside if not isinstance(error, EngineDown)}  # some may have ended before
-    last = [numbered(item.prompt[0], item.params) for item in innocent]
+    last = [numbered(item.prompt[0], item.params) for item in others]
     assert await send(engine, *last) == [None] * len(last)
     assert engine.supervisor.restarts == 2
 
