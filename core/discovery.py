@@ -8,11 +8,13 @@ import inspect
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Generic, TypeVar
 
 from .errors import ConfigError, PluginError
 from .hookspecs import PROJECT
 
 CORE = "models"  # core's own plugin, always loaded
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -29,6 +31,23 @@ class Found:
     @property
     def origin(self) -> str:
         return f"{self.distribution} {self.version}".strip() or self.target
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"plugin {self.name!r} ({self.origin})"
+
+
+@dataclass(frozen=True, slots=True)
+class Provided(Generic[T]):
+    """An object that works while requests are served, and the plugin that it came from."""
+
+    plugin: Found
+    value: T
+
+    def failed(self, message: str) -> PluginError:
+        """The error for what the object did wrong; it names plugin and distribution."""
+        return PluginError(self.plugin.name, message, self.plugin.origin)
 
 
 def find() -> list[Found]:
@@ -73,7 +92,7 @@ def load_module(plugin: Found) -> None:
         return
     try:
         plugin.module = importlib.import_module(plugin.target)
-    except Exception as error:  # whatever a stranger's module does at import
+    except (Exception, SystemExit, GeneratorExit) as error:  # whatever a stranger's module does at import
         raise PluginError(plugin.name, f"can't be imported ({plugin.origin}): {describe(error)}") from error
 
 
@@ -99,4 +118,7 @@ def check_functions(plugin: Found, known: Collection[str]) -> list[str]:
 
 def describe(error: BaseException) -> str:
     """An exception in one line."""
-    return f"{type(error).__name__}: {error}".rstrip(": ")
+    try:
+        return f"{type(error).__name__}: {error}".rstrip(": ")
+    except BaseException:  # its own __str__ fails
+        return type(error).__name__

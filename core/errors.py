@@ -15,10 +15,11 @@ class ConfigError(TrunklineError):
 
 
 class PluginError(TrunklineError):
-    """A plugin broke its contract. The message starts with the plugin's name."""
+    """A plugin broke its contract. The message starts with the plugin's name and, where it is given,
+    its ``origin`` (distribution and version)."""
 
-    def __init__(self, plugin: str, message: str) -> None:
-        super().__init__(f"plugin {plugin!r}: {message}")
+    def __init__(self, plugin: str, message: str, origin: str = "") -> None:
+        super().__init__(f"plugin {plugin!r}{f' ({origin})' if origin else ''}: {message}")
         self.plugin = plugin
 
 

@@ -14,7 +14,7 @@ import msgspec
 import pluggy
 
 from . import hookspecs
-from .discovery import CORE, Found, check_functions, describe, find, load_module, select
+from .discovery import CORE, Found, Provided, check_functions, describe, find, load_module, select
 from .errors import ModelError, PluginError, TrunklineError
 from .types import Head, ModelInfo, ModelSource, ServedModel, Serves, Settings, SettingsGroup, Stage, Tokenizer
 
@@ -116,8 +116,8 @@ class Host:
                 answer = self._manager.subset_hook_caller(hook, others)(**arguments)
             except TrunklineError:
                 raise
-            except Exception as error:
-                raise PluginError(name, f"{hook} failed: {describe(error)}") from error
+            except (Exception, SystemExit, GeneratorExit) as error:
+                raise PluginError(name, f"{hook} failed: {describe(error)}", self.plugins[name].origin) from error
             for one in [answer] if first else answer:
                 if one is not None:
                     yield name, one
@@ -160,25 +160,28 @@ class Host:
             _put(heads, head.name, head, plugin, "head")
         return list(heads.values())
 
-    def stages(self, model: Model, settings: Settings, tasks: Collection[str]) -> dict[str, Stage]:
+    def stages(self, model: Model, settings: Settings, tasks: Collection[str]) -> dict[str, Provided[Stage]]:
         """The stages of a loaded model by task, for its active ``tasks`` only."""
-        stages: dict[str, Stage] = {}
+        stages: dict[str, Provided[Stage]] = {}
         for plugin, stage in self._items("trunkline_stages", Stage, None, model=model, settings=settings):
-            _put(stages, stage.task, stage, plugin, "task")
+            _check_stage(plugin, stage)
+            _put(stages, stage.task, Provided(self.plugins[plugin], stage), plugin, "task")
         return {task: stage for task, stage in stages.items() if task in tasks}
 
-    def expert_observers(self, model: Model, settings: Settings) -> tuple[ExpertObserver, ...]:
+    def expert_observers(self, model: Model, settings: Settings) -> tuple[Provided[ExpertObserver], ...]:
         """Who is shown a mixture-of-experts model's choices."""
         found = self._items("trunkline_expert_observers", object, None, model=model, settings=settings)
-        return tuple(observer for _, observer in found)
+        return tuple(Provided(self.plugins[plugin], observer) for plugin, observer in found)
 
-    def controls(self) -> dict[str, Callable[..., Any]]:
+    def controls(self) -> dict[str, Provided[Callable[..., Any]]]:
         """Functions that run in the engine between two batches, by name."""
-        controls: dict[str, Callable[..., Any]] = {}
+        controls: dict[str, Provided[Callable[..., Any]]] = {}
         for plugin, mapping in self.ask("trunkline_controls"):
             _check(plugin, "trunkline_controls", mapping, dict)
             for name, function in mapping.items():
-                _put(controls, name, function, plugin, "control")
+                if not callable(function):
+                    raise PluginError(plugin, f"the control {name!r} is {function!r}, not a function")
+                _put(controls, name, Provided(self.plugins[plugin], function), plugin, "control")
         return controls
 
     def info(self, model: ServedModel, settings: Settings) -> dict[str, Any]:
@@ -241,8 +244,8 @@ class Host:
                 items = list(answer)
             except TrunklineError:
                 raise
-            except Exception as error:  # a generator runs only now
-                raise PluginError(plugin, f"{hook} failed: {describe(error)}") from error
+            except (Exception, SystemExit, GeneratorExit) as error:  # a generator runs only now
+                raise PluginError(plugin, f"{hook} failed: {describe(error)}", self.plugins[plugin].origin) from error
             for item in items:
                 _check(plugin, hook, item, kind)
                 yield plugin, item
@@ -261,6 +264,17 @@ def _put(mapping: dict[str, Any], key: str, value: Any, plugin: str, what: str) 
     if key in mapping:
         raise PluginError(plugin, f"the {what} {key!r} is already taken by another plugin; leave one out (--no-plugin)")
     mapping[key] = value
+
+
+def _check_stage(plugin: str, stage: Stage) -> None:
+    """The class attributes by which core knows a stage."""
+    name = type(stage).__name__
+    if not isinstance(getattr(stage, "task", None), str):
+        raise PluginError(plugin, f"{name}.task must be the task's name")
+    for attribute in ("params", "result"):
+        schema = getattr(stage, attribute, None)
+        if not (isinstance(schema, type) and issubclass(schema, msgspec.Struct)):
+            raise PluginError(plugin, f"{name}.{attribute} must be a msgspec.Struct class, not {schema!r}")
 
 
 def _check_schema(plugin: str, group: SettingsGroup) -> None:

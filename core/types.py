@@ -10,9 +10,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from .errors import RequestError
 
@@ -180,9 +180,9 @@ class Needs(Struct, frozen=True):
     the last. ``lockstep``: its next step needs this one collected first (no running ahead).
     """
 
-    new_tokens: int = 0
-    rows_from: int | None = None
-    reuse_up_to: int | None = None
+    new_tokens: Annotated[int, Meta(ge=0)] = 0
+    rows_from: Annotated[int, Meta(ge=0)] | None = None  # below the prompt's length
+    reuse_up_to: Annotated[int, Meta(ge=0)] | None = None
     lockstep: bool = False
 
 
@@ -205,6 +205,7 @@ class Request:
     namespace: bytes = b""  # separates cache entries (model epoch, salt)
     cacheable: bool = True  # False: neither reads nor fills the cache (health probes)
     second_at: int | None = None  # where the second text of a pair begins: token type 1 from here on
+    alone: bool = False  # computed in forward passes of its own
     arrived: float = 0.0  # time.monotonic()
     started: float = 0.0  # first scheduled, 0 = never
     computed: int = 0
@@ -265,9 +266,9 @@ class Step:
     """One result for one request. ``finish`` (the client's finish_reason) or ``error`` ends it."""
 
     request: Request
-    tokens: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()  # ids in the vocabulary; none before the whole prompt is computed
     data: Any = None  # the stage's ``result`` struct
-    finish: dict[str, Any] | None = None
+    finish: dict[str, Any] | None = None  # with a "type"
     error: RequestError | None = None
 
 
@@ -276,7 +277,10 @@ class Stage(ABC):
 
     Called by the loop in this order: ``admit`` once; per batch ``prepare``, ``launch``,
     ``collect``; ``reset`` when the request was retracted; ``release`` exactly once per
-    successful ``admit``. An exception in a per-request call ends that request only.
+    successful ``admit``. An exception in a per-request call ends that request only, and so does a
+    value that is not what the method should return. When five requests in a row fail so, the task
+    answers 503 until ``POST /plugins/NAME/enable`` or a restart. ``admit`` and ``collect`` hold up
+    all other requests: keep them well below 100 ms.
     """
 
     task: ClassVar[str]
@@ -409,6 +413,7 @@ class Submission(Struct, frozen=True, kw_only=True):
     salt: bytes = b""
     cacheable: bool = True  # False: neither reads nor fills the prefix cache (health probes)
     second_at: int | None = None  # where the second text of a pair begins; models without token types ignore it
+    volatile: tuple[str, ...] = ()  # fields of ``params`` that differ when a client sends the same again: random seeds
 
 
 class EngineClient(Protocol):

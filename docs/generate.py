@@ -47,6 +47,10 @@ $ trunkline serve --no-plugin NAME     # load all but NAME
 Installed plugins load by default. One that can't be imported, or that implements a hook which
 doesn't exist, is left out with a warning; it stops the start only when `--plugin` asked for it.
 
+While requests are served, whatever a plugin raises, and whatever it returns that its contract doesn't
+allow, ends the request that it was called for with a 500; the log line names plugin, distribution and
+method ([operations](operations.md#a-plugin-that-fails)). A `RequestError` is an answer to the client.
+
 A plugin may import `trunkline.core.types`, `trunkline.core.errors`, `trunkline.core.hookspecs`,
 `trunkline.core.server.api` and `trunkline.kernels`; everything else may change without notice.
 

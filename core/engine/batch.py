@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..types import Request
@@ -61,3 +62,12 @@ class Draft:
         self.entries.append(entry)
         self.ends.append(end)
         self.slots += end - min(end, entry.holding.allocated)
+
+
+def groups(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """The rows of each forward pass: all together, but for requests that must be computed alone."""
+    alone: list[Sequence[Row]] = [[row] for row in rows if row.request.alone]
+    if not alone:
+        return [rows]
+    shared = [row for row in rows if not row.request.alone]
+    return [shared, *alone] if shared else alone

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from .messages import MAX_FRAME, Progress, frame, front_decoder
+from .messages import MAX_FRAME, Progress, frames, front_decoder
 
 
 class Outbox:
@@ -36,7 +36,7 @@ class Outbox:
     def _merge(self, new: Progress) -> bool:
         """Fold ``new`` into the request's unsent Progress; False when it must stand alone."""
         last = self._open.get(new.key)
-        if last is None or last.finish is not None or last.error is not None or last.data is not None:
+        if last is None or last.last or last.data is not None:
             self._open[new.key] = new
             return False
         last.tokens.extend(new.tokens)
@@ -115,7 +115,8 @@ class SocketChannel(LocalChannel):
 
     def _transmit(self, messages: list[Any]) -> None:
         try:
-            self._socket.sendall(frame(messages))
+            for frame in frames(messages):
+                self._socket.sendall(frame)
         except OSError:
             self.post(None)  # the front is gone
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import ModelSettings
-from ..errors import RequestError
-from ..types import Request, ServedModel, Stage, Step
-from .batch import Batch, Row
+from ..discovery import describe
+from ..errors import PluginError, RequestError
+from ..types import Request, ServedModel, Step
+from .batch import Batch, Row, groups
+from .contracts import CheckedStage, failed_step
 from .messages import Load
 from .runner import Runner
 from .scheduler import Scheduler
@@ -26,7 +28,7 @@ class Renewal:
     settings: ModelSettings
     served: ServedModel
     model: Any
-    stages: Mapping[str, Stage]
+    stages: Mapping[str, CheckedStage]
     runner: Runner
 
 
@@ -35,13 +37,14 @@ class Lane:
 
     ``spent`` is the time that the lane's passes have taken by ``clock`` (seconds); the loop
     compares it between lanes to be fair. ``epoch`` counts the weights that it has had before.
+    ``note`` is told the keys of the requests of each forward pass before it runs.
     """
 
     def __init__(
         self,
         served: ServedModel,
         model: Any,
-        stages: Mapping[str, Stage],
+        stages: Mapping[str, CheckedStage],
         scheduler: Scheduler,
         runner: Runner,
         clock: Callable[[], float] = time.perf_counter,
@@ -56,6 +59,7 @@ class Lane:
         self.settings = settings or ModelSettings(model_path=served.model_path)
         self.spent = 0.0
         self.epoch = 0
+        self.note: Callable[[Sequence[int]], None] = lambda keys: None
 
     def load(self, held: int = 0) -> Load:
         """What is in hand, and ``held`` requests more that wait for new weights."""
@@ -89,7 +93,7 @@ class Lane:
         self.epoch += 1
 
     def admit(self, request: Request) -> None:
-        """Validate and queue; RequestError when the request can't be served."""
+        """Validate and queue. RequestError when the request can't be served, PluginError when its stage fails."""
         stage = self.stages.get(request.task)
         if stage is None:
             raise RequestError(self.served.refused.get(request.task, f"{self.served.name} doesn't serve this task."))
@@ -98,10 +102,10 @@ class Lane:
         request.needs = stage.admit(request)
         try:
             self._check_length(request)
+            self.scheduler.add(request)
         except Exception:
             stage.release(request)
             raise
-        self.scheduler.add(request)
 
     def _check_length(self, request: Request) -> None:
         limit = self.served.max_request_tokens
@@ -123,9 +127,7 @@ class Lane:
         """Compute a batch. The steps are applied to their requests; those that ended have left."""
         began = self._clock()
         resets = [step for request in batch.retracted for step in self._reset(request)]
-        steps, failed, seen = self._attempt(batch.rows)
-        for row in failed:
-            steps += self._alone(row, seen)
+        steps = [step for rows in groups(batch.rows) for step in self._compute(rows)]
         # What a failed request computed may be garbage: it must not reach the prefix cache.
         doomed = {step.request.key for step in steps if failed_with(step)}
         self.scheduler.commit(batch.without(doomed) if doomed else batch)
@@ -133,30 +135,38 @@ class Lane:
         # A final row without a step: nothing would ever bring its request forward.
         mute = [row.request for row in batch.rows if self.scheduler.holds(row.request) and not row.request.extend_len]
         for request in mute:
-            applied += self._apply(failure(request, "its stage gave no step for its last token"))
+            applied += self._apply(self._fault(request, "gave no step for the request's last token"))
         self.spent += self._clock() - began
         return applied
 
     def _apply(self, step: Step) -> list[Step]:
         """Bring a step's request up to date. What was done instead, where the stage broke its contract."""
         request = step.request
+        stage = self.stages[request.task]
         if not self.scheduler.holds(request):
-            log.error("task %s gave a step for request %s, which had ended", request.task, request.rid)
+            log.error("%s", stage.fault("collect", f"gave a step for request {request.rid!r}, which had ended"))
             return []
         if request.output_len + len(step.tokens) > request.needs.new_tokens:
-            step = failure(request, f"its stage gave more than the {request.needs.new_tokens} tokens that it announced")
+            step = self._fault(request, f"gave more than the {request.needs.new_tokens} tokens that it announced")
         request.tokens.extend(step.tokens)
+        if step.finish is not None:
+            stage.failures = 0
         if step.finish is not None or step.error is not None:
             self.end(request)
         return [step]
 
+    def _fault(self, request: Request, what: str) -> Step:
+        """The failure of a request whose stage's ``collect`` did something wrong."""
+        stage = self.stages[request.task]
+        return stage.fail(request, stage.fault("collect", what))
+
     def _reset(self, request: Request) -> list[Step]:
         """Tell the stage of a retraction; the failed step, if it can't cope."""
+        stage = self.stages[request.task]
         try:
-            self.stages[request.task].reset(request)
-        except Exception:
-            log.exception("reset of task %s failed", request.task)
-            return [failure(request, "it could not be reset after a retraction")]
+            stage.reset(request)
+        except PluginError as error:
+            return [stage.fail(request, error)]
         return []
 
     def end(self, request: Request) -> None:
@@ -164,44 +174,41 @@ class Lane:
         if not self.scheduler.holds(request):
             return
         self.scheduler.finish(request)
-        try:
-            self.stages[request.task].release(request)
-        except Exception:
-            log.exception("release of %s failed", request.rid)
+        self.stages[request.task].release(request)
 
-    def _attempt(self, rows: Sequence[Row], seen: bool = False) -> tuple[list[Step], list[Row], bool]:
-        """Run rows together. Returns their steps, the rows that must be tried alone, and if these were ``seen``."""
+    def _compute(self, rows: Sequence[Row]) -> list[Step]:
+        """Run rows together, and those that failed once more, each alone; what fails then ends its request."""
+        steps, failed, seen = self._attempt(rows)
+        for row, _ in failed:
+            more, again, _ = self._attempt([row], seen)
+            steps += more
+            steps += [self._failed(row.request, error) for _, error in again]
+        return steps
+
+    def _failed(self, request: Request, error: Exception) -> Step:
+        if isinstance(error, PluginError):
+            return self.stages[request.task].fail(request, error)
+        return failed_step(request, error)
+
+    def _attempt(self, rows: Sequence[Row], seen: bool = False) -> tuple[list[Step], list[tuple[Row, Exception]], bool]:
+        """Run rows together. Returns their steps, the rows that failed, and if observers have ``seen`` them all."""
+        self.note([row.request.key for row in rows])
         try:
             parts = self.runner.run(rows, seen)
-        except Exception:
-            log.exception("a pass over %d rows failed; running each alone", len(rows))
-            return [], list(rows), seen
+        except Exception as error:
+            log.warning("a pass over %d rows failed: %s", len(rows), describe(error), exc_info=error)
+            return [], [(row, error) for row in rows], seen
         steps: list[Step] = []
-        broken: set[int] = set()
+        broken: dict[int, Exception] = {}
         for part, tensors in parts:
-            done: set[int] = set()
-            try:
-                for step in self.stages[part.task].collect(part, tensors):
-                    steps.append(step)
-                    done.add(step.request.key)
-            except Exception:
-                log.exception("collect of task %s failed; running its unfinished rows alone", part.task)
-                broken |= {row.request.key for row in part.rows} - done
-        return steps, [row for row in rows if row.request.key in broken], True
-
-    def _alone(self, row: Row, seen: bool) -> list[Step]:
-        """Second and last try of one row; whatever fails now ends its request."""
-        steps, failed, _ = self._attempt([row], seen)
-        return [failure(row.request, "it failed alone, too")] if failed else steps
+            own, problem = self.stages[part.task].collect(part, tensors)
+            steps += own
+            if problem is not None:
+                done = {step.request.key for step in own}
+                broken |= {row.request.key: problem for row in part.rows if row.request.key not in done}
+        return steps, [(row, broken[row.request.key]) for row in rows if row.request.key in broken], True
 
 
 def failed_with(step: Step) -> bool:
     """Did the request end because something is wrong with it? Non-finite rows end as aborts."""
     return step.error is not None or (step.finish or {}).get("type") == "abort"
-
-
-def failure(request: Request, reason: str) -> Step:
-    """The last step of a request that the engine gives up; the reason is for the log."""
-    log.error("request %s of task %s fails: %s", request.rid, request.task, reason)
-    text = "The request failed inside the engine; the server's log has the reason."
-    return Step(request, error=RequestError(text, status=500))

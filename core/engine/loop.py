@@ -13,9 +13,11 @@ import msgspec
 import numpy as np
 
 from ..errors import RequestError
-from ..types import Request, Stage, Step
+from ..types import Request, Step
+from .contracts import enable
 from .lane import Lane
-from .messages import Abort, Answer, Beat, Call, Loading, Progress, Started, Stop, Submit
+from .messages import Abort, Answer, Beat, Call, Progress, Started, Stop, Submit, as_wire
+from .pass_record import PassRecord
 from .updates import Renew, Updates
 
 log = logging.getLogger("trunkline.engine")
@@ -39,7 +41,9 @@ class EngineLoop:
         channel: Channel,
         controls: Mapping[str, Callable[..., Any]] | None = None,
         renew: Renew | None = None,
+        record: PassRecord | None = None,
     ) -> None:
+        """``record``: where the requests that are worked on are noted."""
         self.lanes = list(lanes)
         self.channel = channel
         self.requests: dict[int, tuple[Lane, Request]] = {}
@@ -49,9 +53,13 @@ class EngineLoop:
         self._names: dict[str, Lane] = {}
         self._probes: dict[int, int] = {}  # request key -> key of the call that waits for it
         self._pass_began = 0.0  # time.monotonic() while there is work in hand, 0 while waiting for some
+        self._work = ""  # what takes long, see long_work
+        self._note = (record or PassRecord()).note
         self._stopping = False
         self._encoder = msgspec.msgpack.Encoder()
         self.know_names()
+        for lane in self.lanes:
+            lane.note = self._note
 
     def know_names(self) -> None:
         """Look up what lanes are called; an update may have renamed one."""
@@ -81,6 +89,7 @@ class EngineLoop:
             self.announce(batch.started)
             self.report(lane, lane.run(batch))
             self.passes += 1
+        self._note([])
         self._pass_began = 0.0
 
     # -- inbound -----------------------------------------------------------------------------
@@ -98,10 +107,12 @@ class EngineLoop:
         if message is None or isinstance(message, Stop):
             self._stopping = True
         elif isinstance(message, Submit):
+            self._note([message.key])
             self._submit(message)
         elif isinstance(message, Abort):
             self._abort(message.key)
         elif isinstance(message, Call):
+            self._note([message.key])
             self._call(message)
 
     def _submit(self, message: Submit) -> None:
@@ -110,7 +121,7 @@ class EngineLoop:
             if self.updates.hold(lane, message):
                 return
             stage = lane.stages.get(message.task)
-            params = msgspec.msgpack.decode(message.params, type=stage.params if stage else Any)
+            params = stage.decode_params(message.params) if stage else None  # without a stage it is refused
             prompt: list[int] = np.frombuffer(message.prompt, np.int32).tolist()
             self._admit(lane, Request(
                 key=message.key,
@@ -123,6 +134,7 @@ class EngineLoop:
                 namespace=lane.namespace(message.salt),
                 cacheable=message.cacheable,
                 second_at=message.second_at,
+                alone=message.alone,
                 arrived=time.monotonic(),
             ))  # fmt: skip
         except Exception as error:
@@ -155,11 +167,13 @@ class EngineLoop:
                 self._probe(lane, message.key)
             elif message.control == "flush_cache":
                 self.channel.send([Answer(message.key, lane.scheduler.flush())])
+            elif message.control == "enable_plugin":
+                stages = [stage for one in self.lanes for stage in one.stages.values()]
+                self.channel.send([Answer(message.key, enable(stages, **message.arguments))])
             elif (own := self.updates.controls.get(message.control)) is not None:
                 own(lane, message)
             elif message.control in self._controls:
                 answer = self._controls[message.control](lane.model, **message.arguments)
-                self._encoder.encode(answer)  # what can't be sent is the control's failure, not the channel's
                 self.channel.send([Answer(message.key, answer)])
             else:
                 raise RequestError(f"There is no control named {message.control!r}.", status=404)
@@ -168,7 +182,7 @@ class EngineLoop:
 
     def _probe(self, lane: Lane, call: int) -> None:
         """Run the smallest request of the lane's first task; the call is answered when it ends."""
-        request = probe_request(next(iter(lane.stages.values())), key=-call)
+        request = next(iter(lane.stages.values())).probe(key=-call)
         self._admit(lane, request)
         self._probes[request.key] = call
 
@@ -210,7 +224,7 @@ class EngineLoop:
         """Tell the front what a pass brought, and forget the requests that ended."""
         messages: list[Any] = []
         for step in steps:
-            progress = self._progress(lane, step)
+            progress = self._progress(step)
             if progress.finish is not None or progress.error is not None:
                 self.requests.pop(step.request.key, None)
                 if step.request.key < 0:
@@ -220,17 +234,9 @@ class EngineLoop:
         if messages:
             self.channel.send(messages)
 
-    def _progress(self, lane: Lane, step: Step) -> Progress:
+    def _progress(self, step: Step) -> Progress:
         error = None if step.error is None else as_wire(step.error)
-        data = None
-        try:
-            if step.data is not None:
-                data = self._encoder.encode(step.data)
-            if step.finish is not None:
-                self._encoder.encode(step.finish)
-        except Exception as trouble:  # a result that can't be sent is the failure of its request
-            lane.end(step.request)
-            return Progress(step.request.key, [], error=as_wire(trouble))
+        data = None if step.data is None else self._encoder.encode(step.data)
         return Progress(step.request.key, list(step.tokens), data, step.finish, error, step.request.cached)
 
     def _settle(self, request: Request, progress: Progress) -> None:
@@ -243,13 +249,15 @@ class EngineLoop:
 
     @contextmanager
     def long_work(self, what: str) -> Iterator[None]:
-        """Around work of this pass that may take longer than the watchdog allows."""
-        self.channel.send([self.pulse(), Loading(what)])  # which excuses the pass that the pulse tells
+        """Around work that may take longer than the watchdog allows for a pass."""
+        self._pass_began, self._work = time.monotonic(), what
+        self.channel.send([self.pulse()])
         try:
             yield
         finally:
-            self._pass_began = time.monotonic()  # before the next pass's number: its age would not be excused
-            self.passes += 1
+            self._pass_began = time.monotonic()  # before the work ends: the pass goes on, and its age counts again
+            self._work = ""
+            self.channel.send([self.pulse()])
 
     def _beat(self) -> None:
         while not self._stopping:
@@ -258,34 +266,10 @@ class EngineLoop:
 
     def pulse(self) -> Beat:
         """The heartbeat as it is now."""
-        passes, began = self.passes, self._pass_began  # in this order, see long_work
+        work, began = self._work, self._pass_began  # in this order, see long_work
         return Beat(
-            passes=passes,
+            passes=self.passes,
             age=time.monotonic() - began if began else 0.0,
             loads=[lane.load(self.updates.waiting(lane)) for lane in self.lanes],
+            work=work,
         )
-
-
-def probe_request(stage: Stage, key: int) -> Request:
-    """The stage's smallest request; negative keys are the engine's own."""
-    prompt, params = stage.probe()
-    return Request(
-        key=key,
-        rid="HEALTH_CHECK",
-        task=stage.task,
-        params=params,
-        tokens=list(prompt),
-        prompt_len=len(prompt),
-        cacheable=False,
-        arrived=time.monotonic(),
-    )
-
-
-def as_wire(error: Exception) -> tuple[int, str, str | None]:
-    """Status, message and field of an error; what isn't a RequestError is logged and veiled."""
-    if isinstance(error, RequestError):
-        return error.status, error.message, error.param
-    if isinstance(error, msgspec.DecodeError | msgspec.ValidationError):
-        return 400, str(error), None
-    log.error("request failed", exc_info=error)
-    return 500, "The request failed inside the engine; the server's log has the reason.", None

@@ -6,16 +6,22 @@ travel as msgpack within msgpack, decoded by whoever knows the task's structs.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
 from ..config import ModelSettings
+from ..errors import RequestError
 from ..types import ServedModel
+
+log = logging.getLogger("trunkline.engine")
 
 NOT_FOUND = "Failed to get weights iterator: {} (repository not found)."  # SGLang's words, which clients compare
 MAX_FRAME = 256 << 20  # bytes; a longer frame means a broken peer
+FAILED = "The request failed inside the engine; the server's log has the reason."
 
 
 # front -> engine
@@ -32,6 +38,7 @@ class Submit(Struct, tag=True, array_like=True):
     salt: bytes = b""
     cacheable: bool = True  # False: neither reads nor fills the cache (health probes)
     second_at: int | None = None  # where the second text of a pair begins
+    alone: bool = False  # compute it in forward passes of its own
 
 
 class Abort(Struct, tag=True, array_like=True):
@@ -53,7 +60,7 @@ class Stop(Struct, tag=True, array_like=True):
 
 
 class Loading(Struct, tag=True, array_like=True):
-    """Start-up or an update is at work: what, so that the watchdog doesn't take it for a hang."""
+    """A step of start-up begins; heartbeats come only after ``Ready``."""
 
     what: str
 
@@ -99,11 +106,13 @@ class Load(Struct, array_like=True):
 
 class Beat(Struct, tag=True, array_like=True):
     """Once a second from a thread of its own. ``passes`` counts loop passes, ``age`` is the
-    running pass's age in seconds (0 when idle)."""
+    running pass's age in seconds (0 when idle). ``work`` says what it does where that may take long
+    (loading weights); age then counts from the beginning of that work."""
 
     passes: int
     age: float
     loads: list[Load] = []
+    work: str = ""
 
 
 class Started(Struct, tag=True, array_like=True):
@@ -124,6 +133,14 @@ class Progress(Struct, tag=True, array_like=True):
     error: tuple[int, str, str | None] | None = None  # status, message, param
     cached: int = 0
 
+    @property
+    def last(self) -> bool:
+        return self.finish is not None or self.error is not None
+
+    @property
+    def aborted(self) -> bool:
+        return self.finish is not None and self.finish.get("type") == "abort"
+
 
 class Answer(Struct, tag=True, array_like=True):
     """Reply to a Call."""
@@ -141,7 +158,28 @@ front_decoder = msgspec.msgpack.Decoder(list[FrontMessage])
 engine_decoder = msgspec.msgpack.Decoder(list[EngineMessage])
 
 
-def frame(messages: list[Any]) -> bytes:
-    """Length prefix and msgpack of a list of messages."""
-    body = encoder.encode(messages)
+def frame(content: Any) -> bytes:
+    """Length prefix and msgpack of what a frame holds, which is a list of messages after the first frame."""
+    body = encoder.encode(content)
     return len(body).to_bytes(4, "little") + body
+
+
+def frames(messages: list[Any]) -> Iterator[bytes]:
+    """The messages in as many frames as it takes to keep each below ``MAX_FRAME``."""
+    whole = frame(messages)
+    if len(whole) <= MAX_FRAME or len(messages) < 2:
+        yield whole
+        return
+    middle = len(messages) // 2
+    yield from frames(messages[:middle])
+    yield from frames(messages[middle:])
+
+
+def as_wire(error: Exception) -> tuple[int, str, str | None]:
+    """Status, message and field of an error. What isn't meant for clients is logged; they get a generic 500."""
+    if isinstance(error, RequestError):
+        return error.status, error.message, error.param
+    if isinstance(error, msgspec.DecodeError):
+        return 400, str(error), None
+    log.error("request failed: %s", error, exc_info=error)
+    return 500, FAILED, None

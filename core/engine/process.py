@@ -1,7 +1,8 @@
 """The engine process: ``python -m trunkline.core.engine.process FD``.
 
-``FD`` is the inherited end of a socketpair. The first frame from the front is ``{"config": …}``;
-from then on both sides exchange the frames of :mod:`.messages`.
+``FD`` is the inherited end of a socketpair. The first frame from the front is ``{"config": …, "record": …}``:
+the settings, and the descriptor of the pass record, -1 for none. From then on both sides exchange the frames of
+:mod:`.messages`.
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ def main() -> int:
     first = read_frame(sock)
     if first is None:
         return 0
+    orders = msgspec.msgpack.decode(first)
     try:
-        host, config = configure(msgspec.msgpack.decode(first)["config"])
+        host, config = configure(orders["config"])
         configure_logging(config.server.log_level)
         started = start(config, host, announce=lambda what: sock.sendall(frame([Loading(what)])))
-    except Exception as error:
+    except BaseException as error:  # of a plugin, it may be SystemExit
         if not isinstance(error, TrunklineError):
             log.exception("the engine could not start")
         sock.sendall(frame([Failed(str(error) or type(error).__name__)]))
@@ -54,11 +56,13 @@ def main() -> int:
     sock.sendall(frame([ready(started)]))
     gc.freeze()  # models and modules stay: no collection has to walk over them, nor the last one at exit
     from .loop import EngineLoop
+    from .pass_record import PassRecord
     from .renew import Renewer
 
     try:
         renewer = Renewer(started.builds, config.settings, host)
-        EngineLoop(started.lanes, SocketChannel(sock), started.controls, renewer).run()
+        record = PassRecord(orders.get("record", -1))
+        EngineLoop(started.lanes, SocketChannel(sock), started.controls, renewer, record).run()
     except Exception:
         log.exception("the engine broke")
         return 1

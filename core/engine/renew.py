@@ -44,21 +44,27 @@ class Renewer:
 
     def __call__(self, lane: Lane, order: UpdateWeights) -> Renewal:
         """The lane's next weights. Refusal with the sentence for the client."""
+        try:
+            return self._load(lane, self._source(order), order)
+        except Refusal:
+            raise
+        except TrunklineError as error:
+            reason = str(error).removeprefix(f"{order.model_path} can't be loaded: ").rstrip(".")
+        except BaseException as error:  # whatever a foreign checkpoint or a plugin's hook brings up
+            log.exception("the weights of %s can't be loaded", order.model_path)
+            reason = f"{type(error).__name__}: {error}"
+        release_memory()
+        raise Refusal(f"Failed to update weights: {reason}.\nRolling back to original weights.")
+
+    def _source(self, order: UpdateWeights) -> ModelSource:
+        """The checkpoint's folder. Refusal when there is none, or none that could be loaded."""
         engine: EngineSettings = self._settings["engine"]
         source = find(self._host, order.model_path, engine.allow_weights_dir)
         if order.load_format not in (None, *FORMATS):
             raise Refusal(f"Failed to get model loader: {order.load_format}. There are: {', '.join(FORMATS)}.")
         if weights.absent(source.path):
             raise Refusal(f"Failed to get weights iterator: Cannot find any model weights with `{order.model_path}`.")
-        try:
-            return self._load(lane, source, order)
-        except TrunklineError as error:
-            reason = str(error).removeprefix(f"{source.reference} can't be loaded: ").rstrip(".")
-        except Exception as error:  # whatever a foreign checkpoint brings up; the old weights are untouched
-            log.exception("the weights of %s can't be loaded", order.model_path)
-            reason = f"{type(error).__name__}: {error}"
-        release_memory()
-        raise Refusal(f"Failed to update weights: {reason}.\nRolling back to original weights.")
+        return source
 
     def _load(self, lane: Lane, source: ModelSource, order: UpdateWeights) -> Renewal:
         build = self._builds[lane]
@@ -69,7 +75,7 @@ class Renewer:
                 f"The new weights need {needed} bytes ({gib(needed)}) beside the old ones, "
                 f"but {free} bytes ({gib(free)}) of memory are free"
             )
-        served, model = assemble(candidate, build.grant, self._settings, self._host, lane.model.tokenizer)
+        served, model, stages = assemble(candidate, build.grant, self._settings, self._host, lane.model.tokenizer)
         served = msgspec.structs.replace(served, tokenizer_path=lane.served.tokenizer_path)
         if lost := [task for task in lane.stages if task not in model.stages]:
             raise ModelError(f"The checkpoint doesn't serve {lost[0]}: {served.refused[lost[0]]}")
@@ -80,9 +86,9 @@ class Renewer:
         if model.kv_shapes != lane.model.kv_shapes or model.dtype != lane.model.dtype:
             raise ModelError("The checkpoint's keys and values have other shapes than the served model's")
         if model.expert_watch is not None:  # who counts goes on counting
-            model.expert_watch.observers = lane.model.expert_watch.observers
-        runner = Runner(model, model.stages, build.pool, build.table, model.expert_watch)
-        return Renewal(candidate.settings, served, model, model.stages, runner)
+            model.expert_watch.provided = lane.model.expert_watch.provided
+        runner = Runner(model, stages, build.pool, build.table, model.expert_watch)
+        return Renewal(candidate.settings, served, model, stages, runner)
 
     def _examine(self, lane: Lane, build: Build, source: ModelSource, order: UpdateWeights) -> Candidate:
         """The checkpoint by its config. ModelError when it isn't the same model with other numbers in it."""

@@ -12,7 +12,7 @@ from trunkline.kernels.layout import Layout
 
 from ..cache.pool import KVPool, SlotTable
 from ..model.expert_watch import ExpertWatch
-from ..types import Launched, Part, PartRow, Stage
+from ..types import Launched, Part, PartRow
 from .batch import Row
 
 
@@ -43,13 +43,20 @@ class Forward(Protocol):
         """
 
 
+class Launcher(Protocol):
+    """What the runner needs of a stage."""
+
+    def prepare(self, part: Part) -> None: ...
+    def launch(self, part: Part, hidden: torch.Tensor) -> Launched: ...
+
+
 class Runner:
     """One model's forward passes."""
 
     def __init__(
         self,
         model: Forward,
-        stages: Mapping[str, Stage],
+        stages: Mapping[str, Launcher],
         pool: KVPool | None,
         table: SlotTable,
         experts: ExpertWatch | None = None,

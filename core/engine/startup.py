@@ -18,6 +18,7 @@ from trunkline.kernels.processor import has_bfloat16
 from ..cache.pool import KVPool, SlotPool, SlotTable
 from ..cache.radix import RadixCache
 from ..config import Config, ModelSettings
+from ..discovery import Provided
 from ..errors import ModelError
 from ..host import Host
 from ..model import loader
@@ -27,8 +28,8 @@ from ..model.info import read_info
 from ..model.loaded import LoadedModel
 from ..model.tokenizer import public_path
 from ..types import ModelInfo, ModelSource, ServedModel, Stage, Tokenizer
+from .contracts import CheckedControl, CheckedStage
 from .lane import Lane
-from .loop import probe_request
 from .machine import available_bytes, set_threads
 from .memory import WORTHWHILE, Demand, Grant, plan
 from .runner import Runner
@@ -104,7 +105,10 @@ def build(config: Config, host: Host, announce: Callable[[str], None]) -> Starte
         warm_up(lane)
         seconds[f"warm up {candidate.name}"] = time.perf_counter() - clock
         lanes.append(lane)
-    return Started(lanes, host.controls(), grants, seconds, builds)
+    controls: dict[str, Callable[..., Any]] = {}
+    for name, provided in host.controls().items():
+        controls[name] = CheckedControl(name, provided)
+    return Started(lanes, controls, grants, seconds, builds)
 
 
 def examine(settings: ModelSettings, host: Host) -> Candidate:
@@ -168,21 +172,21 @@ def load(candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: 
     if grant.context < candidate.info.context_length:
         holder = "the KV pool holds" if grant.kv_bytes else "--max-total-tokens allows"
         log.warning("%s: context reduced to %d tokens, all that %s", candidate.name, grant.context, holder)
-    served, model = assemble(candidate, grant, settings, host, host.tokenizer(candidate.tokenizer_source))
+    served, model, stages = assemble(candidate, grant, settings, host, host.tokenizer(candidate.tokenizer_source))
     watch = model.expert_watch
     if watch is not None and not watch.layers.unseen:
-        watch.observers = host.expert_observers(model, settings)
+        watch.provided = host.expert_observers(model, settings)
     pool, table = memory(candidate, grant, model)
     scheduler = schedule(candidate, grant, pool, table, model.length_boundaries)
-    runner = Runner(model, model.stages, pool, table, watch)
-    lane = Lane(served, model, model.stages, scheduler, runner, settings=candidate.settings)
+    runner = Runner(model, stages, pool, table, watch)
+    lane = Lane(served, model, stages, scheduler, runner, settings=candidate.settings)
     return lane, Build(candidate.plan, grant, pool, table)
 
 
 def assemble(
     candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: Host, tokenizer: Tokenizer | None
-) -> tuple[ServedModel, LoadedModel]:
-    """The model with its weights, heads and stages, and what the front gets to know of it."""
+) -> tuple[ServedModel, LoadedModel, dict[str, CheckedStage]]:
+    """What the front gets to know of the model, the model with its weights and heads, and its stages."""
     own = candidate.settings
     backend = choose(None if own.attention_backend == "auto" else own.attention_backend, "cpu")
     heads = host.heads(candidate.info, settings, candidate.tasks)
@@ -190,23 +194,24 @@ def assemble(
     model.name = candidate.name
     model.tokenizer = tokenizer
     model.max_request_tokens = grant.context
-    stages, refused = keep_stages(candidate, host.stages(model, settings, candidate.tasks), model)
-    model.stages = stages
+    provided, refused = keep_stages(candidate, host.stages(model, settings, candidate.tasks), model)
+    model.stages = {task: one.value for task, one in provided.items()}
     model.expert_watch = watch_experts(model)
-    return describe(candidate, grant, model, stages, refused, backend), model
+    served = describe(candidate, grant, model, model.stages, refused, backend)
+    return served, model, {task: CheckedStage(one, model.info.vocab_size) for task, one in provided.items()}
 
 
 def keep_stages(
-    candidate: Candidate, stages: Mapping[str, Stage], model: LoadedModel
-) -> tuple[dict[str, Stage], dict[str, str]]:
+    candidate: Candidate, stages: Mapping[str, Provided[Stage]], model: LoadedModel
+) -> tuple[dict[str, Provided[Stage]], dict[str, str]]:
     """The active tasks' stages whose heads were proven; what falls away is refused with its reason."""
-    kept: dict[str, Stage] = {}
+    kept: dict[str, Provided[Stage]] = {}
     refused = dict(candidate.refused)
     for task in candidate.tasks:
         if task not in stages:
             refused[task] = f"The plugin of {task} has no stage for {candidate.info.architecture}."
             continue
-        missing = [head for head in stages[task].heads if head not in model.heads]
+        missing = [head for head in stages[task].value.heads if head not in model.heads]
         if missing:
             nobody = f"There is no head {missing[0]!r} for {candidate.info.architecture}."
             refused[task] = model.refused.get(missing[0], nobody)
@@ -286,7 +291,7 @@ def describe(
 def warm_up(lane: Lane) -> None:
     """Run each stage's smallest request to its end: compiles kernels and proves the path."""
     for number, stage in enumerate(lane.stages.values()):
-        request = probe_request(stage, key=-1 - number)
+        request = stage.probe(key=-1 - number)
         lane.admit(request)
         while (batch := lane.schedule()) is not None:
             for step in lane.run(batch):

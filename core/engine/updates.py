@@ -117,7 +117,7 @@ class Updates:
             return
         if self._renew is None:
             raise RequestError("This engine's weights can't be updated.")
-        with self._loop.long_work(f"loading {order.model_path} into {lane.served.name}"):
+        with self._loop.long_work(f"loading {order.model_path!r} into {lane.served.name!r}"):
             try:
                 renewal = self._renew(lane, order)
             except Refusal as refusal:

@@ -14,9 +14,8 @@ from ..hookspecs import hookimpl
 from ..types import ModelSource
 
 if TYPE_CHECKING:
-    import torch
-
     from ..types import Head, ModelInfo, Settings, Tokenizer
+    from .tensor_file import StoredTensor
 
 DEMO = "demo:"
 
@@ -44,7 +43,7 @@ def trunkline_tokenizer(source: ModelSource) -> Tokenizer | None:
 
 
 @hookimpl(trylast=True)
-def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, torch.Tensor]] | None:
+def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, StoredTensor]] | None:
     from . import weights
 
     weights.files(source.path)  # so that a folder without weights is refused here, not in mid-stream

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from ..discovery import Provided, describe
 from ..types import ExpertLayers, ExpertObserver, PassRow
 
 log = logging.getLogger("trunkline.model")
@@ -25,10 +26,10 @@ LAYER = re.compile(r"\.(\d+)\.")  # "model.layers.3.mlp.experts": the first numb
 class ExpertWatch:
     """The observers of one model, and those of the pass that is running."""
 
-    def __init__(self, layers: ExpertLayers, observers: Sequence[ExpertObserver] = ()) -> None:
+    def __init__(self, layers: ExpertLayers, provided: Sequence[Provided[ExpertObserver]] = ()) -> None:
         self.layers = layers
-        self.observers = tuple(observers)
-        self.active: tuple[ExpertObserver, ...] = ()  # empty between passes, and while nobody wants to know
+        self.provided = tuple(provided)
+        self.active: tuple[Provided[ExpertObserver], ...] = ()  # empty between passes, and while nobody wants to know
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExpertWatch:
         """Copies of layers (proofs make some) share the watch, or they would copy what observers hold."""
@@ -37,30 +38,46 @@ class ExpertWatch:
     @contextmanager
     def watching(self, rows: Sequence[PassRow]) -> Iterator[None]:
         """Around one pass over packed ``rows``. Observers are told of its end only if it didn't raise."""
-        wanted = [observer for observer in self.observers if observer.active]
-        if not wanted:
+        self.active = tuple(one for one in self.provided if _is_active(one))
+        if not self.active:
             yield
             return
-        self.active = tuple(wanted)
         try:
-            self._tell(lambda observer: observer.begin_pass(rows))
+            self._tell("begin_pass", rows)
             yield
-            self._tell(lambda observer: observer.end_pass())
+            self._tell("end_pass")
         finally:
             self.active = ()
 
     def observe(self, layer: int, chosen: torch.Tensor) -> None:
         """Tokens of the pass were sent to experts ``chosen``, int64 ``[T, k]``, in decoder layer ``layer``."""
-        self._tell(lambda observer: observer.observe(layer, chosen))
+        self._tell("observe", layer, chosen)
 
-    def _tell(self, what: Callable[[ExpertObserver], None]) -> None:
-        """One that fails sees no more of this pass; requests are none of its business."""
-        for observer in self.active:
+    @property
+    def observers(self) -> tuple[ExpertObserver, ...]:
+        return tuple(one.value for one in self.provided)
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        """Call a method of those who watch. One that fails sees no more of this pass; no request fails with it."""
+        for one in self.active:
             try:
-                what(observer)
-            except Exception:
-                log.exception("%s failed and misses a pass", type(observer).__name__)
-                self.active = tuple(other for other in self.active if other is not observer)
+                getattr(one.value, method)(*arguments)
+            except BaseException as error:
+                self.active = tuple(other for other in self.active if other is not one)
+                _log_failure(one, method, error)
+
+
+def _is_active(one: Provided[ExpertObserver]) -> bool:
+    try:
+        return bool(one.value.active)
+    except BaseException as error:
+        _log_failure(one, "active", error)
+        return False
+
+
+def _log_failure(one: Provided[ExpertObserver], method: str, error: BaseException) -> None:
+    name = type(one.value).__name__
+    log.error("%s", one.failed(f"{name}.{method} failed and misses a pass: {describe(error)}"), exc_info=error)
 
 
 def watch_experts(model: Any) -> ExpertWatch | None:

@@ -15,9 +15,10 @@ from torch import nn
 from trunkline.kernels.linear import PackedLinear
 
 from .architecture import backbone_of, output_matrix
+from .tensor_file import StoredTensor
 
 
-def float32_view(whole: Any, stored: Mapping[str, torch.Tensor], *, pack: bool = False) -> Any:
+def float32_view(whole: Any, stored: Mapping[str, torch.Tensor | StoredTensor], *, pack: bool = False) -> Any:
     """A view of a transformers model with float32 copies of what comes after its layers.
 
     Those are the modules beside the backbone, except the matrix that makes logits, and poolers. All others are the
@@ -32,7 +33,7 @@ def float32_view(whole: Any, stored: Mapping[str, torch.Tensor], *, pack: bool =
         for mine, theirs in zip(twin.parameters(), module.parameters(), strict=True):
             exact = stored.get(names[id(theirs)])
             if exact is not None and exact.shape == mine.shape:
-                mine.data = exact.to(mine.device, torch.float32, copy=True)
+                mine.data.copy_(exact.to(mine.device, torch.float32))
         return _packed(twin) if pack else twin
 
     if backbone is whole:

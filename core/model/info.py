@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
 from ..types import ModelInfo, ModelSource
+from .folder import check_folder
 
 if TYPE_CHECKING:
     from ..config import ModelSettings
@@ -64,6 +65,7 @@ def read_info(source: ModelSource, settings: ModelSettings) -> ModelInfo:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
+    check_folder(folder)
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -31,6 +31,7 @@ from .attention import ForwardContext, packed_layout
 from .float32 import float32_view
 from .loaded import LoadedModel
 from .proof import prove_attention, prove_head, shapes_of
+from .tensor_file import StoredTensor
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trunkline.model")
 
+Tensors = dict[str, torch.Tensor | StoredTensor]
 CPU = torch.device("cpu")
 DRY_RUN = 4  # tokens of the pass that finds out shapes
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what a checkpoint's parameters may be
@@ -88,7 +90,7 @@ def load(
     heads: Iterable[Head],
     backend: Backend,
     *,
-    weights: Iterable[tuple[str, torch.Tensor]] | None = None,
+    weights: Iterable[tuple[str, torch.Tensor | StoredTensor]] | None = None,
     device: torch.device = CPU,
 ) -> LoadedModel:
     """Load, prove and fuse. ``weights`` is the checkpoint's stream, by default its safetensors files.
@@ -144,7 +146,7 @@ def quiet() -> Iterator[None]:
 
 
 def _fill(
-    cls: Any, config: Any, dtype: torch.dtype, tensors: dict[str, torch.Tensor], info: ModelInfo, reference: str
+    cls: Any, config: Any, dtype: torch.dtype, tensors: Tensors, info: ModelInfo, reference: str
 ) -> tuple[Any, str, frozenset[str]]:
     """An instance of ``cls`` with the checkpoint's tensors, the sentence about what it lacks, "" if nothing,
     and the names that it has no place for.
@@ -152,7 +154,7 @@ def _fill(
     Where the head's tensors alone are missing (embedding models are published so), it is an
     instance of the class without head.
     """
-    mapped = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+    mapped = {one.untyped_storage().data_ptr() for one in tensors.values() if isinstance(one, torch.Tensor)}
     whole, missing, unused = _instance(cls, config, dtype, tensors, info, reference)
     lacking = ""
     if missing:
@@ -175,7 +177,7 @@ def _fill(
 
 
 def _instance(
-    cls: Any, config: Any, dtype: torch.dtype, tensors: dict[str, torch.Tensor], info: ModelInfo, reference: str
+    cls: Any, config: Any, dtype: torch.dtype, tensors: Tensors, info: ModelInfo, reference: str
 ) -> tuple[Any, list[str], frozenset[str]]:
     """An instance of ``cls``, the names that the tensors lack, and those that they have too many.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import ModelError
+from .folder import check_folder
 
 if TYPE_CHECKING:
     from ..types import ModelSource, Tokenizer
@@ -41,6 +42,7 @@ def load(source: ModelSource) -> Tokenizer | None:
     folder = Path(source.path)
     if not any((folder / name).is_file() for name in FILES):
         return None
+    check_folder(folder)
     from transformers import AutoTokenizer
 
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ModelError
 
 if TYPE_CHECKING:
-    import torch
+    from .tensor_file import StoredTensor
 
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -46,17 +46,12 @@ def absent(folder: str | Path) -> bool:
     return not any(True for pattern in patterns for _ in Path(folder).glob(pattern))
 
 
-def stream(folder: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and tensor of everything in the checkpoint; the data is mapped from disk, not copied."""
-    from safetensors import SafetensorError, safe_open
+def stream(folder: str | Path) -> Iterator[tuple[str, StoredTensor]]:
+    """Name and tensor of everything in the checkpoint; the data is read when a tensor is indexed."""
+    from .tensor_file import stored_tensors
 
     for path in files(folder):
-        try:
-            with safe_open(path, framework="pt", device="cpu") as handle:
-                for name in handle.keys():  # noqa: SIM118 (the handle is not a dict)
-                    yield name, handle.get_tensor(name)
-        except SafetensorError as error:
-            raise ModelError(f"{path} is damaged ({error}). Download it again.") from error
+        yield from stored_tensors(path).items()
 
 
 def _weight_map(index: Path) -> dict[str, str]:

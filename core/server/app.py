@@ -20,6 +20,7 @@ from ..host import Host
 from ..types import EngineClient, ServedModel, Settings
 from .auth import SCOPES, Doorkeeper
 from .body_limits import BodyLimits
+from .contracts import contain
 from .control import Lifecycle, routes
 from .docs import docs_routes, openapi_config
 from .faults import add_request_id, on_error, on_http_error, on_request_error
@@ -59,7 +60,10 @@ def create_app(
         from .metrics import metrics_route
 
         own.append(("core", metrics_route(metrics)))
-    handlers = check_routes([*own, *host.routes(engine, settings)])
+    provided = host.routes(engine, settings)
+    handlers = check_routes([*own, *provided])
+    for name, handler in provided:
+        contain(handler, host.plugins[name])
     origins = list(server.cors_origins)
     return Litestar(
         handlers,

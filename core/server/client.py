@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from array import array
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,6 +22,7 @@ from .prepare import tokenize
 from .replies import RemoteReply, as_error, engine_down, response_id
 from .status import Status
 from .supervisor import COMMAND, Patience, Supervisor
+from .suspects import Suspects, died_twice
 from .threads import WorkThreads
 from .waiting import WaitingRoom, displaced
 
@@ -61,6 +62,7 @@ class RemoteEngine:
         self._live: dict[int, RemoteReply] = {}
         self._rids: set[str] = set()  # of the live requests
         self._waiting = WaitingRoom(config.server)
+        self._suspects = Suspects()
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._tokenizers: dict[str, Tokenizer | None] = {}
         self._first_names: dict[str, str] = {}  # of models that weight updates renamed
@@ -85,7 +87,7 @@ class RemoteEngine:
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self.supervisor.stop()
-        self._down("the server is shutting down")
+        self._down("the server is shutting down", [])
         self._threads.close()
 
     @property
@@ -136,6 +138,7 @@ class RemoteEngine:
         served = next((served for served in self.models if served.name == model), None)
         unlucky = self._waiting.make_room(served, model, items)
         messages = [self._message(model, task, item) for item in items]  # encode all before one is queued
+        ready = self._suspects.admit(messages, items)
         for reply in unlucky:
             self._drop(reply)
             reply.fail(displaced())
@@ -148,7 +151,7 @@ class RemoteEngine:
         self._waiting.enter(replies, max((item.priority for item in items), default=0))
         if items and response_id.get() is None:
             response_id.set(items[0].rid)
-        self._post(*messages)
+        self._post(*ready)
         return [*replies]
 
     def abort(self, prefix: str = "", *, everything: bool = False) -> int:
@@ -161,11 +164,12 @@ class RemoteEngine:
 
     def call(self, control: str, *, model: str | None = None, **arguments: Any) -> Awaitable[Any]:
         self._check_up()
-        key = next(self._keys)
+        call = Call(next(self._keys), control, model or "", arguments)
+        self._suspects.admit_call(call)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._calls[key] = answer
-        answer.add_done_callback(lambda _: self._calls.pop(key, None))
-        self._post(Call(key, control, model or "", arguments))
+        self._calls[call.key] = answer
+        answer.add_done_callback(lambda _: self._calls.pop(call.key, None))
+        self._post(call)
         return answer
 
     def _check_up(self) -> None:
@@ -204,7 +208,7 @@ class RemoteEngine:
 
     def _post(self, *messages: Any) -> None:
         """Send with whatever else is posted in this turn of the event loop, as one frame."""
-        if not self._outbox:
+        if messages and not self._outbox:
             asyncio.get_running_loop().call_soon(self._flush)
         self._outbox += messages
 
@@ -214,8 +218,11 @@ class RemoteEngine:
 
     def _deliver(self, message: EngineMessage) -> None:
         if isinstance(message, Answer):
+            self._suspects.ended(message.key)
             self._answer(message)
         elif isinstance(message, Started | Progress):
+            if isinstance(message, Progress) and message.last:
+                self._post(*self._suspects.ended(message.key, aborted=message.aborted))
             reply = self._live.get(message.key)
             if reply is None:
                 return  # dropped here while the message was on its way
@@ -224,7 +231,7 @@ class RemoteEngine:
                 reply.start(message, version_of(self.models, reply.model))
                 return
             self.status.count(len(message.tokens))
-            if message.finish is not None or message.error is not None:
+            if message.last:
                 self._forget(reply)
             reply.update(message)
         elif isinstance(message, Changed):
@@ -246,25 +253,27 @@ class RemoteEngine:
         if reply.key in self._live:
             self._forget(reply)
             self._waiting.leave(reply)
+            self._suspects.dropped(reply.key)
             self._post(Abort(reply.key))
 
     def _forget(self, reply: RemoteReply) -> None:
         del self._live[reply.key]
         self._rids.discard(reply.rid)
 
-    def _down(self, reason: str) -> None:
-        """The engine is gone: everything in flight fails now."""
-        live, calls = list(self._live.values()), list(self._calls.values())
+    def _down(self, reason: str, working_on: Iterable[int]) -> None:
+        """The engine is gone, while it worked on these keys: everything in flight fails now."""
+        refused = self._suspects.engine_died(working_on)
+        live, calls = list(self._live.values()), list(self._calls.items())
         self._live.clear()
         self._rids.clear()
         self._waiting.clear()
         self._outbox.clear()
         error = engine_down(reason)
         for reply in live:
-            reply.fail(error)
-        for call in calls:
+            reply.fail(died_twice() if reply.key in refused else error)
+        for key, call in calls:
             if not call.done():
-                call.set_exception(error)
+                call.set_exception(died_twice() if key in refused else error)
                 call.exception()  # its caller may be gone; that is no news
 
     async def _sweep(self) -> None:

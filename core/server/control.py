@@ -198,7 +198,13 @@ def admin_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
         engine.abort(body.rid or "", everything=bool(body.abort_all))
         return _bare(True)
 
-    yield from (flush_cache, abort_request)
+    @post("/plugins/{name:str}/enable", opt=admin, status_code=200)
+    async def enable_plugin(request: AnyRequest) -> Response[bytes]:
+        """Serve a plugin's tasks again that were switched off because they kept failing."""
+        name = str(request.path_params["name"])
+        return json_response({"plugin": name, "tasks": await engine.call("enable_plugin", plugin=name)})
+
+    yield from (flush_cache, abort_request, enable_plugin)
 
 
 class Flusher:

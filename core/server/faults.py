@@ -10,9 +10,11 @@ from litestar import Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.types import Message, Scope
 
+from ..discovery import describe
 from ..errors import RequestError
 from .api import AnyRequest, InvalidBody, dialect_of, error_response, json_response
 from .auth import Unauthorized
+from .contracts import owner_of
 from .replies import printable, response_id
 
 log = logging.getLogger("trunkline.server")
@@ -49,7 +51,8 @@ def on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
     """Everything else: our mistake, unless the body was one that no decoder can take."""
     if isinstance(error, RecursionError | msgspec.MsgspecError):
         return error_response(InvalidBody(str(error)))
-    log.error("unhandled error on %s", printable(request.scope["path"]), exc_info=error)
+    where = printable(request.scope["path"])
+    log.error("unhandled error on %s (%s): %s", where, owner_of(request), describe(error), exc_info=error)
     if dialect_of(request) == "openai":
         return error_response(RequestError("Internal Server Error", status=500), "openai")
     return Response(b"Internal Server Error", status_code=500, media_type="text/plain")

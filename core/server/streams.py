@@ -12,9 +12,11 @@ from litestar import Response
 from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 
+from ..discovery import describe
 from ..errors import RequestError
 from ..types import Reply
 from .bodies import DONE, AnyRequest, ClientGone, dialect_of, error_frame, patience_of
+from .contracts import owner_of
 
 log = logging.getLogger(__name__)
 
@@ -80,14 +82,14 @@ class EventStream(Response[None]):
 
     def to_asgi_response(self, app: Any, request: AnyRequest, **_: Any) -> ASGIResponse:
         """Litestar's seam; what it offers beyond the request doesn't apply to a stream."""
-        return _EventStream(self.frames, self.on_close, patience_of(request), dialect_of(request))
+        return _EventStream(self.frames, self.on_close, patience_of(request), dialect_of(request), owner_of(request))
 
 
 class _EventStream(ASGIResponse):
     _should_set_content_length = False
 
     def __init__(
-        self, frames: AsyncIterator[bytes], on_close: Callable[[], None], patience: float, dialect: str
+        self, frames: AsyncIterator[bytes], on_close: Callable[[], None], patience: float, dialect: str, owner: str
     ) -> None:
         super().__init__(
             headers={
@@ -100,6 +102,7 @@ class _EventStream(ASGIResponse):
         self.on_close = on_close
         self.patience = patience
         self.dialect = dialect
+        self.owner = owner  # whose handler made it, for the log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -124,8 +127,8 @@ class _EventStream(ASGIResponse):
             await self._send(send, error_frame(error, self.dialect) + DONE)
         except TimeoutError:
             raise
-        except Exception:
-            log.exception("a stream failed")
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # of the plugin whose frames they are
+            log.error("a stream failed (%s): %s", self.owner, describe(error), exc_info=error)
             await self._send(send, error_frame(RequestError("Internal Server Error", status=500), self.dialect) + DONE)
         finally:
             close = getattr(self.frames, "aclose", None)

@@ -1,6 +1,6 @@
 """The engine process as the front sees it: started, watched, replaced when it dies or hangs.
 
-Signs of life: the engine beats every second from a thread of its own, and each beat tells the age
+Signs of life: the engine sends a heartbeat every second from a thread of its own, and each tells the age
 of the running pass. Silence means a stopped or dying process, an old pass means a hang.
 """
 
@@ -8,152 +8,46 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
-import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from msgspec import Struct, structs, to_builtins
 
-from ..engine.messages import (
-    MAX_FRAME,
-    Beat,
-    Changed,
-    EngineMessage,
-    Failed,
-    Loading,
-    Ready,
-    Stop,
-    engine_decoder,
-    frame,
-)
+from ..engine.messages import Beat, Changed, EngineMessage, Failed, Loading, Ready, Stop, frame, frames
 from ..errors import ModelError
+from .engine_process import EngineProcess
 
 log = logging.getLogger("trunkline.supervisor")
 
 COMMAND = (sys.executable, "-m", "trunkline.core.engine.process")
 STOP_SECONDS = 5.0  # for an engine that was told to stop
 LEAVE_SECONDS = 1.0  # for one that closed its socket
-# How long OpenMP threads spin for each other: some microseconds bridge the barriers of a decode pass
-# (asleep at each, it takes half as long again); longer only takes the cores from others.
-SPIN = {"GOMP_SPINCOUNT": "1000"}
-# What glibc keeps of freed memory: a pass's buffers. Taken anew page by page they can cost an eighth of it.
-KEEP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 
 
 class Patience(Struct, frozen=True):
-    """When to lose it. All in seconds but ``crashes``."""
+    """Limits in seconds, and ``crashes``."""
 
     unhealthy: float = 10.0  # silence after which health checks fail
     silent: float = 30.0  # silence after which the engine is replaced
-    one_pass: float = 300.0  # age of a pass that counts as a hang
-    starting: float = 1200.0  # silence while models are loaded
+    one_pass: float = 300.0  # age of a pass that counts as a hang; after a third of it health checks fail
+    starting: float = 1200.0  # silence while models are loaded, and age of work that loads other weights
     crashes: int = 5  # so many within ``window`` end the server
     window: float = 300.0
     tick: float = 0.5
 
 
-class EngineProcess(asyncio.Protocol):
-    """One run of the engine: the child and the socket to it."""
-
-    def __init__(self, deliver: Callable[[list[EngineMessage]], None]) -> None:
-        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._deliver = deliver
-        self._buffer = bytearray()
-        self._child: subprocess.Popen[bytes] | None = None
-        self._transport: asyncio.Transport | None = None
-
-    @classmethod
-    async def spawn(
-        cls, command: Sequence[str], first: Any, deliver: Callable[[list[EngineMessage]], None]
-    ) -> EngineProcess:
-        """Start ``command FD`` and send ``first`` as the first frame. The child has a process group
-        of its own, so that Ctrl-C reaches the front alone, which then drains."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        process = cls(deliver)
-        with theirs:
-            process._child = subprocess.Popen(
-                [*command, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env={**KEEP, **({} if "OMP_WAIT_POLICY" in os.environ else SPIN), **os.environ},
-                stdin=subprocess.DEVNULL,
-                process_group=0,
-            )
-        await asyncio.get_running_loop().create_unix_connection(lambda: process, sock=ours)
-        process.write(frame(first))
-        return process
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid if self._child else 0
-
-    def write(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
-
-    async def end(self, grace: float) -> int:
-        """Wait ``grace`` seconds for the child to leave, then kill it; its exit status."""
-        assert self._child is not None
-        deadline = time.monotonic() + grace
-        while self._child.poll() is None and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        self._child.kill()
-        status = await asyncio.to_thread(self._child.wait)
-        if self._transport is not None:
-            self._transport.abort()
-        return status
-
-    # -- asyncio.Protocol --------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
-
-    def data_received(self, data: bytes) -> None:
-        buffer = self._buffer
-        buffer += data
-        start = 0
-        while len(buffer) - start >= 4:
-            length = int.from_bytes(buffer[start : start + 4], "little")
-            if length > MAX_FRAME:
-                self._lose("it sent a broken frame")
-                return
-            if len(buffer) - start < 4 + length:
-                break
-            # A copy: raw results keep pointing into what they were decoded from.
-            body = bytes(buffer[start + 4 : start + 4 + length])
-            start += 4 + length
-            self._handle(body)
-        del buffer[:start]
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-        self._lose("it died")
-
-    def _handle(self, body: bytes) -> None:
-        try:
-            self._deliver(engine_decoder.decode(body))
-        except Exception:
-            log.exception("a frame from the engine could not be handled")
-            self._lose("it sent a frame that makes no sense")
-
-    def _lose(self, reason: str) -> None:
-        if not self.lost.done():
-            self.lost.set_result(reason)
-
-
 class Supervisor:
-    """Keeps an engine running. ``deliver`` gets its messages, ``down`` is called when one is lost."""
+    """Keeps an engine running. ``deliver`` gets its messages; ``down`` is called when one is lost, with the
+    reason and the keys of what it was working on."""
 
     def __init__(
         self,
         config: dict[str, Any],
         deliver: Callable[[EngineMessage], None],
-        down: Callable[[str], None],
+        down: Callable[[str, list[int]], None],
         *,
         command: Sequence[str] = COMMAND,
         patience: Patience | None = None,
@@ -170,7 +64,6 @@ class Supervisor:
         self._patience = patience or Patience()
         self._process: EngineProcess | None = None
         self._silence = 0.0
-        self._excused: int | None = None  # a pass that announced that it takes long
         self._failure: str | None = None
         self._crashes: deque[float] = deque()
         self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -178,8 +71,9 @@ class Supervisor:
 
     @property
     def healthy(self) -> bool:
-        """An engine is up and was heard of lately."""
-        return self.up and self._silence < self._patience.unhealthy
+        """An engine is up, was heard of lately, and its pass isn't suspiciously old."""
+        progressing = bool(self.beat.work) or self.beat.age < self._patience.one_pass / 3
+        return self.up and self._silence < self._patience.unhealthy and progressing
 
     @property
     def pid(self) -> int:
@@ -199,7 +93,8 @@ class Supervisor:
     def write(self, messages: list[Any]) -> None:
         """Send messages to the engine; lost when there is none."""
         if self._process is not None and messages:
-            self._process.write(frame(messages))
+            for data in frames(messages):
+                self._process.write(data)
 
     # -- one engine after another ------------------------------------------------------------
 
@@ -221,7 +116,7 @@ class Supervisor:
 
     async def _one_run(self) -> str:
         """Run an engine to its end; why it ended."""
-        self._silence, self._excused, self._failure, self.beat = 0.0, None, None, Beat(0, 0.0)
+        self._silence, self._failure, self.beat = 0.0, None, Beat(0, 0.0)
         try:
             process = await EngineProcess.spawn(self._command, {"config": self._config}, self._receive)
         except OSError as error:
@@ -230,7 +125,7 @@ class Supervisor:
         try:
             reason = await self._watch(process)
             self.up, self._process = False, None
-            self._down(reason)  # before anything is waited for: clients are waiting already
+            self._down(reason, process.record.keys())  # before anything is waited for: clients are waiting already
             status = await process.end(LEAVE_SECONDS if process.lost.done() else 0.0)
             return self._failure or f"{reason} (exit status {status})"
         except asyncio.CancelledError:
@@ -259,8 +154,9 @@ class Supervisor:
         limit = patience.silent if self.up else patience.starting
         if self._silence > limit:
             return f"it was silent for {limit:g} s"
-        if self.beat.age > patience.one_pass and self.beat.passes != self._excused:
-            return f"one pass took longer than {patience.one_pass:g} s"
+        what, limit = ("loading weights", patience.starting) if self.beat.work else ("one pass", patience.one_pass)
+        if self.beat.age > limit:
+            return f"{what} took longer than {limit:g} s"
         return None
 
     def _is_loop(self) -> bool:
@@ -276,6 +172,8 @@ class Supervisor:
         self._silence = 0.0
         for message in messages:
             if isinstance(message, Beat):
+                if message.work and message.work != self.beat.work:
+                    log.info("engine: %s", message.work)
                 self.beat = message
             elif isinstance(message, Ready):
                 self.ready, self.up = message, True
@@ -284,7 +182,6 @@ class Supervisor:
             elif isinstance(message, Changed):
                 self._change(message)
             elif isinstance(message, Loading):
-                self._excused = self.beat.passes
                 log.info("engine: %s", message.what)
             elif isinstance(message, Failed):
                 self._failure = message.message

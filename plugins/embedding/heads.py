@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 from torch.nn import functional
 
@@ -73,12 +73,11 @@ def _layer_norm(module: Module, width: int, device: torch.device) -> Step:
 def _load(folder: Path, shapes: dict[str, tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:
     path = folder / "model.safetensors"
     try:
-        stored = load_file(path)
+        stored = load(path.read_bytes())  # a mapped file that is cut short would end the process
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} can't be read: {error}") from error
     for name, shape in shapes.items():
         found = tuple(stored[name].shape) if name in stored else None
         if found != shape:
             raise ModelError(f"{path}: {name} must be {list(shape)}, it is {'missing' if found is None else found}.")
-    # Copies: what lies in the mapped file would change with the file.
-    return {name: stored[name].to(device, torch.float32, copy=True) for name in shapes}
+    return {name: stored[name].to(device, torch.float32) for name in shapes}

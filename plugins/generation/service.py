@@ -127,7 +127,9 @@ class Service:
             for sample in range(job.n):
                 params = sampling.for_engine(allowed, _wrap(seed + sample))
                 rid = job.rids[len(items)]
-                items.append(Submission(prompt=prompt, params=params, rid=rid, priority=job.priority, salt=job.salt))
+                items.append(Submission(
+                    prompt=prompt, params=params, rid=rid, priority=job.priority, salt=job.salt, volatile=("seed",)
+                ))  # fmt: skip
         return items
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -98,6 +99,27 @@ def test_an_update_is_seen_everywhere_and_survives_the_engine(
         check()
         assert update(http, checkpoint, "/update_weights").json()["message"] == SUCCEEDED
         assert ids(http) == before
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer_config.json"])
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(
+    server: Any, http: httpx.Client, new: Path, tmp_path: Path, name: str
+) -> None:
+    """Opening it would wait for a writer that never comes."""
+    folder = tmp_path / "new"
+    shutil.copytree(new, folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    engine, before = server.engine().pid, ids(http)
+    refused = update(http, folder)
+    assert refused.status_code == 400
+    message = refused.json().pop("message")
+    assert refused.json() == {"success": False, "message": message, "num_paused_requests": 0}
+    assert f"{name} is a pipe, a socket or a device" in message
+    assert ids(http) == before
+    assert http.get("/health").status_code == 200
+    assert server.engine().pid == engine
 
 
 def test_an_update_under_load_loses_nobody(launch: Callable[..., Any], new: Path) -> None:

@@ -140,6 +140,49 @@ def test_an_exception_inside_a_generator_is_blamed_too(plugin: Plugin) -> None:
         Host([plugin("lazy", trunkline_stages=stages)]).stages(cast(Any, None), {}, ["shout"])
 
 
+@pytest.mark.field
+@pytest.mark.parametrize("error", [SystemExit, GeneratorExit])
+def test_a_hook_that_exits_is_blamed_with_its_distribution(plugin: Plugin, error: type[BaseException]) -> None:
+    def settings() -> None:
+        raise error
+
+    def stages(model: Any, settings: Any) -> Iterator[Stage]:
+        yield FakeStage()
+        raise error
+
+    found = plugin("quits", trunkline_settings=settings, trunkline_stages=stages)
+    found.distribution, found.version = "quits-dist", "2.0"
+    host = Host([found])
+    with pytest.raises(PluginError, match=rf"^plugin 'quits' \(quits-dist 2.0\): .*{error.__name__}"):
+        host.settings()
+    with pytest.raises(PluginError, match=rf"^plugin 'quits' \(quits-dist 2.0\): .*{error.__name__}"):
+        host.stages(cast(Any, None), {}, ["shout"])
+
+
+@pytest.mark.field
+def test_a_module_that_exits_when_it_is_imported_is_quarantined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "quitting_plugin.py").write_text("import sys; sys.exit(1)")
+    monkeypatch.syspath_prepend(tmp_path)
+    host = Host([Found("quits", "quitting_plugin")])
+    assert "SystemExit" in str(host.quarantined["quits"][1])
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("attributes", [{"task": None}, {"params": dict}, {"result": None}, {"params": Good("x")}])
+def test_a_stage_without_its_class_attributes_is_named(plugin: Plugin, attributes: dict[str, Any]) -> None:
+    stage = type("Odd", (FakeStage,), attributes)()
+    with pytest.raises(PluginError, match=r"'odd'.*Odd\.(task|params|result) must be"):
+        Host([plugin("odd", trunkline_stages=lambda: [stage])]).stages(cast(Any, None), {}, ["shout"])
+
+
+@pytest.mark.field
+def test_a_control_that_is_no_function_is_named(plugin: Plugin) -> None:
+    with pytest.raises(PluginError, match="the control 'c' is 5, not a function"):
+        Host([plugin("odd", trunkline_controls=lambda: {"c": 5})]).controls()
+
+
 def test_errors_made_for_users_pass_unchanged(plugin: Plugin) -> None:
     def resolve(reference: str) -> ModelSource:
         raise ModelError("no room")
@@ -307,7 +350,8 @@ def test_expert_observers_of_all_plugins_are_collected(plugin: Plugin) -> None:
     host = Host(
         [plugin("a", trunkline_expert_observers=observers), plugin("b", trunkline_expert_observers=lambda: ["third"])]
     )
-    assert sorted(host.expert_observers(cast(Any, "model"), {})) == ["first", "second", "third"]
+    found = [(one.plugin.name, one.value) for one in host.expert_observers(cast(Any, "model"), {})]
+    assert sorted(found) == [("a", "first"), ("a", "second"), ("b", "third")]
     assert asked == [("model", {})]
     wrong = Host([plugin("wrong", trunkline_expert_observers=lambda: 5)])
     with pytest.raises(PluginError, match=r"'wrong'.*int, not Iterable"):

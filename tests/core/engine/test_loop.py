@@ -16,14 +16,19 @@ from msgspec import Raw, Struct
 
 from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
+from trunkline.core.discovery import Found, Provided
 from trunkline.core.engine.channel import LocalChannel
+from trunkline.core.engine.contracts import CheckedControl, CheckedStage
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.loop import EngineLoop
 from trunkline.core.engine.messages import Abort, Answer, Call, Progress, Started, Stop, Submit
+from trunkline.core.engine.pass_record import CAPACITY, PassRecord, shared_file
 from trunkline.core.engine.runner import Runner
 from trunkline.core.engine.scheduler import Scheduler
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, ModelInfo, Needs, Part, Request, ServedModel, Stage, Step
+
+PLUGIN = Found("counting", "counting", "counting-dist", "1.5")
 
 
 class CountParams(Struct):
@@ -129,7 +134,7 @@ def make_lane(name: str, slots: int = 64, chunk: int | None = 8, running: int = 
     )
     model, stage, table = Echo(), Count(), SlotTable(running, slots)
     scheduler = Scheduler(SlotPool(slots), table, RadixCache(), chunk=chunk, max_running=running, policy="fcfs")
-    stages: dict[str, Stage] = {"count": stage}
+    stages = {"count": CheckedStage(Provided(PLUGIN, stage), vocabulary=100)}
     ticks = count()  # every pass takes as long as any other
     return Lane(served, model, stages, scheduler, Runner(model, stages, None, table), clock=lambda: next(ticks))
 
@@ -146,7 +151,9 @@ class Bench:
         self.started: list[int] = []
         self.changed = threading.Condition()
         self.channel = LocalChannel(self.deliver)
-        self.loop = EngineLoop(self.lanes, self.channel, self.controls)
+        controls = {name: CheckedControl(name, Provided(PLUGIN, control)) for name, control in self.controls.items()}
+        self.record = PassRecord()
+        self.loop = EngineLoop(self.lanes, self.channel, controls, record=self.record)
         self.thread = threading.Thread(target=self.loop.run, daemon=True)
         self.thread.start()
 
@@ -166,10 +173,11 @@ class Bench:
         model: str = "",
         task: str = "count",
         second_at: int | None = None,
+        alone: bool = False,
         **params: Any,
     ) -> None:
         raw, ids = Raw(msgspec.msgpack.encode(params)), np.asarray(prompt, np.int32).tobytes()
-        self.channel.post(Submit(key, model, task, f"r{key}", ids, raw, second_at=second_at))
+        self.channel.post(Submit(key, model, task, f"r{key}", ids, raw, second_at=second_at, alone=alone))
 
     def wait(self, key: int) -> list[Any]:
         """All messages on ``key``, once the last one is there."""
@@ -203,7 +211,7 @@ def bench() -> Iterator[Bench]:
 
 
 def stage_of(bench: Bench, index: int = 0) -> Count:
-    stage = bench.lanes[index].stages["count"]
+    stage = bench.lanes[index].stages["count"].stage
     assert isinstance(stage, Count)
     return stage
 
@@ -442,3 +450,80 @@ def test_a_saturated_model_does_not_starve_another() -> None:
     assert calm[0] - mark <= 3  # one message may arrive after a pass was chosen
     assert max(b - a for a, b in pairwise(calm)) <= 3
     bench.close()
+
+
+# -- what the front learns of an engine that is lost -----------------------------------------
+
+
+@pytest.mark.field
+def test_every_forward_pass_is_noted_before_it_runs(bench: Bench) -> None:
+    gate = threading.Event()
+    seen: list[tuple[list[int], list[int]]] = []  # ids that are computed, keys that are noted
+
+    def look(ids: torch.Tensor) -> None:
+        gate.wait(20)
+        seen.append((ids.tolist(), bench.record.keys()))
+
+    bench.lanes[0].model.before = look
+    bench.submit(1, [10], steps=1)
+    for key in (2, 3, 4):
+        bench.submit(key, [10 * key], steps=1, explode="launch" if key == 3 else "")
+    gate.set()
+    for key in (1, 2, 3, 4):
+        bench.wait(key)
+    assert all([number // 10 for number in ids] == keys for ids, keys in seen)
+    assert max(len(keys) for _, keys in seen) > 1
+    assert ([30], [3]) in seen  # run again alone
+    bench.channel.post(Call(9, "flush_cache", "", {}))
+    bench.wait(9)
+    bench.close()
+    assert bench.record.keys() == []  # nothing is worked on any more
+
+
+@pytest.mark.field
+def test_requests_and_calls_are_noted_while_they_are_handled(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[list[int]] = []
+    bench = Bench([make_lane("one")], {"look": lambda model: noted.append(bench.record.keys())})
+    admit = bench.lanes[0].admit
+    monkeypatch.setattr(bench.lanes[0], "admit", lambda request: (noted.append(bench.record.keys()), admit(request)))
+    bench.channel.post(Call(7, "look", "", {}))
+    bench.submit(8, [1], steps=1)
+    bench.wait(8)
+    bench.close()
+    assert noted == [[7], [8]]
+
+
+@pytest.mark.field
+def test_a_request_that_runs_alone_shares_no_forward_pass(bench: Bench) -> None:
+    gate = threading.Event()
+    seen: list[list[int]] = []
+
+    def look(ids: torch.Tensor) -> None:
+        gate.wait(20)
+        seen.append(bench.record.keys())
+
+    bench.lanes[0].model.before = look
+    bench.submit(1, [10], steps=1)
+    bench.submit(2, [20], steps=3)
+    bench.submit(3, [30, 31, 32], steps=3, alone=True)
+    bench.submit(4, [40], steps=3)
+    gate.set()
+    assert [bench.tokens(key) for key in (2, 3, 4)] == [[21, 22, 23], [33, 34, 35], [41, 42, 43]]
+    assert [2, 4] in seen
+    assert [3] in seen
+    assert all(keys == [3] for keys in seen if 3 in keys)
+    bench.wait(1)
+    assert bench.lanes[0].scheduler.flush()
+    assert bench.lanes[0].scheduler.free_slots() == 64
+
+
+def test_a_record_is_read_through_another_mapping_and_holds_so_many_keys() -> None:
+    with shared_file() as file:
+        mine, theirs = PassRecord(file.fileno()), PassRecord(file.fileno())
+    assert theirs.keys() == []
+    mine.note([5, -6, 1 << 60])
+    assert theirs.keys() == [5, -6, 1 << 60]
+    mine.note([7])
+    assert theirs.keys() == [7]
+    mine.note(list(range(CAPACITY + 9)))
+    assert theirs.keys() == list(range(CAPACITY))

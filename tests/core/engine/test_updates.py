@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import shutil
 import time
@@ -20,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from trunkline.core import Engine
 from trunkline.core.engine import renew, startup
 from trunkline.core.engine.local import Ticket
-from trunkline.core.engine.messages import Answer, Call, Changed, Loading
+from trunkline.core.engine.messages import Answer, Beat, Call, Changed
 from trunkline.core.errors import RequestError
-from trunkline.core.model import catalogue
+from trunkline.core.model import catalogue, tensor_file
 from trunkline.core.model.attention import packed_layout
 from trunkline.plugins.embedding.offline import encode
 from trunkline.plugins.generation.schemas import GenerationParams
@@ -233,6 +234,17 @@ def config(**values: Any) -> Callable[[Path], None]:
     return edit
 
 
+def replaced(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """Something else by the name of one of the checkpoint's files."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        make(folder / name)
+
+    return change
+
+
+NOT_OPENED = "Failed to update weights: .* is a pipe, a socket or a device, .*\nRolling back to original weights.$"
 NORM = "model.layers.1.input_layernorm.weight"
 FAULTS = {
     "truncated": (truncate, "Failed to update weights: .*is damaged"),
@@ -263,6 +275,15 @@ FAULTS = {
     "other parameters": (config(attention_bias=True), "makes another model: model.layers.0.self_attn.k_proj.bias is"),
     "words for numbers": (config(hidden_size="wide"), "Failed to update weights: .*Rolling back"),
     "no config but a list": (lambda folder: (folder / "config.json").write_text("[1]"), "must hold a JSON object"),
+    "pipe": (replaced(WEIGHTS, os.mkfifo), NOT_OPENED),
+    "pipe as config": (replaced("config.json", os.mkfifo), NOT_OPENED),
+    "pipe as tokenizer": (replaced("tokenizer.json", os.mkfifo), NOT_OPENED),
+    "device": (replaced(WEIGHTS, lambda path: path.symlink_to("/dev/zero")), NOT_OPENED),
+    "device as config": (replaced("generation_config.json", lambda path: path.symlink_to("/dev/zero")), NOT_OPENED),
+    "folder": (replaced(WEIGHTS, Path.mkdir), "Failed to update weights: .*can't be read: Is a directory"),
+    "folder as config": (replaced("config.json", Path.mkdir), "can't be read: .*Is a directory"),
+    "dangling link": (replaced(WEIGHTS, lambda path: path.symlink_to("x")), "can't be read: No such file"),
+    "dangling link as config": (replaced("config.json", lambda path: path.symlink_to("x")), "has no config.json"),
     "shorter context": (config(max_position_embeddings=256), "was made for 256 tokens, but 512 are served"),
 }
 
@@ -280,6 +301,43 @@ def test_what_fails_changes_nothing(engine: Engine, broken: Callable[..., Path],
     assert torch.equal(logits(engine), exact)
     assert engine.models == served
     assert engine._loop.lanes[0].model is model
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("hook", ["weights", "heads", "stages", "resolve_model"])
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_hook_that_exits_during_an_update_changes_nothing(
+    engine: Engine, new: Path, monkeypatch: pytest.MonkeyPatch, hook: str, error: type[BaseException]
+) -> None:
+    def leave(*arguments: Any) -> Any:
+        raise error
+
+    before = tokens(engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.host, hook, leave)
+        assert engine.call("update_weights", model_path=str(new))["success"] is False
+    assert tokens(engine) == before
+
+
+@pytest.mark.field
+def test_a_file_that_is_cut_short_while_it_is_read_changes_nothing(
+    engine: Engine, broken: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a checkpoint is written again to the folder that is being loaded."""
+    folder, before = broken(lambda folder: None), tokens(engine)
+
+    def assemble(*arguments: Any) -> Any:
+        stored_tensors = tensor_file.stored_tensors
+        monkeypatch.setattr(
+            tensor_file, "stored_tensors", lambda path: (stored_tensors(path), os.truncate(path, 4096))[0]
+        )
+        return startup.assemble(*arguments)
+
+    monkeypatch.setattr(renew, "assemble", assemble)
+    answer = engine.call("update_weights", model_path=str(folder))
+    assert answer["success"] is False
+    assert "model.safetensors changed while it was read" in answer["message"]
+    assert tokens(engine) == before
 
 
 @pytest.mark.parametrize(
@@ -432,30 +490,40 @@ def test_a_new_label_ends_requests_unless_told_otherwise(engine: Engine) -> None
     assert (ticket.result(60).finish or {})["type"] == "abort"
 
 
-def test_loading_announces_itself_to_the_watchdog(old: Path, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.field
+def test_loading_is_announced_to_the_watchdog_from_its_beginning_to_its_end(
+    old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with start(old) as engine:
         loop, sent = engine._loop, []
         send = loop.channel.send
         monkeypatch.setattr(loop.channel, "send", lambda messages: (sent.extend(messages), send(messages)))
-        during: list[tuple[int, float]] = []
+        during: list[Beat] = []
 
         def assemble(*arguments: Any) -> Any:
             loop._pass_began -= 1000  # it takes long
-            pulse = loop.pulse()
-            during.append((pulse.passes, pulse.age))
+            during.append(loop.pulse())
             return startup.assemble(*arguments)
 
         monkeypatch.setattr(renew, "assemble", assemble)
         assert engine.call("update_weights", model_path=str(new))["success"]
-        at = next(index for index, message in enumerate(sent) if isinstance(message, Loading))
-        ((passes, age),) = during
-        assert age > 1000
-        assert sent[at - 1].passes == passes  # the announcement excuses this very pass
-        after = loop.pulse()
-        assert after.passes > passes
-        assert after.age < 100
+        assert during[0].age > 1000
+        assert during[0].work == f"loading {str(new)!r} into {str(old)!r}"
+        own = [beat for beat in sent if isinstance(beat, Beat)]
+        began = next(index for index, beat in enumerate(own) if beat.work)
+        ended = next(index for index, beat in enumerate(own) if index > began and not beat.work)
+        assert own[began].age < 100
+        assert own[ended].age < 100  # the rest of the pass is watched again, from zero
+        assert loop.pulse().work == ""
         kinds = [type(message) for message in sent]
         assert kinds.index(Changed) < kinds.index(Answer)
+
+
+@pytest.mark.field
+def test_a_load_that_fails_is_over_for_the_watchdog_too(old: Path, tmp_path: Path) -> None:
+    with start(old) as engine:
+        assert not engine.call("update_weights", model_path=str(tmp_path))["success"]
+        assert engine._loop.pulse().work == ""
 
 
 def test_other_weights_are_another_key_space(old: Path, new: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from trunkline.core.discovery import Found, Provided
 from trunkline.core.model import expert_watch
 from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.expert_watch import TAP, ExpertWatch, watch_experts
@@ -47,7 +48,11 @@ class Notes:
 
 
 def watch(*observers: Any) -> ExpertWatch:
-    return ExpertWatch(ExpertLayers((0, 1), 2, 8), observers)
+    return ExpertWatch(ExpertLayers((0, 1), 2, 8), provided(*observers))
+
+
+def provided(*observers: Any) -> tuple[Provided[Any], ...]:
+    return tuple(Provided(Found("shapes", "shapes", "shapes-dist", "2.0"), observer) for observer in observers)
 
 
 def run(model: LoadedModel, ids: torch.Tensor) -> None:
@@ -84,7 +89,7 @@ def test_the_choices_are_those_of_the_routers(
     assert watch_experts(model) is not None
     watching = watch_experts(model)  # the last one sees everything, once
     assert watching is not None
-    watching.observers = (notes,)
+    watching.provided = provided(notes)
     ids = torch.randint(3, 512, (40,), generator=torch.Generator().manual_seed(5))
     with watching.watching([]):
         run(model, ids)
@@ -100,7 +105,7 @@ def test_nothing_is_shown_outside_of_passes_or_to_those_who_look_away(load: Call
     model, notes = load("mixtral"), Notes(active=False)
     watching = watch_experts(model)
     assert watching is not None
-    watching.observers = (notes,)
+    watching.provided = provided(notes)
     ids = torch.arange(5)
     with watching.watching([]):
         assert watching.active == ()
@@ -152,16 +157,27 @@ def test_a_pass_that_fails_has_no_end() -> None:
     assert watching.active == ()
 
 
-def test_an_observer_that_fails_misses_the_pass_alone(caplog: pytest.LogCaptureFixture) -> None:
-    good, bad = Notes(), Notes()
-    bad.observe = lambda layer, chosen: 1 / 0  # type: ignore[assignment, return-value]
+@pytest.mark.field
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("method", ["active", "begin_pass", "observe", "end_pass"])
+def test_an_observer_that_fails_misses_the_pass_alone(
+    caplog: pytest.LogCaptureFixture, method: str, error: type[BaseException]
+) -> None:
+    class Bad(Notes):
+        def __getattribute__(self, name: str) -> Any:
+            if name == method:
+                raise error("a secret")
+            return super().__getattribute__(name)
+
+    good, bad = Notes(), Bad()
     watching = watch(bad, good)
     for _ in range(2):
         with watching.watching([]):
             watching.observe(0, torch.zeros(1, 1))
     assert good.calls == ["begin", 0, "end"] * 2
-    assert bad.calls == ["begin"] * 2
-    assert "Notes failed and misses a pass" in caplog.text
+    before = {"active": [], "begin_pass": [], "observe": ["begin"], "end_pass": ["begin", 0]}
+    assert bad.calls == before[method] * 2
+    assert f"plugin 'shapes' (shapes-dist 2.0): Bad.{method} failed and misses a pass" in caplog.text
 
 
 def test_copies_of_layers_share_the_watch(load: Callable[..., LoadedModel]) -> None:

@@ -17,20 +17,29 @@ def write_index(folder: Path, weight_map: object) -> None:
     (folder / weights.INDEX).write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
 
 
+def read(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: stored[...].to() for name, stored in weights.stream(folder)}
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
 def test_single_file(tmp_path: Path) -> None:
     tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.bfloat16)}
     save_file(tensors, tmp_path / "model.safetensors")
     save_file({"other": torch.ones(1)}, tmp_path / "adapter.safetensors")
-    read = dict(weights.stream(tmp_path))
-    assert read.keys() == tensors.keys()
-    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+    assert_equal(read(tmp_path), tensors)
 
 
 def test_shards(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "model-1.safetensors")
     save_file({"b": torch.ones(1)}, tmp_path / "model-2.safetensors")
     write_index(tmp_path, {"a": "model-1.safetensors", "b": "model-2.safetensors"})
-    assert dict(weights.stream(tmp_path)) == {"a": torch.zeros(1), "b": torch.ones(1)}
+    assert_equal(read(tmp_path), {"a": torch.zeros(1), "b": torch.ones(1)})
     (tmp_path / "model-2.safetensors").unlink()
     with pytest.raises(ModelError, match=r"incomplete.*model-2\.safetensors"):
         weights.files(tmp_path)

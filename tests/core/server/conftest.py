@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 from litestar import Litestar, Request, Response, post, route
@@ -32,15 +33,20 @@ import os, sys, socket, threading, time
 import msgspec
 from trunkline.core.engine.channel import read_frame
 from trunkline.core.engine.messages import *
+from trunkline.core.engine.pass_record import PassRecord
 from trunkline.core.types import ModelInfo
 
 sock = socket.socket(fileno=int(sys.argv[-1]))
 lock = threading.Lock()
 first = msgspec.msgpack.decode(read_frame(sock))
 models = first["config"]["models"]
+record = PassRecord(first["record"])
+running = []
+alone = []
 beating = True
 loads = [Load(models[0]["served_model_name"] or models[0]["model_path"], 1, 2, 900, 1000)]
 age = 0.0
+work = ""
 aborted = []
 
 def send(*messages):
@@ -49,7 +55,7 @@ def send(*messages):
 
 def beat():
     while beating:
-        send(Beat(1, age, loads))
+        send(Beat(0, age, loads, work))
         time.sleep(0.05)
 
 def served(m):
@@ -70,17 +76,24 @@ def run(message):
     send(Started(message.key, len(prompt) - 1, 1.0))
     if params.get("refuse"):
         return send(Progress(message.key, [], error=(400, "refused", "text")))
+    (alone if message.alone else running).append(message.key)
+    record.note([message.key] if message.alone else running)
+    if "fatal" in params:  # dies in a pass of its own, or in one with all that run beside it
+        time.sleep(params["fatal"])
+        record.note([message.key] if message.alone else running)
+        os._exit(9)
     n = params.get("n", 3)
     for i in range(n):
         time.sleep(params.get("delay", 0))
         if message.key in aborted:
-            return
+            break
         finish = {"type": "length", "length": n} if i == n - 1 else None
         data = msgspec.msgpack.encode({"step": i})
         send(Progress(message.key, [prompt[i % len(prompt)]], data=data, finish=finish, cached=len(prompt) - 1))
+    (alone if message.alone else running).remove(message.key)
 
 def call(message):
-    global beating, age
+    global beating, age, work
     if message.control == "probe":
         send(Answer(message.key, {"type": "length"}))
     elif message.control == "flush_cache":
@@ -88,11 +101,17 @@ def call(message):
     elif message.control == "aborted":
         send(Answer(message.key, len(aborted)))
     elif message.control == "die":
+        record.note([message.key])
         os._exit(7)
+    elif message.control == "alone":
+        send(Answer(message.key, alone))
     elif message.control == "silent":
         beating = False
     elif message.control == "hang":
         age = 1000.0
+    elif message.control == "beat":
+        age, work = message.arguments["age"], message.arguments.get("work", "")
+        send(Beat(0, age, loads, work), Answer(message.key, None))
     elif message.control == "nonsense":
         with lock:
             sock.sendall((5).to_bytes(4, "little") + b"abcde")
@@ -125,6 +144,8 @@ while (body := read_frame(sock)) is not None:
             threading.Thread(target=run, args=(message,), daemon=True, name="work").start()
         elif isinstance(message, Abort):
             aborted.append(message.key)
+            if message.key not in record.keys():  # which it is busy with
+                send(Progress(message.key, [], finish={"type": "abort", "message": "Aborted"}))
         elif isinstance(message, Call):
             call(message)
         elif isinstance(message, Stop):
@@ -144,6 +165,8 @@ class EchoParams(Struct, omit_defaults=True):
     delay: float = 0.0
     queue: float = 0.0
     refuse: bool = False
+    fatal: float | msgspec.UnsetType = msgspec.UNSET  # after so many seconds the child dies
+    seed: int = 0
 
 
 class Letters:

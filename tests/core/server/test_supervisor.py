@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from trunkline.core.errors import EngineDown, ModelError
-from trunkline.core.server.supervisor import KEEP, SPIN, Patience
+from trunkline.core.server.engine_process import KEEP, SPIN
+from trunkline.core.server.supervisor import Patience
 from trunkline.core.types import Submission
 
 SHORT = Patience(unhealthy=0.3, silent=1.0, one_pass=5.0, tick=0.05)
@@ -41,6 +42,30 @@ async def test_a_lost_engine_is_replaced(start: Callable[..., Any], params: Any,
     assert engine.supervisor.restarts == 1
     (again,) = engine.submit("m", "echo", [Submission(prompt=[1], params=params(), rid="r")])
     await again.result()
+
+
+@pytest.mark.field
+async def test_health_fails_before_an_old_pass_is_a_hang(start: Callable[..., Any]) -> None:
+    engine = await start(patience=Patience(one_pass=300.0, tick=0.05))
+    for age, healthy in ((99.0, True), (101.0, False), (299.0, False), (0.0, True)):
+        await engine.call("beat", age=age)
+        await until(lambda: engine.supervisor.healthy is healthy)  # noqa: B023
+    assert engine.supervisor.restarts == 0
+
+
+@pytest.mark.field
+async def test_work_that_takes_long_is_excused_until_it_ends_and_not_for_ever(start: Callable[..., Any]) -> None:
+    engine = await start(patience=Patience(one_pass=300.0, starting=1200.0, tick=0.05))
+    await engine.call("beat", age=1199.0, work="loading a checkpoint")
+    await asyncio.sleep(0.3)
+    assert engine.supervisor.healthy
+    await engine.call("beat", age=0.0)
+    pending = engine.call("hang")  # the same pass goes on, without announcing anything
+    with pytest.raises(EngineDown, match="one pass took longer than 300 s"):
+        await pending
+    await until(lambda: engine.supervisor.healthy)
+    await engine.call("beat", age=1201.0, work="loading a checkpoint")
+    await until(lambda: engine.supervisor.restarts == 2)
 
 
 async def test_kill_is_noticed_at_once(start: Callable[..., Any], params: Any) -> None:

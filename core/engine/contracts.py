@@ -1,0 +1,238 @@
+"""Calls to plugins' code while the engine serves: results are checked, failures name the plugin.
+
+The loop, the lanes and the runner call stages and controls only through the classes below. Whatever a plugin
+raises, SystemExit and KeyboardInterrupt included, becomes a PluginError, which ends one request; a RequestError is
+the plugin's answer to its client and passes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import torch
+from msgspec import Raw, Struct
+
+from ..discovery import Provided, describe
+from ..errors import PluginError, RequestError
+from ..types import Launched, Needs, Part, Request, Stage, Step
+from .checks import are_tokens, encoded, is_sendable, problem_of_launched, problem_of_needs, problem_of_step
+from .messages import FAILED
+
+log = logging.getLogger("trunkline.engine")
+
+MAX_FAILURES = 5  # requests of a task that fail in a row through its plugin, after which the task is switched off
+MAX_STEPS = 1024  # per row that a stage may give for one pass
+SLOW = 0.1  # seconds; a stage that holds up the loop for longer is warned about once
+
+
+class CheckedStage:
+    """A stage as the engine calls it. ``failures`` counts requests that failed through it, one after another."""
+
+    def __init__(self, provided: Provided[Stage], vocabulary: int) -> None:
+        """``vocabulary``: token ids that the stage gives lie below."""
+        self.stage = provided.value
+        self.task = provided.value.task
+        self.plugin = provided.plugin
+        self.failures = 0
+        self._provided = provided
+        self._vocabulary = vocabulary
+        self._params = msgspec.msgpack.Decoder(provided.value.params)
+        self._warned: set[str] = set()
+
+    # -- calls, in the order in which the engine makes them --------------------------------------
+
+    def decode_params(self, raw: Raw) -> Struct:
+        """A request's params. msgspec.ValidationError when they aren't those of the stage."""
+        with guarded(self._raised, "params"):
+            params: Struct = self._params.decode(raw)
+        return params
+
+    def admit(self, request: Request) -> Needs:
+        """What the request needs. RequestError for the client; PluginError."""
+        if self.failures >= MAX_FAILURES:
+            name = self.plugin.name
+            raise RequestError(
+                f"The task {self.task} is switched off: its plugin {name!r} ({self.plugin.origin}) failed "
+                f"{self.failures} times in a row. POST /plugins/{name}/enable or a restart switches it on again.",
+                status=503,
+            )
+        began = time.perf_counter()
+        try:
+            with guarded(self._raised, "admit"):
+                needs = self.stage.admit(request)
+            self._time("admit", began)
+            if problem := problem_of_needs(needs, request):
+                self.release(request)
+                raise self.fault("admit", f"returned {problem}")
+        except PluginError:
+            self.failures += 1
+            raise
+        return needs
+
+    def reset(self, request: Request) -> None:
+        try:
+            self.stage.reset(request)
+        except BaseException as error:
+            raise self._raised("reset", error) from error
+
+    def prepare(self, part: Part) -> None:
+        try:
+            self.stage.prepare(part)
+        except BaseException as error:
+            raise self._raised("prepare", error) from error
+
+    def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
+        try:
+            launched = self.stage.launch(part, hidden)
+        except BaseException as error:
+            raise self._raised("launch", error) from error
+        if problem := problem_of_launched(launched, len(part.rows)):
+            raise self.fault("launch", f"returned {problem}")
+        return launched
+
+    def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> tuple[list[Step], PluginError | None]:
+        """The part's steps in order, and the error that ended them, if any.
+
+        A wrong step for a request of the part becomes the failure of that request; a value that belongs to none
+        is logged and left out.
+        """
+        began = time.perf_counter()
+        steps: list[Step] = []
+        final = {id(row.request): row.final for row in part.rows}
+        room = MAX_STEPS * len(part.rows)
+        step: Any
+        try:
+            for step in self.stage.collect(part, tensors):
+                room -= 1
+                if room < 0:
+                    return steps, self.fault("collect", f"gave more than {MAX_STEPS} steps per row")
+                if not isinstance(step, Step):
+                    log.error("%s", self.fault("collect", f"gave {type(step).__name__}, not Step"))
+                elif id(step.request) not in final:
+                    log.error("%s", self.fault("collect", "gave a step for a request that is not in the part"))
+                elif problem := self._problem_of(step, final[id(step.request)]):
+                    steps.append(self.fail(step.request, self.fault("collect", f"gave a wrong step: {problem}")))
+                else:
+                    steps.append(step)
+        except BaseException as error:
+            return steps, self._raised("collect", error)
+        self._time("collect", began)
+        return steps, None
+
+    def probe(self, key: int) -> Request:
+        """The stage's smallest request; negative keys are the engine's own."""
+        try:
+            prompt, params = self.stage.probe()
+            ids = list(prompt)
+        except BaseException as error:
+            raise self._raised("probe", error) from error
+        if not ids or not are_tokens(ids, self._vocabulary):
+            raise self.fault("probe", f"returned the prompt {prompt!r:.200}, not token ids")
+        if not isinstance(params, self.stage.params):
+            raise self.fault("probe", f"returned {type(params).__name__}, not {self.stage.params.__name__}")
+        return Request(
+            key=key,
+            rid="HEALTH_CHECK",
+            task=self.task,
+            params=params,
+            tokens=ids,
+            prompt_len=len(ids),
+            cacheable=False,
+            arrived=time.monotonic(),
+        )
+
+    def release(self, request: Request) -> None:
+        """Never raises: the request has ended already."""
+        try:
+            self.stage.release(request)
+        except BaseException as error:
+            log.error("%s", self._raised("release", error), exc_info=error)
+
+    # -- failures --------------------------------------------------------------------------------
+
+    def fault(self, method: str, what: str) -> PluginError:
+        """The error for something that a method of the stage did."""
+        return self._provided.failed(f"{method} of task {self.task!r} {what}")
+
+    def fail(self, request: Request, error: PluginError) -> Step:
+        """The last step of a request that fails through the plugin."""
+        self.failures += 1
+        return failed_step(request, error)
+
+    def _raised(self, method: str, error: BaseException) -> PluginError:
+        return self.fault(method, f"raised {describe(error)}")
+
+    def _problem_of(self, step: Step, final: bool) -> str:
+        """What is wrong with a step, "" if nothing is; then its data is encoded."""
+        problem = problem_of_step(step, final, self._vocabulary)
+        if not problem and step.data is not None:
+            try:
+                step.data = encoded(step.data, self.stage.result)
+            except ValueError as error:
+                return f"data must be a {self.stage.result.__name__}: {error}"
+        return problem
+
+    def _time(self, method: str, began: float) -> None:
+        took = time.perf_counter() - began
+        if took > SLOW and method not in self._warned:
+            self._warned.add(method)
+            log.warning("%s", self.fault(method, f"took {took:.2f} s, during which nothing else is served"))
+
+
+class CheckedControl:
+    """A control as the loop calls it."""
+
+    def __init__(self, name: str, provided: Provided[Callable[..., Any]]) -> None:
+        self._name = name
+        self._provided = provided
+
+    def __call__(self, model: Any, **arguments: Any) -> Any:
+        """What the control returned, which can be sent. RequestError for the caller; PluginError."""
+        with guarded(self._raised, self._name):
+            answer = self._provided.value(model, **arguments)
+        try:
+            encoded(answer)
+        except ValueError as error:
+            raise self._fault(f"returned a wrong value: {error}") from error
+        return answer
+
+    def _raised(self, _: str, error: BaseException) -> PluginError:
+        return self._fault(f"raised {describe(error)}")
+
+    def _fault(self, what: str) -> PluginError:
+        return self._provided.failed(f"the control {self._name!r} {what}")
+
+
+@contextmanager
+def guarded(fault: Callable[[str, BaseException], PluginError], method: str) -> Iterator[None]:
+    """Turn what the block raises into a PluginError, except what is meant for the client: RequestErrors, and
+    msgspec's errors about values that the client sent."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, msgspec.DecodeError) or is_sendable(error):
+            raise
+        raise fault(method, error) from error
+
+
+def failed_step(request: Request, error: Exception) -> Step:
+    """The last step of a request that the engine gives up; ``error`` goes to the log."""
+    log.error("request %r of task %s fails: %s", request.rid, request.task, error, exc_info=error.__cause__)
+    return Step(request, error=RequestError(FAILED, status=500))
+
+
+def enable(stages: Iterable[CheckedStage], plugin: str) -> list[str]:
+    """Switch a plugin's tasks on again; their names. RequestError 404 for a plugin that serves none."""
+    stages = list(stages)
+    own = [stage for stage in stages if stage.plugin.name == plugin]
+    if not own:
+        names = ", ".join(sorted({stage.plugin.name for stage in stages}))
+        raise RequestError(f"No task is served by a plugin named {plugin!r}; there are: {names}.", status=404)
+    for stage in own:
+        stage.failures = 0
+    return sorted({stage.task for stage in own})
