@@ -18,6 +18,7 @@ from trunkline.core.errors import PluginError, RequestError
 from trunkline.core.host import Host
 from trunkline.core.server.api import EventStream
 from trunkline.core.server.app import create_app
+from trunkline.core.server.body_limits import run_here
 
 pytestmark = pytest.mark.field
 
@@ -82,7 +83,7 @@ def build(plugin: Callable[..., Found], make: Callable[[], list[Any]]) -> Any:
     found = plugin("noisy", trunkline_routes=make)
     found.distribution, found.version = "noisy-dist", "3.1"
     host = Host([found])
-    return create_app(host, SimpleNamespace(models=[]), Config.load({}, host).settings)
+    return create_app(host, SimpleNamespace(models=[], off_loop=run_here), Config.load({}, host).settings)
 
 
 @pytest.fixture
