@@ -224,7 +224,9 @@ def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
     Struct with the query parameters; ``replies``, a type for JSON with status 200, several in a tuple, or types by
     status and media type, ``{200: {JSON: Shout, SSE: Shout}, 409: {TEXT: str}, 204: None}`` (of an event stream,
     the type of an event's data; None for an empty body); ``reply_headers``, as ``{200: {"X-Loud": "How loud."}}``.
-    Errors that every route can give are added::
+    Errors that every route can give are added. A field of the body that clients send and the route doesn't serve is
+    declared ``Annotated[Any, Refused()]`` (``read_body`` answers 400 when it asks for something) or
+    ``Annotated[Any, Ignored("why")]``, both from ``core.server.api``::
 
         @hookimpl
         def trunkline_routes(engine, settings):
