@@ -18,7 +18,16 @@ from ..types import EngineClient, ServedModel
 from .api import TEXT, AnyRequest, InvalidBody, ModelQuery, json_response, read_body
 from .info import Facts
 from .models import asked_about, find, named
-from .reply_schemas import LongModelInfo, ModelCard, ModelInfo, ModelList, ServerInfo, WeightVersion
+from .reply_schemas import (
+    EnabledPlugin,
+    LongModelInfo,
+    ModelCard,
+    ModelInfo,
+    ModelList,
+    NativeError,
+    ServerInfo,
+    WeightVersion,
+)
 
 PROBE_SECONDS = 20.0  # what a health probe may take
 BUSY_TICK = 0.05  # how often a waiting probe looks for other results
@@ -198,11 +207,14 @@ def admin_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
         engine.abort(body.rid or "", everything=bool(body.abort_all))
         return _bare(True)
 
-    @post("/plugins/{name:str}/enable", opt=admin, status_code=200)
+    enabling = admin | {"replies": {200: EnabledPlugin, 404: NativeError}}
+
+    @post("/plugins/{name:str}/enable", opt=enabling, status_code=200)
     async def enable_plugin(request: AnyRequest) -> Response[bytes]:
         """Serve a plugin's tasks again that were switched off because they kept failing."""
         name = str(request.path_params["name"])
-        return json_response({"plugin": name, "tasks": await engine.call("enable_plugin", plugin=name)})
+        reply: EnabledPlugin = {"plugin": name, "tasks": await engine.call("enable_plugin", plugin=name)}
+        return json_response(reply)
 
     yield from (flush_cache, abort_request, enable_plugin)
 

@@ -160,6 +160,16 @@ class ModelList(TypedDict):
     data: list[ModelCard]
 
 
+# -- plugins ---------------------------------------------------------------------------------
+
+
+class EnabledPlugin(TypedDict):
+    """``POST /plugins/NAME/enable``: the tasks of that plugin that are served."""
+
+    plugin: str
+    tasks: list[str]
+
+
 # -- weights ---------------------------------------------------------------------------------
 
 

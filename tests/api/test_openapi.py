@@ -203,7 +203,7 @@ def test_replies_without_bodies_are_described(http: httpx.Client, document: Any)
     for method, path in operations(document, with_body=False):
         description = Description(document, method, path)
         about = {"model": "experts"} if "expert" in path else {}
-        target = path.replace("{name}", "talks")
+        target = path.replace("{name}", "generation" if path.startswith("/plugins") else "talks")
         description.check(http.request(method, target, params=about), 200)
         if any(parameter["name"] == "format" for parameter in document["paths"][path][method].get("parameters", ())):
             description.check(http.request(method, target, params=about | {"format": "json"}), 200)
@@ -213,6 +213,7 @@ def test_replies_without_bodies_are_described(http: httpx.Client, document: Any)
         described = {("200", media) for media in description.responses["200"].get("content", {"": 0})}
         assert described <= description.seen, (path, "a described reply was never given")
     Description(document, "get", "/v1/models/{name}").check(http.get("/v1/models/nobody"), 404)
+    Description(document, "post", "/plugins/{name}/enable").check(http.post("/plugins/nobody/enable"), 404)
     Description(document, "get", "/flush_cache").check(http.get("/flush_cache?timeout=-1"), 400)
 
 

@@ -41,6 +41,7 @@ ADMINISTRATIVE = {
     "/flush_cache", "/abort_request", "/update_weights_from_disk", "/update_weights", "/update_weight_version",
     "/get_weights_by_name", "/start_expert_distribution_record", "/stop_expert_distribution_record",
     "/dump_expert_distribution_record", "/expert_distribution", "/expert_distribution/stream",
+    "/plugins/x/enable",
 }  # fmt: skip
 
 
