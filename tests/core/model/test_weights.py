@@ -177,9 +177,8 @@ def test_the_files_are_those_that_transformers_loads(
         read = dict(weights.stream(tmp_path))
         assert read.keys() == tensors.keys()
         ours = read[NORM][0].item()
-    except ModelError as error:
+    except ModelError:
         ours = None
-        assert "\n" not in str(error)
     assert ours == theirs
 
 
