@@ -27,9 +27,10 @@ from .architecture import (
     position_table,
     resolve,
 )
-from .attention import ForwardContext, packed_layout
+from .attention import NAME, ForwardContext, packed_layout
 from .loaded import LoadedModel
-from .proof import prove_attention, prove_head, shapes_of
+from .proof import prove_attention, prove_head, shapes_of, wrong_heads
+from .refusal import BYPASSED, explained, reason_of
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend
@@ -55,6 +56,7 @@ class ModelPlan:
     shapes: dict[str, torch.Size] = field(default_factory=dict)  # of the class's parameters
 
 
+@explained
 def plan(source: ModelSource, info: ModelInfo, settings: ModelSettings, device: torch.device = CPU) -> ModelPlan:
     """Sizes of weights and of one token's keys and values, without loading weights.
 
@@ -67,7 +69,9 @@ def plan(source: ModelSource, info: ModelInfo, settings: ModelSettings, device: 
         try:
             whole = cls._from_config(config, dtype=dtype, **options(cls, info))
         except Exception as error:  # model classes raise whatever comes up
-            raise ModelError(f"{source.reference} can't be built from its config: {error}") from error
+            if error.args == (NAME,):  # a class that looks its attention up in a table of its own
+                raise ModelError(f"{info.architecture} can't be served: {BYPASSED}") from error
+            raise ModelError(f"{source.reference} can't be built from its config: {reason_of(error)}") from error
     adapt(whole)
     shapes = _dry_run(whole, info) if info.causal else []
     return ModelPlan(
@@ -80,6 +84,7 @@ def plan(source: ModelSource, info: ModelInfo, settings: ModelSettings, device: 
     )
 
 
+@explained
 def load(
     source: ModelSource,
     info: ModelInfo,
@@ -110,8 +115,10 @@ def load(
         padded=padded_only(type(whole), info),
         unused=unused,
     )
+    heads = list(heads)
     with quiet():
         model.kv_shapes = prove_attention(model)
+        wrong = wrong_heads(model, heads)
     if model.padded:
         model.fused = "padded batches, because its attention can't be replaced"
     elif backend.name == "cpu":
@@ -119,7 +126,7 @@ def load(
 
         model.fused = fuse(whole, backend).sentence
     for head in heads:
-        if reason := prove_head(model, head):
+        if reason := wrong.get(head.name) or prove_head(model, head):
             model.refused[head.name] = f"{reason} {lacking}".strip()
             log.warning("%s: %s", model.name, model.refused[head.name])
     return model
@@ -238,7 +245,12 @@ def _dry_run(whole: Any, info: ModelInfo) -> list[KVShape]:
             backbone_of(whole)(input_ids=ids, position_ids=ids, past_key_values=None, use_cache=False, trunk=context)
     except Exception as error:  # a forward that looks at values; load finds the truth
         log.info("%s: no dry run (%s), sizes are the config's", info.architecture, error)
-        return [_shape_in_config(whole.config.get_text_config())] * layers
+        try:
+            return [_shape_in_config(whole.config.get_text_config())] * layers
+        except Exception:  # a config without these sizes
+            raise ModelError(
+                f"{info.architecture} can't be served: a pass over packed rows fails with {reason_of(error)}."
+            ) from error
     return shapes_of(context, layers, info.architecture)
 
 
@@ -258,6 +270,6 @@ def _active_parameters(whole: Any, config: Any) -> int:
             continue
         share = 1.0
         if parameter.ndim == 3 and ".experts." in name:
-            share = min(1.0, getattr(text, "num_experts_per_tok", 1) / parameter.shape[0])
+            share = min(1.0, (getattr(text, "num_experts_per_tok", None) or 1) / parameter.shape[0])
         total += parameter.numel() * share
     return math.ceil(total)

@@ -1,0 +1,157 @@
+"""Conditions under which warm-up passes show differences that they would otherwise hide.
+
+A model is compared with transformers on a few tokens, in its own dtype. What differs only on longer texts, by less
+than rounding, or after other requests, would go unnoticed.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ModelError
+from .architecture import options
+from .loaded import LoadedModel
+from .refusal import reason_of
+
+log = logging.getLogger("trunkline.model")
+
+NARROW = 4  # tokens; warm-up sequences are several times as long
+LENGTHS = re.compile(r"window|chunk|block_size|index_topk|topk_blocks|floor|local_attention")  # in names of settings
+NARROWER = (torch.bfloat16, torch.float16)
+
+
+@contextmanager
+def strict(model: LoadedModel) -> Iterator[None]:
+    """All conditions of this module together. ModelError when the passes changed the model."""
+    with in_float32(model), narrowed(model), unchanged(model):
+        yield
+
+
+@contextmanager
+def in_float32(model: LoadedModel) -> Iterator[None]:
+    """Every module computes in float32 with its own weights, which take twice the memory for one module at a time.
+
+    Embeddings are looked up as they are stored and widened afterwards.
+    """
+    dtype, handles = model.dtype, []
+    for module in model.whole.modules():
+        if isinstance(module, nn.Embedding):
+            handles.append(module.register_forward_hook(lambda _, __, vectors: vectors.float()))
+        elif stored := [tensor for tensor in _tensors(module) if tensor.dtype in NARROWER]:
+            handles += _widen(module, stored)
+    model.dtype = torch.float32
+    try:
+        yield
+    finally:
+        model.dtype = dtype
+        for handle in handles:
+            handle.remove()
+
+
+def _widen(module: nn.Module, stored: list[torch.Tensor]) -> list[Any]:
+    """Hooks that make the module's own tensors float32 while it runs."""
+    narrow = [tensor.data for tensor in stored]
+
+    def before(*_: Any) -> None:
+        for tensor, data in zip(stored, narrow, strict=True):
+            tensor.data = data.float()
+
+    def after(*_: Any) -> None:
+        for tensor, data in zip(stored, narrow, strict=True):
+            tensor.data = data
+
+    return [module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)]
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+
+
+@contextmanager
+def narrowed(model: LoadedModel) -> Iterator[None]:
+    """Windows, chunks and the like are NARROW tokens wide, so that warm-up sequences are longer than they are.
+
+    Settings of at least the context length stay: no text is longer. What modules derive from a setting is taken
+    from an instance without weights that is made of the changed config.
+    """
+    whole, limit = model.whole, model.info.context_length
+    with ExitStack() as stack:
+        if any(_lengths(config, limit) for config in _configs(whole.config)):
+            shorter = copy.deepcopy(whole.config)
+            for config in _configs(shorter):
+                _replace(stack, config, dict.fromkeys(_lengths(config, limit), NARROW))
+            try:
+                with torch.device("meta"):
+                    twin = type(whole)._from_config(shorter, dtype=model.dtype, **options(type(whole), model.info))
+                pairs = list(zip(whole.modules(), twin.modules(), strict=True))
+            except Exception as error:  # a class may check such settings against others
+                log.info("%s: windows aren't narrowed for the proof: %s", model.info.architecture, reason_of(error))
+                pairs = []
+            for mine, theirs in pairs:
+                derived = {name: value for name, value in vars(theirs).items() if type(value) is int}
+                _replace(
+                    stack, mine, {name: value for name, value in derived.items() if type(vars(mine).get(name)) is int}
+                )
+            if pairs:
+                for config in {
+                    id(one): one for module, _ in pairs for one in _configs(vars(module).get("config"))
+                }.values():
+                    _replace(stack, config, dict.fromkeys(_lengths(config, limit), NARROW))
+        yield
+
+
+def _replace(stack: ExitStack, owner: Any, values: dict[str, int]) -> None:
+    """Set attributes until the stack is left."""
+    for name, value in values.items():
+        stack.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, value)
+
+
+def _lengths(config: Any, limit: int) -> list[str]:
+    """Settings that bound how far attention looks, in tokens, and that a text of ``limit`` tokens can exceed."""
+    return [
+        name
+        for name, value in vars(config).items()
+        if type(value) is int and NARROW < value < limit and LENGTHS.search(name)
+    ]
+
+
+def _configs(config: Any) -> list[Any]:
+    """A transformers config and those inside it; [] for anything else."""
+    from transformers import PreTrainedConfig
+
+    if not isinstance(config, PreTrainedConfig):
+        return []
+    return [config, *(inner for value in vars(config).values() for inner in _configs(value))]
+
+
+@contextmanager
+def unchanged(model: LoadedModel) -> Iterator[None]:
+    """ModelError when a pass changes the model: what it computes next would depend on what it has computed before."""
+    before = _state(model.backbone)
+    yield
+    after = _state(model.backbone)
+    if changed := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
+        raise ModelError(
+            f"{model.info.architecture} can't be served: a pass changes the model itself ({changed[0]} from "
+            f"{before.get(changed[0])} to {after.get(changed[0])}), so results would depend on earlier requests."
+        )
+
+
+def _state(whole: nn.Module) -> dict[str, Any]:
+    """Class, numbers and words of every module, by its name."""
+    return {
+        f"{name}.{key}": value
+        for name, module in whole.named_modules()
+        for key, value in (("class", type(module).__name__), *vars(module).items())
+        if isinstance(value, bool | int | float | str)
+    }
