@@ -16,9 +16,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +41,7 @@ KINDS = {
     "reward": "Sequence classification",
     "embedding": "Base models",
 }
+LONGEST = 400  # tokens of a prompt
 CHUNK = 9  # tokens of a pass: all prompts but the first are computed in several, if the model allows it
 NEW = 4  # tokens
 GAP = 1e-3  # of the logits' spread, between the best two: closer ones may swap
@@ -49,8 +49,7 @@ TOLERANCE = 1e-4  # of the reference's spread
 TEXT = ("CAUSAL_LM", "SEQUENCE_CLASSIFICATION", "MASKED_LM", "TOKEN_CLASSIFICATION", "QUESTION_ANSWERING")
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """A transformers class, and the task that it is tried with."""
 
     kind: str
@@ -61,8 +60,7 @@ class Case:
         return getattr(transformers, self.name)
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """``status``: served, refused, wrong (differs from transformers), broken (another error), unbuilt (no config)."""
 
     case: Case
@@ -92,38 +90,54 @@ def _classes(name: str) -> list[str]:
 
 def _reads_text(cls: Any) -> bool:
     inputs = inspect.signature(cls.forward).parameters
-    others = ("pixel_values", "input_features", "input_values", "decoder_input_ids")
+    others = ("pixel_values", "input_features", "input_values", "decoder_input_ids", "visual_feats")
     return "input_ids" in inputs and ("For" in cls.__name__ or not any(name in inputs for name in others))
 
 
 def prompts() -> list[list[int]]:
     """The last one shares 33 tokens with the third."""
     draw = torch.Generator().manual_seed(7)
-    made = [torch.randint(3, CONTEXT, (count,), generator=draw).tolist() for count in (5, 23, 41, 150, 400)]
+    made = [torch.randint(3, CONTEXT, (count,), generator=draw).tolist() for count in (5, 23, 41, 150, LONGEST)]
     return [*made, made[2][:33] + made[0]]
 
 
-def try_case(case: Case, folder: Path, dtype: str = "float32", **config: Any) -> Outcome:
+def try_case(case: Case, folder: Path, **config: Any) -> Outcome:
     """Build the class with random weights in ``folder``, start the engine on it, compare. ``config``: more settings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whatever classes have to say
+        return _try(case, folder, config)
+
+
+def _try(case: Case, folder: Path, config: dict[str, Any]) -> Outcome:
     try:
         build(case, folder, config)
     except Exception as error:  # classes that need another package, or sizes that don't go together
         return Outcome(case, "unbuilt", f"{type(error).__name__}: {error}")
-    options = {"dtype": dtype, "threads": 1, "chunked_prefill_size": CHUNK, "is_embedding": case.kind == "embedding"}
     try:
-        engine = Engine(str(folder), **options)
+        engine = start(case, folder)
     except TrunklineError as error:
         return Outcome(case, "refused", str(error))
     except Exception as error:
         return Outcome(case, "broken", f"{type(error).__name__}: {error}")
-    with engine, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with engine:
         tasks = list(engine.models[0].tasks)
         if case.kind not in tasks:
             return Outcome(case, "refused", engine.models[0].refused.get(case.kind, "it serves other tasks"))
-        if dtype == "float32" and (faults := list(COMPARE[case.kind](engine, Reference(case, folder)))):
+        if faults := list(COMPARE[case.kind](engine, Reference(case, folder))):
             return Outcome(case, "wrong", "; ".join(faults[:4]))
         return Outcome(case, "served", engine.models[0].fused)
+
+
+def start(case: Case, folder: Path) -> Engine:
+    """The engine on a checkpoint; with a shorter context where the model has no limit or another one."""
+    options: dict[str, Any] = {"dtype": "float32", "threads": 1, "chunked_prefill_size": CHUNK}
+    options["is_embedding"] = case.kind == "embedding"
+    try:
+        return Engine(str(folder), **options)
+    except TrunklineError as error:
+        if "give --context-length" not in str(error):
+            raise
+        return Engine(str(folder), **options, context_length=LONGEST + NEW)
 
 
 def build(case: Case, folder: Path, config: dict[str, Any]) -> None:
@@ -208,18 +222,15 @@ def watch_logits(engine: Engine) -> dict[tuple[str, int], torch.Tensor]:
 
 
 def compare_reward(engine: Engine, reference: Reference) -> Iterator[str]:
-    def expected(ids: list[int], second_at: int | None) -> torch.Tensor:
-        return reference(ids, second_at).logits[0]
-
-    return compare_vectors(engine, "reward", RewardParams(), "scores", expected)
+    return compare_vectors(engine, "reward", RewardParams(), "scores", lambda *given: reference(*given).logits[0])
 
 
 def compare_embedding(engine: Engine, reference: Reference) -> Iterator[str]:
     (mode,) = read_recipe(engine.models[0].info, EmbeddingSettings()).modes
+    pool = {"mean": lambda rows: rows.mean(0), "cls": lambda rows: rows[0], "lasttoken": lambda rows: rows[-1]}[mode]
 
     def expected(ids: list[int], second_at: int | None) -> torch.Tensor:
-        hidden = reference(ids, second_at).last_hidden_state[0]
-        return {"mean": hidden.mean(0), "cls": hidden[0], "lasttoken": hidden[-1]}[mode]
+        return pool(reference(ids, second_at).last_hidden_state[0])
 
     return compare_vectors(engine, "embedding", EmbeddingParams(normalize=False), "vector", expected)
 
@@ -246,8 +257,8 @@ COMPARE = {"generation": compare_generation, "reward": compare_reward, "embeddin
 def reason(outcome: Outcome) -> str:
     """Why a class is refused, without what differs from machine to machine."""
     text = " ".join(outcome.detail.split())
-    text = text.removeprefix(f"{outcome.case.name} can't be served: ")
-    text = re.sub(r"^\S+ can't be served\. ", "", re.sub(r" by [\d.e+-]+ \(relative\)| by nan \(relative\)", "", text))
+    text = re.sub(r"^\S+ can't be served[:.] |\S+/(?=config\.json)", "", text)
+    text = re.sub(r" by [\d.e+-]+ \(relative\)| by nan \(relative\)", "", text)
     text = re.sub(r"No task can be served from \S+ \(\w+\)\. .*?generation: ", "", text)
     return re.sub(r" (rerank|reward|embedding): .*", "", text).replace("|", "\\|")[:240]
 

@@ -30,7 +30,7 @@ from .architecture import (
 from .attention import NAME, ForwardContext, packed_layout
 from .loaded import LoadedModel
 from .proof import prove_attention, prove_head, shapes_of, wrong_heads
-from .refusal import BYPASSED, explained, reason_of
+from .refusal import BYPASSED, NO_PASS, explained, reason_of
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend
@@ -165,7 +165,7 @@ def _fill(
             f"{reference} lacks {len(missing)} of the tensors that {cls.__name__} needs, the first is {missing[0]}; "
             "the checkpoint is incomplete or of another class than its config.json says."
         )
-        base = base_class(config)
+        base = base_class(config, cls)
         if base in (None, cls) or any(name.startswith(f"{cls.base_model_prefix}.") for name in missing):
             raise ModelError(lacking)
         whole, missing, unused = _instance(base, config, dtype, tensors, info, reference)
@@ -248,9 +248,7 @@ def _dry_run(whole: Any, info: ModelInfo) -> list[KVShape]:
         try:
             return [_shape_in_config(whole.config.get_text_config())] * layers
         except Exception:  # a config without these sizes
-            raise ModelError(
-                f"{info.architecture} can't be served: a pass over packed rows fails with {reason_of(error)}."
-            ) from error
+            raise ModelError(f"{info.architecture} can't be served: {NO_PASS} {reason_of(error)}.") from error
     return shapes_of(context, layers, info.architecture)
 
 
@@ -263,7 +261,7 @@ def _shape_in_config(config: Any) -> KVShape:
 def _active_parameters(whole: Any, config: Any) -> int:
     """Parameters outside the embeddings, experts' counted for the share that a token visits."""
     text = config.get_text_config()
-    table = whole.get_input_embeddings().weight
+    table = getattr(whole.get_input_embeddings(), "weight", None)  # some classes have several tables
     total = 0.0
     for name, parameter in whole.named_parameters():
         if parameter is table:

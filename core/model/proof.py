@@ -17,7 +17,7 @@ from ..types import Head
 from .architecture import layer_count
 from .attention import EAGER, NAME, ForwardContext, packed_layout, paged_layout, positions
 from .loaded import LoadedModel
-from .refusal import BYPASSED, reason_of
+from .refusal import BYPASSED, NO_PASS, reason_of
 from .strict import in_float32, strict
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ SPLIT = (5, 11)  # where their first pass ends
 HEAD_TOLERANCE = {torch.float32: 1e-4}  # relative; a head is one product and a few scalars
 HIDDEN_TOLERANCE = {torch.float32: 1e-3}  # relative, over all layers; wrong masks give 0.1 and more
 LOW_PRECISION = 0.1  # for dtypes not named above
+PADDED_FAILS = "on padded batches, its forward fails with"
 
 
 def warm_up_ids(model: LoadedModel, count: int) -> torch.Tensor:
@@ -91,7 +92,7 @@ def _failure(model: LoadedModel, error: Exception) -> str:
     if model.info.causal and not model.whole._supports_attention_backend:
         return BYPASSED
     advice = "" if model.dtype == torch.float32 else " --dtype float32 may work."
-    return f"its warm-up fails with {reason_of(error)}.{advice}"
+    return f"{PADDED_FAILS if model.padded else NO_PASS} {reason_of(error)}.{advice}"
 
 
 def prove_head(model: LoadedModel, head: Head) -> str:

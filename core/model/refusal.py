@@ -18,6 +18,7 @@ T = TypeVar("T")
 log = logging.getLogger("trunkline.model")
 
 LONGEST = 300  # characters of another library's message
+NO_PASS = "without a mask and a cache of its own, its forward fails with"
 BYPASSED = "transformers doesn't route its attention through a registered function, so requests can't be packed."
 
 

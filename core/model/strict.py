@@ -26,6 +26,7 @@ log = logging.getLogger("trunkline.model")
 NARROW = 4  # tokens; warm-up sequences are several times as long
 LENGTHS = re.compile(r"window|chunk|block_size|index_topk|topk_blocks|floor|local_attention")  # in names of settings
 NARROWER = (torch.bfloat16, torch.float16)
+SMALL = 1 << 22  # numbers in an embedding
 
 
 @contextmanager
@@ -39,36 +40,43 @@ def strict(model: LoadedModel) -> Iterator[None]:
 def in_float32(model: LoadedModel) -> Iterator[None]:
     """Every module computes in float32 with its own weights, which take twice the memory for one module at a time.
 
-    Embeddings are looked up as they are stored and widened afterwards.
+    Large embeddings are looked up as they are stored and widened afterwards; other modules may use small ones.
     """
-    dtype, handles = model.dtype, []
-    for module in model.whole.modules():
-        if isinstance(module, nn.Embedding):
-            handles.append(module.register_forward_hook(lambda _, __, vectors: vectors.float()))
-        elif stored := [tensor for tensor in _tensors(module) if tensor.dtype in NARROWER]:
-            handles += _widen(module, stored)
-    model.dtype = torch.float32
-    try:
+    dtype, model.dtype = model.dtype, torch.float32
+    with ExitStack() as stack:
+        stack.callback(setattr, model, "dtype", dtype)
+        for module in model.whole.modules():
+            stored = [tensor for tensor in _tensors(module) if tensor.dtype in NARROWER]
+            if not isinstance(module, nn.Embedding):
+                handles = _hooks(module, stored)
+            elif module.weight.numel() > SMALL:
+                handles = [module.register_forward_hook(lambda _, __, vectors: vectors.float())]
+            else:
+                handles = []
+                stack.callback(_restore, stored, [tensor.data for tensor in stored])
+                _widen(stored)
+            for handle in handles:
+                stack.callback(handle.remove)
         yield
-    finally:
-        model.dtype = dtype
-        for handle in handles:
-            handle.remove()
 
 
-def _widen(module: nn.Module, stored: list[torch.Tensor]) -> list[Any]:
-    """Hooks that make the module's own tensors float32 while it runs."""
+def _hooks(module: nn.Module, stored: list[torch.Tensor]) -> list[Any]:
+    """Hooks that make the module's own tensors float32 while it runs; none when it has none."""
+    if not stored:
+        return []
     narrow = [tensor.data for tensor in stored]
+    before = module.register_forward_pre_hook(lambda *_: _widen(stored))
+    return [before, module.register_forward_hook(lambda *_: _restore(stored, narrow), always_call=True)]
 
-    def before(*_: Any) -> None:
-        for tensor, data in zip(stored, narrow, strict=True):
-            tensor.data = data.float()
 
-    def after(*_: Any) -> None:
-        for tensor, data in zip(stored, narrow, strict=True):
-            tensor.data = data
+def _widen(tensors: list[torch.Tensor]) -> None:
+    for tensor in tensors:
+        tensor.data = tensor.data.float()
 
-    return [module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)]
+
+def _restore(tensors: list[torch.Tensor], data: list[torch.Tensor]) -> None:
+    for tensor, one in zip(tensors, data, strict=True):
+        tensor.data = one
 
 
 def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:

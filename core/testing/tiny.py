@@ -23,7 +23,7 @@ _SIZES: dict[Any, str] = {
     64: "hidden_size n_embd d_model dim dim_model emb_dim embed_dim embedding_size input_embedding_size "
     "output_embedding_size word_embed_proj_dim embedding_dim attention_hidden_size pooler_hidden_size "
     "true_hidden_size intra_bottleneck_size prediction_head_size projection_dim backbone_hidden_size shape_embed_dim "
-    "pronunciation_embed_dim lru_width d_latents",
+    "pronunciation_embed_dim lru_width d_latents encoder_hash_byte_group_vocab",
     24: "kv_lora_rank",
     16: "head_dim d_head d_kv dim_head kv_channels swa_head_dim global_head_dim attention_head_dim attention_head_size "
     "v_head_dim qk_nope_head_dim qk_rope_head_dim index_head_dim indexer_head_dim swa_v_head_dim linear_head_dim "
@@ -56,6 +56,8 @@ _EVEN_IF_NONE = {"vocab_size", "head_dim", "num_attention_heads", "num_experts",
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _HYBRID = {"layer_types": ["mamba", "hybrid", "hybrid"], "num_hidden_layers": 3}
 _SINGLE = {"num_key_value_heads": 4}  # no grouped queries
+_SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}  # of half a head's width
+_HALF = {"rope_parameters": {**_SECTIONS, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}}
 # What the rules above don't get right, by model type.
 _MORE: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_d_head": 16},
@@ -66,13 +68,20 @@ _MORE: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0]},
     "gemma4_text": {"num_kv_shared_layers": 1, "layer_types": ["full_attention"] * 2},
     "glm5_next_text": {**_SINGLE, "qk_rope_head_dim": 0},
+    "glm4v_moe_text": _HALF,
+    "glm4v_text": _HALF,
+    "glm_image_text": _HALF,
+    "glm_ocr_text": _HALF,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "lfm2_moe": {"layer_types": ["full_attention", "conv"]},
     "lilt": {"hidden_size": 96, "pad_token_id": 1},
     "mamba2": {"num_heads": 8},
     "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"]},
+    "mistral4": {"head_dim": 32},
     "mpnet": {"pad_token_id": 1},
     "nemotron": {"num_key_value_heads": 2},
+    "qwen2_5_vl_text": {"rope_parameters": _SECTIONS},
+    "qwen2_vl_text": {"rope_parameters": _SECTIONS},
     "qwen4_exp_text": {"indexer_kv_heads": 1, "indexer_n_heads": 4, "indexer_head_dim": 16, "indexer_budget": LIMIT}
     | {"indexer_compress_ratio": 2},
     "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 32]},
