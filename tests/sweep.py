@@ -279,8 +279,10 @@ def table(outcomes: Sequence[Outcome]) -> str:
         "Written by `python tests/sweep.py`: each class with tiny random weights in float32, through the whole engine,",
         "with prompts of 5 to 400 tokens in one batch, computed in chunks and again from the cache. Logits, scores and",
         "vectors are within 1e-4 of the spread of transformers' own, greedy tokens are the same; or the class is",
-        f"refused with the reason given here. {counts}; unbuilt: no tiny config could be made, mostly because",
-        "a package is missing. Options of a config can change the outcome: a checkpoint is checked when it is loaded.",
+        "refused with the reason given here. Unbuilt: no tiny config could be made, or a package is missing. Options",
+        "of a config can change the outcome: each checkpoint is checked when it is loaded.",
+        "",
+        f"{counts}.",
     ]
     for kind, title in KINDS.items():
         lines += ["", f"## {title}", "", "| class | | layers, or reason |", "|---|---|---|"]

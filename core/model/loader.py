@@ -253,9 +253,11 @@ def _dry_run(whole: Any, info: ModelInfo) -> list[KVShape]:
 
 
 def _shape_in_config(config: Any) -> KVShape:
+    """As much as a layer may keep: a plan that is too large wastes memory, one that is too small exceeds it."""
     heads = int(config.num_attention_heads)
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return int(getattr(config, "num_key_value_heads", None) or heads), width, width
+    widths = [config.hidden_size // heads]
+    widths += [getattr(config, name, None) or 0 for name in ("head_dim", "qk_head_dim", "v_head_dim")]
+    return heads, int(max(widths)), int(max(widths))
 
 
 def _active_parameters(whole: Any, config: Any) -> int:

@@ -62,6 +62,7 @@ _HALF = {"rope_parameters": {**_SECTIONS, "mrope_section": [2, 1, 1], "partial_r
 _MORE: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_d_head": 16},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2}},
     "dots3_note_text": _SINGLE,
     "esmc": _SINGLE,
     "falcon_h1": {"mamba_d_ssm": 128},

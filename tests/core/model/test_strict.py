@@ -221,3 +221,17 @@ def test_layers_that_share_keys(name: str, tmp_path: Path) -> None:
         config["activation_sparsity_pattern"] = [0.0] * 4
     with Engine(str(write(tmp_path / name, name, **config)), dtype="float32", threads=1) as engine:
         assert list(engine.models[0].tasks) == ["generation"]
+
+
+@pytest.mark.parametrize("name", ["JetMoeForCausalLM", "LongcatFlashForCausalLM", "LlamaForCausalLM"])
+def test_no_layer_keeps_more_than_was_planned(name: str, tmp_path: Path) -> None:
+    """The first two can't run without values, so that their sizes are guessed."""
+    folder = write(tmp_path / name, name)
+    source, own = ModelSource(name, str(folder)), ModelSettings(model_path=str(folder), dtype="float32")
+    planned = loader.plan(source, read_info(source, own), own).kv_shapes
+    kept = start(folder).kv_shapes
+    assert len(planned) == len(kept)
+    assert all(
+        heads * (key + value) >= own_heads * (own_key + own_value)
+        for (heads, key, value), (own_heads, own_key, own_value) in zip(planned, kept, strict=True)
+    )
