@@ -43,9 +43,8 @@ def resolve(info: ModelInfo) -> tuple[Any, Any]:
     if reason := why_not(cls, config):
         raise ModelError(f"{info.architecture} can't be served: {reason}")
     if not info.causal and not info.score_rows:
-        cls = (
-            base_class(config, cls) or cls
-        )  # what predicts masked tokens, answers or tags on top isn't used by anybody
+        # What predicts masked tokens, answers or tags on top isn't used by anybody.
+        cls = base_class(config, cls) or cls
     return cls, config
 
 

@@ -88,33 +88,33 @@ def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
 def narrowed(model: LoadedModel) -> Iterator[None]:
     """Windows, chunks and the like are NARROW tokens wide, so that warm-up sequences are longer than they are.
 
-    Settings of at least the context length stay: no text is longer. What modules derive from a setting is taken
-    from an instance without weights that is made of the changed config.
+    Settings of at least the context length stay: no text is longer. What modules derive from a setting when they
+    are made is taken from a twin without weights.
     """
     whole, limit = model.whole, model.info.context_length
+    twin = _twin(model) if any(_lengths(config, limit) for config in _configs(whole.config)) else None
     with ExitStack() as stack:
-        if any(_lengths(config, limit) for config in _configs(whole.config)):
-            shorter = copy.deepcopy(whole.config)
-            for config in _configs(shorter):
-                _replace(stack, config, dict.fromkeys(_lengths(config, limit), NARROW))
-            try:
-                with torch.device("meta"):
-                    twin = type(whole)._from_config(shorter, dtype=model.dtype, **options(type(whole), model.info))
-                pairs = list(zip(whole.modules(), twin.modules(), strict=True))
-            except Exception as error:  # a class may check such settings against others
-                log.info("%s: windows aren't narrowed for the proof: %s", model.info.architecture, reason_of(error))
-                pairs = []
-            for mine, theirs in pairs:
-                derived = {name: value for name, value in vars(theirs).items() if type(value) is int}
-                _replace(
-                    stack, mine, {name: value for name, value in derived.items() if type(vars(mine).get(name)) is int}
-                )
-            if pairs:
-                for config in {
-                    id(one): one for module, _ in pairs for one in _configs(vars(module).get("config"))
-                }.values():
+        if twin is not None:
+            for mine, theirs in zip(whole.modules(), twin.modules(), strict=True):
+                derived = {name: value for name, value in vars(theirs).items() if LENGTHS.search(name)}
+                _replace(stack, mine, {name: value for name, value in derived.items() if type(value) is int})
+                for config in _configs(vars(mine).get("config")):
                     _replace(stack, config, dict.fromkeys(_lengths(config, limit), NARROW))
         yield
+
+
+def _twin(model: LoadedModel) -> Any:
+    """The same class of a config with narrow windows, on the meta device; None when the class refuses them."""
+    cls, shorter = type(model.whole), copy.deepcopy(model.whole.config)
+    for config in _configs(shorter):
+        for name in _lengths(config, model.info.context_length):
+            setattr(config, name, NARROW)
+    try:
+        with torch.device("meta"):
+            return cls._from_config(shorter, dtype=model.dtype, **options(cls, model.info))
+    except Exception as error:  # settings may have to fit others
+        log.info("%s is checked with its own windows: %s", model.info.architecture, reason_of(error))
+        return None
 
 
 def _replace(stack: ExitStack, owner: Any, values: dict[str, int]) -> None:
@@ -126,11 +126,8 @@ def _replace(stack: ExitStack, owner: Any, values: dict[str, int]) -> None:
 
 def _lengths(config: Any, limit: int) -> list[str]:
     """Settings that bound how far attention looks, in tokens, and that a text of ``limit`` tokens can exceed."""
-    return [
-        name
-        for name, value in vars(config).items()
-        if type(value) is int and NARROW < value < limit and LENGTHS.search(name)
-    ]
+    values = vars(config).items()
+    return [name for name, value in values if type(value) is int and NARROW < value < limit and LENGTHS.search(name)]
 
 
 def _configs(config: Any) -> list[Any]:

@@ -98,7 +98,7 @@ def tiny_config(cls: Any, **given: Any) -> Any:
 
     Raises whatever the class raises for sizes that it can't combine.
     """
-    default = _default(cls)
+    default = cls()
     known: dict[str, Any] = default.to_dict()
     own = {name: SIZES[name] for name in known if name in SIZES and (known[name] is not None or name in _EVEN_IF_NONE)}
     values: dict[str, Any] = {**own, **_TOKENS}
@@ -110,14 +110,6 @@ def tiny_config(cls: Any, **given: Any) -> Any:
         values["num_key_value_heads"] = values["num_attention_heads"]
     values |= _layers(known) | _rope(known, values.get("head_dim", 16)) | _MORE.get(cls.model_type, {}) | given
     return cls(**values)
-
-
-def _default(cls: Any) -> Any:
-    """An instance with the class's own values; some classes refuse the combination of these."""
-    try:
-        return cls()
-    except ValueError:
-        return cls(hidden_size_per_layer_input=0)
 
 
 def _layers(known: dict[str, Any]) -> dict[str, Any]:
