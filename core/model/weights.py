@@ -39,6 +39,8 @@ def files(folder: str | Path) -> list[Path]:
         return _existing(folder, sorted(set(_weight_map(index).values())), f"{index.name} lists")
     if shards := _complete_set(folder):
         return shards
+    if (folder / SINGLE).is_symlink() or (folder / SINGLE).exists():
+        return [folder / SINGLE]  # no file: whoever opens it says what it is
     raise ModelError(_why_none(folder))
 
 
