@@ -68,7 +68,9 @@ def _from_hub(reference: str) -> str:
     name, _, revision = reference.partition("@")
     try:
         return snapshot_download(
-            name, revision=revision or None, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+            name,
+            revision=revision or None,
+            allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.codes", "*.jinja"],
         )
     except HFValidationError as error:
         raise ModelError(f"{reference!r} is neither a folder nor a hub id nor one of the {DEMO} models.") from error

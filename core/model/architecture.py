@@ -43,13 +43,17 @@ def resolve(info: ModelInfo) -> tuple[Any, Any]:
     if reason := why_not(cls, config):
         raise ModelError(f"{info.architecture} can't be served: {reason}")
     if not info.causal and not info.score_rows:
-        cls = base_class(config) or cls  # what predicts masked tokens, answers or tags on top isn't used by anybody
+        # What predicts masked tokens, answers or tags on top isn't used by anybody.
+        cls = base_class(config, cls) or cls
     return cls, config
 
 
-def base_class(config: Any) -> Any:
-    """The class without heads for a config object, None when transformers has none."""
-    return transformers.MODEL_MAPPING.get(type(config), None)
+def base_class(config: Any, cls: Any) -> Any:
+    """The class without heads below ``cls`` for a config object, None when transformers has none."""
+    found = transformers.MODEL_MAPPING.get(type(config), None)
+    if isinstance(found, tuple):  # some configs have several
+        return cls if cls in found else found[0]
+    return found
 
 
 def padded_only(cls: Any, info: ModelInfo) -> bool:

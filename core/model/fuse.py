@@ -144,7 +144,7 @@ def _walk(base: Any, layers: nn.ModuleList, seen: list[Seen], output: Any, backe
 
 
 def _pack_head(model: Any) -> bool:
-    """Pack the matrix that makes logits, in whose place other modules find it; not when it gives other logits."""
+    """Replace the linear layer that makes logits by a packed one; not when that gives other logits."""
     head = output_matrix(model)
     if type(head) is not nn.Linear:
         return False
@@ -156,5 +156,8 @@ def _pack_head(model: Any) -> bool:
     if not error <= (TOLERANCE if head.weight.dtype == torch.float32 else LOW_PRECISION):
         log.warning("%s: the output matrix is off by %.1e when packed and stays as it is", type(model).__name__, error)
         return False
-    model.set_output_embeddings(packed)
+    # Not by set_output_embeddings: in some classes it needs a bias that is a parameter.
+    name = next(name for name, module in model.named_modules() if module is head)
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, packed)
     return True

@@ -9,31 +9,36 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ModelError
 from ..types import ModelInfo, ModelSource
 from .folder import check_folder
+from .refusal import explained
 
 if TYPE_CHECKING:
     from ..config import ModelSettings
 
 # The same number under the names that older config classes gave it.
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
-HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
+HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "emb_dim")
 SCALED = ("linear", "dynamic", "yarn")  # rope types whose factor multiplies the context length
 EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
 # Families whose attention sees both directions unless the config says is_decoder.
 # fmt: off
 ENCODERS = {
-    "albert", "bert", "big_bird", "camembert", "convbert", "deberta", "deberta-v2", "distilbert", "electra",
-    "data2vec-text", "ernie", "esm", "eurobert", "gte", "ibert", "jina_embeddings_v3", "megatron-bert", "mobilebert",
-    "modernbert", "mpnet", "mra", "nomic_bert", "nystromformer", "rembert", "roberta", "roberta-prelayernorm",
-    "roc_bert", "roformer", "squeezebert", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso",
+    "albert", "bert", "bert-generation", "big_bird", "camembert", "canine", "convbert", "deberta", "deberta-v2",
+    "distilbert", "electra", "data2vec-text", "embedding_gemma2_text", "ernie", "esm", "esmc", "eurobert",
+    "flaubert", "fnet", "funnel", "gte", "ibert", "jina_embeddings_v3", "layoutlm", "layoutlmv3", "lilt",
+    "longformer", "luke", "markuplm", "megatron-bert", "mobilebert", "modernbert", "mpnet", "mra", "nomic_bert",
+    "nystromformer", "openai_privacy_filter", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer",
+    "splinter", "squeezebert", "tapas", "tipsv2_text_model", "ultrabert", "visual_bert", "xlm", "xlm-roberta",
+    "xlm-roberta-xl", "xlnet", "xmod", "yoso",
 }
 # Those of them that count positions from after the padding token's id on.
 SHIFTED = {
-    "camembert", "data2vec-text", "esm", "ibert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
-    "xlm-roberta-xl", "xmod",
+    "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet",
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 }
 # fmt: on
 
 
+@explained
 def read_info(source: ModelSource, settings: ModelSettings) -> ModelInfo:
     """Describe the checkpoint in ``source.path``.
 
@@ -47,7 +52,7 @@ def read_info(source: ModelSource, settings: ModelSettings) -> ModelInfo:
         raise ModelError(f'{folder / "config.json"} names no architecture; add "architectures": ["…"] to it.')
     text = _text_config(config)
     if any(_first(text, names) is None for names in (CONTEXT, HIDDEN, ("vocab_size",))):
-        text = _with_defaults(folder, text)
+        text = _with_defaults(folder, text, str(architectures[0]), settings.context_length)
     return ModelInfo(
         path=str(folder),
         architecture=str(architectures[0]),
@@ -84,15 +89,27 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, **nested} if isinstance(nested, dict) else config
 
 
-def _with_defaults(folder: Path, text: dict[str, Any]) -> dict[str, Any]:
-    """Fill in what the file leaves to its config class. Rare and slow: this imports torch."""
+def _with_defaults(folder: Path, text: dict[str, Any], architecture: str, asked: int | None) -> dict[str, Any]:
+    """Fill in what the file leaves to its config class. Rare and slow: this imports torch.
+
+    ``asked``, the user's context length, stands in where the model has no limit of its own.
+    """
+    import transformers
     from transformers import AutoConfig
+
+    from .architecture import why_not
 
     try:
         full = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / 'config.json'} is incomplete and its class can't fill it in: {error}") from error
+    if reason := why_not(getattr(transformers, architecture, None), full):
+        raise ModelError(f"{architecture} can't be served: {reason}")
     values: dict[str, Any] = full.get_text_config().to_dict()
+    if _first(values, CONTEXT) is None:
+        if asked is None:
+            raise ModelError(f"{architecture} has no greatest number of positions; give --context-length.")
+        values[CONTEXT[0]] = asked
     if missing := [names[0] for names in (CONTEXT, HIDDEN, ("vocab_size",)) if _first(values, names) is None]:
         raise ModelError(f"{folder / 'config.json'} doesn't say {missing[0]}; add it.")
     return {**values, **text}

@@ -43,8 +43,8 @@ def build(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def reference(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
     """The class's own logits of the last position, ``[1, vocab_size]``, for ids ``[1, T]``."""
-    out = model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
-    last: torch.Tensor = out.logits[:, -1]
+    # Not logits_to_keep=1: models whose last layers share keys would compute these layers for one token only.
+    last: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits[:, -1]
     return last
 
 

@@ -27,10 +27,11 @@ from .architecture import (
     position_table,
     resolve,
 )
-from .attention import ForwardContext, packed_layout
+from .attention import NAME, ForwardContext, packed_layout
 from .float32 import float32_view
 from .loaded import LoadedModel
-from .proof import prove_attention, prove_head, shapes_of
+from .proof import prove_attention, prove_head, shapes_of, wrong_heads
+from .refusal import BYPASSED, NO_PASS, explained, reason_of
 from .tensor_file import StoredTensor
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class ModelPlan:
     shapes: dict[str, torch.Size] = field(default_factory=dict)  # of the class's parameters
 
 
+@explained
 def plan(source: ModelSource, info: ModelInfo, settings: ModelSettings, device: torch.device = CPU) -> ModelPlan:
     """Sizes of weights and of one token's keys and values, without loading weights.
 
@@ -70,7 +72,9 @@ def plan(source: ModelSource, info: ModelInfo, settings: ModelSettings, device: 
         try:
             whole = cls._from_config(config, dtype=dtype, **options(cls, info))
         except Exception as error:  # model classes raise whatever comes up
-            raise ModelError(f"{source.reference} can't be built from its config: {error}") from error
+            if error.args == (NAME,):  # a class that looks its attention up in a table of its own
+                raise ModelError(f"{info.architecture} can't be served: {BYPASSED}") from error
+            raise ModelError(f"{source.reference} can't be built from its config: {reason_of(error)}") from error
     adapt(whole)
     shapes = _dry_run(whole, info) if info.causal else []
     return ModelPlan(
@@ -83,6 +87,7 @@ def plan(source: ModelSource, info: ModelInfo, settings: ModelSettings, device: 
     )
 
 
+@explained
 def load(
     source: ModelSource,
     info: ModelInfo,
@@ -113,8 +118,10 @@ def load(
         padded=padded_only(type(whole), info),
         unused=unused,
     )
+    heads = list(heads)
     with quiet():
         model.kv_shapes = prove_attention(model)
+        wrong = wrong_heads(model, heads)
     if model.padded:
         model.fused = "padded batches, because its attention can't be replaced"
     elif backend.name == "cpu":
@@ -123,7 +130,7 @@ def load(
         model.fused = fuse(whole, backend).sentence
     view = float32_view(whole, tensors, pack=backend.name == "cpu")
     for head in heads:
-        if reason := prove_head(model, head, view):
+        if reason := wrong.get(head.name) or prove_head(model, head, view):
             model.refused[head.name] = f"{reason} {lacking}".strip()
             log.warning("%s: %s", model.name, model.refused[head.name])
     return model
@@ -162,7 +169,7 @@ def _fill(
             f"{reference} lacks {len(missing)} of the tensors that {cls.__name__} needs, the first is {missing[0]}; "
             "the checkpoint is incomplete or of another class than its config.json says."
         )
-        base = base_class(config)
+        base = base_class(config, cls)
         if base in (None, cls) or any(name.startswith(f"{cls.base_model_prefix}.") for name in missing):
             raise ModelError(lacking)
         whole, missing, unused = _instance(base, config, dtype, tensors, info, reference)
@@ -242,26 +249,31 @@ def _dry_run(whole: Any, info: ModelInfo) -> list[KVShape]:
             backbone_of(whole)(input_ids=ids, position_ids=ids, past_key_values=None, use_cache=False, trunk=context)
     except Exception as error:  # a forward that looks at values; load finds the truth
         log.info("%s: no dry run (%s), sizes are the config's", info.architecture, error)
-        return [_shape_in_config(whole.config.get_text_config())] * layers
+        try:
+            return [_shape_in_config(whole.config.get_text_config())] * layers
+        except Exception:  # a config without these sizes
+            raise ModelError(f"{info.architecture} can't be served: {NO_PASS} {reason_of(error)}.") from error
     return shapes_of(context, layers, info.architecture)
 
 
 def _shape_in_config(config: Any) -> KVShape:
+    """As much as a layer may keep: a plan that is too large wastes memory, one that is too small exceeds it."""
     heads = int(config.num_attention_heads)
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return int(getattr(config, "num_key_value_heads", None) or heads), width, width
+    widths = [config.hidden_size // heads]
+    widths += [getattr(config, name, None) or 0 for name in ("head_dim", "qk_head_dim", "v_head_dim")]
+    return heads, int(max(widths)), int(max(widths))
 
 
 def _active_parameters(whole: Any, config: Any) -> int:
     """Parameters outside the embeddings, experts' counted for the share that a token visits."""
     text = config.get_text_config()
-    table = whole.get_input_embeddings().weight
+    table = getattr(whole.get_input_embeddings(), "weight", None)  # some classes have several tables
     total = 0.0
     for name, parameter in whole.named_parameters():
         if parameter is table:
             continue
         share = 1.0
         if parameter.ndim == 3 and ".experts." in name:
-            share = min(1.0, getattr(text, "num_experts_per_tok", 1) / parameter.shape[0])
+            share = min(1.0, (getattr(text, "num_experts_per_tok", None) or 1) / parameter.shape[0])
         total += parameter.numel() * share
     return math.ceil(total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,9 @@ from ..types import Head
 from .architecture import layer_count
 from .attention import EAGER, NAME, ForwardContext, packed_layout, paged_layout
 from .loaded import LoadedModel
+from .refusal import BYPASSED, NO_PASS, reason_of
 from .samples import WARM_UP, Sample, samples, warm_up_ids
+from .strict import in_float32, strict
 
 if TYPE_CHECKING:
     from trunkline.kernels.layout import Layout
@@ -29,9 +31,17 @@ SPLIT = (5, 11)  # where their first pass ends
 HEAD_TOLERANCE = {torch.float32: 1e-4}  # relative; a head is one product and a few scalars
 HIDDEN_TOLERANCE = {torch.float32: 1e-3}  # relative, over all layers; wrong masks give 0.1 and more
 LOW_PRECISION = 0.1  # for dtypes not named above
+PADDED_FAILS = "on padded batches, its forward fails with"
 
 
 def prove_attention(model: LoadedModel) -> list[KVShape]:
+    """As :func:`compare` does, first in float32 with narrow windows, then, in other dtypes, as the model is served."""
+    with strict(model):
+        shapes = compare(model)
+    return shapes if model.dtype == torch.float32 else compare(model)
+
+
+def compare(model: LoadedModel) -> list[KVShape]:
     """Our attention against transformers' eager one; returns each layer's key and value shapes.
 
     Sequences packed in one row, causal ones in two passes over a paged pool with scattered
@@ -51,7 +61,7 @@ def prove_attention(model: LoadedModel) -> list[KVShape]:
     except ModelError:
         raise
     except Exception as error:  # whatever the class does with what it isn't used to
-        raise ModelError(f"{model.info.architecture} can't be served: its warm-up fails with: {error}") from error
+        raise ModelError(f"{model.info.architecture} can't be served: {_failure(model, error)}") from error
     difference = _difference(model, ours, alone)
     if not difference <= _tolerance(model):
         raise ModelError(
@@ -60,6 +70,14 @@ def prove_attention(model: LoadedModel) -> list[KVShape]:
             "than tokens, positions from 0 on and what it passes to attention."
         )
     return shapes
+
+
+def _failure(model: LoadedModel, error: Exception) -> str:
+    """Why a warm-up pass that raised an exception speaks against the model."""
+    if model.info.causal and not model.whole._supports_attention_backend:
+        return BYPASSED
+    advice = "" if model.dtype == torch.float32 else " --dtype float32 may work."
+    return f"{PADDED_FAILS if model.padded else NO_PASS} {reason_of(error)}.{advice}"
 
 
 def prove_head(model: LoadedModel, head: Head, view: Any) -> str:
@@ -85,6 +103,19 @@ def prove_head(model: LoadedModel, head: Head, view: Any) -> str:
     return ""
 
 
+def wrong_heads(model: LoadedModel, heads: Iterable[Head]) -> dict[str, str]:
+    """The heads of a model in a narrower dtype that differ from the class's own in float32: name -> reason.
+
+    In the model's dtype, rounding would hide a small factor or a soft cap.
+    """
+    if model.dtype == torch.float32:
+        return {}
+    with in_float32(model):
+        reasons = {head.name: prove_head(model, head, model.whole) for head in heads}
+    model.heads = {}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
 def _in_float32(apply: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda rows: apply(rows.float())
 
@@ -101,10 +132,7 @@ def _pooled(hidden: torch.Tensor, rows: str) -> torch.Tensor:
 def shapes_of(context: ForwardContext, layers: int, architecture: str) -> list[KVShape]:
     """Shapes by layer after a pass; ModelError unless each layer called attention exactly once."""
     if context.calls == 0:
-        raise ModelError(
-            f"{architecture} can't be served: transformers doesn't route its attention through a registered "
-            "function, so requests can't be packed into one batch."
-        )
+        raise ModelError(f"{architecture} can't be served: {BYPASSED}")
     if context.calls != layers or sorted(context.seen) != list(range(layers)):
         raise ModelError(
             f"{architecture} can't be served: it calls attention {context.calls} times in a pass through {layers} "

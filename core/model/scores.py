@@ -61,6 +61,6 @@ def _pooler(model: Any) -> Apply | None:
     below = getattr(backbone, "pooler", None)
     if below is None:
         return None
-    if isinstance(below, torch.nn.Linear):  # ALBERT's activation is a module of its own
-        return lambda rows: backbone.pooler_activation(below(rows))
+    if (activation := getattr(backbone, "pooler_activation", None)) is not None:  # ALBERT's, a module of its own
+        return lambda rows: activation(below(rows))
     return lambda rows: below(rows[:, None])

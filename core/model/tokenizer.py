@@ -15,8 +15,10 @@ from .folder import check_folder
 if TYPE_CHECKING:
     from ..types import ModelSource, Tokenizer
 
-# One of these makes a folder one with a tokenizer.
-FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+# A folder with a file of one of these names has a tokenizer.
+FILES = ("tokenizer.json", "tokenizer_config.json", "tekken.json", "vocab.json", "vocab.txt", "*.model")
+# With one of these, transformers doesn't read the folder's *.model file.
+COMPLETE = ("tokenizer.json", "tekken.json", "vocab.json", "vocab.txt")
 
 
 def import_without_torch() -> None:
@@ -38,18 +40,63 @@ def import_without_torch() -> None:
 
 
 def load(source: ModelSource) -> Tokenizer | None:
-    """The tokenizer in ``source.path``, None when there is none. ModelError when it is broken."""
+    """The tokenizer in ``source.path``, None when there is none.
+
+    Raises ModelError when it is broken, or when a package that transformers reads it with isn't installed.
+    """
     folder = Path(source.path)
-    if not any((folder / name).is_file() for name in FILES):
+    if not _has_file(folder, FILES):
         return None
     check_folder(folder)
+    if not _has_file(folder, COMPLETE) and (models := sorted(folder.glob("*.model"))):
+        _check_vocabulary(models[0])
     from transformers import AutoTokenizer
 
     try:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise whatever comes up
-        raise ModelError(f"The tokenizer in {folder} can't be loaded: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ModelError(f"The tokenizer in {folder} can't be loaded: {reason}") from error
     return tokenizer
+
+
+def _has_file(folder: Path, patterns: tuple[str, ...]) -> bool:
+    return any(path.is_file() for pattern in patterns for path in folder.glob(pattern))
+
+
+def _check_vocabulary(path: Path) -> None:
+    """ModelError when a SentencePiece or tiktoken vocabulary is damaged, or the package to read it is missing.
+
+    transformers tries tiktoken on whatever it can't read as SentencePiece, so its own error may name the
+    wrong package.
+    """
+    from transformers.utils import is_protobuf_available, is_sentencepiece_available, is_tiktoken_available
+
+    if _is_tiktoken(path):
+        kind, needed = "tiktoken", {"tiktoken": is_tiktoken_available()}
+    else:
+        kind = "SentencePiece"
+        needed = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
+    if missing := [package for package, available in needed.items() if not available]:
+        raise ModelError(
+            f"{path} is a {kind} vocabulary, and to read it the package {' and '.join(missing)} must be installed: "
+            f"pip install {' '.join(missing)}. A tokenizer.json in its place needs no further package."
+        )
+    if kind == "tiktoken":
+        return
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise ModelError(f"{path} is not a SentencePiece vocabulary, or damaged. Download it again.") from error
+
+
+def _is_tiktoken(path: Path) -> bool:
+    """Is this a text file whose lines are a token in base64 and its rank?"""
+    with path.open("rb") as file:
+        words = file.readline(1024).split()
+    return len(words) == 2 and words[1].isdigit()
 
 
 def public_path(typed: str, source: ModelSource) -> str:

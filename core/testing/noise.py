@@ -19,8 +19,8 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> None:
 
     generator = torch.Generator().manual_seed(seed)
     offset = 1.0 if "Gemma" in type(model).__name__ else 0.0  # Gemma stores norm weights minus one
-    embeddings = model.get_input_embeddings().weight  # type: ignore[operator]
-    tied = embeddings is _output_weight(model)
+    embeddings = _weight(model, "get_input_embeddings")
+    tied = embeddings is not None and embeddings is _weight(model, "get_output_embeddings")
     small = 0.02 if tied else 0.1
     large = SPREAD / (small * embeddings.shape[1] ** 0.5) if tied else SPREAD
     with torch.no_grad():
@@ -39,9 +39,12 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> None:
                 tensor.copy_(noise / _fan_in(name, tensor) ** 0.5)
 
 
-def _output_weight(model: Any) -> Any:
-    """The matrix that makes logits, None in models without one."""
-    return getattr(model.get_output_embeddings(), "weight", None)
+def _weight(model: Any, method: str) -> Any:
+    """The matrix of the module that a method gives, None in models without one."""
+    try:
+        return getattr(getattr(model, method)(), "weight", None)
+    except NotImplementedError:
+        return None
 
 
 def _fan_in(name: str, tensor: torch.Tensor) -> int:

@@ -123,6 +123,27 @@ def test_new_weights_are_those_of_a_fresh_engine(old: Path, new: Path) -> None:
 
 
 @pytest.mark.field
+@pytest.mark.parametrize("shards_are_left", [False, True])
+def test_a_single_file_saved_over_older_shards(old: Path, new: Path, tmp_path: Path, shards_are_left: bool) -> None:
+    """The single file counts, as for transformers, at start and in updates."""
+    folder = tmp_path / "saved"
+    shutil.copytree(new, folder)
+    name = "model-00001-of-00001.safetensors"
+    if shards_are_left:
+        shutil.copy(old / WEIGHTS, folder / name)
+    (folder / f"{WEIGHTS}.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(load_file(old / WEIGHTS), name)})
+    )
+    with start(new) as fresh, start(folder) as saved:
+        wanted = tokens(fresh)
+        assert tokens(saved) == wanted
+    with start(old) as engine:
+        assert tokens(engine) != wanted
+        assert engine.call("update_weights", model_path=str(folder))["message"] == SUCCEEDED
+        assert tokens(engine) == wanted
+
+
+@pytest.mark.field
 def test_the_tokenizer_path_of_a_demo_model_is_its_folder(
     old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

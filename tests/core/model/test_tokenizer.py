@@ -1,7 +1,8 @@
-"""Tokenizers in a process that leaves torch out, as the front does."""
+"""Tokenizers of every file format, also in a process that leaves torch out, as the front does."""
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import Tokenizer
 
+from trunkline.core.errors import ModelError
 from trunkline.core.model import tokenizer
 from trunkline.core.types import ModelSource
 
@@ -84,6 +87,137 @@ def test_a_tokenizer_of_another_kind() -> None:
     letters: Any = Letters()
     assert tokenizer.token_ids(letters, "ab") == [0, 97, 98]
     assert tokenizer.token_ids(letters, "ab", special=False) == [97, 98]
+
+
+@pytest.fixture(scope="module")
+def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the vocabularies bpe.model and unigram.model (SentencePiece) and ranks.model (tiktoken)."""
+    folder = tmp_path_factory.mktemp("vocabularies")
+    for kind in ("bpe", "unigram"):
+        SentencePieceTrainer.train(
+            sentence_iterator=iter([TEXT, "the quick brown fox", "other lines, here and there"] * 9),
+            model_prefix=str(folder / kind),
+            vocab_size=340,
+            model_type=kind,
+            byte_fallback=kind == "bpe",
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    tokens = [*(bytes([byte]) for byte in range(256)), b"th", b"the", b" the"]
+    lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)]
+    (folder / "ranks.model").write_bytes(b"".join(lines))
+    return folder
+
+
+def write_folder(folder: Path, vocabulary: Path, name: str, model_type: str, tokenizer_class: str = "") -> Path:
+    """A checkpoint's folder that has no tokenizer but ``vocabulary``, under ``name``."""
+    folder.mkdir()
+    shutil.copy(vocabulary, folder / name)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    if tokenizer_class:
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": tokenizer_class}))
+    return folder
+
+
+@pytest.mark.field
+def test_a_sentencepiece_vocabulary_alone_is_a_tokenizer(vocabularies: Path, tmp_path: Path) -> None:
+    """The ids are SentencePiece's own; XLM-R has one special token more before the others."""
+    cases = (
+        ("llama", "LlamaTokenizer", "tokenizer.model", "bpe", 0),
+        ("gemma", "", "tokenizer.model", "bpe", 0),
+        ("mistral", "", "tokenizer.model", "bpe", 0),
+        ("xlm-roberta", "", "sentencepiece.bpe.model", "unigram", 1),
+        ("big_bird", "", "spiece.model", "unigram", 0),
+    )
+    for model_type, tokenizer_class, name, kind, offset in cases:
+        folder = write_folder(tmp_path / model_type, vocabularies / f"{kind}.model", name, model_type, tokenizer_class)
+        loaded = tokenizer.load(ModelSource("", str(folder)))
+        assert loaded is not None
+        processor = SentencePieceProcessor(model_file=str(folder / name))
+        for text in ("the quick fox", "other lines, there"):
+            expected = [number + offset for number in processor.encode(text)]
+            if model_type in ("gemma", "mistral"):  # these put no space before a text
+                expected = [number + offset for number in processor.encode("a " + text)]
+                expected = expected[len(processor.encode("a")) :]
+                text = " " + text
+            assert tokenizer.token_ids(loaded, text, special=False) == expected, model_type
+
+
+@pytest.mark.field
+def test_a_tiktoken_vocabulary_alone_is_a_tokenizer(vocabularies: Path, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "llama", vocabularies / "ranks.model", "tokenizer.model", "llama")
+    loaded = tokenizer.load(ModelSource("", str(folder)))
+    assert loaded is not None
+    assert tokenizer.token_ids(loaded, "the other the") == [257, *b" o", 257, *b"r", 258]
+
+
+@pytest.mark.field
+def test_a_tekken_vocabulary_alone_is_a_tokenizer(tmp_path: Path) -> None:
+    """Mistral's own format, which needs no further package."""
+    tokens = [*(bytes([byte]) for byte in range(256)), b"th", b"the", b" the"]
+    vocabulary = [
+        {"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
+        for rank, token in enumerate(tokens)
+    ]
+    specials = [{"rank": rank, "token_str": token, "is_control": True} for rank, token in enumerate(("<s>", "</s>"))]
+    config = {"pattern": r" ?\p{L}+|\s+", "default_vocab_size": len(tokens) + 2, "default_num_special_tokens": 2}
+    (tmp_path / "tekken.json").write_text(
+        json.dumps({"config": config, "vocab": vocabulary, "special_tokens": specials})
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mistral"}))
+    loaded = tokenizer.load(ModelSource("", str(tmp_path)))
+    assert loaded is not None
+    assert tokenizer.token_ids(loaded, "the the") == [259, 260]
+
+
+WITHOUT_PACKAGES = """
+import json, sys
+from trunkline.core.errors import ModelError
+from trunkline.core.model import tokenizer
+from trunkline.core.types import ModelSource
+
+sys.modules.update({name: None for name in json.loads(sys.argv[1])})
+tokenizer.import_without_torch()
+try:
+    print(tokenizer.load(ModelSource("", sys.argv[2])).encode("the quick fox"))
+except ModelError as error:
+    print(error)
+"""
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("kind", "blocked", "advice"),
+    [
+        ("bpe", [], ""),
+        ("bpe", ["sentencepiece", "tiktoken", "google"], "pip install sentencepiece protobuf."),
+        ("bpe", ["google"], "pip install protobuf."),
+        ("ranks", ["tiktoken", "sentencepiece"], "pip install tiktoken."),
+    ],
+)
+def test_the_package_that_is_missing_is_named(
+    vocabularies: Path, tmp_path: Path, kind: str, blocked: list[str], advice: str
+) -> None:
+    """In the front process, which leaves torch out."""
+    folder = write_folder(tmp_path / "llama", vocabularies / f"{kind}.model", "tokenizer.model", "llama")
+    command = [sys.executable, "-c", WITHOUT_PACKAGES, json.dumps(blocked), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    if advice:
+        assert advice in done.stdout
+        assert str(folder / "tokenizer.model") in done.stdout
+    else:
+        loaded: Any = tokenizer.load(ModelSource("", str(folder)))
+        assert json.loads(done.stdout) == loaded.encode("the quick fox")
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"\n\x0e\n\x05"])
+def test_a_damaged_vocabulary(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ModelError, match=r"tokenizer\.model is not a SentencePiece vocabulary, or damaged"):
+        tokenizer.load(ModelSource("", str(tmp_path)))
 
 
 @pytest.mark.field
