@@ -118,16 +118,18 @@ def listener() -> Iterator[tuple[str, list[Any]]]:
             while not over.is_set():
                 try:
                     connection, caller = sock.accept()
-                    connection.close()
-                    callers.append(caller)
                 except TimeoutError:
                     continue
+                callers.append(caller)  # before the caller can see the end of its connection
+                connection.close()
 
         thread = threading.Thread(target=accept)
         thread.start()
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}/x.png", callers
-        over.set()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}/x.png", callers
+        finally:
+            over.set()
+            thread.join()
 
 
 def test_no_address_in_a_request_is_visited(http: httpx.Client, posts: list[str]) -> None:
