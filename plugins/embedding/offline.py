@@ -13,7 +13,7 @@ from trunkline.core.server.api import Shaper, Truncation, choose, read_truncate,
 from .prompts import choose_prompt, dresser, prompt_tokens
 from .recipe import read_recipe
 from .schemas import EmbeddingParams
-from .service import Array, check_dimensions, check_ids, vector_of
+from .service import Array, check_dimensions, vector_of
 from .settings import TASK, EmbeddingSettings
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ def encode(
     given = sort_inputs(texts)
     if not all(isinstance(text, str) for text in given.texts):
         raise RequestError("Pairs of texts aren't embedded; join them yourself, or use a reranker.")
-    check_ids(given, served)
     before, keep = choose_prompt(recipe, prompt, prompt_name) if given.texts else "", 0
     if before and tokenizer is not None and (not recipe.include_prompt or read_truncate(truncate) == "start"):
         keep = prompt_tokens(tokenizer, recipe, before)
