@@ -23,7 +23,7 @@ from .bodies import (
 )
 from .body_limits import InvalidBody
 from .chat_templates import shape_contents, template_variables
-from .fields import Accounting, Ignored, Later, Media, OnlyNull, Placement, Refused
+from .fields import Accounting, Ignored, Later, Media, MediaOption, OnlyNull, Placement, Refused
 from .gather import item_meta, run_all
 from .inputs import (
     Inputs,
@@ -67,6 +67,7 @@ __all__ = [
     "ItemMeta",
     "Later",
     "Media",
+    "MediaOption",
     "ModelQuery",
     "OnlyNull",
     "OpenAIError",

@@ -38,7 +38,7 @@ def openai_routes(service: Service) -> list[Any]:
             prompt=body.prompt,
             prompt_name=body.prompt_name,
             truncate=body.truncate,
-            normalize=body.normalize,
+            normalize=body.normalized if body.normalize is None else body.normalize,
             dimensions=body.dimensions,
             rid=body.rid,
             priority=body.priority,

@@ -8,25 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Annotated, Any, get_args, get_type_hints
 
-import cohere
 import pytest
 from msgspec import Struct
-from openai.types import embedding_create_params
-from openai.types.chat import (
-    ChatCompletionAssistantMessageParam,
-    ChatCompletionDeveloperMessageParam,
-    ChatCompletionStreamOptionsParam,
-    ChatCompletionSystemMessageParam,
-    ChatCompletionToolMessageParam,
-    ChatCompletionUserMessageParam,
-    completion_create_params,
-)
 
 from trunkline.core.server.fields import Refused, declared, fields_of
-from trunkline.plugins.embedding.body_schemas import EmbeddingsBody
 from trunkline.plugins.generation.body_schemas import GenerateBody
-from trunkline.plugins.generation.chat_schemas import ChatBody, Message, StreamOptions
-from trunkline.plugins.rerank.body_schemas import RerankBody
+from trunkline.plugins.generation.chat_schemas import ChatBody, Message
 
 pytestmark = pytest.mark.field
 
@@ -213,40 +200,3 @@ def test_every_json_route_is_in_the_table(bodies: dict[type[Struct], list[str]])
         assert f"`{path}`" in routes
     for path in ("/classify", "/v1/classify", "/abort_request", "/update_weights", "/get_weights_by_name"):
         assert f"`{path}`" in routes
-
-
-# -- clients' own types ----------------------------------------------------------------------
-
-MESSAGES = (
-    ChatCompletionAssistantMessageParam,
-    ChatCompletionDeveloperMessageParam,
-    ChatCompletionSystemMessageParam,
-    ChatCompletionToolMessageParam,
-    ChatCompletionUserMessageParam,
-)
-
-
-def fields(*types: type[Any]) -> set[str]:
-    return {name for kind in types for base in kind.__mro__ for name in getattr(base, "__annotations__", ())}
-
-
-@pytest.mark.parametrize(
-    ("schema", "theirs"),
-    [
-        (ChatBody, fields(completion_create_params.CompletionCreateParamsBase) | {"stream"}),
-        (StreamOptions, fields(ChatCompletionStreamOptionsParam)),
-        (Message, {name for kind in MESSAGES for name in kind.__annotations__}),
-        (EmbeddingsBody, set(embedding_create_params.EmbeddingCreateParams.__annotations__)),
-    ],
-)
-def test_the_openai_sdk_s_fields_are_known(schema: type[Struct], theirs: set[str]) -> None:
-    known = {path for path, _ in fields_of(schema)}
-    assert len(theirs) > 1
-    assert theirs - known == set()
-
-
-@pytest.mark.parametrize("client", [cohere.Client, cohere.ClientV2])
-def test_the_cohere_sdk_s_fields_are_known(client: type[Any]) -> None:
-    theirs = set(client.rerank.__annotations__) - {"return", "request_options"}
-    assert "documents" in theirs
-    assert theirs - {path for path, _ in fields_of(RerankBody)} == set()

@@ -208,6 +208,9 @@ async def test_normalize_and_the_request_s_id_are_honoured_by_openai_s_route_too
     for normalize, expected in ((False, own), (None, own / np.linalg.norm(own))):
         answer = await http.post("/v1/embeddings", json={"input": "hello", "normalize": normalize, "rid": "mine"})
         np.testing.assert_allclose(answer.json()["data"][0]["embedding"], expected, atol=1e-5)
+    jina = {"input": "hello", "normalized": False, "embedding_type": "float", "late_chunking": False}
+    answer = await http.post("/v1/embeddings", json=jina)
+    np.testing.assert_allclose(answer.json()["data"][0]["embedding"], own, atol=1e-5)
     twice = await http.post("/v1/embeddings", json={"input": ["a", "b"], "rid": ["x", "x"]})
     assert "Duplicate request IDs" in message(twice)
 
