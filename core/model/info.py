@@ -112,7 +112,10 @@ def _with_defaults(folder: Path, text: dict[str, Any], architecture: str, asked:
             raise ModelError(f"{architecture} has no greatest number of positions; give --context-length.")
         values[CONTEXT[0]] = asked
     if missing := [names[0] for names in (CONTEXT, HIDDEN, ("vocab_size",)) if _first(values, names) is None]:
-        raise ModelError(f"{folder / 'config.json'} doesn't say {missing[0]}; add it.")
+        raise ModelError(
+            f"{architecture} can't be served: neither its config.json nor transformers' {type(full).__name__} has "
+            f"{missing[0]}; models without it aren't supported."
+        )
     return {**values, **text}
 
 
