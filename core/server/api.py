@@ -23,6 +23,7 @@ from .bodies import (
 )
 from .body_limits import InvalidBody
 from .chat_templates import shape_contents, template_variables
+from .deadline import TEMPLATE_SECONDS, TookTooLong, deadline
 from .fields import Accounting, Ignored, Later, Media, MediaOption, OnlyNull, Placement, Refused
 from .gather import item_meta, run_all
 from .inputs import (
@@ -52,6 +53,7 @@ __all__ = [
     "HTML",
     "JSON",
     "SSE",
+    "TEMPLATE_SECONDS",
     "TEXT",
     "Accounting",
     "AnyRequest",
@@ -74,6 +76,7 @@ __all__ = [
     "Placement",
     "Refused",
     "Shaper",
+    "TookTooLong",
     "Truncation",
     "Usage",
     "asked_about",
@@ -82,6 +85,7 @@ __all__ = [
     "check_vocabulary",
     "choose",
     "clip_text",
+    "deadline",
     "dialect_of",
     "encode",
     "encode_pair",
