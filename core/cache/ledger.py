@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..types import Request
+from trunkline.core.types import Request
+
 from .pool import SlotPool, SlotTable
 from .radix import Node, RadixCache
 

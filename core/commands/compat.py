@@ -11,7 +11,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigError
+from trunkline.core.errors import ConfigError
+
 from .flags import Flag
 
 log = logging.getLogger("trunkline")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..types import Request
+from trunkline.core.types import Request
+
 from .waiting import Entry
 
 

@@ -17,9 +17,10 @@ import msgspec
 import torch
 from msgspec import Raw, Struct
 
-from ..discovery import Provided, describe
-from ..errors import PluginError, RequestError
-from ..types import Launched, Needs, Part, Request, Stage, Step
+from trunkline.core.discovery import Provided, describe
+from trunkline.core.errors import PluginError, RequestError
+from trunkline.core.types import Launched, Needs, Part, Request, Stage, Step
+
 from .checks import are_tokens, encoded, is_sendable, problem_of_launched, problem_of_needs, problem_of_step
 from .messages import FAILED
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import ModelSettings
-from ..discovery import describe
-from ..errors import PluginError, RequestError
-from ..types import Request, ServedModel, Step
+from trunkline.core.config import ModelSettings
+from trunkline.core.discovery import describe
+from trunkline.core.errors import PluginError, RequestError
+from trunkline.core.types import Request, ServedModel, Step
+
 from .batch import Batch, Row, groups
 from .contracts import CheckedStage, failed_step
 from .messages import Load

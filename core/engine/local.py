@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..config import Config, ModelSettings, settings_groups
-from ..errors import ConfigError, EngineDown, RequestError
-from ..host import Host
-from ..types import ServedModel, Tokenizer
+from trunkline.core.config import Config, ModelSettings, settings_groups
+from trunkline.core.errors import ConfigError, EngineDown, RequestError
+from trunkline.core.host import Host
+from trunkline.core.types import ServedModel, Tokenizer
+
 from .channel import LocalChannel
 from .loop import EngineLoop
 from .messages import Abort, Answer, Call, Changed, Progress, Started, Stop, Submit

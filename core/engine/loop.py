@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from ..errors import RequestError
-from ..types import Request, Step
+from trunkline.core.errors import RequestError
+from trunkline.core.types import Request, Step
+
 from .contracts import enable
 from .lane import Lane
 from .messages import Abort, Answer, Beat, Call, Progress, Started, Stop, Submit, as_wire

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import ModelError
+from trunkline.core.errors import ModelError
 
 CPU_SHARE = 0.4  # of what is left after all weights
 CPU_LIMIT = 4 << 30  # bytes; more is rarely used by a CPU server and only slows its start

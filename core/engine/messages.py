@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from ..config import ModelSettings
-from ..errors import RequestError
-from ..types import ServedModel
+from trunkline.core.config import ModelSettings
+from trunkline.core.errors import RequestError
+from trunkline.core.types import ServedModel
 
 log = logging.getLogger("trunkline.engine")
 

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..config import Config
-from ..errors import TrunklineError
-from ..guard import forbid_pickle
-from ..host import Host
-from ..logs import configure_logging
+from trunkline.core.config import Config
+from trunkline.core.errors import TrunklineError
+from trunkline.core.guard import forbid_pickle
+from trunkline.core.host import Host
+from trunkline.core.logs import configure_logging
+
 from .channel import SocketChannel, read_frame
 from .messages import Failed, Loading, Ready, frame
 

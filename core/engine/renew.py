@@ -9,12 +9,13 @@ from typing import Any
 
 import msgspec
 
-from ..config import EngineSettings, ModelSettings
-from ..errors import ModelError, TrunklineError
-from ..host import Host
-from ..model import loader, weights
-from ..model.info import EXPERTS, read_config, read_info
-from ..types import ModelSource
+from trunkline.core.config import EngineSettings, ModelSettings
+from trunkline.core.errors import ModelError, TrunklineError
+from trunkline.core.host import Host
+from trunkline.core.model import loader, weights
+from trunkline.core.model.info import EXPERTS, read_config, read_info
+from trunkline.core.types import ModelSource
+
 from .lane import Lane, Renewal
 from .machine import available_bytes
 from .memory import gib

@@ -8,11 +8,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from trunkline.core.cache.pool import KVPool, SlotTable
+from trunkline.core.model.expert_watch import ExpertWatch
+from trunkline.core.types import Launched, Part, PartRow
 from trunkline.kernels.layout import Layout
 
-from ..cache.pool import KVPool, SlotTable
-from ..model.expert_watch import ExpertWatch
-from ..types import Launched, Part, PartRow
 from .batch import Row
 
 

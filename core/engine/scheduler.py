@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..cache.ledger import Holding, Ledger, regime_of
-from ..cache.pool import SlotPool, SlotTable
-from ..cache.radix import RadixCache
-from ..types import Request
+from trunkline.core.cache.ledger import Holding, Ledger, regime_of
+from trunkline.core.cache.pool import SlotPool, SlotTable
+from trunkline.core.cache.radix import RadixCache
+from trunkline.core.types import Request
+
 from .batch import Batch, Draft, Row
 from .waiting import Entry, InFlight, WaitingQueue
 

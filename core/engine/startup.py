@@ -11,23 +11,23 @@ from typing import Any
 import msgspec
 import torch
 
+from trunkline.core.cache.pool import KVPool, SlotPool, SlotTable
+from trunkline.core.cache.radix import RadixCache
+from trunkline.core.config import Config, ModelSettings
+from trunkline.core.discovery import Provided
+from trunkline.core.errors import ModelError
+from trunkline.core.host import Host
+from trunkline.core.model import loader
+from trunkline.core.model.catalogue import cache_folder
+from trunkline.core.model.expert_watch import watch_experts
+from trunkline.core.model.info import read_info
+from trunkline.core.model.loaded import LoadedModel
+from trunkline.core.model.tokenizer import public_path
+from trunkline.core.types import ModelInfo, ModelSource, ServedModel, Stage, Tokenizer
 from trunkline.kernels import objects
 from trunkline.kernels.backend import Backend, choose
 from trunkline.kernels.processor import has_bfloat16
 
-from ..cache.pool import KVPool, SlotPool, SlotTable
-from ..cache.radix import RadixCache
-from ..config import Config, ModelSettings
-from ..discovery import Provided
-from ..errors import ModelError
-from ..host import Host
-from ..model import loader
-from ..model.catalogue import cache_folder
-from ..model.expert_watch import watch_experts
-from ..model.info import read_info
-from ..model.loaded import LoadedModel
-from ..model.tokenizer import public_path
-from ..types import ModelInfo, ModelSource, ServedModel, Stage, Tokenizer
 from .contracts import CheckedControl, CheckedStage
 from .lane import Lane
 from .machine import available_bytes, set_threads

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from ..errors import RequestError
+from trunkline.core.errors import RequestError
+
 from .lane import Lane, Renewal
 from .messages import Answer, Call, Changed, Submit
 

@@ -6,7 +6,7 @@ from bisect import insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..cache.ledger import Holding
+from trunkline.core.cache.ledger import Holding
 
 _WINDOW = 64  # how many of the first in line are compared by cached prefix
 _SHARED = 32  # tokens; a shorter common prefix isn't worth waiting for

@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ModelError
-from ..hookspecs import hookimpl
-from ..types import ModelSource
+from trunkline.core.errors import ModelError
+from trunkline.core.hookspecs import hookimpl
+from trunkline.core.types import ModelSource
 
 if TYPE_CHECKING:
-    from ..types import Head, ModelInfo, Settings, Tokenizer
+    from trunkline.core.types import Head, ModelInfo, Settings, Tokenizer
+
     from .tensor_file import StoredTensor
 
 DEMO = "demo:"

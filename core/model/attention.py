@@ -18,9 +18,8 @@ import torch
 from trunkline.kernels.layout import Layout
 
 if TYPE_CHECKING:
+    from trunkline.core.cache.pool import KVPool, KVShape
     from trunkline.kernels.backend import Backend
-
-    from ..cache.pool import KVPool, KVShape
 
 NAME = "trunkline"  # transformers gives a meaning to names with sdpa, flash, flex, "/" or "|" in them
 EAGER = "eager"  # transformers' plain one: what ours is compared with, and what padded batches run on

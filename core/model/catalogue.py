@@ -24,7 +24,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..errors import ModelError
+from trunkline.core.errors import ModelError
+
 from .progress import Progress, console_progress
 
 PREFIX = "demo:"

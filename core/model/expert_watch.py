@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from ..discovery import Provided, describe
-from ..types import ExpertLayers, ExpertObserver, PassRow
+from trunkline.core.discovery import Provided, describe
+from trunkline.core.types import ExpertLayers, ExpertObserver, PassRow
 
 log = logging.getLogger("trunkline.model")
 

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import ModelError
+from trunkline.core.errors import ModelError
 
 MANY = 10_000  # entries that are looked at; no checkpoint has as many
 

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError
-from ..types import ModelInfo, ModelSource
+from trunkline.core.errors import ModelError
+from trunkline.core.types import ModelInfo, ModelSource
+
 from .folder import check_folder
 from .refusal import explained
 
 if TYPE_CHECKING:
-    from ..config import ModelSettings
+    from trunkline.core.config import ModelSettings
 
 # The same number under the names that older config classes gave it.
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")

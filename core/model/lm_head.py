@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from ..errors import ModelError
-from ..types import Head
+from trunkline.core.errors import ModelError
+from trunkline.core.types import Head
+
 from .architecture import output_matrix
 
 CLASSES = ("ForCausalLM", "LMHeadModel")  # how the names of classes with this head end

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trunkline.core.types import ExpertLayers, ExpertObserver, ModelInfo, Stage, Tokenizer
 from trunkline.kernels.layout import Layout
 
-from ..types import ExpertLayers, ExpertObserver, ModelInfo, Stage, Tokenizer
 from .architecture import backbone_of, has_token_types, position_offset
 from .attention import EAGER, NAME, ForwardContext
 from .expert_watch import ExpertWatch
@@ -20,9 +20,8 @@ from .padded import forward_padded
 from .rotary import RotaryRegimes
 
 if TYPE_CHECKING:
+    from trunkline.core.cache.pool import KVPool, KVShape
     from trunkline.kernels.backend import Backend
-
-    from ..cache.pool import KVPool, KVShape
 
 
 @dataclass(eq=False)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from ..cache.pool import KVPool, KVShape
-from ..errors import ModelError
-from ..types import Head, ModelInfo, ModelSource
+from trunkline.core.cache.pool import KVPool, KVShape
+from trunkline.core.errors import ModelError
+from trunkline.core.types import Head, ModelInfo, ModelSource
+
 from . import weights as safetensors
 from .architecture import (
     adapt,
@@ -35,9 +36,8 @@ from .refusal import BYPASSED, NO_PASS, explained, reason_of
 from .tensor_file import StoredTensor
 
 if TYPE_CHECKING:
+    from trunkline.core.config import ModelSettings
     from trunkline.kernels.backend import Backend
-
-    from ..config import ModelSettings
 
 log = logging.getLogger("trunkline.model")
 

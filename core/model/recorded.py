@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from trunkline.core.cache.pool import KVPool
 from trunkline.kernels.recording import Recording
 
-from ..cache.pool import KVPool
 from .attention import ForwardContext, packed_layout, paged_layout
 
 if TYPE_CHECKING:

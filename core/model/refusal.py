@@ -7,10 +7,10 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
-from ..errors import ModelError, TrunklineError
+from trunkline.core.errors import ModelError, TrunklineError
 
 if TYPE_CHECKING:
-    from ..types import ModelSource
+    from trunkline.core.types import ModelSource
 
 P = ParamSpec("P")
 T = TypeVar("T")

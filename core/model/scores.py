@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from ..errors import ModelError
-from ..types import Head, ModelInfo
+from trunkline.core.errors import ModelError
+from trunkline.core.types import Head, ModelInfo
+
 from .architecture import backbone_of
 
 NAME = "score"

@@ -21,7 +21,7 @@ import msgspec
 import torch
 from msgspec import Meta, Raw, Struct
 
-from ..errors import ModelError
+from trunkline.core.errors import ModelError
 
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 PIECE = 1 << 20  # bytes that are read at a time where they are converted: they stay in the processor's cache

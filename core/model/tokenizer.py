@@ -9,11 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import ModelError
+from trunkline.core.errors import ModelError
+
 from .folder import check_folder
 
 if TYPE_CHECKING:
-    from ..types import ModelSource, Tokenizer
+    from trunkline.core.types import ModelSource, Tokenizer
 
 # A folder with a file of one of these names has a tokenizer.
 FILES = ("tokenizer.json", "tokenizer_config.json", "tekken.json", "vocab.json", "vocab.txt", "*.model")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError
+from trunkline.core.errors import ModelError
 
 if TYPE_CHECKING:
     from .tensor_file import StoredTensor

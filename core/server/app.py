@@ -14,10 +14,11 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 
-from ..config import ModelSettings
-from ..errors import EngineDown, PluginError, RequestError
-from ..host import Host
-from ..types import EngineClient, ServedModel, Settings
+from trunkline.core.config import ModelSettings
+from trunkline.core.errors import EngineDown, PluginError, RequestError
+from trunkline.core.host import Host
+from trunkline.core.types import EngineClient, ServedModel, Settings
+
 from .auth import SCOPES, Doorkeeper
 from .body_limits import BodyLimits
 from .contracts import contain

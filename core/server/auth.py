@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from litestar.connection import ASGIConnection
 
-from ..errors import RequestError
+from trunkline.core.errors import RequestError
 
 SCOPES = ("public", "infer", "admin")
 FORWARDING = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")

@@ -14,8 +14,9 @@ from litestar.exceptions import InternalServerException, LitestarException
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from msgspec import Struct
 
-from ..config import ServerSettings
-from ..errors import RequestError
+from trunkline.core.config import ServerSettings
+from trunkline.core.errors import RequestError
+
 from .body_limits import BodyLimits, InvalidBody
 from .fields import check_refused
 

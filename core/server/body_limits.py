@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from ..config import ServerSettings
-from ..errors import RequestError
+from trunkline.core.config import ServerSettings
+from trunkline.core.errors import RequestError
+
 from .nesting import MAX_DEPTH, measure, too_deep
 from .threads import give_memory_back
 

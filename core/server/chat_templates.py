@@ -17,7 +17,7 @@ from jinja2 import Environment, TemplateSyntaxError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from ..types import Tokenizer
+from trunkline.core.types import Tokenizer
 
 log = logging.getLogger("trunkline.server")
 

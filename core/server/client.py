@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Raw
 
-from ..config import Config
-from ..engine.messages import Abort, Answer, Call, Changed, EngineMessage, Progress, Started, Submit
-from ..errors import EngineDown, RequestError
-from ..host import Host
-from ..types import Reply, ServedModel, Submission, Tokenizer
+from trunkline.core.config import Config
+from trunkline.core.engine.messages import Abort, Answer, Call, Changed, EngineMessage, Progress, Started, Submit
+from trunkline.core.errors import EngineDown, RequestError
+from trunkline.core.host import Host
+from trunkline.core.types import Reply, ServedModel, Submission, Tokenizer
+
 from .models import choose, load_tokenizer, renamed, version_of
 from .prepare import tokenize
 from .replies import RemoteReply, as_error, engine_down, response_id

@@ -11,8 +11,9 @@ from typing import Any, get_type_hints
 import msgspec
 from litestar.handlers import HTTPRouteHandler
 
-from ..discovery import Found, describe
-from ..errors import PluginError
+from trunkline.core.discovery import Found, describe
+from trunkline.core.errors import PluginError
+
 from .bodies import AnyRequest
 
 OWNER = "plugin"  # key of a handler's ``opt``: whose it is, for the log

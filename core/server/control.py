@@ -13,8 +13,9 @@ from litestar import HttpMethod, Response, get, post, route
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta, Struct
 
-from ..errors import RequestError
-from ..types import EngineClient, ServedModel
+from trunkline.core.errors import RequestError
+from trunkline.core.types import EngineClient, ServedModel
+
 from .api import TEXT, AnyRequest, InvalidBody, ModelQuery, json_response, read_body
 from .info import Facts
 from .models import asked_about, find, named

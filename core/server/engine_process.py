@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from ..engine.messages import MAX_FRAME, EngineMessage, engine_decoder, frame
-from ..engine.pass_record import PassRecord, shared_file
+from trunkline.core.engine.messages import MAX_FRAME, EngineMessage, engine_decoder, frame
+from trunkline.core.engine.pass_record import PassRecord, shared_file
 
 log = logging.getLogger("trunkline.supervisor")
 

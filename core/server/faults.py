@@ -10,8 +10,9 @@ from litestar import Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.types import Message, Scope
 
-from ..discovery import describe
-from ..errors import RequestError
+from trunkline.core.discovery import describe
+from trunkline.core.errors import RequestError
+
 from .api import AnyRequest, InvalidBody, dialect_of, error_response, json_response
 from .auth import Unauthorized
 from .contracts import owner_of

@@ -19,7 +19,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from msgspec import Struct
 
-from ..errors import RequestError
+from trunkline.core.errors import RequestError
 
 
 @dataclass(frozen=True, eq=False, slots=True)

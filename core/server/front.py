@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..config import Config, ServerSettings
-from ..errors import ConfigError, RequestError, TrunklineError
-from ..guard import forbid_pickle
-from ..host import Host
-from ..model.tokenizer import import_without_torch
+from trunkline.core.config import Config, ServerSettings
+from trunkline.core.errors import ConfigError, RequestError, TrunklineError
+from trunkline.core.guard import forbid_pickle
+from trunkline.core.host import Host
+from trunkline.core.model.tokenizer import import_without_torch
+
 from .client import RemoteEngine
 from .supervisor import COMMAND
 

@@ -7,8 +7,9 @@ from typing import cast
 
 from msgspec import Struct
 
-from ..errors import RequestError
-from ..types import EngineClient, Reply, ServedModel, Submission
+from trunkline.core.errors import RequestError
+from trunkline.core.types import EngineClient, Reply, ServedModel, Submission
+
 from .bodies import AnyRequest
 from .inputs import named, naming
 from .prepare import Item

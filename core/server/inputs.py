@@ -10,8 +10,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from ..errors import RequestError
-from ..types import ServedModel
+from trunkline.core.errors import RequestError
+from trunkline.core.types import ServedModel
 
 Text = str | list[str]
 """A text, or a pair of texts."""

@@ -19,7 +19,8 @@ from prometheus_client.registry import Collector
 from .openapi import TEXT
 
 if TYPE_CHECKING:
-    from ..engine.messages import Load
+    from trunkline.core.engine.messages import Load
+
     from .replies import RemoteReply
 
 LABELS = ("model_name", "task")

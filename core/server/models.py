@@ -8,10 +8,10 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from ..config import ModelSettings
-from ..errors import ConfigError, EngineDown, RequestError
-from ..host import Host
-from ..types import ServedModel, Tokenizer
+from trunkline.core.config import ModelSettings
+from trunkline.core.errors import ConfigError, EngineDown, RequestError
+from trunkline.core.host import Host
+from trunkline.core.types import ServedModel, Tokenizer
 
 
 class ModelQuery(Struct):

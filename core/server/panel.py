@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from ..config import Config
-from ..host import Host
-from ..logs import escape_controls
-from ..types import ServedModel
+from trunkline.core.config import Config
+from trunkline.core.host import Host
+from trunkline.core.logs import escape_controls
+from trunkline.core.types import ServedModel
+
 from .client import RemoteEngine
 
 WIDTH = 100  # columns where the output is no terminal

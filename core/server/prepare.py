@@ -12,9 +12,10 @@ from typing import Any, cast
 
 from msgspec import Struct
 
-from ..errors import RequestError
-from ..model.tokenizer import token_ids
-from ..types import EngineClient, ServedModel, Tokenizer
+from trunkline.core.errors import RequestError
+from trunkline.core.model.tokenizer import token_ids
+from trunkline.core.types import EngineClient, ServedModel, Tokenizer
+
 from .inputs import Inputs, Text, check_vocabulary, naming
 from .reply_schemas import Cut
 from .truncate import (

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..engine.messages import Progress, Started
-from ..errors import EngineDown, RequestError
+from trunkline.core.engine.messages import Progress, Started
+from trunkline.core.errors import EngineDown, RequestError
 
 if TYPE_CHECKING:
     from .metrics import Metrics

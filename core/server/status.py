@@ -6,10 +6,11 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..engine.messages import Load
+from trunkline.core.engine.messages import Load
 
 if TYPE_CHECKING:
-    from ..types import ServedModel
+    from trunkline.core.types import ServedModel
+
     from .supervisor import Supervisor
 
 

@@ -12,9 +12,10 @@ from litestar import Response
 from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 
-from ..discovery import describe
-from ..errors import RequestError
-from ..types import Reply
+from trunkline.core.discovery import describe
+from trunkline.core.errors import RequestError
+from trunkline.core.types import Reply
+
 from .bodies import DONE, AnyRequest, ClientGone, dialect_of, error_frame, patience_of
 from .contracts import owner_of
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from msgspec import Struct, structs, to_builtins
 
-from ..engine.messages import Beat, Changed, EngineMessage, Failed, Loading, Ready, Stop, frame, frames
-from ..errors import ModelError
+from trunkline.core.engine.messages import Beat, Changed, EngineMessage, Failed, Loading, Ready, Stop, frame, frames
+from trunkline.core.errors import ModelError
+
 from .engine_process import EngineProcess
 
 log = logging.getLogger("trunkline.supervisor")

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from ..engine.messages import Call, Submit
-from ..errors import RequestError
-from ..types import Submission
+from trunkline.core.engine.messages import Call, Submit
+from trunkline.core.errors import RequestError
+from trunkline.core.types import Submission
 
 log = logging.getLogger("trunkline.supervisor")
 

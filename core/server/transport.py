@@ -14,7 +14,8 @@ import uvicorn
 from litestar import Litestar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from ..logs import RateLimited
+from trunkline.core.logs import RateLimited
+
 from .api import ABORT_EXTENSION
 
 MAX_HEAD = 16 << 10  # bytes of request line and headers; of trailers

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from ..errors import RequestError
-from ..model.tokenizer import token_ids
-from ..types import Tokenizer
+from trunkline.core.errors import RequestError
+from trunkline.core.model.tokenizer import token_ids
+from trunkline.core.types import Tokenizer
 
 PER_TOKEN = 16  # characters that a text may have for each token of the limit; most tokens have four or five …
 ALLOWANCE = 1 << 17  # … and this many more, for runs of spaces and other text of few tokens

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..config import ServerSettings
-from ..errors import QueueFull, RequestError
-from ..types import ServedModel, Submission
+from trunkline.core.config import ServerSettings
+from trunkline.core.errors import QueueFull, RequestError
+from trunkline.core.types import ServedModel, Submission
+
 from .replies import RemoteReply
 
 QUEUE_POOLS = 16  # prompt tokens that may wait, in KV pools

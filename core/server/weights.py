@@ -11,10 +11,11 @@ from litestar import HttpMethod, Response, post, route
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta, Struct
 
-from ..engine.messages import NOT_FOUND
-from ..errors import RequestError, TrunklineError
-from ..host import Host
-from ..types import EngineClient, Settings
+from trunkline.core.engine.messages import NOT_FOUND
+from trunkline.core.errors import RequestError, TrunklineError
+from trunkline.core.host import Host
+from trunkline.core.types import EngineClient, Settings
+
 from .api import AnyRequest, Ignored, ModelQuery, asked_about, json_response, read_body
 from .reply_schemas import UpdateReply, VersionReply
 

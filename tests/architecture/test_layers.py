@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .conftest import Source
 
 LAYERS = (
     ("kernels",),
@@ -84,11 +88,24 @@ def test_a_cycle_is_found() -> None:
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
 
 
-def test_absolute_imports_across_folders_relative_ones_inside(sources: dict[str, Any]) -> None:
-    for source in sources.values():
-        folder = source.name.split(".")[0]
-        for line in source.text.splitlines():
-            assert f"from trunkline.{folder}" not in line or folder == "plugins", f"{source.path}: {line}"
+def misspelled(source: Source) -> list[str]:
+    """Imports of ours that climb to a parent folder with dots, or spell out the module's own folder."""
+    found = []
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ImportFrom):
+            own = not node.level and (node.module or "").rpartition(".")[0] == source.package
+            if node.level > 1 or own:
+                found.append(f"{source.name}, line {node.lineno}")
+    return found
+
+
+def test_absolute_imports_across_folders_relative_ones_inside(sources: dict[str, Source]) -> None:
+    assert [place for source in sources.values() for place in misspelled(source)] == []
+
+
+@pytest.mark.parametrize("line", ["from ..errors import A", "from trunkline.core.engine.lane import Lane"])
+def test_a_misspelled_import_is_found(line: str) -> None:
+    assert misspelled(Source(Path("lanes.py"), "trunkline.core.engine.lanes", line, ast.parse(line)))
 
 
 def test_heavy_libraries_stay_out_of_cheap_modules(sources: dict[str, Any]) -> None:
