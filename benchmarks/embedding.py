@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from server import running
 from tokenizers import Tokenizer
 
-from trunkline.core.model.catalogue import PREFIX, fetch
+from trunkline.core.model.sources.catalogue import PREFIX, fetch
 from trunkline.kernels.processor import has_bfloat16
 
 Array = NDArray[np.float32]

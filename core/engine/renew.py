@@ -12,8 +12,9 @@ import msgspec
 from trunkline.core.config import EngineSettings, ModelSettings
 from trunkline.core.errors import ModelError, TrunklineError
 from trunkline.core.host import Host
-from trunkline.core.model import loader, weights
-from trunkline.core.model.info import EXPERTS, read_config, read_info
+from trunkline.core.model import loader
+from trunkline.core.model.sources import weights
+from trunkline.core.model.sources.info import EXPERTS, read_config, read_info
 from trunkline.core.types import ModelSource
 
 from .lane import Lane, Renewal

@@ -18,11 +18,11 @@ from trunkline.core.discovery import Provided
 from trunkline.core.errors import ModelError
 from trunkline.core.host import Host
 from trunkline.core.model import loader
-from trunkline.core.model.catalogue import cache_folder
 from trunkline.core.model.expert_watch import watch_experts
-from trunkline.core.model.info import read_info
 from trunkline.core.model.loaded import LoadedModel
-from trunkline.core.model.tokenizer import public_path
+from trunkline.core.model.sources.catalogue import cache_folder
+from trunkline.core.model.sources.info import read_info
+from trunkline.core.model.sources.tokenizer import public_path
 from trunkline.core.types import ModelInfo, ModelSource, ServedModel, Stage, Tokenizer
 from trunkline.kernels import objects
 from trunkline.kernels.backend import Backend, choose

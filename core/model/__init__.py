@@ -16,7 +16,7 @@ from trunkline.core.types import ModelSource
 if TYPE_CHECKING:
     from trunkline.core.types import Head, ModelInfo, Settings, Tokenizer
 
-    from .tensor_file import StoredTensor
+    from .sources.tensor_file import StoredTensor
 
 DEMO = "demo:"
 
@@ -25,7 +25,7 @@ DEMO = "demo:"
 def trunkline_resolve_model(reference: str) -> ModelSource | None:
     """A local folder, ``demo:NAME``, or a hub id, ``owner/name`` or ``owner/name@revision``."""
     if reference.startswith(DEMO):
-        from . import catalogue
+        from trunkline.core.model.sources import catalogue
 
         return ModelSource(reference, str(catalogue.fetch(reference)))
     folder = Path(reference).expanduser()
@@ -38,14 +38,14 @@ def trunkline_resolve_model(reference: str) -> ModelSource | None:
 
 @hookimpl(trylast=True)
 def trunkline_tokenizer(source: ModelSource) -> Tokenizer | None:
-    from . import tokenizer
+    from trunkline.core.model.sources import tokenizer
 
     return tokenizer.load(source)
 
 
 @hookimpl(trylast=True)
 def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, StoredTensor]] | None:
-    from . import weights
+    from trunkline.core.model.sources import weights
 
     weights.files(source.path)  # so that a folder without weights is refused here, not in mid-stream
     return weights.stream(source.path)

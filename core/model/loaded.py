@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trunkline.core.model.fusion.origins import read
 from trunkline.core.types import ExpertLayers, ExpertObserver, ModelInfo, Stage, Tokenizer
 from trunkline.kernels.layout import Layout
 
 from .architecture import backbone_of, has_token_types, position_offset
 from .attention import EAGER, NAME, ForwardContext
 from .expert_watch import ExpertWatch
-from .origins import read
 from .padded import forward_padded
 from .rotary import RotaryRegimes
 

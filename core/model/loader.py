@@ -13,9 +13,10 @@ import torch
 
 from trunkline.core.cache.pool import KVPool, KVShape
 from trunkline.core.errors import ModelError
+from trunkline.core.model.sources import weights as safetensors
+from trunkline.core.model.sources.tensor_file import StoredTensor
 from trunkline.core.types import Head, ModelInfo, ModelSource
 
-from . import weights as safetensors
 from .architecture import (
     adapt,
     backbone_of,
@@ -33,7 +34,6 @@ from .float32 import float32_view
 from .loaded import LoadedModel
 from .proof import prove_attention, prove_head, shapes_of, wrong_heads
 from .refusal import BYPASSED, NO_PASS, explained, reason_of
-from .tensor_file import StoredTensor
 
 if TYPE_CHECKING:
     from trunkline.core.config import ModelSettings
@@ -125,7 +125,7 @@ def load(
     if model.padded:
         model.fused = "padded batches, because its attention can't be replaced"
     elif backend.name == "cpu":
-        from .fuse import fuse
+        from trunkline.core.model.fusion.find_decoder import fuse
 
         model.fused = fuse(whole, backend).sentence
     view = float32_view(whole, tensors, pack=backend.name == "cpu")

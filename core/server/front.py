@@ -15,7 +15,7 @@ from trunkline.core.config import Config, ServerSettings
 from trunkline.core.errors import ConfigError, RequestError, TrunklineError
 from trunkline.core.guard import forbid_pickle
 from trunkline.core.host import Host
-from trunkline.core.model.tokenizer import import_without_torch
+from trunkline.core.model.sources.tokenizer import import_without_torch
 
 from .client import RemoteEngine
 from .supervisor import COMMAND

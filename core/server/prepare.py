@@ -13,7 +13,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from trunkline.core.errors import RequestError
-from trunkline.core.model.tokenizer import token_ids
+from trunkline.core.model.sources.tokenizer import token_ids
 from trunkline.core.types import EngineClient, ServedModel, Tokenizer
 
 from .inputs import Inputs, Text, check_vocabulary, naming

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from trunkline.core.errors import RequestError
-from trunkline.core.model.tokenizer import token_ids
+from trunkline.core.model.sources.tokenizer import token_ids
 from trunkline.core.types import Tokenizer
 
 PER_TOKEN = 16  # characters that a text may have for each token of the limit; most tokens have four or five …

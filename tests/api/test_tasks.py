@@ -14,7 +14,7 @@ import pytest
 from trunkline.core import Engine
 from trunkline.core.engine.batch import Batch
 from trunkline.core.errors import ModelError, RequestError
-from trunkline.core.model import catalogue
+from trunkline.core.model.sources import catalogue
 from trunkline.plugins.embedding.offline import encode
 from trunkline.plugins.embedding.schemas import EmbeddingParams
 from trunkline.plugins.generation.offline import generate

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from trunkline.core import Engine
-from trunkline.core.model import catalogue
+from trunkline.core.model.sources import catalogue
 from trunkline.kernels.backend import Backend
 from trunkline.kernels.processor import has_bfloat16_pairs
 from trunkline.plugins.rerank.offline import rerank

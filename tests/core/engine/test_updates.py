@@ -23,8 +23,8 @@ from trunkline.core.engine import renew, startup
 from trunkline.core.engine.local import Ticket
 from trunkline.core.engine.messages import Answer, Beat, Call, Changed
 from trunkline.core.errors import RequestError
-from trunkline.core.model import catalogue, tensor_file
 from trunkline.core.model.attention import packed_layout
+from trunkline.core.model.sources import catalogue, tensor_file
 from trunkline.plugins.embedding.offline import encode
 from trunkline.plugins.generation.schemas import GenerationParams
 from trunkline.plugins.rerank.offline import rerank

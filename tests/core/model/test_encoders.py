@@ -13,8 +13,8 @@ from trunkline.core.config import ModelSettings
 from trunkline.core.errors import ModelError
 from trunkline.core.model import attention, loaded, loader, padded, scores
 from trunkline.core.model.attention import packed_layout, positions
-from trunkline.core.model.info import read_info
 from trunkline.core.model.loaded import LoadedModel
+from trunkline.core.model.sources.info import read_info
 from trunkline.core.testing import DECODERS, ENCODERS, PAD, SCORERS
 from trunkline.core.types import Head, ModelSource
 from trunkline.kernels.backend import Backend, choose

@@ -126,7 +126,7 @@ def engine() -> Iterator[Callable[..., Engine]]:
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The real all-MiniLM-L6-v2, if it has been fetched (``make fetch``)."""
-    from trunkline.core.model import catalogue
+    from trunkline.core.model.sources import catalogue
 
     try:
         return catalogue.fetch("demo:all-minilm-l6-v2")

@@ -12,7 +12,7 @@ import pytest
 
 from trunkline.core import Engine
 from trunkline.core.errors import ModelError
-from trunkline.core.model import catalogue
+from trunkline.core.model.sources import catalogue
 from trunkline.kernels.processor import has_bfloat16
 from trunkline.plugins.generation.offline import generate
 

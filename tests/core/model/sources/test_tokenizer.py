@@ -16,13 +16,13 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import Tokenizer
 
 from trunkline.core.errors import ModelError
-from trunkline.core.model import tokenizer
+from trunkline.core.model.sources import tokenizer
 from trunkline.core.types import ModelSource
 
 TEXT = "The other line, there: Ünïcode, 数 and\n\n  spaces 123.</s><s>"
 FRONT = """
 import json, sys
-from trunkline.core.model import tokenizer
+from trunkline.core.model.sources import tokenizer
 from trunkline.core.types import ModelSource
 
 tokenizer.import_without_torch()
@@ -173,7 +173,7 @@ def test_a_tekken_vocabulary_alone_is_a_tokenizer(tmp_path: Path) -> None:
 WITHOUT_PACKAGES = """
 import json, sys
 from trunkline.core.errors import ModelError
-from trunkline.core.model import tokenizer
+from trunkline.core.model.sources import tokenizer
 from trunkline.core.types import ModelSource
 
 sys.modules.update({name: None for name in json.loads(sys.argv[1])})

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from trunkline.core.model.architecture import output_matrix
+from trunkline.core.model.attention import ForwardContext, packed_layout
 from trunkline.kernels.linear import PackedLinear
 
-from .architecture import output_matrix
-from .attention import ForwardContext, packed_layout
-from .fuse_encoder import encoder_layers, fuse_encoder
-from .fused import AttentionCall, FusedLayer, Matrices, Walk
-from .parts import Mismatch, norm_of, parts_of
+from .decoder_layer import AttentionCall, FusedLayer, Matrices, Walk
+from .decoder_parts import Mismatch, norm_of, parts_of
+from .find_encoder import encoder_layers, fuse_encoder
 from .recorded import plays_back
 from .warm_up import (
     LOW_PRECISION,
@@ -62,7 +62,7 @@ def fuse(model: Any, backend: Backend) -> FuseReport:
 
 
 def _fuse_decoder(base: Any, layers: nn.ModuleList, backend: Backend, report: FuseReport) -> bool:
-    """As :func:`.fuse_encoder` does."""
+    """As :func:`.find_encoder.fuse_encoder` does."""
     warmed = replace_layers(base, layers, backend, report, lambda _, layer, seen: _replace(layer, seen, backend))
     if warmed is not None and not report.kept:
         report.walk = _walk(base, layers, *warmed, backend)

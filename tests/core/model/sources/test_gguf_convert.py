@@ -13,7 +13,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from trunkline.core.model.gguf_convert import convert, hf_name, unpermute
+from trunkline.core.model.sources.gguf_convert import convert, hf_name, unpermute
 
 TEMPLATE = "{% for message in messages %}<s>{{ message['content'] }}</s>{% endfor %}"
 CONFIG = LlamaConfig(

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 
 from trunkline.core.cache.pool import KVPool
+from trunkline.core.model.attention import ForwardContext, packed_layout, paged_layout
 from trunkline.kernels.recording import Recording
-
-from .attention import ForwardContext, packed_layout, paged_layout
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend
 
-    from .fused import FusedLayer
+    from .decoder_layer import FusedLayer
 
 
 class Scratch:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from trunkline.core.errors import ModelError
-from trunkline.core.model import catalogue
-from trunkline.core.model.catalogue import CATALOGUE, Entry, cache_folder, extract, fetch
+from trunkline.core.model.sources import catalogue
+from trunkline.core.model.sources.catalogue import CATALOGUE, Entry, cache_folder, extract, fetch
 
 FILES = {
     "tiny_model/model/config.json": b"{}",

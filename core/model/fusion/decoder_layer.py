@@ -1,4 +1,4 @@
-"""What :mod:`.fuse` puts in place of transformers' modules: a decoder layer and the walk over layers."""
+"""What :mod:`.find_decoder` puts in place of transformers' modules: a decoder layer and the walk over layers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from trunkline.core.model.attention import ForwardContext
 from trunkline.kernels.glu import COMPILED, glu
 from trunkline.kernels.linear import PackedLinear
 from trunkline.kernels.norm import rms_norm
 from trunkline.kernels.rope import rope
 
-from .attention import ForwardContext
 from .origins import Origins
 from .recorded import Decoding, Scratch
 

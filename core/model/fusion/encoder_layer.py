@@ -1,4 +1,4 @@
-"""What :mod:`.fuse_encoder` puts in place of transformers' modules: an encoder layer and the walk over layers."""
+"""What :mod:`.find_encoder` puts in place of transformers' modules: an encoder layer and the walk over layers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trunkline.core.model.attention import ForwardContext
 from trunkline.kernels.gelu import gelu
 from trunkline.kernels.glu import activate
 from trunkline.kernels.layer_norm import layer_norm
 
-from .attention import ForwardContext
-from .fused import AttentionCall, Matrices
+from .decoder_layer import AttentionCall, Matrices
 from .origins import Origins
 
 TOKENS = 1024  # whose intermediate numbers are made and used up while they are in the cache

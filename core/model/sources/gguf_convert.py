@@ -1,6 +1,6 @@
 """A Llama checkpoint in GGUF becomes a transformers folder: config, bf16 safetensors, tokenizer.
 
-Run as ``python -m trunkline.core.model.gguf_convert FILE FOLDER`` in a process of its own, so that
+Run as ``python -m trunkline.core.model.sources.gguf_convert FILE FOLDER`` in a process of its own, so that
 the dequantised float32 tensors and transformers' parser never weigh on the server's memory.
 """
 

@@ -12,11 +12,12 @@ import torch
 import transformers
 from torch import nn
 
-from trunkline.core.model import attention, fused_encoder
+from trunkline.core.model import attention
 from trunkline.core.model.architecture import adapt
 from trunkline.core.model.attention import ForwardContext, packed_layout, positions
-from trunkline.core.model.fuse import FuseReport, fuse
-from trunkline.core.model.fused_encoder import EncoderWalk, FusedEncoderLayer
+from trunkline.core.model.fusion import encoder_layer as fused_encoder
+from trunkline.core.model.fusion.encoder_layer import EncoderWalk, FusedEncoderLayer
+from trunkline.core.model.fusion.find_decoder import FuseReport, fuse
 from trunkline.kernels.backend import choose
 from trunkline.kernels.layer_norm import layer_norm
 from trunkline.kernels.linear import PackedLinear

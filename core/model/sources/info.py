@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trunkline.core.errors import ModelError
+from trunkline.core.model.refusal import explained
 from trunkline.core.types import ModelInfo, ModelSource
 
 from .folder import check_folder
-from .refusal import explained
 
 if TYPE_CHECKING:
     from trunkline.core.config import ModelSettings
@@ -98,7 +98,7 @@ def _with_defaults(folder: Path, text: dict[str, Any], architecture: str, asked:
     import transformers
     from transformers import AutoConfig
 
-    from .architecture import why_not
+    from trunkline.core.model.architecture import why_not
 
     try:
         full = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

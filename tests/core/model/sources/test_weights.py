@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoModel, LlamaConfig
 
 from trunkline.core.errors import ModelError
-from trunkline.core.model import weights
+from trunkline.core.model.sources import weights
 
 
 def write_index(folder: Path, weight_map: object) -> None:

@@ -17,7 +17,7 @@ from trunkline.kernels.glu import ACTIVATIONS, activate
 from trunkline.kernels.linear import PackedLinear
 from trunkline.kernels.norm import rms_norm_reference
 
-from .fused import Biases, Matrices, Norm, Norms
+from .decoder_layer import Biases, Matrices, Norm, Norms
 from .origins import Origins, origins
 
 PROBE_TOLERANCE = 1e-5

@@ -14,11 +14,12 @@ import torch
 import transformers
 
 from trunkline.core.cache.pool import KVPool
-from trunkline.core.model import attention, experts, fused
+from trunkline.core.model import attention, experts
 from trunkline.core.model.attention import ForwardContext, packed_layout, paged_layout, positions
-from trunkline.core.model.fuse import FuseReport, fuse
-from trunkline.core.model.fused import FusedLayer
-from trunkline.core.model.parts import norm_of
+from trunkline.core.model.fusion import decoder_layer as fused
+from trunkline.core.model.fusion.decoder_layer import FusedLayer
+from trunkline.core.model.fusion.decoder_parts import norm_of
+from trunkline.core.model.fusion.find_decoder import FuseReport, fuse
 from trunkline.kernels.backend import choose
 from trunkline.kernels.linear import PackedLinear
 from trunkline.kernels.processor import has_bfloat16_pairs

@@ -12,7 +12,7 @@ import pytest
 
 from trunkline.core.config import ModelSettings
 from trunkline.core.errors import ModelError
-from trunkline.core.model.info import read_info
+from trunkline.core.model.sources.info import read_info
 from trunkline.core.types import ModelInfo, ModelSource
 
 LLAMA = {
@@ -182,7 +182,7 @@ def test_torch_is_not_imported(tmp_path: Path) -> None:
         "import sys\n"
         "import trunkline.core.model\n"
         "from trunkline.core.config import ModelSettings\n"
-        "from trunkline.core.model.info import read_info\n"
+        "from trunkline.core.model.sources.info import read_info\n"
         "from trunkline.core.types import ModelSource\n"
         "read_info(ModelSource('x', sys.argv[1]), ModelSettings(model_path='x'))\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'huggingface_hub')))\n"
