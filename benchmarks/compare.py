@@ -24,7 +24,7 @@ from scenarios import Result, Scenario, build
 from server import running
 
 from trunkline.core.model.sources.catalogue import PREFIX, fetch
-from trunkline.kernels.processor import has_bfloat16
+from trunkline.kernels.cpu.processor import has_bfloat16
 
 _Runs = dict[str, list[Result]]
 

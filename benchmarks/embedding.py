@@ -29,7 +29,7 @@ from server import running
 from tokenizers import Tokenizer
 
 from trunkline.core.model.sources.catalogue import PREFIX, fetch
-from trunkline.kernels.processor import has_bfloat16
+from trunkline.kernels.cpu.processor import has_bfloat16
 
 Array = NDArray[np.float32]
 TRUNKLINE, LIBRARY, INFINITY = "trunkline", "sentence-transformers", "infinity"

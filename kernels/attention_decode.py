@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from . import attention_extend, attention_paged
+from trunkline.kernels.cpu.attention import paged
+from trunkline.kernels.cpu.recording import hold
+from trunkline.kernels.cpu.threads import team_size
+
+from . import attention_extend
 from .layout import Layout
-from .recording import hold
-from .threads import team_size
 
 _SERIAL = 1 << 19  # multiplications below which waking the other threads costs more than it saves
 
@@ -64,10 +66,10 @@ def decode_cpu(
         q = q.contiguous()
     which = np.ascontiguousarray(which, dtype=np.int32)
     shares = team_size(len(which) * heads * key_dim * int(layout.kv_len.max()) > _SERIAL)
-    size = attention_paged.scratch_bytes(heads, key_dim, value_dim)
+    size = paged.scratch_bytes(heads, key_dim, value_dim)
     scratch = hold(torch.empty(shares * size, dtype=torch.uint8))
     sinks = None if sinks is None else sinks.detach().float().contiguous()
-    task = attention_paged.task(key_dim, value_dim, q.dtype == torch.bfloat16)
+    task = paged.task(key_dim, value_dim, q.dtype == torch.bfloat16)
     arguments = (
         *(q.data_ptr(), q.stride(0), q.stride(1), keys.data_ptr(), values.data_ptr(), out.data_ptr()),
         *(scratch.data_ptr(), 0 if sinks is None else sinks.data_ptr()),

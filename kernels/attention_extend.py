@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from . import attention_flash, attention_pairs
+from trunkline.kernels.cpu.attention import flash, flash_pairs
+from trunkline.kernels.cpu.processor import has_bfloat16_pairs
+from trunkline.kernels.cpu.threads import team_size
+
 from .layout import Layout
-from .processor import has_bfloat16_pairs
-from .threads import team_size
 
 
 def extend_reference(
@@ -73,9 +74,9 @@ def extend_cpu(
     news = layout.q_start[which + 1] - layout.q_start[which]
     products = int(np.dot(news.astype(np.int64), layout.kv_len[which])) * heads * key_dim
     team = team_size(products > _SERIAL)
-    pairs = q.dtype == torch.bfloat16 and attention_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
-    together = attention_pairs.TOGETHER if pairs else 1
-    sizes = attention_flash.sizes(heads // groups, key_dim, value_dim, together)
+    pairs = q.dtype == torch.bfloat16 and flash_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
+    together = flash_pairs.TOGETHER if pairs else 1
+    sizes = flash.sizes(heads // groups, key_dim, value_dim, together)
     units = int((-(-news // sizes[0])).sum()) * groups
     scratch = torch.empty(team * sizes[-1], dtype=torch.uint8)
     sinks = None if sinks is None else sinks.detach().float().contiguous()
@@ -90,7 +91,7 @@ def extend_cpu(
         *(heads, groups, key_dim, value_dim, int(causal), window, chunk),
         *(*sizes, scratch.data_ptr(), scale, softcap),
     )
-    attention_flash.task(q.dtype, pairs).run(arguments, team)
+    flash.task(q.dtype, pairs).run(arguments, team)
 
 
 def _strided(x: torch.Tensor) -> tuple[int, int, int]:

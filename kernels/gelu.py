@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 
-from .elements import LOOPS, address, team_for
+from trunkline.kernels.cpu.elements import LOOPS, address, team_for
+from trunkline.kernels.cpu.threads import OPTIONS, Task, float32s, int64s, thread, threads, uint16s
+
 from .glu import exp
-from .threads import OPTIONS, Task, float32s, int64s, thread, threads, uint16s
 
 ARGUMENTS = [(name, np.int64) for name in ("x", "out", "rows", "width", "table")]
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 
-from .elements import LOOPS, access, address, float_of_bits, team_for
-from .threads import Task, thread, threads
+from trunkline.kernels.cpu.elements import LOOPS, access, address, float_of_bits, team_for
+from trunkline.kernels.cpu.threads import Task, thread, threads
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
 ARGUMENTS = [(name, np.int64) for name in ("gate_up", "out", "rows", "width")]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from .threads import OPTIONS, Task, int32s, int64s, team_size, thread, threads, uint16s
+from trunkline.kernels.cpu.threads import OPTIONS, Task, int32s, int64s, team_size, thread, threads, uint16s
 
 
 def write_reference(

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .elements import LOOPS, access, address, team_for
-from .recording import hold
-from .threads import Task, float32s, thread, threads
+from trunkline.kernels.cpu.elements import LOOPS, access, address, team_for
+from trunkline.kernels.cpu.recording import hold
+from trunkline.kernels.cpu.threads import Task, float32s, thread, threads
 
 ARGUMENTS = [
     *((name, np.int64) for name in ("x", "residual", "weight", "bias", "out", "scratch", "rows", "width")),

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import gemm
-from .processor import has_bfloat16, has_bfloat16_pairs
+from trunkline.kernels.cpu import gemm
+from trunkline.kernels.cpu.processor import has_bfloat16, has_bfloat16_pairs
 
 
 class PackedLinear(nn.Module):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .elements import LOOPS, access, address, team_for
-from .threads import Task, float32s, thread, threads
+from trunkline.kernels.cpu.elements import LOOPS, access, address, team_for
+from trunkline.kernels.cpu.threads import Task, float32s, thread, threads
 
 ARGUMENTS = [
     *((name, np.int64) for name in ("x", "weight", "residual", "out", "rows", "width")),

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .elements import LOOPS, access, address, team_for
+from trunkline.kernels.cpu.elements import LOOPS, access, address, team_for
+from trunkline.kernels.cpu.threads import Task, float32s, thread, threads
+
 from .norm import rms_norm_reference
-from .threads import Task, float32s, thread, threads
 
 ARGUMENTS = [
     *((name, np.int64) for name in ("qkv", "cos", "sin", "q_weight", "k_weight")),

@@ -24,9 +24,9 @@ from trunkline.core.model.sources.catalogue import cache_folder
 from trunkline.core.model.sources.info import read_info
 from trunkline.core.model.sources.tokenizer import public_path
 from trunkline.core.types import ModelInfo, ModelSource, ServedModel, Stage, Tokenizer
-from trunkline.kernels import objects
 from trunkline.kernels.backend import Backend, choose
-from trunkline.kernels.processor import has_bfloat16
+from trunkline.kernels.cpu import objects
+from trunkline.kernels.cpu.processor import has_bfloat16
 
 from .contracts import CheckedControl, CheckedStage
 from .lane import Lane

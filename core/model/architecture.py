@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from trunkline.core.errors import ModelError
 from trunkline.core.types import ModelInfo
-from trunkline.kernels.processor import has_bfloat16
+from trunkline.kernels.cpu.processor import has_bfloat16
 
 from . import attention, experts, rotary
 

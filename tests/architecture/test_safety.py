@@ -66,7 +66,7 @@ def test_environment_is_read_where_it_is_expected(sources: dict[str, Any]) -> No
         "core.model.sources.catalogue",
         "core.model.sources.info",
         "core.server.engine_process",
-        "kernels.threads",
+        "kernels.cpu.threads",
     }
     expected.add("plugins.moe_stats.dump")  # SGLang's variable for the folder of dumps
     assert users <= expected, users - expected

@@ -10,7 +10,7 @@ import torch
 
 from trunkline.core.cache.pool import KVPool
 from trunkline.core.model.attention import ForwardContext, packed_layout, paged_layout
-from trunkline.kernels.recording import Recording
+from trunkline.kernels.cpu.recording import Recording
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend

@@ -20,7 +20,7 @@ import torch
 from trunkline.core import Engine
 from trunkline.core.model.sources import catalogue
 from trunkline.kernels.backend import Backend
-from trunkline.kernels.processor import has_bfloat16_pairs
+from trunkline.kernels.cpu.processor import has_bfloat16_pairs
 from trunkline.plugins.rerank.offline import rerank
 from trunkline.plugins.rerank.schemas import RerankParams, RerankResult
 from trunkline.plugins.reward.schemas import RewardParams, RewardResult

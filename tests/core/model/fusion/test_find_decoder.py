@@ -21,8 +21,8 @@ from trunkline.core.model.fusion.decoder_layer import FusedLayer
 from trunkline.core.model.fusion.decoder_parts import norm_of
 from trunkline.core.model.fusion.find_decoder import FuseReport, fuse
 from trunkline.kernels.backend import choose
+from trunkline.kernels.cpu.processor import has_bfloat16_pairs
 from trunkline.kernels.linear import PackedLinear
-from trunkline.kernels.processor import has_bfloat16_pairs
 
 BACKEND = choose("cpu", "cpu")
 FUSED = ["llama", "llama-tied", "qwen2", "qwen3", "mistral-sliding", "phi3", "gemma2", "gemma3"]

@@ -1,4 +1,4 @@
-"""The inner steps of :mod:`.attention_flash`, as vector code. Rows are PANEL float32 wide.
+"""The inner steps of :mod:`.flash`, as vector code. Rows are PANEL float32 wide.
 
 All are intrinsics over addresses, row lengths in bytes and counts of at least 1.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from .vectors import BITS, BYTES, INT, LANES, Vectors, all_lanes, generator
+from trunkline.kernels.cpu.vectors import BITS, BYTES, INT, LANES, Vectors, all_lanes, generator
 
 PANEL = 2 * LANES
 ROW = 2 * BYTES  # of a panel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trunkline.kernels import processor
+from trunkline.kernels.cpu import processor
 
 
 @pytest.mark.parametrize(

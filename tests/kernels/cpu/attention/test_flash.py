@@ -13,14 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trunkline.kernels import attention_extend, attention_flash
+from trunkline.kernels import attention_extend
+from trunkline.kernels.cpu.attention import flash
+from trunkline.kernels.cpu.processor import has_bfloat16_pairs
+from trunkline.kernels.cpu.threads import Task
 from trunkline.kernels.layout import Layout
-from trunkline.kernels.processor import has_bfloat16_pairs
-from trunkline.kernels.threads import Task
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 SHAPES = [(64, 64), (192, 128), (6, 16), (40, 48)]
-NAMES = [name for name, _ in attention_flash.ARGUMENTS]
+NAMES = [name for name, _ in flash.ARGUMENTS]
 
 
 @dataclass
@@ -166,7 +167,7 @@ def test_nan_stays_in_its_row(place: str, dtype: torch.dtype) -> None:
 def test_scratch_does_not_grow_with_lengths_and_stays_small() -> None:
     for share, key_dim, value_dim in [(1, 32, 32), (3, 64, 64), (16, 128, 128), (64, 576, 512)]:
         for together in (1, 2):
-            assert attention_flash.sizes(share, key_dim, value_dim, together)[-1] < 1 << 20
+            assert flash.sizes(share, key_dim, value_dim, together)[-1] < 1 << 20
 
 
 def test_other_dtypes_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""What :mod:`.attention_flash` does otherwise in bfloat16 on CPUs that multiply pairs of it.
+"""What :mod:`.flash` does otherwise in bfloat16 on CPUs that multiply pairs of it.
 
 Both products take bfloat16 and add up in float32: scores along pairs of neighbouring dimensions,
 sums over values along pairs of neighbouring keys. Pairs of keys begin at even positions, whatever
@@ -14,10 +14,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .attention_blocks import prefetch
-from .attention_tiles import BOUNDS, PANEL, ROW, SPARE, SUMS, cap, hide, move
-from .exponential import LOG2E
-from .pairs import (
+from trunkline.kernels.cpu.bfloat16_pairs import (
     PAIR_BYTES,
     PAIR_LANES,
     dot,
@@ -32,8 +29,12 @@ from .pairs import (
     store_pairs,
     two_to_the,
 )
-from .threads import OPTIONS, int32s
-from .vectors import INT, Vectors, generator
+from trunkline.kernels.cpu.exponential import LOG2E
+from trunkline.kernels.cpu.threads import OPTIONS, int32s
+from trunkline.kernels.cpu.vectors import INT, Vectors, generator
+
+from .flash_tiles import BOUNDS, PANEL, ROW, SPARE, SUMS, cap, hide, move
+from .paged_blocks import prefetch
 
 
 def _tile(rows: int, panels: int, finish: Callable[[Vectors, Any, Any, Any], Any], last: Any) -> Any:
@@ -130,7 +131,7 @@ def _settle(typing: Any, rows: Any, n: Any, factors: Any) -> Any:
 
 
 def _softmax(typing: Any, s: Any, n: Any, state: Any) -> Any:
-    """``softmax(s, n, state)``: as in :mod:`.attention_tiles`, for ``2 n`` rows, which become ``n`` rows of pairs."""
+    """``softmax(s, n, state)``: as in :mod:`.flash_tiles`, for ``2 n`` rows, which become ``n`` rows of pairs."""
 
     def emit(v: Vectors, s: Any, n: Any, state: Any) -> None:
         builder, old = v.builder, load_sums(v, state)
@@ -180,7 +181,7 @@ def fits(key_dim: int, value_dim: int) -> bool:
 
 
 def _copy(a: Any, row: Any, group: Any, low: Any, high: Any, k_block: Any, v_block: Any) -> None:
-    """As in :mod:`.attention_flash`, with keys as they are and values in pairs of neighbours; ``low`` is even.
+    """As in :mod:`.flash`, with keys as they are and values in pairs of neighbours; ``low`` is even.
 
     The last of an odd number is its own neighbour, which gets no weight.
     """
@@ -206,7 +207,7 @@ def _copy(a: Any, row: Any, group: Any, low: Any, high: Any, k_block: Any, v_blo
 
 
 def _attend(a: Any, low: Any, high: Any, k_block: Any, v_block: Any, s: Any, panel: Any, each: Any) -> None:
-    """Two panels, ``each`` bytes apart, or one if that is 0, as in :mod:`.attention_flash`; ``low`` is even.
+    """Two panels, ``each`` bytes apart, or one if that is 0, as in :mod:`.flash`; ``low`` is even.
 
     What one of them, or a pair of keys, takes in beyond the keys that it sees is hidden.
     """

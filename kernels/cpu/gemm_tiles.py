@@ -12,7 +12,7 @@ from typing import Any
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .pairs import PAIR_BYTES, PAIR_LANES, dot, load_pairs, no_sums, spread_pair, store_pairs, store_rounded
+from .bfloat16_pairs import PAIR_BYTES, PAIR_LANES, dot, load_pairs, no_sums, spread_pair, store_pairs, store_rounded
 from .threads import OPTIONS
 from .vectors import BYTES, INT, LANES, Vectors, all_lanes, generator
 

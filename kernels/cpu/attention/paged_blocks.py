@@ -1,4 +1,4 @@
-"""The inner steps of :mod:`.attention_paged`, as vector code: one query of one head over a block of keys.
+"""The inner steps of :mod:`.paged`, as vector code: one query of one head over a block of keys.
 
 Keys and values are found by a list of addresses, int64, with valid ones up to the next multiple
 of LANES. Vectors of numbers are float32 and whole numbers of LANES wide.
@@ -11,7 +11,7 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from .vectors import BYTES, INT, LANES, Vectors, all_lanes, generator
+from trunkline.kernels.cpu.vectors import BYTES, INT, LANES, Vectors, all_lanes, generator
 
 _SLICE = 8  # vectors of sums over values that stay in registers
 

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .attention_blocks import accumulate, prefetch, scores, weigh
-from .attention_tiles import LOWEST, cap, move
-from .exponential import LOG2E
-from .threads import OPTIONS, Task, float32s, int32s, int64s, thread, threads
-from .vectors import BYTES, LANES
+from trunkline.kernels.cpu.exponential import LOG2E
+from trunkline.kernels.cpu.threads import OPTIONS, Task, float32s, int32s, int64s, thread, threads
+from trunkline.kernels.cpu.vectors import BYTES, LANES
+
+from .flash_tiles import LOWEST, cap, move
+from .paged_blocks import accumulate, prefetch, scores, weigh
 
 BLOCK = 32  # keys; a block of one head's keys and values stays in the L1 cache
 

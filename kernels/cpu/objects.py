@@ -2,7 +2,7 @@
 
 numba's own cache unpickles; this one keeps the object file that LLVM emitted, behind a digest,
 in a folder that only its owner can enter. A file is named by everything that it depends on: the
-sources in this folder, the constants of the kernel, numba, LLVM and the processor.
+sources of all kernels, the constants of the kernel, numba, LLVM and the processor.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def keep_in(folder: Path | None) -> None:
 
 
 def fingerprint(value: Any) -> str:
-    """What a function's compiled code depends on beyond this folder's sources; "" when that can't be told."""
+    """What a function's compiled code depends on beyond the sources of all kernels; "" when that can't be told."""
     if value is None or isinstance(value, (bool, int, float, str, np.generic)):
         return repr(value)
     if isinstance(value, (tuple, list)):
@@ -126,7 +126,12 @@ def _path(identity: str) -> Path | None:
 def _environment() -> str:
     """Sources of all kernels, versions of the compilers, the processor's name and features."""
     sources = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in _sources():
         sources.update(source.read_bytes())
     processor = cpu_target.target_context.codegen().magic_tuple()
     return repr((sources.hexdigest(), sys.version, numba.__version__, llvmlite.__version__, processor))
+
+
+def _sources() -> list[Path]:
+    """Every file below ``kernels/``: a kernel may use functions of any of them."""
+    return sorted(Path(__file__).parents[1].rglob("*.py"))

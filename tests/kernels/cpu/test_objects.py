@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from trunkline.kernels import attention_paged, objects
-from trunkline.kernels.threads import Task, float32s
+from trunkline.kernels.cpu import objects
+from trunkline.kernels.cpu.attention import paged
+from trunkline.kernels.cpu.threads import Task, float32s
 
 ARGUMENTS = [("x", np.int64), ("n", np.int64)]
 
@@ -84,7 +85,11 @@ def test_folder_of_others_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_fingerprint_reaches_nested_constants() -> None:
-    prints = {objects.fingerprint(attention_paged._segment(64, width, False)) for width in (32, 48)}
+    prints = {objects.fingerprint(paged._segment(64, width, False)) for width in (32, 48)}
     assert len(prints) == 2
     assert "" not in prints
     assert objects.fingerprint(object()) == ""
+
+
+def test_every_kernel_source_is_part_of_the_name(repository: Path) -> None:
+    assert objects._sources() == sorted((repository / "kernels").rglob("*.py"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trunkline.kernels.cpu.recording import Recording, hold
 from trunkline.kernels.glu import glu
 from trunkline.kernels.linear import PackedLinear
 from trunkline.kernels.norm import rms_norm
-from trunkline.kernels.recording import Recording, hold
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from numba import njit
 
-from . import attention_pairs
-from .attention_blocks import prefetch
-from .attention_tiles import BOUNDS, LOWEST, PANEL, ROW, SPARE, SUMS, cap, hide, move, softmax, tile, transpose
-from .exponential import LOG2E
-from .threads import OPTIONS, Task, claim, float32s, int32s, thread
-from .vectors import LANES
+from trunkline.kernels.cpu.exponential import LOG2E
+from trunkline.kernels.cpu.threads import OPTIONS, Task, claim, float32s, int32s, thread
+from trunkline.kernels.cpu.vectors import LANES
+
+from . import flash_pairs
+from .flash_tiles import BOUNDS, LOWEST, PANEL, ROW, SPARE, SUMS, cap, hide, move, softmax, tile, transpose
+from .paged_blocks import prefetch
 
 ARGUMENTS = [
     *((name, np.int64) for name in ("q", "q_token", "q_head", "k", "k_token", "k_head", "v", "v_token", "v_head")),
@@ -182,7 +183,7 @@ def _finish(save: Any, size: int, pairs: bool) -> Any:
         numbers = a.value_dim
         if pairs:
             numbers //= 2
-            attention_pairs.settle(panel + SUMS, numbers, panel + 2 * ROW)
+            flash_pairs.settle(panel + SUMS, numbers, panel + 2 * ROW)
         for d in range(0, numbers, LANES):
             transpose(panel + SUMS + d * ROW, ROW, stage + d * 4, a.width)
             transpose(panel + SUMS + d * ROW + LANES * 4, ROW, stage + LANES * a.width + d * 4, a.width)
@@ -202,8 +203,8 @@ def _unit(dtype: torch.dtype, pairs: bool) -> Any:
         load(source, target, width, factor)
 
     if pairs:
-        together, copy, attend = attention_pairs.TOGETHER, attention_pairs.copy, attention_pairs.attend
-        fetch = save = attention_pairs.duplicate
+        together, copy, attend = flash_pairs.TOGETHER, flash_pairs.copy, flash_pairs.attend
+        fetch = save = flash_pairs.duplicate
     else:
         fetch = njit(**OPTIONS)(fetch)
         together, copy, attend = 1, _copy(fetch, size), float_attend
@@ -238,7 +239,7 @@ def _unit(dtype: torch.dtype, pairs: bool) -> Any:
 
 @cache
 def task(dtype: torch.dtype, pairs: bool) -> Task:
-    """The compiled attention, for float32 or bfloat16 tensors of any widths; ``pairs``: see :mod:`.attention_pairs`."""
+    """The compiled attention, for float32 or bfloat16 tensors of any widths; ``pairs``: see :mod:`.flash_pairs`."""
     unit = _unit(dtype, pairs)
 
     def body(a: Any) -> None:
