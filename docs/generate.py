@@ -24,9 +24,10 @@ from trunkline.core.commands.plugins import NoEngine
 from trunkline.core.config import Config, ModelSettings, settings_groups
 from trunkline.core.discovery import find
 from trunkline.core.host import Host
-from trunkline.core.server.control import Lifecycle, routes
-from trunkline.core.server.fields import Ignored, Refused, fields_of
-from trunkline.core.server.weights import weight_routes
+from trunkline.core.server.api.fields import Ignored, Refused, fields_of
+from trunkline.core.server.lifecycle import Lifecycle
+from trunkline.core.server.routes import routes
+from trunkline.core.server.routes.weights import weight_routes
 from trunkline.plugins.generation import params
 
 DOCS = Path(__file__).parent

@@ -10,13 +10,13 @@ from litestar import Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.types import Message, Scope
 
+from trunkline.core.client.replies import printable, response_id
 from trunkline.core.discovery import describe
 from trunkline.core.errors import RequestError
+from trunkline.core.server.api import AnyRequest, InvalidBody, dialect_of, error_response, json_response
+from trunkline.core.server.api.contracts import owner_of
 
-from .api import AnyRequest, InvalidBody, dialect_of, error_response, json_response
 from .auth import Unauthorized
-from .contracts import owner_of
-from .replies import printable, response_id
 
 log = logging.getLogger("trunkline.server")
 

@@ -11,14 +11,13 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
+from trunkline.core.client.remote import RemoteEngine
+from trunkline.core.client.supervisor import COMMAND
 from trunkline.core.config import Config, ServerSettings
 from trunkline.core.errors import ConfigError, RequestError, TrunklineError
 from trunkline.core.guard import forbid_pickle
 from trunkline.core.host import Host
 from trunkline.core.model.sources.tokenizer import import_without_torch
-
-from .client import RemoteEngine
-from .supervisor import COMMAND
 
 if TYPE_CHECKING:
     import uvicorn
@@ -70,7 +69,7 @@ def _runner() -> Callable[[Coroutine[Any, Any, None]], None]:
 def prepare() -> None:
     """Import what the front needs once the engine is ready; both processes are busy with imports at first."""
     import_without_torch()
-    from . import app, panel, transport  # noqa: F401
+    from . import app, banner, transport  # noqa: F401
 
 
 class Front:
@@ -109,8 +108,8 @@ class Front:
 
     async def _serve(self, engine: RemoteEngine, stopping: asyncio.Task[Any]) -> None:
         from .app import create_app
-        from .control import Lifecycle
-        from .panel import show
+        from .banner import show
+        from .lifecycle import Lifecycle
         from .transport import Server, uvicorn_config
 
         status = engine.status

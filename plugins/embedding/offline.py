@@ -18,7 +18,7 @@ from .settings import TASK, EmbeddingSettings
 
 if TYPE_CHECKING:
     from trunkline.core import Engine
-    from trunkline.core.engine.local import Ticket
+    from trunkline.core.client.local import Ticket
 
 
 def encode(

@@ -21,7 +21,7 @@ from openai.types.chat import (
     completion_create_params,
 )
 
-from trunkline.core.server.fields import fields_of
+from trunkline.core.server.api.fields import fields_of
 from trunkline.plugins.embedding.body_schemas import EmbeddingsBody
 from trunkline.plugins.generation.chat_schemas import ChatBody, Message, StreamOptions
 from trunkline.plugins.rerank.body_schemas import RerankBody

@@ -19,6 +19,7 @@ LAYERS = (
     ("core.config", "core.host", "core.discovery"),
     ("core.cache", "core.model"),
     ("core.engine",),
+    ("core.client",),
     ("core.server",),
     ("core.cli", "core.commands"),
     ("core.testing",),

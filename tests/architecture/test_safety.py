@@ -65,7 +65,7 @@ def test_environment_is_read_where_it_is_expected(sources: dict[str, Any]) -> No
     expected = {
         "core.model.sources.catalogue",
         "core.model.sources.info",
-        "core.server.engine_process",
+        "core.client.engine_process",
         "kernels.cpu.threads",
     }
     expected.add("plugins.moe_stats.dump")  # SGLang's variable for the folder of dumps

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from trunkline.core import Engine
+from trunkline.core.client.remote import RemoteEngine
 from trunkline.core.discovery import Found, find
 from trunkline.core.engine.batch import Batch
 from trunkline.core.host import Host
 from trunkline.core.server.app import create_app
-from trunkline.core.server.client import RemoteEngine
 from trunkline.core.types import Part, Step
 from trunkline.plugins.generation.schemas import GenerationParams
 

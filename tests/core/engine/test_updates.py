@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trunkline.core import Engine
+from trunkline.core.client.local import Ticket
 from trunkline.core.engine import renew, startup
-from trunkline.core.engine.local import Ticket
 from trunkline.core.engine.messages import Answer, Beat, Call, Changed
 from trunkline.core.errors import RequestError
 from trunkline.core.model.attention import packed_layout

@@ -92,7 +92,7 @@ def launch(command: list[str], tmp_path: Path) -> Iterator[Callable[..., Server]
     servers: list[Server] = []
     script = tmp_path / "server.py"
     script.write_text(SERVER)
-    helpers = Path(__file__).with_name("conftest.py")
+    helpers = Path(__file__).parents[1] / "conftest.py"
 
     def make(model: dict[str, Any] | None = None, **server: Any) -> Server:
         with socket.create_server(("127.0.0.1", 0)) as free:

@@ -17,10 +17,10 @@ import torch
 from litestar import Litestar, Request
 
 from trunkline.core import Engine
-from trunkline.core.engine.local import Ticket
+from trunkline.core.client.local import Ticket
+from trunkline.core.client.models import choose
 from trunkline.core.errors import ModelError, RequestError
 from trunkline.core.server.api import dialect_of, error_response
-from trunkline.core.server.models import choose
 from trunkline.core.types import ServedModel, Submission
 from trunkline.plugins.embedding.openai import openai_routes
 from trunkline.plugins.embedding.routes import encode_routes

@@ -1,0 +1,51 @@
+"""The tokenizers of the front process, and texts tokenised off the event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from trunkline.core.config import ModelSettings
+from trunkline.core.errors import ConfigError
+from trunkline.core.host import Host
+from trunkline.core.model.sources.tokenizer import token_ids
+from trunkline.core.types import EngineClient, ServedModel, Tokenizer
+
+from .truncate import check_characters, turns
+
+
+def load_tokenizer(settings: ModelSettings, host: Host) -> Tokenizer | None:
+    """A model's tokenizer, with the user's chat template if one was given."""
+    tokenizer = host.tokenizer(host.resolve_model(settings.tokenizer_path or settings.reference))
+    if tokenizer is not None and settings.chat_template:
+        try:
+            tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--chat-template: can't read {settings.chat_template}: {error}.") from None
+    return tokenizer
+
+
+def renamed(tokenizers: Mapping[str, Tokenizer | None], models: Sequence[ServedModel]) -> dict[str, Tokenizer | None]:
+    """The same tokenizers by the names that models have after a weight update; their old ones are aliases."""
+    found = {}
+    for model in models:
+        known = (tokenizers[name] for name in (model.name, *model.aliases) if name in tokenizers)
+        found[model.name] = next(known, None)
+    return found
+
+
+async def tokenize(
+    engine: EngineClient, tokenizer: Tokenizer, texts: Sequence[str], special: bool, limit: int | None
+) -> list[list[int]]:
+    """Ids of each text, computed in turns as in :func:`prepare`; RequestError for one that is longer by far."""
+    if limit is not None:
+        for text in texts:
+            check_characters(len(text), limit)
+    ids: list[list[int]] = []
+    for start, end, size in turns(map(len, texts)):
+        ids += await engine.off_loop(_encode_all, tokenizer, texts[start:end], special, size=size)
+    return ids
+
+
+def _encode_all(tokenizer: Tokenizer, texts: Sequence[str], special: bool) -> list[list[int]]:
+    return [token_ids(tokenizer, text, special) for text in texts]

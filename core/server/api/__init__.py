@@ -1,0 +1,125 @@
+"""What every route needs, once: bodies, inputs, replies, event streams, errors, clients that hang up.
+
+The only part of the server that plugins import.
+"""
+
+from __future__ import annotations
+
+from trunkline.core.client.models import ModelQuery, asked_about, choose
+from trunkline.core.client.truncate import (
+    Truncation,
+    check_characters,
+    clip_text,
+    fit,
+    read_truncate,
+    special_ends,
+    too_long,
+    turns,
+)
+
+from .bodies import (
+    DEFAULT_TIMEOUT,
+    DONE,
+    AnyRequest,
+    ClientGone,
+    dialect_of,
+    encode,
+    error_frame,
+    error_response,
+    error_status,
+    json_response,
+    read_body,
+    read_bytes,
+    render_error,
+    sse,
+)
+from .body_limits import InvalidBody
+from .chat_templates import shape_contents, template_variables
+from .fields import Accounting, Ignored, Later, Media, OnlyNull, Placement, Refused
+from .gather import item_meta, run_all
+from .inputs import (
+    Inputs,
+    check_batch,
+    check_vocabulary,
+    named,
+    naming,
+    new_rid,
+    read_inputs,
+    read_salt,
+    sort_inputs,
+    spread_ids,
+    spread_rids,
+)
+from .media_types import HTML, JSON, SSE, TEXT
+from .prepare import Item, Shaper, encode_pair, prepare
+from .reply_schemas import CachedTokens, Cut, FinishReason, ItemMeta, OpenAIError, Usage
+from .streams import ABORT_EXTENSION, EventStream, finished, until_gone
+
+__all__ = [
+    "ABORT_EXTENSION",
+    "DEFAULT_TIMEOUT",
+    "DONE",
+    "HTML",
+    "JSON",
+    "SSE",
+    "TEXT",
+    "Accounting",
+    "AnyRequest",
+    "CachedTokens",
+    "ClientGone",
+    "Cut",
+    "EventStream",
+    "FinishReason",
+    "Ignored",
+    "Inputs",
+    "InvalidBody",
+    "Item",
+    "ItemMeta",
+    "Later",
+    "Media",
+    "ModelQuery",
+    "OnlyNull",
+    "OpenAIError",
+    "Placement",
+    "Refused",
+    "Shaper",
+    "Truncation",
+    "Usage",
+    "asked_about",
+    "check_batch",
+    "check_characters",
+    "check_vocabulary",
+    "choose",
+    "clip_text",
+    "dialect_of",
+    "encode",
+    "encode_pair",
+    "error_frame",
+    "error_response",
+    "error_status",
+    "finished",
+    "fit",
+    "item_meta",
+    "json_response",
+    "named",
+    "naming",
+    "new_rid",
+    "prepare",
+    "read_body",
+    "read_bytes",
+    "read_inputs",
+    "read_salt",
+    "read_truncate",
+    "render_error",
+    "run_all",
+    "shape_contents",
+    "sort_inputs",
+    "special_ends",
+    "spread_ids",
+    "spread_rids",
+    "sse",
+    "template_variables",
+    "too_long",
+    "turns",
+    "until_gone",
+]
