@@ -203,7 +203,7 @@ def compare_generation(engine: Engine, reference: Reference) -> Iterator[str]:
 
 def watch_logits(engine: Engine) -> dict[tuple[str, int], torch.Tensor]:
     """From now on: the logits ``[V]`` by request and number of tokens before them."""
-    (lane,) = engine._loop.lanes
+    (lane,) = engine.client.transport.loop.lanes
     stage, head, seen = lane.stages["generation"], lane.model.heads["lm"], {}
     launch, latest = stage.launch, []
 
@@ -239,7 +239,7 @@ def compare_vectors(
     engine: Engine, task: str, params: Any, field: str, expected: Callable[[list[int], int | None], torch.Tensor]
 ) -> Iterator[str]:
     """One vector a prompt, of all prompts at once, computed and then from the cache; with token types, pairs too."""
-    (lane,) = engine._loop.lanes
+    (lane,) = engine.client.transport.loop.lanes
     for second_at in (None, 3) if lane.model.token_types else (None,):
         for turn in ("first", "again"):
             asked = prompts()

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 if TYPE_CHECKING:
     from trunkline.core.engine.messages import Load
 
-    from .replies import RemoteReply
+    from .replies import EngineReply
 
 LABELS = ("model_name", "task")
 # Seconds: from a short prompt on an idle GPU to a long one at the end of a queue.
@@ -60,7 +60,7 @@ class Metrics(Collector):
         self._loads, self._throughput, self._first_name = loads, throughput, first_name
         registry.register(self)
 
-    def progressed(self, reply: RemoteReply, tokens: int) -> None:
+    def progressed(self, reply: EngineReply, tokens: int) -> None:
         """A result has come, with so many output tokens; ``reply`` doesn't know it yet."""
         now, labels = time.perf_counter(), (self._first_name(reply.model), reply.task)
         if not reply.first:
@@ -70,7 +70,7 @@ class Metrics(Collector):
             for _ in range(tokens):
                 histogram.observe(each)
 
-    def ended(self, reply: RemoteReply) -> None:
+    def ended(self, reply: EngineReply) -> None:
         """``reply`` is over, whoever ended it."""
         labels = self._first_name(reply.model), reply.task
         self._prompt += reply.prompt_tokens

@@ -1,4 +1,4 @@
-"""The front's state of one submitted sequence, and its line in the log."""
+"""The caller's state of one submitted sequence, and its line in the log."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ABORTED: dict[str, Any] = {"type": "abort", "message": "Aborted", "status_code":
 ABORTED_WAITING: dict[str, Any] = {**ABORTED, "message": "Abort in waiting queue"}
 
 
-class RemoteReply:
-    """Implements :class:`trunkline.core.types.Reply` for a request that runs in the engine process.
+class EngineReply:
+    """Implements :class:`trunkline.core.types.Reply` for a request that the engine has.
 
     The engine's messages are folded in as they come and never wait for whoever reads: a slow
     reader finds several steps at once, and the state is one list of tokens however slow it is.
@@ -40,7 +40,7 @@ class RemoteReply:
         task: str,
         rid: str,
         prompt_tokens: int,
-        drop: Callable[[RemoteReply], None],
+        drop: Callable[[EngineReply], None],
         metrics: Metrics | None = None,
     ) -> None:
         self.key = key
@@ -87,6 +87,12 @@ class RemoteReply:
         if not self.over:
             self._drop(self)
             self.abort()
+
+    def drop(self, error: RequestError) -> None:
+        """The same for another reason than the caller's wish."""
+        if not self.over:
+            self._drop(self)
+            self.fail(error)
 
     # -- the engine's side -------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from trunkline.core.engine.messages import Load
 if TYPE_CHECKING:
     from trunkline.core.types import ServedModel
 
-    from .supervisor import Supervisor
+    from .transport import Transport
 
 
 WINDOW = 1.0  # seconds over which output tokens are counted
@@ -22,12 +22,12 @@ IDLE = 2.0  # seconds without output
 class Status:
     """Counts results as they pass; the rest it reads off the engine's last heartbeat."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, transport: Transport) -> None:
         self.results = 0  # messages with results since start: a sign of life
         self._begin = self._latest = -math.inf  # of the window, by the first and the last output in it
         self._tokens = 0  # since the window's begin
         self._rate = 0.0  # of the window before
-        self._supervisor = supervisor
+        self._transport = transport
 
     def count(self, tokens: int) -> None:
         """A result with so many output tokens has come."""
@@ -56,12 +56,12 @@ class Status:
 
     def loads(self) -> list[Load]:
         """Each model's, at most a second old."""
-        return self._supervisor.beat.loads
+        return self._transport.beat.loads
 
     def of(self, model: ServedModel) -> dict[str, Any]:
         """A model's live keys of ``internal_states``; sizes in GB."""
         load = next((load for load in self.loads() if load.model == model.name), Load(model.name, 0, 0, 0, 0))
-        plan = self._supervisor.ready.plan if self._supervisor.ready is not None else []
+        plan = self._transport.ready.plan if self._transport.ready is not None else []
         sizes: dict[str, Any] = next((row for row in plan if row["model"] == model.name), {})
         return {
             "last_gen_throughput": round(self.last_throughput, 2),
@@ -74,5 +74,5 @@ class Status:
             "num_running_reqs": load.running,
             "num_waiting_reqs": load.waiting,
             "free_tokens": load.free_slots,
-            "engine_restarts": self._supervisor.restarts,
+            "engine_restarts": self._transport.restarts,
         }

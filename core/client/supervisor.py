@@ -14,12 +14,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgspec import Struct, structs, to_builtins
+from msgspec import Struct, to_builtins
 
+from trunkline.core.config import Config
 from trunkline.core.engine.messages import Beat, Changed, EngineMessage, Failed, Loading, Ready, Stop, frame, frames
-from trunkline.core.errors import ModelError
+from trunkline.core.errors import EngineDown, ModelError
 
 from .engine_process import EngineProcess
+from .replies import engine_down
+from .transport import Deliver, Down
 
 log = logging.getLogger("trunkline.supervisor")
 
@@ -41,14 +44,13 @@ class Patience(Struct, frozen=True):
 
 
 class Supervisor:
-    """Keeps an engine running. ``deliver`` gets its messages; ``down`` is called when one is lost, with the
-    reason and the keys of what it was working on."""
+    """The transport to an engine process, which it keeps running; see :class:`.transport.Transport`."""
 
     def __init__(
         self,
         config: dict[str, Any],
-        deliver: Callable[[EngineMessage], None],
-        down: Callable[[str, list[int]], None],
+        deliver: Deliver,
+        down: Down,
         *,
         command: Sequence[str] = COMMAND,
         patience: Patience | None = None,
@@ -97,6 +99,10 @@ class Supervisor:
             for data in frames(messages):
                 self._process.write(data)
 
+    def unavailable(self) -> EngineDown:
+        """What requests are told while no engine is there."""
+        return EngineDown("The engine is being started again; try again soon.")
+
     # -- one engine after another ------------------------------------------------------------
 
     async def _run(self) -> None:
@@ -126,7 +132,9 @@ class Supervisor:
         try:
             reason = await self._watch(process)
             self.up, self._process = False, None
-            self._down(reason, process.record.keys())  # before anything is waited for: clients are waiting already
+            self._down(
+                engine_down(reason), process.record.keys()
+            )  # before anything is waited for: clients are waiting already
             status = await process.end(LEAVE_SECONDS if process.lost.done() else 0.0)
             return self._failure or f"{reason} (exit status {status})"
         except asyncio.CancelledError:
@@ -192,7 +200,14 @@ class Supervisor:
     def _change(self, message: Changed) -> None:
         """From now on, and after a restart, other weights are served."""
         if self.ready is not None:
-            plan = [{**row, "model": one.name} for row, one in zip(self.ready.plan, message.models, strict=True)]
-            self.ready = structs.replace(self.ready, models=message.models, plan=plan)
+            self.ready = self.ready.after(message)
         self._config = {**self._config, "models": to_builtins(message.settings)}
         self._deliver(message)
+
+
+def supervised(
+    config: Config, *, command: Sequence[str] = COMMAND, patience: Patience | None = None
+) -> Callable[[Deliver, Down], Supervisor]:
+    """How a :class:`.client.Client` reaches an engine process that ``command`` starts."""
+    patience = patience or Patience(one_pass=config.server.watchdog_timeout)
+    return lambda deliver, down: Supervisor(config.dump(), deliver, down, command=command, patience=patience)

@@ -5,13 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trunkline.core.config import ModelSettings
+from trunkline.core.config import Config, ModelSettings
 from trunkline.core.errors import ConfigError
 from trunkline.core.host import Host
 from trunkline.core.model.sources.tokenizer import token_ids
 from trunkline.core.types import EngineClient, ServedModel, Tokenizer
 
 from .truncate import check_characters, turns
+
+
+class Tokenizers:
+    """The tokenizer of each model, by the model's served name."""
+
+    def __init__(self, config: Config, host: Host) -> None:
+        self._config = config
+        self._host = host
+        self._known: dict[str, Tokenizer | None] = {}
+
+    def load(self) -> None:
+        """Read all of them from their files. ConfigError for a chat template that can't be read."""
+        self._known = {settings.name: load_tokenizer(settings, self._host) for settings in self._config.models}
+
+    def get(self, model: str) -> Tokenizer | None:
+        return self._known.get(model)
+
+    def rename(self, models: Sequence[ServedModel]) -> None:
+        """Follow a weight update: a model's tokenizer stays, whatever the model is called now."""
+        self._known = renamed(self._known, models)
 
 
 def load_tokenizer(settings: ModelSettings, host: Host) -> Tokenizer | None:

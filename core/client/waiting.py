@@ -11,7 +11,7 @@ from trunkline.core.config import ServerSettings
 from trunkline.core.errors import QueueFull, RequestError
 from trunkline.core.types import ServedModel, Submission
 
-from .replies import RemoteReply
+from .replies import EngineReply
 
 QUEUE_POOLS = 16  # prompt tokens that may wait, in KV pools
 FALLBACK_POOL = 1 << 16  # tokens; stands in for the pool of a model that has none (encoders)
@@ -29,7 +29,7 @@ class Batch:
     model: str
     priority: int
     order: int  # of arrival
-    replies: Sequence[RemoteReply]
+    replies: Sequence[EngineReply]
     waiting: int  # of the replies
     tokens: int  # prompt tokens of those
 
@@ -42,7 +42,7 @@ class WaitingRoom:
     """
 
     def __init__(self, limits: ServerSettings) -> None:
-        self.replies: dict[int, RemoteReply] = {}  # those that wait, by key
+        self.replies: dict[int, EngineReply] = {}  # those that wait, by key
         self._limits = limits
         self._batches: dict[int, Batch] = {}  # of each of them, by the same key
         self._arrivals = itertools.count()
@@ -50,7 +50,7 @@ class WaitingRoom:
         self._counts: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
 
-    def make_room(self, model: ServedModel | None, name: str, items: Sequence[Submission]) -> list[RemoteReply]:
+    def make_room(self, model: ServedModel | None, name: str, items: Sequence[Submission]) -> list[EngineReply]:
         """The live replies that must end before all of ``items`` fit, mostly none. Nothing is changed.
 
         RequestError 400 when they never fit, QueueFull (503) when they don't now.
@@ -63,7 +63,7 @@ class WaitingRoom:
         missing_at_all = len(self.replies) + count - self._limits.max_queued_requests_all_models
         if max(missing, missing_tokens, missing_at_all) <= 0:
             return []
-        victims: list[RemoteReply] = []
+        victims: list[EngineReply] = []
         for batch in self._lower(max(item.priority for item in items), name):
             own = batch.model == name
             if max(missing, missing_tokens, missing_at_all) <= 0 or not (own or missing_at_all > 0):
@@ -99,7 +99,7 @@ class WaitingRoom:
         found = [batch for batch in dict.fromkeys(self._batches.values()) if batch.priority < priority]
         return sorted(found, key=lambda batch: (batch.model != model, batch.priority, -batch.order))
 
-    def enter(self, replies: Sequence[RemoteReply], priority: int) -> None:
+    def enter(self, replies: Sequence[EngineReply], priority: int) -> None:
         """A batch has been submitted, and its room was made."""
         if not replies:
             return
@@ -111,7 +111,7 @@ class WaitingRoom:
             self.replies[reply.key] = reply
             self._batches[reply.key] = batch
 
-    def leave(self, reply: RemoteReply) -> None:
+    def leave(self, reply: EngineReply) -> None:
         """Harmless when it has left already."""
         if self.replies.pop(reply.key, None) is None:
             return

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, structs
 
 from trunkline.core.config import ModelSettings
 from trunkline.core.errors import RequestError
@@ -69,6 +69,11 @@ class Ready(Struct, tag=True, array_like=True):
     models: list[ServedModel]
     plan: list[dict[str, Any]]  # rows of the memory plan
     seconds: dict[str, float]  # start-up phases
+
+    def after(self, changed: Changed) -> Ready:
+        """The same with the models as they are now."""
+        plan = [{**row, "model": model.name} for row, model in zip(self.plan, changed.models, strict=True)]
+        return structs.replace(self, models=changed.models, plan=plan)
 
 
 class Changed(Struct, tag=True, array_like=True):

@@ -17,12 +17,13 @@ from trunkline.core.model.sources import weights
 from trunkline.core.model.sources.info import EXPERTS, read_config, read_info
 from trunkline.core.types import ModelSource
 
+from .candidates import Candidate, choose_tasks
 from .lane import Lane, Renewal
 from .machine import available_bytes
 from .memory import gib
 from .messages import NOT_FOUND
 from .runner import Runner
-from .startup import Build, Candidate, assemble, choose_tasks
+from .startup import Build, assemble
 from .updates import Refusal, UpdateWeights, release_memory
 
 log = logging.getLogger("trunkline.engine")

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from trunkline.core.client.remote import RemoteEngine
+from trunkline.core.client.client import Client
+from trunkline.core.client.supervisor import Supervisor
 from trunkline.core.config import Config
 from trunkline.core.host import Host
 from trunkline.core.logs import escape_controls
@@ -19,9 +20,9 @@ from trunkline.core.types import ServedModel
 WIDTH = 100  # columns where the output is no terminal
 
 
-def show(host: Host, config: Config, engine: RemoteEngine, app: Litestar, address: tuple[Any, ...]) -> None:
+def show(host: Host, config: Config, engine: Client[Supervisor], app: Litestar, address: tuple[Any, ...]) -> None:
     """One panel: address, models and their tasks, memory plan, routes, plugins."""
-    ready = engine.supervisor.ready
+    ready = engine.transport.ready
     assert ready is not None
     name = f"[{address[0]}]" if ":" in address[0] else address[0]
     table = Table.grid(padding=(0, 2))

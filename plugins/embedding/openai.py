@@ -8,7 +8,16 @@ from typing import Any
 from litestar import Response, post
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import AnyRequest, Inputs, encode, json_response, naming, read_body, read_salt
+from trunkline.core.server.api import (
+    AnyRequest,
+    Inputs,
+    encode,
+    json_response,
+    naming,
+    read_body,
+    read_salt,
+    while_connected,
+)
 
 from .body_schemas import EmbeddingsBody
 from .reply_schemas import EmbeddingsEntry, EmbeddingsReply
@@ -45,7 +54,7 @@ def openai_routes(service: Service) -> list[Any]:
             salt=read_salt(body.cache_salt, body.extra_key),
             guard_ids=True,
         )
-        embedded = await service.embed(request, wish)
+        embedded = await while_connected(request, service.embed(wish))
         return json_response(await service.off_loop(len(embedded.items), lambda: encode(_answer(embedded, form))))
 
     return [embeddings]

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
-    AnyRequest,
     Inputs,
     Item,
     ItemMeta,
@@ -95,7 +94,7 @@ class Service:
             known = self._recipes[served.name] = served, read_recipe(served.info, self._settings)
         return known[1]
 
-    async def embed(self, request: AnyRequest, wish: Wish) -> Embedded:
+    async def embed(self, wish: Wish) -> Embedded:
         """Compute. RequestError for whatever is wrong with the request; then nothing was computed."""
         served = self.engine.choose(TASK, wish.model)
         recipe = self.recipe(served)
@@ -118,7 +117,7 @@ class Service:
             skip=0 if recipe.include_prompt else keep, normalize=wish.normalize, dimensions=wish.dimensions
         )
         replies = await run_all(
-            self.engine, request, served, TASK, items, params, rids,
+            self.engine, served, TASK, items, params, rids,
             priority=wish.priority or 0, salt=wish.salt, single=single, field=inputs.field,
         )  # fmt: skip
         return Embedded(served, items, replies)

@@ -23,6 +23,7 @@ from trunkline.core.server.api import (
     read_body,
     read_salt,
     sse,
+    while_connected,
 )
 
 from .chat_schemas import SAMPLING, ChatBody, StreamOptions
@@ -55,8 +56,8 @@ def chat_routes(service: Service) -> list[Any]:
         job = await plan(service, body, lambda path: defaults(path, service.settings.sampling_defaults))
         envelope = Envelope(job.rids[0].rsplit("_", 1)[0] if job.n > 1 else job.rids[0], body.model or job.served.name)
         if not body.stream:
-            return json_response(envelope.whole(await service.complete(request, job), job))
-        sequences = await service.run(request, job)
+            return json_response(envelope.whole(await while_connected(request, service.complete(job)), job))
+        sequences = await while_connected(request, service.run(job))
         frames = chunks(envelope, sequences, job, body.stream_options or StreamOptions())
         return EventStream(frames, lambda: service.close(sequences))
 

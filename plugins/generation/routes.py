@@ -19,20 +19,16 @@ from trunkline.core.server.api import (
     error_frame,
     json_response,
     read_body,
-    read_salt,
-    spread_ids,
-    spread_rids,
     sse,
+    while_connected,
 )
-from trunkline.core.types import ServedModel
 
 from .body_schemas import GenerateBody
 from .frames import arrivals
-from .params import Sampling
+from .plan import plan
 from .reply_schemas import GenerateRecord
 from .sequence import Sequence
-from .service import Job, Service, check_prompt
-from .settings import TASK
+from .service import Service
 
 
 def generate_routes(service: Service) -> list[Any]:
@@ -64,14 +60,14 @@ def generate_routes(service: Service) -> list[Any]:
 
 async def _whole(service: Service, request: AnyRequest, body: GenerateBody) -> Response[Any]:
     job, single = await plan(service, body)
-    sequences = await service.complete(request, job)
+    sequences = await while_connected(request, service.complete(job))
     records = [sequence.record() for sequence in sequences]
     return json_response(records[0] if single else records)
 
 
 async def _stream(service: Service, request: AnyRequest, body: GenerateBody) -> Response[Any]:
     job, single = await plan(service, body)
-    sequences = await service.run(request, job)
+    sequences = await while_connected(request, service.run(job))
     intervals = [sampling.stream_interval or service.settings.stream_interval for sampling in job.samplings]
     every = [intervals[index // job.n] for index in range(len(sequences))]
     return EventStream(frames(sequences, every, single=single), lambda: service.close(sequences))
@@ -105,78 +101,3 @@ async def frames(sequences: list[Sequence], every: list[int], *, single: bool) -
         record = sequence.record()
         yield sse(record if single else record | {"index": index})
     yield DONE
-
-
-async def plan(service: Service, body: GenerateBody) -> tuple[Job, bool]:
-    """Everything that can be wrong with a request is found here. True: the answer is one object."""
-    served = service.engine.choose(TASK, body.model)
-    texts, prompts, single = _inputs(body)
-    count = len(texts) if prompts is None else len(prompts)
-    samplings, explicit = _samplings(service, body, count, single=single)
-    n = samplings[0].n if samplings else 1
-    service.check_batch(count, n)
-    rids = spread_rids(body.rid, count, single=single, samples=n)
-    if prompts is None:
-        prompts = await _tokenize(service, served, texts)
-    for prompt, wanted in zip(prompts, explicit, strict=True):
-        check_prompt(prompt, served)
-        _check_total(len(prompt), wanted, served)
-    salt = read_salt(body.cache_salt, body.extra_key)
-    job = Job(served=served, prompts=prompts, samplings=samplings, rids=rids, priority=body.priority or 0, salt=salt)
-    return job, single and n == 1
-
-
-def _inputs(body: GenerateBody) -> tuple[list[str], list[list[int]] | None, bool]:
-    """Texts, or prompts of token ids, and whether it is a single one. Ids win over text."""
-    if body.input_ids is not None:
-        ids, single = spread_ids(body.input_ids)
-        return [], ids, single
-    if body.text is None:
-        raise RequestError("Either text, input_ids or input_embeds should be provided.")
-    return ([body.text], None, True) if isinstance(body.text, str) else (body.text, None, False)
-
-
-async def _tokenize(service: Service, served: ServedModel, texts: list[str]) -> list[list[int]]:
-    if service.engine.tokenizer(served.name) is None:
-        raise RequestError(f"{served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids.")
-    prompts = await service.engine.tokenize(served.name, texts, limit=served.info.context_length)
-    if not all(prompts):
-        raise RequestError("texts cannot be empty: tokenising gave no token.", param="text")
-    return prompts
-
-
-def _samplings(
-    service: Service, body: GenerateBody, count: int, *, single: bool
-) -> tuple[list[Sampling], list[int | None]]:
-    """Sampling of each prompt, and the ``max_new_tokens`` that the request itself gave."""
-    given = body.sampling_params or {}
-    if isinstance(given, dict):
-        sampling = service.sampling(given)
-        return [sampling] * count, [_explicit(given, sampling)] * count
-    if single:
-        raise RequestError("sampling_params must be an object for a single prompt.", param="sampling_params")
-    if len(given) != count:
-        raise RequestError(
-            f"sampling_params has {len(given)} entries for a batch of {count}; give one object, or one a prompt.",
-            param="sampling_params",
-        )
-    samplings = [service.sampling(params) for params in given]
-    if len({sampling.n for sampling in samplings}) > 1:
-        raise RequestError("The parallel_sample_num should be the same for all samples in sample params.", param="n")
-    return samplings, [_explicit(params, one) for params, one in zip(given, samplings, strict=True)]
-
-
-def _explicit(given: dict[str, Any], sampling: Sampling) -> int | None:
-    return sampling.max_new_tokens if given.get("max_new_tokens") is not None else None
-
-
-def _check_total(length: int, wanted: int | None, served: ServedModel) -> None:
-    context = served.info.context_length
-    if wanted is not None and length + wanted > context:
-        raise RequestError(
-            f"Requested token count exceeds the model's maximum context length of {context} tokens. "
-            f"You requested a total of {length + wanted} tokens: {length} tokens from the input messages and "
-            f"{wanted} tokens for the completion. Please reduce the number of tokens in the input messages or "
-            "the completion to fit within the limit.",
-            param="max_new_tokens",
-        )

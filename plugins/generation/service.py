@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from trunkline.core.errors import ConfigError, RequestError
-from trunkline.core.server.api import AnyRequest, check_vocabulary, finished, new_rid
+from trunkline.core.server.api import all_over, check_vocabulary, new_rid
 from trunkline.core.types import EngineClient, ServedModel, Settings, Submission
 
 from .params import Sampling, parse_sampling
@@ -46,7 +46,6 @@ class Service:
         self.preferred = read_preferred(self.settings.preferred_sampling_params)
         self.max_batch: int = settings["server"].max_batch_size
         self._random = random.Random(settings["engine"].random_seed)
-        self._live: set[str] = set()  # request ids in use
 
     def sampling(self, given: dict[str, Any], spelled: Mapping[str, str] | None = None) -> Sampling:
         """Checked sampling parameters, over the server's preferred ones; ``spelled`` as in :func:`parse_sampling`."""
@@ -64,28 +63,11 @@ class Service:
                 f"{self.max_batch} are allowed. Split it, or raise --max-batch-size."
             )
 
-    async def run(self, request: AnyRequest, job: Job) -> list[Sequence]:
+    async def run(self, job: Job) -> list[Sequence]:
         """Submit a job. The sequences are in the queue then; the caller waits for them and ends with :meth:`close`.
 
         With n > 1 the prompts are computed once first, so that all samples find them in the cache.
         """
-        for rid in job.rids:
-            if rid in self._live:
-                raise RequestError(f"Duplicate request ID detected: {rid}", param="rid")
-        self._live.update(job.rids)
-        try:
-            return await self._submit(request, job)
-        except BaseException:
-            self._live.difference_update(job.rids)
-            raise
-
-    def close(self, sequences: Listing[Sequence]) -> None:
-        """The sequences are over or unwanted: abort what still runs and free their ids."""
-        for sequence in sequences:
-            sequence.reply.cancel()
-            self._live.discard(sequence.reply.rid)
-
-    async def _submit(self, request: AnyRequest, job: Job) -> list[Sequence]:
         if job.n > 1:
             primes = [
                 Submission(prompt=prompt, params=_PRIME, rid=new_rid(), priority=job.priority, salt=job.salt)
@@ -93,7 +75,7 @@ class Service:
                 if len(prompt) > 1
             ]
             if primes:
-                await finished(request, self.engine.submit(job.served.name, TASK, primes))
+                await all_over(self.engine.submit(job.served.name, TASK, primes))
         items = self._submissions(job)
         replies = self.engine.submit(job.served.name, TASK, items)
         tokenizer = self.engine.tokenizer(job.served.name)
@@ -102,13 +84,15 @@ class Service:
             for index, (reply, item) in enumerate(zip(replies, items, strict=True))
         ]
 
-    async def complete(self, request: AnyRequest, job: Job) -> list[Sequence]:
-        """Run a job to its end. Raises the first failure; when the client hangs up all is cancelled."""
-        sequences = await self.run(request, job)
-        try:
-            await finished(request, [sequence.reply for sequence in sequences])
-        finally:
-            self.close(sequences)
+    def close(self, sequences: Listing[Sequence]) -> None:
+        """The sequences are over or unwanted: abort what still runs."""
+        for sequence in sequences:
+            sequence.reply.cancel()
+
+    async def complete(self, job: Job) -> list[Sequence]:
+        """Run a job to its end. Raises the first failure; then, and when the caller is cancelled, all is cancelled."""
+        sequences = await self.run(job)
+        await all_over([sequence.reply for sequence in sequences])
         for sequence in sequences:
             sequence.check()
         if len(sequences) <= ON_LOOP:

@@ -25,6 +25,7 @@ from trunkline.core.server.api import (
     read_body,
     read_salt,
     turns,
+    while_connected,
 )
 from trunkline.core.types import Reply
 
@@ -139,7 +140,7 @@ async def _scored(
         salt=read_salt(body.cache_salt, body.extra_key),
         fields=fields,
     )
-    return await service.score(request, reranker, job, name)
+    return await while_connected(request, service.score(reranker, job, name))
 
 
 def _values(scored: Sequence[Scored], body: ScoreBody) -> list[float]:
@@ -171,8 +172,7 @@ async def _labels(service: Service, request: AnyRequest, body: ScoreBody) -> Res
     check_labels(labels, reranker.served.info.vocab_size)
     pieces = await _label_items(service, reranker, body)
     salt = read_salt(body.cache_salt, body.extra_key)
-    replies = await service.run(
-        request,
+    work = service.run(
         reranker,
         pieces,
         RerankParams(labels),
@@ -181,6 +181,7 @@ async def _labels(service: Service, request: AnyRequest, body: ScoreBody) -> Res
         salt=salt,
         field=Field("items", isinstance(body.items, str)),
     )
+    replies = await while_connected(request, work)
     pairs = [(some[0], one[0]) for some, one in zip(replies, pieces, strict=True)]
     scores = [probabilities(reply, softmax=bool(body.apply_softmax)) for reply, _ in pairs]
     metas = [item_meta(reply, reranker.served, item, cached=True) for reply, item in pairs]

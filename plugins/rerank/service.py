@@ -8,7 +8,6 @@ from msgspec import Struct
 
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
-    AnyRequest,
     Cut,
     Item,
     ItemMeta,
@@ -69,8 +68,8 @@ class Service:
             self._rerankers[served.name] = found
         return found
 
-    async def score(self, request: AnyRequest, reranker: Reranker, job: Job, rid: str) -> list[Scored]:
-        """Score all pairs, in their order. Raises the first error; when the client hangs up all is cancelled."""
+    async def score(self, reranker: Reranker, job: Job, rid: str) -> list[Scored]:
+        """Score all pairs, in their order. Raises the first error; when the caller is cancelled all is."""
         field = next((field for field in reversed(job.fields) if not field.single), job.fields[1])
         check_batch(len(job.documents), self.max_batch, field.name)
         await self.engine.off_loop(reranker.prepare)
@@ -79,7 +78,7 @@ class Service:
             pieces += await self.engine.off_loop(_prompts(reranker, job, start, end), size=size)
             self._check_pieces(pieces)
         replies = await self.run(
-            request, reranker, pieces, reranker.params, rid, priority=job.priority, salt=job.salt, field=job.fields[1]
+            reranker, pieces, reranker.params, rid, priority=job.priority, salt=job.salt, field=job.fields[1]
         )
         return [self._scored(reranker, own, some) for own, some in zip(pieces, replies, strict=True)]
 
@@ -95,7 +94,6 @@ class Service:
 
     async def run(
         self,
-        request: AnyRequest,
         reranker: Reranker,
         pieces: Sequence[Sequence[Item]],
         params: RerankParams,
@@ -111,7 +109,6 @@ class Service:
         replies = iter(
             await run_all(
                 self.engine,
-                request,
                 reranker.served,
                 TASK,
                 flat,

@@ -16,6 +16,7 @@ from trunkline.core.server.api import (
     read_body,
     read_salt,
     spread_ids,
+    while_connected,
 )
 
 from .body_schemas import OpenAIClassifyBody
@@ -36,8 +37,7 @@ def openai_routes(service: Service) -> list[Any]:
     )
     async def classify(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, OpenAIClassifyBody)
-        scored = await service.score(
-            request,
+        work = service.score(
             _inputs(body),
             model=body.model,
             truncate=body.truncate,
@@ -45,6 +45,7 @@ def openai_routes(service: Service) -> list[Any]:
             priority=body.priority,
             salt=read_salt(body.cache_salt, body.extra_key),
         )
+        scored = await while_connected(request, work)
         activate = body.activation if body.use_activation is None else body.use_activation
         return json_response(answer(scored, activate=activate is not False))
 

@@ -9,7 +9,6 @@ import msgspec
 import numpy as np
 
 from trunkline.core.server.api import (
-    AnyRequest,
     Inputs,
     Item,
     ItemMeta,
@@ -53,7 +52,6 @@ class Service:
 
     async def score(
         self,
-        request: AnyRequest,
         inputs: Inputs,
         *,
         model: str | None = None,
@@ -68,7 +66,7 @@ class Service:
         rids = spread_rids(rid, len(inputs), single=inputs.single, number=False)
         items = await prepare(self.engine, served, inputs, truncate=truncate)
         replies = await run_all(
-            self.engine, request, served, TASK, items, RewardParams(), rids,
+            self.engine, served, TASK, items, RewardParams(), rids,
             priority=priority or 0, salt=salt, single=inputs.single, field=inputs.field,
         )  # fmt: skip
         return Scored(served, items, replies)

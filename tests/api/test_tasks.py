@@ -45,7 +45,7 @@ def both(zoo: Callable[[str], Path]) -> Iterator[Engine]:
 
 def watch(engine: Engine) -> list[Batch]:
     """The batches that run from now on."""
-    (lane,) = engine._loop.lanes
+    (lane,) = engine.client.transport.loop.lanes
     batches: list[Batch] = []
     plan = lane.scheduler.plan
 

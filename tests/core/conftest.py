@@ -17,14 +17,14 @@ import uvloop
 from litestar import Litestar, Request, Response, post, route
 from msgspec import Struct
 
-from trunkline.core.client.remote import RemoteEngine
-from trunkline.core.client.supervisor import Patience
+from trunkline.core.client.client import Client
+from trunkline.core.client.supervisor import Patience, Supervisor, supervised
 from trunkline.core.config import Config
 from trunkline.core.discovery import Found
 from trunkline.core.errors import RequestError
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.host import Host
-from trunkline.core.server.api import DONE, EventStream, finished, json_response, read_body, sse
+from trunkline.core.server.api import DONE, EventStream, all_over, json_response, read_body, sse, while_connected
 from trunkline.core.server.app import create_app
 from trunkline.core.server.lifecycle import Lifecycle
 from trunkline.core.server.transport import Server, uvicorn_config
@@ -101,7 +101,7 @@ def echo_routes(engine: Any, settings: Any) -> list[Any]:
         replies = engine.submit(model.name, "echo", items)
         if body.stream:
             return EventStream(frames(replies[0], body.pad), replies[0].cancel)
-        await finished(request, replies)
+        await while_connected(request, all_over(replies))
         return json_response([{"ids": reply.tokens, "finish": reply.finish} for reply in replies] + ["x" * body.pad])
 
     @route("/echo", http_method=["POST", "PUT"], opt={"scope": "infer", "body": EchoBody}, status_code=200)
@@ -180,11 +180,12 @@ def configure(host: Host) -> Callable[..., Config]:
 
 @pytest.fixture
 async def start(host: Host, command: list[str], configure: Callable[..., Config]) -> AsyncIterator[Callable[..., Any]]:
-    """``await start(*models, patience=..., **server settings)``: a RemoteEngine that is ready."""
-    engines: list[RemoteEngine] = []
+    """``await start(*models, patience=..., **server settings)``: a client that is ready."""
+    engines: list[Client[Supervisor]] = []
 
-    async def make(*models: dict[str, Any], patience: Patience | None = None, **server: Any) -> RemoteEngine:
-        engine = RemoteEngine(configure(*models, **server), host, command=command, patience=patience)
+    async def make(*models: dict[str, Any], patience: Patience | None = None, **server: Any) -> Client[Supervisor]:
+        config = configure(*models, **server)
+        engine = Client(config, host, supervised(config, command=command, patience=patience))
         engines.append(engine)
         await engine.start()
         return engine
@@ -222,8 +223,8 @@ async def live(
 
     async def make(
         *models: dict[str, Any], lifecycle: Lifecycle | None = None, **server: Any
-    ) -> tuple[RemoteEngine, int]:
-        engine: RemoteEngine = await start(*models, **server)
+    ) -> tuple[Client[Supervisor], int]:
+        engine: Client[Supervisor] = await start(*models, **server)
         config = configure(*models, **server)
         lifecycle = lifecycle or Lifecycle(results=lambda: engine.status.results)
         app = create_app(

@@ -27,6 +27,7 @@ from .bodies import (
     error_frame,
     error_response,
     error_status,
+    is_draining,
     json_response,
     read_body,
     read_bytes,
@@ -36,7 +37,7 @@ from .bodies import (
 from .body_limits import InvalidBody
 from .chat_templates import shape_contents, template_variables
 from .fields import Accounting, Ignored, Later, Media, OnlyNull, Placement, Refused
-from .gather import item_meta, run_all
+from .gather import all_over, item_meta, run_all
 from .inputs import (
     Inputs,
     check_batch,
@@ -53,7 +54,7 @@ from .inputs import (
 from .media_types import HTML, JSON, SSE, TEXT
 from .prepare import Item, Shaper, encode_pair, prepare
 from .reply_schemas import CachedTokens, Cut, FinishReason, ItemMeta, OpenAIError, Usage
-from .streams import ABORT_EXTENSION, EventStream, finished, until_gone
+from .streams import ABORT_EXTENSION, EventStream, while_connected
 
 __all__ = [
     "ABORT_EXTENSION",
@@ -85,6 +86,7 @@ __all__ = [
     "Shaper",
     "Truncation",
     "Usage",
+    "all_over",
     "asked_about",
     "check_batch",
     "check_characters",
@@ -97,8 +99,8 @@ __all__ = [
     "error_frame",
     "error_response",
     "error_status",
-    "finished",
     "fit",
+    "is_draining",
     "item_meta",
     "json_response",
     "named",
@@ -121,5 +123,5 @@ __all__ = [
     "template_variables",
     "too_long",
     "turns",
-    "until_gone",
+    "while_connected",
 ]

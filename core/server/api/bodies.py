@@ -129,6 +129,11 @@ def patience_of(request: AnyRequest) -> float:
 # -- errors ----------------------------------------------------------------------------------
 
 
+def is_draining(request: AnyRequest) -> bool:
+    """Is the server on its way out? Then streams that have no end of their own must end."""
+    return bool(request.app.state["lifecycle"].draining)
+
+
 def dialect_of(request: AnyRequest) -> str:
     """``"native"`` or ``"openai"``: how the request's route words its errors."""
     handler = request.scope.get("route_handler")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import cast
 
@@ -10,16 +11,13 @@ from msgspec import Struct
 from trunkline.core.errors import RequestError
 from trunkline.core.types import EngineClient, Reply, ServedModel, Submission
 
-from .bodies import AnyRequest
 from .inputs import named, naming
 from .prepare import Item
 from .reply_schemas import FinishReason, ItemMeta
-from .streams import finished
 
 
 async def run_all(
     engine: EngineClient,
-    request: AnyRequest,
     served: ServedModel,
     task: str,
     items: Sequence[Item],
@@ -33,8 +31,8 @@ async def run_all(
 ) -> list[Reply]:
     """Submit all items at once and wait until the last is over; the replies are in their order.
 
-    When one fails its error is raised (``text[3]: …`` for ``field`` "text", unless ``single``), and when the
-    client hangs up ClientGone; the others are cancelled then.
+    When one fails its error is raised (``text[3]: …`` for ``field`` "text", unless ``single``). Then, and when the
+    caller is cancelled, the others are cancelled.
     """
     submissions = [
         Submission(prompt=item.ids, params=params, rid=rid, priority=priority, salt=salt, second_at=item.second_at)
@@ -42,7 +40,7 @@ async def run_all(
     ]
     replies = engine.submit(served.name, task, submissions)
     try:
-        await finished(request, replies)
+        await all_over(replies)
     except RequestError as error:
         failed = next((index for index, reply in enumerate(replies) if reply.error is error), None)
         if failed is None or error.status == 503:  # that is the server's state, not the item's fault
@@ -52,6 +50,19 @@ async def run_all(
         with naming(field, index, single=single):
             check_finish(reply)
     return replies
+
+
+async def all_over(replies: Sequence[Reply]) -> None:
+    """Wait until all replies are over. When one fails (its error is raised), or the caller is cancelled, all are."""
+    try:
+        if len(replies) == 1:
+            await replies[0].result()
+        else:
+            await asyncio.gather(*(reply.result() for reply in replies))
+    except BaseException:
+        for reply in replies:
+            reply.cancel()
+        raise
 
 
 def check_finish(reply: Reply) -> None:

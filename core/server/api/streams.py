@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from litestar import Response
 from litestar.response.base import ASGIResponse
@@ -14,12 +14,13 @@ from litestar.types import Receive, Scope, Send
 
 from trunkline.core.discovery import describe
 from trunkline.core.errors import RequestError
-from trunkline.core.types import Reply
 
 from .bodies import DONE, AnyRequest, ClientGone, dialect_of, error_frame, patience_of
 from .contracts import owner_of
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ABORT_EXTENSION = "trunkline.abort"
 """Key of ``scope["extensions"]``: a function that drops the connection without flushing it."""
@@ -50,21 +51,10 @@ async def until_gone(receive: Receive) -> AsyncGenerator[None]:
         watcher.cancel()
 
 
-async def finished(request: AnyRequest, replies: Sequence[Reply]) -> None:
-    """Wait until all replies are over.
-
-    When the client hangs up (ClientGone) or one fails (its error), all are cancelled.
-    """
-    try:
-        async with until_gone(request.receive):
-            if len(replies) == 1:
-                await replies[0].result()
-            else:
-                await asyncio.gather(*(reply.result() for reply in replies))
-    except BaseException:
-        for reply in replies:
-            reply.cancel()
-        raise
+async def while_connected(request: AnyRequest, work: Awaitable[T]) -> T:
+    """The result of ``work``, which is cancelled (ClientGone) when the client hangs up. Read the body before."""
+    async with until_gone(request.receive):
+        return await work
 
 
 class EventStream(Response[None]):

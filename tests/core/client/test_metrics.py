@@ -83,7 +83,7 @@ async def test_updates_that_rename_a_model_make_no_new_series(live: Callable[...
         (served,) = engine.models
         for step in range(3):
             new = msgspec.structs.replace(served, name=f"step-{step}", aliases=(served.name,))
-            engine.supervisor._change(Changed([new], list(engine._config.models)))
+            engine.transport._change(Changed([new], list(engine._config.models)))
             await http.post("/echo", json={"ids": [1]})
         found = numbers((await http.get("/metrics")).text)
     totals = {name: value for name, value in found.items() if name.startswith("sglang:num_requests_total")}
@@ -94,10 +94,10 @@ async def test_a_client_that_leaves_is_an_abort(live: Callable[..., Any]) -> Non
     engine, port = await live(enable_metrics=True)
     async with at(port) as http:
         busy = asyncio.create_task(http.post("/echo", json={"ids": [1], "n": 50, "delay": 0.1}))
-        while not engine.live:
+        while not len(engine._live):
             await asyncio.sleep(0.02)
         busy.cancel()
-        while engine.live:
+        while len(engine._live):
             await asyncio.sleep(0.02)
         found = {name.split("{")[0]: value for name, value in numbers((await http.get("/metrics")).text).items()}
     assert found["sglang:num_aborted_requests_total"] == 1

@@ -23,7 +23,7 @@ SHORT = Patience(tick=0.05, crashes=100)
 
 async def until_up(engine: Any) -> None:
     async with asyncio.timeout(30):
-        while not engine.supervisor.up:
+        while not engine.transport.up:
             await asyncio.sleep(0.01)
 
 
@@ -51,13 +51,13 @@ async def test_a_request_that_kills_the_engine_is_run_twice_and_no_more(start: C
     assert (second.status, second.retry_after) == (500, None)
     assert "stopped twice while it worked on this request" in second.message
     await until_up(engine)
-    restarts = engine.supervisor.restarts
+    restarts = engine.transport.restarts
     for _ in range(3):
         with pytest.raises(RequestError, match="stopped twice") as third:
             engine.submit("m", "echo", [numbered(1, poison)])
         assert third.value.status == 500
     assert await send(engine, numbered(2, params())) == [None]
-    assert engine.supervisor.restarts == restarts == 2
+    assert engine.transport.restarts == restarts == 2
 
 
 async def test_the_requests_beside_it_get_through(start: Callable[..., Any], params: Any) -> None:
@@ -71,7 +71,7 @@ async def test_the_requests_beside_it_get_through(start: Callable[..., Any], par
     assert {None} >= {error for error in beside if not isinstance(error, EngineDown)}  # some may have ended before
     last = [numbered(item.prompt[0], item.params) for item in others]
     assert await send(engine, *last) == [None] * len(last)
-    assert engine.supervisor.restarts == 2
+    assert engine.transport.restarts == 2
 
 
 async def test_suspects_run_alone_one_at_a_time_and_are_cleared_by_their_end(
@@ -136,7 +136,7 @@ async def test_a_client_that_has_left_is_remembered(start: Callable[..., Any], p
     while not reply.started:
         await asyncio.sleep(0.01)
     reply.cancel()
-    while engine.supervisor.up:
+    while engine.transport.up:
         await asyncio.sleep(0.01)
     (error,) = await send(engine, numbered(1, params(fatal=0.5)))
     assert error.status == 500
@@ -159,7 +159,7 @@ async def test_what_waits_when_the_engine_dies_is_no_suspect(start: Callable[...
     engine = await start(patience=SHORT)
     for _ in range(3):
         error, _ = await send(
-            engine, numbered(2, params(queue=60)), numbered(int(engine.supervisor.restarts), params(fatal=0.2))
+            engine, numbered(2, params(queue=60)), numbered(int(engine.transport.restarts), params(fatal=0.2))
         )
         assert isinstance(error, EngineDown)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline.core.client.replies import RemoteReply
+from trunkline.core.client.replies import EngineReply
 from trunkline.core.client.waiting import FALLBACK_POOL, QUEUE_POOLS, WaitingRoom, displaced
 from trunkline.core.config import ServerSettings
 from trunkline.core.errors import QueueFull, RequestError
@@ -30,18 +30,18 @@ def items(count: int, tokens: int = 1, priority: int = 0) -> list[Submission]:
     return [Submission(prompt=[1] * tokens, params=None, rid="", priority=priority) for _ in range(count)]
 
 
-def submit(room: WaitingRoom, model: str, count: int, *, tokens: int = 1, priority: int = 0) -> list[RemoteReply]:
+def submit(room: WaitingRoom, model: str, count: int, *, tokens: int = 1, priority: int = 0) -> list[EngineReply]:
     """As the engine client does; the replies."""
     batch = items(count, tokens, priority)
     for reply in room.make_room(served(), model, batch):
         room.leave(reply)
         reply.fail(displaced())
-    replies = [RemoteReply(next(keys), model, "t", "r", tokens, lambda reply: None) for _ in batch]
+    replies = [EngineReply(next(keys), model, "t", "r", tokens, lambda reply: None) for _ in batch]
     room.enter(replies, priority)
     return replies
 
 
-def ended(*batches: list[RemoteReply]) -> list[bool]:
+def ended(*batches: list[EngineReply]) -> list[bool]:
     """Of each batch: was it displaced? All of a batch, or nothing."""
     states = [{reply.over for reply in batch} for batch in batches]
     assert all(len(state) == 1 for state in states)

@@ -137,7 +137,7 @@ def texts(count: int, longest: int, seed: int = 3) -> list[list[int]]:
 
 def watch(engine: Engine) -> list[list[Row]]:
     """The rows of every pass from now on."""
-    (lane,) = engine._loop.lanes
+    (lane,) = engine.client.transport.loop.lanes
     run, passes = lane.runner.run, []
 
     def spy(rows: Sequence[Row], seen: bool) -> Any:

@@ -190,7 +190,7 @@ async def test_a_queue_that_is_full_is_503_at_once(live: Callable[..., Any]) -> 
     engine, port = await live(max_queued_requests=2)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
         waiting = asyncio.create_task(http.post("/echo", json={"ids": [1], "queue": 30, "copies": 2}))
-        while engine.live < 2:
+        while len(engine._live) < 2:
             await asyncio.sleep(0.01)
         full = await http.post("/echo", json={"ids": [1]})
         assert full.status_code == 503

@@ -207,10 +207,10 @@ async def test_a_client_that_hangs_up_behind_pipelined_requests_frees_the_first(
     request = ECHO + b"content-length: %d\r\n\r\n" % len(endless) + endless
     async with connect(port) as (_, writer):
         writer.write(request + PING * 3)
-        while not engine.live:
+        while not len(engine._live):
             await asyncio.sleep(0.01)
     async with asyncio.timeout(10):
-        while engine.live:
+        while len(engine._live):
             await asyncio.sleep(0.01)
 
 
@@ -226,7 +226,7 @@ async def test_lost_connections_leave_no_traceback(live: Any, caplog: pytest.Log
                     writer.write(sent)
                     await asyncio.sleep(wait)
     async with asyncio.timeout(10):
-        while engine.live:
+        while len(engine._live):
             await asyncio.sleep(0.01)
     assert [record.message for record in caplog.records if record.exc_info or record.name == "asyncio"] == []
 

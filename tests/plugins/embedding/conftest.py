@@ -17,7 +17,7 @@ import torch
 from litestar import Litestar, Request
 
 from trunkline.core import Engine
-from trunkline.core.client.local import Ticket
+from trunkline.core.client.engine import Ticket
 from trunkline.core.client.models import choose
 from trunkline.core.errors import ModelError, RequestError
 from trunkline.core.server.api import dialect_of, error_response

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -134,15 +133,3 @@ async def test_a_failing_engine_fails_the_batch_and_aborts_the_rest(client: http
 async def test_logits_that_are_not_finite_are_a_500(client: httpx.AsyncClient, engine: Any) -> None:
     engine.script = lambda item: [{"type": "abort", "message": "nan", "status_code": 500, "err_type": None}]
     assert (await generate(client, text="a")).status_code == 500
-
-
-async def test_a_request_id_in_use_is_refused_and_free_afterwards(client: httpx.AsyncClient, engine: Any) -> None:
-    engine.script = lambda item: [5] * 500 + [{"type": "length", "length": 500}]
-    first = asyncio.create_task(generate(client, text="a", rid="x"))
-    while not engine.replies:
-        await asyncio.sleep(0)
-    second = await generate(client, text="b", rid="x")
-    assert second.status_code == 400
-    assert second.json()["error"]["message"] == "Duplicate request ID detected: x"
-    assert (await first).status_code == 200
-    assert (await generate(client, text="a", rid="x")).status_code == 200

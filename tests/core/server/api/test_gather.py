@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import ClientGone
+from trunkline.core.server.api import ClientGone, while_connected
 from trunkline.core.server.api.gather import item_meta, run_all
 from trunkline.core.server.api.prepare import Item
 
@@ -25,10 +25,10 @@ def client(*, leaves_after: float = 60.0) -> Any:
     return SimpleNamespace(receive=receive)
 
 
-async def run(engine: Any, params: Any, items: list[Item], request: Any = None, **options: Any) -> Any:
+async def run(engine: Any, params: Any, items: list[Item], **options: Any) -> Any:
     served = engine.models[0]
     rids = [f"r{index}" for index in range(len(items))]
-    return await run_all(engine, request or client(), served, "echo", items, params, rids, **options)
+    return await run_all(engine, served, "echo", items, params, rids, **options)
 
 
 async def test_all_run_together_and_keep_their_order(start: Callable[..., Any], params: Any) -> None:
@@ -46,27 +46,27 @@ async def test_a_failure_names_the_item_and_ends_the_others(start: Callable[...,
         await run(engine, params(refuse=True), [Item([1])])
     with pytest.raises(RequestError, match=r"^refused$"):
         await run(engine, params(refuse=True), [Item([1])], single=True)
-    assert engine.live == 0
+    assert len(engine._live) == 0
 
 
 async def test_who_hangs_up_cancels_all(start: Callable[..., Any], params: Any) -> None:
     engine = await start()
     with pytest.raises(ClientGone):
-        await run(engine, params(n=50, delay=0.2), [Item([1]), Item([2])], client(leaves_after=0.2))
-    assert engine.live == 0
+        await while_connected(client(leaves_after=0.2), run(engine, params(n=50, delay=0.2), [Item([1]), Item([2])]))
+    assert len(engine._live) == 0
     assert await engine.call("aborted") == 2
 
 
 async def test_an_aborted_item_has_no_result(start: Callable[..., Any], params: Any) -> None:
     engine = await start()
     running = asyncio.create_task(run(engine, params(n=50, delay=0.2), [Item([1]), Item([2])]))
-    while engine.live < 2:
+    while len(engine._live) < 2:
         await asyncio.sleep(0.01)
     assert engine.abort("r1") == 1
     with pytest.raises(RequestError, match=r"^input\[1\]: .*[Aa]bort") as caught:
         await running
     assert caught.value.status < 500
-    assert engine.live == 0
+    assert len(engine._live) == 0
 
 
 def test_meta_info_has_what_the_native_api_says_and_tells_of_cuts() -> None:

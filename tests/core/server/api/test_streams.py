@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import DONE, ClientGone, error_frame, finished, until_gone
+from trunkline.core.server.api import DONE, ClientGone, all_over, error_frame
+from trunkline.core.server.api.streams import until_gone
 
 
 def raw(path: str, body: dict[str, Any], *headers: str) -> bytes:
@@ -67,9 +68,9 @@ async def test_a_client_that_hangs_up_is_aborted(live: Callable[..., Any], strea
     engine, port = await live()
     sock = connect(port)
     sock.sendall(raw("/echo", {"ids": [1], "n": 100_000, "delay": 0.005, "stream": stream, "queue": queue}))
-    await until(lambda: engine.live == 1 and (queue > 0 or engine.status.results > 2))
+    await until(lambda: len(engine._live) == 1 and (queue > 0 or engine.status.results > 2))
     sock.close()
-    await until(lambda: engine.live == 0, 5)
+    await until(lambda: len(engine._live) == 0, 5)
     assert await engine.call("aborted") == 1
 
 
@@ -77,9 +78,9 @@ async def test_hanging_up_cancels_all_of_a_batch(live: Callable[..., Any]) -> No
     engine, port = await live()
     sock = connect(port)
     sock.sendall(raw("/echo", {"ids": [1], "n": 100_000, "delay": 0.005, "copies": 5}))
-    await until(lambda: engine.live == 5 and engine.status.results > 5)
+    await until(lambda: len(engine._live) == 5 and engine.status.results > 5)
     sock.close()
-    await until(lambda: engine.live == 0, 5)
+    await until(lambda: len(engine._live) == 0, 5)
     assert await engine.call("aborted") == 5
 
 
@@ -92,7 +93,7 @@ async def test_hanging_up_in_the_middle_of_a_body_harms_nobody(live: Callable[..
     await asyncio.sleep(0.1)
     async with httpx.AsyncClient() as http:
         assert (await http.post(f"http://127.0.0.1:{port}/echo", json={"ids": [1]})).status_code == 200
-    assert engine.live == 0
+    assert len(engine._live) == 0
 
 
 async def test_one_failure_cancels_the_rest_of_a_batch() -> None:
@@ -108,13 +109,9 @@ async def test_one_failure_cancels_the_rest_of_a_batch() -> None:
         def cancel(self) -> None:
             self.cancelled += 1
 
-    class Request:
-        async def receive(self) -> Any:
-            await asyncio.sleep(60)
-
     replies = [Fake(None), Fake(RequestError("no"))]
     with pytest.raises(RequestError, match="no"):
-        await finished(Request(), replies)  # type: ignore[arg-type]
+        await all_over(replies)  # type: ignore[arg-type]
     assert [reply.cancelled for reply in replies] == [1, 1]
 
 
@@ -146,7 +143,7 @@ async def test_an_unread_stream_is_dropped_after_its_timeout(live: Callable[...,
     with connect(port, 4096) as sock:
         sock.sendall(raw("/echo", {"ids": [1], "n": 100_000, "delay": 0.001, "stream": True, "pad": 200_000}))
         await until(lambda: engine.status.results > 0)
-        await until(lambda: engine.live == 0, 20)
+        await until(lambda: len(engine._live) == 0, 20)
     assert await engine.call("aborted") == 1
 
 
@@ -175,7 +172,7 @@ async def test_clients_that_never_read_cost_bounded_memory(live: Callable[..., A
     before = me.memory_info().rss
     for sock in sockets:
         sock.sendall(raw("/echo", body))
-    await until(lambda: engine.live == 100)
+    await until(lambda: len(engine._live) == 100)
     start = engine.status.results
     await until(lambda: engine.status.results > start + 20_000, 120)
     async with httpx.AsyncClient(timeout=30) as http:
@@ -183,7 +180,7 @@ async def test_clients_that_never_read_cost_bounded_memory(live: Callable[..., A
     assert me.memory_info().rss - before < 100 << 20
     for sock in sockets:
         sock.close()
-    await until(lambda: engine.live == 0)
+    await until(lambda: len(engine._live) == 0)
 
 
 async def test_on_close_runs_once_however_a_stream_ends(live: Callable[..., Any]) -> None:

@@ -1,13 +1,12 @@
-"""The engine as routes see it: submit, abort, call, over the socket to the engine process."""
+"""The engine as its callers see it: submit, abort, call. One client, whichever transport leads to the engine."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -19,82 +18,66 @@ from trunkline.core.host import Host
 from trunkline.core.types import Reply, ServedModel, Submission, Tokenizer
 
 from .models import choose, version_of
-from .replies import RemoteReply, as_error, engine_down, response_id
+from .replies import EngineReply, as_error, engine_down, response_id
 from .status import Status
-from .supervisor import COMMAND, Patience, Supervisor
 from .suspects import Suspects, died_twice
 from .threads import WorkThreads
-from .tokenizers import load_tokenizer, renamed, tokenize
+from .timeouts import Timeouts
+from .tokenizers import Tokenizers, tokenize
+from .transport import Deliver, Down, Transport
 from .waiting import WaitingRoom, displaced
 
 if TYPE_CHECKING:
     from .metrics import Metrics
 
-SWEEP_SECONDS = 0.25  # how often timeouts are looked at
+T = TypeVar("T", bound=Transport)
 
 
-class RemoteEngine:
-    """Implements :class:`trunkline.core.types.EngineClient`. Lives on one event loop.
+class Client(Generic[T]):
+    """Implements :class:`trunkline.core.types.EngineClient`. Made, used and ended on one event loop.
 
     A request counts as waiting from its submission until the engine says ``Started``.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        host: Host,
-        *,
-        command: Sequence[str] = COMMAND,
-        patience: Patience | None = None,
-    ) -> None:
+    def __init__(self, config: Config, host: Host, connect: Callable[[Deliver, Down], T]) -> None:
         self._config = config
-        self._limits = config.server
-        self._host = host
-        self.supervisor = Supervisor(
-            config.dump(),
-            self._deliver,
-            self._down,
-            command=command,
-            patience=patience or Patience(one_pass=config.server.watchdog_timeout),
-        )
-        self.status = Status(self.supervisor)
+        self.transport = connect(self._deliver, self._down)
+        self.status = Status(self.transport)
         self.metrics = self._metrics() if config.server.enable_metrics else None
         self._keys = itertools.count(1)
-        self._live: dict[int, RemoteReply] = {}
+        self._live: dict[int, EngineReply] = {}
         self._rids: set[str] = set()  # of the live requests
         self._waiting = WaitingRoom(config.server)
         self._suspects = Suspects()
         self._calls: dict[int, asyncio.Future[Any]] = {}
-        self._tokenizers: dict[str, Tokenizer | None] = {}
+        self._tokenizers = Tokenizers(config, host)
         self._first_names: dict[str, str] = {}  # of models that weight updates renamed
         self._outbox: list[Any] = []
-        self._sweeper: asyncio.Task[None] | None = None
+        self._timeouts = Timeouts(config.server, self._live, self._waiting.replies)
         self._threads = WorkThreads()
 
     # -- life --------------------------------------------------------------------------------
 
     async def start(self, prepare: Callable[[], None] = lambda: None) -> None:
         """Start the engine, meanwhile ``prepare`` and load the tokenizers. ModelError when either can't be."""
-        loading = asyncio.create_task(self._threads.run(self._load_tokenizers, prepare))
+
+        def load() -> None:
+            prepare()
+            self._tokenizers.load()
+
+        loading = asyncio.create_task(self._threads.run(load))
         try:
-            await self.supervisor.start()
+            await self.transport.start()
         finally:
-            self._tokenizers = await loading
-        if self._limits.queue_timeout or self._limits.request_timeout:
-            self._sweeper = asyncio.create_task(self._sweep(), name="request timeouts")
+            await loading
+        self._timeouts.start()
 
-    async def stop(self) -> None:
-        """End the engine; whatever is in flight fails."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        await self.supervisor.stop()
-        self._down("the server is shutting down", [])
+    async def stop(self, error: EngineDown | None = None) -> None:
+        """End the engine; whatever is in flight fails, with ``error`` if given."""
+        self._timeouts.stop()
+        await self.transport.stop()
+        self._down(error or engine_down("the server is shutting down"), [])
         self._threads.close()
-
-    @property
-    def live(self) -> int:
-        """Requests in the engine, waiting or running."""
-        return len(self._live)
 
     def _metrics(self) -> Metrics:
         from .metrics import Metrics
@@ -103,15 +86,11 @@ class RemoteEngine:
             self.status.loads, lambda: self.status.throughput, lambda name: self._first_names.get(name, name)
         )
 
-    def _load_tokenizers(self, prepare: Callable[[], None]) -> dict[str, Tokenizer | None]:
-        prepare()
-        return {settings.name: load_tokenizer(settings, self._host) for settings in self._config.models}
-
     # -- models ------------------------------------------------------------------------------
 
     @property
     def models(self) -> Sequence[ServedModel]:
-        ready = self.supervisor.ready
+        ready = self.transport.ready
         return ready.models if ready is not None else ()
 
     def choose(self, task: str, name: str | None = None) -> ServedModel:
@@ -141,11 +120,10 @@ class RemoteEngine:
         messages = [self._message(model, task, item) for item in items]  # encode all before one is queued
         ready = self._suspects.admit(messages, items)
         for reply in unlucky:
-            self._drop(reply)
-            reply.fail(displaced())
-        replies: list[RemoteReply] = []
+            reply.drop(displaced())
+        replies: list[EngineReply] = []
         for item, message in zip(items, messages, strict=True):
-            reply = RemoteReply(message.key, model, task, item.rid, len(item.prompt), self._drop, self.metrics)
+            reply = EngineReply(message.key, model, task, item.rid, len(item.prompt), self._drop, self.metrics)
             self._live[message.key] = reply
             self._rids.add(item.rid)
             replies.append(reply)
@@ -174,8 +152,8 @@ class RemoteEngine:
         return answer
 
     def _check_up(self) -> None:
-        if not self.supervisor.up:
-            raise EngineDown("The engine is being started again; try again soon.")
+        if not self.transport.up:
+            raise self.transport.unavailable()
 
     def _check_rids(self, rids: list[str]) -> None:
         """An id means one live request, or aborting by id would hit a stranger's."""
@@ -205,7 +183,7 @@ class RemoteEngine:
             second_at=item.second_at,
         )
 
-    # -- the wire ----------------------------------------------------------------------------
+    # -- messages ----------------------------------------------------------------------------
 
     def _post(self, *messages: Any) -> None:
         """Send with whatever else is posted in this turn of the event loop, as one frame."""
@@ -215,7 +193,7 @@ class RemoteEngine:
 
     def _flush(self) -> None:
         messages, self._outbox = self._outbox, []
-        self.supervisor.write(messages)
+        self.transport.write(messages)
 
     def _deliver(self, message: EngineMessage) -> None:
         if isinstance(message, Answer):
@@ -236,7 +214,7 @@ class RemoteEngine:
                 self._forget(reply)
             reply.update(message)
         elif isinstance(message, Changed):
-            self._tokenizers = renamed(self._tokenizers, message.models)
+            self._tokenizers.rename(message.models)
             pairs = zip(message.models, self._config.models, strict=True)
             self._first_names = {name: own.name for new, own in pairs for name in (new.name, *new.aliases)}
 
@@ -249,7 +227,7 @@ class RemoteEngine:
         else:
             waiter.set_result(message.value)
 
-    def _drop(self, reply: RemoteReply) -> None:
+    def _drop(self, reply: EngineReply) -> None:
         """Forget a live request here and in the engine; the reply ends itself."""
         if reply.key in self._live:
             self._forget(reply)
@@ -257,11 +235,11 @@ class RemoteEngine:
             self._suspects.dropped(reply.key)
             self._post(Abort(reply.key))
 
-    def _forget(self, reply: RemoteReply) -> None:
+    def _forget(self, reply: EngineReply) -> None:
         del self._live[reply.key]
         self._rids.discard(reply.rid)
 
-    def _down(self, reason: str, working_on: Iterable[int]) -> None:
+    def _down(self, error: EngineDown, working_on: Iterable[int]) -> None:
         """The engine is gone, while it worked on these keys: everything in flight fails now."""
         refused = self._suspects.engine_died(working_on)
         live, calls = list(self._live.values()), list(self._calls.items())
@@ -269,30 +247,9 @@ class RemoteEngine:
         self._rids.clear()
         self._waiting.clear()
         self._outbox.clear()
-        error = engine_down(reason)
         for reply in live:
             reply.fail(died_twice() if reply.key in refused else error)
         for key, call in calls:
             if not call.done():
                 call.set_exception(died_twice() if key in refused else error)
                 call.exception()  # its caller may be gone; that is no news
-
-    async def _sweep(self) -> None:
-        """End requests that waited or ran for longer than the settings allow."""
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            self._expire(
-                self._waiting.replies, self._limits.queue_timeout, "waited in the queue", "--queue-timeout", 1.0
-            )
-            self._expire(self._live, self._limits.request_timeout, "ran", "--request-timeout", None)
-
-    def _expire(
-        self, table: dict[int, RemoteReply], limit: float | None, did: str, flag: str, retry_after: float | None
-    ) -> None:
-        if limit is None:
-            return
-        deadline = time.perf_counter() - limit
-        for reply in [reply for reply in table.values() if reply.created < deadline]:
-            self._drop(reply)
-            message = f"The request {did} for longer than {limit:g} s ({flag})."
-            reply.fail(RequestError(message, status=503, retry_after=retry_after))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trunkline.core import Engine
-from trunkline.core.client.local import Ticket
+from trunkline.core.client.engine import Ticket
 from trunkline.core.errors import ConfigError, EngineDown, RequestError
 from trunkline.plugins.generation.schemas import GenerationParams
 
@@ -65,7 +65,7 @@ def test_a_loop_that_breaks_fails_every_ticket(engine: Engine, trouble: type[Bas
     def broken() -> None:
         raise trouble("a defect")
 
-    (lane,) = engine._loop.lanes
+    (lane,) = engine.client.transport.loop.lanes
     lane.schedule = broken  # type: ignore[assignment, method-assign]
     ticket = submit(engine)
     with pytest.raises(EngineDown, match="broke"):

@@ -1,4 +1,4 @@
-"""RemoteEngine against an engine process that speaks the frames."""
+"""The client against an engine process that speaks the frames."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_a_request_runs_to_its_end(start: Callable[..., Any], params: Any)
     assert reply.data == {"step": 3}
     assert (reply.prompt_tokens, reply.cached_tokens) == (3, 2)
     assert reply.finished >= reply.created
-    assert engine.live == 0
+    assert len(engine._live) == 0
 
 
 async def test_wait_shows_progress_and_returns_at_once_when_over(start: Callable[..., Any], params: Any) -> None:
@@ -77,7 +77,7 @@ async def test_abort_by_prefix_keeps_the_partial_output(start: Callable[..., Any
     assert waiting.finish["message"] == "Abort in waiting queue"
     assert other.finish is None
     assert engine.abort(everything=True) == 1
-    assert engine.live == 0
+    assert len(engine._live) == 0
     assert await engine.call("aborted") == 3
 
 
@@ -86,7 +86,7 @@ async def test_cancel_frees_and_is_harmless_twice(start: Callable[..., Any], par
     (reply,) = engine.submit("m", "echo", [item(params(n=1000, delay=0.005))])
     reply.cancel()
     reply.cancel()
-    assert engine.live == 0
+    assert len(engine._live) == 0
     assert await engine.call("aborted") == 1
 
 
@@ -98,7 +98,7 @@ async def test_the_queue_is_bounded_by_requests(start: Callable[..., Any], param
         engine.submit("m", "echo", [item(stuck), item(stuck)])
     assert caught.value.status == 503
     assert caught.value.retry_after
-    assert engine.live == 2  # all or none
+    assert len(engine._live) == 2  # all or none
     with pytest.raises(RequestError, match="limit is 3") as never:
         engine.submit("m", "echo", [item(stuck) for _ in range(4)])
     assert never.value.status == 400
@@ -141,7 +141,7 @@ async def test_a_higher_priority_displaces_the_latest_batch_of_a_lower_one(
         with pytest.raises(QueueFull, match="aborted by a higher priority request"):
             await reply.result()
     assert not any(reply.error for reply in early)
-    assert engine.live == 2
+    assert len(engine._live) == 2
     assert await engine.call("aborted") == 2
 
 
@@ -151,14 +151,14 @@ async def test_started_requests_make_room_in_the_queue(start: Callable[..., Any]
         (reply,) = engine.submit("m", "echo", [item(params(n=500, delay=0.01))])
         while not reply.tokens:
             await asyncio.sleep(0.005)
-    assert engine.live == 5
+    assert len(engine._live) == 5
 
 
 async def test_ids_that_do_not_fit_are_refused(start: Callable[..., Any], params: Any) -> None:
     engine = await start()
     with pytest.raises(RequestError, match="Token ids"):
         engine.submit("m", "echo", [item(params()), item(params(), [1 << 40])])
-    assert engine.live == 0
+    assert len(engine._live) == 0
 
 
 async def test_timeouts_end_requests(start: Callable[..., Any], params: Any) -> None:
@@ -171,7 +171,7 @@ async def test_timeouts_end_requests(start: Callable[..., Any], params: Any) -> 
     with pytest.raises(RequestError, match="--request-timeout"):
         await running.result()
     assert running.tokens
-    assert engine.live == 0
+    assert len(engine._live) == 0
 
 
 async def test_controls_answer_or_raise(start: Callable[..., Any]) -> None:
