@@ -7,15 +7,12 @@ import logging
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
 from trunkline.core.engine.messages import Progress, Started
 from trunkline.core.errors import EngineDown, RequestError
-
-if TYPE_CHECKING:
-    from .metrics import Metrics
 
 log = logging.getLogger("trunkline.request")
 
@@ -24,6 +21,16 @@ response_id: ContextVar[str | None] = ContextVar("response_id", default=None)
 
 ABORTED: dict[str, Any] = {"type": "abort", "message": "Aborted", "status_code": None, "err_type": None}
 ABORTED_WAITING: dict[str, Any] = {**ABORTED, "message": "Abort in waiting queue"}
+
+
+class ReplyObserver(Protocol):
+    """Is told what happens to requests."""
+
+    def progressed(self, reply: EngineReply, tokens: int) -> None:
+        """A result has come, with so many output tokens; ``reply`` doesn't know it yet."""
+
+    def ended(self, reply: EngineReply) -> None:
+        """``reply`` is over, whoever ended it."""
 
 
 class EngineReply:
@@ -41,7 +48,7 @@ class EngineReply:
         rid: str,
         prompt_tokens: int,
         drop: Callable[[EngineReply], None],
-        metrics: Metrics | None = None,
+        observer: ReplyObserver | None = None,
     ) -> None:
         self.key = key
         self.model = model
@@ -60,7 +67,7 @@ class EngineReply:
         self.latest = 0.0  # result
         self.finished = 0.0
         self._drop = drop
-        self._metrics = metrics
+        self._observer = observer
         self._news = asyncio.Event()
         self._over = asyncio.Event()
 
@@ -106,8 +113,8 @@ class EngineReply:
         self.tokens += message.tokens
         if message.data is not None:
             self.data = msgspec.msgpack.decode(message.data)
-        if self._metrics is not None and message.error is None:
-            self._metrics.progressed(self, len(message.tokens))
+        if self._observer is not None and message.error is None:
+            self._observer.progressed(self, len(message.tokens))
         self.latest = time.perf_counter()
         self.first = self.first or self.latest
         self.cached_tokens = message.cached
@@ -134,8 +141,8 @@ class EngineReply:
         self.finished = time.perf_counter()
         self._news.set()
         self._over.set()
-        if self._metrics is not None:
-            self._metrics.ended(self)
+        if self._observer is not None:
+            self._observer.ended(self)
         if log.isEnabledFor(logging.INFO):
             log.info(self.describe())
 

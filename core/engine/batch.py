@@ -62,7 +62,7 @@ class Draft:
     def add(self, entry: Entry, end: int) -> None:
         self.entries.append(entry)
         self.ends.append(end)
-        self.slots += end - min(end, entry.holding.allocated)
+        self.slots += end - min(end, entry.allocated)
 
 
 def groups(rows: Sequence[Row]) -> list[Sequence[Row]]:

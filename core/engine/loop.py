@@ -103,6 +103,10 @@ class EngineLoop:
         for message in messages:
             self.handle(message)
 
+    def send(self, messages: list[Any]) -> None:
+        """Hand messages to the front."""
+        self.channel.send(messages)
+
     def handle(self, message: Any) -> None:
         """What the front wants; None = it left."""
         if message is None or isinstance(message, Stop):

@@ -68,12 +68,9 @@ class Runner:
         self._experts = experts
 
     @torch.inference_mode()
-    def run(self, rows: Sequence[Row], seen: bool = False) -> list[tuple[Part, dict[str, torch.Tensor]]]:
-        """One pass: a part and its tensors on the CPU for each task that has a wanted row.
-
-        ``seen``: observers were shown these rows already, in a pass whose results couldn't be used.
-        """
-        if self._experts is None or seen:
+    def run(self, rows: Sequence[Row]) -> list[tuple[Part, dict[str, torch.Tensor]]]:
+        """One pass: a part and its tensors on the CPU for each task that has a wanted row."""
+        if self._experts is None:
             return self._run(rows)
         with self._experts.watching(rows):
             return self._run(rows)

@@ -13,11 +13,10 @@ _SHARED = 32  # tokens; a shorter common prefix isn't worth waiting for
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
-    """What the scheduler knows of one request (``Request.schedule``)."""
+class Entry(Holding):
+    """What the scheduler knows of one request (``Request.schedule``): its slots, and its place in line."""
 
-    holding: Holding
-    order: int  # of arrival
+    order: int = 0  # of arrival
     deadline: int = 0  # count of admissions from which on nobody overtakes it; 0 = nobody ever
     running: bool = False
     cached: int = 0  # last probe of the cache …
@@ -72,11 +71,11 @@ class WaitingQueue:
 
     def _rank(self, entry: Entry, probe: Callable[[Entry], int]) -> tuple[int, int, int, int]:
         aged = entry.deadline <= self._admissions
-        return (-entry.holding.request.priority, not aged, 0 if aged else -probe(entry), entry.order)
+        return (-entry.request.priority, not aged, 0 if aged else -probe(entry), entry.order)
 
 
 def _line(entry: Entry) -> tuple[int, bool, int]:
-    return (-entry.holding.request.priority, entry.deadline != 0, entry.order)
+    return (-entry.request.priority, entry.deadline != 0, entry.order)
 
 
 class InFlight:

@@ -31,8 +31,8 @@ class ForwardContext:
 
     ``pool`` is None where nothing is kept: encoders and warm-up. ``seen`` collects, per layer
     index, what the layer handed over; ``calls`` counts. Neither notes a pass that is played back.
-    ``wanted`` (int64 token indices) are the only rows whose hidden state anybody looks at; who
-    computes just these in the last layer sets it to None.
+    ``wanted`` (int64 token indices) are the only rows whose hidden state anybody looks at. A backbone
+    that computes just these in its last layer says so by the attribute ``picked`` of its output.
     """
 
     layout: Layout

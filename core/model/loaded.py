@@ -113,12 +113,13 @@ class LoadedModel:
         """:meth:`forward` with a context of the caller's, who may look at it afterwards."""
         tokens = {"input_ids": input_ids} | self.keywords(positions, token_types)
         if self.padded:
-            hidden = forward_padded(self.backbone, tokens, context.layout, self.length_boundaries)
+            hidden, picked = forward_padded(self.backbone, tokens, context.layout, self.length_boundaries), False
         else:
             rows = {name: values[None] for name, values in tokens.items()}
             with self.rotary.chosen(lengths):
-                hidden = self.backbone(**rows, **self.cacheless, trunk=context).last_hidden_state[0]
-        return hidden if context.wanted is None else hidden[context.wanted]
+                output = self.backbone(**rows, **self.cacheless, trunk=context)
+            hidden, picked = output.last_hidden_state[0], getattr(output, "picked", False)
+        return hidden if picked or context.wanted is None else hidden[context.wanted]
 
     def keywords(self, positions: torch.Tensor, token_types: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """What the backbone's ``forward`` takes beside ids, int64 ``[T]`` each."""

@@ -67,9 +67,6 @@ class GenerationStage(Stage):
 
     def admit(self, request: Request) -> Needs:
         params: GenerationParams = request.params
-        vocabulary = self._model.info.vocab_size
-        if request.tokens and not (min(request.tokens) >= 0 and max(request.tokens) < vocabulary):
-            raise RequestError(f"The input_ids contains values outside the vocabulary; ids lie in [0, {vocabulary}).")
         text = None
         if params.stop:
             if self._model.tokenizer is None:

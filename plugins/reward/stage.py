@@ -35,9 +35,6 @@ class RewardStage(Stage):
         self._rows = model.info.score_rows
 
     def admit(self, request: Request) -> Needs:
-        vocabulary = self._model.info.vocab_size
-        if request.tokens and not (min(request.tokens) >= 0 and max(request.tokens) < vocabulary):
-            raise RequestError(f"The input contains token ids outside the vocabulary; ids lie in [0, {vocabulary}).")
         return Needs() if self._rows == "last" else Needs(rows_from=0, reuse_up_to=0)
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:

@@ -167,7 +167,7 @@ class FusedLayer(nn.Module):
             rope(heads, cos, sin, call.heads, call.kv_heads, queries.weight, keys.weight, queries.eps)
         q, k, v = torch.split(heads, [call.heads, call.kv_heads, call.kv_heads], 1)
         trunk.calls += 1
-        trunk.seen[call.layer] = (call.kv_heads, call.width, call.width)
+        trunk.seen[call.layer] = self.kv_shape
         attended = trunk.backend.attention(
             q,
             k,
@@ -183,6 +183,11 @@ class FusedLayer(nn.Module):
             out=None if out is None else out.view(len(qkv), call.heads, call.width),
         )
         return attended.view(len(qkv), call.heads * call.width)
+
+    @property
+    def kv_shape(self) -> tuple[int, int, int]:
+        """Heads of keys and values, width of a key, width of a value."""
+        return self.call.kv_heads, self.call.width, self.call.width
 
     @property
     def plain(self) -> bool:
@@ -250,21 +255,25 @@ class Walk:
             return self.original(input_ids=input_ids, position_ids=position_ids, trunk=trunk, **others)
         x = self.embed(input_ids)
         cos, sin = self.rotary(x, position_ids)
-        x = self._layers(x[0], cos[0].contiguous(), sin[0].contiguous(), trunk)
-        return self.output(last_hidden_state=self.norm(x)[None])
+        x, picked = self._layers(x[0], cos[0].contiguous(), sin[0].contiguous(), trunk)
+        result = self.output(last_hidden_state=self.norm(x)[None])
+        result.picked = picked
+        return result
 
-    def _layers(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
+    def _layers(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext
+    ) -> tuple[torch.Tensor, bool]:
+        """Hidden rows, and whether they are those of ``trunk.wanted`` only."""
         if self.playback and trunk.pool is not None and trunk.layout.decodes == trunk.layout.rows:
             if self._decoding is None or not self._decoding.covers(trunk):
                 self._decoding = Decoding(self.layers, trunk, x, cos)
-            return self._decoding.run(x, cos, sin, trunk)
+            return self._decoding.run(x, cos, sin, trunk), False
         for layer in self.layers[:-1]:
             x = layer.step(x, cos, sin, trunk)
         last = self.layers[-1]
         if last.mlp is not None:  # experts are shown every token: who counts them counts all
-            return last.step(x, cos, sin, trunk)
-        x, trunk.wanted = last.step(x, cos, sin, trunk, trunk.wanted), None
-        return x
+            return last.step(x, cos, sin, trunk), False
+        return last.step(x, cos, sin, trunk, trunk.wanted), trunk.wanted is not None
 
 
 def _asks(value: Any) -> bool:

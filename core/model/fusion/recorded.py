@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -14,8 +14,6 @@ from trunkline.kernels.cpu.recording import Recording
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend
-
-    from .decoder_layer import FusedLayer
 
 
 class Scratch:
@@ -32,10 +30,28 @@ class Scratch:
         return self._made[key]
 
 
+class Layer(Protocol):
+    """What is recorded: a decoder layer over packed rows ``x`` [T, H], with ``cos`` and ``sin`` [T, R]."""
+
+    @property
+    def kv_shape(self) -> tuple[int, int, int]:
+        """Heads of keys and values, width of a key, width of a value."""
+
+    @property
+    def plain(self) -> bool:
+        """Can :meth:`record` do it?"""
+
+    def step(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor: ...
+    def record(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext, scratch: Scratch
+    ) -> None:
+        """:meth:`step`, in place on ``x``, in memory that ``scratch`` owns."""
+
+
 class Decoding:
     """All layers over rows of one token each, recorded once for a pool and played back in every such pass."""
 
-    def __init__(self, layers: Sequence[FusedLayer], trunk: ForwardContext, x: torch.Tensor, cos: torch.Tensor) -> None:
+    def __init__(self, layers: Sequence[Layer], trunk: ForwardContext, x: torch.Tensor, cos: torch.Tensor) -> None:
         """For up to twice the rows of ``trunk``, of which ``x`` and ``cos`` are like those of :meth:`run`."""
         self.pool, self.table = trunk.pool, trunk.layout.table
         self.capacity = rows = max(32, 2 * trunk.layout.rows)
@@ -70,7 +86,7 @@ class Decoding:
 
 
 def plays_back(
-    layers: Sequence[FusedLayer], hidden: int, turned: int, dtype: torch.dtype, backend: Backend, tolerance: float
+    layers: Sequence[Layer], hidden: int, turned: int, dtype: torch.dtype, backend: Backend, tolerance: float
 ) -> bool:
     """Can :class:`Decoding` do these layers? It must give what they give one by one, on noise.
 
@@ -80,7 +96,7 @@ def plays_back(
     if backend.name != "cpu" or not all(layer.plain for layer in layers):
         return False
     rows, cached = 3, 5
-    shapes = [(layer.call.kv_heads, layer.call.width, layer.call.width) for layer in layers]
+    shapes = [layer.kv_shape for layer in layers]
     pool = KVPool(shapes, rows * (cached + 1), dtype, torch.device("cpu"))
     noise = torch.Generator().manual_seed(3)
     for tensor in (*pool.keys, *pool.values):

@@ -140,9 +140,9 @@ def watch(engine: Engine) -> list[list[Row]]:
     (lane,) = engine.client.transport.loop.lanes
     run, passes = lane.runner.run, []
 
-    def spy(rows: Sequence[Row], seen: bool) -> Any:
+    def spy(rows: Sequence[Row]) -> Any:
         passes.append([Row(row.request, row.start, row.end, row.table_row) for row in rows])
-        return run(rows, seen)
+        return run(rows)
 
     lane.runner.run = spy  # type: ignore[method-assign]
     return passes
