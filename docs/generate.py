@@ -133,7 +133,8 @@ FIELDS = """# Fields of requests
 What happens to every field that a route knows. *Honoured*: it does what its dialect says.
 *Refused*: a value that asks for something is a 400 that names the field; null passes, and so do, unless
 noted, false, 0, an empty string, array or object, and the values given here. *Ignored*: any value passes and
-has no effect, for the reason given. Fields that aren't listed are ignored.
+has no effect, for the reason given. Fields that aren't listed are ignored; those that SGLang, vLLM, Jina, Infinity,
+Text Embeddings Inference and the SDKs of OpenAI and Cohere send to these routes are all listed.
 
 {tables}
 

@@ -34,6 +34,7 @@ bad_requests = RateLimited(logging.getLogger("trunkline.server"), logging.WARNIN
 
 # Status and text of the answer to a message that can't be read on.
 NOT_HTTP = (400, "Invalid HTTP request received.")
+NO_HOST = (400, "A request must have one Host header.")  # RFC 9112, section 3.2
 NO_TUNNEL = (405, "CONNECT is not supported: this is no proxy.")
 HEAD_TOO_SLOW = (408, f"The request head took longer than {HEAD_SECONDS:g} s.")
 HEAD_TOO_LARGE = (431, f"Request head too large: at most {MAX_HEAD} bytes and {MAX_HEADERS} headers.")
@@ -147,6 +148,9 @@ class BoundedProtocol(HttpToolsProtocol):
             raise Refusal(*NO_TUNNEL)
         if self.parser.should_upgrade():
             return  # the same head comes again
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            raise Refusal(*NO_HOST)
         if len(self.url) > MAX_HEAD:
             raise Refusal(*HEAD_TOO_LARGE)
         if len(self.pipeline) >= MAX_PIPELINED:

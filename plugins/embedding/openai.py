@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
+from typing import Any, cast
 
 from litestar import Response, post
 
@@ -47,7 +47,7 @@ def openai_routes(service: Service) -> list[Any]:
             prompt=body.prompt,
             prompt_name=body.prompt_name,
             truncate=body.truncate,
-            normalize=body.normalize,
+            normalize=body.normalized if body.normalize is None else body.normalize,
             dimensions=body.dimensions,
             rid=body.rid,
             priority=body.priority,
@@ -66,8 +66,8 @@ def read_input(given: str | list[str | int | list[int]]) -> Inputs:
         raise RequestError("Input cannot be empty", param="input")
     if isinstance(given, str):
         return Inputs(texts=[_text(given)], single=True)
-    if all(isinstance(entry, int) for entry in given):
-        return Inputs(ids=[[entry for entry in given if isinstance(entry, int)]], single=True)
+    if set(map(type, given)) == {int}:  # there may be a million
+        return Inputs(ids=[cast("list[int]", given)], single=True)
     texts = [entry for entry in given if isinstance(entry, str)]
     if len(texts) == len(given):
         return Inputs(texts=[_text_at(index, text) for index, text in enumerate(texts)])

@@ -104,9 +104,10 @@ class Service:
         prompt = choose_prompt(recipe, wish.prompt, wish.prompt_name) if inputs.texts else ""
         truncate = self._settings.embedding_truncate if wish.truncate is None else wish.truncate
         rids = spread_rids(wish.rid, len(inputs), single=single, number=False)
-        check_ids(inputs, served)
-        if wish.guard_ids and self._settings.embedding_ids == "check":
-            check_special_tokens(inputs, self.engine.tokenizer(served.name))
+        if wish.guard_ids:
+            check_ids(inputs, served)
+            if self._settings.embedding_ids == "check":
+                check_special_tokens(inputs, self.engine.tokenizer(served.name))
         keep = await self._prompt_tokens(served, recipe, prompt, truncate)
         dress = dresser(self.engine.tokenizer(served.name), recipe, prompt)
         items = await prepare(
@@ -161,7 +162,7 @@ LANGCHAIN = "Send text instead (LangChain's OpenAIEmbeddings: check_embedding_ct
 
 
 def check_ids(inputs: Inputs, served: ServedModel) -> None:
-    """RequestError for ids outside the vocabulary: they are another tokenizer's."""
+    """RequestError with advice for ids outside the vocabulary: they are another tokenizer's."""
     vocabulary = served.info.vocab_size
     for index, ids in enumerate(inputs.ids):
         with naming(inputs.field, index, single=inputs.single):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Struct
 
-from trunkline.core.server.api import Accounting, Ignored, Later, Media, OnlyNull, Placement, Refused
+from trunkline.core.server.api import Accounting, Ignored, Later, Media, MediaOption, OnlyNull, Placement, Refused
 
 from .schemas import CacheKey, Int64, RequestId, TokenId
 
@@ -19,6 +19,7 @@ LogitProcessor = Annotated[
 ]
 ProcessorOnly = Annotated[Any, Ignored("only a custom logit processor reads it")]
 LogprobOption = Annotated[Any, Ignored("it matters only with return_logprob")]
+ExpertsOption = Annotated[Any, Ignored("it matters only with return_routed_experts")]
 
 
 class GenerateBody(Struct):
@@ -46,20 +47,50 @@ class GenerateBody(Struct):
     return_prompt_token_ids: Later = None
     return_routed_experts: Later = None
     return_sampling_mask: Later = None
+    return_indexer_topk: Later = None
+    return_entropy: Later = None
+    require_reasoning: Later = None
+    lora_id: Later = None
+    positional_embed_overrides: Later = None
+    multi_item_delimiter_indices: Later = None
     max_thinking_tokens: OnlyNull = None
     watermark: Later = None
     logprob_start_len: LogprobOption = None
     top_logprobs_num: LogprobOption = None
     token_ids_logprob: LogprobOption = None
     return_text_in_logprobs: LogprobOption = None
-    modalities: Annotated[Any, Ignored("it describes images, which are refused")] = None
+    return_flat_raw_top_logprobs: LogprobOption = None
+    return_flat_raw_top_logprobs_b64: LogprobOption = None
+    routed_experts_start_len: ExpertsOption = None
+    modalities: MediaOption = None
+    mm_hashes: MediaOption = None
+    mm_content_hashes: MediaOption = None
+    use_audio_in_video: MediaOption = None
+    video_config: MediaOption = None
+    images_config: MediaOption = None
+    max_dynamic_patch: MediaOption = None
+    min_dynamic_patch: MediaOption = None
+    image_max_dynamic_patch: MediaOption = None
+    video_max_dynamic_patch: MediaOption = None
+    return_bytes: MediaOption = None
+    need_wait_for_mm_inputs: MediaOption = None
+    num_items_assigned: MediaOption = None
+    encoder_urls: MediaOption = None
     log_metrics: Accounting = None
     no_logs: Accounting = None
     background: Accounting = None
     conversation_id: Accounting = None
     custom_labels: Accounting = None
+    external_trace_header: Accounting = None
+    received_time: Accounting = None
     data_parallel_rank: Placement = None
     routed_dp_rank: Placement = None
     bootstrap_host: Placement = None
     bootstrap_port: Placement = None
     bootstrap_room: Placement = None
+    bootstrap_pair_key: Placement = None
+    decode_tp_size: Placement = None
+    disagg_prefill_dp_rank: Placement = None
+    kv_router_hint: Placement = None
+    routing_key: Placement = None
+    http_worker_ipc: Placement = None

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from trunkline.core.server.api import Accounting, Ignored, Later, Media, OnlyNull, Placement, Refused
+from trunkline.core.server.api import Accounting, Ignored, Later, Media, MediaOption, OnlyNull, Placement, Refused
 
-from .body_schemas import LogitProcessor, ProcessorOnly
+from .body_schemas import ExpertsOption, LogitProcessor, ProcessorOnly
 from .schemas import INT64_MAX, INT64_MIN, CacheKey, Int64, RequestId
 
 MAX_MESSAGES = 4096
@@ -19,6 +19,7 @@ AnyInt = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
 TemplateVariables = Annotated[dict[str, Any], Meta(max_length=MAX_TEMPLATE_VARIABLES)]
 Penalty = Annotated[Any, Refused(neutral=(0,))]
 CacheHint = Annotated[Any, Ignored("prefixes are cached without being told")]
+GuidedOption = Annotated[Any, Ignored("it matters only with guided_json and its like, which are refused")]
 ReasoningParser = Annotated[Any, Ignored("no reasoning parser is built in: what a model thinks is part of its content")]
 
 
@@ -41,6 +42,7 @@ class Message(Struct):
     reasoning: str | None = None
     thinking: str | None = None
     tool_calls: Later = None
+    tools: Later = None
     function_call: Later = None
     audio: Media = None
     refusal: Annotated[Any, Refused("{field} is not supported; send its text as the content.")] = None
@@ -108,6 +110,13 @@ class ChatBody(Struct):
     guided_regex: Later = None
     guided_choice: Later = None
     guided_grammar: Later = None
+    reasoning: Annotated[Any, Refused("{field} is not supported; reasoning_effort and chat_template_kwargs are.")] = (
+        None
+    )
+    task: Later = None
+    vllm_xargs: Later = None
+    kv_transfer_params: Later = None
+    ec_transfer_params: Later = None
     lora_path: Later = None
     session_params: Later = None
     session_id: Later = None
@@ -154,11 +163,27 @@ class ChatBody(Struct):
     return_tokens_as_token_ids: Annotated[Any, Ignored("it matters only with logprobs")] = None
     length_penalty: Annotated[Any, Ignored("it matters only with use_beam_search")] = None
     custom_params: ProcessorOnly = None
+    guided_decoding_backend: GuidedOption = None
+    guided_whitespace_pattern: GuidedOption = None
+    truncation_side: Annotated[Any, Ignored("it matters only with truncate_prompt_tokens, which is refused")] = None
+    routed_experts_start_len: ExpertsOption = None
+    routed_experts_prompt_start: ExpertsOption = None
+    return_token_offsets: Annotated[Any, Ignored("only routes that show a prompt have it")] = None
+    stream_interval: Annotated[Any, Ignored("chunks are sent as tokens come")] = None
+    ngram_corpus_id: Annotated[Any, Ignored("it could only make the answer come sooner")] = None
+    mm_processor_kwargs: MediaOption = None
+    media_io_kwargs: MediaOption = None
+    return_mm_kwargs: MediaOption = None
+    images_config: MediaOption = None
+    max_dynamic_patch: MediaOption = None
+    min_dynamic_patch: MediaOption = None
+    use_audio_in_video: MediaOption = None
     data_parallel_rank: Placement = None
     routed_dp_rank: Placement = None
     bootstrap_host: Placement = None
     bootstrap_port: Placement = None
     bootstrap_room: Placement = None
+    disagg_prefill_dp_rank: Placement = None
 
 
 SAMPLING = {

@@ -41,23 +41,23 @@ def read_messages(given: Sequence[Message]) -> list[dict[str, Any]]:
 
 def _message(index: int, message: Message) -> dict[str, Any]:
     if not isinstance(message.role, str) or not message.role:
-        raise RequestError(f"messages[{index}].role must be a non-empty string.", param="messages")
-    content = message.content
+        raise RequestError(f"messages[{index}].role must be a non-empty string.", param=f"messages[{index}].role")
+    content, place = message.content, f"messages[{index}].content"
     if isinstance(content, list):
-        content = [_part(index, part) for part in content]
+        content = [_part(f"{place}[{number}]", part) for number, part in enumerate(content)]
     if content is None and message.role == "assistant":
         content = ""
     if not isinstance(content, str | list):
-        raise RequestError(f"messages[{index}].content must be a string or a list of text parts.", param="messages")
+        raise RequestError(f"{place} must be a string or a list of text parts.", param=place)
     more = {name: value for name in PASSED_ON if (value := getattr(message, name)) is not None}
     return {"role": message.role, "content": content, **more}
 
 
-def _part(index: int, part: Any) -> dict[str, str]:
+def _part(place: str, part: Any) -> dict[str, str]:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    raise RequestError(f"messages[{index}].content: only text parts are supported, got {kind!r:.40}.", param="messages")
+    raise RequestError(f"{place}: only text parts are supported, got {kind!r:.40}.", param=place)
 
 
 def read_options(body: ChatBody, tokenizer: Tokenizer) -> TemplateOptions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import read_salt, spread_ids, spread_rids
+from trunkline.core.server.api import Inputs, check_characters, naming, read_salt, spread_ids, spread_rids
 from trunkline.core.types import ServedModel
 
 from .body_schemas import GenerateBody
@@ -17,38 +17,53 @@ from .settings import TASK
 async def plan(service: Service, body: GenerateBody) -> tuple[Job, bool]:
     """The job, and whether the answer is one object. RequestError for whatever is wrong with the request."""
     served = service.engine.choose(TASK, body.model)
-    texts, prompts, single = _inputs(body)
-    count = len(texts) if prompts is None else len(prompts)
-    samplings, explicit = _samplings(service, body, count, single=single)
+    inputs = _inputs(body)
+    samplings, explicit = _samplings(service, body, len(inputs), single=inputs.single)
     n = samplings[0].n if samplings else 1
-    service.check_batch(count, n)
-    rids = spread_rids(body.rid, count, single=single, samples=n)
-    if prompts is None:
-        prompts = await _tokenize(service, served, texts)
-    for prompt, wanted in zip(prompts, explicit, strict=True):
-        check_prompt(prompt, served)
-        _check_total(len(prompt), wanted, served)
-    salt = read_salt(body.cache_salt, body.extra_key)
-    job = Job(served=served, prompts=prompts, samplings=samplings, rids=rids, priority=body.priority or 0, salt=salt)
-    return job, single and n == 1
+    service.check_batch(len(inputs), n)
+    rids = spread_rids(body.rid, len(inputs), single=inputs.single, samples=n)
+    prompts = inputs.ids or await _tokenize(service, served, inputs)
+    for index, (prompt, wanted) in enumerate(zip(prompts, explicit, strict=True)):
+        with naming(inputs.field, index, single=inputs.single):
+            check_prompt(prompt, served)
+            _check_total(len(prompt), wanted, served)
+    job = Job(
+        served=served,
+        prompts=prompts,
+        samplings=samplings,
+        rids=rids,
+        priority=body.priority or 0,
+        salt=read_salt(body.cache_salt, body.extra_key),
+        field=inputs.field,
+        single=inputs.single,
+    )
+    return job, inputs.single and n == 1
 
 
-def _inputs(body: GenerateBody) -> tuple[list[str], list[list[int]] | None, bool]:
-    """Texts, or prompts of token ids, and whether it is a single one. Ids win over text."""
+def _inputs(body: GenerateBody) -> Inputs:
+    """The body's texts or lists of token ids. Ids win over text."""
     if body.input_ids is not None:
         ids, single = spread_ids(body.input_ids)
-        return [], ids, single
+        return Inputs(ids=ids, single=single, field="input_ids")
     if body.text is None:
         raise RequestError("Either text, input_ids or input_embeds should be provided.")
-    return ([body.text], None, True) if isinstance(body.text, str) else (body.text, None, False)
+    if isinstance(body.text, str):
+        return Inputs(texts=[body.text], single=True, field="text")
+    return Inputs(texts=list(body.text), field="text")
 
 
-async def _tokenize(service: Service, served: ServedModel, texts: list[str]) -> list[list[int]]:
+async def _tokenize(service: Service, served: ServedModel, inputs: Inputs) -> list[list[int]]:
     if service.engine.tokenizer(served.name) is None:
         raise RequestError(f"{served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids.")
-    prompts = await service.engine.tokenize(served.name, texts, limit=served.info.context_length)
-    if not all(prompts):
-        raise RequestError("texts cannot be empty: tokenising gave no token.", param="text")
+    texts = [str(text) for text in inputs.texts]
+    for index, text in enumerate(texts):
+        with naming(inputs.field, index, single=inputs.single):
+            check_characters(len(text), served.info.context_length)
+    prompts = await service.engine.tokenize(served.name, texts)
+    for index, prompt in enumerate(prompts):
+        with naming(inputs.field, index, single=inputs.single):
+            if not prompt:
+                raise RequestError("texts cannot be empty: tokenising gave no token.")
     return prompts
 
 
@@ -67,7 +82,10 @@ def _samplings(
             f"sampling_params has {len(given)} entries for a batch of {count}; give one object, or one a prompt.",
             param="sampling_params",
         )
-    samplings = [service.sampling(params) for params in given]
+    samplings = []
+    for index, params in enumerate(given):
+        with naming("sampling_params", index):
+            samplings.append(service.sampling(params))
     if len({sampling.n for sampling in samplings}) > 1:
         raise RequestError("The parallel_sample_num should be the same for all samples in sample params.", param="n")
     return samplings, [_explicit(params, one) for params, one in zip(given, samplings, strict=True)]

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from trunkline.core.errors import ConfigError, RequestError
-from trunkline.core.server.api import all_over, check_vocabulary, new_rid
+from trunkline.core.server.api import all_over, check_vocabulary, naming, new_rid
 from trunkline.core.types import EngineClient, ServedModel, Settings, Submission
 
 from .params import Sampling, parse_sampling
@@ -23,7 +23,10 @@ ON_LOOP = 8  # sequences whose text is decoded on the event loop; more go to a t
 
 
 class Job(Struct, frozen=True, kw_only=True):
-    """Prompts that are generated together: every prompt ``n`` times, in prompt-major order."""
+    """Prompts that are generated together: every prompt ``n`` times, in prompt-major order.
+
+    ``field`` is what the client called them; errors say so. ``single``: it wasn't a list.
+    """
 
     served: ServedModel
     prompts: list[list[int]]
@@ -31,6 +34,8 @@ class Job(Struct, frozen=True, kw_only=True):
     rids: list[str]  # one a sequence
     priority: Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)] = 0
     salt: bytes = b""
+    field: str = "prompt"
+    single: bool = True
 
     @property
     def n(self) -> int:
@@ -93,8 +98,9 @@ class Service:
         """Run a job to its end. Raises the first failure; then, and when the caller is cancelled, all is cancelled."""
         sequences = await self.run(job)
         await all_over([sequence.reply for sequence in sequences])
-        for sequence in sequences:
-            sequence.check()
+        for index, sequence in enumerate(sequences):
+            with naming(job.field, index // job.n, single=job.single):
+                sequence.check()
         if len(sequences) <= ON_LOOP:
             refresh_all(sequences)
         else:

@@ -6,13 +6,18 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from trunkline.core.server.api import Accounting, Ignored, Refused, Truncation
+from trunkline.core.server.api import Accounting, Ignored, Later, MediaOption, Refused, Truncation
 
 from .schemas import MAX_LABELS, Int64
 
 CacheKey = Annotated[str, Meta(max_length=1024)]
 OwnId = Annotated[Any, Ignored("answers get an id of their own")]
+NotRaw = Annotated[Any, Refused("{field} is not supported; raw_scores is.", empty=False)]
 TruncateTokens = Annotated[Any, Refused("{field} is not supported; truncate is.", empty=False)]
+TruncationSide = Annotated[Any, Ignored("it matters only with truncate_prompt_tokens, which is refused")]
+Padding = Annotated[Any, Refused("{field} is not supported: inputs are never padded.", ("do_not_pad",))]
+OlderName = Annotated[Any, Refused("{field} is not supported; use_activation is.", empty=False)]
+OtherPairs = Annotated[Any, Refused("{field} is not supported; text_1 and text_2, or query and items, are.")]
 RankFields = Annotated[list[str], Meta(max_length=64)]
 Labels = Annotated[list[Int64], Meta(max_length=MAX_LABELS)]
 
@@ -42,8 +47,17 @@ class RerankBody(Struct):
     truncation_direction: Literal["Left", "Right", "left", "right"] | None = None
     # of others
     top_k: Annotated[Any, Refused("{field} is not supported; top_n is.")] = None
-    use_activation: Annotated[Any, Refused("{field} is not supported; raw_scores is.", empty=False)] = None
+    use_activation: NotRaw = None
+    activation: NotRaw = None
+    softmax: NotRaw = None
     truncate_prompt_tokens: TruncateTokens = None
+    truncation: TruncateTokens = None
+    max_doc_length: Annotated[Any, Refused("{field} is not supported; max_tokens_per_doc is.", empty=False)] = None
+    max_query_length: Annotated[Any, Refused("{field} is not supported: a query is never cut.", empty=False)] = None
+    return_embeddings: Later = None
+    padding: Padding = None
+    truncation_side: TruncationSide = None
+    mm_processor_kwargs: MediaOption = None
     user: Accounting = None
     rid: OwnId = None
     request_id: OwnId = None
@@ -66,8 +80,20 @@ class ScoreBody(Struct):
     priority: Int64 | None = None
     cache_salt: CacheKey | None = None
     extra_key: CacheKey | None = None
-    activation: Annotated[Any, Refused("{field} is not supported; use_activation is.", empty=False)] = None
+    activation: OlderName = None
+    softmax: OlderName = None
+    data_1: OtherPairs = None
+    data_2: OtherPairs = None
+    queries: OtherPairs = None
+    documents: OtherPairs = None
+    query_embed_overrides: Later = None
+    item_embed_overrides: Later = None
+    return_pooled_hidden_states: Later = None
     truncate_prompt_tokens: TruncateTokens = None
+    padding: Padding = None
+    truncation_side: TruncationSide = None
+    mm_processor_kwargs: MediaOption = None
+    embed_override_token_id: Annotated[Any, Ignored("it matters only with overrides, which are refused")] = None
     user: Accounting = None
     rid: OwnId = None
     request_id: OwnId = None

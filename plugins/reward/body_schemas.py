@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from trunkline.core.server.api import Accounting, Ignored, Later, Media, Placement, Refused, Truncation
+from trunkline.core.server.api import Accounting, Ignored, Later, Media, MediaOption, Placement, Refused, Truncation
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
@@ -15,6 +15,8 @@ Int64 = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
 RequestId = Annotated[str, Meta(max_length=256)]
 CacheKey = Annotated[str, Meta(max_length=1024)]
 TokenId = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]  # the vocabulary is checked later, and named then
+OverridesOption = Annotated[Any, Ignored("it matters only with embed_overrides, which are refused")]
+MessagesOption = Annotated[Any, Ignored("it matters only with messages, which are refused")]
 
 
 class ClassifyBody(Struct):
@@ -37,13 +39,24 @@ class ClassifyBody(Struct):
     video_data: Media = None
     audio_data: Media = None
     lora_path: Later = None
+    lora_id: Later = None
+    embed_overrides: Later = None
+    positional_embed_overrides: Later = None
+    multi_item_delimiter_indices: Later = None
     return_pooled_hidden_states: Later = None
     return_prompt_token_ids: Later = None
+    is_cross_encoder_request: Annotated[Any, Ignored("pairs are told from single texts without it")] = None
     sampling_params: Annotated[Any, Ignored("a score is not sampled")] = None
-    modalities: Annotated[Any, Ignored("it describes images, which are refused")] = None
+    modalities: MediaOption = None
     log_metrics: Accounting = None
     data_parallel_rank: Placement = None
     routed_dp_rank: Placement = None
+    embed_override_token_id: OverridesOption = None
+    background: Accounting = None
+    external_trace_header: Accounting = None
+    received_time: Accounting = None
+    routing_key: Placement = None
+    http_worker_ipc: Placement = None
 
 
 class OpenAIClassifyBody(Struct):
@@ -67,5 +80,14 @@ class OpenAIClassifyBody(Struct):
     add_special_tokens: Annotated[Any, Refused("{field} is not supported; send token ids.", (True,), empty=False)] = (
         None
     )
+    softmax: Annotated[Any, Refused("{field} is not supported; use_activation is.", empty=False)] = None
+    padding: Annotated[Any, Refused("{field} is not supported: inputs are never padded.", ("do_not_pad",))] = None
+    chat_template: Annotated[Any, Refused("{field} can't be sent: templates come from the server's operator.")] = None
+    truncation_side: Annotated[Any, Ignored("it matters only with truncate_prompt_tokens, which is refused")] = None
+    add_generation_prompt: MessagesOption = None
+    continue_final_message: MessagesOption = None
+    chat_template_kwargs: MessagesOption = None
+    mm_processor_kwargs: MediaOption = None
+    media_io_kwargs: MediaOption = None
     user: Accounting = None
     request_id: Annotated[Any, Ignored("rid is the request's id")] = None

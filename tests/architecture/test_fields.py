@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, get_args, get_type_hints
 
-import cohere
 import pytest
 from msgspec import Struct
-from openai.types import embedding_create_params
-from openai.types.chat import (
-    ChatCompletionAssistantMessageParam,
-    ChatCompletionDeveloperMessageParam,
-    ChatCompletionStreamOptionsParam,
-    ChatCompletionSystemMessageParam,
-    ChatCompletionToolMessageParam,
-    ChatCompletionUserMessageParam,
-    completion_create_params,
-)
 
-from trunkline.core.server.api.fields import fields_of
-from trunkline.plugins.embedding.body_schemas import EmbeddingsBody
-from trunkline.plugins.generation.chat_schemas import ChatBody, Message, StreamOptions
-from trunkline.plugins.rerank.body_schemas import RerankBody
+from trunkline.core.server.api.fields import Refused, declared, fields_of
+from trunkline.plugins.generation.body_schemas import GenerateBody
+from trunkline.plugins.generation.chat_schemas import ChatBody, Message
 
 pytestmark = pytest.mark.field
 
-HOLDERS = {"body", "message", "options"}  # what variables that hold a body, or a struct in one, are called
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +26,96 @@ def bodies(load_script: Callable[[str], ModuleType]) -> dict[type[Struct], list[
     return found
 
 
-def read_names(trees: Iterable[ast.Module]) -> set[str]:
-    """Attributes that are read of bodies, and strings that may name such an attribute."""
-    names = set()
+def structs_of(schema: type[Struct]) -> set[str]:
+    """Names of a body and of the honoured structs in it."""
+    inner = (
+        part for name, hint in get_type_hints(schema).items() if name not in declared(schema) for part in in_hint(hint)
+    )
+    return {schema.__name__}.union(*(structs_of(part) for part in inner))
+
+
+def in_hint(hint: Any) -> Iterator[type[Struct]]:
+    if isinstance(hint, type) and issubclass(hint, Struct):
+        yield hint
+    for part in get_args(hint):
+        yield from in_hint(part)
+
+
+def nodes_of(scope: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a function or module without those of functions inside it."""
+    pending: list[ast.AST] = [*ast.iter_child_nodes(scope)]
+    while pending:
+        node = pending.pop()
+        yield node
+        if not isinstance(node, Function):
+            pending += ast.iter_child_nodes(node)
+
+
+def holders(function: Function, structs: set[str]) -> set[str]:
+    """Variables of a function that hold one of the structs: annotated parameters, and results of ``read_body``."""
+    found = set()
+    for node in nodes_of(function):
+        if isinstance(node, ast.arg) and node.annotation and structs & names_in(node.annotation):
+            found.add(node.arg)
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Await):
+            call = node.value.value
+            if isinstance(call, ast.Call) and structs & names_in(*call.args):
+                found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return found
+
+
+def functions_in(
+    scope: ast.AST, structs: set[str], outer: frozenset[str] = frozenset()
+) -> Iterator[tuple[Function, frozenset[str]]]:
+    """All functions in a module or function, with the variables of each that hold one of the structs."""
+    for function in (node for node in nodes_of(scope) if isinstance(node, Function)):
+        nodes = list(nodes_of(function))
+        bound = {node.arg for node in nodes if isinstance(node, ast.arg)}
+        bound |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        held = frozenset(holders(function, structs) | (outer - bound))
+        yield function, held
+        yield from functions_in(function, structs, held)
+
+
+def targets(node: ast.Assign | ast.AnnAssign) -> list[ast.expr]:
+    return node.targets if isinstance(node, ast.Assign) else [node.target]
+
+
+def names_in(*nodes: ast.AST) -> set[str]:
+    return {node.id for top in nodes for node in ast.walk(top) if isinstance(node, ast.Name)}
+
+
+def strings_in(*nodes: ast.AST) -> set[str]:
+    constants = (node for top in nodes for node in ast.walk(top) if isinstance(node, ast.Constant))
+    return {node.value for node in constants if isinstance(node.value, str)}
+
+
+def read_of(structs: set[str], trees: Sequence[ast.Module]) -> set[str]:
+    """Attributes that functions read of variables that hold one of ``structs``.
+
+    ``getattr(body, name)`` reads what the strings may name that ``name`` is one of in a loop.
+    """
+    constants: dict[str, ast.AST] = {}
     for tree in trees:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in HOLDERS:
+        for node in tree.body:
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+                constants |= dict.fromkeys(names_in(*targets(node)), node.value)
+    names = set()
+    for function, held in (found for tree in trees for found in functions_in(tree, structs)):
+        loops = [node for node in nodes_of(function) if isinstance(node, ast.For | ast.comprehension)]
+        for node in nodes_of(function):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in held:
                 names.add(node.attr)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                names.add(node.value)
+            elif isinstance(node, ast.Call) and names_in(node.func) == {"getattr"} and names_in(node.args[0]) & held:
+                listed = [loop.iter for loop in loops if names_in(loop.target) & names_in(node.args[1])]
+                mentioned = [constants[name] for name in names_in(*listed) & constants.keys()]
+                names |= strings_in(*listed, *mentioned)
     return names
 
 
-def unread(schema: type[Struct], trees: Iterable[ast.Module]) -> list[str]:
+def unread(schema: type[Struct], trees: Sequence[ast.Module]) -> list[str]:
     """Honoured fields that nothing reads."""
-    names = read_names(trees)
+    names = read_of(structs_of(schema), trees)
     return [path for path, mark in fields_of(schema) if mark is None and path.rsplit(".", 1)[-1] not in names]
 
 
@@ -64,12 +128,69 @@ def test_honoured_fields_are_read(bodies: dict[type[Struct], list[str]], sources
         assert unread(schema, trees) == [], schema.__name__
 
 
-def test_a_field_that_nobody_reads_is_found() -> None:
-    class Forgetful(Struct):
-        text: str = ""
-        forgotten: int = 0
+class Part(Struct):
+    kind: str = ""
+    size: int = 0
 
-    assert unread(Forgetful, [ast.parse("def run(body): return body.text, other.forgotten")]) == ["forgotten"]
+
+class Attentive(Struct):
+    text: str = ""
+    count: int = 0
+    part: Part | None = None
+    parts: list[Part] = []
+
+
+class Forgetful(Struct):
+    text: str = ""
+    count: int = 0
+    dropped: Annotated[Any, Refused()] = None
+
+
+ROUTES = """
+OTHERS = ("count", "part")
+UNUSED = "size"
+
+def routes():
+    async def attentive(request: AnyRequest) -> Response:
+        body = await read_body(request, Attentive)
+        return run(body.text, [kind(part) for part in body.parts], *(getattr(body, name) for name in OTHERS))
+
+    async def forgetful(request: AnyRequest) -> Response:
+        body = await read_body(request, Forgetful)
+        return run(texts(body), "count")
+
+def texts(given: Forgetful | None) -> str:
+    return given.text
+
+def kind(part: Part) -> str:
+    return part.kind
+
+def counted(body: Attentive) -> int:
+    return body.count
+"""
+
+
+def test_a_field_that_nobody_reads_is_found() -> None:
+    """Also where another body's route reads a field of that name, or a string names it."""
+    trees = [ast.parse(ROUTES)]
+    assert unread(Forgetful, trees) == ["count"]
+    assert unread(Attentive, trees) == ["part.size", "parts[].size"]
+    assert unread(Attentive, [ast.parse(ROUTES.replace("in OTHERS", "in ()"))]) == ["part", "part.size", "parts[].size"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "module", "read"),
+    [(ChatBody, "chat", "body.extra_key"), (GenerateBody, "routes", "body.extra_key"), (Message, "messages", "role")],
+)
+def test_a_route_that_stops_reading_a_field_is_found(
+    sources: dict[str, Any], schema: type[Struct], module: str, read: str
+) -> None:
+    package = "trunkline.plugins.generation."
+    texts = {name: source.text for name, source in sources.items() if name.startswith(package)}
+    field = read.removeprefix("body.")
+    assert unread(schema, [ast.parse(text) for text in texts.values()]) == []
+    texts[package + module] = re.sub(rf"(body|message)\.{field}", "None", texts[package + module])
+    assert unread(schema, [ast.parse(text) for text in texts.values()]) == [field]
 
 
 def test_every_json_route_is_in_the_table(bodies: dict[type[Struct], list[str]]) -> None:
@@ -79,40 +200,3 @@ def test_every_json_route_is_in_the_table(bodies: dict[type[Struct], list[str]])
         assert f"`{path}`" in routes
     for path in ("/classify", "/v1/classify", "/abort_request", "/update_weights", "/get_weights_by_name"):
         assert f"`{path}`" in routes
-
-
-# -- clients' own types ----------------------------------------------------------------------
-
-MESSAGES = (
-    ChatCompletionAssistantMessageParam,
-    ChatCompletionDeveloperMessageParam,
-    ChatCompletionSystemMessageParam,
-    ChatCompletionToolMessageParam,
-    ChatCompletionUserMessageParam,
-)
-
-
-def fields(*types: type[Any]) -> set[str]:
-    return {name for kind in types for base in kind.__mro__ for name in getattr(base, "__annotations__", ())}
-
-
-@pytest.mark.parametrize(
-    ("schema", "theirs"),
-    [
-        (ChatBody, fields(completion_create_params.CompletionCreateParamsBase) | {"stream"}),
-        (StreamOptions, fields(ChatCompletionStreamOptionsParam)),
-        (Message, {name for kind in MESSAGES for name in kind.__annotations__}),
-        (EmbeddingsBody, set(embedding_create_params.EmbeddingCreateParams.__annotations__)),
-    ],
-)
-def test_the_openai_sdk_s_fields_are_known(schema: type[Struct], theirs: set[str]) -> None:
-    known = {path for path, _ in fields_of(schema)}
-    assert len(theirs) > 1
-    assert theirs - known == set()
-
-
-@pytest.mark.parametrize("client", [cohere.Client, cohere.ClientV2])
-def test_the_cohere_sdk_s_fields_are_known(client: type[Any]) -> None:
-    theirs = set(client.rerank.__annotations__) - {"return", "request_options"}
-    assert "documents" in theirs
-    assert theirs - {path for path, _ in fields_of(RerankBody)} == set()

@@ -36,7 +36,7 @@ from .bodies import (
 )
 from .body_limits import InvalidBody
 from .chat_templates import shape_contents, template_variables
-from .fields import Accounting, Ignored, Later, Media, OnlyNull, Placement, Refused
+from .fields import Accounting, Ignored, Later, Media, MediaOption, OnlyNull, Placement, Refused
 from .gather import all_over, item_meta, run_all
 from .inputs import (
     Inputs,
@@ -78,6 +78,7 @@ __all__ = [
     "ItemMeta",
     "Later",
     "Media",
+    "MediaOption",
     "ModelQuery",
     "OnlyNull",
     "OpenAIError",

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
-from typing import Any
+from typing import Any, cast
 
 from msgspec import Struct
 
@@ -78,14 +78,17 @@ def spread_ids(input_ids: list[int | list[int]], field: str = "input_ids") -> tu
     """Lists of ids, and whether it was a single one. RequestError for empty and mixed ones."""
     if not input_ids:
         raise RequestError(f"{field} cannot be empty.", param=field)
-    if isinstance(input_ids[0], int):
-        flat = [token for token in input_ids if isinstance(token, int)]
-        if len(flat) != len(input_ids):
-            raise RequestError(f"{field} mixes ids and lists of ids.", param=field)
-        return [flat], True
-    if not all(isinstance(ids, list) and ids for ids in input_ids):
-        raise RequestError(f"{field} must be a list of ids or a list of non-empty lists of ids.", param=field)
-    return [ids for ids in input_ids if isinstance(ids, list)], False
+    kinds = set(map(type, input_ids))  # there may be a million
+    if kinds == {int}:
+        return [cast("list[int]", input_ids)], True
+    if int in kinds:
+        raise RequestError(f"{field} mixes ids and lists of ids.", param=field)
+    several = cast("list[list[int]]", input_ids)
+    for index, ids in enumerate(several):
+        with naming(field, index):
+            if not ids:
+                raise RequestError("a list of ids cannot be empty.")
+    return several, False
 
 
 def spread_rids(

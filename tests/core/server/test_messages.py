@@ -59,6 +59,25 @@ def statuses(answer: bytes) -> list[int]:
     return [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]]
 
 
+# -- RFC 9112, section 3.2 -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /ping HTTP/1.1\r\n", 400),
+        (b"GET /ping HTTP/1.1\r\nupgrade: h2c\r\nconnection: upgrade\r\n", 400),
+        (b"GET /ping HTTP/1.1\r\nhost: a\r\nHost: a\r\n", 400),
+        (b"GET /ping HTTP/1.0\r\nhost: a\r\nhost: b\r\n", 400),
+        (b"GET /ping HTTP/1.0\r\n", 200),
+        (b"GET /ping HTTP/1.1\r\nconnection: close\r\nHOST:\r\n", 200),
+        (b"GET http://a/ping HTTP/1.1\r\nconnection: close\r\nhost: a\r\n", 200),
+    ],
+)
+async def test_a_request_has_one_host_header(talk: Talk, head: bytes, status: int) -> None:
+    assert statuses(await talk(PING + head + b"\r\n")) == [200, status]
+
+
 # -- limits ----------------------------------------------------------------------------------
 
 

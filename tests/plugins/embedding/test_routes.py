@@ -78,7 +78,10 @@ async def test_token_ids_are_taken_as_they_are(live: Any) -> None:
         ({"text": [["query", "document"]]}, "cross-encoders; see /v1/rerank"),
         ({"input_ids": []}, "input_ids cannot be empty"),
         ({"input_ids": [1, [2]]}, "mixes ids and lists"),
-        ({"input_ids": [[4], [5, 512]]}, "input_ids[1]: The token id 512 is outside the vocabulary"),
+        (
+            {"input_ids": [[4], [5, 512]]},
+            "input_ids[1]: The input_ids contains values greater than the vocab size (512): 512.",
+        ),
         ({"input_ids": [-1]}, "negative"),
         ({"text": ["a", "b"], "rid": "x"}, "rid must be a list"),
         ({"text": ["a", "b"], "rid": ["x"]}, "rids length mismatch"),
@@ -205,6 +208,9 @@ async def test_normalize_and_the_request_s_id_are_honoured_by_openai_s_route_too
     for normalize, expected in ((False, own), (None, own / np.linalg.norm(own))):
         answer = await http.post("/v1/embeddings", json={"input": "hello", "normalize": normalize, "rid": "mine"})
         np.testing.assert_allclose(answer.json()["data"][0]["embedding"], expected, atol=1e-5)
+    jina = {"input": "hello", "normalized": False, "embedding_type": "float", "late_chunking": False}
+    answer = await http.post("/v1/embeddings", json=jina)
+    np.testing.assert_allclose(answer.json()["data"][0]["embedding"], own, atol=1e-5)
     twice = await http.post("/v1/embeddings", json={"input": ["a", "b"], "rid": ["x", "x"]})
     assert "Duplicate request IDs" in message(twice)
 

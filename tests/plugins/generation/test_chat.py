@@ -116,7 +116,7 @@ async def test_stream_with_n(client: httpx.AsyncClient, engine: Any) -> None:
         ({"messages": [{"role": "user"}]}, "messages[0].content must be a string or a list"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "messages[0].content: only text parts are supported, got 'image_url'.",
+            "messages[0].content[0]: only text parts are supported, got 'image_url'.",
         ),
         (
             {"messages": [{"role": "refused", "content": "x"}]},

@@ -191,6 +191,24 @@ async def test_an_answer_of_the_openai_sdk_can_be_sent_back(client: httpx.AsyncC
     assert (await chat(client, messages=[USER, ASSISTANT | nulls, USER])).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": ""}, "messages[1].role"),
+        ({"content": 5}, "messages[1].content"),
+        ({"content": None}, "messages[1].content"),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}, "messages[1].content[1]"),
+        ({"content": ["a"]}, "messages[1].content[0]"),
+    ],
+)
+async def test_an_error_of_a_message_names_its_place(
+    client: httpx.AsyncClient, message: dict[str, Any], param: str
+) -> None:
+    text, named = await refusal(client, messages=[ASSISTANT, {"role": "user", "content": "x", **message}])
+    assert named == param
+    assert text.startswith(param)
+
+
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 async def test_minus_one_is_no_limit(client: httpx.AsyncClient, engine: Any, field: str) -> None:
     await chat(client, **{"max_tokens": None, field: -1})

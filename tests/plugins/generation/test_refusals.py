@@ -20,13 +20,11 @@ async def generate(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
     [
         ({}, "Either text, input_ids or input_embeds should be provided."),
         ({"input_ids": []}, "input_ids cannot be empty."),
-        ({"input_ids": [[1], []]}, "input_ids must be a list of ids"),
         ({"input_ids": [1, [2]]}, "input_ids mixes ids and lists of ids."),
-        ({"input_ids": [[1], 2]}, "input_ids must be a list of ids"),
+        ({"input_ids": [[1], 2]}, "input_ids mixes ids and lists of ids."),
         ({"input_ids": [100000]}, "The input_ids contains values greater than the vocab size ("),
         ({"input_ids": [-1]}, "The input_ids contains a negative value: -1."),
         ({"text": ""}, "texts cannot be empty"),
-        ({"text": ["a", ""]}, "texts cannot be empty"),
         ({"input_ids": [1] * 100}, "The input (100 tokens) is longer than the model's context length (100 tokens)."),
         ({"input_ids": [1] * 95}, "Input length (95 tokens) exceeds the maximum allowed length (94 tokens)."),
         (
@@ -72,6 +70,47 @@ async def test_refused(client: httpx.AsyncClient, engine: Any, body: dict[str, A
     assert list(response.json()) == ["error"]
     assert response.json()["error"]["message"].startswith(message)
     assert engine.items == []
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"input_ids": [[1], []]}, "input_ids[1]: a list of ids cannot be empty."),
+        ({"input_ids": [[1], [100000]]}, "input_ids[1]: The input_ids contains values greater than the vocab size ("),
+        ({"input_ids": [[1], [-1]]}, "input_ids[1]: The input_ids contains a negative value: -1."),
+        ({"input_ids": [[1] * 100]}, "input_ids[0]: The input (100 tokens) is longer than"),
+        ({"input_ids": [[1], [1] * 95]}, "input_ids[1]: Input length (95 tokens) exceeds"),
+        ({"text": ["a", ""]}, "text[1]: texts cannot be empty"),
+        ({"text": ["a", "fox " * 100]}, "text[1]: The input ("),
+        ({"text": ["a", "b", "a" * 140_000]}, "text[2]: The input (140000 characters) is longer than"),
+        (
+            {"input_ids": [[1], [1] * 50], "sampling_params": {"max_new_tokens": 51}},
+            "input_ids[1]: Requested token count exceeds the model's maximum context length",
+        ),
+        (
+            {"text": ["a", "b"], "sampling_params": [{"max_new_tokens": 9}, {"max_new_tokens": 100}]},
+            "text[1]: Requested token count exceeds",
+        ),
+        ({"text": ["a", "b"], "sampling_params": [{}, {"top_p": 2}]}, "sampling_params[1]: top_p must be in (0, 1]"),
+        ({"text": ["a", "b"], "sampling_params": [{"temperatur": 0}, {}]}, "sampling_params[0]: unknown field"),
+        ({"text": ["a", "b"], "sampling_params": [{}, {"n": 65}]}, "sampling_params[1]: n must be at most 64"),
+        ({"text": ["a", "b"], "sampling_params": [{}, {"regex": "x"}]}, "sampling_params[1]: regex is not supported"),
+    ],
+)
+async def test_an_error_names_the_item_of_a_batch(
+    client: httpx.AsyncClient, engine: Any, body: dict[str, Any], message: str
+) -> None:
+    response = await client.post("/generate", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(message)
+    assert engine.items == []
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("body", [{"text": "a" * 140_000}, {"text": ""}, {"input_ids": [1] * 100}])
+async def test_an_error_of_a_single_prompt_names_no_item(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    assert "[" not in (await client.post("/generate", json=body)).json()["error"]["message"]
 
 
 @pytest.mark.field
@@ -132,4 +171,13 @@ async def test_a_failing_engine_fails_the_batch_and_aborts_the_rest(client: http
 
 async def test_logits_that_are_not_finite_are_a_500(client: httpx.AsyncClient, engine: Any) -> None:
     engine.script = lambda item: [{"type": "abort", "message": "nan", "status_code": 500, "err_type": None}]
-    assert (await generate(client, text="a")).status_code == 500
+    failed = await generate(client, text="a")
+    assert (failed.status_code, failed.json()["message"]) == (500, "nan")
+
+
+async def test_the_sequence_that_failed_names_its_prompt(client: httpx.AsyncClient, engine: Any) -> None:
+    nan = {"type": "abort", "message": "nan", "status_code": 500, "err_type": None}
+    last = engine.tokenizer("").encode("b", add_special_tokens=False)
+    engine.script = lambda item: [nan if item.prompt == last else {"type": "length", "length": 0}]
+    failed = await generate(client, text=["a", "b"], sampling_params={"n": 2})
+    assert (failed.status_code, failed.json()["message"]) == (500, "text[1]: nan")

@@ -140,7 +140,7 @@ async def test_one_label(client: httpx.AsyncClient, config: dict[str, Any]) -> N
         ([[1], [513]], "input[1]: The input contains values greater than the vocab size (512): 513."),
         ([[1], [1] * 33], "input[1]: The input (33 tokens) is longer"),
         (["a", ""], "input[1]: texts cannot be empty"),
-        ([[1], []], "input must be a list of ids or a list of non-empty lists of ids."),
+        ([[1], []], "input[1]: a list of ids cannot be empty."),
         (["a"] * 5, "input has 5 items; at most 4 are allowed."),
         (["a", 1], "input mixes texts and token ids."),
         ("", "input cannot be empty."),

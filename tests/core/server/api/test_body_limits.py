@@ -50,9 +50,19 @@ async def test_the_values_of_a_body_are_counted_before_it_is_decoded(values: byt
     if fits:
         assert await decode(content) == json.loads(values)
         return
-    with pytest.raises(InvalidBody, match=rf"at most {MAX_ITEMS} and {MAX_NODES} are allowed. Split the request"):
+    values_of_it = rf"{MAX_ITEMS + 1} values; at most {MAX_ITEMS} are"
+    nodes_of_it = rf"\d+ arrays, objects and strings; at most {MAX_NODES} are"
+    with pytest.raises(InvalidBody, match=rf"^The body has ({values_of_it}|{nodes_of_it}) allowed\. Split") as caught:
         await decode(content)
+    assert "or raise --max-body-bytes" not in caught.value.message  # the body is far below it
     assert await decode(content, max_body_bytes=100 << 20) == json.loads(values)
+
+
+async def test_a_batch_of_a_million_token_ids_is_decoded() -> None:
+    """Bodies of 1024 prompts of 1000 ids are within every other limit."""
+    content = b'{"values": [' + b",".join([b"[" + b",".join([b"12345"] * 1000) + b"]"] * 1024) + b"]}"
+    assert len(content) < ServerSettings().max_body_bytes
+    assert await decode(content) == [[12345] * 1000] * 1024
 
 
 async def test_a_large_body_that_is_nested_too_deeply_is_refused() -> None:

@@ -37,8 +37,8 @@ def test_one_and_many() -> None:
         (["a", ["b"]], None, "text[1]: a pair has two texts, this one has 1."),
         (None, [], "input_ids cannot be empty."),
         (None, [1, [2]], "input_ids mixes ids and lists of ids."),
-        (None, [[1], 2], "input_ids must be a list of ids or a list of non-empty lists of ids."),
-        (None, [[1], []], "input_ids must be a list of ids or a list of non-empty lists of ids."),
+        (None, [[1], 2], "input_ids mixes ids and lists of ids."),
+        (None, [[1], []], "input_ids[1]: a list of ids cannot be empty."),
     ],
 )
 def test_what_is_refused(text: Any, ids: Any, message: str) -> None:
