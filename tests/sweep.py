@@ -61,11 +61,15 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """``status``: served, refused, wrong (differs from transformers), broken (another error), unbuilt (no config)."""
+    """``status``: served, refused, wrong (differs from transformers), broken (another error), unbuilt (no config).
+
+    ``lacks_package``: unbuilt because an optional package of transformers isn't installed.
+    """
 
     case: Case
     status: str
     detail: str
+    lacks_package: bool = False
 
 
 def cases() -> list[Case]:
@@ -112,7 +116,7 @@ def _try(case: Case, folder: Path, config: dict[str, Any]) -> Outcome:
     try:
         build(case, folder, config)
     except Exception as error:  # classes that need another package, or sizes that don't go together
-        return Outcome(case, "unbuilt", f"{type(error).__name__}: {error}")
+        return Outcome(case, "unbuilt", f"{type(error).__name__}: {error}", _lacks_package(error))
     try:
         engine = start(case, folder)
     except TrunklineError as error:
@@ -126,6 +130,11 @@ def _try(case: Case, folder: Path, config: dict[str, Any]) -> Outcome:
         if faults := list(COMPARE[case.kind](engine, Reference(case, folder))):
             return Outcome(case, "wrong", "; ".join(faults[:4]))
         return Outcome(case, "served", engine.models[0].fused)
+
+
+def _lacks_package(error: Exception) -> bool:
+    """Transformers raises an ImportError without a module's name for an optional package that isn't installed."""
+    return isinstance(error, ImportError) and (error.name or "").split(".")[0] not in ("trunkline", "transformers")
 
 
 def start(case: Case, folder: Path) -> Engine:

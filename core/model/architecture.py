@@ -139,8 +139,12 @@ def position_offset(backbone: Any) -> int:
 
 
 def layer_count(config: Any) -> int:
-    """How many attention layers one forward pass goes through."""
-    return int(config.get_text_config().num_hidden_layers)
+    """How many attention layers one forward pass goes through. ModelError when the config doesn't count them."""
+    text = config.get_text_config()
+    layers = getattr(text, "num_hidden_layers", None)
+    if layers is None:
+        raise ModelError(f"{type(text).__name__} has no num_hidden_layers; models without it aren't supported.")
+    return int(layers)
 
 
 def choose_dtype(asked: str, device: torch.device) -> torch.dtype:

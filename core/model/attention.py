@@ -17,6 +17,8 @@ import torch
 
 from trunkline.kernels.layout import Layout
 
+from .refusal import UnsuitedAttention
+
 if TYPE_CHECKING:
     from trunkline.core.cache.pool import KVPool, KVShape
     from trunkline.kernels.backend import Backend
@@ -76,13 +78,13 @@ def attend(
     bidirectional by their config) wins over the module's own.
     """
     if trunk is None:
-        raise ValueError("the model's layers don't pass keyword arguments on to attention")
+        raise UnsuitedAttention("the model's layers don't pass keyword arguments on to attention")
     if attention_mask is not None:
-        raise ValueError("the model hands a mask of its own to attention")
+        raise UnsuitedAttention("the model hands a mask of its own to attention")
     tokens = int(trunk.layout.q_start[-1])
     # Kernels read and write as many rows as the layout says, wherever tensors end.
     if query.shape[0] != 1 or not query.shape[2] == key.shape[2] == value.shape[2] == tokens:
-        raise ValueError(f"a layer computes {query.shape[2]} queries and {key.shape[2]} keys of {tokens} tokens")
+        raise UnsuitedAttention(f"a layer computes {query.shape[2]} queries and {key.shape[2]} keys of {tokens} tokens")
     layer: int = module.layer_idx  # type: ignore[assignment]
     pool = trunk.pool
     trunk.calls += 1

@@ -33,7 +33,7 @@ from .attention import NAME, ForwardContext, packed_layout
 from .float32 import float32_view
 from .loaded import LoadedModel
 from .proof import prove_attention, prove_head, shapes_of, wrong_heads
-from .refusal import BYPASSED, NO_PASS, explained, reason_of
+from .refusal import BYPASSED, explained, failed_pass, reason_of
 
 if TYPE_CHECKING:
     from trunkline.core.config import ModelSettings
@@ -252,7 +252,7 @@ def _dry_run(whole: Any, info: ModelInfo) -> list[KVShape]:
         try:
             return [_shape_in_config(whole.config.get_text_config())] * layers
         except Exception:  # a config without these sizes
-            raise ModelError(f"{info.architecture} can't be served: {NO_PASS} {reason_of(error)}.") from error
+            raise ModelError(f"{info.architecture} can't be served: {failed_pass(error)}") from error
     return shapes_of(context, layers, info.architecture)
 
 

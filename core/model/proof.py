@@ -19,7 +19,7 @@ from trunkline.core.types import Head
 from .architecture import layer_count
 from .attention import EAGER, NAME, ForwardContext, packed_layout, paged_layout
 from .loaded import LoadedModel
-from .refusal import BYPASSED, NO_PASS, reason_of
+from .refusal import BYPASSED, failed_pass
 from .samples import WARM_UP, Sample, samples, warm_up_ids
 from .strict import in_float32, strict
 
@@ -32,7 +32,6 @@ SPLIT = (5, 11)  # where their first pass ends
 HEAD_TOLERANCE = {torch.float32: 1e-4}  # relative; a head is one product and a few scalars
 HIDDEN_TOLERANCE = {torch.float32: 1e-3}  # relative, over all layers; wrong masks give 0.1 and more
 LOW_PRECISION = 0.1  # for dtypes not named above
-PADDED_FAILS = "on padded batches, its forward fails with"
 
 
 def prove_attention(model: LoadedModel) -> list[KVShape]:
@@ -78,7 +77,7 @@ def _failure(model: LoadedModel, error: Exception) -> str:
     if model.info.causal and not model.whole._supports_attention_backend:
         return BYPASSED
     advice = "" if model.dtype == torch.float32 else " --dtype float32 may work."
-    return f"{PADDED_FAILS if model.padded else NO_PASS} {reason_of(error)}.{advice}"
+    return failed_pass(error, padded=model.padded) + advice
 
 
 def prove_head(model: LoadedModel, head: Head, view: Any) -> str:

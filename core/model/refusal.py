@@ -18,8 +18,11 @@ T = TypeVar("T")
 log = logging.getLogger("trunkline.model")
 
 LONGEST = 300  # characters of another library's message
-NO_PASS = "without a mask and a cache of its own, its forward fails with"
 BYPASSED = "transformers doesn't route its attention through a registered function, so requests can't be packed."
+
+
+class UnsuitedAttention(ValueError):
+    """Raised by our attention function for calls that packed requests don't allow; the message says which."""
 
 
 def explained(function: Callable[Concatenate[ModelSource, P], T]) -> Callable[Concatenate[ModelSource, P], T]:
@@ -36,9 +39,20 @@ def explained(function: Callable[Concatenate[ModelSource, P], T]) -> Callable[Co
             raise
         except Exception as error:
             log.debug("%s: %s failed", source.reference, function.__name__, exc_info=True)
-            raise ModelError(f"{source.reference} can't be served: {reason_of(error)}") from error
+            raise ModelError(
+                f"{source.reference} can't be served: its files or its class aren't what trunkline expects "
+                f"({reason_of(error)})."
+            ) from error
 
     return guarded
+
+
+def failed_pass(error: Exception, *, padded: bool = False) -> str:
+    """The sentence against a model whose forward raised ``error`` on the inputs that requests would give it."""
+    if isinstance(error, UnsuitedAttention):
+        return f"{error}."
+    given = "padded batches of token ids" if padded else "token ids and positions alone, without a mask or a cache"
+    return f"its forward doesn't run on {given} (it raised {reason_of(error)})."
 
 
 def reason_of(error: Exception) -> str:

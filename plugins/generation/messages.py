@@ -10,13 +10,11 @@ from typing import Any
 from msgspec import Struct
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import shape_contents, template_variables
+from trunkline.core.server.api import TEMPLATE_SECONDS, TookTooLong, deadline, shape_contents, template_variables
 from trunkline.core.types import Tokenizer
 
 from .chat_schemas import ChatBody, Message
-from .deadline import TookTooLong, deadline
 
-TEMPLATE_SECONDS = 5.0  # templates are programs of the checkpoint's author, fed with what clients send
 SHOWN_ERROR = 500  # characters of a template's error; it may quote the whole chat
 PASSED_ON = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")  # to the template
 
@@ -119,10 +117,11 @@ def render(
     """The prompt. RequestError when the model has no template, or its template can't or won't do these messages."""
     if not tokenizer.chat_template:
         raise RequestError(f"{model} has no chat template; use /generate, or start it with --chat-template FILE.")
+    shaped = shape_contents(tokenizer, messages)  # has a time limit of its own
     try:
         with deadline(TEMPLATE_SECONDS):
             text: str = tokenizer.apply_chat_template(
-                shape_contents(tokenizer, messages),
+                shaped,
                 tokenize=False,
                 add_generation_prompt=options.add_generation_prompt,
                 continue_final_message=options.continue_final_message,

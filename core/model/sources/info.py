@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,10 @@ def _with_defaults(folder: Path, text: dict[str, Any], architecture: str, asked:
             raise ModelError(f"{architecture} has no greatest number of positions; give --context-length.")
         values[CONTEXT[0]] = asked
     if missing := [names[0] for names in (CONTEXT, HIDDEN, ("vocab_size",)) if _first(values, names) is None]:
-        raise ModelError(f"{folder / 'config.json'} doesn't say {missing[0]}; add it.")
+        raise ModelError(
+            f"{architecture} can't be served: neither its config.json nor transformers' {type(full).__name__} has "
+            f"{missing[0]}; models without it aren't supported."
+        )
     return {**values, **text}
 
 
@@ -137,11 +141,13 @@ def _context_length(text: dict[str, Any], asked: int | None, reference: str) -> 
 
 
 def _scaled(limit: int, text: dict[str, Any]) -> int:
-    """The context length with rotary scaling: ``limit``, or more where a factor lengthens it.
+    """The context length with rotary scaling; ``limit`` is the config's maximum number of positions.
 
     Of the types in transformers' modeling_rope_utils, linear, dynamic and yarn scale the length that the model
-    was trained with by ``factor``. For llama3 and longrope ``max_position_embeddings`` is the scaled length, and
-    so it is where the parameters differ by kind of layer (Gemma 3). vLLM reads configs in the same way.
+    was trained with by ``factor``: that is ``original_max_position_embeddings`` where the config has it, even if
+    the product is less than ``limit``, else ``limit``. For the other types (llama3, longrope, proportional)
+    ``limit`` is the scaled length, and so it is where the parameters differ by kind of layer (Gemma 3). vLLM
+    reads yarn, llama3 and longrope in the same way.
     """
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if not isinstance(rope, dict):
@@ -150,7 +156,9 @@ def _scaled(limit: int, text: dict[str, Any]) -> int:
     if rope.get("rope_type", rope.get("type")) not in SCALED or not isinstance(factor, int | float):
         return limit
     trained = text.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or limit
-    return max(limit, int(trained * factor))
+    if not 1 <= trained * factor < math.inf:
+        raise ModelError(f"config.json: {trained} positions × the rotary factor {factor} is no context length.")
+    return int(trained * factor)
 
 
 def _is_causal(text: dict[str, Any]) -> bool:

@@ -36,6 +36,7 @@ from .bodies import (
 )
 from .body_limits import InvalidBody
 from .chat_templates import shape_contents, template_variables
+from .deadline import TEMPLATE_SECONDS, TookTooLong, deadline
 from .fields import Accounting, Ignored, Later, Media, MediaOption, OnlyNull, Placement, Refused
 from .gather import all_over, item_meta, run_all
 from .inputs import (
@@ -63,6 +64,7 @@ __all__ = [
     "HTML",
     "JSON",
     "SSE",
+    "TEMPLATE_SECONDS",
     "TEXT",
     "Accounting",
     "AnyRequest",
@@ -85,6 +87,7 @@ __all__ = [
     "Placement",
     "Refused",
     "Shaper",
+    "TookTooLong",
     "Truncation",
     "Usage",
     "all_over",
@@ -94,6 +97,7 @@ __all__ = [
     "check_vocabulary",
     "choose",
     "clip_text",
+    "deadline",
     "dialect_of",
     "encode",
     "encode_pair",

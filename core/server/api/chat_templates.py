@@ -1,15 +1,15 @@
-"""Which form of message contents a chat template needs, found in its syntax tree.
+"""Which form of message contents a chat template needs, found by rendering a probe and in its syntax tree.
 
 Templates are written for one of two forms of a message's ``content``: a string, or a list of parts
 ``{"type": "text", "text": …}``. A template that needs parts renders nothing of a string, and one
-that needs strings prints the list as Python writes it; neither is an error.
+that needs strings prints the list as Python writes it; neither is an error. Some raise for the other form.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +19,8 @@ from jinja2.parser import Parser
 
 from trunkline.core.types import Tokenizer
 
+from .deadline import TEMPLATE_SECONDS, TookTooLong, deadline
+
 log = logging.getLogger("trunkline.server")
 
 TAG = re.compile(r"\{%[-+]?\s*(\w+)")
@@ -27,11 +29,16 @@ ELEMENTS = {"messages": "message", "contents": "content", "content": "part"}
 SAME = {"default", "d", "list", "reject", "reverse", "select", "sort", "unique"}  # filters that keep what a value is
 PART_KEYS = {"text", "type"}
 CHOOSE = {"selectattr", "rejectattr"}  # filters that look into the elements, and keep what a value is
+MARKER = "50273916840"  # the text of probe messages; digits are the same in upper and lower case
+# Roles of probe conversations; templates refuse or leave out those that they don't know. The last is for rerankers.
+PROBES = (("system", "user", "assistant", "user"), ("user", "assistant", "user"), ("user",), ("query", "document"))
+
+_decided: dict[str, bool] = {}  # template -> whether it needs parts; a server has at most one template for each model
 
 
 def shape_contents(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The messages with every ``content`` (a string or a list of text parts) in the form the template needs."""
-    shape = _as_parts if needs_parts(template_of(tokenizer)) else _as_string
+    shape = _as_parts if needs_parts(tokenizer) else _as_string
     return [message | {"content": shape(message["content"])} for message in messages]
 
 
@@ -52,11 +59,49 @@ def template_of(tokenizer: Tokenizer) -> str:
     return template or ""
 
 
-@lru_cache(maxsize=64)  # more models than one server has
-def needs_parts(template: str) -> bool:
-    """Does the template go through a content's parts without asking whether it is a string?
+def needs_parts(tokenizer: Tokenizer) -> bool:
+    """Does the tokenizer's chat template need lists of parts?
 
-    A template that can't be parsed, or that handles both forms, gets strings.
+    It does if it renders the text of parts and not that of strings. Where it renders both or neither, or a probe
+    takes too long, the syntax tree decides. Each template is probed once.
+    """
+    template = template_of(tokenizer)
+    if template and template not in _decided:
+        _decided[template] = _decide(tokenizer, template)
+    return _decided.get(template, False)
+
+
+def _decide(tokenizer: Tokenizer, template: str) -> bool:
+    try:
+        with deadline(TEMPLATE_SECONDS):
+            for roles in PROBES:
+                strings, parts = (_keeps_text(tokenizer, roles, shape) for shape in (_as_string, _as_parts))
+                if strings != parts:
+                    return parts
+                if strings:
+                    break
+    except TookTooLong:
+        log.warning("a probe of the chat template took more than %g s; its syntax tree is used", TEMPLATE_SECONDS)
+    return goes_through_parts(template)
+
+
+def _keeps_text(tokenizer: Tokenizer, roles: Sequence[str], shape: Callable[[str], Any]) -> bool:
+    """Are the texts of all messages rendered, other than as fields of a list that is printed as a whole?"""
+    texts = [f"{MARKER}{index}" for index in range(len(roles))]
+    messages = [{"role": role, "content": shape(text)} for role, text in zip(roles, texts, strict=True)]
+    try:
+        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except TookTooLong:
+        raise
+    except Exception:  # whatever a program may raise
+        return False
+    return all(text in rendered.replace(f"'text': '{text}'", "") for text in texts)
+
+
+def goes_through_parts(template: str) -> bool:
+    """Does the template, by its syntax tree, go through a content's parts without asking whether it is a string?
+
+    False for a template that can't be parsed, and for one that handles both forms.
     """
     tree = _parse(template)
     if tree is None:

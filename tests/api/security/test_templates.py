@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from trunkline.core.errors import RequestError
+from trunkline.core.server import chat_templates
+from trunkline.core.server.api import TookTooLong, deadline
 from trunkline.plugins.generation import messages
-from trunkline.plugins.generation.deadline import TookTooLong, deadline
 from trunkline.plugins.generation.messages import render
 
 SAID = [{"role": "user", "content": "hello"}]
@@ -45,7 +46,8 @@ def test_it_reaches_nothing_and_harms_nothing(tokenizer: Any, template: str) -> 
 
 
 def test_it_is_stopped(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "TEMPLATE_SECONDS", 0.2)
+    for module in (messages, chat_templates):
+        monkeypatch.setattr(module, "TEMPLATE_SECONDS", 0.2)
     tokenizer.chat_template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(RequestError, match=r"took more than 0\.2 s"):
         render(tokenizer, SAID, "m")

@@ -191,6 +191,7 @@ def test_dynamic_scaling_has_one_base_for_all_lengths(tmp_path: Path) -> None:
         ({"rope_type": "linear", "factor": 4.0}, 512),
         ({"rope_type": "dynamic", "factor": 4.0}, 512),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}, 64),
         (
             {
                 "rope_type": "llama3",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -100,26 +101,40 @@ def test_positions_that_begin_after_the_paddings_leave_less_context(
 @pytest.mark.parametrize(
     ("change", "context"),
     [
+        # max_position_embeddings is 256
         ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, 1024),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, 512),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, 1024),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 1024),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}}, 512),
+        *(
+            ({"rope_scaling": {"type": kind, "factor": factor, "original_max_position_embeddings": original}}, context)
+            for kind in ("linear", "dynamic", "yarn")
+            # more than max_position_embeddings, equal to it (DeepSeek's form), and less
+            for factor, original, context in ((4.0, 128, 512), (8, 32, 256), (4, 32, 128), (1.0, 64, 64), (1.5, 33, 49))
+        ),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 100}, 400),
-        # DeepSeek's form: max_position_embeddings is the scaled length already
-        ({"rope_scaling": {"type": "yarn", "factor": 8, "original_max_position_embeddings": 32}}, 256),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}, "original_max_position_embeddings": 100}, 200),
         ({"rope_scaling": {"type": "yarn", "factor": None, "original_max_position_embeddings": 32}}, 256),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 128}}, 256),
-        ({"rope_scaling": {"type": "longrope", "factor": 4.0, "original_max_position_embeddings": 128}}, 256),
+        *(
+            ({"rope_scaling": {"type": kind, "factor": factor, "original_max_position_embeddings": 128}}, 256)
+            for kind in ("default", "llama3", "longrope", "proportional")
+            for factor in (1.0, 8.0)
+        ),
         ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}}}, 256),  # Gemma 3
         ({"rope_scaling": None}, 256),
     ],
 )
-def test_a_scaling_factor_lengthens_the_context(tmp_path: Path, change: dict[str, Any], context: int) -> None:
+def test_the_context_length_follows_the_rotary_scaling(tmp_path: Path, change: dict[str, Any], context: int) -> None:
     assert read(tmp_path, {**LLAMA, **change}).context_length == context
     assert read(tmp_path, {**LLAMA, **change}, context_length=context).context_length == context
     with pytest.raises(ModelError, match=rf"more than the {context} tokens"):
         read(tmp_path, {**LLAMA, **change}, context_length=context + 1)
+
+
+@pytest.mark.parametrize("factor", [0, -2.0, 0.001, math.inf, math.nan])
+def test_a_factor_that_leaves_no_context_is_refused(tmp_path: Path, factor: float) -> None:
+    with pytest.raises(ModelError, match=r"256 positions × the rotary factor .* is no context length"):
+        read(tmp_path, {**LLAMA, "rope_parameters": {"rope_type": "linear", "factor": factor}})
 
 
 @pytest.mark.parametrize(

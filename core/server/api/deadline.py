@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+TEMPLATE_SECONDS = 5.0  # chat templates are programs of the checkpoint's author, fed with what clients send
+
 
 class TookTooLong(Exception):
     """Raised between two bytecodes of a thread whose time is up."""
