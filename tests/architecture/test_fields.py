@@ -180,7 +180,7 @@ def test_a_field_that_nobody_reads_is_found() -> None:
 
 @pytest.mark.parametrize(
     ("schema", "module", "read"),
-    [(ChatBody, "chat", "body.extra_key"), (GenerateBody, "routes", "body.extra_key"), (Message, "messages", "role")],
+    [(ChatBody, "chat", "body.extra_key"), (GenerateBody, "plan", "body.extra_key"), (Message, "messages", "role")],
 )
 def test_a_route_that_stops_reading_a_field_is_found(
     sources: dict[str, Any], schema: type[Struct], module: str, read: str

@@ -254,6 +254,8 @@ def test_models_are_addressed_by_name_and_the_first_is_primary(bench: Bench) -> 
     [
         ([1], {"explode": "admit"}, "no such luck"),
         ([], {}, "no tokens"),
+        ([100], {}, "outside the vocabulary; ids lie in [0, 100)"),
+        ([5, -1], {}, "outside the vocabulary"),
         (list(range(60)), {"steps": 9}, "holds at most 64"),
         ([1], {"steps": "many"}, "Expected `int`"),
     ],
