@@ -210,7 +210,6 @@ class Request:
     started: float = 0.0  # first scheduled, 0 = never
     computed: int = 0
     cached: int = 0  # prompt tokens taken from the cache when first scheduled
-    retractions: int = 0
     state: Any = None  # the stage's own
     schedule: Any = None  # the scheduler's own
 

@@ -87,7 +87,6 @@ class KVPool:
         self.slots = slots
         self.keys = [_zeros((slots, heads, key_dim), dtype, device) for heads, key_dim, _ in shapes]
         self.values = [_zeros((slots, heads, value_dim), dtype, device) for heads, _, value_dim in shapes]
-        self.nbytes = slots * self.bytes_per_token(shapes, dtype)
 
     @staticmethod
     def bytes_per_token(shapes: Sequence[KVShape], dtype: torch.dtype) -> int:

@@ -104,10 +104,6 @@ class Load(Struct, array_like=True):
         """Slots that requests hold; cached prefixes that nobody uses don't count."""
         return self.slots - self.free_slots
 
-    @property
-    def usage(self) -> float:
-        return self.used / self.slots if self.slots else 0.0
-
 
 class Beat(Struct, tag=True, array_like=True):
     """Once a second from a thread of its own. ``passes`` counts loop passes, ``age`` is the

@@ -69,10 +69,6 @@ class Scheduler:
     def idle(self) -> bool:
         return not self._running and not self._waiting
 
-    def requests(self) -> list[Request]:
-        """Running ones in order of admission, then waiting ones."""
-        return [entry.request for entry in (*self._running, *self._waiting)]
-
     def free_slots(self) -> int:
         """Slots that new tokens could take now, at the cost of cached prefixes."""
         return self._ledger.available
@@ -203,7 +199,6 @@ class Scheduler:
             return False
         victim = min(reversed(self._running[1:]), key=_loss)
         self._requeue(victim)
-        victim.request.retractions += 1
         self._share = min(1.0, self._share * _SHARE_RISE)
         draft.retracted.append(victim.request)
         return True

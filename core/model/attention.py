@@ -147,8 +147,3 @@ def paged_layout(table: np.ndarray, spans: Sequence[tuple[int, int]], device: to
             break
         layout.decodes += 1
     return layout
-
-
-def positions(spans: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """int64 ``[T]``: each row's positions, one row after another."""
-    return torch.cat([torch.arange(start, end) for start, end in spans])

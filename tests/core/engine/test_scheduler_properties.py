@@ -127,7 +127,7 @@ class World:
 
     def step(self, fails: str = "nothing") -> bool:
         """One pass; False when there was nothing to do. ``fails``: everything, or only its last row."""
-        first = self.scheduler.requests()[0] if self.scheduler.running else None
+        first = self.scheduler._running[0].request if self.scheduler.running else None
         if first is not None and first.schedule.regime != regime_of(len(first.tokens), self.boundaries):
             first = None  # a request that crosses a boundary gives up its place, once per boundary
         batch = self.scheduler.plan()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import transformers
 
 from trunkline.core.cache.pool import KVPool
 from trunkline.core.model import attention, experts
-from trunkline.core.model.attention import ForwardContext, packed_layout, paged_layout, positions
+from trunkline.core.model.attention import ForwardContext, packed_layout, paged_layout
 from trunkline.core.model.fusion import decoder_layer as fused
 from trunkline.core.model.fusion.decoder_layer import FusedLayer
 from trunkline.core.model.fusion.decoder_parts import norm_of
@@ -34,6 +34,11 @@ KEPT = {
     "deepseek-v3": "another width",
     "olmoe": "over all heads together",
 }
+
+
+def positions(spans: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """int64 ``[T]``: each row's positions, one row after another."""
+    return torch.cat([torch.arange(start, end) for start, end in spans])
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch import nn
 
 from trunkline.core.model import attention
 from trunkline.core.model.architecture import adapt
-from trunkline.core.model.attention import ForwardContext, packed_layout, positions
+from trunkline.core.model.attention import ForwardContext, packed_layout
 from trunkline.core.model.fusion import encoder_layer as fused_encoder
 from trunkline.core.model.fusion.encoder_layer import EncoderWalk, FusedEncoderLayer
 from trunkline.core.model.fusion.find_decoder import FuseReport, fuse
@@ -51,6 +51,11 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 FUSED = ["bert", "bert-tanh", "roberta", "xlm-roberta", "camembert", "electra", "electra-narrow", "distilbert"]
 KEPT = {"bert-relu": "another activation", "roberta-prelayernorm": "", "modernbert": "no layers to fuse found"}
+
+
+def positions(spans: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """int64 ``[T]``: each row's positions, one row after another."""
+    return torch.cat([torch.arange(start, end) for start, end in spans])
 
 
 @pytest.fixture
