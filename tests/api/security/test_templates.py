@@ -11,8 +11,7 @@ import httpx
 import pytest
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server import chat_templates
-from trunkline.core.server.api import TookTooLong, deadline
+from trunkline.core.server.api import TookTooLong, chat_templates, deadline
 from trunkline.plugins.generation import messages
 from trunkline.plugins.generation.messages import render
 
