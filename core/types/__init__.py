@@ -1,0 +1,39 @@
+"""Values that cross the plugin boundary, one file a subject.
+
+Plugins see these and :mod:`trunkline.core.hookspecs`, never the classes behind them. Heavy libraries are imported for
+type checkers only: these modules must stay cheap, because ``trunkline --help`` imports them.
+"""
+
+from __future__ import annotations
+
+from .clients import EngineClient, Reply, Submission
+from .experts import ExpertLayers, ExpertObserver, PassRow
+from .models import Head, Model, ModelInfo, ModelSource, ServedModel, Serves, Tokenizer
+from .requests import Needs, Request
+from .settings import Settings, SettingsGroup
+from .stages import Launched, Part, PartRow, Stage, Step
+
+__all__ = [
+    "EngineClient",
+    "ExpertLayers",
+    "ExpertObserver",
+    "Head",
+    "Launched",
+    "Model",
+    "ModelInfo",
+    "ModelSource",
+    "Needs",
+    "Part",
+    "PartRow",
+    "PassRow",
+    "Reply",
+    "Request",
+    "ServedModel",
+    "Serves",
+    "Settings",
+    "SettingsGroup",
+    "Stage",
+    "Step",
+    "Submission",
+    "Tokenizer",
+]
