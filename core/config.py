@@ -17,9 +17,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from trunkline.core.types import SettingsGroup
+
 from .errors import ConfigError
 from .host import Host
-from .types import SettingsGroup
 
 DEFAULT_MODEL = "demo:smollm2-135m-instruct"
 

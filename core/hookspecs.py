@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import typer
     from litestar.config.app import AppConfig
 
-    from .types import (
+    from trunkline.core.types import (
         EngineClient,
         ExpertObserver,
         Head,

@@ -13,17 +13,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import pluggy
 
+from trunkline.core.types import (
+    Head,
+    ModelInfo,
+    ModelSource,
+    ServedModel,
+    Serves,
+    Settings,
+    SettingsGroup,
+    Stage,
+    Tokenizer,
+)
+
 from . import hookspecs
 from .discovery import CORE, Found, Provided, check_functions, describe, find, load_module, select
 from .errors import ModelError, PluginError, TrunklineError
-from .types import Head, ModelInfo, ModelSource, ServedModel, Serves, Settings, SettingsGroup, Stage, Tokenizer
 
 if TYPE_CHECKING:
     import torch
     import typer
     from litestar.config.app import AppConfig
 
-    from .types import EngineClient, ExpertObserver, Model
+    from trunkline.core.types import EngineClient, ExpertObserver, Model
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

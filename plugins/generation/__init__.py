@@ -49,8 +49,8 @@ def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
 
 @hookimpl
 def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
-    from .chat import chat_routes
-    from .routes import generate_routes
+    from .native.routes import generate_routes
+    from .openai.chat import chat_routes
     from .service import Service
 
     service = Service(engine, settings)

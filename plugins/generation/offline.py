@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence as Listing
 from typing import TYPE_CHECKING, Any, cast
 
-from .body_schemas import GenerateBody
-from .plan import plan
+from trunkline.plugins.generation.native.body_schemas import GenerateBody
+from trunkline.plugins.generation.native.plan import plan
+
 from .sequence import Sequence
 from .service import Service
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Reply, ServedModel, Tokenizer
+from trunkline.plugins.generation.text.shown import ShownText
 
 from .params import Sampling
-from .shown import ShownText
 
 
 class Sequence:

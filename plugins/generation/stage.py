@@ -11,11 +11,11 @@ import torch
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, Model, Needs, Part, PartRow, Request, Stage, Step
+from trunkline.plugins.generation.text.stops import find_stop
+from trunkline.plugins.generation.text.stream import TextStream
 
 from .schemas import GenerationParams, GenerationResult
 from .settings import TASK, new_token_limit
-from .stops import find_stop
-from .text import TextStream
 
 log = logging.getLogger("trunkline.generation")
 

@@ -16,8 +16,8 @@ from trunkline.core.server.api import sort_inputs
 from trunkline.core.types import EngineClient, Reply, Submission
 from trunkline.plugins.embedding import service as embedding
 from trunkline.plugins.generation import service as generation
-from trunkline.plugins.generation.body_schemas import GenerateBody
-from trunkline.plugins.generation.plan import plan
+from trunkline.plugins.generation.native.body_schemas import GenerateBody
+from trunkline.plugins.generation.native.plan import plan
 from trunkline.plugins.moe_stats import service as moe_stats
 from trunkline.plugins.moe_stats.settings import LOOK, START, STOP
 from trunkline.plugins.rerank import service as rerank

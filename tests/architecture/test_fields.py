@@ -12,8 +12,8 @@ import pytest
 from msgspec import Struct
 
 from trunkline.core.server.api.fields import Refused, declared, fields_of
-from trunkline.plugins.generation.body_schemas import GenerateBody
-from trunkline.plugins.generation.chat_schemas import ChatBody, Message
+from trunkline.plugins.generation.native.body_schemas import GenerateBody
+from trunkline.plugins.generation.openai.chat_schemas import ChatBody, Message
 
 pytestmark = pytest.mark.field
 

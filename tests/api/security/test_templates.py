@@ -12,8 +12,8 @@ import pytest
 
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import TookTooLong, chat_templates, deadline
-from trunkline.plugins.generation import messages
-from trunkline.plugins.generation.messages import render
+from trunkline.plugins.generation.openai import messages
+from trunkline.plugins.generation.openai.messages import render
 
 SAID = [{"role": "user", "content": "hello"}]
 

@@ -25,16 +25,16 @@ from trunkline.core.server.api import (
     sse,
     while_connected,
 )
+from trunkline.plugins.generation.frames import arrivals
+from trunkline.plugins.generation.params import NO_LIMIT, Sampling
+from trunkline.plugins.generation.reply_schemas import ChatChunk, ChatReply
+from trunkline.plugins.generation.sequence import Sequence, usage
+from trunkline.plugins.generation.service import Job, Service, check_prompt
+from trunkline.plugins.generation.settings import TASK
 
 from .chat_schemas import SAMPLING, ChatBody, StreamOptions
 from .defaults import chat_defaults
-from .frames import arrivals
 from .messages import characters, read_messages, read_options, render
-from .params import NO_LIMIT, Sampling
-from .reply_schemas import ChatChunk, ChatReply
-from .sequence import Sequence, usage
-from .service import Job, Service, check_prompt
-from .settings import TASK
 
 
 def chat_routes(service: Service) -> list[Any]:

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from trunkline.core.errors import QueueFull, RequestError
-from trunkline.plugins.generation.defaults import chat_defaults
+from trunkline.plugins.generation.openai.defaults import chat_defaults
 
 USER = [{"role": "user", "content": "hello"}]
 

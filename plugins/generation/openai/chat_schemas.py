@@ -7,9 +7,8 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from trunkline.core.server.api import Accounting, Ignored, Later, Media, MediaOption, OnlyNull, Placement, Refused
-
-from .body_schemas import ExpertsOption, LogitProcessor, ProcessorOnly
-from .schemas import INT64_MAX, INT64_MIN, CacheKey, Int64, RequestId
+from trunkline.plugins.generation.native.body_schemas import ExpertsOption, LogitProcessor, ProcessorOnly
+from trunkline.plugins.generation.schemas import INT64_MAX, INT64_MIN, CacheKey, Int64, RequestId
 
 MAX_MESSAGES = 4096
 MAX_TEMPLATE_VARIABLES = 64

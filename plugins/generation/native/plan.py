@@ -7,11 +7,11 @@ from typing import Any
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import Inputs, check_characters, naming, read_salt, spread_ids, spread_rids
 from trunkline.core.types import ServedModel
+from trunkline.plugins.generation.params import Sampling
+from trunkline.plugins.generation.service import Job, Service, check_prompt
+from trunkline.plugins.generation.settings import TASK
 
 from .body_schemas import GenerateBody
-from .params import Sampling
-from .service import Job, Service, check_prompt
-from .settings import TASK
 
 
 async def plan(service: Service, body: GenerateBody) -> tuple[Job, bool]:

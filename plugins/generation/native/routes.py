@@ -22,13 +22,13 @@ from trunkline.core.server.api import (
     sse,
     while_connected,
 )
+from trunkline.plugins.generation.frames import arrivals
+from trunkline.plugins.generation.reply_schemas import GenerateRecord
+from trunkline.plugins.generation.sequence import Sequence
+from trunkline.plugins.generation.service import Service
 
 from .body_schemas import GenerateBody
-from .frames import arrivals
 from .plan import plan
-from .reply_schemas import GenerateRecord
-from .sequence import Sequence
-from .service import Service
 
 
 def generate_routes(service: Service) -> list[Any]:

@@ -16,7 +16,7 @@ from typing import cast
 from trunkline.core.types import Tokenizer
 
 from .stops import held_back
-from .text import TextStream, special_ids
+from .stream import TextStream, special_ids
 
 
 class ShownText:

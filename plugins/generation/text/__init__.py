@@ -1,0 +1,1 @@
+"""From token ids to the text that clients see, as it grows."""
