@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.types import Serves
 
-from .settings import TASK
+from .schemas import TASK
 
 if TYPE_CHECKING:
     from trunkline.core.types import EngineClient, Model, ModelInfo, Settings, Stage

@@ -22,8 +22,7 @@ from trunkline.core.server.api import (
 from trunkline.core.types import EngineClient, Reply, ServedModel, Settings
 
 from .labels import Array
-from .schemas import RewardParams, RewardResult
-from .settings import TASK
+from .schemas import TASK, RewardParams, RewardResult
 
 
 @dataclass(frozen=True, slots=True)

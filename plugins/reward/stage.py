@@ -11,8 +11,7 @@ from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, Model, Needs, Part, Request, Stage, Step
 from trunkline.kernels.pool import pool
 
-from .schemas import RewardParams, RewardResult
-from .settings import TASK
+from .schemas import TASK, RewardParams, RewardResult
 
 FINISH = {"type": "length", "length": 0}
 NOT_FINITE = "The model's scores were not finite (NaN or infinity); the request was ended."
