@@ -78,7 +78,6 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
 class EngineSettings(Struct, frozen=True, kw_only=True):
     """The device process: TOML table ``[engine]``."""
 
-    device: Annotated[Literal["auto", "cpu"], _about("Where models are computed; so far on the CPU.")] = "auto"
     random_seed: Annotated[Seed | None, _about("Seed of what is random in the engine; default random.")] = None
     allow_weights_dir: Annotated[
         str | None, _about("Folder that weight updates must come from; default any folder or hub id.")

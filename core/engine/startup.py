@@ -17,7 +17,6 @@ from trunkline.core.discovery import Provided
 from trunkline.core.errors import ModelError
 from trunkline.core.host import Host
 from trunkline.core.model import loader
-from trunkline.core.model.expert_watch import watch_experts
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.sources.catalogue import cache_folder
 from trunkline.core.model.sources.tokenizer import public_path
@@ -124,13 +123,19 @@ def assemble(
     own = candidate.settings
     backend = choose(None if own.attention_backend == "auto" else own.attention_backend, "cpu")
     heads = host.heads(candidate.info, settings, candidate.tasks)
-    model = loader.load(candidate.source, candidate.info, own, heads, backend, weights=host.weights(candidate.source))
-    model.name = candidate.name
-    model.tokenizer = tokenizer
-    model.max_request_tokens = grant.context
+    model = loader.load(
+        candidate.source,
+        candidate.info,
+        own,
+        heads,
+        backend,
+        name=candidate.name,
+        tokenizer=tokenizer,
+        max_request_tokens=grant.context,
+        weights=host.weights(candidate.source),
+    )
     provided, refused = keep_stages(candidate, host.stages(model, settings, candidate.tasks), model)
-    model.stages = {task: one.value for task, one in provided.items()}
-    model.expert_watch = watch_experts(model)
+    model.stages.update({task: one.value for task, one in provided.items()})
     served = describe(candidate, grant, model, model.stages, refused, backend)
     return served, model, {task: CheckedStage(one, model.info.vocab_size) for task, one in provided.items()}
 

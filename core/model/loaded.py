@@ -29,8 +29,7 @@ class LoadedModel:
     """Weights, heads and the one way to run them; implements :class:`trunkline.core.types.Model`.
 
     ``whole`` is the transformers object, ``backbone`` what it runs under its head. ``refused`` maps
-    a head to the reason why it can't be used. Tokenizer, stages, ``max_request_tokens`` and
-    ``expert_watch`` are filled in by the engine.
+    a head to the reason why it can't be used. ``stages`` is filled when they are built.
     """
 
     name: str

@@ -15,7 +15,7 @@ from trunkline.core.cache.pool import KVPool, KVShape
 from trunkline.core.errors import ModelError
 from trunkline.core.model.sources import weights as safetensors
 from trunkline.core.model.sources.tensor_file import StoredTensor
-from trunkline.core.types import Head, ModelInfo, ModelSource
+from trunkline.core.types import Head, ModelInfo, ModelSource, Tokenizer
 
 from .architecture import (
     adapt,
@@ -30,6 +30,7 @@ from .architecture import (
     resolve,
 )
 from .attention import NAME, ForwardContext, packed_layout
+from .expert_watch import watch_experts
 from .float32 import float32_view
 from .loaded import LoadedModel
 from .proof import prove_attention, prove_head, shapes_of, wrong_heads
@@ -95,10 +96,16 @@ def load(
     heads: Iterable[Head],
     backend: Backend,
     *,
+    name: str = "",
+    tokenizer: Tokenizer | None = None,
+    max_request_tokens: int = 0,
     weights: Iterable[tuple[str, torch.Tensor | StoredTensor]] | None = None,
     device: torch.device = CPU,
 ) -> LoadedModel:
     """Load, prove and fuse. ``weights`` is the checkpoint's stream, by default its safetensors files.
+
+    ``name`` (by default what the user wrote), ``tokenizer`` and ``max_request_tokens`` (by default the context
+    length) are what stages find in the model.
 
     ModelError when weights are missing or don't fit, or when the model can't be served; a head
     that can't be proven, or whose weights alone are missing, only ends up in ``refused``.
@@ -109,8 +116,10 @@ def load(
     whole, lacking, unused = _fill(cls, config, dtype, tensors, info, source.reference)
     _check_positions(whole, info)
     model = LoadedModel(
-        name=settings.served_model_name or source.reference,
+        name=name or source.reference,
         info=info,
+        tokenizer=tokenizer,
+        max_request_tokens=max_request_tokens or info.context_length,
         whole=whole.to(device),
         backend=backend,
         device=device,
@@ -133,6 +142,7 @@ def load(
         if reason := wrong.get(head.name) or prove_head(model, head, view):
             model.refused[head.name] = f"{reason} {lacking}".strip()
             log.warning("%s: %s", model.name, model.refused[head.name])
+    model.expert_watch = watch_experts(model)
     return model
 
 

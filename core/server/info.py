@@ -78,6 +78,7 @@ class Facts:
             "attention_backend": model.attention_backend,
             "dtype": model.dtype,
             "weight_version": model.weight_version,
+            "device": "cpu",
             "load_format": "auto",
             "mem_fraction_static": None,  # SGLang's clients look it up; pools are sized in bytes here
             "page_size": 1,

@@ -14,6 +14,8 @@ from .stages import Stage
 if TYPE_CHECKING:
     import torch
 
+    from trunkline.kernels.backend import Backend
+
 
 class ModelSource(Struct, frozen=True):
     """Where a model's files are. ``reference`` is what the user wrote, ``path`` a local folder."""
@@ -119,6 +121,7 @@ class Model(Protocol):
     name: str
     info: ModelInfo
     tokenizer: Tokenizer | None
+    backend: Backend  # the kernels in use, as ``--attention-backend`` chose them
     device: torch.device
     dtype: torch.dtype
     max_request_tokens: int

@@ -40,11 +40,9 @@ def trunkline_serves(model: ModelInfo) -> Serves:
 
 @hookimpl
 def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
-    from trunkline.kernels.backend import choose
-
     from .stage import GenerationStage
 
-    return [GenerationStage(model, choose(None, model.device.type).sample)]
+    return [GenerationStage(model, model.backend.sample)]
 
 
 @hookimpl

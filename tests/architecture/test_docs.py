@@ -9,8 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from msgspec import Struct
 
-from trunkline.core.config import EngineSettings, ModelSettings, ServerSettings
+from trunkline.core.config import EngineSettings, ModelSettings, ServerSettings, settings_groups
+from trunkline.core.host import Host
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,30 @@ def test_links_between_pages_lead_somewhere(repository: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_every_setting_of_core_is_used(sources: dict[str, Any]) -> None:
+OWNERS = {
+    ServerSettings: ["server", "limits", "_limits", '["server"]'],
+    EngineSettings: ["engine", '["engine"]'],
+    ModelSettings: ["settings", "own", "old", "self"],
+}
+OF_PLUGINS = ["settings", "_settings", "[GROUP]"]
+
+
+def unread(schema: type[Struct], text: str) -> list[str]:
+    """Fields that ``text`` nowhere reads off an object of these settings, which code calls by one of OWNERS."""
+    owner = "|".join(
+        ("" if name[0] == "[" else r"(?<!\w)") + re.escape(name) for name in OWNERS.get(schema, OF_PLUGINS)
+    )
+    return [name for name in schema.__struct_fields__ if not re.search(rf"(?:{owner})\.{name}\b(?! = )", text)]
+
+
+def test_every_setting_is_used(sources: dict[str, Any]) -> None:
     """A setting that nothing reads would be a promise that nobody keeps."""
     together = "\n".join(source.text for source in sources.values())
-    fields = [*ServerSettings.__struct_fields__, *EngineSettings.__struct_fields__, *ModelSettings.__struct_fields__]
-    assert [field for field in fields if not re.search(rf"\.{field}\b", together)] == []
+    schemas = [ModelSettings, *(group.schema for group in settings_groups(Host.load()).values())]
+    assert len(schemas) >= 6
+    assert [f"{schema.__name__}.{name}" for schema in schemas for name in unread(schema, together)] == []
+
+
+@pytest.mark.parametrize("text", ["model.threads", "engine.threads = 1", 'settings["threads"]', "threads"])
+def test_a_setting_that_is_read_off_something_else_is_found(text: str) -> None:
+    assert "threads" in unread(EngineSettings, text)
