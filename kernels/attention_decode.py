@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from trunkline.kernels.cpu.attention import paged
+from trunkline.kernels.cpu.elements import address_of
 from trunkline.kernels.cpu.recording import hold
 from trunkline.kernels.cpu.threads import team_size
 
@@ -70,17 +71,30 @@ def decode_cpu(
     scratch = hold(torch.empty(shares * size, dtype=torch.uint8))
     sinks = None if sinks is None else sinks.detach().float().contiguous()
     task = paged.task(key_dim, value_dim, q.dtype == torch.bfloat16)
-    arguments = (
-        *(q.data_ptr(), q.stride(0), q.stride(1), keys.data_ptr(), values.data_ptr(), out.data_ptr()),
-        *(scratch.data_ptr(), 0 if sinks is None else sinks.data_ptr()),
-        *(_address(layout.table), layout.table.shape[1], _address(layout.table_row)),
-        *(_address(layout.q_start), _address(layout.kv_len), _address(which), len(which)),
-        *(heads, groups, window, chunk),
+    arguments = paged.Arguments(
+        q=q.data_ptr(),
+        q_token=q.stride(0),
+        q_head=q.stride(1),
+        keys=keys.data_ptr(),
+        values=values.data_ptr(),
+        out=out.data_ptr(),
+        scratch=scratch.data_ptr(),
+        sinks=0 if sinks is None else sinks.data_ptr(),
+        table=address_of(layout.table),
+        max_len=layout.table.shape[1],
+        table_row=address_of(layout.table_row),
+        q_start=address_of(layout.q_start),
+        kv_len=address_of(layout.kv_len),
+        which=address_of(which),
+        rows=len(which),
+        heads=heads,
+        groups=groups,
+        window=window,
+        chunk=chunk,
+        shares=shares,
+        scale=scale,
+        softcap=softcap,
     )
-    task.run((*arguments, shares, scale, softcap), shares)
+    task.run(arguments, shares)
     if shares > 1:
-        task.run((*arguments, -shares, scale, softcap), 1, alone=True)
-
-
-def _address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])  # ``array.ctypes.data`` takes several times longer
+        task.run(arguments._replace(shares=-shares), 1, alone=True)

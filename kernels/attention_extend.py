@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from trunkline.kernels.cpu.attention import flash, flash_pairs
+from trunkline.kernels.cpu.elements import address_of
 from trunkline.kernels.cpu.processor import has_bfloat16_pairs
 from trunkline.kernels.cpu.threads import team_size
 
@@ -76,34 +77,49 @@ def extend_cpu(
     team = team_size(products > _SERIAL)
     pairs = q.dtype == torch.bfloat16 and flash_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
     together = flash_pairs.TOGETHER if pairs else 1
-    sizes = flash.sizes(heads // groups, key_dim, value_dim, together)
-    units = int((-(-news // sizes[0])).sum()) * groups
-    scratch = torch.empty(team * sizes[-1], dtype=torch.uint8)
+    blocks = flash.sizes(heads // groups, key_dim, value_dim, together)
+    units = int((-(-news // blocks.queries)).sum()) * groups
+    scratch = torch.empty(team * blocks.size, dtype=torch.uint8)
     sinks = None if sinks is None else sinks.detach().float().contiguous()
-    arguments = (
-        *_strided(q),
-        *_strided(k),
-        *_strided(v),
-        *(0 if x is None else x.data_ptr() for x in (keys, values, out, sinks)),
-        *(_address(layout.table), layout.table.shape[1], _address(layout.table_row)),
-        *(_address(layout.q_start), _address(layout.kv_len), _address(which)),
-        *(units, max(1, units // (team * 32)), 0),
-        *(heads, groups, key_dim, value_dim, int(causal), window, chunk),
-        *(*sizes, scratch.data_ptr(), scale, softcap),
+    arguments = flash.Arguments(
+        q=q.data_ptr(),
+        q_token=q.stride(0) * q.itemsize,
+        q_head=q.stride(1) * q.itemsize,
+        k=k.data_ptr(),
+        k_token=k.stride(0) * k.itemsize,
+        k_head=k.stride(1) * k.itemsize,
+        v=v.data_ptr(),
+        v_token=v.stride(0) * v.itemsize,
+        v_head=v.stride(1) * v.itemsize,
+        keys=0 if keys is None else keys.data_ptr(),
+        values=0 if values is None else values.data_ptr(),
+        out=out.data_ptr(),
+        sinks=0 if sinks is None else sinks.data_ptr(),
+        table=address_of(layout.table),
+        max_len=layout.table.shape[1],
+        table_row=address_of(layout.table_row),
+        q_start=address_of(layout.q_start),
+        kv_len=address_of(layout.kv_len),
+        which=address_of(which),
+        units=units,
+        grain=max(1, units // (team * 32)),
+        claimed=0,
+        heads=heads,
+        groups=groups,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        causal=int(causal),
+        window=window,
+        chunk=chunk,
+        scratch=scratch.data_ptr(),
+        scale=scale,
+        softcap=softcap,
+        **blocks._asdict(),
     )
     flash.task(q.dtype, pairs).run(arguments, team)
 
 
-def _strided(x: torch.Tensor) -> tuple[int, int, int]:
-    """Where a tensor starts, and bytes from token to token and from head to head."""
-    return x.data_ptr(), x.stride(0) * x.itemsize, x.stride(1) * x.itemsize
-
-
 _SERIAL = 1 << 19  # multiplications below which waking the other threads costs more than it saves
-
-
-def _address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])  # ``array.ctypes.data`` takes several times longer
 
 
 def attend(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,16 @@ from .elements import LOOPS, address, team_for
 from .glu import exp
 from .threads import OPTIONS, Task, float32s, int64s, thread, threads, uint16s
 
-ARGUMENTS = [(name, np.int64) for name in ("x", "out", "rows", "width", "table")]
+
+class Arguments(NamedTuple):
+    """What the loop gets: addresses, sizes, strides in elements."""
+
+    x: int
+    out: int
+    rows: int
+    width: int
+    table: int  # of every bfloat16 number; 0 in float32
+
 
 _HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1), np.float32(0)
 _FAR = np.float32(14)  # further out the normal distribution's tail is 0 in float32
@@ -30,8 +39,13 @@ def gelu(x: torch.Tensor, out: torch.Tensor) -> None:
     ValueError for a tensor that isn't contiguous or of another dtype than the loop reads.
     """
     half = x.dtype == torch.bfloat16
-    table = _table().data_ptr() if half else 0
-    arguments = address(x, "x"), address(out, "out", x.dtype), *x.shape, table
+    arguments = Arguments(
+        x=address(x, "x"),
+        out=address(out, "out", x.dtype),
+        rows=x.shape[0],
+        width=x.shape[1],
+        table=_table().data_ptr() if half else 0,
+    )
     (_lookup() if half else _computed()).run(arguments, team_for(x.numel()))
 
 
@@ -55,7 +69,7 @@ def _computed() -> Task:
         for i in range(last - first):
             out[i] = function(x[i])
 
-    return Task(body, ARGUMENTS, **LOOPS)
+    return Task(body, Arguments, **LOOPS)
 
 
 @cache
@@ -87,4 +101,4 @@ def _lookup() -> Task:
             for i in range(4 * fours, count):
                 results[i] = table[ones[i]]
 
-    return Task(body, ARGUMENTS)
+    return Task(body, Arguments)

@@ -13,9 +13,8 @@ rows of one panel (:mod:`.gemm_tiles`).
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from .elements import address
@@ -26,10 +25,20 @@ _SERIAL = 1 << 20  # multiplications below which waking the other threads costs 
 _CLAIM = 1 << 18  # multiplications that a thread claims at a time: as many as make the claim's cost vanish
 BLOCK_BYTES = 256 << 10  # of x, so that it stays in the L2 cache while panels pass by
 
-ARGUMENTS = [
-    (name, np.int64)
-    for name in ("x", "weight", "addend", "addend_row", "out", "rows", "inputs", "outputs", "block", "claimed")
-]
+
+class Arguments(NamedTuple):
+    """What the loop gets: addresses, sizes, strides in elements."""
+
+    x: int
+    weight: int
+    addend: int
+    addend_row: int  # numbers from row to row, 0 for one row
+    out: int
+    rows: int
+    inputs: int
+    outputs: int
+    block: int  # rows that a unit has
+    claimed: int  # units, by all threads
 
 
 def pack(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -104,17 +113,17 @@ def product(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor, out: to
         raise ValueError(f"x {tuple(x.shape)}, weights {tuple(packed.shape)} and out {tuple(out.shape)} don't fit")
     if addend.ndim == 2 and addend.shape[0] != rows:
         raise ValueError(f"addend has {addend.shape[0]} rows, x has {rows}")
-    arguments = (
-        address(x, "x", kind),
-        address(packed, "packed"),
-        address(addend, "addend", kind),
-        outputs if addend.ndim == 2 else 0,
-        address(out, "out", torch.float32 if out.dtype == torch.float32 else kind),
-        rows,
-        inputs,
-        outputs,
-        max(12, BLOCK_BYTES // (x.itemsize * inputs) // 12 * 12),
-        0,
+    arguments = Arguments(
+        x=address(x, "x", kind),
+        weight=address(packed, "packed"),
+        addend=address(addend, "addend", kind),
+        addend_row=outputs if addend.ndim == 2 else 0,
+        out=address(out, "out", torch.float32 if out.dtype == torch.float32 else kind),
+        rows=rows,
+        inputs=inputs,
+        outputs=outputs,
+        block=max(12, BLOCK_BYTES // (x.itemsize * inputs) // 12 * 12),
+        claimed=0,
     )
     _task(kind, packed.dtype, out.dtype).run(arguments, team_size(packed.numel() * rows > _SERIAL))
 
@@ -137,4 +146,4 @@ def _task(kind: torch.dtype, stored: torch.dtype, result: torch.dtype) -> Task:
                 panel(a, a.weight + p * a.inputs * width * size, m, min(m + a.block, a.rows), p * width)
             first = claim(a, chunk)
 
-    return Task(body, ARGUMENTS)
+    return Task(body, Arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,14 @@ from numba import njit
 from .elements import LOOPS, access, address, float_of_bits, team_for
 from .threads import Task, thread, threads
 
-ARGUMENTS = [(name, np.int64) for name in ("gate_up", "out", "rows", "width")]
+
+class Arguments(NamedTuple):
+    """What the loop gets: addresses, sizes, strides in elements."""
+
+    gate_up: int
+    out: int
+    rows: int
+    width: int
 
 
 def glu(gate_up: torch.Tensor, activation: str, out: torch.Tensor) -> None:
@@ -20,7 +27,10 @@ def glu(gate_up: torch.Tensor, activation: str, out: torch.Tensor) -> None:
 
     ValueError for a tensor that isn't contiguous or of another dtype than the loop reads.
     """
-    arguments = (address(gate_up, "gate_up"), address(out, "out", gate_up.dtype), *out.shape)
+    rows, width = out.shape
+    arguments = Arguments(
+        gate_up=address(gate_up, "gate_up"), out=address(out, "out", gate_up.dtype), rows=rows, width=width
+    )
     _task(gate_up.dtype, activation).run(arguments, team_for(gate_up.numel()))
 
 
@@ -67,4 +77,4 @@ def _task(dtype: torch.dtype, activation: str) -> Task:
             for i in range(width):
                 write(out, i, function(read(gate, i)) * read(up, i))
 
-    return Task(body, ARGUMENTS, **LOOPS)
+    return Task(body, Arguments, **LOOPS)

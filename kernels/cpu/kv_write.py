@@ -3,34 +3,54 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numba import njit
 
 from .threads import OPTIONS, Task, int32s, int64s, team_size, thread, threads, uint16s
 
 _SERIAL = 1 << 16  # elements of keys below which waking the other threads costs more than it saves
-_ARGUMENTS = [
-    (name, np.int64)
-    for name in (
-        *("slots", "rows", "groups", "size"),
-        *("k", "k_token", "k_head", "k_width", "keys", "v", "v_token", "v_head", "v_width", "values"),
-    )
-]
+
+
+class Arguments(NamedTuple):
+    """What the loop gets: addresses, sizes, strides in elements."""
+
+    slots: int
+    rows: int
+    groups: int  # heads of keys and values
+    size: int  # bytes a number
+    k: int
+    k_token: int
+    k_head: int
+    k_width: int
+    keys: int
+    v: int
+    v_token: int
+    v_head: int
+    v_width: int
+    values: int
 
 
 def write(k: torch.Tensor, v: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out_slots: torch.Tensor) -> None:
     """``keys[out_slots[t]] = k[t]``, likewise values; elements of 2 or 4 bytes, heads of ``k`` and ``v`` contiguous."""
-    _task().run(
-        (
-            *(out_slots.data_ptr(), k.shape[0], k.shape[1], keys.element_size()),
-            *(k.data_ptr(), k.stride(0), k.stride(1), k.shape[2], keys.data_ptr()),
-            *(v.data_ptr(), v.stride(0), v.stride(1), v.shape[2], values.data_ptr()),
-        ),
-        team_size(k.numel() > _SERIAL),
+    arguments = Arguments(
+        slots=out_slots.data_ptr(),
+        rows=k.shape[0],
+        groups=k.shape[1],
+        size=keys.element_size(),
+        k=k.data_ptr(),
+        k_token=k.stride(0),
+        k_head=k.stride(1),
+        k_width=k.shape[2],
+        keys=keys.data_ptr(),
+        v=v.data_ptr(),
+        v_token=v.stride(0),
+        v_head=v.stride(1),
+        v_width=v.shape[2],
+        values=values.data_ptr(),
     )
+    _task().run(arguments, team_size(k.numel() > _SERIAL))
 
 
 @cache
@@ -65,4 +85,4 @@ def _task() -> Task:
                     a.size,
                 )
 
-    return Task(body, _ARGUMENTS)
+    return Task(body, Arguments)

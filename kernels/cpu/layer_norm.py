@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +12,19 @@ from .elements import LOOPS, access, address, team_for
 from .recording import hold
 from .threads import Task, float32s, thread, threads
 
-ARGUMENTS = [
-    *((name, np.int64) for name in ("x", "residual", "weight", "bias", "out", "scratch", "rows", "width")),
-    ("eps", np.float64),
-]
+
+class Arguments(NamedTuple):
+    """What the loop gets: addresses, sizes, strides in elements."""
+
+    x: int
+    residual: int  # 0: none
+    weight: int
+    bias: int
+    out: int
+    scratch: int
+    rows: int
+    width: int
+    eps: float
 
 
 def layer_norm(
@@ -33,16 +42,16 @@ def layer_norm(
     rows, width = x.shape
     team = team_for(x.numel())
     scratch = hold(torch.empty(team, width))
-    arguments = (
-        address(x, "x"),
-        0 if residual is None else address(residual, "residual", x.dtype),
-        address(weight, "weight", torch.float32),
-        address(bias, "bias", torch.float32),
-        address(out, "out", x.dtype),
-        scratch.data_ptr(),
-        rows,
-        width,
-        eps,
+    arguments = Arguments(
+        x=address(x, "x"),
+        residual=0 if residual is None else address(residual, "residual", x.dtype),
+        weight=address(weight, "weight", torch.float32),
+        bias=address(bias, "bias", torch.float32),
+        out=address(out, "out", x.dtype),
+        scratch=scratch.data_ptr(),
+        rows=rows,
+        width=width,
+        eps=eps,
     )
     _task(x.dtype, residual is not None).run(arguments, team)
 
@@ -71,4 +80,4 @@ def _task(dtype: torch.dtype, added: bool) -> Task:
             for i in range(width):
                 write(out, i, (sums[i] - mean) * scale * weight[i] + bias[i])
 
-    return Task(body, ARGUMENTS, **LOOPS)
+    return Task(body, Arguments, **LOOPS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,10 +11,17 @@ import torch
 from .elements import LOOPS, access, address, team_for
 from .threads import Task, float32s, thread, threads
 
-ARGUMENTS = [
-    *((name, np.int64) for name in ("x", "weight", "residual", "out", "rows", "width")),
-    ("eps", np.float64),
-]
+
+class Arguments(NamedTuple):
+    """What the loop gets: addresses, sizes, strides in elements."""
+
+    x: int
+    weight: int
+    residual: int  # 0: none
+    out: int
+    rows: int
+    width: int
+    eps: float
 
 
 def rms_norm(
@@ -24,13 +31,14 @@ def rms_norm(
 
     ValueError for a tensor that isn't contiguous or of another dtype than the loop reads.
     """
-    arguments = (
-        address(x, "x"),
-        address(weight, "weight", torch.float32),
-        0 if residual is None else address(residual, "residual", x.dtype),
-        address(out, "out", x.dtype),
-        *x.shape,
-        eps,
+    arguments = Arguments(
+        x=address(x, "x"),
+        weight=address(weight, "weight", torch.float32),
+        residual=0 if residual is None else address(residual, "residual", x.dtype),
+        out=address(out, "out", x.dtype),
+        rows=x.shape[0],
+        width=x.shape[1],
+        eps=eps,
     )
     _task(x.dtype, residual is not None).run(arguments, team_for(x.numel()))
 
@@ -53,4 +61,4 @@ def _task(dtype: torch.dtype, added: bool) -> Task:
                 normed = read(x, i) * scale * weight[i]
                 write(out, i, normed + read(residual, i) if added else normed)
 
-    return Task(body, ARGUMENTS, **LOOPS)
+    return Task(body, Arguments, **LOOPS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,17 @@ import torch
 from .elements import LOOPS, access, address, team_for
 from .threads import Task, float32s, int64s, thread, threads
 
-ARGUMENTS = [(name, np.int64) for name in ("x", "starts", "out", "rows", "width", "weighted", "rooted")]
+
+class Arguments(NamedTuple):
+    """What the loop gets: addresses, sizes, strides in elements."""
+
+    x: int
+    starts: int
+    out: int
+    rows: int  # sequences
+    width: int
+    weighted: int
+    rooted: int
 
 
 def pool(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
@@ -21,14 +31,14 @@ def pool(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
     """
     rows, width = len(starts) - 1, hidden.shape[1]
     out = torch.empty(rows, width)
-    arguments = (
-        address(hidden, "hidden"),
-        address(starts, "starts", torch.int64),
-        out.data_ptr(),
-        rows,
-        width,
-        int(mode == "weighted"),
-        int(mode == "sqrt"),
+    arguments = Arguments(
+        x=address(hidden, "hidden"),
+        starts=address(starts, "starts", torch.int64),
+        out=out.data_ptr(),
+        rows=rows,
+        width=width,
+        weighted=int(mode == "weighted"),
+        rooted=int(mode == "sqrt"),
     )
     _task(hidden.dtype).run(arguments, team_for(hidden.numel()))
     return out
@@ -57,4 +67,4 @@ def _task(dtype: torch.dtype) -> Task:
                 for i in range(width):
                     out[i] += weight * read(x + t * width * size, i)
 
-    return Task(body, ARGUMENTS, **LOOPS)
+    return Task(body, Arguments, **LOOPS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class Recording:
         """Do it all over the first ``rows`` rows."""
         self._blocks[self._rows] = rows
         self._blocks[self._claimed] = 0
-        _player().run((self._program.ctypes.data, len(self._program)), team_size())
+        _player().run(Arguments(self._program.ctypes.data, len(self._program)), team_size())
 
 
 def hold(tensor: torch.Tensor) -> torch.Tensor:
@@ -88,6 +88,13 @@ def _call(typing: Any, function: Any, argument: Any) -> Any:
 call = intrinsic(_call)
 
 
+class Arguments(NamedTuple):
+    """What the player gets: for each launch the function, its arguments' address, and whether one thread does it."""
+
+    program: int
+    launches: int
+
+
 @cache
 def _player() -> Task:
     def body(a: Any) -> None:
@@ -97,4 +104,4 @@ def _player() -> Task:
                 call(program[3 * i], program[3 * i + 1])
             barrier()
 
-    return Task(body, [("program", np.int64), ("launches", np.int64)])
+    return Task(body, Arguments)

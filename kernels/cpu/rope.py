@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +11,22 @@ import torch
 from .elements import LOOPS, access, address, team_for
 from .threads import Task, float32s, thread, threads
 
-ARGUMENTS = [
-    *((name, np.int64) for name in ("qkv", "cos", "sin", "q_weight", "k_weight")),
-    *((name, np.int64) for name in ("rows", "heads", "queries", "keys", "width", "turned")),
-    ("eps", np.float64),
-]
+
+class Arguments(NamedTuple):
+    """What the loop gets: addresses, sizes, strides in elements."""
+
+    qkv: int
+    cos: int
+    sin: int
+    q_weight: int  # 0: no norms
+    k_weight: int
+    rows: int
+    heads: int
+    queries: int
+    keys: int
+    width: int  # of a head
+    turned: int  # numbers of a head that are turned
+    eps: float
 
 
 def rope(
@@ -33,19 +44,19 @@ def rope(
     ValueError for a tensor that isn't contiguous or of another dtype than the loop reads.
     """
     rows, heads, width = qkv.shape
-    arguments = (
-        address(qkv, "qkv"),
-        address(cos, "cos"),
-        address(sin, "sin"),
-        0 if q_weight is None else address(q_weight, "q_weight", torch.float32),
-        0 if k_weight is None else address(k_weight, "k_weight", torch.float32),
-        rows,
-        heads,
-        queries,
-        keys,
-        width,
-        cos.shape[1],
-        eps,
+    arguments = Arguments(
+        qkv=address(qkv, "qkv"),
+        cos=address(cos, "cos"),
+        sin=address(sin, "sin"),
+        q_weight=0 if q_weight is None else address(q_weight, "q_weight", torch.float32),
+        k_weight=0 if k_weight is None else address(k_weight, "k_weight", torch.float32),
+        rows=rows,
+        heads=heads,
+        queries=queries,
+        keys=keys,
+        width=width,
+        turned=cos.shape[1],
+        eps=eps,
     )
     _task(qkv.dtype, q_weight is not None).run(arguments, team_for(qkv.numel()))
 
@@ -75,4 +86,4 @@ def _task(dtype: torch.dtype, normed: bool) -> Task:
                     write(head, i, x * read(cos, i) - y * read(sin, i))
                     write(high, i, y * read(cos, half + i) + x * read(sin, half + i))
 
-    return Task(body, ARGUMENTS, **LOOPS)
+    return Task(body, Arguments, **LOOPS)

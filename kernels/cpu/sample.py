@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -27,13 +27,24 @@ _LOOPS: dict[str, Any] = {"fastmath": {"contract", "nsz", "afn"}, **OPTIONS}
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX_A = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_B = -7723592293110705685  # 0x94D049BB133111EB
-_ARGUMENTS = [
-    (name, np.int64)
-    for name in (
-        *("logits", "rows", "vocabulary", "result", "scratch", "shares"),
-        *("temperature", "top_p", "min_p", "top_k", "seed", "position"),
-    )
-]
+
+
+class Arguments(NamedTuple):
+    """What the loop gets: addresses, sizes, strides in elements."""
+
+    logits: int
+    rows: int
+    vocabulary: int
+    result: int
+    scratch: int
+    shares: int  # threads
+    temperature: int
+    top_p: int
+    min_p: int
+    top_k: int
+    seed: int
+    position: int
+
 
 _ZERO = np.float32(0.0)
 _MIX_1, _MIX_2 = np.uint32(0x21F0AAAD), np.uint32(0xD35A2D97)
@@ -245,4 +256,4 @@ def task() -> Task:
             for row in range(share, a.rows, a.shares):
                 int64s(a.result)[row] = row_of(a, row, weights)
 
-    return Task(body, _ARGUMENTS)
+    return Task(body, Arguments)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -24,12 +24,33 @@ from .paged_blocks import accumulate, prefetch, scores, weigh
 
 BLOCK = 32  # keys; a block of one head's keys and values stays in the L1 cache
 
-ARGUMENTS = [
-    *((name, np.int64) for name in ("q", "q_token", "q_head", "keys", "values", "out", "scratch", "sinks")),
-    *((name, np.int64) for name in ("table", "max_len", "table_row", "q_start", "kv_len", "which", "rows")),
-    *((name, np.int64) for name in ("heads", "groups", "window", "chunk", "shares")),
-    *((name, np.float64) for name in ("scale", "softcap")),
-]
+
+class Arguments(NamedTuple):
+    """What the loop gets: addresses, sizes, strides in elements."""
+
+    q: int
+    q_token: int
+    q_head: int
+    keys: int
+    values: int
+    out: int
+    scratch: int
+    sinks: int  # 0: none
+    table: int
+    max_len: int
+    table_row: int
+    q_start: int
+    kv_len: int
+    which: int  # rows, int32
+    rows: int
+    heads: int
+    groups: int  # heads of keys and values
+    window: int  # 0: any
+    chunk: int  # 0: any
+    shares: int  # of the work; negative: put the shares' results together
+    scale: float
+    softcap: float
+
 
 # numba freezes globals; typed ones keep float32 arithmetic from widening.
 _ONE, _ZERO, _LOWEST, _LN2 = np.float32(1.0), np.float32(0.0), np.float32(LOWEST), np.float32(math.log(2))
@@ -266,4 +287,4 @@ def task(key_dim: int, value_dim: int, half: bool) -> Task:
                     if last == high:
                         finish(a, row, total)
 
-    return Task(body, ARGUMENTS)
+    return Task(body, Arguments)

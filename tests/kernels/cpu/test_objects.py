@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +14,10 @@ from trunkline.kernels.cpu import objects
 from trunkline.kernels.cpu.attention import paged
 from trunkline.kernels.cpu.threads import Task, float32s
 
-ARGUMENTS = [("x", np.int64), ("n", np.int64)]
+
+class Arguments(NamedTuple):
+    x: int
+    n: int
 
 
 def scaling(factor: float) -> Callable[[], torch.Tensor]:
@@ -27,7 +30,7 @@ def scaling(factor: float) -> Callable[[], torch.Tensor]:
 
     def run() -> torch.Tensor:
         x = torch.arange(4, dtype=torch.float32)
-        Task(body, ARGUMENTS).run((x.data_ptr(), 4), 1)
+        Task(body, Arguments).run(Arguments(x.data_ptr(), 4), 1)
         return x
 
     return run
