@@ -28,7 +28,7 @@ from trunkline.core import Engine
 from trunkline.core.errors import TrunklineError
 from trunkline.core.testing import randomize
 from trunkline.core.testing.tiny import CONTEXT, tiny_config
-from trunkline.core.types import Launched, Part
+from trunkline.core.types import Launched, Part, Submission
 from trunkline.plugins.embedding.recipe import read_recipe
 from trunkline.plugins.embedding.schemas import EmbeddingParams
 from trunkline.plugins.embedding.settings import EmbeddingSettings
@@ -191,7 +191,8 @@ def compare_generation(engine: Engine, reference: Reference) -> Iterator[str]:
     params = GenerationParams(max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
     for turn in ("first", "again"):
         asked = prompts()
-        tickets = [engine.submit("generation", ids, params, rid=f"{turn}{len(ids)}") for ids in asked]
+        items = [Submission(prompt=ids, params=params, rid=f"{turn}{len(ids)}") for ids in asked]
+        tickets = engine.submit_all("generation", items)
         for ids, ticket in zip(asked, tickets, strict=True):
             tokens, known = ticket.result(120).tokens, list(ids)
             for token in tokens:

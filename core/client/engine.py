@@ -163,12 +163,15 @@ class Engine:
         """
         if isinstance(prompt, str):
             prompt = self.encode(prompt, model)
-        item = Submission(
-            prompt=prompt, params=params, rid=rid or uuid.uuid4().hex, priority=priority, salt=salt, second_at=second_at
-        )
+        rid = rid or uuid.uuid4().hex
+        item = Submission(prompt=prompt, params=params, rid=rid, priority=priority, salt=salt, second_at=second_at)
+        [ticket] = self.submit_all(task, [item], model=model)
+        return ticket
+
+    def submit_all(self, task: str, items: Sequence[Submission], *, model: str = "") -> list[Ticket]:
+        """Queue requests of one task together, so that they share passes from the first one on."""
         name = self.served(model).name if self._open else ""
-        [reply] = self.run(_soon(self.client.submit, name, task, [item]))
-        return Ticket(self, reply)
+        return [Ticket(self, reply) for reply in self.run(_soon(self.client.submit, name, task, items))]
 
     @staticmethod
     def wait_for(tickets: Sequence[Ticket], timeout: float | None = None) -> None:

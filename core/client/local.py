@@ -53,8 +53,7 @@ class LocalTransport:
         await self._clients.run_in_executor(None, self._thread.join)
 
     def write(self, messages: list[Any]) -> None:
-        for message in messages:
-            self._channel.post(message)
+        self._channel.post(*messages)
 
     def unavailable(self) -> EngineDown:
         return EngineDown(self._why)

@@ -98,7 +98,7 @@ class Lane:
         stage = self.stages.get(request.task)
         if stage is None:
             raise RequestError(self.served.refused.get(request.task, f"{self.served.name} doesn't serve this task."))
-        self._check_prompt(request)
+        self._check_ids(request)
         if request.second_at is not None and self.model.token_types:
             request.cacheable = False  # the radix tree knows prefixes by their ids alone
         request.needs = stage.admit(request)
@@ -109,17 +109,17 @@ class Lane:
             stage.release(request)
             raise
 
-    def _check_prompt(self, request: Request) -> None:
-        """RequestError for an empty prompt, and for ids that would be looked up outside the embedding table."""
-        if not request.tokens:
-            raise RequestError("The prompt has no tokens; at least one is needed.")
+    def _check_ids(self, request: Request) -> None:
+        """RequestError for ids that would be looked up outside the embedding table."""
         vocabulary = self.served.info.vocab_size
-        if min(request.tokens) < 0 or max(request.tokens) >= vocabulary:
+        if request.tokens and (min(request.tokens) < 0 or max(request.tokens) >= vocabulary):
             raise RequestError(f"The input_ids contains values outside the vocabulary; ids lie in [0, {vocabulary}).")
 
     def _check_length(self, request: Request) -> None:
         limit = self.served.max_request_tokens
         total = len(request.tokens) + request.needs.new_tokens
+        if not request.tokens:
+            raise RequestError("The prompt has no tokens; at least one is needed.")
         if total > limit:
             raise RequestError(
                 f"The request needs {total} tokens ({len(request.tokens)} of input and up to "

@@ -42,7 +42,7 @@ class ExpertWatch:
 
         A row of a pass that was shown and whose results couldn't be used runs once more, alone: it isn't shown twice.
         """
-        again = all(any(row is shown for shown in self._shown) for row in rows)
+        again = bool(rows) and all(any(row is shown for shown in self._shown) for row in rows)
         self.active = () if again else tuple(one for one in self.provided if _is_active(one))
         if not self.active:
             yield

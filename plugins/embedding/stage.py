@@ -38,7 +38,7 @@ class EmbeddingStage(Stage):
 
     def admit(self, request: Request) -> Needs:
         params: EmbeddingParams = request.params
-        if params.skip >= request.prompt_len:
+        if params.skip >= request.prompt_len > 0:
             raise RequestError("Nothing is left to pool: the prompt takes all tokens of the input.", param="prompt")
         request.state = {}
         return self._pooler.needs(params.skip)

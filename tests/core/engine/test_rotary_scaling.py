@@ -23,6 +23,7 @@ from trunkline.core.engine.scheduler import Scheduler
 from trunkline.core.errors import ModelError
 from trunkline.core.model import rotary
 from trunkline.core.testing import build_checkpoint
+from trunkline.core.types import Submission
 from trunkline.plugins.generation.schemas import GenerationParams
 
 pytestmark = pytest.mark.field
@@ -95,7 +96,8 @@ def generate(engine: Engine, *names: str) -> list[list[int]]:
     """The tokens of these prompts, submitted at once."""
     params = GenerationParams(max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
     given = prompts()
-    tickets = [engine.submit("generation", given[name], params) for name in names]
+    items = [Submission(prompt=given[name], params=params, rid=str(index)) for index, name in enumerate(names)]
+    tickets = engine.submit_all("generation", items)
     return [ticket.result(120).tokens for ticket in tickets]
 
 

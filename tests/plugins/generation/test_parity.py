@@ -18,7 +18,7 @@ import torch
 from trunkline.core import Engine
 from trunkline.core.engine.batch import Batch
 from trunkline.core.testing import ZOO
-from trunkline.core.types import Launched, Part
+from trunkline.core.types import Launched, Part, Submission
 from trunkline.plugins.generation.schemas import GenerationParams
 
 NEW = 12  # tokens
@@ -95,10 +95,10 @@ class Watched:
     def check(self, path: Path, label: str) -> list[int]:
         """Run all prompts at once and compare; returns each one's cached tokens."""
         params = GenerationParams(max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
-        tickets = [
-            self.engine.submit("generation", prompt, params, rid=f"{label}{index}")
-            for index, prompt in enumerate(prompts())
+        items = [
+            Submission(prompt=prompt, params=params, rid=f"{label}{index}") for index, prompt in enumerate(prompts())
         ]
+        tickets = self.engine.submit_all("generation", items)
         expected = truth(path)
         for index, (ticket, prompt) in enumerate(zip(tickets, prompts(), strict=True)):
             tokens = ticket.result(60).tokens
