@@ -71,30 +71,29 @@ def decode_cpu(
     scratch = hold(torch.empty(shares * size, dtype=torch.uint8))
     sinks = None if sinks is None else sinks.detach().float().contiguous()
     task = paged.task(key_dim, value_dim, q.dtype == torch.bfloat16)
-    arguments = paged.Arguments(
-        q=q.data_ptr(),
-        q_token=q.stride(0),
-        q_head=q.stride(1),
-        keys=keys.data_ptr(),
-        values=values.data_ptr(),
-        out=out.data_ptr(),
-        scratch=scratch.data_ptr(),
-        sinks=0 if sinks is None else sinks.data_ptr(),
-        table=address_of(layout.table),
-        max_len=layout.table.shape[1],
-        table_row=address_of(layout.table_row),
-        q_start=address_of(layout.q_start),
-        kv_len=address_of(layout.kv_len),
-        which=address_of(which),
-        rows=len(which),
-        heads=heads,
-        groups=groups,
-        window=window,
-        chunk=chunk,
-        shares=shares,
-        scale=scale,
-        softcap=softcap,
-    )
-    task.run(arguments, shares)
+    arguments: dict[str, float] = {
+        "q": q.data_ptr(),
+        "q_token": q.stride(0),
+        "q_head": q.stride(1),
+        "keys": keys.data_ptr(),
+        "values": values.data_ptr(),
+        "out": out.data_ptr(),
+        "scratch": scratch.data_ptr(),
+        "sinks": 0 if sinks is None else sinks.data_ptr(),
+        "table": address_of(layout.table),
+        "max_len": layout.table.shape[1],
+        "table_row": address_of(layout.table_row),
+        "q_start": address_of(layout.q_start),
+        "kv_len": address_of(layout.kv_len),
+        "which": address_of(which),
+        "rows": len(which),
+        "heads": heads,
+        "groups": groups,
+        "window": window,
+        "chunk": chunk,
+        "scale": scale,
+        "softcap": softcap,
+    }
+    task.run(shares, **arguments, shares=shares)
     if shares > 1:
-        task.run(arguments._replace(shares=-shares), 1, alone=True)
+        task.run(1, True, **arguments, shares=-shares)

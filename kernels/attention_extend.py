@@ -81,7 +81,8 @@ def extend_cpu(
     units = int((-(-news // blocks.queries)).sum()) * groups
     scratch = torch.empty(team * blocks.size, dtype=torch.uint8)
     sinks = None if sinks is None else sinks.detach().float().contiguous()
-    arguments = flash.Arguments(
+    flash.task(q.dtype, pairs).run(
+        team,
         q=q.data_ptr(),
         q_token=q.stride(0) * q.itemsize,
         q_head=q.stride(1) * q.itemsize,
@@ -116,7 +117,6 @@ def extend_cpu(
         softcap=softcap,
         **blocks._asdict(),
     )
-    flash.task(q.dtype, pairs).run(arguments, team)
 
 
 _SERIAL = 1 << 19  # multiplications below which waking the other threads costs more than it saves

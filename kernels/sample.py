@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from trunkline.kernels.cpu.sample import SCRATCH, Arguments, splitmix, task
+from trunkline.kernels.cpu.sample import SCRATCH, splitmix, task
 from trunkline.kernels.cpu.threads import team_size
 
 _LOW_32 = 0xFFFFFFFF
@@ -85,7 +85,8 @@ def sample_cpu(
     top_k, seed, position = (x.to(torch.int64).contiguous() for x in (top_k, seed, position))
     team = team_size(rows > 1 and rows * vocabulary > _SERIAL)
     scratch = torch.empty(team, vocabulary + SCRATCH, dtype=torch.float32)
-    arguments = Arguments(
+    task().run(
+        team,
         logits=logits.data_ptr(),
         rows=rows,
         vocabulary=vocabulary,
@@ -99,7 +100,6 @@ def sample_cpu(
         seed=seed.data_ptr(),
         position=position.data_ptr(),
     )
-    task().run(arguments, team)
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from .glu import exp
 from .threads import OPTIONS, Task, float32s, int64s, thread, threads, uint16s
 
 
-class Arguments(NamedTuple):
+class Arguments:
     """What the loop gets: addresses, sizes, strides in elements."""
 
     x: int
@@ -38,15 +38,16 @@ def gelu(x: torch.Tensor, out: torch.Tensor) -> None:
 
     ValueError for a tensor that isn't contiguous or of another dtype than the loop reads.
     """
+    rows, width = x.shape
     half = x.dtype == torch.bfloat16
-    arguments = Arguments(
+    (_lookup() if half else _computed()).run(
+        team_for(x.numel()),
         x=address(x, "x"),
         out=address(out, "out", x.dtype),
-        rows=x.shape[0],
-        width=x.shape[1],
+        rows=rows,
+        width=width,
         table=_table().data_ptr() if half else 0,
     )
-    (_lookup() if half else _computed()).run(arguments, team_for(x.numel()))
 
 
 def _gelu(x: Any) -> Any:

@@ -13,7 +13,7 @@ rows of one panel (:mod:`.gemm_tiles`).
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -26,7 +26,7 @@ _CLAIM = 1 << 18  # multiplications that a thread claims at a time: as many as m
 BLOCK_BYTES = 256 << 10  # of x, so that it stays in the L2 cache while panels pass by
 
 
-class Arguments(NamedTuple):
+class Arguments:
     """What the loop gets: addresses, sizes, strides in elements."""
 
     x: int
@@ -113,7 +113,8 @@ def product(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor, out: to
         raise ValueError(f"x {tuple(x.shape)}, weights {tuple(packed.shape)} and out {tuple(out.shape)} don't fit")
     if addend.ndim == 2 and addend.shape[0] != rows:
         raise ValueError(f"addend has {addend.shape[0]} rows, x has {rows}")
-    arguments = Arguments(
+    _task(kind, packed.dtype, out.dtype).run(
+        team_size(packed.numel() * rows > _SERIAL),
         x=address(x, "x", kind),
         weight=address(packed, "packed"),
         addend=address(addend, "addend", kind),
@@ -125,7 +126,6 @@ def product(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor, out: to
         block=max(12, BLOCK_BYTES // (x.itemsize * inputs) // 12 * 12),
         claimed=0,
     )
-    _task(kind, packed.dtype, out.dtype).run(arguments, team_size(packed.numel() * rows > _SERIAL))
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from .elements import LOOPS, access, address, float_of_bits, team_for
 from .threads import Task, thread, threads
 
 
-class Arguments(NamedTuple):
+class Arguments:
     """What the loop gets: addresses, sizes, strides in elements."""
 
     gate_up: int
@@ -28,10 +28,13 @@ def glu(gate_up: torch.Tensor, activation: str, out: torch.Tensor) -> None:
     ValueError for a tensor that isn't contiguous or of another dtype than the loop reads.
     """
     rows, width = out.shape
-    arguments = Arguments(
-        gate_up=address(gate_up, "gate_up"), out=address(out, "out", gate_up.dtype), rows=rows, width=width
+    _task(gate_up.dtype, activation).run(
+        team_for(gate_up.numel()),
+        gate_up=address(gate_up, "gate_up"),
+        out=address(out, "out", gate_up.dtype),
+        rows=rows,
+        width=width,
     )
-    _task(gate_up.dtype, activation).run(arguments, team_for(gate_up.numel()))
 
 
 _LOG2E = np.float32(1.44269504)

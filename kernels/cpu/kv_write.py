@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from numba import njit
@@ -13,7 +13,7 @@ from .threads import OPTIONS, Task, int32s, int64s, team_size, thread, threads, 
 _SERIAL = 1 << 16  # elements of keys below which waking the other threads costs more than it saves
 
 
-class Arguments(NamedTuple):
+class Arguments:
     """What the loop gets: addresses, sizes, strides in elements."""
 
     slots: int
@@ -34,7 +34,8 @@ class Arguments(NamedTuple):
 
 def write(k: torch.Tensor, v: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out_slots: torch.Tensor) -> None:
     """``keys[out_slots[t]] = k[t]``, likewise values; elements of 2 or 4 bytes, heads of ``k`` and ``v`` contiguous."""
-    arguments = Arguments(
+    _task().run(
+        team_size(k.numel() > _SERIAL),
         slots=out_slots.data_ptr(),
         rows=k.shape[0],
         groups=k.shape[1],
@@ -50,7 +51,6 @@ def write(k: torch.Tensor, v: torch.Tensor, keys: torch.Tensor, values: torch.Te
         v_width=v.shape[2],
         values=values.data_ptr(),
     )
-    _task().run(arguments, team_size(k.numel() > _SERIAL))
 
 
 @cache

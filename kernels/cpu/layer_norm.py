@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from .recording import hold
 from .threads import Task, float32s, thread, threads
 
 
-class Arguments(NamedTuple):
+class Arguments:
     """What the loop gets: addresses, sizes, strides in elements."""
 
     x: int
@@ -42,7 +42,8 @@ def layer_norm(
     rows, width = x.shape
     team = team_for(x.numel())
     scratch = hold(torch.empty(team, width))
-    arguments = Arguments(
+    _task(x.dtype, residual is not None).run(
+        team,
         x=address(x, "x"),
         residual=0 if residual is None else address(residual, "residual", x.dtype),
         weight=address(weight, "weight", torch.float32),
@@ -53,7 +54,6 @@ def layer_norm(
         width=width,
         eps=eps,
     )
-    _task(x.dtype, residual is not None).run(arguments, team)
 
 
 @cache

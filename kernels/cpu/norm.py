@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from .elements import LOOPS, access, address, team_for
 from .threads import Task, float32s, thread, threads
 
 
-class Arguments(NamedTuple):
+class Arguments:
     """What the loop gets: addresses, sizes, strides in elements."""
 
     x: int
@@ -31,16 +31,17 @@ def rms_norm(
 
     ValueError for a tensor that isn't contiguous or of another dtype than the loop reads.
     """
-    arguments = Arguments(
+    rows, width = x.shape
+    _task(x.dtype, residual is not None).run(
+        team_for(x.numel()),
         x=address(x, "x"),
         weight=address(weight, "weight", torch.float32),
         residual=0 if residual is None else address(residual, "residual", x.dtype),
         out=address(out, "out", x.dtype),
-        rows=x.shape[0],
-        width=x.shape[1],
+        rows=rows,
+        width=width,
         eps=eps,
     )
-    _task(x.dtype, residual is not None).run(arguments, team_for(x.numel()))
 
 
 @cache

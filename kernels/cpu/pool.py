@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from .elements import LOOPS, access, address, team_for
 from .threads import Task, float32s, int64s, thread, threads
 
 
-class Arguments(NamedTuple):
+class Arguments:
     """What the loop gets: addresses, sizes, strides in elements."""
 
     x: int
@@ -31,7 +31,8 @@ def pool(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
     """
     rows, width = len(starts) - 1, hidden.shape[1]
     out = torch.empty(rows, width)
-    arguments = Arguments(
+    _task(hidden.dtype).run(
+        team_for(hidden.numel()),
         x=address(hidden, "hidden"),
         starts=address(starts, "starts", torch.int64),
         out=out.data_ptr(),
@@ -40,7 +41,6 @@ def pool(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
         weighted=int(mode == "weighted"),
         rooted=int(mode == "sqrt"),
     )
-    _task(hidden.dtype).run(arguments, team_for(hidden.numel()))
     return out
 
 

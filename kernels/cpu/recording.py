@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class Recording:
         """Do it all over the first ``rows`` rows."""
         self._blocks[self._rows] = rows
         self._blocks[self._claimed] = 0
-        _player().run(Arguments(self._program.ctypes.data, len(self._program)), team_size())
+        _player().run(team_size(), program=self._program.ctypes.data, launches=len(self._program))
 
 
 def hold(tensor: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ def _call(typing: Any, function: Any, argument: Any) -> Any:
 call = intrinsic(_call)
 
 
-class Arguments(NamedTuple):
+class Arguments:
     """What the player gets: for each launch the function, its arguments' address, and whether one thread does it."""
 
     program: int

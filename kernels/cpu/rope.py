@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from .elements import LOOPS, access, address, team_for
 from .threads import Task, float32s, thread, threads
 
 
-class Arguments(NamedTuple):
+class Arguments:
     """What the loop gets: addresses, sizes, strides in elements."""
 
     qkv: int
@@ -44,7 +44,8 @@ def rope(
     ValueError for a tensor that isn't contiguous or of another dtype than the loop reads.
     """
     rows, heads, width = qkv.shape
-    arguments = Arguments(
+    _task(qkv.dtype, q_weight is not None).run(
+        team_for(qkv.numel()),
         qkv=address(qkv, "qkv"),
         cos=address(cos, "cos"),
         sin=address(sin, "sin"),
@@ -58,7 +59,6 @@ def rope(
         turned=cos.shape[1],
         eps=eps,
     )
-    _task(qkv.dtype, q_weight is not None).run(arguments, team_for(qkv.numel()))
 
 
 @cache

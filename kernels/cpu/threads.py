@@ -17,6 +17,7 @@ import ctypes
 import struct
 import threading
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, get_type_hints
 
 import llvmlite.binding as llvm
@@ -98,8 +99,8 @@ recorder = _Recorder()
 class Task:
     """A compiled loop. ``body(arguments)`` runs once on every thread of the team."""
 
-    def __init__(self, body: Callable[[Any], None], arguments: type[tuple[float, ...]], **options: Any) -> None:
-        """Compile ``body`` for a record with the fields of ``arguments``, a NamedTuple of ints and floats.
+    def __init__(self, body: Callable[[Any], None], arguments: type, **options: Any) -> None:
+        """Compile ``body`` for a record with the fields that the class ``arguments`` annotates as int or float.
 
         Takes 0.3 to 2 s, or milliseconds when an earlier start kept the code (:mod:`.objects`).
         """
@@ -111,6 +112,7 @@ class Task:
         self._owner, self.address = objects.load(identity) or self._compile(identity, body, record, options)
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
         self._pack = struct.Struct("".join("d" if kind is float else "q" for kind in kinds.values())).pack
+        self._in_order = itemgetter(*self.fields)
 
     @staticmethod
     def _compile(identity: str, body: Any, record: list[Any], options: dict[str, Any]) -> tuple[Any, int]:
@@ -124,12 +126,14 @@ class Task:
         objects.store(identity, function)
         return function, int(function.address)
 
-    def run(self, arguments: tuple[float, ...], team: int, alone: bool = False) -> None:
+    def run(self, team: int, alone: bool = False, /, **arguments: float) -> None:
         """Run on at most ``team`` threads, see :func:`team_size`; returns when all are done.
 
-        ``alone``: the body is for one thread, whatever the size of the team.
+        ``arguments``: a value for each field. ``alone``: the body is for one thread, whatever the size of the team.
         """
-        block = self._pack(*arguments)  # new each time, so that bodies may write to it (``claim``)
+        if len(arguments) != len(self.fields):
+            raise TypeError(f"the fields are {self.fields}, not {tuple(arguments)}")
+        block = self._pack(*self._in_order(arguments))  # new each time, so that bodies may write to it (``claim``)
         if recorder.recording is not None:
             recorder.recording.take(self, block, alone)
         elif team > 1 and not alone and _library is not None:

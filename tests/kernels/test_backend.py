@@ -172,7 +172,7 @@ def test_rows_shared_by_threads(data: st.DataObject) -> None:
 def test_a_lost_merge_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seeded bug: when the parts of a shared row aren't merged, the comparison above sees it."""
     run = paged.Task.run
-    monkeypatch.setattr(paged.Task, "run", lambda self, a, team, alone=False: alone or run(self, a, team))
+    monkeypatch.setattr(paged.Task, "run", lambda self, team, alone=False, **given: alone or run(self, team, **given))
     case = Case.build((9, 3, 64, 64), [150], [1], torch.float32)
     difference = case.run(choose("cpu", "cpu")) - case.run(choose("torch_native", "cpu"))
     assert not difference.abs().max() < 2e-5

@@ -30,7 +30,7 @@ from .flash_tiles import BOUNDS, LOWEST, PANEL, ROW, SPARE, SUMS, cap, hide, mov
 from .paged_blocks import prefetch
 
 
-class Arguments(NamedTuple):
+class Arguments:
     """What the loop gets: addresses, sizes, strides in bytes."""
 
     q: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -25,7 +25,7 @@ from .paged_blocks import accumulate, prefetch, scores, weigh
 BLOCK = 32  # keys; a block of one head's keys and values stays in the L1 cache
 
 
-class Arguments(NamedTuple):
+class Arguments:
     """What the loop gets: addresses, sizes, strides in elements."""
 
     q: int

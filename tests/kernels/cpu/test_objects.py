@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from trunkline.kernels.cpu.attention import paged
 from trunkline.kernels.cpu.threads import Task, float32s
 
 
-class Arguments(NamedTuple):
+class Arguments:
     x: int
     n: int
 
@@ -30,7 +29,7 @@ def scaling(factor: float) -> Callable[[], torch.Tensor]:
 
     def run() -> torch.Tensor:
         x = torch.arange(4, dtype=torch.float32)
-        Task(body, Arguments).run(Arguments(x.data_ptr(), 4), 1)
+        Task(body, Arguments).run(1, x=x.data_ptr(), n=4)
         return x
 
     return run

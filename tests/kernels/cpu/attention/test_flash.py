@@ -121,8 +121,8 @@ def test_a_wrong_argument_is_caught(monkeypatch: pytest.MonkeyPatch, wrong: dict
     run = Task.run
     ((name, value),) = wrong.items()
 
-    def changed(self: Task, arguments: Any, team: int) -> None:
-        run(self, arguments._replace(**{name: getattr(arguments, name) + value if value else 0}), team)
+    def changed(self: Task, team: int, **arguments: Any) -> None:
+        run(self, team, **arguments | {name: arguments[name] + value if value else 0})
 
     rows = Rows.make((6, 2), (32, 32), [150, 20], [30, 100])
     assert rows.error(window=60) < 2e-5
