@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from trunkline.plugins.generation.params import Sampling
 from trunkline.plugins.generation.sequence import Sequence
+from trunkline.plugins.generation.text import shown as shown_module
 from trunkline.plugins.generation.text.shown import ShownText
 from trunkline.plugins.generation.text.stops import find_stop
 from trunkline.plugins.generation.text.stream import TextStream
-from trunkline.plugins.generation.text.stream import shown as shown_module
 
 pytestmark = pytest.mark.field
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trunkline.plugins.generation.text import stream as text_module
 from trunkline.plugins.generation.text.stream import UNKNOWN, TextStream
-from trunkline.plugins.generation.text.stream import stream as text_module
 
 TEXTS = st.text(st.sampled_from("ab ,.中🙂é▁\n") | st.characters(codec="utf-8"), max_size=40)
 CUTS = st.lists(st.integers(1, 7), max_size=60)
