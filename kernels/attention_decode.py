@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from trunkline.kernels.cpu.attention import paged
-from trunkline.kernels.cpu.elements import address_of
+from trunkline.kernels.cpu.elements import layout_of
 from trunkline.kernels.cpu.recording import hold
 from trunkline.kernels.cpu.threads import team_size
 
@@ -80,12 +80,7 @@ def decode_cpu(
         "out": out.data_ptr(),
         "scratch": scratch.data_ptr(),
         "sinks": 0 if sinks is None else sinks.data_ptr(),
-        "table": address_of(layout.table),
-        "max_len": layout.table.shape[1],
-        "table_row": address_of(layout.table_row),
-        "q_start": address_of(layout.q_start),
-        "kv_len": address_of(layout.kv_len),
-        "which": address_of(which),
+        **layout_of(layout, which),
         "rows": len(which),
         "heads": heads,
         "groups": groups,

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from trunkline.kernels.cpu.attention import flash, flash_pairs
-from trunkline.kernels.cpu.elements import address_of
+from trunkline.kernels.cpu.attention.flash_arguments import sizes
+from trunkline.kernels.cpu.elements import layout_of
 from trunkline.kernels.cpu.processor import has_bfloat16_pairs
 from trunkline.kernels.cpu.threads import team_size
 
@@ -77,31 +78,20 @@ def extend_cpu(
     team = team_size(products > _SERIAL)
     pairs = q.dtype == torch.bfloat16 and flash_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
     together = flash_pairs.TOGETHER if pairs else 1
-    blocks = flash.sizes(heads // groups, key_dim, value_dim, together)
+    blocks = sizes(heads // groups, key_dim, value_dim, together)
     units = int((-(-news // blocks.queries)).sum()) * groups
     scratch = torch.empty(team * blocks.size, dtype=torch.uint8)
     sinks = None if sinks is None else sinks.detach().float().contiguous()
     flash.task(q.dtype, pairs).run(
         team,
-        q=q.data_ptr(),
-        q_token=q.stride(0) * q.itemsize,
-        q_head=q.stride(1) * q.itemsize,
-        k=k.data_ptr(),
-        k_token=k.stride(0) * k.itemsize,
-        k_head=k.stride(1) * k.itemsize,
-        v=v.data_ptr(),
-        v_token=v.stride(0) * v.itemsize,
-        v_head=v.stride(1) * v.itemsize,
+        **_strided("q", q),
+        **_strided("k", k),
+        **_strided("v", v),
         keys=0 if keys is None else keys.data_ptr(),
         values=0 if values is None else values.data_ptr(),
         out=out.data_ptr(),
         sinks=0 if sinks is None else sinks.data_ptr(),
-        table=address_of(layout.table),
-        max_len=layout.table.shape[1],
-        table_row=address_of(layout.table_row),
-        q_start=address_of(layout.q_start),
-        kv_len=address_of(layout.kv_len),
-        which=address_of(which),
+        **layout_of(layout, which),
         units=units,
         grain=max(1, units // (team * 32)),
         claimed=0,
@@ -117,6 +107,11 @@ def extend_cpu(
         softcap=softcap,
         **blocks._asdict(),
     )
+
+
+def _strided(name: str, x: torch.Tensor) -> dict[str, int]:
+    """Where a tensor starts, and bytes from token to token and from head to head."""
+    return {name: x.data_ptr(), f"{name}_token": x.stride(0) * x.itemsize, f"{name}_head": x.stride(1) * x.itemsize}
 
 
 _SERIAL = 1 << 19  # multiplications below which waking the other threads costs more than it saves

@@ -15,6 +15,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from trunkline.kernels.layout import Layout
+
 from .threads import OPTIONS, float32s, team_size, uint16s
 
 LOOPS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "arcp"}, **OPTIONS}  # NaN and infinity stay what they are
@@ -65,9 +67,20 @@ def address(tensor: torch.Tensor, name: str, dtype: torch.dtype | None = None) -
     return tensor.data_ptr()
 
 
-def address_of(array: np.ndarray) -> int:
-    """Where an array starts; ``array.ctypes.data`` takes several times longer."""
-    return int(array.__array_interface__["data"][0])
+def layout_of(layout: Layout, which: np.ndarray) -> dict[str, int]:
+    """The arguments that tell an attention loop where its rows are: those of numbers ``which``, int32."""
+    return {
+        "table": _start(layout.table),
+        "max_len": layout.table.shape[1],
+        "table_row": _start(layout.table_row),
+        "q_start": _start(layout.q_start),
+        "kv_len": _start(layout.kv_len),
+        "which": _start(which),
+    }
+
+
+def _start(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])  # ``array.ctypes.data`` takes several times longer
 
 
 def team_for(elements: int) -> int:

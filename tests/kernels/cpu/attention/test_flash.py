@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trunkline.kernels import attention_extend
-from trunkline.kernels.cpu.attention import flash
+from trunkline.kernels.cpu.attention.flash_arguments import sizes
 from trunkline.kernels.cpu.processor import has_bfloat16_pairs
 from trunkline.kernels.cpu.threads import Task
 from trunkline.kernels.layout import Layout
@@ -164,7 +164,7 @@ def test_nan_stays_in_its_row(place: str, dtype: torch.dtype) -> None:
 def test_scratch_does_not_grow_with_lengths_and_stays_small() -> None:
     for share, key_dim, value_dim in [(1, 32, 32), (3, 64, 64), (16, 128, 128), (64, 576, 512)]:
         for together in (1, 2):
-            assert flash.sizes(share, key_dim, value_dim, together).size < 1 << 20
+            assert sizes(share, key_dim, value_dim, together).size < 1 << 20
 
 
 def test_other_dtypes_are_refused() -> None:
