@@ -1,7 +1,7 @@
-"""The plugin host: finds plugins, selects and checks them, and asks their hooks.
+"""The plugin host: loads and checks plugins, calls their hooks and merges what they return.
 
-Hooks are asked at start-up only, each plugin by itself, so that a wrong answer is reported
-with the plugin's name. What they return is kept by whoever asked in plain dicts and tuples.
+Each plugin is called by itself, so that a wrong answer is reported with the plugin's name. When each hook is
+called is documented in :mod:`.hookspecs`. The callers keep what the hooks return in plain dicts and tuples.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from trunkline.plugins.generation import params
 
 DOCS = Path(__file__).parent
 EXAMPLE = DOCS.parent / "examples" / "trunkline-surprise"
+WHERE = ("Front", "Engine", "Update")
 
 PLUGINS = """# Plugins
 
@@ -152,7 +153,7 @@ def plugins() -> str:
         stage=_code(EXAMPLE / "trunkline_surprise" / "stage.py", "python"),
         routes=_code(EXAMPLE / "trunkline_surprise" / "routes.py", "python"),
         intro=_prose(hookspecs.__doc__ or ""),
-        table=_table(("hook", "where and when"), ((f"`{name}`", _summary(name)) for name in _hooks())),
+        table=_table(("hook", "what it contributes", *WHERE), (_hook_row(name) for name in _hooks())),
         manual="\n\n".join(_hook(name) for name in _hooks()),
     )
 
@@ -223,9 +224,19 @@ def _hooks() -> list[str]:
     return [name for name in vars(hookspecs) if name.startswith("trunkline_")]
 
 
-def _summary(name: str) -> str:
-    first = inspect.cleandoc(getattr(hookspecs, name).__doc__ or "").split("\n\n")[0]
-    return " ".join(first.split()).removesuffix("::").removesuffix(".").replace("``", "`")
+def _hook_row(name: str) -> tuple[str, ...]:
+    """The hook, the first sentence of its documentation, and when it is called in each process."""
+    about = _prose((getattr(hookspecs, name).__doc__ or "").split("\n\n")[0]).removesuffix(".")
+    calls = when_called(name)
+    return (f"`{name}`", about, *(calls.get(where, "never").replace("``", "`") for where in WHERE))
+
+
+def when_called(name: str) -> dict[str, str]:
+    """``{"Front": "once, …"}``: the second paragraph of a hook's documentation, by process."""
+    paragraph = inspect.cleandoc(getattr(hookspecs, name).__doc__ or "").split("\n\n")[1]
+    text = " ".join(paragraph.split()).rstrip(":.")
+    parts = re.split(rf"(?:^|\. )({'|'.join(WHERE)}): ", text)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def _hook(name: str) -> str:
@@ -240,7 +251,7 @@ def _prose(docstring: str) -> str:
     if not colons:
         return text
     indented, _, after = (
-        code.strip("\n").partition("\n\n") if text.startswith("The hooks") else (code.strip("\n"), "", "")
+        code.strip("\n").partition("\n\n") if text.startswith("The hooks:") else (code.strip("\n"), "", "")
     )
     language = "toml" if indented.lstrip().startswith("[") else "python"
     block = f"```{language}\n{textwrap.dedent(indented).strip()}\n```"
