@@ -1,4 +1,4 @@
-"""The engine inside the caller's process, for scripts and notebooks: no HTTP, no second process."""
+"""``Engine``, the engine inside the caller's process, for scripts and notebooks: no HTTP, no second process."""
 
 from __future__ import annotations
 

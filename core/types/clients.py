@@ -1,4 +1,4 @@
-"""The engine as routes and scripts see it: what they submit, and the replies."""
+"""The engine client as routes and scripts see it: what they submit, and the replies."""
 
 from __future__ import annotations
 

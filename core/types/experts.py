@@ -1,4 +1,4 @@
-"""Which experts tokens are sent to, as observers are shown it."""
+"""What expert observers are shown: which experts tokens are sent to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One sequence in the engine, and what it wants of the scheduler."""
+"""One request in the engine, and what it needs from the scheduler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reading bodies may cost: bytes held by all requests together, values in one body, time on the event loop."""
+"""Limits on the cost of reading bodies: bytes held by all requests, values in one body, time on the event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What core's routes answer, and the shapes of errors: for type checkers and for ``/openapi.json``."""
+"""Schemas of core's replies and of errors, for type checkers and for ``/openapi.json``."""
 
 from __future__ import annotations
 
@@ -77,6 +77,8 @@ class ItemMeta(Cut):
 
 
 class CachedTokens(TypedDict):
+    """OpenAI's ``prompt_tokens_details``: tokens of the prompt that came from the cache."""
+
     cached_tokens: int
 
 
