@@ -1,8 +1,8 @@
 """Write the parts of the documentation that come from the source.
 
 ``python docs/generate.py`` rewrites plugins.md (hooks from ``core/hookspecs.py``, files of
-``examples/``), configuration.md (settings from their structs) and fields.md (fields of request bodies
-from theirs); a test compares them.
+``examples/``), configuration.md (settings from their structs), fields.md (fields of request bodies
+from theirs) and the pages of ``docs/generate_map.py``; a test compares them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ allow, ends the request that it was called for with a 500; the log line names pl
 method ([operations](operations.md#a-plugin-that-fails)). A `RequestError` is an answer to the client.
 
 A plugin may import `trunkline.core.types`, `trunkline.core.errors`, `trunkline.core.hookspecs`,
-`trunkline.core.server.api` and `trunkline.kernels`; everything else may change without notice.
+`trunkline.core.server.api` ([what it offers](server_api.md)) and `trunkline.kernels`; everything else may change
+without notice.
 
 ## A whole plugin
 
@@ -284,5 +285,8 @@ def _foreign(flags: Iterable[compat.Foreign]) -> str:
 
 
 if __name__ == "__main__":
+    from generate_map import write  # from this script's folder
+
+    write()
     for name, text in (("plugins.md", plugins()), ("configuration.md", configuration()), ("fields.md", fields())):
         (DOCS / name).write_text(text)

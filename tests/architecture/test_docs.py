@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from msgspec import Struct
 
 from trunkline.core.config import EngineSettings, ModelSettings, ServerSettings, settings_groups
 from trunkline.core.host import Host
+from trunkline.core.server import api
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +22,58 @@ def generator(load_script: Callable[[str], ModuleType]) -> ModuleType:
     return load_script("docs/generate.py")
 
 
+@pytest.fixture(scope="module")
+def map_generator(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("docs/generate_map.py")
+
+
 @pytest.mark.parametrize("name", ["plugins", "configuration"])
 def test_generated_pages_are_up_to_date(generator: ModuleType, repository: Path, name: str) -> None:
     page = (repository / "docs" / f"{name}.md").read_text()
     assert page == getattr(generator, name)(), "run python docs/generate.py"
+
+
+@pytest.mark.parametrize("name", ["architecture", "server_api"])
+def test_pages_made_of_docstrings_are_up_to_date(map_generator: ModuleType, repository: Path, name: str) -> None:
+    page = (repository / "docs" / f"{name}.md").read_text()
+    assert page == getattr(map_generator, name)(), "run python docs/generate.py"
+
+
+def test_everything_in_the_map_and_in_the_api_is_documented(map_generator: ModuleType, sources: dict[str, Any]) -> None:
+    mapped = [one for one in sources.values() if one.name.startswith("core") or one.path.name == "__init__.py"]
+    assert [one.name for one in mapped if not ast.get_docstring(one.tree)] == []
+    exported = dict(map_generator.exports())
+    assert exported.keys() == set(api.__all__)
+    assert [name for name, module in exported.items() if not map_generator.documentation(name, module)[1]] == []
+
+
+def defined(tree: ast.AST, name: str) -> bool:
+    """Is there a function or class of this name in a file, or ``Class.method``?"""
+    first, _, rest = name.partition(".")
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    found = [node for node in ast.walk(tree) if isinstance(node, kinds) and node.name == first]
+    return any(not rest or defined(node, rest) for node in found)
+
+
+def missing(page: str, root: Path) -> list[str]:
+    """The names that a page gives as `file.py: function` and that aren't there."""
+    return [
+        f"{file}: {name}"
+        for file, name in re.findall(r"`([\w/.]+\.py): ([\w.]+)`", page)
+        if not (root / file).is_file() or not defined(ast.parse((root / file).read_text()), name)
+    ]
+
+
+def test_the_path_of_a_request_exists(repository: Path) -> None:
+    page = (repository / "docs" / "architecture.md").read_text()
+    assert page.count(".py: ") >= 25
+    assert missing(page, repository) == []
+
+
+def test_a_name_that_is_gone_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("class A:\n    def b(self): ...\ndef c(): ...\n")
+    page = "`a.py: A.b`, `a.py: c`, `a.py: A.c`, `b.py: c`, `a.py: d`"
+    assert missing(page, tmp_path) == ["a.py: A.c", "b.py: c", "a.py: d"]
 
 
 def test_links_between_pages_lead_somewhere(repository: Path) -> None:
