@@ -37,7 +37,7 @@ WHERE = ("Front", "Engine", "Update")
 PLUGINS = """# Plugins
 
 A plugin adds a task, a route, a command, a model source, or any mix of them, without changing a
-file of core. The project's own tasks are plugins and use the same door.
+file of core. The project's own tasks are plugins and use the same interfaces.
 
 ```console
 $ trunkline plugins list               # what is installed, and what was left out and why

@@ -24,7 +24,7 @@ TOP = {
     "tests": "Folders as those of the code; `architecture/` tests the project itself, `api/` the HTTP contract on live "
     "servers, `third_party/` plugins from outside.",
     "examples": "A plugin that is a package of its own, and a script that makes a mixture of experts of a dense model.",
-    "benchmarks": "Scripts that print a ratio to another implementation or to the machine's limit.",
+    "benchmarks": "Measurements against other implementations, the machine's limits, and with and without a feature.",
     "docs": "These pages; `generate.py` and `generate_map.py` write those that come from the source.",
 }
 # Groups of names by the module that defines them; what isn't here comes last, under its module's name.

@@ -27,7 +27,7 @@ def map_generator(load_script: Callable[[str], ModuleType]) -> ModuleType:
     return load_script("docs/generate_map.py")
 
 
-@pytest.mark.parametrize("name", ["plugins", "configuration"])
+@pytest.mark.parametrize("name", ["plugins", "configuration", "fields"])
 def test_generated_pages_are_up_to_date(generator: ModuleType, repository: Path, name: str) -> None:
     page = (repository / "docs" / f"{name}.md").read_text()
     assert page == getattr(generator, name)(), "run python docs/generate.py"

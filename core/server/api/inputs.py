@@ -118,7 +118,7 @@ def new_rid() -> str:
 
 
 def read_salt(cache_salt: str | None, extra_key: str | None = None) -> bytes:
-    """A request's salt; those with other salts share no cached prefix. Each field protects, with or without the other."""
+    """A request's salt: requests with other salts share no cached prefix. Each field protects for itself."""
     salt = (extra_key or "").encode()
     return salt + b"\xff" + cache_salt.encode() if cache_salt else salt  # 0xff is in no UTF-8 text
 
