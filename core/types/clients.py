@@ -66,7 +66,8 @@ class EngineClient(Protocol):
         serves the task; RequestError with their names when several do, and when the task isn't served.
         """
 
-    def tokenizer(self, model: str) -> Tokenizer | None: ...
+    def tokenizer(self, model: str) -> Tokenizer | None:
+        """The tokenizer of a model, by the name that :meth:`choose` gives; None when it has none."""
 
     async def tokenize(
         self, model: str, texts: Sequence[str], *, special: bool = True, limit: int | None = None

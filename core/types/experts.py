@@ -33,9 +33,12 @@ class PassRow(Protocol):
         """``request.key`` is negative for the engine's own: health probes and warm-up."""
 
     @property
-    def start(self) -> int: ...
+    def start(self) -> int:
+        """The first position that the pass computes."""
+
     @property
-    def end(self) -> int: ...
+    def end(self) -> int:
+        """The position after the last one."""
 
 
 class ExpertObserver(Protocol):

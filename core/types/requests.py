@@ -52,10 +52,12 @@ class Request:
 
     @property
     def output(self) -> list[int]:
+        """The tokens after the prompt."""
         return self.tokens[self.prompt_len :]
 
     @property
     def output_len(self) -> int:
+        """Number of tokens after the prompt."""
         return len(self.tokens) - self.prompt_len
 
     @property

@@ -47,6 +47,31 @@ def test_everything_in_the_map_and_in_the_api_is_documented(map_generator: Modul
     assert [name for name, module in exported.items() if not map_generator.documentation(name, module)[1]] == []
 
 
+DOCUMENTED = ("core.types", "core.hookspecs", "core.server.api", "core.testing", "kernels")
+
+
+def undocumented(tree: ast.AST, path: str) -> list[str]:
+    """Public functions, classes and methods without docstring."""
+    found = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
+            found += [] if ast.get_docstring(node) else [f"{path}.{node.name}"]
+            found += undocumented(node, f"{path}.{node.name}") if isinstance(node, ast.ClassDef) else []
+    return found
+
+
+def test_what_plugins_import_has_docstrings(sources: dict[str, Any]) -> None:
+    """The operations in kernels/ too, though not the compiled code below."""
+    offered = [one for one in sources.values() if one.name in DOCUMENTED or one.name.rpartition(".")[0] in DOCUMENTED]
+    assert len(offered) > 30
+    assert [name for one in offered for name in undocumented(one.tree, one.name)] == []
+
+
+def test_a_method_without_docstring_is_found() -> None:
+    tree = ast.parse("class A:\n    'About.'\n    def b(self): ...\n    def _c(self): ...\ndef d(): 'About.'")
+    assert undocumented(tree, "m") == ["m.A.b"]
+
+
 def defined(tree: ast.AST, name: str) -> bool:
     """Is there a function or class of this name in a file, or ``Class.method``?"""
     first, _, rest = name.partition(".")

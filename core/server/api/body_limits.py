@@ -34,6 +34,7 @@ class InvalidBody(RequestError):
 
 
 async def run_here(function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
+    """``function(*args)`` on the event loop: stands in for ``off_loop`` where there is no engine."""
     return function(*args)
 
 

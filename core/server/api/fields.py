@@ -36,6 +36,7 @@ class Refused:
     empty: bool = True
 
     def allows(self, value: Any) -> bool:
+        """Whether a value asks for nothing and so passes."""
         if value is None or value in self.neutral:
             return True
         if isinstance(value, list):
