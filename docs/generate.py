@@ -91,7 +91,8 @@ Its route in the front process:
 CONFIGURATION = """# Configuration
 
 Every setting is a flag of `trunkline serve` and a key of a TOML file (`--config FILE`); the key is
-the flag's name with underscores. Flags win over the file, the file wins over defaults.
+the flag's name with underscores. Table `[plugins]` has `only` for `--plugin` and `without` for `--no-plugin`. Flags
+win over the file, the file wins over defaults.
 
 ```toml
 [server]

@@ -185,7 +185,7 @@ class Engine:
             raise
 
     def call(self, control: str, *, model: str = "", **arguments: Any) -> Any:
-        """Run a control between two batches and return its value."""
+        """Run a control between two passes and return its value."""
 
         async def call() -> Any:
             return await self.client.call(control, model=model, **arguments)

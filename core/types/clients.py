@@ -92,4 +92,4 @@ class EngineClient(Protocol):
         """Abort live requests whose rid starts with ``prefix``; returns how many."""
 
     def call(self, control: str, *, model: str | None = None, **arguments: Any) -> Awaitable[Any]:
-        """Run a control (hook ``controls``) in the engine between two batches."""
+        """Run a control (hook ``controls``) in the engine between two passes."""

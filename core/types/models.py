@@ -143,7 +143,7 @@ class Model(Protocol):
 
     @property
     def stages(self) -> Mapping[str, Stage]:
-        """The active stages by task; empty until ``trunkline_stages`` was asked."""
+        """The active stages by task; empty until ``trunkline_stages`` was called."""
 
     @property
     def expert_layers(self) -> ExpertLayers | None:
