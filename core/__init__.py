@@ -1,4 +1,4 @@
-"""The trunk: plugin host, scheduler, radix cache, models and server. Knows no task by name."""
+"""Everything but the tasks: plugin host, scheduler, cache, models, HTTP; imports kernels, no plugin, names no task."""
 
 from __future__ import annotations
 

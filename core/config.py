@@ -1,4 +1,4 @@
-"""Settings: one frozen struct an owner, from which TOML tables and command-line flags are made.
+"""Settings: one frozen struct per owner, from which TOML tables and command-line flags are made.
 
 A field's description and bounds stand in its annotation, once. Values come from, weakest first:
 defaults, a TOML file, flags. :class:`Config` is what both processes run by; it crosses to the

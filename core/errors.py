@@ -1,4 +1,4 @@
-"""Every way in which trunkline says no, one class a kind.
+"""Exception types, one per kind of failure.
 
 A message names the cause and the fix; it is shown to users as it stands.
 """

@@ -99,6 +99,7 @@ class PackedLinear(nn.Module):
         return out.to(given)
 
     def extra_repr(self) -> str:
+        """Sizes and the dtype of the packed weight, for ``print``."""
         return f"in_features={self.in_features}, out_features={self.out_features}, stored={self.packed.dtype}"
 
 

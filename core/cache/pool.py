@@ -1,6 +1,6 @@
-"""Room for keys and values: which slots are free, which request has which, and the memory itself.
+"""The KV pool: memory for keys and values, the free slots, and the table from requests to slots.
 
-A *slot* is room for one token's keys and values in every layer of one model.
+A *slot* is space for one token's keys and values in every layer of one model.
 """
 
 from __future__ import annotations

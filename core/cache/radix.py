@@ -1,4 +1,4 @@
-"""Which token prefixes have keys and values in the pool: a radix tree over token ids.
+"""The prefix cache: a radix tree over token ids whose nodes hold slots of the KV pool.
 
 A pure data structure over int32 arrays; it knows slots by number only. Token granular: an edge
 may be split anywhere. Locks are counted on every node from the locked one up to the root, so

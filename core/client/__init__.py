@@ -1,1 +1,1 @@
-"""The engine as its callers see it: in the engine process (remote), or in this one (local)."""
+"""The engine client with its two transports, to an engine process and to one in this process; knows no HTTP."""

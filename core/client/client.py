@@ -1,4 +1,4 @@
-"""The engine as its callers see it: submit, abort, call. One client, whichever transport leads to the engine."""
+"""The engine client: submit requests, abort them, call controls; the same class over both transports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine inside the caller's process, for scripts and notebooks: no HTTP, no second process."""
+"""``Engine``, the engine inside the caller's process, for scripts and notebooks: no HTTP, no second process."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class Engine:
             raise
 
     def call(self, control: str, *, model: str = "", **arguments: Any) -> Any:
-        """Run a control between two batches and return its value."""
+        """Run a control between two passes and return its value."""
 
         async def call() -> Any:
             return await self.client.call(control, model=model, **arguments)

@@ -1,4 +1,4 @@
-"""One run of the engine: the child process and the socket to it."""
+"""Starts one engine process and holds the socket to it."""
 
 from __future__ import annotations
 

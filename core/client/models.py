@@ -1,4 +1,4 @@
-"""Which model a request means."""
+"""Which served model a request means, by its name and task."""
 
 from __future__ import annotations
 

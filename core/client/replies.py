@@ -1,4 +1,4 @@
-"""The caller's state of one submitted sequence, and its line in the log."""
+"""The reply to one submitted request: its state so far, and its line in the log."""
 
 from __future__ import annotations
 

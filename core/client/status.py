@@ -1,4 +1,4 @@
-"""What the engine does now, as server info and metrics tell it."""
+"""Load and progress of the engine, for server info and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine process as the front sees it: started, watched, replaced when it dies or hangs.
+"""Starts the engine process, watches it, and starts it again when it dies or hangs.
 
 Signs of life: the engine sends a heartbeat every second from a thread of its own, and each tells the age
 of the running pass. Silence means a stopped or dying process, an old pass means a hang.

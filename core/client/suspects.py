@@ -1,4 +1,4 @@
-"""Requests that the engine was working on when it died, recognised by their content when they are sent again.
+"""Recognises requests that were running when the engine died, by their content, when they are sent again.
 
 After one death a request may be sent again. It is then computed in forward passes of its own, one such request per
 model at a time, so that no other request can be the cause of a second death; when it ends in any other way, it

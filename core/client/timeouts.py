@@ -1,4 +1,4 @@
-"""Requests that waited or ran for longer than the settings allow are ended."""
+"""Ends requests that waited or ran for longer than the settings allow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokenizers of the front process, and texts tokenised off the event loop."""
+"""The tokenizers of the front process, and tokenising off the event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a :class:`.client.Client` needs of the way to its engine."""
+"""The protocol that both transports implement."""
 
 from __future__ import annotations
 

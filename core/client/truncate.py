@@ -1,4 +1,4 @@
-"""Too long? Refuse with numbers, or cut at one end and keep the special tokens at both.
+"""Cuts inputs that are too long and keeps their special tokens, or raises an error with the numbers.
 
 The time that tokenising a request takes is bounded before it begins, by numbers of characters: of a
 text in relation to the tokens that the model takes, of all texts of a request, and of one piece of work.

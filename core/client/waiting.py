@@ -1,4 +1,4 @@
-"""The waiting queue as the front counts it: submitted, and the engine has not said ``Started``."""
+"""The waiting queue as the front counts it, and its limits: submitted requests that the engine hasn't started."""
 
 from __future__ import annotations
 

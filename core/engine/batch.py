@@ -1,4 +1,4 @@
-"""What the scheduler hands to the runner for one forward pass, and the draft that it makes it from."""
+"""A batch as the scheduler hands it to the runner, and the draft that it is made from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that are decided on but not loaded: found, their tasks chosen, their memory asked for."""
+"""Models before they are loaded: resolved, their tasks chosen, their memory demand known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine's end of the line to the front: threads that read and write, so the loop never waits.
+"""The engine's end of the connection to the front: threads that read and write, so that the loop never waits.
 
 ``SocketChannel`` speaks frames over an inherited socket; ``LocalChannel`` is the same thing
 inside one process. Both coalesce: of each request at most one unsent Progress is kept, so a front

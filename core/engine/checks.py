@@ -1,4 +1,4 @@
-"""What core accepts of the values that plugins return: each check says what is wrong, "" when nothing is."""
+"""Checks of the values that plugins return: each gives the error's text, "" when nothing is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls to plugins' code while the engine serves: results are checked, failures name the plugin.
+"""Calls to plugins' code in the engine: results are checked, and failures name the plugin.
 
 The loop, the lanes and the runner call stages and controls only through the classes below. Whatever a plugin
 raises, SystemExit and KeyboardInterrupt included, becomes a PluginError, which ends one request; a RequestError is

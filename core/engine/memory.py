@@ -1,4 +1,4 @@
-"""How much memory the KV pools get, planned for all models before one of them is loaded."""
+"""Plans the size of all models' KV pools before any of them is loaded."""
 
 from __future__ import annotations
 

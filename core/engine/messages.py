@@ -1,4 +1,4 @@
-"""What crosses the socketpair between the front and the engine: msgpack frames, never pickle.
+"""The messages between front and engine: msgpack frames over a socketpair, never pickle.
 
 A frame is a 4-byte little-endian length and a msgpack array of messages. Params and results
 travel as msgpack within msgpack, decoded by whoever knows the task's structs.

@@ -1,4 +1,4 @@
-"""Another checkpoint for a lane, checked and loaded beside the one that it serves."""
+"""Loads another checkpoint for a lane beside the one that it serves, and checks that it fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns rows into tensors, runs the model once, and hands each stage the hidden rows it wants."""
+"""Turns rows into tensors, runs the model once, and gives each stage the hidden rows that it asked for."""
 
 from __future__ import annotations
 

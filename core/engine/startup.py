@@ -1,4 +1,4 @@
-"""From settings to lanes: resolve, plan the memory of all models, then load them one by one."""
+"""Start-up of the engine, from settings to lanes: resolve, plan the memory of all models, load and warm up each."""
 
 from __future__ import annotations
 

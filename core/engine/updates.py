@@ -1,4 +1,4 @@
-"""When weights change: loaded at once, put in place when the lane's running requests have ended.
+"""Weight updates in the loop: loaded at once, put in place when the lane's running requests have ended.
 
 Requests that come meanwhile are held back and start with the new weights. While a checkpoint is
 loaded nothing runs, so the front is told that this pass takes long.

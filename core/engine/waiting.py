@@ -1,4 +1,4 @@
-"""Requests that wait for room, and the order in which they get it."""
+"""The requests that wait for slots, and the order in which they get them."""
 
 from __future__ import annotations
 

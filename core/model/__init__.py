@@ -1,4 +1,4 @@
-"""Core's own plugin: models from local folders, the hub and the demo catalogue.
+"""Core's own plugin: from a model reference to a model that runs forward passes; knows no scheduler and no HTTP.
 
 Imported by ``trunkline --help``: nothing heavy at the top.
 """

@@ -1,4 +1,4 @@
-"""Heads compute in float32, whatever the dtype of the model below them.
+"""Heads in float32, whatever the dtype of the model below them.
 
 A score near 8 has steps of 1/16 in bfloat16: documents that differ would get the same score, or change places.
 """

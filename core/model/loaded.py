@@ -1,4 +1,4 @@
-"""A model that is ready to run."""
+"""``LoadedModel``, a model that is ready to run: weights, heads, forward pass, tensors by name."""
 
 from __future__ import annotations
 

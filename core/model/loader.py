@@ -1,4 +1,4 @@
-"""Plan a model's memory without its weights, then load it and let its shortcuts prove themselves."""
+"""Plans a model's memory without its weights, then loads it and checks its fast paths."""
 
 from __future__ import annotations
 

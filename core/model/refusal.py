@@ -1,4 +1,4 @@
-"""Turn whatever foreign model code raises into an error that says which model can't be served, and why."""
+"""Turns exceptions of foreign model code into an error that says which model can't be served, and why."""
 
 from __future__ import annotations
 

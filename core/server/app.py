@@ -1,4 +1,4 @@
-"""The application, made of core's and the plugins' routes."""
+"""Builds the application from core's and the plugins' routes."""
 
 from __future__ import annotations
 

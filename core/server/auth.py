@@ -1,4 +1,4 @@
-"""Who may call what. Every route declares a scope: ``public``, ``infer`` or ``admin``."""
+"""Which key may call which route. Every route declares a scope: ``public``, ``infer`` or ``admin``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees when the server is ready."""
+"""The message that is printed when the server is ready."""
 
 from __future__ import annotations
 

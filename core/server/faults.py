@@ -1,4 +1,4 @@
-"""Errors of handlers and of routing as responses; and the id that every response carries."""
+"""Turns exceptions of handlers and of routing into responses, and puts the request's id on every response."""
 
 from __future__ import annotations
 

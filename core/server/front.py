@@ -1,4 +1,4 @@
-"""The HTTP process: its life from the engine's start to the last answer."""
+"""The HTTP process, from the engine's start to the last answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the server stands between its start and its end."""
+"""The state of the server between its start and its end: warm, healthy, draining."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``/openapi.json``: what Litestar knows of the routes, and what they declare of themselves in ``opt``.
+"""Builds ``/openapi.json`` from what Litestar knows of the routes and what they declare in ``opt``.
 
 Beside ``scope`` and ``dialect`` a handler declares
 

@@ -1,4 +1,4 @@
-"""uvicorn as we run it, with the limits that it lacks for each part of a message and of a connection."""
+"""uvicorn with a limit for each part of a message and of a connection."""
 
 from __future__ import annotations
 

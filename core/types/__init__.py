@@ -1,4 +1,4 @@
-"""Values that cross the plugin boundary, one file a subject.
+"""Values that cross the plugin boundary, one file per subject; imports only ``core.errors`` and the kernels' types.
 
 Plugins see these and :mod:`trunkline.core.hookspecs`, never the classes behind them. Heavy libraries are imported for
 type checkers only: these modules must stay cheap, because ``trunkline --help`` imports them.

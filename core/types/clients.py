@@ -1,4 +1,4 @@
-"""The engine as routes and scripts see it: what they submit, and the replies."""
+"""The engine client as routes and scripts see it: what they submit, and the replies."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ class EngineClient(Protocol):
         serves the task; RequestError with their names when several do, and when the task isn't served.
         """
 
-    def tokenizer(self, model: str) -> Tokenizer | None: ...
+    def tokenizer(self, model: str) -> Tokenizer | None:
+        """The tokenizer of a model, by the name that :meth:`choose` gives; None when it has none."""
 
     async def tokenize(
         self, model: str, texts: Sequence[str], *, special: bool = True, limit: int | None = None
@@ -91,4 +92,4 @@ class EngineClient(Protocol):
         """Abort live requests whose rid starts with ``prefix``; returns how many."""
 
     def call(self, control: str, *, model: str | None = None, **arguments: Any) -> Awaitable[Any]:
-        """Run a control (hook ``controls``) in the engine between two batches."""
+        """Run a control (hook ``controls``) in the engine between two passes."""

@@ -1,4 +1,4 @@
-"""Which experts tokens are sent to, as observers are shown it."""
+"""What expert observers are shown: which experts tokens are sent to."""
 
 from __future__ import annotations
 
@@ -33,9 +33,12 @@ class PassRow(Protocol):
         """``request.key`` is negative for the engine's own: health probes and warm-up."""
 
     @property
-    def start(self) -> int: ...
+    def start(self) -> int:
+        """The first position that the pass computes."""
+
     @property
-    def end(self) -> int: ...
+    def end(self) -> int:
+        """The position after the last one."""
 
 
 class ExpertObserver(Protocol):

@@ -69,10 +69,11 @@ class ServedModel(Struct, frozen=True, kw_only=True):
     dtype: str
     attention_backend: str
     weight_version: str = "default"
-    fused: str = ""  # what fuse.py did, for /model_info
+    fused: str = ""  # what became of the layers (core/model/fusion), for /model_info
 
     @property
     def is_generation(self) -> bool:
+        """Whether any of its stages decodes."""
         return any(self.tasks.values())
 
     @property
@@ -88,9 +89,14 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
     all_special_ids: list[int]
 
-    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = ...) -> str: ...
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
+        """Token ids of a text, by default with the special tokens around it."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = ...) -> str:
+        """The text of token ids, by default with special tokens."""
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+        """The prompt of a chat, as transformers makes it; raises whatever the template raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +143,7 @@ class Model(Protocol):
 
     @property
     def stages(self) -> Mapping[str, Stage]:
-        """The active stages by task; empty until ``trunkline_stages`` was asked."""
+        """The active stages by task; empty until ``trunkline_stages`` was called."""
 
     @property
     def expert_layers(self) -> ExpertLayers | None:

@@ -1,4 +1,4 @@
-"""One sequence in the engine, and what it wants of the scheduler."""
+"""One request in the engine, and what it needs from the scheduler."""
 
 from __future__ import annotations
 
@@ -52,10 +52,12 @@ class Request:
 
     @property
     def output(self) -> list[int]:
+        """The tokens after the prompt."""
         return self.tokens[self.prompt_len :]
 
     @property
     def output_len(self) -> int:
+        """Number of tokens after the prompt."""
         return len(self.tokens) - self.prompt_len
 
     @property

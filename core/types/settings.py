@@ -1,4 +1,4 @@
-"""Settings as plugins declare and get them."""
+"""Settings as plugins declare and receive them."""
 
 from __future__ import annotations
 

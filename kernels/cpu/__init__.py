@@ -1,1 +1,1 @@
-"""Kernels for CPUs, compiled by numba and LLVM; the operations in the folder above call them."""
+"""Compiled CPU code of the operations in the folder above, which call it; all of numba and LLVM is in here."""

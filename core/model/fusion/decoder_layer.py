@@ -1,4 +1,4 @@
-"""What :mod:`.find_decoder` puts in place of transformers' modules: a decoder layer and the walk over layers."""
+"""The fused decoder layer, and the forward pass over all of them: what :mod:`.find_decoder` puts in."""
 
 from __future__ import annotations
 

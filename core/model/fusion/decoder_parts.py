@@ -1,4 +1,4 @@
-"""The parts of a transformers decoder layer, as far as :class:`FusedLayer` knows them.
+"""The parts of a transformers decoder layer that :class:`FusedLayer` knows.
 
 Names say where to look, numbers decide: norms and activations are identified by what they
 compute, and every parameter of the layer must belong to a known part.

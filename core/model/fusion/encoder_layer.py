@@ -1,4 +1,4 @@
-"""What :mod:`.find_encoder` puts in place of transformers' modules: an encoder layer and the walk over layers."""
+"""The fused encoder layer, and the forward pass over all of them: what :mod:`.find_encoder` puts in."""
 
 from __future__ import annotations
 

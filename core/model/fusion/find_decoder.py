@@ -1,4 +1,4 @@
-"""Find decoder layers that :class:`FusedLayer` can do, replace them, and prove each replacement.
+"""Finds decoder layers that can be fused, replaces them, and compares each with its original.
 
 Layers are recognised by their parts; what a layer hands to attention is seen in a warm-up pass.
 That two layers have the same parts doesn't make them the same (multipliers live in ``forward``),

@@ -1,4 +1,4 @@
-"""Find encoder layers that :class:`FusedEncoderLayer` can do, replace them, and prove each replacement.
+"""Finds encoder layers that can be fused, replaces them, and compares each with its original.
 
 The counterpart of :mod:`.find_decoder` for encoders with norms after their residuals (BERT, RoBERTa,
 XLM-R, ELECTRA, DistilBERT and what is built like them), by the same method: layers are recognised

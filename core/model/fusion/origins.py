@@ -1,4 +1,4 @@
-"""Where a checkpoint's tensors went, so that they can be read again by their names."""
+"""Where each of a checkpoint's tensors went, so that it can be read again by its name."""
 
 from __future__ import annotations
 

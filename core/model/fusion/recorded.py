@@ -1,4 +1,4 @@
-"""Decode passes played back: all fused layers as one list of launches, with no Python between them."""
+"""Decode passes recorded once and replayed: all fused layers as one list of kernel calls, without Python between."""
 
 from __future__ import annotations
 

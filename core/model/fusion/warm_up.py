@@ -1,4 +1,4 @@
-"""What the searches for layers that can be replaced share: the warm-up pass, the noise, the report."""
+"""What both searches for fusible layers share: the warm-up pass, its noise, the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks at a checkpoint's folder before anything in it is opened."""
+"""Checks a checkpoint's folder before any of its files is opened."""
 
 from __future__ import annotations
 

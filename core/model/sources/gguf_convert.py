@@ -1,4 +1,4 @@
-"""A Llama checkpoint in GGUF becomes a transformers folder: config, bf16 safetensors, tokenizer.
+"""Converts a Llama checkpoint in GGUF to a transformers folder: config, bf16 safetensors, tokenizer.
 
 Run as ``python -m trunkline.core.model.sources.gguf_convert FILE FOLDER`` in a process of its own, so that
 the dequantised float32 tensors and transformers' parser never weigh on the server's memory.

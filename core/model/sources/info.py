@@ -1,4 +1,4 @@
-"""What a checkpoint is, read from its JSON files; torch is not needed for it."""
+"""Reads what a checkpoint is from its JSON files; torch is not needed for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a long download or conversion shows itself: a bar on a terminal, log lines elsewhere."""
+"""Shows the progress of long downloads and conversions: a bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 

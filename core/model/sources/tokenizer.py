@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, by transformers."""
+"""Loads the tokenizer of a checkpoint through transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoint tensors from safetensors files; no other format, because the others run code."""
+"""Streams checkpoint tensors from safetensors files; no other format, because the others run code."""
 
 from __future__ import annotations
 

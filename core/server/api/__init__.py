@@ -1,7 +1,4 @@
-"""What every route needs, once: bodies, inputs, replies, event streams, errors, clients that hang up.
-
-The only part of the server that plugins import.
-"""
+"""What routes need: bodies, inputs, replies, streams, errors; the only part of the server that plugins may import."""
 
 from __future__ import annotations
 

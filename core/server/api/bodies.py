@@ -1,4 +1,4 @@
-"""Bodies in, bodies out: reading JSON into structs, and errors in the dialect that a route declares.
+"""Reads JSON bodies into structs, and renders replies and errors in the dialect that a route declares.
 
 A handler raises ``RequestError``; the app renders it as ``opt={"dialect": "native" | "openai"}`` says.
 """
@@ -22,9 +22,12 @@ from .fields import check_refused
 
 S = TypeVar("S", bound=Struct)
 AnyRequest = Request[Any, Any, Any]
+"""Litestar's request, as handlers annotate it."""
 
 DONE = b"data: [DONE]\n\n"
-DEFAULT_TIMEOUT = 60.0  # seconds; what `--stream-timeout` defaults to
+"""The last event of a stream."""
+DEFAULT_TIMEOUT = 60.0
+"""Seconds; what ``--stream-timeout`` defaults to."""
 SLOWEST_BODY = 8 << 10  # bytes a second, on average over `--stream-timeout`
 
 _encoder = msgspec.json.Encoder()
@@ -130,7 +133,7 @@ def patience_of(request: AnyRequest) -> float:
 
 
 def is_draining(request: AnyRequest) -> bool:
-    """Is the server on its way out? Then streams that have no end of their own must end."""
+    """Whether the server is shutting down; streams that have no end of their own must end then."""
     return bool(request.app.state["lifecycle"].draining)
 
 
@@ -171,7 +174,7 @@ def error_response(error: RequestError, dialect: str = "native") -> Response[byt
 
 
 def error_frame(error: RequestError, dialect: str = "native") -> bytes:
-    """An error inside an event stream that has already begun with status 200."""
+    """An error as an event of a stream that has already begun with status 200."""
     status = error_status(error, dialect)
     kind = "invalid_request_error" if status < 500 else "server_error"
     detail = {"message": error.message, "type": kind, "param": error.param, "code": status}

@@ -1,4 +1,4 @@
-"""What reading bodies may cost: bytes held by all requests together, values in one body, time on the event loop."""
+"""Limits on the cost of reading bodies: bytes held by all requests, values in one body, time on the event loop."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class InvalidBody(RequestError):
 
 
 async def run_here(function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
+    """``function(*args)`` on the event loop: stands in for ``off_loop`` where there is no engine."""
     return function(*args)
 
 

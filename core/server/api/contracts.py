@@ -1,4 +1,4 @@
-"""Plugins' route handlers as the server calls them: failures name the plugin, results are checked."""
+"""Calls to plugins' route handlers: results are checked, and failures name the plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A time limit for Python code of others, which may loop for as long as it likes."""
+"""A time limit for Python code of others, such as chat templates, which may loop forever."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-TEMPLATE_SECONDS = 5.0  # chat templates are programs of the checkpoint's author, fed with what clients send
+TEMPLATE_SECONDS = 5.0
+"""Time limit for one chat template: a program of the checkpoint's author, fed with what clients send."""
 
 
 class TookTooLong(Exception):
-    """Raised between two bytecodes of a thread whose time is up."""
+    """Raised in a thread whose time is up, between two bytecodes."""
 
 
 @contextmanager

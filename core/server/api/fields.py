@@ -1,4 +1,4 @@
-"""Fields of request bodies that change nothing, declared where the body is.
+"""Declarations of body fields that are refused or ignored, made where the body is.
 
 A field is honoured, which means that the route reads it, unless its type says otherwise::
 
@@ -36,6 +36,7 @@ class Refused:
     empty: bool = True
 
     def allows(self, value: Any) -> bool:
+        """Whether a value asks for nothing and so passes."""
         if value is None or value in self.neutral:
             return True
         if isinstance(value, list):
@@ -51,11 +52,17 @@ class Ignored:
 
 
 Later = Annotated[Any, Refused()]
-OnlyNull = Annotated[Any, Refused(empty=False)]  # a field of which 0 or {} asks for something, too
+"""Type of a field that isn't supported yet; null and what is empty pass."""
+OnlyNull = Annotated[Any, Refused(empty=False)]
+"""Type of a field that isn't supported yet and of which 0 or {} asks for something, too; only null passes."""
 Media = Annotated[Any, Refused("{field} is not supported: this server takes text only. Leave it out.")]
+"""Type of a field that carries images, video or audio: refused."""
 MediaOption = Annotated[Any, Ignored("it is about images, video or audio, which are refused")]
+"""Type of a field that only says how to treat images, video or audio: ignored."""
 Accounting = Annotated[Any, Ignored("the server keeps no record of requests for its clients")]
+"""Type of a field for the records of a hosted service: ignored."""
 Placement = Annotated[Any, Ignored("it chooses between replicas, and this server is one")]
+"""Type of a field that chooses a replica: ignored."""
 
 
 def declared(schema: type[Struct]) -> dict[str, Refused | Ignored]:

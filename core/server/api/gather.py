@@ -1,4 +1,4 @@
-"""Run all items of a request together and wait for them: what routes without streams do."""
+"""Runs all items of a request together and waits for them; for routes without streams."""
 
 from __future__ import annotations
 

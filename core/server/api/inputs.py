@@ -1,4 +1,4 @@
-"""What bodies ask to run: one text or many, pairs of texts or token ids, and an id for each of them."""
+"""The inputs of a body: one text or many, pairs of texts or token ids, and an id for each of them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def spread_ids(input_ids: list[int | list[int]], field: str = "input_ids") -> tu
 def spread_rids(
     given: str | list[str] | None, count: int, *, single: bool, samples: int = 1, number: bool = True
 ) -> list[str]:
-    """One id a sequence: the client's, or fresh ones; several samples of an input always get fresh ones.
+    """One id for each sequence: the client's, or fresh ones; several samples of an input always get fresh ones.
 
     One id for a batch gets the item's index appended, or is a RequestError unless ``number``.
     """
@@ -113,11 +113,12 @@ def spread_rids(
 
 
 def new_rid() -> str:
+    """A fresh request id: 32 hexadecimal digits."""
     return uuid.uuid4().hex
 
 
 def read_salt(cache_salt: str | None, extra_key: str | None = None) -> bytes:
-    """What separates cached prefixes. Both count: setting one doesn't open what the other protects."""
+    """A request's salt: requests with other salts share no cached prefix. Each field protects for itself."""
     salt = (extra_key or "").encode()
     return salt + b"\xff" + cache_salt.encode() if cache_salt else salt  # 0xff is in no UTF-8 text
 

@@ -2,4 +2,11 @@
 
 from __future__ import annotations
 
-JSON, SSE, TEXT, HTML = "application/json", "text/event-stream", "text/plain", "text/html"
+JSON = "application/json"
+"""Media type of replies that are one JSON value."""
+SSE = "text/event-stream"
+"""Media type of event streams; the declared type is that of one event's data."""
+TEXT = "text/plain"
+"""Media type of plain text."""
+HTML = "text/html"
+"""Media type of pages."""

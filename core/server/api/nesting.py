@@ -1,4 +1,4 @@
-"""The shape of JSON, told from its bytes before anything is decoded: how deep it is nested, and how many values it has.
+"""Measures JSON before it is decoded: how deep it is nested, and how many values it has.
 
 Decoding holds Python's global lock, so its time must be bounded; what walks a decoded value may recurse.
 """

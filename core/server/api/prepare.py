@@ -171,6 +171,7 @@ class Shaper:
 
 
 def empty() -> RequestError:
+    """The error for a text without tokens. The words are SGLang's."""
     return RequestError("texts cannot be empty and tokenizer must be initialized")
 
 

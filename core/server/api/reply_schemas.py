@@ -1,4 +1,4 @@
-"""What core's routes answer, and the shapes of errors: for type checkers and for ``/openapi.json``."""
+"""Schemas of core's replies and of errors, for type checkers and for ``/openapi.json``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 
 class Problem(TypedDict):
+    """What is wrong."""
+
     message: str
 
 
@@ -28,6 +30,8 @@ class FlatError(TypedDict):
 
 
 class Detail(TypedDict):
+    """What is wrong, in OpenAI's terms; ``param`` is the field."""
+
     message: str
     type: str
     param: str | None
@@ -41,6 +45,8 @@ class OpenAIError(TypedDict):
 
 
 class Unauthorized(TypedDict):
+    """SGLang's answer to a missing or wrong key."""
+
     error: Literal["Unauthorized"]
 
 
@@ -77,6 +83,8 @@ class ItemMeta(Cut):
 
 
 class CachedTokens(TypedDict):
+    """OpenAI's ``prompt_tokens_details``: tokens of the prompt that came from the cache."""
+
     cached_tokens: int
 
 
@@ -140,6 +148,8 @@ class ServerInfo(TypedDict):
 
 
 class WeightVersion(TypedDict):
+    """The label of the weights."""
+
     weight_version: str
 
 
@@ -156,6 +166,8 @@ class ModelCard(TypedDict):
 
 
 class ModelList(TypedDict):
+    """OpenAI's list of models."""
+
     object: Literal["list"]
     data: list[ModelCard]
 
@@ -174,12 +186,16 @@ class EnabledPlugin(TypedDict):
 
 
 class UpdateReply(TypedDict):
+    """Whether the weights were updated, and why not."""
+
     success: bool
     message: str
     num_paused_requests: int
 
 
 class VersionReply(TypedDict):
+    """The new label of the weights."""
+
     success: bool
     message: str
     new_version: str

@@ -1,4 +1,4 @@
-"""Long answers: event streams, waiting for replies, clients that hang up."""
+"""Event streams, waiting for replies, and clients that disconnect."""
 
 from __future__ import annotations
 

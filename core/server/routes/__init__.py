@@ -1,4 +1,4 @@
-"""Core's own routes: those that every server has, whatever it serves."""
+"""Core's own routes, which every server has, whatever tasks it serves; may import all of core below the app."""
 
 from __future__ import annotations
 

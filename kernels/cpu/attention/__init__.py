@@ -1,1 +1,1 @@
-"""The inner parts of attention on CPUs: one query a row (paged), and many (flash)."""
+"""The inner loops of attention on CPUs: one query per row (paged), and many queries per row (flash)."""

@@ -1,1 +1,1 @@
-"""OpenAI's chat route."""
+"""OpenAI's route ``/v1/chat/completions``: its body, chat messages, sampling defaults."""
