@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from trunkline.core.server.api import Accounting, Ignored, Later, Media, MediaOption, Placement, Refused, Truncation
+from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
 
 from .schemas import Dimensions
-
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
-
-Int64 = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
-# Bounded, because they are copied for every item of a batch.
-RequestId = Annotated[str, Meta(max_length=256)]
-CacheKey = Annotated[str, Meta(max_length=1024)]
-TokenId = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]  # the service checks the vocabulary and names it
-
 
 NamedPrompt = Annotated[Any, Refused("{field} is not supported; prompt_name or prompt says what a text is for.")]
 NumberFormat = Annotated[

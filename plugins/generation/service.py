@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from collections.abc import Sequence as Listing
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from trunkline.core.errors import ConfigError, RequestError
 from trunkline.core.server.api import all_over, check_vocabulary, naming, new_rid
-from trunkline.core.types import EngineClient, ServedModel, Settings, Submission
+from trunkline.core.types import INT64_MIN, EngineClient, Int64, ServedModel, Settings, Submission
 
 from .params import Sampling, parse_sampling
-from .schemas import INT64_MAX, INT64_MIN, GenerationParams
+from .schemas import GenerationParams
 from .sequence import Sequence
 from .settings import GROUP, TASK, GenerationSettings, input_limit, new_token_limit
 
@@ -32,7 +32,7 @@ class Job(Struct, frozen=True, kw_only=True):
     prompts: list[list[int]]
     samplings: list[Sampling]  # one a prompt, all with the same n
     rids: list[str]  # one a sequence
-    priority: Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)] = 0
+    priority: Int64 = 0
     salt: bytes = b""
     field: str = "prompt"
     single: bool = True

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from trunkline.core.server.api import Accounting, Ignored, Later, MediaOption, Refused, Truncation
+from trunkline.core.types import CacheKey, Int64
 
-from .schemas import MAX_LABELS, Int64
+from .schemas import MAX_LABELS
 
-CacheKey = Annotated[str, Meta(max_length=1024)]
 OwnId = Annotated[Any, Ignored("answers get an id of their own")]
 NotRaw = Annotated[Any, Refused("{field} is not supported; raw_scores is.", empty=False)]
 TruncateTokens = Annotated[Any, Refused("{field} is not supported; truncate is.", empty=False)]

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from trunkline.core.server.api import Accounting, Ignored, Later, Media, MediaOption, Placement, Refused, Truncation
+from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
 
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
-
-Int64 = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
-# Bounded, because they are copied for every item of a batch.
-RequestId = Annotated[str, Meta(max_length=256)]
-CacheKey = Annotated[str, Meta(max_length=1024)]
-TokenId = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]  # the vocabulary is checked later, and named then
 OverridesOption = Annotated[Any, Ignored("it matters only with embed_overrides, which are refused")]
 MessagesOption = Annotated[Any, Ignored("it matters only with messages, which are refused")]
 

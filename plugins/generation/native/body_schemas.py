@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from msgspec import Struct
 
 from trunkline.core.server.api import Accounting, Ignored, Later, Media, MediaOption, OnlyNull, Placement, Refused
-from trunkline.plugins.generation.schemas import CacheKey, Int64, RequestId, TokenId
+from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
 
 LogitProcessor = Annotated[
     Any,

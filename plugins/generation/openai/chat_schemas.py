@@ -7,14 +7,13 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from trunkline.core.server.api import Accounting, Ignored, Later, Media, MediaOption, OnlyNull, Placement, Refused
+from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
 from trunkline.plugins.generation.native.body_schemas import ExpertsOption, LogitProcessor, ProcessorOnly
-from trunkline.plugins.generation.schemas import INT64_MAX, INT64_MIN, CacheKey, Int64, RequestId
 
 MAX_MESSAGES = 4096
 MAX_TEMPLATE_VARIABLES = 64
 
 Float = Annotated[float, Meta(ge=-1e9, le=1e9)]  # outer bounds; sampling checks give the real ones
-AnyInt = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
 TemplateVariables = Annotated[dict[str, Any], Meta(max_length=MAX_TEMPLATE_VARIABLES)]
 Penalty = Annotated[Any, Refused(neutral=(0,))]
 CacheHint = Annotated[Any, Ignored("prefixes are cached without being told")]
@@ -52,25 +51,25 @@ class ChatBody(Struct):
 
     messages: Annotated[list[Message], Meta(max_length=MAX_MESSAGES)]
     model: str | None = None
-    max_tokens: AnyInt | None = None
-    max_completion_tokens: AnyInt | None = None
+    max_tokens: Int64 | None = None
+    max_completion_tokens: Int64 | None = None
     temperature: Float | None = None
     top_p: Float | None = None
-    n: AnyInt | None = None
+    n: Int64 | None = None
     seed: Int64 | None = None
     stop: str | list[str] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     reasoning_effort: str | None = None
     # SGLang's and vLLM's extras
-    top_k: AnyInt | None = None
+    top_k: Int64 | None = None
     min_p: Float | None = None
-    stop_token_ids: list[AnyInt] | None = None
+    stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
     rid: RequestId | None = None
-    priority: AnyInt | None = None
+    priority: Int64 | None = None
     cache_salt: CacheKey | None = None
     extra_key: CacheKey | None = None
     add_generation_prompt: bool | None = None
