@@ -6,16 +6,23 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from trunkline.core.server.api import Accounting, Ignored, Later, MediaOption, Refused, Truncation
+from trunkline.core.server.api import (
+    Accounting,
+    Ignored,
+    Later,
+    MediaOption,
+    Padding,
+    Refused,
+    TruncateTokens,
+    Truncation,
+    TruncationSide,
+)
 from trunkline.core.types import CacheKey, Int64
 
 from .schemas import MAX_LABELS
 
 OwnId = Annotated[Any, Ignored("answers get an id of their own")]
 NotRaw = Annotated[Any, Refused("{field} is not supported; raw_scores is.", empty=False)]
-TruncateTokens = Annotated[Any, Refused("{field} is not supported; truncate is.", empty=False)]
-TruncationSide = Annotated[Any, Ignored("it matters only with truncate_prompt_tokens, which is refused")]
-Padding = Annotated[Any, Refused("{field} is not supported: inputs are never padded.", ("do_not_pad",))]
 OlderName = Annotated[Any, Refused("{field} is not supported; use_activation is.", empty=False)]
 OtherPairs = Annotated[Any, Refused("{field} is not supported; text_1 and text_2, or query and items, are.")]
 RankFields = Annotated[list[str], Meta(max_length=64)]

@@ -35,9 +35,23 @@ from .bodies import (
     sse,
 )
 from .body_limits import InvalidBody
+from .body_schemas import OpenAIPoolingBody, SGLangPoolingBody
 from .chat_templates import shape_contents, template_variables
 from .deadline import TEMPLATE_SECONDS, TookTooLong, deadline
-from .fields import Accounting, Ignored, Later, Media, MediaOption, OnlyNull, Placement, Refused
+from .fields import (
+    Accounting,
+    Ignored,
+    Later,
+    Media,
+    MediaOption,
+    OnlyNull,
+    OverridesOption,
+    Padding,
+    Placement,
+    Refused,
+    TruncateTokens,
+    TruncationSide,
+)
 from .gather import all_over, item_meta, run_all
 from .inputs import (
     Inputs,
@@ -84,11 +98,17 @@ __all__ = [
     "ModelQuery",
     "OnlyNull",
     "OpenAIError",
+    "OpenAIPoolingBody",
+    "OverridesOption",
+    "Padding",
     "Placement",
     "Refused",
+    "SGLangPoolingBody",
     "Shaper",
     "TookTooLong",
+    "TruncateTokens",
     "Truncation",
+    "TruncationSide",
     "Usage",
     "all_over",
     "asked_about",

@@ -56,6 +56,11 @@ Media = Annotated[Any, Refused("{field} is not supported: this server takes text
 MediaOption = Annotated[Any, Ignored("it is about images, video or audio, which are refused")]
 Accounting = Annotated[Any, Ignored("the server keeps no record of requests for its clients")]
 Placement = Annotated[Any, Ignored("it chooses between replicas, and this server is one")]
+MessagesOption = Annotated[Any, Ignored("it matters only with messages, which are refused")]
+OverridesOption = Annotated[Any, Ignored("it matters only with embed_overrides, which are refused")]
+Padding = Annotated[Any, Refused("{field} is not supported: inputs are never padded.", ("do_not_pad",))]
+TruncateTokens = Annotated[Any, Refused("{field} is not supported; truncate is.", empty=False)]
+TruncationSide = Annotated[Any, Ignored("it matters only with truncate_prompt_tokens, which is refused")]
 
 
 def declared(schema: type[Struct]) -> dict[str, Refused | Ignored]:

@@ -6,7 +6,17 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from trunkline.core.server.api import Accounting, Ignored, Later, Media, MediaOption, OnlyNull, Placement, Refused
+from trunkline.core.server.api import (
+    Accounting,
+    Ignored,
+    Later,
+    Media,
+    MediaOption,
+    OnlyNull,
+    Placement,
+    Refused,
+    TruncationSide,
+)
 from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
 from trunkline.plugins.generation.native.body_schemas import ExpertsOption, LogitProcessor, ProcessorOnly
 
@@ -163,7 +173,7 @@ class ChatBody(Struct):
     custom_params: ProcessorOnly = None
     guided_decoding_backend: GuidedOption = None
     guided_whitespace_pattern: GuidedOption = None
-    truncation_side: Annotated[Any, Ignored("it matters only with truncate_prompt_tokens, which is refused")] = None
+    truncation_side: TruncationSide = None
     routed_experts_start_len: ExpertsOption = None
     routed_experts_prompt_start: ExpertsOption = None
     return_token_offsets: Annotated[Any, Ignored("only routes that show a prompt have it")] = None
