@@ -1,24 +1,23 @@
 """Too long? Refuse with numbers, or cut at one end and keep the special tokens at both.
 
-The time that tokenising a request takes is bounded before it begins, by numbers of characters: of a
-text in relation to the tokens that the model takes, of all texts of a request, and of one piece of work.
+The time that tokenising takes is bounded before it begins, by numbers of characters: here those of a text in
+relation to the tokens that the model takes, in :mod:`.slices` those of a request and of one piece of work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from trunkline.core.errors import RequestError
 from trunkline.core.model.sources.tokenizer import token_ids
 from trunkline.core.types import Tokenizer
 
+from .slices import SLICE
+
 PER_TOKEN = 16  # characters that a text may have for each token of the limit; most tokens have four or five …
 ALLOWANCE = 1 << 17  # … and this many more, for runs of spaces and other text of few tokens
 MOST_TOKENS_HAVE = 6  # characters: so many for each token are looked at first where a text is cut
 MARGIN = 256  # tokens beyond the limit that are looked at: where a text is cut, its last ones may differ
-TURN = 1 << 15  # characters that are tokenised in one go, then other requests' texts get a turn
-MAX_CHARACTERS = 1 << 25  # of all texts of a request, a query counted for each of its documents
 
 Truncation = Literal["none", "start", "end", "NONE", "START", "END"] | bool | None
 """What bodies take: which end is cut off; true means the end, null and false none (TEI), case is free (Cohere)."""
@@ -60,7 +59,7 @@ def clip_text(tokenizer: Tokenizer, text: str, limit: int, how: str, *, special:
     if how == "none":
         check_characters(len(text), limit)
         return text
-    for look in (max(TURN, MOST_TOKENS_HAVE * limit), most):
+    for look in (max(SLICE, MOST_TOKENS_HAVE * limit), most):
         if len(text) <= look:
             return text
         part = text[-look:] if how == "start" else text[:look]
@@ -70,27 +69,6 @@ def clip_text(tokenizer: Tokenizer, text: str, limit: int, how: str, *, special:
         f"The input ({len(text)} characters) can't be truncated to {limit} tokens: {most} of its characters have "
         f"fewer. Leave out long runs of spaces and very long words."
     )
-
-
-def turns(lengths: Iterable[int]) -> Iterator[tuple[int, int, int]]:
-    """Ranges ``[start, end)`` of texts with at most ``TURN`` characters together, or of one longer text; and how many.
-
-    RequestError, before the first, when all texts have more than ``MAX_CHARACTERS``.
-    """
-    sizes = list(lengths)
-    if sum(sizes) > MAX_CHARACTERS:
-        raise RequestError(
-            f"The texts of the request have {sum(sizes)} characters, counting what is put before each of them; at most "
-            f"{MAX_CHARACTERS} are accepted. Send fewer or shorter texts."
-        )
-    start = size = 0
-    for index, length in enumerate(sizes):
-        if index > start and size + length > TURN:
-            yield start, index, size
-            start, size = index, 0
-        size += length
-    if sizes:
-        yield start, len(sizes), size
 
 
 def fit(ids: list[int], limit: int, how: str, head: int, tail: int) -> tuple[list[int], bool]:

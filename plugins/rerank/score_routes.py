@@ -24,7 +24,7 @@ from trunkline.core.server.api import (
     naming,
     read_body,
     read_salt,
-    turns,
+    run_in_slices,
     while_connected,
 )
 from trunkline.core.types import Reply
@@ -220,13 +220,12 @@ async def _label_items(service: Service, reranker: Reranker, body: ScoreBody) ->
     texts = [item for item in items if isinstance(item, str)]
     if len(texts) < len(items):
         raise RequestError("query is text, so every item must be text.", param="items")
-    pieces: list[list[Item]] = []
     check_characters(len(query), limits.prompt)
-    for start, end, size in turns(lengths([query] * len(texts), texts)):
-        pieces += await service.engine.off_loop(
-            _join_texts, reranker, query, texts[start:end], limits, bool(body.item_first), start, field, size=size
-        )
-    return pieces
+
+    def join(start: int, end: int) -> list[list[Item]]:
+        return _join_texts(reranker, query, texts[start:end], limits, bool(body.item_first), start, field)
+
+    return await run_in_slices(service.engine, lengths([query] * len(texts), texts), join)
 
 
 def _listed(items: Any) -> list[str | list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -16,7 +16,7 @@ from trunkline.core.server.api import (
     item_meta,
     new_rid,
     run_all,
-    turns,
+    run_in_slices,
 )
 from trunkline.core.types import EngineClient, Reply, Settings
 
@@ -73,24 +73,36 @@ class Service:
         field = next((field for field in reversed(job.fields) if not field.single), job.fields[1])
         check_batch(len(job.documents), self.max_batch, field.name)
         await self.engine.off_loop(reranker.prepare)
-        pieces: list[list[Item]] = []
-        for start, end, size in turns(lengths(job.queries, job.documents, job.instruct)):
-            pieces += await self.engine.off_loop(_prompts(reranker, job, start, end), size=size)
-            self._check_pieces(pieces)
+        pieces = await self._prompts(reranker, job)
         replies = await self.run(
             reranker, pieces, reranker.params, rid, priority=job.priority, salt=job.salt, field=job.fields[1]
         )
         return [self._scored(reranker, own, some) for own, some in zip(pieces, replies, strict=True)]
 
-    def _check_pieces(self, pieces: list[list[Item]]) -> None:
-        """RequestError when documents fall into more chunks than a request may have items."""
-        count = sum(map(len, pieces))
-        if count > self.max_batch:
-            raise RequestError(
-                f"The first {len(pieces)} documents fall into {count} chunks; at most {self.max_batch} are allowed. "
-                "Lower max_chunks_per_doc, send fewer documents, or raise --max-batch-size.",
-                param="max_chunks_per_doc",
+    async def _prompts(self, reranker: Reranker, job: Job) -> list[list[Item]]:
+        """Prompts of all pairs. RequestError when documents fall into more chunks than a request may have items."""
+        chunks = 0
+
+        def prompts(start: int, end: int) -> list[list[Item]]:
+            nonlocal chunks
+            pieces = reranker.items(
+                job.queries[start:end],
+                job.documents[start:end],
+                job.limits,
+                instruct=job.instruct,
+                first=start,
+                fields=job.fields,
             )
+            chunks += sum(map(len, pieces))
+            if chunks > self.max_batch:
+                raise RequestError(
+                    f"The first {end} documents fall into {chunks} chunks; at most {self.max_batch} are allowed. "
+                    "Lower max_chunks_per_doc, send fewer documents, or raise --max-batch-size.",
+                    param="max_chunks_per_doc",
+                )
+            return pieces
+
+        return await run_in_slices(self.engine, lengths(job.queries, job.documents, job.instruct), prompts)
 
     async def run(
         self,
@@ -131,18 +143,6 @@ class Service:
         tokens, cached = sum(len(item.ids) for item in items), sum(reply.cached_tokens for reply in replies)
         meta |= {"prompt_tokens": tokens, "cached_tokens": cached}
         return Scored(logits[best], reranker.score(logits[best]), tokens, cached, items[best].report, meta)
-
-
-def _prompts(reranker: Reranker, job: Job, start: int, end: int) -> Callable[[], list[list[Item]]]:
-    """The prompts of pairs ``[start, end)``, to be made off the event loop."""
-    return lambda: reranker.items(
-        job.queries[start:end],
-        job.documents[start:end],
-        job.limits,
-        instruct=job.instruct,
-        first=start,
-        fields=job.fields,
-    )
 
 
 def lengths(queries: Sequence[str], documents: Sequence[str], instruct: str | None = None) -> list[int]:

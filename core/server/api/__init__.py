@@ -6,6 +6,7 @@ The only part of the server that plugins import.
 from __future__ import annotations
 
 from trunkline.core.client.models import ModelQuery, asked_about, choose
+from trunkline.core.client.slices import run_in_slices
 from trunkline.core.client.truncate import (
     Truncation,
     check_characters,
@@ -14,7 +15,6 @@ from trunkline.core.client.truncate import (
     read_truncate,
     special_ends,
     too_long,
-    turns,
 )
 
 from .bodies import (
@@ -139,6 +139,7 @@ __all__ = [
     "read_truncate",
     "render_error",
     "run_all",
+    "run_in_slices",
     "shape_contents",
     "sort_inputs",
     "special_ends",
@@ -147,6 +148,5 @@ __all__ = [
     "sse",
     "template_variables",
     "too_long",
-    "turns",
     "while_connected",
 ]

@@ -7,11 +7,12 @@ of that batch is computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, cast
 
 from msgspec import Struct
 
+from trunkline.core.client.slices import run_in_slices
 from trunkline.core.client.truncate import (
     Truncation,
     check_characters,
@@ -21,7 +22,6 @@ from trunkline.core.client.truncate import (
     special_ends,
     special_ends_of,
     too_long,
-    turns,
 )
 from trunkline.core.errors import RequestError
 from trunkline.core.model.sources.tokenizer import token_ids
@@ -60,7 +60,7 @@ async def prepare(
     lead: int = 0,
     dress: Callable[[str], str] | None = None,
 ) -> list[Item]:
-    """Token ids of all inputs, computed off the event loop in turns with other requests.
+    """Token ids of all inputs, computed off the event loop, alternating with other requests.
 
     ``limit`` (tokens, special ones included) is by default what the model takes. ``truncate`` says
     which end of a longer one is cut off; of a pair, the second text's. ``dress`` is applied to each
@@ -70,10 +70,7 @@ async def prepare(
     shaper = Shaper(
         engine.tokenizer(served.name), served, truncate=truncate, limit=limit, keep=keep, lead=lead, dress=dress
     )
-    items: list[Item] = []
-    for start, end, size in turns(shaper.lengths(inputs)):
-        items += await engine.off_loop(shaper.items, inputs, start, end, size=size)
-    return items
+    return await run_in_slices(engine, shaper.lengths(inputs), partial(shaper.items, inputs))
 
 
 @lru_cache(maxsize=64)  # more models than one server has

@@ -11,17 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from trunkline.core.client.slices import SLICE
 from trunkline.core.client.truncate import (
     MARGIN,
-    MAX_CHARACTERS,
-    TURN,
     clip_text,
     fit,
     most_characters,
     read_truncate,
     special_ends,
     special_ends_of,
-    turns,
 )
 from trunkline.core.errors import RequestError
 
@@ -129,7 +127,7 @@ def test_however_few_tokens_a_text_has_not_all_of_it_is_read(name: str, how: str
     most = most_characters(10)
     with pytest.raises(RequestError, match=rf"\({4 * most} characters\)"):
         clip_text(words, SPARSE[name] * 4 * most, 10, how)
-    assert words.characters <= (0 if how == "none" else TURN + most)
+    assert words.characters <= (0 if how == "none" else SLICE + most)
 
 
 @pytest.mark.field
@@ -148,26 +146,12 @@ def test_of_a_very_long_text_only_the_part_that_matters_is_read(how: str) -> Non
     part = clip_text(words, text, 10, how)
     assert text.endswith(part) if how == "start" else text.startswith(part)
     assert 10 + MARGIN < len(words.encode(part)) < 7000
-    assert words.characters <= 2 * TURN
+    assert words.characters <= 2 * SLICE
 
 
 @pytest.mark.field
 def test_the_part_that_matters_may_lie_behind_spaces() -> None:
-    text = " " * TURN + "word " * 1_000_000
+    text = " " * SLICE + "word " * 1_000_000
     part = clip_text(Words(), text, 10, "end")
     assert text.startswith(part)
     assert len(part) == most_characters(10)
-
-
-@pytest.mark.field
-def test_work_is_done_in_turns_of_bounded_length_in_order() -> None:
-    lengths = [TURN // 3, TURN // 2, 2 * TURN, 0, 1]
-    assert list(turns(lengths)) == [(0, 2, TURN // 3 + TURN // 2), (2, 3, 2 * TURN), (3, 5, 1)]
-    assert list(turns([])) == []
-
-
-@pytest.mark.field
-def test_all_texts_of_a_request_are_bounded_before_the_first_is_read() -> None:
-    assert len(list(turns([MAX_CHARACTERS // 1024] * 1024))) == 1024
-    with pytest.raises(RequestError, match=rf"{MAX_CHARACTERS + 1024} characters, .* at most {MAX_CHARACTERS}"):
-        next(turns([MAX_CHARACTERS // 1024 + 1] * 1024))

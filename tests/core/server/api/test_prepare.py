@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from trunkline.core.client.truncate import TURN, Truncation, turns
+from trunkline.core.client.slices import SLICE, slices
+from trunkline.core.client.truncate import Truncation
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api.inputs import Inputs
 from trunkline.core.server.api.prepare import Item, Shaper, encode_pair, prepare
@@ -67,7 +68,7 @@ def test_without_truncation_the_item_and_the_limit_are_named(wordpiece: Any, ser
 
 def test_the_beginning_of_a_very_long_text_is_the_same_as_of_all(wordpiece: Any, served: ServedModel) -> None:
     text = "the sea of the other " * 5000
-    assert len(text) > TURN
+    assert len(text) > SLICE
     whole = wordpiece(text)["input_ids"]
     assert shape(wordpiece, served, text, truncate="end")[0].ids == [*whole[:15], whole[-1]]
     assert shape(wordpiece, served, text, truncate="start")[0].ids == [whole[0], *whole[-15:]]
@@ -83,7 +84,7 @@ def test_the_first_tokens_of_a_text_can_be_kept(wordpiece: Any, served: ServedMo
 def test_the_first_tokens_of_a_very_long_text_are_kept_too(wordpiece: Any, served: ServedModel) -> None:
     prompt = "hello: "
     text = prompt + "the sea of the other " * 5000
-    assert len(text) > TURN
+    assert len(text) > SLICE
     whole = wordpiece(text)["input_ids"]
     keep = len(wordpiece(prompt)["input_ids"]) - 1
     shaper = Shaper(wordpiece, served, truncate="start", keep=keep, lead=len(prompt), dress=lambda rest: prompt + rest)
@@ -159,15 +160,15 @@ def test_a_pool_that_is_smaller_than_the_context_is_the_limit(wordpiece: Any, se
     assert len(shape(wordpiece, small, "the sea of " * 10, truncate=True)[0].ids) == 8
 
 
-def test_long_batches_take_turns(wordpiece: Any, served: ServedModel) -> None:
-    texts: list[Any] = ["a" * (TURN // 2), "b" * (TURN // 2), ["c", "d"], "e" * (3 * TURN), "f"]
+def test_long_batches_are_divided(wordpiece: Any, served: ServedModel) -> None:
+    texts: list[Any] = ["a" * (SLICE // 2), "b" * (SLICE // 2), ["c", "d"], "e" * (3 * SLICE), "f"]
     shaper = Shaper(wordpiece, served)
-    assert [turn[:2] for turn in turns(shaper.lengths(Inputs(texts=texts)))] == [(0, 2), (2, 3), (3, 4), (4, 5)]
-    assert list(turns(shaper.lengths(Inputs(ids=[[1], [2, 3]])))) == [(0, 2, 3)]
-    assert list(turns(shaper.lengths(Inputs(texts=[])))) == []
+    assert [one[:2] for one in slices(shaper.lengths(Inputs(texts=texts)))] == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    assert list(slices(shaper.lengths(Inputs(ids=[[1], [2, 3]])))) == [(0, 2, 3)]
+    assert list(slices(shaper.lengths(Inputs(texts=[])))) == []
 
 
-async def test_every_turn_is_off_the_loop_and_order_is_kept(wordpiece: Any, served: ServedModel) -> None:
+async def test_every_slice_is_off_the_loop_and_order_is_kept(wordpiece: Any, served: ServedModel) -> None:
     class Engine:
         calls = 0
 
@@ -179,7 +180,7 @@ async def test_every_turn_is_off_the_loop_and_order_is_kept(wordpiece: Any, serv
             return function(*args)
 
     engine: Any = Engine()
-    texts: list[str | list[str]] = [f"{word} " * (TURN // 4) for word in ("the", "sea", "other")]
+    texts: list[str | list[str]] = [f"{word} " * (SLICE // 4) for word in ("the", "sea", "other")]
     items = await prepare(engine, served, Inputs(texts=texts), truncate=True)
     assert engine.calls == 3
     firsts = [item.ids[1] for item in items]
