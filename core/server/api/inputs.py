@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from msgspec import Struct
 
+from trunkline.core.client.request_ids import check_rids
 from trunkline.core.errors import RequestError
 from trunkline.core.types import ServedModel
 
@@ -106,9 +107,7 @@ def spread_rids(
         return [new_rid() for _ in range(count * samples)]
     if isinstance(given, str):
         return [given] if single else [f"{given}_{index}" for index in range(count)]
-    if len(set(given)) < len(given):
-        twice = sorted({rid for rid in given if given.count(rid) > 1})
-        raise RequestError(f"Duplicate request IDs detected within the request: {twice}", param="rid")
+    check_rids(given)
     return given
 
 
