@@ -48,5 +48,5 @@ def encode(
     )
     embedded = engine.run(service.embed(wish), timeout)
     vectors = embedded.vectors()
-    width = dimensions or service.recipe(embedded.served).dimensions
+    width = dimensions or service.recipes.get(embedded.served).dimensions
     return np.stack(vectors) if vectors else np.empty((0, width), np.float32)

@@ -16,6 +16,7 @@ from trunkline.core.server.api import (
     naming,
     read_body,
     read_salt,
+    token_usage,
     while_connected,
 )
 
@@ -97,12 +98,11 @@ def _answer(embedded: Embedded, form: str) -> EmbeddingsReply:
     for entry, item in zip(data, embedded.items, strict=True):
         if item.cut:
             entry["meta_info"] = item.report
-    tokens = embedded.tokens
     return {
         "object": "list",
         "data": data,
         "model": embedded.served.model_path,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
+        "usage": token_usage(embedded.tokens),
     }
 
 

@@ -16,6 +16,7 @@ from trunkline.core.server.api import (
     Inputs,
     Item,
     ItemMeta,
+    PerModel,
     Truncation,
     check_batch,
     check_characters,
@@ -84,20 +85,12 @@ class Service:
         self.engine = engine
         self._settings: EmbeddingSettings = settings[GROUP]
         self._max_batch: int = settings["server"].max_batch_size
-        self._recipes: dict[str, tuple[ServedModel, Recipe]] = {}
-
-    def recipe(self, served: ServedModel) -> Recipe:
-        known = self._recipes.get(served.name)
-        if known is None or known[0] is not served:  # an update may bring another checkpoint
-            for former in served.aliases:
-                self._recipes.pop(former, None)
-            known = self._recipes[served.name] = served, read_recipe(served.info, self._settings)
-        return known[1]
+        self.recipes = PerModel(lambda served: read_recipe(served.info, self._settings))
 
     async def embed(self, wish: Wish) -> Embedded:
         """Compute. RequestError for whatever is wrong with the request; then nothing was computed."""
         served = self.engine.choose(TASK, wish.model)
-        recipe = self.recipe(served)
+        recipe = self.recipes.get(served)
         inputs, single = wish.inputs, wish.inputs.single
         check_batch(len(inputs), self._max_batch, inputs.field)
         check_dimensions(wish.dimensions, recipe)

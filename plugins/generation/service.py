@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from trunkline.core.errors import ConfigError, RequestError
-from trunkline.core.server.api import all_over, check_vocabulary, naming, new_rid
+from trunkline.core.server.api import all_over, check_vocabulary, naming, new_rid, too_long
 from trunkline.core.types import INT64_MIN, EngineClient, Int64, ServedModel, Settings, Submission
 
 from .params import Sampling, parse_sampling
@@ -156,7 +156,7 @@ def check_prompt(prompt: Listing[int], served: ServedModel) -> None:
     if not prompt:
         raise RequestError("The prompt has no tokens; at least one is needed.")
     if length >= context:
-        raise RequestError(f"The input ({length} tokens) is longer than the model's context length ({context} tokens).")
+        raise too_long(length, context)
     allowed = input_limit(served)
     if length >= allowed:
         raise RequestError(

@@ -53,7 +53,7 @@ def live_routes(service: Service) -> list[Any]:
     @get("/expert_distribution/page", opt=page_opt, summary="Heat map of experts")
     async def page() -> Response[bytes]:
         """A page that draws the stream as a heat map. It holds no data: it asks with the key that is typed into it."""
-        return Response(PAGE, media_type="text/html", headers=HEADERS)
+        return Response(PAGE, media_type=HTML, headers=HEADERS)
 
     return [look, stream, page]
 

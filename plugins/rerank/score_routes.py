@@ -25,6 +25,7 @@ from trunkline.core.server.api import (
     read_body,
     read_salt,
     run_in_slices,
+    token_usage,
     while_connected,
 )
 from trunkline.core.types import Reply
@@ -36,7 +37,7 @@ from .prompts import Prompt, split_prompts
 from .reply_schemas import PairScores, Scoring
 from .reranker import QUERY, Field, Limits, Reranker, read_values, uncounted
 from .schemas import RerankParams, check_labels
-from .service import Job, Scored, Service, check_texts, lengths, new_id, token_usage, usage
+from .service import Job, Scored, Service, check_texts, lengths, new_id, usage
 
 
 def score_routes(service: Service) -> list[Any]:
@@ -268,7 +269,7 @@ def _scoring(reranker: Reranker, body: ScoreBody, scores: list[list[float]], met
         {
             "scores": scores,
             "model": reranker.served.name,
-            "usage": token_usage(tokens, sum(meta["cached_tokens"] for meta in metas)),
+            "usage": token_usage(tokens, cached=sum(meta["cached_tokens"] for meta in metas)),
             "object": "scoring",
             "meta_info": metas,
         }

@@ -11,14 +11,16 @@ from trunkline.core.server.api import (
     Cut,
     Item,
     ItemMeta,
+    PerModel,
     Usage,
     check_batch,
     item_meta,
     new_rid,
     run_all,
     run_in_slices,
+    token_usage,
 )
-from trunkline.core.types import EngineClient, Reply, Settings
+from trunkline.core.types import EngineClient, Reply, ServedModel, Settings
 
 from .reranker import DOCUMENTS, QUERY, Field, Limits, Reranker
 from .schemas import RerankParams
@@ -55,18 +57,14 @@ class Service:
         self.engine = engine
         self.settings: RerankSettings = settings[GROUP]
         self.max_batch: int = settings["server"].max_batch_size
-        self._rerankers: dict[str, Reranker] = {}
+        self._rerankers = PerModel(self._reranker)
 
     def reranker(self, model: str | None) -> Reranker:
         """The reranker that a request means. RequestError when its model can't."""
-        served = self.engine.choose(TASK, model)
-        found = self._rerankers.get(served.name)
-        if found is None or found.served is not served:  # an update may bring another checkpoint
-            for former in served.aliases:
-                self._rerankers.pop(former, None)
-            found = Reranker(served, self.engine.tokenizer(served.name), self.settings)
-            self._rerankers[served.name] = found
-        return found
+        return self._rerankers.get(self.engine.choose(TASK, model))
+
+    def _reranker(self, served: ServedModel) -> Reranker:
+        return Reranker(served, self.engine.tokenizer(served.name), self.settings)
 
     async def score(self, reranker: Reranker, job: Job, rid: str) -> list[Scored]:
         """Score all pairs, in their order. Raises the first error; when the caller is cancelled all is."""
@@ -182,16 +180,7 @@ def check_texts(texts: Sequence[str], field: Field) -> None:
 
 def usage(scored: Sequence[Scored]) -> Usage:
     """OpenAI's object for the tokens of all pairs."""
-    return token_usage(sum(one.prompt_tokens for one in scored), sum(one.cached_tokens for one in scored))
-
-
-def token_usage(tokens: int, cached: int) -> Usage:
-    return {
-        "prompt_tokens": tokens,
-        "total_tokens": tokens,
-        "completion_tokens": 0,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
+    return token_usage(sum(one.prompt_tokens for one in scored), cached=sum(one.cached_tokens for one in scored))
 
 
 def new_id(kind: str) -> str:

@@ -16,6 +16,7 @@ from trunkline.core.server.api import (
     read_body,
     read_salt,
     spread_ids,
+    token_usage,
     while_connected,
 )
 
@@ -86,10 +87,5 @@ def answer(scored: Scored, *, activate: bool) -> LabelsReply:
         "created": int(time.time()),
         "model": scored.served.name,
         "data": data,
-        "usage": {
-            "prompt_tokens": tokens,
-            "total_tokens": tokens,
-            "completion_tokens": 0,
-            "prompt_tokens_details": {"cached_tokens": sum(reply.cached_tokens for reply in scored.replies)},
-        },
+        "usage": token_usage(tokens, cached=sum(reply.cached_tokens for reply in scored.replies)),
     }

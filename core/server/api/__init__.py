@@ -52,7 +52,7 @@ from .fields import (
     TruncateTokens,
     TruncationSide,
 )
-from .gather import all_over, item_meta, run_all
+from .gather import all_over, item_meta, run_all, token_usage
 from .inputs import (
     Inputs,
     check_batch,
@@ -67,7 +67,8 @@ from .inputs import (
     spread_rids,
 )
 from .media_types import HTML, JSON, SSE, TEXT
-from .prepare import Item, Shaper, encode_pair, prepare
+from .per_model import PerModel
+from .prepare import Item, Shaper, check_tokenizer, encode_pair, prepare
 from .reply_schemas import CachedTokens, Cut, FinishReason, ItemMeta, OpenAIError, Usage
 from .streams import ABORT_EXTENSION, EventStream, while_connected
 
@@ -101,6 +102,7 @@ __all__ = [
     "OpenAIPoolingBody",
     "OverridesOption",
     "Padding",
+    "PerModel",
     "Placement",
     "Refused",
     "SGLangPoolingBody",
@@ -114,6 +116,7 @@ __all__ = [
     "asked_about",
     "check_batch",
     "check_characters",
+    "check_tokenizer",
     "check_vocabulary",
     "choose",
     "clip_text",
@@ -147,6 +150,7 @@ __all__ = [
     "spread_rids",
     "sse",
     "template_variables",
+    "token_usage",
     "too_long",
     "while_connected",
 ]

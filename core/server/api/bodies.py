@@ -19,6 +19,7 @@ from trunkline.core.errors import RequestError
 
 from .body_limits import BodyLimits, InvalidBody
 from .fields import check_refused
+from .media_types import JSON, TEXT
 
 S = TypeVar("S", bound=Struct)
 AnyRequest = Request[Any, Any, Any]
@@ -47,7 +48,12 @@ def encode(value: Any) -> bytes:
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:
     """A response with ``value`` as JSON."""
-    return Response(encode(value), status_code=status, media_type="application/json", headers=headers)
+    return Response(encode(value), status_code=status, media_type=JSON, headers=headers)
+
+
+def empty_response(status: int = 200) -> Response[bytes]:
+    """A response without a body."""
+    return Response(b"", status_code=status, media_type=TEXT)
 
 
 async def read_body(request: AnyRequest, kind: type[S]) -> S:

@@ -13,7 +13,7 @@ from trunkline.core.types import EngineClient, Reply, ServedModel, Submission
 
 from .inputs import named, naming
 from .prepare import Item
-from .reply_schemas import FinishReason, ItemMeta
+from .reply_schemas import FinishReason, ItemMeta, Usage
 
 
 async def run_all(
@@ -87,3 +87,9 @@ def item_meta(reply: Reply, served: ServedModel, item: Item, *, cached: bool = F
     if cached:
         meta["cached_tokens"] = reply.cached_tokens
     return {**meta, **item.report}
+
+
+def token_usage(prompt: int, completion: int = 0, cached: int | None = None) -> Usage:
+    """OpenAI's token counts; ``cached`` None leaves out the details of the prompt."""
+    usage: Usage = {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+    return usage if cached is None else {**usage, "prompt_tokens_details": {"cached_tokens": cached}}

@@ -125,11 +125,7 @@ class Shaper:
         return self._cut(ids, special_ends_of(ids, self._special, self._ends))
 
     def _text(self, text: Text) -> Item:
-        tokenizer = self._tokenizer
-        if tokenizer is None:
-            raise RequestError(
-                f"{self._served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids."
-            )
+        tokenizer = check_tokenizer(self._tokenizer, self._served)
         if not isinstance(text, str):
             return self._pair(tokenizer, text[0], text[1])
         whole = text if self._dress is None else self._dress(text)
@@ -165,6 +161,13 @@ class Shaper:
             )
         kept, _ = fit(ids[begin:end], self._limit - rest, self._how, 0, 0)
         return Item(ids[:begin] + kept + ids[end:], second_at, True, len(ids) if part is second else 0)
+
+
+def check_tokenizer(tokenizer: Tokenizer | None, served: ServedModel) -> Tokenizer:
+    """RequestError when a model that was sent text has no tokenizer."""
+    if tokenizer is None:
+        raise RequestError(f"{served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids.")
+    return tokenizer
 
 
 def empty() -> RequestError:

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from trunkline.core.client.models import named
 from trunkline.core.server.api import TEXT, AnyRequest, InvalidBody, json_response, read_body
+from trunkline.core.server.api.bodies import empty_response
 from trunkline.core.server.api.reply_schemas import EnabledPlugin, NativeError
 from trunkline.core.types import EngineClient, ServedModel
 
@@ -49,14 +50,14 @@ def admin_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
         wait = _seconds(request.query_params.get("timeout"))
         chosen = named(engine.models, request.query_params.get("model"))
         problem = await flusher.flush([chosen] if chosen else engine.models, wait)
-        return Response(problem or FLUSHED, status_code=400 if problem else 200, media_type="text/plain")
+        return Response(problem or FLUSHED, status_code=400 if problem else 200, media_type=TEXT)
 
     @post("/abort_request", opt=admin | {"body": AbortBody, "replies": {200: None}}, status_code=200)
     async def abort_request(request: AnyRequest) -> Response[bytes]:
         """End requests whose id begins with ``rid``, or all; they answer with what they have."""
         body = await read_body(request, AbortBody)
         engine.abort(body.rid or "", everything=bool(body.abort_all))
-        return Response(b"", media_type="text/plain")
+        return empty_response()
 
     enabling = admin | {"replies": {200: EnabledPlugin, 404: NativeError}}
 

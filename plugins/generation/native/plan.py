@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import Inputs, check_characters, naming, read_salt, spread_ids, spread_rids
+from trunkline.core.server.api import (
+    Inputs,
+    check_characters,
+    check_tokenizer,
+    naming,
+    read_salt,
+    spread_ids,
+    spread_rids,
+)
 from trunkline.core.types import ServedModel
 from trunkline.plugins.generation.params import Sampling
 from trunkline.plugins.generation.service import Job, Service, check_prompt
@@ -53,8 +61,7 @@ def _inputs(body: GenerateBody) -> Inputs:
 
 
 async def _tokenize(service: Service, served: ServedModel, inputs: Inputs) -> list[list[int]]:
-    if service.engine.tokenizer(served.name) is None:
-        raise RequestError(f"{served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids.")
+    check_tokenizer(service.engine.tokenizer(served.name), served)
     texts = [str(text) for text in inputs.texts]
     for index, text in enumerate(texts):
         with naming(inputs.field, index, single=inputs.single):
