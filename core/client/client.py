@@ -17,7 +17,7 @@ from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.host import Host
 from trunkline.core.types import Reply, ServedModel, Submission, Tokenizer
 
-from .models import choose, version_of
+from .models import choose_model, version_of
 from .replies import EngineReply, as_error, engine_down, response_id
 from .request_ids import check_rids
 from .status import Status
@@ -95,7 +95,7 @@ class Client(Generic[T]):
         return ready.models if ready is not None else ()
 
     def choose(self, task: str, name: str | None = None) -> ServedModel:
-        return choose(self.models, task, name)
+        return choose_model(self.models, task, name)
 
     def tokenizer(self, model: str) -> Tokenizer | None:
         return self._tokenizers.get(model)  # by the name that ``choose`` gives

@@ -30,7 +30,7 @@ def read_truncate(given: Truncation) -> str:
     return given.lower()
 
 
-def too_long(count: int, limit: int) -> RequestError:
+def too_long_error(count: int, limit: int) -> RequestError:
     """The error for an input of ``count`` tokens where ``limit`` are allowed."""
     return RequestError(f"The input ({count} tokens) is longer than the model's context length ({limit} tokens).")
 
@@ -52,7 +52,7 @@ def check_characters(count: int, limit: int) -> None:
 def clip_text(tokenizer: Tokenizer, text: str, limit: int, how: str, *, special: bool = True) -> str:
     """``text`` itself, or of a very long one a part with more than ``limit`` tokens, from the end that is kept.
 
-    ``how`` as in :func:`fit`. RequestError when the text may not be cut and has more than
+    ``how`` as in :func:`truncate_ids`. RequestError when the text may not be cut and has more than
     :func:`most_characters`, or when so many of its characters have too few tokens.
     """
     most = most_characters(limit)
@@ -71,7 +71,7 @@ def clip_text(tokenizer: Tokenizer, text: str, limit: int, how: str, *, special:
     )
 
 
-def fit(ids: list[int], limit: int, how: str, head: int, tail: int) -> tuple[list[int], bool]:
+def truncate_ids(ids: list[int], limit: int, how: str, head: int, tail: int) -> tuple[list[int], bool]:
     """At most ``limit`` ids, and whether some were cut.
 
     ``how`` is the end that is cut off, ``"start"`` or ``"end"``, or ``"none"``. The first ``head``
@@ -82,13 +82,13 @@ def fit(ids: list[int], limit: int, how: str, head: int, tail: int) -> tuple[lis
         return ids, False
     room = limit - head - tail
     if how == "none" or room < 1:
-        raise too_long(len(ids), limit)
+        raise too_long_error(len(ids), limit)
     last = len(ids) - tail
     first = head if how == "end" else last - room
     return ids[:head] + ids[first : first + room] + ids[last:], True
 
 
-def special_ends(tokenizer: Tokenizer) -> tuple[int, int]:
+def special_token_counts(tokenizer: Tokenizer) -> tuple[int, int]:
     """How many special tokens the tokenizer adds before and after a text."""
     plain, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a", add_special_tokens=True)
     for head in range(len(whole) - len(plain) + 1):
@@ -97,8 +97,8 @@ def special_ends(tokenizer: Tokenizer) -> tuple[int, int]:
     return 0, 0
 
 
-def special_ends_of(ids: list[int], special: frozenset[int], ends: tuple[int, int]) -> tuple[int, int]:
-    """As :func:`special_ends`, for ids that came without text: at most ``ends``, where special ids really stand."""
+def special_token_counts_of(ids: list[int], special: frozenset[int], ends: tuple[int, int]) -> tuple[int, int]:
+    """As :func:`special_token_counts`, for ids that came without text: ``ends``, or as many as are special ids."""
     head, tail = ends
     first = next((index for index in range(head) if index >= len(ids) or ids[index] not in special), head)
     last = next((index for index in range(tail) if index >= len(ids) or ids[-1 - index] not in special), tail)

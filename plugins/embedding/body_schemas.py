@@ -8,12 +8,12 @@ from msgspec import Struct
 
 from trunkline.core.server.api import (
     Ignored,
-    Later,
     OpenAIPoolingBody,
     OverridesOption,
     Refused,
     SGLangPoolingBody,
     Truncation,
+    Unsupported,
 )
 
 from .schemas import Dimensions
@@ -54,11 +54,11 @@ class EmbeddingsBody(OpenAIPoolingBody):
         None
     )
     use_activation: Annotated[Any, Refused("{field} is not supported; normalize is.", empty=False)] = None
-    late_chunking: Later = None
+    late_chunking: Unsupported = None
     return_multivector: Annotated[Any, Refused("{field} is not supported: each text has one vector.")] = None
     modality: Annotated[Any, Refused("{field} is not supported: this server takes text only.", ("text",))] = None
-    lora_path: Later = None
-    embed_overrides: Later = None
+    lora_path: Unsupported = None
+    embed_overrides: Unsupported = None
     embed_override_token_id: OverridesOption = None
 
 

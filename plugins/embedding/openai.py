@@ -11,9 +11,9 @@ from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
     AnyRequest,
     Inputs,
-    encode,
+    encode_json,
     json_response,
-    naming,
+    locate_errors,
     read_body,
     read_salt,
     token_usage,
@@ -56,7 +56,7 @@ def openai_routes(service: Service) -> list[Any]:
             guard_ids=True,
         )
         embedded = await while_connected(request, service.embed(wish))
-        return json_response(await service.off_loop(len(embedded.items), lambda: encode(_answer(embedded, form))))
+        return json_response(await service.off_loop(len(embedded.items), lambda: encode_json(_answer(embedded, form))))
 
     return [embeddings]
 
@@ -76,7 +76,7 @@ def read_input(given: str | list[str | int | list[int]]) -> Inputs:
     if len(ids) < len(given):
         raise RequestError("input must hold only texts, only token ids, or only lists of token ids.", param="input")
     for index, one in enumerate(ids):
-        with naming("input", index):
+        with locate_errors("input", index):
             if not one:
                 raise RequestError("Input cannot be empty", param="input")
     return Inputs(ids=ids)
@@ -89,7 +89,7 @@ def _text(text: str) -> str:
 
 
 def _text_at(index: int, text: str) -> str:
-    with naming("input", index):
+    with locate_errors("input", index):
         return _text(text)
 
 

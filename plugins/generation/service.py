@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from trunkline.core.errors import ConfigError, RequestError
-from trunkline.core.server.api import all_over, check_vocabulary, naming, new_rid, too_long
+from trunkline.core.server.api import check_vocabulary, locate_errors, new_rid, too_long_error, wait_for_all
 from trunkline.core.types import INT64_MIN, EngineClient, Int64, ServedModel, Settings, Submission
 
 from .params import Sampling, parse_sampling
@@ -80,7 +80,7 @@ class Service:
                 if len(prompt) > 1
             ]
             if primes:
-                await all_over(self.engine.submit(job.served.name, TASK, primes))
+                await wait_for_all(self.engine.submit(job.served.name, TASK, primes))
         items = self._submissions(job)
         replies = self.engine.submit(job.served.name, TASK, items)
         tokenizer = self.engine.tokenizer(job.served.name)
@@ -97,9 +97,9 @@ class Service:
     async def complete(self, job: Job) -> list[Sequence]:
         """Run a job to its end. Raises the first failure; then, and when the caller is cancelled, all is cancelled."""
         sequences = await self.run(job)
-        await all_over([sequence.reply for sequence in sequences])
+        await wait_for_all([sequence.reply for sequence in sequences])
         for index, sequence in enumerate(sequences):
-            with naming(job.field, index // job.n, single=job.single):
+            with locate_errors(job.field, index // job.n, single=job.single):
                 sequence.check()
         if len(sequences) <= ON_LOOP:
             refresh_all(sequences)
@@ -156,7 +156,7 @@ def check_prompt(prompt: Listing[int], served: ServedModel) -> None:
     if not prompt:
         raise RequestError("The prompt has no tokens; at least one is needed.")
     if length >= context:
-        raise too_long(length, context)
+        raise too_long_error(length, context)
     allowed = input_limit(served)
     if length >= allowed:
         raise RequestError(

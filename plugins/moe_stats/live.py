@@ -15,9 +15,9 @@ from trunkline.core.server.api import (
     EventStream,
     ModelQuery,
     OpenAIError,
+    event_frame,
     is_draining,
     json_response,
-    sse,
 )
 
 from .page import HEADERS, PAGE
@@ -59,7 +59,7 @@ def live_routes(service: Service) -> list[Any]:
 
 
 async def _events(service: Service, request: AnyRequest, first: Snapshot) -> AsyncIterator[bytes]:
-    yield sse(report(first))
+    yield event_frame(report(first))
     while not is_draining(request):  # nobody waits for a stream that has no end
         await asyncio.sleep(EVENT_SECONDS)
-        yield sse(report(await service.run(LOOK, model_of(request))))
+        yield event_frame(report(await service.run(LOOK, model_of(request))))

@@ -9,13 +9,13 @@ from msgspec import Meta, Struct
 from trunkline.core.server.api import (
     Accounting,
     Ignored,
-    Later,
     MediaOption,
     Padding,
     Refused,
     TruncateTokens,
     Truncation,
     TruncationSide,
+    Unsupported,
 )
 from trunkline.core.types import CacheKey, Int64
 
@@ -61,7 +61,7 @@ class RerankBody(Struct):
     truncation: TruncateTokens = None
     max_doc_length: Annotated[Any, Refused("{field} is not supported; max_tokens_per_doc is.", empty=False)] = None
     max_query_length: Annotated[Any, Refused("{field} is not supported: a query is never cut.", empty=False)] = None
-    return_embeddings: Later = None
+    return_embeddings: Unsupported = None
     padding: Padding = None
     truncation_side: TruncationSide = None
     mm_processor_kwargs: MediaOption = None
@@ -93,9 +93,9 @@ class ScoreBody(Struct):
     data_2: OtherPairs = None
     queries: OtherPairs = None
     documents: OtherPairs = None
-    query_embed_overrides: Later = None
-    item_embed_overrides: Later = None
-    return_pooled_hidden_states: Later = None
+    query_embed_overrides: Unsupported = None
+    item_embed_overrides: Unsupported = None
+    return_pooled_hidden_states: Unsupported = None
     truncate_prompt_tokens: TruncateTokens = None
     padding: Padding = None
     truncation_side: TruncationSide = None

@@ -8,10 +8,10 @@ from msgspec import Struct
 
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
-    Cut,
-    Item,
     ItemMeta,
     PerModel,
+    PreparedInput,
+    TruncationReport,
     Usage,
     check_batch,
     item_meta,
@@ -46,7 +46,7 @@ class Scored(Struct, frozen=True):
     score: float
     prompt_tokens: int
     cached_tokens: int
-    report: Cut  # of a document that was cut, see Item.report
+    report: TruncationReport  # of a document that was cut, see PreparedInput.report
     meta: ItemMeta
 
 
@@ -77,11 +77,11 @@ class Service:
         )
         return [self._scored(reranker, own, some) for own, some in zip(pieces, replies, strict=True)]
 
-    async def _prompts(self, reranker: Reranker, job: Job) -> list[list[Item]]:
+    async def _prompts(self, reranker: Reranker, job: Job) -> list[list[PreparedInput]]:
         """Prompts of all pairs. RequestError when documents fall into more chunks than a request may have items."""
         chunks = 0
 
-        def prompts(start: int, end: int) -> list[list[Item]]:
+        def prompts(start: int, end: int) -> list[list[PreparedInput]]:
             nonlocal chunks
             pieces = reranker.items(
                 job.queries[start:end],
@@ -105,7 +105,7 @@ class Service:
     async def run(
         self,
         reranker: Reranker,
-        pieces: Sequence[Sequence[Item]],
+        pieces: Sequence[Sequence[PreparedInput]],
         params: RerankParams,
         rid: str,
         *,
@@ -133,7 +133,7 @@ class Service:
         return [[next(replies) for _ in items] for items in pieces]
 
     @staticmethod
-    def _scored(reranker: Reranker, items: Sequence[Item], replies: Sequence[Reply]) -> Scored:
+    def _scored(reranker: Reranker, items: Sequence[PreparedInput], replies: Sequence[Reply]) -> Scored:
         """The best of a document's chunks, with the tokens of all."""
         logits = [reranker.logit(reply.data) for reply in replies]
         best = max(range(len(logits)), key=logits.__getitem__)

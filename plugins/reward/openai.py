@@ -11,11 +11,11 @@ from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
     AnyRequest,
     Inputs,
+    as_id_lists,
     json_response,
     new_rid,
     read_body,
     read_salt,
-    spread_ids,
     token_usage,
     while_connected,
 )
@@ -63,7 +63,7 @@ def _inputs(body: OpenAIClassifyBody) -> Inputs:
         return Inputs(texts=[entry for entry in body.input if isinstance(entry, str)])
     if str in kinds:
         raise RequestError("input mixes texts and token ids.", param="input")
-    ids, single = spread_ids(cast("list[int | list[int]]", body.input), "input")
+    ids, single = as_id_lists(cast("list[int | list[int]]", body.input), "input")
     return Inputs(ids=ids, single=single)
 
 

@@ -41,14 +41,14 @@ class ClientGone(RequestError):
 # -- bodies ----------------------------------------------------------------------------------
 
 
-def encode(value: Any) -> bytes:
+def encode_json(value: Any) -> bytes:
     """JSON bytes; NaN and infinities become null."""
     return _encoder.encode(value)
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:
     """A response with ``value`` as JSON."""
-    return Response(encode(value), status_code=status, media_type=JSON, headers=headers)
+    return Response(encode_json(value), status_code=status, media_type=JSON, headers=headers)
 
 
 def empty_response(status: int = 200) -> Response[bytes]:
@@ -181,9 +181,9 @@ def error_frame(error: RequestError, dialect: str = "native") -> bytes:
     status = error_status(error, dialect)
     kind = "invalid_request_error" if status < 500 else "server_error"
     detail = {"message": error.message, "type": kind, "param": error.param, "code": status}
-    return sse({"error": detail})
+    return event_frame({"error": detail})
 
 
-def sse(value: Any) -> bytes:
+def event_frame(value: Any) -> bytes:
     """One server-sent event with ``value`` as JSON."""
-    return b"data: " + encode(value) + b"\n\n"
+    return b"data: " + encode_json(value) + b"\n\n"

@@ -12,8 +12,6 @@ from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
 from .fields import (
     Accounting,
     Ignored,
-    Later,
-    Media,
     MediaOption,
     MessagesOption,
     OverridesOption,
@@ -22,6 +20,8 @@ from .fields import (
     Refused,
     TruncateTokens,
     TruncationSide,
+    Unsupported,
+    UnsupportedMedia,
 )
 
 
@@ -36,17 +36,17 @@ class SGLangPoolingBody(Struct):
     extra_key: CacheKey | None = None
     cache_salt: CacheKey | None = None
     truncate: Truncation = None
-    input_embeds: Later = None
-    image_data: Media = None
-    video_data: Media = None
-    audio_data: Media = None
-    lora_path: Later = None
-    lora_id: Later = None
-    embed_overrides: Later = None
-    positional_embed_overrides: Later = None
-    multi_item_delimiter_indices: Later = None
-    return_pooled_hidden_states: Later = None
-    return_prompt_token_ids: Later = None
+    input_embeds: Unsupported = None
+    image_data: UnsupportedMedia = None
+    video_data: UnsupportedMedia = None
+    audio_data: UnsupportedMedia = None
+    lora_path: Unsupported = None
+    lora_id: Unsupported = None
+    embed_overrides: Unsupported = None
+    positional_embed_overrides: Unsupported = None
+    multi_item_delimiter_indices: Unsupported = None
+    return_pooled_hidden_states: Unsupported = None
+    return_prompt_token_ids: Unsupported = None
     modalities: MediaOption = None
     log_metrics: Accounting = None
     data_parallel_rank: Placement = None

@@ -50,9 +50,9 @@ class Ignored:
     why: str
 
 
-Later = Annotated[Any, Refused()]
+Unsupported = Annotated[Any, Refused()]
 OnlyNull = Annotated[Any, Refused(empty=False)]  # a field of which 0 or {} asks for something, too
-Media = Annotated[Any, Refused("{field} is not supported: this server takes text only. Leave it out.")]
+UnsupportedMedia = Annotated[Any, Refused("{field} is not supported: this server takes text only. Leave it out.")]
 MediaOption = Annotated[Any, Ignored("it is about images, video or audio, which are refused")]
 Accounting = Annotated[Any, Ignored("the server keeps no record of requests for its clients")]
 Placement = Annotated[Any, Ignored("it chooses between replicas, and this server is one")]

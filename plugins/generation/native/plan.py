@@ -7,12 +7,12 @@ from typing import Any
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
     Inputs,
+    as_id_lists,
+    assign_rids,
     check_characters,
     check_tokenizer,
-    naming,
+    locate_errors,
     read_salt,
-    spread_ids,
-    spread_rids,
 )
 from trunkline.core.types import ServedModel
 from trunkline.plugins.generation.params import Sampling
@@ -29,10 +29,10 @@ async def plan(service: Service, body: GenerateBody) -> tuple[Job, bool]:
     samplings, explicit = _samplings(service, body, len(inputs), single=inputs.single)
     n = samplings[0].n if samplings else 1
     service.check_batch(len(inputs), n)
-    rids = spread_rids(body.rid, len(inputs), single=inputs.single, samples=n)
+    rids = assign_rids(body.rid, len(inputs), single=inputs.single, samples=n)
     prompts = inputs.ids or await _tokenize(service, served, inputs)
     for index, (prompt, wanted) in enumerate(zip(prompts, explicit, strict=True)):
-        with naming(inputs.field, index, single=inputs.single):
+        with locate_errors(inputs.field, index, single=inputs.single):
             check_prompt(prompt, served)
             _check_total(len(prompt), wanted, served)
     job = Job(
@@ -51,7 +51,7 @@ async def plan(service: Service, body: GenerateBody) -> tuple[Job, bool]:
 def _inputs(body: GenerateBody) -> Inputs:
     """The body's texts or lists of token ids. Ids win over text."""
     if body.input_ids is not None:
-        ids, single = spread_ids(body.input_ids)
+        ids, single = as_id_lists(body.input_ids)
         return Inputs(ids=ids, single=single, field="input_ids")
     if body.text is None:
         raise RequestError("Either text, input_ids or input_embeds should be provided.")
@@ -64,11 +64,11 @@ async def _tokenize(service: Service, served: ServedModel, inputs: Inputs) -> li
     check_tokenizer(service.engine.tokenizer(served.name), served)
     texts = [str(text) for text in inputs.texts]
     for index, text in enumerate(texts):
-        with naming(inputs.field, index, single=inputs.single):
+        with locate_errors(inputs.field, index, single=inputs.single):
             check_characters(len(text), served.info.context_length)
     prompts = await service.engine.tokenize(served.name, texts)
     for index, prompt in enumerate(prompts):
-        with naming(inputs.field, index, single=inputs.single):
+        with locate_errors(inputs.field, index, single=inputs.single):
             if not prompt:
                 raise RequestError("texts cannot be empty: tokenising gave no token.")
     return prompts
@@ -91,7 +91,7 @@ def _samplings(
         )
     samplings = []
     for index, params in enumerate(given):
-        with naming("sampling_params", index):
+        with locate_errors("sampling_params", index):
             samplings.append(service.sampling(params))
     if len({sampling.n for sampling in samplings}) > 1:
         raise RequestError("The parallel_sample_num should be the same for all samples in sample params.", param="n")

@@ -17,9 +17,9 @@ from trunkline.core.server.api import (
     EventStream,
     OpenAIError,
     error_frame,
+    event_frame,
     json_response,
     read_body,
-    sse,
     while_connected,
 )
 from trunkline.plugins.generation.frames import arrivals
@@ -99,5 +99,5 @@ async def frames(sequences: list[Sequence], every: list[int], *, single: bool) -
         due[index] = count + every[index] - (count - 1) % every[index]
         sequence.refresh()
         record = sequence.record()
-        yield sse(record if single else record | {"index": index})
+        yield event_frame(record if single else record | {"index": index})
     yield DONE

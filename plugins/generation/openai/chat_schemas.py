@@ -9,13 +9,13 @@ from msgspec import Meta, Struct
 from trunkline.core.server.api import (
     Accounting,
     Ignored,
-    Later,
-    Media,
     MediaOption,
     OnlyNull,
     Placement,
     Refused,
     TruncationSide,
+    Unsupported,
+    UnsupportedMedia,
 )
 from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
 from trunkline.plugins.generation.native.body_schemas import ExpertsOption, LogitProcessor, ProcessorOnly
@@ -49,10 +49,10 @@ class Message(Struct):
     reasoning_content: str | None = None
     reasoning: str | None = None
     thinking: str | None = None
-    tool_calls: Later = None
-    tools: Later = None
-    function_call: Later = None
-    audio: Media = None
+    tool_calls: Unsupported = None
+    tools: Unsupported = None
+    function_call: Unsupported = None
+    audio: UnsupportedMedia = None
     refusal: Annotated[Any, Refused("{field} is not supported; send its text as the content.")] = None
 
 
@@ -88,15 +88,15 @@ class ChatBody(Struct):
     # OpenAI's, refused
     frequency_penalty: Penalty = None
     presence_penalty: Penalty = None
-    logit_bias: Later = None
-    logprobs: Later = None
-    top_logprobs: Later = None
+    logit_bias: Unsupported = None
+    logprobs: Unsupported = None
+    top_logprobs: Unsupported = None
     response_format: Annotated[Any, Refused(neutral=({"type": "text"},))] = None
-    tools: Later = None
+    tools: Unsupported = None
     tool_choice: Annotated[Any, Refused(neutral=("none", "auto"))] = None
-    functions: Later = None
+    functions: Unsupported = None
     function_call: Annotated[Any, Refused(neutral=("none", "auto"))] = None
-    audio: Media = None
+    audio: UnsupportedMedia = None
     modalities: Annotated[Any, Refused(neutral=(["text"],))] = None
     moderation: OnlyNull = None
     verbosity: Annotated[Any, Refused(neutral=("medium",))] = None
@@ -107,52 +107,52 @@ class ChatBody(Struct):
     ] = None
     input_ids: Annotated[Any, Refused("{field} belongs to /generate; a chat is made of messages.")] = None
     repetition_penalty: Annotated[Any, Refused(neutral=(1,))] = None
-    min_tokens: Later = None
-    regex: Later = None
-    ebnf: Later = None
-    stop_regex: Later = None
-    json_schema: Later = None
-    structural_tag: Later = None
-    structured_outputs: Later = None
-    guided_json: Later = None
-    guided_regex: Later = None
-    guided_choice: Later = None
-    guided_grammar: Later = None
+    min_tokens: Unsupported = None
+    regex: Unsupported = None
+    ebnf: Unsupported = None
+    stop_regex: Unsupported = None
+    json_schema: Unsupported = None
+    structural_tag: Unsupported = None
+    structured_outputs: Unsupported = None
+    guided_json: Unsupported = None
+    guided_regex: Unsupported = None
+    guided_choice: Unsupported = None
+    guided_grammar: Unsupported = None
     reasoning: Annotated[Any, Refused("{field} is not supported; reasoning_effort and chat_template_kwargs are.")] = (
         None
     )
-    task: Later = None
-    vllm_xargs: Later = None
-    kv_transfer_params: Later = None
-    ec_transfer_params: Later = None
-    lora_path: Later = None
-    session_params: Later = None
-    session_id: Later = None
+    task: Unsupported = None
+    vllm_xargs: Unsupported = None
+    kv_transfer_params: Unsupported = None
+    ec_transfer_params: Unsupported = None
+    lora_path: Unsupported = None
+    session_params: Unsupported = None
+    session_id: Unsupported = None
     custom_logit_processor: LogitProcessor = None
     logits_processors: LogitProcessor = None
     max_thinking_tokens: OnlyNull = None
     thinking_token_budget: OnlyNull = None
     include_reasoning: Annotated[Any, Refused(neutral=(True,), empty=False)] = None
-    return_hidden_states: Later = None
-    return_routed_experts: Later = None
-    return_prompt_token_ids: Later = None
-    return_token_ids: Later = None
-    return_meta_info: Later = None
-    return_cached_tokens_details: Later = None
-    return_prompt_text: Later = None
-    documents: Later = None
-    echo: Later = None
-    add_special_tokens: Later = None
+    return_hidden_states: Unsupported = None
+    return_routed_experts: Unsupported = None
+    return_prompt_token_ids: Unsupported = None
+    return_token_ids: Unsupported = None
+    return_meta_info: Unsupported = None
+    return_cached_tokens_details: Unsupported = None
+    return_prompt_text: Unsupported = None
+    documents: Unsupported = None
+    echo: Unsupported = None
+    add_special_tokens: Unsupported = None
     truncate_prompt_tokens: OnlyNull = None
     best_of: Annotated[Any, Refused(neutral=(1,))] = None
-    use_beam_search: Later = None
+    use_beam_search: Unsupported = None
     include_stop_str_in_output: Annotated[Any, Refused("{field} is not supported; no_stop_trim does the same.")] = None
-    allowed_token_ids: Later = None
-    bad_words: Later = None
+    allowed_token_ids: Unsupported = None
+    bad_words: Unsupported = None
     prompt_logprobs: OnlyNull = None
-    logprob_token_ids: Later = None
-    repetition_detection: Later = None
-    watermarking: Later = None
+    logprob_token_ids: Unsupported = None
+    repetition_detection: Unsupported = None
+    watermarking: Unsupported = None
     # without an effect
     user: Accounting = None
     store: Accounting = None
