@@ -41,6 +41,11 @@ class Job(Struct, frozen=True, kw_only=True):
     def n(self) -> int:
         return self.samplings[0].n if self.samplings else 1
 
+    @property
+    def one_sequence(self) -> bool:
+        """Whether it is one prompt, not in a list, and one sample of it: the reply is one object then, else a list."""
+        return self.single and self.n == 1
+
 
 class Service:
     """The front's part of generation: limits, seeds, submitting."""

@@ -72,7 +72,7 @@ async def ask(engine: EngineClient, settings: Any) -> dict[str, Any]:
     answers: dict[str, Any] = {}
 
     async def generate(name: str, **body: Any) -> None:
-        job, _ = await plan(talk, GenerateBody(rid=f"{name}-id", **body))
+        job = await plan(talk, GenerateBody(rid=f"{name}-id", **body))
         sequences = await talk.complete(job)
         answers[name] = [{**sequence.record(), "meta_info": None} for sequence in sequences]
 

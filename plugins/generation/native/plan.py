@@ -22,8 +22,8 @@ from trunkline.plugins.generation.settings import TASK
 from .body_schemas import GenerateBody
 
 
-async def plan(service: Service, body: GenerateBody) -> tuple[Job, bool]:
-    """The job, and whether the answer is one object. RequestError for whatever is wrong with the request."""
+async def plan(service: Service, body: GenerateBody) -> Job:
+    """The job that a body asks for. RequestError for whatever is wrong with the request."""
     served = service.engine.choose(TASK, body.model)
     inputs = _inputs(body)
     samplings, explicit = _samplings(service, body, len(inputs), single=inputs.single)
@@ -35,7 +35,7 @@ async def plan(service: Service, body: GenerateBody) -> tuple[Job, bool]:
         with locate_errors(inputs.field, index, single=inputs.single):
             check_prompt(prompt, served)
             _check_total(len(prompt), wanted, served)
-    job = Job(
+    return Job(
         served=served,
         prompts=prompts,
         samplings=samplings,
@@ -45,7 +45,6 @@ async def plan(service: Service, body: GenerateBody) -> tuple[Job, bool]:
         field=inputs.field,
         single=inputs.single,
     )
-    return job, inputs.single and n == 1
 
 
 def _inputs(body: GenerateBody) -> Inputs:
