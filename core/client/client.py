@@ -17,8 +17,9 @@ from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.host import Host
 from trunkline.core.types import Reply, ServedModel, Submission, Tokenizer
 
-from .models import choose, version_of
+from .models import choose_model, version_of
 from .replies import EngineReply, as_error, engine_down, response_id
+from .request_ids import check_rids
 from .status import Status
 from .suspects import Suspects, died_twice
 from .threads import WorkThreads
@@ -94,7 +95,7 @@ class Client(Generic[T]):
         return ready.models if ready is not None else ()
 
     def choose(self, task: str, name: str | None = None) -> ServedModel:
-        return choose(self.models, task, name)
+        return choose_model(self.models, task, name)
 
     def tokenizer(self, model: str) -> Tokenizer | None:
         return self._tokenizers.get(model)  # by the name that ``choose`` gives
@@ -114,7 +115,7 @@ class Client(Generic[T]):
 
     def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[Reply]:
         self._check_up()
-        self._check_rids([item.rid for item in items])
+        check_rids([item.rid for item in items], self._rids)
         served = next((served for served in self.models if served.name == model), None)
         unlucky = self._waiting.make_room(served, model, items)
         messages = [self._message(model, task, item) for item in items]  # encode all before one is queued
@@ -154,15 +155,6 @@ class Client(Generic[T]):
     def _check_up(self) -> None:
         if not self.transport.up:
             raise self.transport.unavailable()
-
-    def _check_rids(self, rids: list[str]) -> None:
-        """An id means one live request, or aborting by id would hit a stranger's."""
-        if len(set(rids)) < len(rids):
-            twice = sorted({rid for rid in rids if rids.count(rid) > 1})
-            raise RequestError(f"Duplicate request IDs detected within the request: {twice}", param="rid")
-        for rid in rids:
-            if rid in self._rids:
-                raise RequestError(f"Duplicate request ID detected: {rid}", param="rid")
 
     def _message(self, model: str, task: str, item: Submission) -> Submit:
         try:

@@ -26,7 +26,7 @@ def find(models: Sequence[ServedModel], name: str | None) -> ServedModel | None:
     return next((model for model in models if name == model.name or name in model.aliases), None)
 
 
-def named(models: Sequence[ServedModel], name: str | None) -> ServedModel | None:
+def named_model(models: Sequence[ServedModel], name: str | None) -> ServedModel | None:
     """The model that ``?model=`` names in a call about models, None when it names none.
 
     With one model loaded an unknown name is ignored; with several it is a RequestError that lists them.
@@ -37,14 +37,14 @@ def named(models: Sequence[ServedModel], name: str | None) -> ServedModel | None
     return found
 
 
-def asked_about(models: Sequence[ServedModel], name: str | None) -> ServedModel:
-    """The model that a call about a model means: the named one, else the primary. Errors as in :func:`named`."""
+def named_or_primary(models: Sequence[ServedModel], name: str | None) -> ServedModel:
+    """The model that a call about a model means: the named one, else the primary. Errors as in :func:`named_model`."""
     if not models:
         raise EngineDown("No model is loaded yet; try again soon.")
-    return named(models, name) or models[0]
+    return named_model(models, name) or models[0]
 
 
-def choose(models: Sequence[ServedModel], task: str, name: str | None = None) -> ServedModel:
+def choose_model(models: Sequence[ServedModel], task: str, name: str | None = None) -> ServedModel:
     """The model for a request: the named one; without a name, the first that serves ``task``.
 
     An unknown name means the only model that serves the task. RequestError when several do (``model_not_found``,

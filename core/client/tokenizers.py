@@ -11,7 +11,8 @@ from trunkline.core.host import Host
 from trunkline.core.model.sources.tokenizer import token_ids
 from trunkline.core.types import EngineClient, ServedModel, Tokenizer
 
-from .truncate import check_characters, turns
+from .slices import run_in_slices
+from .truncate import check_characters
 
 
 class Tokenizers:
@@ -57,15 +58,12 @@ def renamed(tokenizers: Mapping[str, Tokenizer | None], models: Sequence[ServedM
 async def tokenize(
     engine: EngineClient, tokenizer: Tokenizer, texts: Sequence[str], special: bool, limit: int | None
 ) -> list[list[int]]:
-    """Ids of each text, computed in turns as in :func:`prepare`; RequestError for one that is longer by far."""
+    """Ids of each text; RequestError for one that is longer by far than ``limit`` tokens."""
     if limit is not None:
         for text in texts:
             check_characters(len(text), limit)
-    ids: list[list[int]] = []
-    for start, end, size in turns(map(len, texts)):
-        ids += await engine.off_loop(_encode_all, tokenizer, texts[start:end], special, size=size)
-    return ids
 
+    def encode(start: int, end: int) -> list[list[int]]:
+        return [token_ids(tokenizer, text, special) for text in texts[start:end]]
 
-def _encode_all(tokenizer: Tokenizer, texts: Sequence[str], special: bool) -> list[list[int]]:
-    return [token_ids(tokenizer, text, special) for text in texts]
+    return await run_in_slices(engine, map(len, texts), encode)

@@ -1,24 +1,23 @@
 """Cuts inputs that are too long and keeps their special tokens, or raises an error with the numbers.
 
-The time that tokenising a request takes is bounded before it begins, by numbers of characters: of a
-text in relation to the tokens that the model takes, of all texts of a request, and of one piece of work.
+The time that tokenising takes is bounded before it begins, by numbers of characters: here those of a text in
+relation to the tokens that the model takes, in :mod:`.slices` those of a request and of one piece of work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from trunkline.core.errors import RequestError
 from trunkline.core.model.sources.tokenizer import token_ids
 from trunkline.core.types import Tokenizer
 
+from .slices import SLICE
+
 PER_TOKEN = 16  # characters that a text may have for each token of the limit; most tokens have four or five …
 ALLOWANCE = 1 << 17  # … and this many more, for runs of spaces and other text of few tokens
 MOST_TOKENS_HAVE = 6  # characters: so many for each token are looked at first where a text is cut
 MARGIN = 256  # tokens beyond the limit that are looked at: where a text is cut, its last ones may differ
-TURN = 1 << 15  # characters that are tokenised in one go, then other requests' texts get a turn
-MAX_CHARACTERS = 1 << 25  # of all texts of a request, a query counted for each of its documents
 
 Truncation = Literal["none", "start", "end", "NONE", "START", "END"] | bool | None
 """What bodies take: which end is cut off; true means the end, null and false none (TEI), case is free (Cohere)."""
@@ -31,7 +30,7 @@ def read_truncate(given: Truncation) -> str:
     return given.lower()
 
 
-def too_long(count: int, limit: int) -> RequestError:
+def too_long_error(count: int, limit: int) -> RequestError:
     """The error for an input of ``count`` tokens where ``limit`` are allowed."""
     return RequestError(f"The input ({count} tokens) is longer than the model's context length ({limit} tokens).")
 
@@ -53,14 +52,14 @@ def check_characters(count: int, limit: int) -> None:
 def clip_text(tokenizer: Tokenizer, text: str, limit: int, how: str, *, special: bool = True) -> str:
     """``text`` itself, or of a very long one a part with more than ``limit`` tokens, from the end that is kept.
 
-    ``how`` as in :func:`fit`. RequestError when the text may not be cut and has more than
+    ``how`` as in :func:`truncate_ids`. RequestError when the text may not be cut and has more than
     :func:`most_characters`, or when so many of its characters have too few tokens.
     """
     most = most_characters(limit)
     if how == "none":
         check_characters(len(text), limit)
         return text
-    for look in (max(TURN, MOST_TOKENS_HAVE * limit), most):
+    for look in (max(SLICE, MOST_TOKENS_HAVE * limit), most):
         if len(text) <= look:
             return text
         part = text[-look:] if how == "start" else text[:look]
@@ -72,28 +71,7 @@ def clip_text(tokenizer: Tokenizer, text: str, limit: int, how: str, *, special:
     )
 
 
-def turns(lengths: Iterable[int]) -> Iterator[tuple[int, int, int]]:
-    """Ranges ``[start, end)`` of texts with at most ``TURN`` characters together, or of one longer text; and how many.
-
-    RequestError, before the first, when all texts have more than ``MAX_CHARACTERS``.
-    """
-    sizes = list(lengths)
-    if sum(sizes) > MAX_CHARACTERS:
-        raise RequestError(
-            f"The texts of the request have {sum(sizes)} characters, counting what is put before each of them; at most "
-            f"{MAX_CHARACTERS} are accepted. Send fewer or shorter texts."
-        )
-    start = size = 0
-    for index, length in enumerate(sizes):
-        if index > start and size + length > TURN:
-            yield start, index, size
-            start, size = index, 0
-        size += length
-    if sizes:
-        yield start, len(sizes), size
-
-
-def fit(ids: list[int], limit: int, how: str, head: int, tail: int) -> tuple[list[int], bool]:
+def truncate_ids(ids: list[int], limit: int, how: str, head: int, tail: int) -> tuple[list[int], bool]:
     """At most ``limit`` ids, and whether some were cut.
 
     ``how`` is the end that is cut off, ``"start"`` or ``"end"``, or ``"none"``. The first ``head``
@@ -104,13 +82,13 @@ def fit(ids: list[int], limit: int, how: str, head: int, tail: int) -> tuple[lis
         return ids, False
     room = limit - head - tail
     if how == "none" or room < 1:
-        raise too_long(len(ids), limit)
+        raise too_long_error(len(ids), limit)
     last = len(ids) - tail
     first = head if how == "end" else last - room
     return ids[:head] + ids[first : first + room] + ids[last:], True
 
 
-def special_ends(tokenizer: Tokenizer) -> tuple[int, int]:
+def special_token_counts(tokenizer: Tokenizer) -> tuple[int, int]:
     """How many special tokens the tokenizer adds before and after a text."""
     plain, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a", add_special_tokens=True)
     for head in range(len(whole) - len(plain) + 1):
@@ -119,8 +97,8 @@ def special_ends(tokenizer: Tokenizer) -> tuple[int, int]:
     return 0, 0
 
 
-def special_ends_of(ids: list[int], special: frozenset[int], ends: tuple[int, int]) -> tuple[int, int]:
-    """As :func:`special_ends`, for ids that came without text: at most ``ends``, where special ids really stand."""
+def special_token_counts_of(ids: list[int], special: frozenset[int], ends: tuple[int, int]) -> tuple[int, int]:
+    """As :func:`special_token_counts`, for ids that came without text: ``ends``, or as many as are special ids."""
     head, tail = ends
     first = next((index for index in range(head) if index >= len(ids) or ids[index] not in special), head)
     last = next((index for index in range(tail) if index >= len(ids) or ids[-1 - index] not in special), tail)

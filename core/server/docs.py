@@ -11,7 +11,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.response import Redirect
 
-from trunkline.core.server.api import json_response
+from trunkline.core.server.api.bodies import json_response
 
 from .openapi import Document
 

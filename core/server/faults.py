@@ -13,7 +13,8 @@ from litestar.types import Message, Scope
 from trunkline.core.client.replies import printable, response_id
 from trunkline.core.discovery import describe
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import AnyRequest, InvalidBody, dialect_of, error_response, json_response
+from trunkline.core.server.api.bodies import AnyRequest, dialect_of, error_response, json_response
+from trunkline.core.server.api.body_limits import InvalidBody
 from trunkline.core.server.api.contracts import owner_of
 
 from .auth import Unauthorized

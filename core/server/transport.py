@@ -15,7 +15,7 @@ from litestar import Litestar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from trunkline.core.logs import RateLimited
-from trunkline.core.server.api import ABORT_EXTENSION
+from trunkline.core.server.api.streams import ABORT_EXTENSION
 
 MAX_HEAD = 16 << 10  # bytes of request line and headers; of trailers
 MAX_HEADERS = 256  # header fields of a request

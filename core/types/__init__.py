@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from .clients import EngineClient, Reply, Submission
 from .experts import ExpertLayers, ExpertObserver, PassRow
+from .fields import INT64_MAX, INT64_MIN, CacheKey, Count, Int64, RequestId, TokenId
 from .models import Head, Model, ModelInfo, ModelSource, ServedModel, Serves, Tokenizer
 from .requests import Needs, Request
 from .settings import Settings, SettingsGroup
 from .stages import Launched, Part, PartRow, Stage, Step
 
 __all__ = [
+    "INT64_MAX",
+    "INT64_MIN",
+    "CacheKey",
+    "Count",
     "EngineClient",
     "ExpertLayers",
     "ExpertObserver",
     "Head",
+    "Int64",
     "Launched",
     "Model",
     "ModelInfo",
@@ -28,6 +34,7 @@ __all__ = [
     "PassRow",
     "Reply",
     "Request",
+    "RequestId",
     "ServedModel",
     "Serves",
     "Settings",
@@ -35,5 +42,6 @@ __all__ = [
     "Stage",
     "Step",
     "Submission",
+    "TokenId",
     "Tokenizer",
 ]

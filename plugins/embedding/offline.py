@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import Truncation, sort_inputs
+from trunkline.core.server.api import Truncation, parse_inputs
 
 from .service import Array, Service, Wish
 
@@ -33,7 +33,7 @@ def encode(
     Options are those of ``POST /encode``; the engine's settings apply as they do in a server. Raises RequestError
     for what the server would answer 4xx, TimeoutError when all of it takes more than ``timeout`` seconds.
     """
-    inputs = sort_inputs(texts)
+    inputs = parse_inputs(texts)
     if not all(isinstance(text, str) for text in inputs.texts):
         raise RequestError("Pairs of texts aren't embedded; join them yourself, or use a reranker.")
     service = engine.service(Service)
@@ -48,5 +48,5 @@ def encode(
     )
     embedded = engine.run(service.embed(wish), timeout)
     vectors = embedded.vectors()
-    width = dimensions or service.recipe(embedded.served).dimensions
+    width = dimensions or service.recipes.get(embedded.served).dimensions
     return np.stack(vectors) if vectors else np.empty((0, width), np.float32)

@@ -10,7 +10,7 @@ from litestar.enums import HttpMethod
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
     AnyRequest,
-    encode,
+    encode_json,
     json_response,
     read_body,
     read_inputs,
@@ -58,7 +58,7 @@ def encode_routes(service: Service) -> list[Any]:
         def write() -> bytes:
             pairs = zip(embedded.vectors(), embedded.metas(), strict=True)
             records: list[EncodeRecord] = [{"embedding": vector.tolist(), "meta_info": meta} for vector, meta in pairs]
-            return encode(records[0] if inputs.single else records)
+            return encode_json(records[0] if inputs.single else records)
 
         return json_response(await service.off_loop(len(inputs), write))
 

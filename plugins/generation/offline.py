@@ -38,7 +38,6 @@ def generate(
         body.input_ids = [list(ids) for ids in cast("Listing[Listing[int]]", prompts)]
 
     async def run(service: Service) -> list[Sequence]:
-        job, _ = await plan(service, body)
-        return await service.complete(job)
+        return await service.complete(await plan(service, body))
 
     return [sequence.record() for sequence in engine.run(run(engine.service(Service)), timeout)]

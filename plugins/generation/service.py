@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from collections.abc import Sequence as Listing
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from trunkline.core.errors import ConfigError, RequestError
-from trunkline.core.server.api import all_over, check_vocabulary, naming, new_rid
-from trunkline.core.types import EngineClient, ServedModel, Settings, Submission
+from trunkline.core.server.api import check_vocabulary, locate_errors, new_rid, too_long_error, wait_for_all
+from trunkline.core.types import INT64_MIN, EngineClient, Int64, ServedModel, Settings, Submission
 
 from .params import Sampling, parse_sampling
-from .schemas import INT64_MAX, INT64_MIN, GenerationParams
+from .schemas import GenerationParams
 from .sequence import Sequence
 from .settings import GROUP, TASK, GenerationSettings, input_limit, new_token_limit
 
@@ -32,7 +32,7 @@ class Job(Struct, frozen=True, kw_only=True):
     prompts: list[list[int]]
     samplings: list[Sampling]  # one a prompt, all with the same n
     rids: list[str]  # one a sequence
-    priority: Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)] = 0
+    priority: Int64 = 0
     salt: bytes = b""
     field: str = "prompt"
     single: bool = True
@@ -40,6 +40,11 @@ class Job(Struct, frozen=True, kw_only=True):
     @property
     def n(self) -> int:
         return self.samplings[0].n if self.samplings else 1
+
+    @property
+    def one_sequence(self) -> bool:
+        """Whether it is one prompt, not in a list, and one sample of it: the reply is one object then, else a list."""
+        return self.single and self.n == 1
 
 
 class Service:
@@ -80,7 +85,7 @@ class Service:
                 if len(prompt) > 1
             ]
             if primes:
-                await all_over(self.engine.submit(job.served.name, TASK, primes))
+                await wait_for_all(self.engine.submit(job.served.name, TASK, primes))
         items = self._submissions(job)
         replies = self.engine.submit(job.served.name, TASK, items)
         tokenizer = self.engine.tokenizer(job.served.name)
@@ -97,9 +102,9 @@ class Service:
     async def complete(self, job: Job) -> list[Sequence]:
         """Run a job to its end. Raises the first failure; then, and when the caller is cancelled, all is cancelled."""
         sequences = await self.run(job)
-        await all_over([sequence.reply for sequence in sequences])
+        await wait_for_all([sequence.reply for sequence in sequences])
         for index, sequence in enumerate(sequences):
-            with naming(job.field, index // job.n, single=job.single):
+            with locate_errors(job.field, index // job.n, single=job.single):
                 sequence.check()
         if len(sequences) <= ON_LOOP:
             refresh_all(sequences)
@@ -156,7 +161,7 @@ def check_prompt(prompt: Listing[int], served: ServedModel) -> None:
     if not prompt:
         raise RequestError("The prompt has no tokens; at least one is needed.")
     if length >= context:
-        raise RequestError(f"The input ({length} tokens) is longer than the model's context length ({context} tokens).")
+        raise too_long_error(length, context)
     allowed = input_limit(served)
     if length >= allowed:
         raise RequestError(

@@ -15,9 +15,9 @@ from trunkline.core.server.api import (
     EventStream,
     ModelQuery,
     OpenAIError,
+    event_frame,
     is_draining,
     json_response,
-    sse,
 )
 
 from .page import HEADERS, PAGE
@@ -53,13 +53,13 @@ def live_routes(service: Service) -> list[Any]:
     @get("/expert_distribution/page", opt=page_opt, summary="Heat map of experts")
     async def page() -> Response[bytes]:
         """A page that draws the stream as a heat map. It holds no data: it asks with the key that is typed into it."""
-        return Response(PAGE, media_type="text/html", headers=HEADERS)
+        return Response(PAGE, media_type=HTML, headers=HEADERS)
 
     return [look, stream, page]
 
 
 async def _events(service: Service, request: AnyRequest, first: Snapshot) -> AsyncIterator[bytes]:
-    yield sse(report(first))
+    yield event_frame(report(first))
     while not is_draining(request):  # nobody waits for a stream that has no end
         await asyncio.sleep(EVENT_SECONDS)
-        yield sse(report(await service.run(LOOK, model_of(request))))
+        yield event_frame(report(await service.run(LOOK, model_of(request))))

@@ -52,7 +52,7 @@ def _route(service: Service, path: str, control: str, text: str, about: str) -> 
         as_json = wants_json(request)
         snapshot = await service.run(control, model_of(request))
         if not as_json:
-            return Response(text, media_type="text/plain")
+            return Response(text, media_type=TEXT)
         file = {"file": snapshot.file} if snapshot.file else {}
         return json_response({"message": text.strip()} | file | report(snapshot))
 

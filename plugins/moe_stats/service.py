@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from trunkline.core.server.api import AnyRequest, InvalidBody, asked_about
+from trunkline.core.server.api import AnyRequest, InvalidBody, named_or_primary
 from trunkline.core.types import EngineClient
 
 from .schemas import Snapshot
@@ -21,7 +21,7 @@ class Service:
 
         RequestError 400 for an unknown name and for a model whose choices can't be counted.
         """
-        served = asked_about(self._engine.models, model)
+        served = named_or_primary(self._engine.models, model)
         return msgspec.convert(await self._engine.call(control, model=served.name), Snapshot)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trunkline.core.server.api import Truncation, sort_inputs
+from trunkline.core.server.api import Truncation, parse_inputs
 
 from .labels import label_of, probabilities
 from .service import Service
@@ -29,7 +29,7 @@ def classify(
     4xx (nothing is computed then), TimeoutError when all of it takes more than ``timeout`` seconds.
     """
     work = engine.service(Service).score(
-        sort_inputs(texts), model=model and engine.served(model).name, truncate=truncate
+        parse_inputs(texts), model=model and engine.served(model).name, truncate=truncate
     )
     scored = engine.run(work, timeout)
     config = scored.served.info.config

@@ -10,14 +10,14 @@ import numpy as np
 
 from trunkline.core.server.api import (
     Inputs,
-    Item,
     ItemMeta,
+    PreparedInput,
     Truncation,
+    assign_rids,
     check_batch,
     item_meta,
-    prepare,
+    prepare_inputs,
     run_all,
-    spread_rids,
 )
 from trunkline.core.types import EngineClient, Reply, ServedModel, Settings
 
@@ -30,7 +30,7 @@ class Scored:
     """Scores of one request, in its order."""
 
     served: ServedModel
-    items: list[Item]
+    items: list[PreparedInput]
     replies: list[Reply]
 
     def scores(self) -> list[Array]:
@@ -62,8 +62,8 @@ class Service:
         """Compute. RequestError for whatever is wrong with the request; then nothing was computed."""
         served = self.engine.choose(TASK, model)
         check_batch(len(inputs), self._max_batch, inputs.field)
-        rids = spread_rids(rid, len(inputs), single=inputs.single, number=False)
-        items = await prepare(self.engine, served, inputs, truncate=truncate)
+        rids = assign_rids(rid, len(inputs), single=inputs.single, number=False)
+        items = await prepare_inputs(self.engine, served, inputs, truncate=truncate)
         replies = await run_all(
             self.engine, served, TASK, items, RewardParams(), rids,
             priority=priority or 0, salt=salt, single=inputs.single, field=inputs.field,

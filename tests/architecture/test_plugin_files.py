@@ -45,7 +45,9 @@ def misnamed(source: Source) -> str:
         return f"{source.name} has no settings"
     if name == "service" and "Service" not in defined(source):
         return f"{source.name} has no Service"
-    if name.endswith("schemas") and not {"Struct", "TypedDict"} & bases(source):
+    if name.endswith("schemas") and not any(
+        base in ("Struct", "TypedDict") or base.endswith("Body") for base in bases(source)
+    ):
         return f"{source.name} has no schema"
     return ""
 

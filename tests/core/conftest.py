@@ -24,7 +24,15 @@ from trunkline.core.discovery import Found
 from trunkline.core.errors import RequestError
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.host import Host
-from trunkline.core.server.api import DONE, EventStream, all_over, json_response, read_body, sse, while_connected
+from trunkline.core.server.api import (
+    DONE,
+    EventStream,
+    event_frame,
+    json_response,
+    read_body,
+    wait_for_all,
+    while_connected,
+)
 from trunkline.core.server.app import create_app
 from trunkline.core.server.lifecycle import Lifecycle
 from trunkline.core.server.transport import Server, uvicorn_config
@@ -85,7 +93,7 @@ async def frames(reply: Reply, pad: int) -> AsyncIterator[bytes]:
         await reply.wait()
         if reply.error is not None:
             raise reply.error
-        yield sse({"ids": reply.tokens, "finish": reply.finish, "pad": "x" * pad})
+        yield event_frame({"ids": reply.tokens, "finish": reply.finish, "pad": "x" * pad})
         if reply.finish is not None:
             yield DONE
             return
@@ -101,7 +109,7 @@ def echo_routes(engine: Any, settings: Any) -> list[Any]:
         replies = engine.submit(model.name, "echo", items)
         if body.stream:
             return EventStream(frames(replies[0], body.pad), replies[0].cancel)
-        await while_connected(request, all_over(replies))
+        await while_connected(request, wait_for_all(replies))
         return json_response([{"ids": reply.tokens, "finish": reply.finish} for reply in replies] + ["x" * body.pad])
 
     @route("/echo", http_method=["POST", "PUT"], opt={"scope": "infer", "body": EchoBody}, status_code=200)

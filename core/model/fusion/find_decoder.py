@@ -24,15 +24,19 @@ from .decoder_parts import Mismatch, norm_of, parts_of
 from .find_encoder import encoder_layers, fuse_encoder
 from .recorded import plays_back
 from .warm_up import (
-    LOW_PRECISION,
     ROUNDING,
     TOLERANCE,
     FuseReport,
     Seen,
+    check_proof,
+    check_walk,
     largest,
     noisy_copy,
+    noisy_matrices,
+    relative_error,
     replace_layers,
     run,
+    tolerance,
     warm_up_context,
 )
 
@@ -87,13 +91,7 @@ def _replace(layer: Any, seen: Seen, backend: Backend) -> FusedLayer:
     if parts.norms.queries is not None and len(parts.norms.queries.weight) != call.width:
         raise Mismatch("queries are normalised over all heads together")
     matrices = parts.matrices()
-    try:
-        error = _error(layer, call, matrices, seen, backend)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as trouble:
-        raise Mismatch(f"the proof fails with: {trouble}") from trouble
-    if not error <= TOLERANCE:
-        log.info("layer %d is off by %.1e from its original when fused", parts.index, error)
-        raise Mismatch("forward does more than its parts say")
+    check_proof(parts.index, lambda: _error(layer, call, matrices, seen, backend))
     fused = FusedLayer(call, matrices, parts.norms, parts.activation, parts.other_mlp)
     fused.origins = parts.origins(layer, matrices)
     return fused
@@ -104,11 +102,7 @@ def _error(layer: Any, call: AttentionCall, matrices: Matrices, seen: Seen, back
     mlp = parts_of(layer).other_mlp  # one that stays is left out
     original = noisy_copy(layer, {} if mlp is None else {id(mlp): nn.Identity()})
     parts = parts_of(original)
-    if next(layer.parameters()).dtype == torch.float32:
-        matrices = matrices.with_biases(parts.biases())
-    else:
-        matrices = parts.matrices()
-    candidate = FusedLayer(call, matrices, parts.norms, parts.activation, parts.other_mlp)
+    candidate = FusedLayer(call, noisy_matrices(layer, matrices, parts), parts.norms, parts.activation, parts.other_mlp)
     hidden = seen.hidden.float()
     cos, sin = seen.keywords["position_embeddings"]
     layout = packed_layout([hidden.shape[1]])
@@ -129,13 +123,11 @@ def _walk(base: Any, layers: nn.ModuleList, seen: list[Seen], output: Any, backe
     if len(embeddings) != 1 or norm is None or not hasattr(base, "embed_tokens") or not hasattr(base, "rotary_emb"):
         return False
     base.forward = walk = Walk(base, list(layers), norm, type(output))  # type: ignore[arg-type]
-    try:
-        result = run(base, warm_up_context(base, backend)).last_hidden_state
-        error = float((result - expected).float().norm() / expected.float().norm())
-    except (RuntimeError, TypeError, ValueError, AttributeError) as trouble:
-        log.info("%s keeps transformers' loop over layers: %s", type(base).__name__, trouble)
-        error = float("inf")
-    if error <= (TOLERANCE if expected.dtype == torch.float32 else LOW_PRECISION):
+
+    def error() -> float:
+        return relative_error(run(base, warm_up_context(base, backend)).last_hidden_state, expected)
+
+    if check_walk(base, expected.dtype, error):
         turned = seen[0].keywords["position_embeddings"][0].shape[-1]
         walk.playback = plays_back(walk.layers, expected.shape[-1], turned, expected.dtype, backend, TOLERANCE)
         return True
@@ -152,8 +144,8 @@ def _pack_head(model: Any) -> bool:
     packed = PackedLinear(head.weight, head.bias, wide=True)
     rows = torch.randn(4, head.in_features, generator=torch.Generator().manual_seed(2)).to(head.weight.dtype)
     expected = head(rows).float()
-    error = float((packed(rows).float() - expected).norm() / expected.norm())
-    if not error <= (TOLERANCE if head.weight.dtype == torch.float32 else LOW_PRECISION):
+    error = relative_error(packed(rows), expected)
+    if error > tolerance(head.weight.dtype):
         log.warning("%s: the output matrix is off by %.1e when packed and stays as it is", type(model).__name__, error)
         return False
     # Not by set_output_embeddings: in some classes it needs a bias that is a parameter.

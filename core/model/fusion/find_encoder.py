@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,12 +24,14 @@ from .decoder_parts import Mismatch, activation_name, covered, merged, merged_bi
 from .encoder_layer import EncoderWalk, FusedEmbeddings, FusedEncoderLayer, LayerNorm
 from .origins import origins
 from .warm_up import (
-    LOW_PRECISION,
-    TOLERANCE,
     FuseReport,
     Seen,
+    check_proof,
+    check_walk,
     largest,
     noisy_copy,
+    noisy_matrices,
+    relative_error,
     replace_layers,
     run,
     warm_up_context,
@@ -158,13 +161,7 @@ def _replace(index: int, layer: Any, seen: Seen, backend: Backend) -> FusedEncod
         raise Mismatch("attention that isn't ours")
     parts, call = encoder_parts(layer), replace(seen.call, layer=index)
     matrices = parts.matrices()
-    try:
-        error = _error(layer, call, matrices, seen, backend)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as trouble:
-        raise Mismatch(f"the proof fails with: {trouble}") from trouble
-    if not error <= TOLERANCE:
-        log.info("layer %d is off by %.1e from its original when fused", index, error)
-        raise Mismatch("forward does more than its parts say")
+    check_proof(index, lambda: _error(layer, call, matrices, seen, backend))
     fused = parts.layer(call, matrices)
     maps = ((matrices.qkv, parts.qkv), (matrices.out, (parts.out,)), (matrices.gate_up, (parts.up,)))
     fused.origins = origins(layer, (*maps, (matrices.down, (parts.down,))))
@@ -175,8 +172,7 @@ def _error(layer: Any, call: AttentionCall, matrices: Matrices, seen: Seen, back
     """How far the fused layer is from its original, in float32 with noise: the worst token's largest share."""
     original = noisy_copy(layer, {})
     parts = encoder_parts(original)
-    shared = next(layer.parameters()).dtype == torch.float32
-    candidate = parts.layer(call, matrices.with_biases(parts.biases()) if shared else parts.matrices())
+    candidate = parts.layer(call, noisy_matrices(layer, matrices, parts))
     hidden = seen.hidden.float()
     half = hidden.shape[1] // 2
     context = ForwardContext(packed_layout([half, hidden.shape[1] - half]), None, backend)
@@ -211,24 +207,13 @@ def _walk(base: Any, layers: nn.ModuleList, output: Any, backend: Backend) -> bo
         both = [run(base, warm_up_context(base, backend), **given) for given in ({}, typed)]
         return [tensor for one in both for tensor in one.to_tuple()]
 
-    tolerance = TOLERANCE if output.last_hidden_state.dtype == torch.float32 else LOW_PRECISION
+    def error(embeddings: Any) -> float:
+        expected = [*output.to_tuple(), *results()[len(output) :]]
+        base.forward = EncoderWalk(base, list(layers), type(output), embeddings)  # type: ignore[arg-type]
+        return max(relative_error(mine, theirs) for mine, theirs in zip(results(), expected, strict=True))
+
     for embeddings in (_embeddings(base.embeddings), base.embeddings):
-        if embeddings is None:
-            continue
-        try:
-            expected = [*output.to_tuple(), *results()[len(output) :]]
-            base.forward = EncoderWalk(base, list(layers), type(output), embeddings)  # type: ignore[arg-type]
-            error = max(_difference(mine, theirs) for mine, theirs in zip(results(), expected, strict=True))
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as trouble:
-            log.info("%s keeps transformers' loop over layers: %s", type(base).__name__, trouble)
-            error = float("inf")
-        if error <= tolerance:
+        if embeddings is not None and check_walk(base, output.last_hidden_state.dtype, partial(error, embeddings)):
             return True
         base.__dict__.pop("forward", None)
     return False
-
-
-def _difference(mine: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Relative; infinite for NaN, which ``max`` would pass over."""
-    error = float((mine - theirs).float().norm() / theirs.float().norm())
-    return error if error >= 0 else float("inf")

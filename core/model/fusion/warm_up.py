@@ -7,14 +7,14 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
 from trunkline.core.model.attention import ForwardContext, packed_layout
 
-from .decoder_layer import AttentionCall
+from .decoder_layer import AttentionCall, Biases, Matrices
 from .decoder_parts import Mismatch
 
 if TYPE_CHECKING:
@@ -58,6 +58,14 @@ class Seen:
     hidden: torch.Tensor
     keywords: dict[str, Any]
     call: AttentionCall | None = None
+
+
+class Parts(Protocol):
+    """A layer's parts, as both searches find them."""
+
+    def matrices(self) -> Matrices: ...
+
+    def biases(self) -> Biases: ...
 
 
 class _Recorder:
@@ -145,6 +153,43 @@ def run(base: Any, context: ForwardContext, **given: Any) -> Any:
     ids = (torch.arange(tokens) * 7919 + 11) % base.get_input_embeddings().num_embeddings
     places = torch.arange(tokens)[None]
     return base(input_ids=ids[None], position_ids=places, past_key_values=None, use_cache=False, trunk=context, **given)
+
+
+def check_proof(index: int, error: Callable[[], float]) -> None:
+    """Mismatch unless ``error()``, how far a fused layer is from its original, can be found and is small enough."""
+    try:
+        found = error()
+    except (RuntimeError, TypeError, ValueError, AttributeError) as trouble:
+        raise Mismatch(f"the proof fails with: {trouble}") from trouble
+    if not found <= TOLERANCE:
+        log.info("layer %d is off by %.1e from its original when fused", index, found)
+        raise Mismatch("forward does more than its parts say")
+
+
+def check_walk(base: Any, dtype: torch.dtype, error: Callable[[], float]) -> bool:
+    """Whether ``error()``, how far the walk over fused layers is from transformers' loop, is small enough."""
+    try:
+        return error() <= tolerance(dtype)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as trouble:
+        log.info("%s keeps transformers' loop over layers: %s", type(base).__name__, trouble)
+        return False
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The largest relative error that a replacement may have where no noise is added."""
+    return TOLERANCE if dtype == torch.float32 else LOW_PRECISION
+
+
+def relative_error(mine: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Of all numbers together; infinite for NaN, which ``max`` would pass over."""
+    error = float((mine - theirs).float().norm() / theirs.float().norm())
+    return error if error >= 0 else float("inf")
+
+
+def noisy_matrices(layer: Any, matrices: Matrices, noisy: Parts) -> Matrices:
+    """The matrices of a noisy copy's parts; those of the layer itself, with other biases, where they are float32."""
+    shared = next(layer.parameters()).dtype == torch.float32
+    return matrices.with_biases(noisy.biases()) if shared else noisy.matrices()
 
 
 def largest(rows: torch.Tensor) -> torch.Tensor:

@@ -1,62 +1,61 @@
-"""What routes need: bodies, inputs, replies, streams, errors; the only part of the server that plugins may import."""
+"""What routes need: bodies, inputs, replies, streams, errors; the only part of the server that plugins may import.
+
+Modules of core import from the files here. Every name is used by one of the project's own plugins or by the example.
+"""
 
 from __future__ import annotations
 
-from trunkline.core.client.models import ModelQuery, asked_about, choose
+from trunkline.core.client.models import ModelQuery, named_or_primary
+from trunkline.core.client.slices import run_in_slices
 from trunkline.core.client.truncate import (
     Truncation,
     check_characters,
     clip_text,
-    fit,
     read_truncate,
-    special_ends,
-    too_long,
-    turns,
+    special_token_counts,
+    too_long_error,
+    truncate_ids,
 )
 
-from .bodies import (
-    DEFAULT_TIMEOUT,
-    DONE,
-    AnyRequest,
-    ClientGone,
-    dialect_of,
-    encode,
-    error_frame,
-    error_response,
-    error_status,
-    is_draining,
-    json_response,
-    read_body,
-    read_bytes,
-    render_error,
-    sse,
-)
+from .bodies import DONE, AnyRequest, encode_json, error_frame, event_frame, is_draining, json_response, read_body
 from .body_limits import InvalidBody
+from .body_schemas import OpenAIPoolingBody, SGLangPoolingBody
 from .chat_templates import shape_contents, template_variables
 from .deadline import TEMPLATE_SECONDS, TookTooLong, deadline
-from .fields import Accounting, Ignored, Later, Media, MediaOption, OnlyNull, Placement, Refused
-from .gather import all_over, item_meta, run_all
+from .fields import (
+    Accounting,
+    Ignored,
+    MediaOption,
+    OnlyNull,
+    OverridesOption,
+    Padding,
+    Placement,
+    Refused,
+    TruncateTokens,
+    TruncationSide,
+    Unsupported,
+    UnsupportedMedia,
+)
+from .gather import item_meta, run_all, token_usage, wait_for_all
 from .inputs import (
     Inputs,
+    as_id_lists,
+    assign_rids,
     check_batch,
     check_vocabulary,
-    named,
-    naming,
+    locate_errors,
     new_rid,
+    parse_inputs,
     read_inputs,
     read_salt,
-    sort_inputs,
-    spread_ids,
-    spread_rids,
 )
 from .media_types import HTML, JSON, SSE, TEXT
-from .prepare import Item, Shaper, encode_pair, prepare
-from .reply_schemas import CachedTokens, Cut, FinishReason, ItemMeta, OpenAIError, Usage
-from .streams import ABORT_EXTENSION, EventStream, while_connected
+from .per_model import PerModel
+from .prepare import PreparedInput, check_tokenizer, prepare_inputs
+from .reply_schemas import FinishReason, ItemMeta, OpenAIError, TruncationReport, Usage
+from .streams import EventStream, while_connected
 
 __all__ = [
-    "ABORT_EXTENSION",
-    "DEFAULT_TIMEOUT",
     "DONE",
     "HTML",
     "JSON",
@@ -65,65 +64,63 @@ __all__ = [
     "TEXT",
     "Accounting",
     "AnyRequest",
-    "CachedTokens",
-    "ClientGone",
-    "Cut",
     "EventStream",
     "FinishReason",
     "Ignored",
     "Inputs",
     "InvalidBody",
-    "Item",
     "ItemMeta",
-    "Later",
-    "Media",
     "MediaOption",
     "ModelQuery",
     "OnlyNull",
     "OpenAIError",
+    "OpenAIPoolingBody",
+    "OverridesOption",
+    "Padding",
+    "PerModel",
     "Placement",
+    "PreparedInput",
     "Refused",
-    "Shaper",
+    "SGLangPoolingBody",
     "TookTooLong",
+    "TruncateTokens",
     "Truncation",
+    "TruncationReport",
+    "TruncationSide",
+    "Unsupported",
+    "UnsupportedMedia",
     "Usage",
-    "all_over",
-    "asked_about",
+    "as_id_lists",
+    "assign_rids",
     "check_batch",
     "check_characters",
+    "check_tokenizer",
     "check_vocabulary",
-    "choose",
     "clip_text",
     "deadline",
-    "dialect_of",
-    "encode",
-    "encode_pair",
+    "encode_json",
     "error_frame",
-    "error_response",
-    "error_status",
-    "fit",
+    "event_frame",
     "is_draining",
     "item_meta",
     "json_response",
-    "named",
-    "naming",
+    "locate_errors",
+    "named_or_primary",
     "new_rid",
-    "prepare",
+    "parse_inputs",
+    "prepare_inputs",
     "read_body",
-    "read_bytes",
     "read_inputs",
     "read_salt",
     "read_truncate",
-    "render_error",
     "run_all",
+    "run_in_slices",
     "shape_contents",
-    "sort_inputs",
-    "special_ends",
-    "spread_ids",
-    "spread_rids",
-    "sse",
+    "special_token_counts",
     "template_variables",
-    "too_long",
-    "turns",
+    "token_usage",
+    "too_long_error",
+    "truncate_ids",
+    "wait_for_all",
     "while_connected",
 ]

@@ -19,6 +19,7 @@ from trunkline.core.errors import RequestError
 
 from .body_limits import BodyLimits, InvalidBody
 from .fields import check_refused
+from .media_types import JSON, TEXT
 
 S = TypeVar("S", bound=Struct)
 AnyRequest = Request[Any, Any, Any]
@@ -43,14 +44,19 @@ class ClientGone(RequestError):
 # -- bodies ----------------------------------------------------------------------------------
 
 
-def encode(value: Any) -> bytes:
+def encode_json(value: Any) -> bytes:
     """JSON bytes; NaN and infinities become null."""
     return _encoder.encode(value)
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:
     """A response with ``value`` as JSON."""
-    return Response(encode(value), status_code=status, media_type="application/json", headers=headers)
+    return Response(encode_json(value), status_code=status, media_type=JSON, headers=headers)
+
+
+def empty_response(status: int = 200) -> Response[bytes]:
+    """A response without a body."""
+    return Response(b"", status_code=status, media_type=TEXT)
 
 
 async def read_body(request: AnyRequest, kind: type[S]) -> S:
@@ -178,9 +184,9 @@ def error_frame(error: RequestError, dialect: str = "native") -> bytes:
     status = error_status(error, dialect)
     kind = "invalid_request_error" if status < 500 else "server_error"
     detail = {"message": error.message, "type": kind, "param": error.param, "code": status}
-    return sse({"error": detail})
+    return event_frame({"error": detail})
 
 
-def sse(value: Any) -> bytes:
+def event_frame(value: Any) -> bytes:
     """One server-sent event with ``value`` as JSON."""
-    return b"data: " + encode(value) + b"\n\n"
+    return b"data: " + encode_json(value) + b"\n\n"

@@ -11,16 +11,16 @@ from msgspec import Struct
 from trunkline.core.errors import RequestError
 from trunkline.core.types import EngineClient, Reply, ServedModel, Submission
 
-from .inputs import named, naming
-from .prepare import Item
-from .reply_schemas import FinishReason, ItemMeta
+from .inputs import locate_error, locate_errors
+from .prepare import PreparedInput
+from .reply_schemas import FinishReason, ItemMeta, Usage
 
 
 async def run_all(
     engine: EngineClient,
     served: ServedModel,
     task: str,
-    items: Sequence[Item],
+    items: Sequence[PreparedInput],
     params: Struct,
     rids: Sequence[str],
     *,
@@ -40,19 +40,19 @@ async def run_all(
     ]
     replies = engine.submit(served.name, task, submissions)
     try:
-        await all_over(replies)
+        await wait_for_all(replies)
     except RequestError as error:
         failed = next((index for index, reply in enumerate(replies) if reply.error is error), None)
         if failed is None or error.status == 503:  # that is the server's state, not the item's fault
             raise
-        raise named(error, field, None if single else failed) from None
+        raise locate_error(error, field, None if single else failed) from None
     for index, reply in enumerate(replies):
-        with naming(field, index, single=single):
+        with locate_errors(field, index, single=single):
             check_finish(reply)
     return replies
 
 
-async def all_over(replies: Sequence[Reply]) -> None:
+async def wait_for_all(replies: Sequence[Reply]) -> None:
     """Wait until all replies are over. When one fails (its error is raised), or the caller is cancelled, all are."""
     try:
         if len(replies) == 1:
@@ -72,7 +72,7 @@ def check_finish(reply: Reply) -> None:
         raise RequestError(str(finish.get("message", "Aborted")), status=finish.get("status_code") or 499)
 
 
-def item_meta(reply: Reply, served: ServedModel, item: Item, *, cached: bool = False) -> ItemMeta:
+def item_meta(reply: Reply, served: ServedModel, item: PreparedInput, *, cached: bool = False) -> ItemMeta:
     """``meta_info`` of an item that produced no tokens, as SGLang has it, with ``cached_tokens`` on request.
 
     For an item that was cut: ``truncated`` and, where it was counted, ``original_tokens``.
@@ -87,3 +87,9 @@ def item_meta(reply: Reply, served: ServedModel, item: Item, *, cached: bool = F
     if cached:
         meta["cached_tokens"] = reply.cached_tokens
     return {**meta, **item.report}
+
+
+def token_usage(prompt: int, completion: int = 0, cached: int | None = None) -> Usage:
+    """OpenAI's token counts; ``cached`` None leaves out the details of the prompt."""
+    usage: Usage = {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+    return usage if cached is None else {**usage, "prompt_tokens_details": {"cached_tokens": cached}}

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from msgspec import Struct
 
+from trunkline.core.client.request_ids import check_rids
 from trunkline.core.errors import RequestError
 from trunkline.core.types import ServedModel
 
@@ -35,7 +36,7 @@ class Inputs(Struct, frozen=True):
 # -- what bodies hold ------------------------------------------------------------------------
 
 
-def sort_inputs(given: Sequence[Any]) -> Inputs:
+def parse_inputs(given: Sequence[Any]) -> Inputs:
     """The inputs of a Python caller (argument ``texts``): texts and pairs of texts, or lists of token ids.
 
     RequestError names an entry that is none of them, and what is mixed.
@@ -63,7 +64,7 @@ def read_inputs(text: str | list[str | list[str]] | None, input_ids: list[int | 
     if text is not None and input_ids is not None:
         raise RequestError("text and input_ids cannot be provided at the same time")
     if input_ids is not None:
-        ids, single = spread_ids(input_ids)
+        ids, single = as_id_lists(input_ids)
         return Inputs(ids=ids, single=single, field="input_ids")
     assert text is not None
     if isinstance(text, str):
@@ -74,7 +75,7 @@ def read_inputs(text: str | list[str | list[str]] | None, input_ids: list[int | 
     return Inputs(texts=list(text), field="text")
 
 
-def spread_ids(input_ids: list[int | list[int]], field: str = "input_ids") -> tuple[list[list[int]], bool]:
+def as_id_lists(input_ids: list[int | list[int]], field: str = "input_ids") -> tuple[list[list[int]], bool]:
     """Lists of ids, and whether it was a single one. RequestError for empty and mixed ones."""
     if not input_ids:
         raise RequestError(f"{field} cannot be empty.", param=field)
@@ -85,13 +86,13 @@ def spread_ids(input_ids: list[int | list[int]], field: str = "input_ids") -> tu
         raise RequestError(f"{field} mixes ids and lists of ids.", param=field)
     several = cast("list[list[int]]", input_ids)
     for index, ids in enumerate(several):
-        with naming(field, index):
+        with locate_errors(field, index):
             if not ids:
                 raise RequestError("a list of ids cannot be empty.")
     return several, False
 
 
-def spread_rids(
+def assign_rids(
     given: str | list[str] | None, count: int, *, single: bool, samples: int = 1, number: bool = True
 ) -> list[str]:
     """One id for each sequence: the client's, or fresh ones; several samples of an input always get fresh ones.
@@ -106,9 +107,7 @@ def spread_rids(
         return [new_rid() for _ in range(count * samples)]
     if isinstance(given, str):
         return [given] if single else [f"{given}_{index}" for index in range(count)]
-    if len(set(given)) < len(given):
-        twice = sorted({rid for rid in given if given.count(rid) > 1})
-        raise RequestError(f"Duplicate request IDs detected within the request: {twice}", param="rid")
+    check_rids(given)
     return given
 
 
@@ -143,15 +142,15 @@ def check_batch(count: int, most: int, field: str) -> None:
 
 
 @contextmanager
-def naming(field: str, index: int, *, single: bool = False) -> Iterator[None]:
+def locate_errors(field: str, index: int, *, single: bool = False) -> Iterator[None]:
     """Errors inside are about a field of the body: item ``index`` of a list, or the whole field if ``single``."""
     try:
         yield
     except RequestError as error:
-        raise named(error, field, None if single else index) from None
+        raise locate_error(error, field, None if single else index) from None
 
 
-def named(error: RequestError, field: str, index: int | None) -> RequestError:
+def locate_error(error: RequestError, field: str, index: int | None) -> RequestError:
     """The same error about ``field``, or about item ``index`` of it (``text[3]: …``).
 
     An error that names another field keeps that name.

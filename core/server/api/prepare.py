@@ -7,33 +7,33 @@ of that batch is computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, cast
 
 from msgspec import Struct
 
+from trunkline.core.client.slices import run_in_slices
 from trunkline.core.client.truncate import (
     Truncation,
     check_characters,
     clip_text,
-    fit,
     read_truncate,
-    special_ends,
-    special_ends_of,
-    too_long,
-    turns,
+    special_token_counts,
+    special_token_counts_of,
+    too_long_error,
+    truncate_ids,
 )
 from trunkline.core.errors import RequestError
 from trunkline.core.model.sources.tokenizer import token_ids
 from trunkline.core.types import EngineClient, ServedModel, Tokenizer
 
-from .inputs import Inputs, Text, check_vocabulary, naming
-from .reply_schemas import Cut
+from .inputs import Inputs, Text, check_vocabulary, locate_errors
+from .reply_schemas import TruncationReport
 
 LEAD_MARGIN = 256  # characters after a prompt that may change how its last ones are tokenised
 
 
-class Item(Struct):
+class PreparedInput(Struct):
     """One input, ready to submit."""
 
     ids: list[int]
@@ -42,14 +42,14 @@ class Item(Struct):
     whole: int = 0  # tokens before it was cut; 0 where nobody counted them: of a text that is longer by far
 
     @property
-    def report(self) -> Cut:
+    def report(self) -> TruncationReport:
         """What clients are told of an item that was cut."""
         if not self.cut:
             return {}
         return {"truncated": True, "original_tokens": self.whole} if self.whole else {"truncated": True}
 
 
-async def prepare(
+async def prepare_inputs(
     engine: EngineClient,
     served: ServedModel,
     inputs: Inputs,
@@ -59,21 +59,18 @@ async def prepare(
     keep: int = 0,
     lead: int = 0,
     dress: Callable[[str], str] | None = None,
-) -> list[Item]:
-    """Token ids of all inputs, computed off the event loop in turns with other requests.
+) -> list[PreparedInput]:
+    """Token ids of all inputs, computed off the event loop, alternating with other requests.
 
     ``limit`` (tokens, special ones included) is by default what the model takes. ``truncate`` says
     which end of a longer one is cut off; of a pair, the second text's. ``dress`` is applied to each
     text first and puts a prompt of ``lead`` characters before it, of which the first ``keep`` tokens
     are never cut off. RequestError for an empty text, ids outside the vocabulary, or an input that is too long.
     """
-    shaper = Shaper(
+    preparer = InputPreparer(
         engine.tokenizer(served.name), served, truncate=truncate, limit=limit, keep=keep, lead=lead, dress=dress
     )
-    items: list[Item] = []
-    for start, end, size in turns(shaper.lengths(inputs)):
-        items += await engine.off_loop(shaper.items, inputs, start, end, size=size)
-    return items
+    return await run_in_slices(engine, preparer.lengths(inputs), partial(preparer.items, inputs))
 
 
 @lru_cache(maxsize=64)  # more models than one server has
@@ -82,10 +79,10 @@ def _ends_and_ids(tokenizer: Hashable) -> tuple[tuple[int, int], frozenset[int]]
     if tokenizer is None:
         return (0, 0), frozenset()
     known = cast("Tokenizer", tokenizer)
-    return special_ends(known), frozenset(known.all_special_ids)
+    return special_token_counts(known), frozenset(known.all_special_ids)
 
 
-class Shaper:
+class InputPreparer:
     """Tokenises and cuts for one model. Plain CPU work, with or without a server."""
 
     def __init__(
@@ -112,27 +109,23 @@ class Shaper:
             return [len(ids) for ids in inputs.ids]
         return [len(text) + self._lead if isinstance(text, str) else sum(map(len, text)) for text in inputs.texts]
 
-    def items(self, inputs: Inputs, start: int = 0, end: int | None = None) -> list[Item]:
+    def items(self, inputs: Inputs, start: int = 0, end: int | None = None) -> list[PreparedInput]:
         """The items ``[start, end)`` of ``inputs``."""
-        one: Callable[[Any], Item] = self._text if inputs.texts else self._ids
+        one: Callable[[Any], PreparedInput] = self._text if inputs.texts else self._ids
         every: Sequence[Any] = inputs.texts or inputs.ids
         items = []
         for index, entry in enumerate(every[start:end], start):
-            with naming(inputs.field, index, single=inputs.single):
+            with locate_errors(inputs.field, index, single=inputs.single):
                 if inputs.ids:
                     check_vocabulary(entry, self._served, inputs.field)
                 items.append(one(entry))
         return items
 
-    def _ids(self, ids: list[int]) -> Item:
-        return self._cut(ids, special_ends_of(ids, self._special, self._ends))
+    def _ids(self, ids: list[int]) -> PreparedInput:
+        return self._cut(ids, special_token_counts_of(ids, self._special, self._ends))
 
-    def _text(self, text: Text) -> Item:
-        tokenizer = self._tokenizer
-        if tokenizer is None:
-            raise RequestError(
-                f"{self._served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids."
-            )
+    def _text(self, text: Text) -> PreparedInput:
+        tokenizer = check_tokenizer(self._tokenizer, self._served)
         if not isinstance(text, str):
             return self._pair(tokenizer, text[0], text[1])
         whole = text if self._dress is None else self._dress(text)
@@ -145,11 +138,11 @@ class Shaper:
         head, tail = self._ends
         return self._cut(ids, (max(head, self._keep), tail), counted=part is whole)
 
-    def _cut(self, ids: list[int], ends: tuple[int, int], *, counted: bool = True) -> Item:
-        kept, cut = fit(ids, self._limit, self._how, *ends)
-        return Item(kept, cut=cut, whole=len(ids) if cut and counted else 0)
+    def _cut(self, ids: list[int], ends: tuple[int, int], *, counted: bool = True) -> PreparedInput:
+        kept, cut = truncate_ids(ids, self._limit, self._how, *ends)
+        return PreparedInput(kept, cut=cut, whole=len(ids) if cut and counted else 0)
 
-    def _pair(self, tokenizer: Tokenizer, first: str, second: str) -> Item:
+    def _pair(self, tokenizer: Tokenizer, first: str, second: str) -> PreparedInput:
         if not first or not second:
             raise empty()
         check_characters(len(first), self._limit)
@@ -157,17 +150,24 @@ class Shaper:
         ids, begin, end, typed = encode_pair(tokenizer, first, part)
         second_at = begin if typed else None
         if len(ids) <= self._limit:
-            return Item(ids, second_at)
+            return PreparedInput(ids, second_at)
         if self._how == "none":
-            raise too_long(len(ids), self._limit)
+            raise too_long_error(len(ids), self._limit)
         rest = len(ids) - (end - begin)
         if rest >= self._limit:
             raise RequestError(
                 f"The first text of the pair leaves no room for the second: it has {rest} tokens with the special "
                 f"ones, and the model's context length is {self._limit} tokens. Only the second is truncated."
             )
-        kept, _ = fit(ids[begin:end], self._limit - rest, self._how, 0, 0)
-        return Item(ids[:begin] + kept + ids[end:], second_at, True, len(ids) if part is second else 0)
+        kept, _ = truncate_ids(ids[begin:end], self._limit - rest, self._how, 0, 0)
+        return PreparedInput(ids[:begin] + kept + ids[end:], second_at, True, len(ids) if part is second else 0)
+
+
+def check_tokenizer(tokenizer: Tokenizer | None, served: ServedModel) -> Tokenizer:
+    """RequestError when a model that was sent text has no tokenizer."""
+    if tokenizer is None:
+        raise RequestError(f"{served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids.")
+    return tokenizer
 
 
 def empty() -> RequestError:

@@ -64,14 +64,14 @@ class FinishReason(TypedDict):
     err_type: NotRequired[str | None]
 
 
-class Cut(TypedDict, total=False):
+class TruncationReport(TypedDict, total=False):
     """What became of an input that was too long: it was cut, of so many tokens where they were counted."""
 
     truncated: bool
     original_tokens: int
 
 
-class ItemMeta(Cut):
+class ItemMeta(TruncationReport):
     """``meta_info`` of an item that produced no tokens."""
 
     id: str

@@ -12,8 +12,10 @@ from litestar import HttpMethod, Response, post, route
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta, Struct
 
-from trunkline.core.client.models import named
-from trunkline.core.server.api import TEXT, AnyRequest, InvalidBody, json_response, read_body
+from trunkline.core.client.models import named_model
+from trunkline.core.server.api.bodies import AnyRequest, empty_response, json_response, read_body
+from trunkline.core.server.api.body_limits import InvalidBody
+from trunkline.core.server.api.media_types import TEXT
 from trunkline.core.server.api.reply_schemas import EnabledPlugin, NativeError
 from trunkline.core.types import EngineClient, ServedModel
 
@@ -47,16 +49,16 @@ def admin_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
     async def flush_cache(request: AnyRequest) -> Response[str]:
         """Forget all cached prefixes; refused while anything runs or waits, ``?timeout=`` s long."""
         wait = _seconds(request.query_params.get("timeout"))
-        chosen = named(engine.models, request.query_params.get("model"))
+        chosen = named_model(engine.models, request.query_params.get("model"))
         problem = await flusher.flush([chosen] if chosen else engine.models, wait)
-        return Response(problem or FLUSHED, status_code=400 if problem else 200, media_type="text/plain")
+        return Response(problem or FLUSHED, status_code=400 if problem else 200, media_type=TEXT)
 
     @post("/abort_request", opt=admin | {"body": AbortBody, "replies": {200: None}}, status_code=200)
     async def abort_request(request: AnyRequest) -> Response[bytes]:
         """End requests whose id begins with ``rid``, or all; they answer with what they have."""
         body = await read_body(request, AbortBody)
         engine.abort(body.rid or "", everything=bool(body.abort_all))
-        return Response(b"", media_type="text/plain")
+        return empty_response()
 
     enabling = admin | {"replies": {200: EnabledPlugin, 404: NativeError}}
 

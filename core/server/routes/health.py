@@ -10,6 +10,7 @@ from litestar import HttpMethod, Response, route
 from litestar.handlers import HTTPRouteHandler
 
 from trunkline.core.errors import RequestError
+from trunkline.core.server.api.bodies import empty_response
 from trunkline.core.server.lifecycle import Lifecycle
 from trunkline.core.types import EngineClient
 
@@ -25,17 +26,18 @@ def health_routes(engine: EngineClient, lifecycle: Lifecycle) -> Iterator[HTTPRo
     @route(["/health", "/ready"], http_method=methods, opt=probe, status_code=200)
     async def health() -> Response[bytes]:
         """200 while the engine is up and takes requests, else 503. No request is made."""
-        return empty(lifecycle.ready)
+        return empty_response(200 if lifecycle.ready else 503)
 
     @route("/health_generate", http_method=methods, opt=probe, status_code=200)
     async def health_generate() -> Response[bytes]:
         """200 when the model has answered the smallest request, or anything else, in time."""
-        return empty(lifecycle.ready and await prober.alive())
+        alive = lifecycle.ready and await prober.alive()
+        return empty_response(200 if alive else 503)
 
     @route("/ping", http_method=methods, opt={"scope": "public", "replies": {200: None}}, status_code=200)
     async def ping() -> Response[bytes]:
         """200: the HTTP process answers."""
-        return empty(True)
+        return empty_response()
 
     yield from (health, health_generate, ping)
 
@@ -70,7 +72,3 @@ class Prober:
         except RequestError:
             return False
         return True
-
-
-def empty(fine: bool) -> Response[bytes]:
-    return Response(b"", status_code=200 if fine else 503, media_type="text/plain")

@@ -6,7 +6,7 @@ from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 
 from trunkline.core.client.metrics import Metrics
-from trunkline.core.server.api import TEXT
+from trunkline.core.server.api.media_types import TEXT
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 
-from trunkline.core.client.models import asked_about, find
+from trunkline.core.client.models import ModelQuery, find, named_or_primary
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import AnyRequest, ModelQuery, json_response
+from trunkline.core.server.api.bodies import AnyRequest, json_response
 from trunkline.core.server.api.reply_schemas import (
     LongModelInfo,
     ModelCard,
@@ -26,7 +26,7 @@ def model_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandle
     infer = {"scope": "infer", "query": ModelQuery}
 
     def chosen(request: AnyRequest) -> ServedModel:
-        return asked_about(engine.models, request.query_params.get("model"))
+        return named_or_primary(engine.models, request.query_params.get("model"))
 
     @get("/get_model_info", opt=infer | {"replies": ModelInfo})
     async def get_model_info(request: AnyRequest) -> Response[bytes]:

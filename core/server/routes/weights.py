@@ -11,10 +11,12 @@ from litestar import HttpMethod, Response, post, route
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta, Struct
 
+from trunkline.core.client.models import ModelQuery, named_or_primary
 from trunkline.core.engine.messages import NOT_FOUND
 from trunkline.core.errors import RequestError, TrunklineError
 from trunkline.core.host import Host
-from trunkline.core.server.api import AnyRequest, Ignored, ModelQuery, asked_about, json_response, read_body
+from trunkline.core.server.api.bodies import AnyRequest, json_response, read_body
+from trunkline.core.server.api.fields import Ignored
 from trunkline.core.server.api.reply_schemas import UpdateReply, VersionReply
 from trunkline.core.types import EngineClient, Settings
 
@@ -75,7 +77,7 @@ def weight_routes(engine: EngineClient, resolve: Callable[[str], Any] | None) ->
     update = admin | {"body": UpdateBody, "replies": {200: UpdateReply, 400: UpdateReply, 503: UpdateReply}}
 
     def model_of(request: AnyRequest) -> str:
-        return asked_about(engine.models, request.query_params.get("model")).name
+        return named_or_primary(engine.models, request.query_params.get("model")).name
 
     @post(["/update_weights_from_disk", "/update_weights"], opt=update, status_code=200)
     async def update_weights(request: AnyRequest) -> Response[bytes]:

@@ -6,8 +6,17 @@ from typing import Annotated, Any
 
 from msgspec import Struct
 
-from trunkline.core.server.api import Accounting, Ignored, Later, Media, MediaOption, OnlyNull, Placement, Refused
-from trunkline.plugins.generation.schemas import CacheKey, Int64, RequestId, TokenId
+from trunkline.core.server.api import (
+    Accounting,
+    Ignored,
+    MediaOption,
+    OnlyNull,
+    Placement,
+    Refused,
+    Unsupported,
+    UnsupportedMedia,
+)
+from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
 
 LogitProcessor = Annotated[
     Any,
@@ -33,27 +42,27 @@ class GenerateBody(Struct):
     priority: Int64 | None = None
     extra_key: CacheKey | None = None
     cache_salt: CacheKey | None = None
-    return_logprob: Later = None
-    return_hidden_states: Later = None
-    input_embeds: Later = None
-    image_data: Media = None
-    video_data: Media = None
-    audio_data: Media = None
-    lora_path: Later = None
+    return_logprob: Unsupported = None
+    return_hidden_states: Unsupported = None
+    input_embeds: Unsupported = None
+    image_data: UnsupportedMedia = None
+    video_data: UnsupportedMedia = None
+    audio_data: UnsupportedMedia = None
+    lora_path: Unsupported = None
     custom_logit_processor: LogitProcessor = None
-    session_params: Later = None
-    session_id: Later = None
-    return_prompt_token_ids: Later = None
-    return_routed_experts: Later = None
-    return_sampling_mask: Later = None
-    return_indexer_topk: Later = None
-    return_entropy: Later = None
-    require_reasoning: Later = None
-    lora_id: Later = None
-    positional_embed_overrides: Later = None
-    multi_item_delimiter_indices: Later = None
+    session_params: Unsupported = None
+    session_id: Unsupported = None
+    return_prompt_token_ids: Unsupported = None
+    return_routed_experts: Unsupported = None
+    return_sampling_mask: Unsupported = None
+    return_indexer_topk: Unsupported = None
+    return_entropy: Unsupported = None
+    require_reasoning: Unsupported = None
+    lora_id: Unsupported = None
+    positional_embed_overrides: Unsupported = None
+    multi_item_delimiter_indices: Unsupported = None
     max_thinking_tokens: OnlyNull = None
-    watermark: Later = None
+    watermark: Unsupported = None
     logprob_start_len: LogprobOption = None
     top_logprobs_num: LogprobOption = None
     token_ids_logprob: LogprobOption = None

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import Inputs, check_characters, naming, read_salt, spread_ids, spread_rids
+from trunkline.core.server.api import (
+    Inputs,
+    as_id_lists,
+    assign_rids,
+    check_characters,
+    check_tokenizer,
+    locate_errors,
+    read_salt,
+)
 from trunkline.core.types import ServedModel
 from trunkline.plugins.generation.params import Sampling
 from trunkline.plugins.generation.service import Job, Service, check_prompt
@@ -14,20 +22,20 @@ from trunkline.plugins.generation.settings import TASK
 from .body_schemas import GenerateBody
 
 
-async def plan(service: Service, body: GenerateBody) -> tuple[Job, bool]:
-    """The job, and whether the answer is one object. RequestError for whatever is wrong with the request."""
+async def plan(service: Service, body: GenerateBody) -> Job:
+    """The job that a body asks for. RequestError for whatever is wrong with the request."""
     served = service.engine.choose(TASK, body.model)
     inputs = _inputs(body)
     samplings, explicit = _samplings(service, body, len(inputs), single=inputs.single)
     n = samplings[0].n if samplings else 1
     service.check_batch(len(inputs), n)
-    rids = spread_rids(body.rid, len(inputs), single=inputs.single, samples=n)
+    rids = assign_rids(body.rid, len(inputs), single=inputs.single, samples=n)
     prompts = inputs.ids or await _tokenize(service, served, inputs)
     for index, (prompt, wanted) in enumerate(zip(prompts, explicit, strict=True)):
-        with naming(inputs.field, index, single=inputs.single):
+        with locate_errors(inputs.field, index, single=inputs.single):
             check_prompt(prompt, served)
             _check_total(len(prompt), wanted, served)
-    job = Job(
+    return Job(
         served=served,
         prompts=prompts,
         samplings=samplings,
@@ -37,13 +45,12 @@ async def plan(service: Service, body: GenerateBody) -> tuple[Job, bool]:
         field=inputs.field,
         single=inputs.single,
     )
-    return job, inputs.single and n == 1
 
 
 def _inputs(body: GenerateBody) -> Inputs:
     """The body's texts or lists of token ids. Ids win over text."""
     if body.input_ids is not None:
-        ids, single = spread_ids(body.input_ids)
+        ids, single = as_id_lists(body.input_ids)
         return Inputs(ids=ids, single=single, field="input_ids")
     if body.text is None:
         raise RequestError("Either text, input_ids or input_embeds should be provided.")
@@ -53,15 +60,14 @@ def _inputs(body: GenerateBody) -> Inputs:
 
 
 async def _tokenize(service: Service, served: ServedModel, inputs: Inputs) -> list[list[int]]:
-    if service.engine.tokenizer(served.name) is None:
-        raise RequestError(f"{served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids.")
+    check_tokenizer(service.engine.tokenizer(served.name), served)
     texts = [str(text) for text in inputs.texts]
     for index, text in enumerate(texts):
-        with naming(inputs.field, index, single=inputs.single):
+        with locate_errors(inputs.field, index, single=inputs.single):
             check_characters(len(text), served.info.context_length)
     prompts = await service.engine.tokenize(served.name, texts)
     for index, prompt in enumerate(prompts):
-        with naming(inputs.field, index, single=inputs.single):
+        with locate_errors(inputs.field, index, single=inputs.single):
             if not prompt:
                 raise RequestError("texts cannot be empty: tokenising gave no token.")
     return prompts
@@ -84,7 +90,7 @@ def _samplings(
         )
     samplings = []
     for index, params in enumerate(given):
-        with naming("sampling_params", index):
+        with locate_errors("sampling_params", index):
             samplings.append(service.sampling(params))
     if len({sampling.n for sampling in samplings}) > 1:
         raise RequestError("The parallel_sample_num should be the same for all samples in sample params.", param="n")

@@ -17,9 +17,9 @@ from trunkline.core.server.api import (
     EventStream,
     OpenAIError,
     error_frame,
+    event_frame,
     json_response,
     read_body,
-    sse,
     while_connected,
 )
 from trunkline.plugins.generation.frames import arrivals
@@ -59,18 +59,18 @@ def generate_routes(service: Service) -> list[Any]:
 
 
 async def _whole(service: Service, request: AnyRequest, body: GenerateBody) -> Response[Any]:
-    job, single = await plan(service, body)
+    job = await plan(service, body)
     sequences = await while_connected(request, service.complete(job))
     records = [sequence.record() for sequence in sequences]
-    return json_response(records[0] if single else records)
+    return json_response(records[0] if job.one_sequence else records)
 
 
 async def _stream(service: Service, request: AnyRequest, body: GenerateBody) -> Response[Any]:
-    job, single = await plan(service, body)
+    job = await plan(service, body)
     sequences = await while_connected(request, service.run(job))
     intervals = [sampling.stream_interval or service.settings.stream_interval for sampling in job.samplings]
     every = [intervals[index // job.n] for index in range(len(sequences))]
-    return EventStream(frames(sequences, every, single=single), lambda: service.close(sequences))
+    return EventStream(frames(sequences, every, single=job.one_sequence), lambda: service.close(sequences))
 
 
 def _refused(error: RequestError) -> Response[Any]:
@@ -99,5 +99,5 @@ async def frames(sequences: list[Sequence], every: list[int], *, single: bool) -
         due[index] = count + every[index] - (count - 1) % every[index]
         sequence.refresh()
         record = sequence.record()
-        yield sse(record if single else record | {"index": index})
+        yield event_frame(record if single else record | {"index": index})
     yield DONE

@@ -18,11 +18,11 @@ from trunkline.core.server.api import (
     EventStream,
     OpenAIError,
     check_characters,
+    event_frame,
     json_response,
     new_rid,
     read_body,
     read_salt,
-    sse,
     while_connected,
 )
 from trunkline.plugins.generation.frames import arrivals
@@ -130,7 +130,7 @@ class Envelope:
         return self._wrap("chat.completion", choices) | {"usage": usage(sequences, job.n), "metadata": metadata}
 
     def chunk(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
-        return sse(self._wrap("chat.completion.chunk", choices) | extra)
+        return event_frame(self._wrap("chat.completion.chunk", choices) | extra)
 
     def _wrap(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model, "choices": choices}

@@ -6,15 +6,24 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from trunkline.core.server.api import Accounting, Ignored, Later, Media, MediaOption, OnlyNull, Placement, Refused
+from trunkline.core.server.api import (
+    Accounting,
+    Ignored,
+    MediaOption,
+    OnlyNull,
+    Placement,
+    Refused,
+    TruncationSide,
+    Unsupported,
+    UnsupportedMedia,
+)
+from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
 from trunkline.plugins.generation.native.body_schemas import ExpertsOption, LogitProcessor, ProcessorOnly
-from trunkline.plugins.generation.schemas import INT64_MAX, INT64_MIN, CacheKey, Int64, RequestId
 
 MAX_MESSAGES = 4096
 MAX_TEMPLATE_VARIABLES = 64
 
 Float = Annotated[float, Meta(ge=-1e9, le=1e9)]  # outer bounds; sampling checks give the real ones
-AnyInt = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
 TemplateVariables = Annotated[dict[str, Any], Meta(max_length=MAX_TEMPLATE_VARIABLES)]
 Penalty = Annotated[Any, Refused(neutral=(0,))]
 CacheHint = Annotated[Any, Ignored("prefixes are cached without being told")]
@@ -40,10 +49,10 @@ class Message(Struct):
     reasoning_content: str | None = None
     reasoning: str | None = None
     thinking: str | None = None
-    tool_calls: Later = None
-    tools: Later = None
-    function_call: Later = None
-    audio: Media = None
+    tool_calls: Unsupported = None
+    tools: Unsupported = None
+    function_call: Unsupported = None
+    audio: UnsupportedMedia = None
     refusal: Annotated[Any, Refused("{field} is not supported; send its text as the content.")] = None
 
 
@@ -52,25 +61,25 @@ class ChatBody(Struct):
 
     messages: Annotated[list[Message], Meta(max_length=MAX_MESSAGES)]
     model: str | None = None
-    max_tokens: AnyInt | None = None
-    max_completion_tokens: AnyInt | None = None
+    max_tokens: Int64 | None = None
+    max_completion_tokens: Int64 | None = None
     temperature: Float | None = None
     top_p: Float | None = None
-    n: AnyInt | None = None
+    n: Int64 | None = None
     seed: Int64 | None = None
     stop: str | list[str] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     reasoning_effort: str | None = None
     # SGLang's and vLLM's extras
-    top_k: AnyInt | None = None
+    top_k: Int64 | None = None
     min_p: Float | None = None
-    stop_token_ids: list[AnyInt] | None = None
+    stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
     rid: RequestId | None = None
-    priority: AnyInt | None = None
+    priority: Int64 | None = None
     cache_salt: CacheKey | None = None
     extra_key: CacheKey | None = None
     add_generation_prompt: bool | None = None
@@ -79,15 +88,15 @@ class ChatBody(Struct):
     # OpenAI's, refused
     frequency_penalty: Penalty = None
     presence_penalty: Penalty = None
-    logit_bias: Later = None
-    logprobs: Later = None
-    top_logprobs: Later = None
+    logit_bias: Unsupported = None
+    logprobs: Unsupported = None
+    top_logprobs: Unsupported = None
     response_format: Annotated[Any, Refused(neutral=({"type": "text"},))] = None
-    tools: Later = None
+    tools: Unsupported = None
     tool_choice: Annotated[Any, Refused(neutral=("none", "auto"))] = None
-    functions: Later = None
+    functions: Unsupported = None
     function_call: Annotated[Any, Refused(neutral=("none", "auto"))] = None
-    audio: Media = None
+    audio: UnsupportedMedia = None
     modalities: Annotated[Any, Refused(neutral=(["text"],))] = None
     moderation: OnlyNull = None
     verbosity: Annotated[Any, Refused(neutral=("medium",))] = None
@@ -98,52 +107,52 @@ class ChatBody(Struct):
     ] = None
     input_ids: Annotated[Any, Refused("{field} belongs to /generate; a chat is made of messages.")] = None
     repetition_penalty: Annotated[Any, Refused(neutral=(1,))] = None
-    min_tokens: Later = None
-    regex: Later = None
-    ebnf: Later = None
-    stop_regex: Later = None
-    json_schema: Later = None
-    structural_tag: Later = None
-    structured_outputs: Later = None
-    guided_json: Later = None
-    guided_regex: Later = None
-    guided_choice: Later = None
-    guided_grammar: Later = None
+    min_tokens: Unsupported = None
+    regex: Unsupported = None
+    ebnf: Unsupported = None
+    stop_regex: Unsupported = None
+    json_schema: Unsupported = None
+    structural_tag: Unsupported = None
+    structured_outputs: Unsupported = None
+    guided_json: Unsupported = None
+    guided_regex: Unsupported = None
+    guided_choice: Unsupported = None
+    guided_grammar: Unsupported = None
     reasoning: Annotated[Any, Refused("{field} is not supported; reasoning_effort and chat_template_kwargs are.")] = (
         None
     )
-    task: Later = None
-    vllm_xargs: Later = None
-    kv_transfer_params: Later = None
-    ec_transfer_params: Later = None
-    lora_path: Later = None
-    session_params: Later = None
-    session_id: Later = None
+    task: Unsupported = None
+    vllm_xargs: Unsupported = None
+    kv_transfer_params: Unsupported = None
+    ec_transfer_params: Unsupported = None
+    lora_path: Unsupported = None
+    session_params: Unsupported = None
+    session_id: Unsupported = None
     custom_logit_processor: LogitProcessor = None
     logits_processors: LogitProcessor = None
     max_thinking_tokens: OnlyNull = None
     thinking_token_budget: OnlyNull = None
     include_reasoning: Annotated[Any, Refused(neutral=(True,), empty=False)] = None
-    return_hidden_states: Later = None
-    return_routed_experts: Later = None
-    return_prompt_token_ids: Later = None
-    return_token_ids: Later = None
-    return_meta_info: Later = None
-    return_cached_tokens_details: Later = None
-    return_prompt_text: Later = None
-    documents: Later = None
-    echo: Later = None
-    add_special_tokens: Later = None
+    return_hidden_states: Unsupported = None
+    return_routed_experts: Unsupported = None
+    return_prompt_token_ids: Unsupported = None
+    return_token_ids: Unsupported = None
+    return_meta_info: Unsupported = None
+    return_cached_tokens_details: Unsupported = None
+    return_prompt_text: Unsupported = None
+    documents: Unsupported = None
+    echo: Unsupported = None
+    add_special_tokens: Unsupported = None
     truncate_prompt_tokens: OnlyNull = None
     best_of: Annotated[Any, Refused(neutral=(1,))] = None
-    use_beam_search: Later = None
+    use_beam_search: Unsupported = None
     include_stop_str_in_output: Annotated[Any, Refused("{field} is not supported; no_stop_trim does the same.")] = None
-    allowed_token_ids: Later = None
-    bad_words: Later = None
+    allowed_token_ids: Unsupported = None
+    bad_words: Unsupported = None
     prompt_logprobs: OnlyNull = None
-    logprob_token_ids: Later = None
-    repetition_detection: Later = None
-    watermarking: Later = None
+    logprob_token_ids: Unsupported = None
+    repetition_detection: Unsupported = None
+    watermarking: Unsupported = None
     # without an effect
     user: Accounting = None
     store: Accounting = None
@@ -164,7 +173,7 @@ class ChatBody(Struct):
     custom_params: ProcessorOnly = None
     guided_decoding_backend: GuidedOption = None
     guided_whitespace_pattern: GuidedOption = None
-    truncation_side: Annotated[Any, Ignored("it matters only with truncate_prompt_tokens, which is refused")] = None
+    truncation_side: TruncationSide = None
     routed_experts_start_len: ExpertsOption = None
     routed_experts_prompt_start: ExpertsOption = None
     return_token_offsets: Annotated[Any, Ignored("only routes that show a prompt have it")] = None

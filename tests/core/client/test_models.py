@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trunkline.core.client.models import asked_about, choose, named
+from trunkline.core.client.models import choose_model, named_model, named_or_primary
 from trunkline.core.errors import RequestError
 from trunkline.core.types import ModelInfo, ServedModel
 
@@ -37,23 +37,23 @@ FLEET = [model("a", "talk"), model("b", "talk", "embed", aliases=("bee",)), mode
     ],
 )  # fmt: skip
 def test_a_request_finds_its_model(task: str, name: str | None, expected: str) -> None:
-    assert choose(FLEET, task, name).name == expected
+    assert choose_model(FLEET, task, name).name == expected
 
 
 @pytest.mark.field
 def test_an_unknown_name_is_refused_where_several_models_serve_the_task() -> None:
     with pytest.raises(RequestError, match="'gpt-4o' does not exist; there are: a, b") as caught:
-        choose(FLEET, "talk", "gpt-4o")
+        choose_model(FLEET, "talk", "gpt-4o")
     assert (caught.value.code, caught.value.param, caught.value.status) == ("model_not_found", "model", 400)
-    assert choose(FLEET[:1], "talk", "gpt-4o").name == "a"
+    assert choose_model(FLEET[:1], "talk", "gpt-4o").name == "a"
 
 
 @pytest.mark.field
 def test_a_model_may_be_called_default() -> None:
     models = [*FLEET, model("default", "talk"), model("x", "talk", aliases=("unknown",))]
-    assert choose(models, "talk", "default").name == "default"
-    assert choose(models, "talk", "unknown").name == "x"
-    assert choose(models, "talk").name == "a"
+    assert choose_model(models, "talk", "default").name == "default"
+    assert choose_model(models, "talk", "unknown").name == "x"
+    assert choose_model(models, "talk").name == "a"
 
 
 @pytest.mark.field
@@ -61,23 +61,23 @@ def test_a_task_that_no_model_serves_is_blamed_on_none_of_them() -> None:
     models = [model("a", "talk", refused="Add --task rank."), model("b", "embed")]
     for name in (None, "default", "nope"):
         with pytest.raises(RequestError) as caught:
-            choose(models, "rank", name)
+            choose_model(models, "rank", name)
         assert caught.value.message == (
             "No loaded model serves rank. a: Add --task rank. b: The model 'b' does not serve rank; it serves: embed."
         )
         assert caught.value.status == 400
     with pytest.raises(RequestError, match=r"^Add --task rank\.$"):
-        choose(models, "rank", "a")
+        choose_model(models, "rank", "a")
     with pytest.raises(RequestError, match=r"^Add --task rank\.$"):
-        choose(models[:1], "rank")
+        choose_model(models[:1], "rank")
 
 
 @pytest.mark.field
 def test_a_call_about_a_model_means_the_primary_unless_it_names_another() -> None:
     for name in (None, "", "default", "unknown", "dummy"):
-        assert asked_about(FLEET, name).name == "a"
-        assert named(FLEET, name) is None
-    assert asked_about(FLEET, "bee").name == "b"
+        assert named_or_primary(FLEET, name).name == "a"
+        assert named_model(FLEET, name) is None
+    assert named_or_primary(FLEET, "bee").name == "b"
     with pytest.raises(RequestError, match="there are: a, b, c"):
-        asked_about(FLEET, "d")
-    assert asked_about(FLEET[1:2], "d").name == "b"
+        named_or_primary(FLEET, "d")
+    assert named_or_primary(FLEET[1:2], "d").name == "b"

@@ -11,17 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from trunkline.core.client.slices import SLICE
 from trunkline.core.client.truncate import (
     MARGIN,
-    MAX_CHARACTERS,
-    TURN,
     clip_text,
-    fit,
     most_characters,
     read_truncate,
-    special_ends,
-    special_ends_of,
-    turns,
+    special_token_counts,
+    special_token_counts_of,
+    truncate_ids,
 )
 from trunkline.core.errors import RequestError
 
@@ -36,20 +34,20 @@ def test_every_way_to_say_it(given_: Any, how: str) -> None:
 
 def test_the_named_end_is_cut_and_special_tokens_stay() -> None:
     ids = [101, 1, 2, 3, 4, 5, 102]
-    assert fit(ids, 5, "end", 1, 1) == ([101, 1, 2, 3, 102], True)
-    assert fit(ids, 5, "start", 1, 1) == ([101, 3, 4, 5, 102], True)
-    assert fit(ids, 5, "start", 1, 0) == ([101, 3, 4, 5, 102], True)
-    assert fit(ids, 7, "none", 1, 1) == (ids, False)
+    assert truncate_ids(ids, 5, "end", 1, 1) == ([101, 1, 2, 3, 102], True)
+    assert truncate_ids(ids, 5, "start", 1, 1) == ([101, 3, 4, 5, 102], True)
+    assert truncate_ids(ids, 5, "start", 1, 0) == ([101, 3, 4, 5, 102], True)
+    assert truncate_ids(ids, 7, "none", 1, 1) == (ids, False)
 
 
 def test_without_truncation_the_numbers_are_told() -> None:
     with pytest.raises(RequestError, match=r"^The input \(7 tokens\) is longer than the model's context length \(5"):
-        fit([0] * 7, 5, "none", 0, 0)
+        truncate_ids([0] * 7, 5, "none", 0, 0)
 
 
 def test_a_limit_without_room_for_text_is_an_error() -> None:
     with pytest.raises(RequestError, match=r"\(2 tokens\)"):
-        fit([101, 1, 2, 102], 2, "end", 1, 1)
+        truncate_ids([101, 1, 2, 102], 2, "end", 1, 1)
 
 
 @given(
@@ -63,7 +61,7 @@ def test_what_is_left_is_as_long_as_allowed_and_in_order(
     length: int, limit: int, how: str, head: int, tail: int
 ) -> None:
     ids = list(range(length))
-    kept, cut = fit(ids, limit, how, head, tail)
+    kept, cut = truncate_ids(ids, limit, how, head, tail)
     assert len(kept) == min(length, limit)
     assert cut == (length > limit)
     assert kept == sorted(kept)
@@ -77,15 +75,15 @@ def test_what_is_left_is_as_long_as_allowed_and_in_order(
     ("name", "ends"), [("bert", (1, 1)), ("roberta", (1, 1)), ("qwen2-base", (0, 1)), ("gemma2", (0, 0))]
 )
 def test_special_tokens_are_found_at_both_ends(zoo: Callable[[str], Path], name: str, ends: tuple[int, int]) -> None:
-    assert special_ends(AutoTokenizer.from_pretrained(zoo(name))) == ends
+    assert special_token_counts(AutoTokenizer.from_pretrained(zoo(name))) == ends
 
 
 def test_of_bare_ids_only_real_special_tokens_stay() -> None:
     special = frozenset({101, 102})
-    assert special_ends_of([101, 5, 6, 102], special, (1, 1)) == (1, 1)
-    assert special_ends_of([5, 6, 102], special, (1, 1)) == (0, 1)
-    assert special_ends_of([5, 6], special, (1, 1)) == (0, 0)
-    assert special_ends_of([101], special, (2, 0)) == (1, 0)
+    assert special_token_counts_of([101, 5, 6, 102], special, (1, 1)) == (1, 1)
+    assert special_token_counts_of([5, 6, 102], special, (1, 1)) == (0, 1)
+    assert special_token_counts_of([5, 6], special, (1, 1)) == (0, 0)
+    assert special_token_counts_of([101], special, (2, 0)) == (1, 0)
 
 
 class Words:
@@ -129,7 +127,7 @@ def test_however_few_tokens_a_text_has_not_all_of_it_is_read(name: str, how: str
     most = most_characters(10)
     with pytest.raises(RequestError, match=rf"\({4 * most} characters\)"):
         clip_text(words, SPARSE[name] * 4 * most, 10, how)
-    assert words.characters <= (0 if how == "none" else TURN + most)
+    assert words.characters <= (0 if how == "none" else SLICE + most)
 
 
 @pytest.mark.field
@@ -148,26 +146,12 @@ def test_of_a_very_long_text_only_the_part_that_matters_is_read(how: str) -> Non
     part = clip_text(words, text, 10, how)
     assert text.endswith(part) if how == "start" else text.startswith(part)
     assert 10 + MARGIN < len(words.encode(part)) < 7000
-    assert words.characters <= 2 * TURN
+    assert words.characters <= 2 * SLICE
 
 
 @pytest.mark.field
 def test_the_part_that_matters_may_lie_behind_spaces() -> None:
-    text = " " * TURN + "word " * 1_000_000
+    text = " " * SLICE + "word " * 1_000_000
     part = clip_text(Words(), text, 10, "end")
     assert text.startswith(part)
     assert len(part) == most_characters(10)
-
-
-@pytest.mark.field
-def test_work_is_done_in_turns_of_bounded_length_in_order() -> None:
-    lengths = [TURN // 3, TURN // 2, 2 * TURN, 0, 1]
-    assert list(turns(lengths)) == [(0, 2, TURN // 3 + TURN // 2), (2, 3, 2 * TURN), (3, 5, 1)]
-    assert list(turns([])) == []
-
-
-@pytest.mark.field
-def test_all_texts_of_a_request_are_bounded_before_the_first_is_read() -> None:
-    assert len(list(turns([MAX_CHARACTERS // 1024] * 1024))) == 1024
-    with pytest.raises(RequestError, match=rf"{MAX_CHARACTERS + 1024} characters, .* at most {MAX_CHARACTERS}"):
-        next(turns([MAX_CHARACTERS // 1024 + 1] * 1024))

@@ -12,7 +12,8 @@ from litestar import Litestar, Request, Response, post
 from msgspec import Struct
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import error_response, json_response, read_body
+from trunkline.core.server.api import json_response, read_body
+from trunkline.core.server.api.bodies import error_response
 from trunkline.core.server.api.fields import Ignored, Refused, check_refused, declared, fields_of
 
 pytestmark = pytest.mark.field

@@ -9,14 +9,14 @@ import pytest
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api.inputs import (
     Inputs,
+    as_id_lists,
+    assign_rids,
     check_batch,
-    named,
-    naming,
+    locate_error,
+    locate_errors,
+    parse_inputs,
     read_inputs,
     read_salt,
-    sort_inputs,
-    spread_ids,
-    spread_rids,
 )
 
 
@@ -48,17 +48,17 @@ def test_what_is_refused(text: Any, ids: Any, message: str) -> None:
 
 
 def test_ids_of_requests() -> None:
-    assert spread_rids("x", 1, single=True) == ["x"]
-    assert spread_rids("x", 2, single=False) == ["x_0", "x_1"]
-    assert spread_rids(["a", "b"], 2, single=False) == ["a", "b"]
-    assert len(set(spread_rids(None, 3, single=False))) == 3
-    assert not {"a", "b"} & set(spread_rids(["a", "b"], 2, single=False, samples=2))
+    assert assign_rids("x", 1, single=True) == ["x"]
+    assert assign_rids("x", 2, single=False) == ["x_0", "x_1"]
+    assert assign_rids(["a", "b"], 2, single=False) == ["a", "b"]
+    assert len(set(assign_rids(None, 3, single=False))) == 3
+    assert not {"a", "b"} & set(assign_rids(["a", "b"], 2, single=False, samples=2))
 
 
 @pytest.mark.parametrize(("rid", "message"), [("x", "must be a list"), (["a"], "mismatch"), (["a", "a"], "Duplicate")])
 def test_ids_that_do_not_fit_the_batch(rid: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
-        spread_rids(rid, 2, single=False, number=False)
+        assign_rids(rid, 2, single=False, number=False)
     assert caught.value.param == "rid"
 
 
@@ -71,14 +71,14 @@ def test_a_batch_has_a_limit_that_is_named() -> None:
 
 def test_errors_name_their_item_and_keep_the_rest() -> None:
     error = RequestError("No.", status=503, param="text", code="c", retry_after=2.0)
-    again = named(error, "text", 3)
+    again = locate_error(error, "text", 3)
     assert (again.message, again.status, again.param, again.code, again.retry_after) == (
         "text[3]: No.", 503, "text[3]", "c", 2.0
     )  # fmt: skip
-    assert named(error, "inputs", 3).param == "text"
-    with pytest.raises(RequestError, match=r"^text\[1\]: No\.$"), naming("text", 1):
+    assert locate_error(error, "inputs", 3).param == "text"
+    with pytest.raises(RequestError, match=r"^text\[1\]: No\.$"), locate_errors("text", 1):
         raise error
-    with pytest.raises(RequestError, match=r"^No\.$") as caught, naming("inputs", 0, single=True):
+    with pytest.raises(RequestError, match=r"^No\.$") as caught, locate_errors("inputs", 0, single=True):
         raise RequestError("No.")
     assert caught.value.param == "inputs"
 
@@ -91,14 +91,14 @@ def test_salts_of_different_makers_never_meet() -> None:
 
 
 def test_a_single_list_is_told_from_many() -> None:
-    assert spread_ids([1, 2]) == ([[1, 2]], True)
-    assert spread_ids([[1, 2]]) == ([[1, 2]], False)
+    assert as_id_lists([1, 2]) == ([[1, 2]], True)
+    assert as_id_lists([[1, 2]]) == ([[1, 2]], False)
 
 
 def test_inputs_of_python_callers() -> None:
-    assert sort_inputs(["a", ["b", "c"]]).texts == ["a", ["b", "c"]]
-    assert sort_inputs([[1, 2], (3,)]).ids == [[1, 2], [3]]
-    assert len(sort_inputs([])) == 0
+    assert parse_inputs(["a", ["b", "c"]]).texts == ["a", ["b", "c"]]
+    assert parse_inputs([[1, 2], (3,)]).ids == [[1, 2], [3]]
+    assert len(parse_inputs([])) == 0
     for wrong, message in (([[]], r"texts\[0\] is neither"), (["a", ["b", 3]], r"texts\[1\]"), (["a", [5, 6]], "mix")):
         with pytest.raises(RequestError, match=message):
-            sort_inputs(wrong)
+            parse_inputs(wrong)

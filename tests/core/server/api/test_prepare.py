@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from trunkline.core.client.truncate import TURN, Truncation, turns
+from trunkline.core.client.slices import SLICE, slices
+from trunkline.core.client.truncate import Truncation
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api.inputs import Inputs
-from trunkline.core.server.api.prepare import Item, Shaper, encode_pair, prepare
+from trunkline.core.server.api.prepare import InputPreparer, PreparedInput, encode_pair, prepare_inputs
 from trunkline.core.types import ModelInfo, ServedModel
 
 CLS, SEP = 2, 3
@@ -35,8 +36,8 @@ def served() -> ServedModel:
     )  # fmt: skip
 
 
-def shape(tokenizer: Any, served: ServedModel, *texts: Any, truncate: Truncation = None) -> list[Item]:
-    return Shaper(tokenizer, served, truncate=truncate).items(Inputs(texts=list(texts)))
+def shape(tokenizer: Any, served: ServedModel, *texts: Any, truncate: Truncation = None) -> list[PreparedInput]:
+    return InputPreparer(tokenizer, served, truncate=truncate).items(Inputs(texts=list(texts)))
 
 
 def test_texts_get_the_models_special_tokens(wordpiece: Any, served: ServedModel) -> None:
@@ -67,7 +68,7 @@ def test_without_truncation_the_item_and_the_limit_are_named(wordpiece: Any, ser
 
 def test_the_beginning_of_a_very_long_text_is_the_same_as_of_all(wordpiece: Any, served: ServedModel) -> None:
     text = "the sea of the other " * 5000
-    assert len(text) > TURN
+    assert len(text) > SLICE
     whole = wordpiece(text)["input_ids"]
     assert shape(wordpiece, served, text, truncate="end")[0].ids == [*whole[:15], whole[-1]]
     assert shape(wordpiece, served, text, truncate="start")[0].ids == [whole[0], *whole[-15:]]
@@ -76,18 +77,20 @@ def test_the_beginning_of_a_very_long_text_is_the_same_as_of_all(wordpiece: Any,
 def test_the_first_tokens_of_a_text_can_be_kept(wordpiece: Any, served: ServedModel) -> None:
     text = "hello: " + "the sea of " * 10
     whole = wordpiece(text)["input_ids"]
-    [item] = Shaper(wordpiece, served, truncate="start", keep=4).items(Inputs(texts=[text]))
+    [item] = InputPreparer(wordpiece, served, truncate="start", keep=4).items(Inputs(texts=[text]))
     assert item.ids == whole[:4] + whole[-12:]
 
 
 def test_the_first_tokens_of_a_very_long_text_are_kept_too(wordpiece: Any, served: ServedModel) -> None:
     prompt = "hello: "
     text = prompt + "the sea of the other " * 5000
-    assert len(text) > TURN
+    assert len(text) > SLICE
     whole = wordpiece(text)["input_ids"]
     keep = len(wordpiece(prompt)["input_ids"]) - 1
-    shaper = Shaper(wordpiece, served, truncate="start", keep=keep, lead=len(prompt), dress=lambda rest: prompt + rest)
-    [item] = shaper.items(Inputs(texts=[text[len(prompt) :]]))
+    preparer = InputPreparer(
+        wordpiece, served, truncate="start", keep=keep, lead=len(prompt), dress=lambda rest: prompt + rest
+    )
+    [item] = preparer.items(Inputs(texts=[text[len(prompt) :]]))
     assert item.ids == whole[:keep] + whole[-(16 - keep) :]
 
 
@@ -136,20 +139,20 @@ def test_empty_texts_are_refused(wordpiece: Any, served: ServedModel, text: Any)
 
 
 def test_ids_are_checked_and_cut(wordpiece: Any, served: ServedModel) -> None:
-    shaper = Shaper(wordpiece, served, truncate=True)
+    preparer = InputPreparer(wordpiece, served, truncate=True)
     first, last = wordpiece.cls_token_id, wordpiece.sep_token_id
-    items = shaper.items(Inputs(ids=[[5, 6], [first, *range(10, 40), last], list(range(10, 40))]))
+    items = preparer.items(Inputs(ids=[[5, 6], [first, *range(10, 40), last], list(range(10, 40))]))
     assert [item.ids for item in items] == [[5, 6], [first, *range(10, 24), last], list(range(10, 26))]
     assert [item.whole for item in items] == [0, 32, 30]
     for bad in (512, -1):
         with pytest.raises(RequestError, match=r"^ids\[1\]: The ids contains"):
-            shaper.items(Inputs(ids=[[1], [bad]], field="ids"))
+            preparer.items(Inputs(ids=[[1], [bad]], field="ids"))
 
 
 def test_a_model_without_tokenizer_takes_ids(served: ServedModel) -> None:
-    assert Shaper(None, served).items(Inputs(ids=[[1, 2]]))[0].ids == [1, 2]
+    assert InputPreparer(None, served).items(Inputs(ids=[[1, 2]]))[0].ids == [1, 2]
     with pytest.raises(RequestError, match="tiny has no tokenizer"):
-        Shaper(None, served).items(Inputs(texts=["a"], single=True))
+        InputPreparer(None, served).items(Inputs(texts=["a"], single=True))
 
 
 def test_a_pool_that_is_smaller_than_the_context_is_the_limit(wordpiece: Any, served: ServedModel) -> None:
@@ -159,15 +162,15 @@ def test_a_pool_that_is_smaller_than_the_context_is_the_limit(wordpiece: Any, se
     assert len(shape(wordpiece, small, "the sea of " * 10, truncate=True)[0].ids) == 8
 
 
-def test_long_batches_take_turns(wordpiece: Any, served: ServedModel) -> None:
-    texts: list[Any] = ["a" * (TURN // 2), "b" * (TURN // 2), ["c", "d"], "e" * (3 * TURN), "f"]
-    shaper = Shaper(wordpiece, served)
-    assert [turn[:2] for turn in turns(shaper.lengths(Inputs(texts=texts)))] == [(0, 2), (2, 3), (3, 4), (4, 5)]
-    assert list(turns(shaper.lengths(Inputs(ids=[[1], [2, 3]])))) == [(0, 2, 3)]
-    assert list(turns(shaper.lengths(Inputs(texts=[])))) == []
+def test_long_batches_are_divided(wordpiece: Any, served: ServedModel) -> None:
+    texts: list[Any] = ["a" * (SLICE // 2), "b" * (SLICE // 2), ["c", "d"], "e" * (3 * SLICE), "f"]
+    preparer = InputPreparer(wordpiece, served)
+    assert [one[:2] for one in slices(preparer.lengths(Inputs(texts=texts)))] == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    assert list(slices(preparer.lengths(Inputs(ids=[[1], [2, 3]])))) == [(0, 2, 3)]
+    assert list(slices(preparer.lengths(Inputs(texts=[])))) == []
 
 
-async def test_every_turn_is_off_the_loop_and_order_is_kept(wordpiece: Any, served: ServedModel) -> None:
+async def test_every_slice_is_off_the_loop_and_order_is_kept(wordpiece: Any, served: ServedModel) -> None:
     class Engine:
         calls = 0
 
@@ -179,8 +182,8 @@ async def test_every_turn_is_off_the_loop_and_order_is_kept(wordpiece: Any, serv
             return function(*args)
 
     engine: Any = Engine()
-    texts: list[str | list[str]] = [f"{word} " * (TURN // 4) for word in ("the", "sea", "other")]
-    items = await prepare(engine, served, Inputs(texts=texts), truncate=True)
+    texts: list[str | list[str]] = [f"{word} " * (SLICE // 4) for word in ("the", "sea", "other")]
+    items = await prepare_inputs(engine, served, Inputs(texts=texts), truncate=True)
     assert engine.calls == 3
     firsts = [item.ids[1] for item in items]
     assert firsts == [wordpiece.encode(word, add_special_tokens=False)[0] for word in ("the", "sea", "other")]
@@ -208,4 +211,4 @@ async def test_a_prompt_before_many_texts_is_bounded(wordpiece: Any, served: Ser
     engine: Any = Engine()
     texts: list[str | list[str]] = ["a"] * 1000
     with pytest.raises(RequestError, match="100001000 characters, counting what is put before each"):
-        await prepare(engine, served, Inputs(texts=texts), lead=100_000, dress=lambda text: "p" * 100_000 + text)
+        await prepare_inputs(engine, served, Inputs(texts=texts), lead=100_000, dress=lambda text: "p" * 100_000 + text)

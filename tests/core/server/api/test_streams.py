@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import DONE, ClientGone, all_over, error_frame
+from trunkline.core.server.api import DONE, error_frame, wait_for_all
+from trunkline.core.server.api.bodies import ClientGone
 from trunkline.core.server.api.streams import until_gone
 
 
@@ -111,7 +112,7 @@ async def test_one_failure_cancels_the_rest_of_a_batch() -> None:
 
     replies = [Fake(None), Fake(RequestError("no"))]
     with pytest.raises(RequestError, match="no"):
-        await all_over(replies)  # type: ignore[arg-type]
+        await wait_for_all(replies)  # type: ignore[arg-type]
     assert [reply.cancelled for reply in replies] == [1, 1]
 
 
