@@ -34,7 +34,7 @@ check: $(TEST_READY) ## Format, lint and types only
 	cd benchmarks && $(BIN)/mypy --config-file ../pyproject.toml .
 
 fetch: $(SERVE_READY) ## Fetch the demo models into the cache folder
-	@$(BIN)/python -m trunkline.core.model.catalogue >/dev/null
+	@$(BIN)/python -m trunkline.core.model.sources.catalogue >/dev/null
 
 suites: $(TEST_READY) fetch ## The slow suites within their budgets (SUITES="browser soak" for some of them)
 	$(BIN)/python tests/suites.py $(SUITES) $(ARGS)

@@ -23,8 +23,8 @@ from floor import Machine, Shape, best, floor, measure
 from scenarios import Result, Scenario, build
 from server import running
 
-from trunkline.core.model.catalogue import PREFIX, fetch
-from trunkline.kernels.processor import has_bfloat16
+from trunkline.core.model.sources.catalogue import PREFIX, fetch
+from trunkline.kernels.cpu.processor import has_bfloat16
 
 _Runs = dict[str, list[Result]]
 

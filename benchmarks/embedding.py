@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from server import running
 from tokenizers import Tokenizer
 
-from trunkline.core.model.catalogue import PREFIX, fetch
-from trunkline.kernels.processor import has_bfloat16
+from trunkline.core.model.sources.catalogue import PREFIX, fetch
+from trunkline.kernels.cpu.processor import has_bfloat16
 
 Array = NDArray[np.float32]
 TRUNKLINE, LIBRARY, INFINITY = "trunkline", "sentence-transformers", "infinity"

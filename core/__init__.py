@@ -1,11 +1,11 @@
-"""The trunk: plugin host, scheduler, radix cache, models and server. Knows no task by name."""
+"""Everything but the tasks: plugin host, scheduler, cache, models, HTTP; imports kernels, no plugin, names no task."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .engine.local import Engine
+    from .client.engine import Engine
 
 __all__ = ["Engine"]
 
@@ -13,7 +13,7 @@ __all__ = ["Engine"]
 def __getattr__(name: str) -> Any:
     """``Engine`` is imported on first use: it brings torch with it."""
     if name == "Engine":
-        from .engine.local import Engine
+        from .client.engine import Engine
 
         return Engine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

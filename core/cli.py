@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import typer
 
-from .commands.plugins import add_plugins
-from .commands.serve import Early, add_serve, peek
+from trunkline.core.commands.plugins import add_plugins
+from trunkline.core.commands.serve import Early, add_serve, peek
+
 from .errors import ConfigError, TrunklineError
 from .host import Host
 from .logs import escape_controls

@@ -1,4 +1,4 @@
-"""Settings: one frozen struct an owner, from which TOML tables and command-line flags are made.
+"""Settings: one frozen struct per owner, from which TOML tables and command-line flags are made.
 
 A field's description and bounds stand in its annotation, once. Values come from, weakest first:
 defaults, a TOML file, flags. :class:`Config` is what both processes run by; it crosses to the
@@ -17,9 +17,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from trunkline.core.types import SettingsGroup
+
 from .errors import ConfigError
 from .host import Host
-from .types import SettingsGroup
 
 DEFAULT_MODEL = "demo:smollm2-135m-instruct"
 
@@ -77,7 +78,6 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
 class EngineSettings(Struct, frozen=True, kw_only=True):
     """The device process: TOML table ``[engine]``."""
 
-    device: Annotated[Literal["auto", "cpu"], _about("Where models are computed; so far on the CPU.")] = "auto"
     random_seed: Annotated[Seed | None, _about("Seed of what is random in the engine; default random.")] = None
     allow_weights_dir: Annotated[
         str | None, _about("Folder that weight updates must come from; default any folder or hub id.")

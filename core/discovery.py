@@ -1,4 +1,4 @@
-"""Installed plugins: find them by entry point, choose among them, import and check one."""
+"""Finds installed plugins by entry point, selects among them, imports and checks each."""
 
 from __future__ import annotations
 

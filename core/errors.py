@@ -1,9 +1,15 @@
-"""Every way in which trunkline says no, one class a kind.
+"""Exception types, one per kind of failure.
 
 A message names the cause and the fix; it is shown to users as it stands.
 """
 
 from __future__ import annotations
+
+NOT_EMBEDDING_MODEL = (
+    "This model does not appear to be an embedding model by default. "
+    "Please add `--is-embedding` when launching the server or try another model."
+)
+"""SGLang's words, which clients compare; several tasks refuse a model with them."""
 
 
 class TrunklineError(Exception):

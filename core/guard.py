@@ -1,4 +1,4 @@
-"""Security rule R-1: a server process never unpickles."""
+"""Forbids unpickling in server processes (security rule R-1)."""
 
 from __future__ import annotations
 

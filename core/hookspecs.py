@@ -1,4 +1,4 @@
-"""The hooks: what a plugin can contribute, when it is asked, and in which process.
+"""The hooks: what a plugin can contribute, and when each is called in which process.
 
 This module is the plugin author's manual. Write a module, import ``hookimpl``, implement any of
 the functions below under the same name (arguments may be left out, never renamed), and name the
@@ -7,10 +7,21 @@ module in your package's entry points::
     [project.entry-points."trunkline"]
     shout = "trunkline_shout"
 
-Hooks are asked once, at start-up; what they return is kept in plain dicts and tuples, and no
-hook is called while requests are served. ``trunkline plugins inspect NAME`` shows what a plugin
-answered. Two processes load every plugin: the *front* (HTTP, CLI) and the *engine* (the device).
 A plugin module is imported by ``trunkline --help`` too, so import heavy things inside functions.
+``trunkline plugins inspect NAME`` shows what a plugin contributes.
+
+Two processes load every plugin. The *front* is the process of the ``trunkline`` command: the
+command line and, for ``trunkline serve``, the HTTP server. The *engine* is the process that the
+front starts; it owns the device. The second paragraph of each hook says when it is called in the
+front, in the engine, and at a weight update (``POST /update_weights_from_disk``); where one of
+these isn't named, the hook isn't called. What hooks return is kept in plain dicts and tuples:
+requests for a task call no hook.
+
+An engine that is started again after a crash makes all its calls again; a weight update that fails
+makes no further ones. ``trunkline.core.Engine``, the engine in the caller's process, makes the
+engine's calls, and the front's for tokenizers (``resolve_model`` and ``tokenizer`` again). Commands
+other than ``serve`` call ``hookspecs``, ``settings`` and ``commands`` only; ``trunkline plugins
+inspect NAME`` also calls ``settings``, ``controls`` and ``routes`` of NAME.
 """
 
 from __future__ import annotations
@@ -27,7 +38,7 @@ if TYPE_CHECKING:
     import typer
     from litestar.config.app import AppConfig
 
-    from .types import (
+    from trunkline.core.types import (
         EngineClient,
         ExpertObserver,
         Head,
@@ -49,9 +60,9 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def trunkline_hookspecs() -> ModuleType | None:
-    """Both processes, first of all: a module with hook specifications of the plugin's own.
+    """A module with hook specifications of the plugin's own, for plugins of this plugin.
 
-    Lets plugins be extended by plugins::
+    Front: once, before any other hook. Engine: once, before any other hook::
 
         @hookimpl
         def trunkline_hookspecs():
@@ -62,7 +73,9 @@ def trunkline_hookspecs() -> ModuleType | None:
 
 @hookspec
 def trunkline_settings() -> SettingsGroup | None:
-    """Both processes, before anything heavy: the plugin's settings.
+    """The plugin's settings.
+
+    Front: once, before the command line is parsed. Engine: once, when it reads its configuration.
 
     They become the TOML table ``[shout]``, the flags ``--shout-level`` (a field's name with
     dashes) and ``settings["shout"]``::
@@ -78,19 +91,26 @@ def trunkline_settings() -> SettingsGroup | None:
 
 @hookspec
 def trunkline_commands(app: typer.Typer) -> None:
-    """Front, when the CLI is built: add commands to ``trunkline``::
+    """Add commands to ``trunkline``.
 
-    @hookimpl
-    def trunkline_commands(app):
-        @app.command()
-        def shout(text: str) -> None:
-            print(text.upper())
+    Front: once, when the command line is built::
+
+        @hookimpl
+        def trunkline_commands(app):
+            @app.command()
+            def shout(text: str) -> None:
+                print(text.upper())
     """
 
 
 @hookspec(firstresult=True)
 def trunkline_resolve_model(reference: str) -> ModelSource | None:
-    """Both processes: a local folder for a model reference, or None to let others try.
+    """A local folder for a model reference; None lets other plugins try, core's own is the last.
+
+    Front: once for each model, before the engine starts (downloads show their progress there), and once more for
+    its tokenizer (``--tokenizer-path``, by default the model). Engine: once for each model, and once more for its
+    ``--tokenizer-path`` if it has one.
+    Update: once in the front (unless ``--allow-weights-dir`` is set) and once in the engine.
 
     May download; raises ModelError when the reference is its own but can't be had::
 
@@ -103,31 +123,35 @@ def trunkline_resolve_model(reference: str) -> ModelSource | None:
 
 @hookspec(firstresult=True)
 def trunkline_tokenizer(source: ModelSource) -> Tokenizer | None:
-    """Both processes, at model load: the tokenizer of a model; core's own is asked last::
+    """The tokenizer of a model; None lets other plugins try, core's own is the last.
 
-    @hookimpl
-    def trunkline_tokenizer(source):
-        if (Path(source.path) / "tekken.json").exists():
-            return Tekken(source.path)
+    Front: once for each model, while the engine starts. Engine: once for each model, before its weights are loaded::
+
+        @hookimpl
+        def trunkline_tokenizer(source):
+            if (Path(source.path) / "tekken.json").exists():
+                return Tekken(source.path)
     """
 
 
 @hookspec(firstresult=True)
 def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, torch.Tensor]] | None:
-    """Engine, at model load: a stream of checkpoint tensors by name; core's own is asked last::
+    """A stream of checkpoint tensors by name; None lets other plugins try, core's own is the last.
 
-    @hookimpl
-    def trunkline_weights(source):
-        if source.path.endswith(".gguf"):
-            return read_gguf(source.path)
+    Engine: once for each model, after its heads are known. Update: once, with the new checkpoint::
+
+        @hookimpl
+        def trunkline_weights(source):
+            if source.path.endswith(".gguf"):
+                return read_gguf(source.path)
     """
 
 
 @hookspec
 def trunkline_serves(model: ModelInfo) -> Serves | None:
-    """Both processes, before load: can the plugin's task be served from this checkpoint?
+    """Whether the plugin's task can be served from a checkpoint.
 
-    ::
+    Engine: once for each model, before any is loaded. Update: once, with the new checkpoint::
 
         @hookimpl
         def trunkline_serves(model):
@@ -139,9 +163,11 @@ def trunkline_serves(model: ModelInfo) -> Serves | None:
 
 @hookspec
 def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
-    """Engine, before the weights are loaded: heads that the plugin's stages will call by name.
+    """Heads that the plugin's stages will call by name.
 
-    Asked only when one of the plugin's tasks is active for the model. Core has two heads of its own: "lm", the
+    Engine: once for each model, before its weights are loaded. Update: once, with the new checkpoint.
+
+    Called only when one of the plugin's tasks is active for the model. Core has two heads of its own: "lm", the
     logits of a causal language model, and "score", those of a ``…ForSequenceClassification``;
     ``model.score_rows`` says what to apply the latter to. For another module of the checkpoint's class::
 
@@ -153,10 +179,12 @@ def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
 
 @hookspec
 def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
-    """Engine, after load: the stages that serve this model. Two stages of one task are an error.
+    """The stages that serve a model. Two stages of one task are an error.
 
-    Each model of the server is asked for; where a head that the stage needs isn't in ``model.heads``,
-    return none. Stages for tasks that are not active on the model are dropped::
+    Engine: once for each model, after its weights are loaded. Update: once, with the new model.
+
+    Where a head that the stage needs isn't in ``model.heads``, return none. Stages for tasks that are
+    not active on the model are dropped::
 
         @hookimpl
         def trunkline_stages(model, settings):
@@ -166,10 +194,12 @@ def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
 
 @hookspec
 def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[ExpertObserver]:
-    """Engine, after load: who wants to see which experts tokens are sent to.
+    """Objects that are shown which experts tokens are sent to.
 
-    Asked for mixture-of-experts models only, where the choices can be seen; ``model.expert_layers``
-    says in which layers. A control finds its observer in ``model.expert_observers``::
+    Engine: once for each mixture-of-experts model whose choices can be seen, after its stages.
+
+    A weight update keeps the observers. ``model.expert_layers`` says in which layers there are choices. A control
+    finds its observer in ``model.expert_observers``::
 
         class Busiest:
             active = True
@@ -191,7 +221,9 @@ def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[Exp
 
 @hookspec
 def trunkline_controls() -> dict[str, Callable[..., Any]]:
-    """Engine, after load: functions that routes run by name between two batches, so without locks.
+    """Functions that routes run by name in the engine, between two passes, so without locks.
+
+    Engine: once, after all models are loaded.
 
     A control gets the loaded model and the caller's keyword arguments; what it returns must be
     msgpack-able. RequestError becomes the client's error::
@@ -204,17 +236,22 @@ def trunkline_controls() -> dict[str, Callable[..., Any]]:
 
 @hookspec
 def trunkline_info(model: ServedModel, settings: Settings) -> dict[str, Any]:
-    """Front, after load: extra keys for /model_info and server info::
+    """Extra keys for /model_info and server info.
 
-    @hookimpl
-    def trunkline_info(model, settings):
-        return {"shout_level": settings["shout"].shout_level}
+    Front: once for each model, when the server is built. Update: once for each model, in the front, when its info
+    is next asked for (the same after ``/update_weight_version`` and after a restart of the engine)::
+
+        @hookimpl
+        def trunkline_info(model, settings):
+            return {"shout_level": settings["shout"].shout_level}
     """
 
 
 @hookspec
 def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
-    """Front, when the server is built: Litestar route handlers.
+    """Litestar route handlers.
+
+    Front: once, when the server is built; the engine is ready then.
 
     Each declares ``opt={"scope": "public" | "infer" | "admin"}`` or start-up fails; a path and
     method claimed twice is an error that names both plugins. ``dialect`` "openai" or "native" (the default)
@@ -240,9 +277,11 @@ def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
 
 @hookspec
 def trunkline_app_config(config: AppConfig) -> None:
-    """Front, last before the app is built: change Litestar's AppConfig (middleware, lifespan)::
+    """Change Litestar's AppConfig: middleware, lifespan and the like.
 
-    @hookimpl
-    def trunkline_app_config(config):
-        config.middleware.append(MyMiddleware)
+    Front: once, last before the server is built::
+
+        @hookimpl
+        def trunkline_app_config(config):
+            config.middleware.append(MyMiddleware)
     """

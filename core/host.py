@@ -1,7 +1,7 @@
-"""The plugin host: finds plugins, selects and checks them, and asks their hooks.
+"""The plugin host: loads and checks plugins, calls their hooks and merges what they return.
 
-Hooks are asked at start-up only, each plugin by itself, so that a wrong answer is reported
-with the plugin's name. What they return is kept by whoever asked in plain dicts and tuples.
+Each plugin is called by itself, so that a wrong answer is reported with the plugin's name. When each hook is
+called is documented in :mod:`.hookspecs`. The callers keep what the hooks return in plain dicts and tuples.
 """
 
 from __future__ import annotations
@@ -13,17 +13,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import pluggy
 
+from trunkline.core.types import (
+    Head,
+    ModelInfo,
+    ModelSource,
+    ServedModel,
+    Serves,
+    Settings,
+    SettingsGroup,
+    Stage,
+    Tokenizer,
+)
+
 from . import hookspecs
 from .discovery import CORE, Found, Provided, check_functions, describe, find, load_module, select
 from .errors import ModelError, PluginError, TrunklineError
-from .types import Head, ModelInfo, ModelSource, ServedModel, Serves, Settings, SettingsGroup, Stage, Tokenizer
 
 if TYPE_CHECKING:
     import torch
     import typer
     from litestar.config.app import AppConfig
 
-    from .types import EngineClient, ExpertObserver, Model
+    from trunkline.core.types import EngineClient, ExpertObserver, Model
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -123,7 +134,7 @@ class Host:
                     yield name, one
 
     def settings(self) -> dict[str, SettingsGroup]:
-        """The plugins' settings groups by name; asked once and kept."""
+        """The plugins' settings groups by name; the hook is called once and the answer kept."""
         if self._settings is None:
             groups: dict[str, SettingsGroup] = {}
             for plugin, group in self.ask("trunkline_settings"):
@@ -153,7 +164,7 @@ class Host:
         return answers
 
     def heads(self, model: ModelInfo, settings: Settings, tasks: Collection[str]) -> list[Head]:
-        """Core's heads and those for the active ``tasks`` of a model; :meth:`serves` was asked before."""
+        """Core's heads and those for the active ``tasks`` of a model; :meth:`serves` was called before."""
         heads: dict[str, Head] = {}
         owners = self._of(tasks) | {CORE}
         for plugin, head in self._items("trunkline_heads", Head, owners, model=model, settings=settings):
@@ -174,7 +185,7 @@ class Host:
         return tuple(Provided(self.plugins[plugin], observer) for plugin, observer in found)
 
     def controls(self) -> dict[str, Provided[Callable[..., Any]]]:
-        """Functions that run in the engine between two batches, by name."""
+        """Functions that run in the engine between two passes, by name."""
         controls: dict[str, Provided[Callable[..., Any]]] = {}
         for plugin, mapping in self.ask("trunkline_controls"):
             _check(plugin, "trunkline_controls", mapping, dict)

@@ -1,4 +1,4 @@
-"""Log lines of both processes: what a client or a file put into one can't be taken for another line."""
+"""Logging of both processes: text from clients and files is escaped, so that it can't forge a log line."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Write the parts of the documentation that come from the source.
 
 ``python docs/generate.py`` rewrites plugins.md (hooks from ``core/hookspecs.py``, files of
-``examples/``), configuration.md (settings from their structs) and fields.md (fields of request bodies
-from theirs); a test compares them.
+``examples/``), configuration.md (settings from their structs), fields.md (fields of request bodies
+from theirs) and the pages of ``docs/generate_map.py``; a test compares them.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ from trunkline.core.commands.plugins import NoEngine
 from trunkline.core.config import Config, ModelSettings, settings_groups
 from trunkline.core.discovery import find
 from trunkline.core.host import Host
-from trunkline.core.server.control import Lifecycle, routes
-from trunkline.core.server.fields import Ignored, Refused, fields_of
-from trunkline.core.server.weights import weight_routes
+from trunkline.core.server.api.fields import Ignored, Refused, fields_of
+from trunkline.core.server.lifecycle import Lifecycle
+from trunkline.core.server.routes import routes
+from trunkline.core.server.routes.weights import weight_routes
 from trunkline.plugins.generation import params
 
 DOCS = Path(__file__).parent
 EXAMPLE = DOCS.parent / "examples" / "trunkline-surprise"
+WHERE = ("Front", "Engine", "Update")
 
 PLUGINS = """# Plugins
 
 A plugin adds a task, a route, a command, a model source, or any mix of them, without changing a
-file of core. The project's own tasks are plugins and use the same door.
+file of core. The project's own tasks are plugins and use the same interfaces.
 
 ```console
 $ trunkline plugins list               # what is installed, and what was left out and why
@@ -52,7 +54,8 @@ allow, ends the request that it was called for with a 500; the log line names pl
 method ([operations](operations.md#a-plugin-that-fails)). A `RequestError` is an answer to the client.
 
 A plugin may import `trunkline.core.types`, `trunkline.core.errors`, `trunkline.core.hookspecs`,
-`trunkline.core.server.api` and `trunkline.kernels`; everything else may change without notice.
+`trunkline.core.server.api` ([what it offers](server_api.md)) and `trunkline.kernels`; everything else may change
+without notice.
 
 ## A whole plugin
 
@@ -88,7 +91,8 @@ Its route in the front process:
 CONFIGURATION = """# Configuration
 
 Every setting is a flag of `trunkline serve` and a key of a TOML file (`--config FILE`); the key is
-the flag's name with underscores. Flags win over the file, the file wins over defaults.
+the flag's name with underscores. Table `[plugins]` has `only` for `--plugin` and `without` for `--no-plugin`. Flags
+win over the file, the file wins over defaults.
 
 ```toml
 [server]
@@ -151,7 +155,7 @@ def plugins() -> str:
         stage=_code(EXAMPLE / "trunkline_surprise" / "stage.py", "python"),
         routes=_code(EXAMPLE / "trunkline_surprise" / "routes.py", "python"),
         intro=_prose(hookspecs.__doc__ or ""),
-        table=_table(("hook", "where and when"), ((f"`{name}`", _summary(name)) for name in _hooks())),
+        table=_table(("hook", "what it contributes", *WHERE), (_hook_row(name) for name in _hooks())),
         manual="\n\n".join(_hook(name) for name in _hooks()),
     )
 
@@ -222,9 +226,19 @@ def _hooks() -> list[str]:
     return [name for name in vars(hookspecs) if name.startswith("trunkline_")]
 
 
-def _summary(name: str) -> str:
-    first = inspect.cleandoc(getattr(hookspecs, name).__doc__ or "").split("\n\n")[0]
-    return " ".join(first.split()).removesuffix("::").removesuffix(".").replace("``", "`")
+def _hook_row(name: str) -> tuple[str, ...]:
+    """The hook, the first sentence of its documentation, and when it is called in each process."""
+    about = _prose((getattr(hookspecs, name).__doc__ or "").split("\n\n")[0]).removesuffix(".")
+    calls = when_called(name)
+    return (f"`{name}`", about, *(calls.get(where, "never").replace("``", "`") for where in WHERE))
+
+
+def when_called(name: str) -> dict[str, str]:
+    """``{"Front": "once, …"}``: the second paragraph of a hook's documentation, by process."""
+    paragraph = inspect.cleandoc(getattr(hookspecs, name).__doc__ or "").split("\n\n")[1]
+    text = " ".join(paragraph.split()).rstrip(":.")
+    parts = re.split(rf"(?:^|\. )({'|'.join(WHERE)}): ", text)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def _hook(name: str) -> str:
@@ -239,7 +253,7 @@ def _prose(docstring: str) -> str:
     if not colons:
         return text
     indented, _, after = (
-        code.strip("\n").partition("\n\n") if text.startswith("The hooks") else (code.strip("\n"), "", "")
+        code.strip("\n").partition("\n\n") if text.startswith("The hooks:") else (code.strip("\n"), "", "")
     )
     language = "toml" if indented.lstrip().startswith("[") else "python"
     block = f"```{language}\n{textwrap.dedent(indented).strip()}\n```"
@@ -272,5 +286,8 @@ def _foreign(flags: Iterable[compat.Foreign]) -> str:
 
 
 if __name__ == "__main__":
+    from generate_map import write  # from this script's folder
+
+    write()
     for name, text in (("plugins.md", plugins()), ("configuration.md", configuration()), ("fields.md", fields())):
         (DOCS / name).write_text(text)

@@ -128,7 +128,7 @@ def main() -> None:
     arguments = parser.parse_args()
     source = arguments.model
     if source.startswith("demo:"):
-        from trunkline.core.model.catalogue import fetch
+        from trunkline.core.model.sources.catalogue import fetch
 
         source = fetch(source)
     with torch.no_grad():

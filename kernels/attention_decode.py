@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from . import attention_extend, attention_paged
+from trunkline.kernels.cpu.attention import paged
+from trunkline.kernels.cpu.elements import layout_of
+from trunkline.kernels.cpu.recording import hold
+from trunkline.kernels.cpu.threads import team_size
+
+from . import attention_extend
 from .layout import Layout
-from .recording import hold
-from .threads import team_size
 
 _SERIAL = 1 << 19  # multiplications below which waking the other threads costs more than it saves
 
@@ -64,21 +67,28 @@ def decode_cpu(
         q = q.contiguous()
     which = np.ascontiguousarray(which, dtype=np.int32)
     shares = team_size(len(which) * heads * key_dim * int(layout.kv_len.max()) > _SERIAL)
-    size = attention_paged.scratch_bytes(heads, key_dim, value_dim)
+    size = paged.scratch_bytes(heads, key_dim, value_dim)
     scratch = hold(torch.empty(shares * size, dtype=torch.uint8))
     sinks = None if sinks is None else sinks.detach().float().contiguous()
-    task = attention_paged.task(key_dim, value_dim, q.dtype == torch.bfloat16)
-    arguments = (
-        *(q.data_ptr(), q.stride(0), q.stride(1), keys.data_ptr(), values.data_ptr(), out.data_ptr()),
-        *(scratch.data_ptr(), 0 if sinks is None else sinks.data_ptr()),
-        *(_address(layout.table), layout.table.shape[1], _address(layout.table_row)),
-        *(_address(layout.q_start), _address(layout.kv_len), _address(which), len(which)),
-        *(heads, groups, window, chunk),
-    )
-    task.run((*arguments, shares, scale, softcap), shares)
+    task = paged.task(key_dim, value_dim, q.dtype == torch.bfloat16)
+    arguments: dict[str, float] = {
+        "q": q.data_ptr(),
+        "q_token": q.stride(0),
+        "q_head": q.stride(1),
+        "keys": keys.data_ptr(),
+        "values": values.data_ptr(),
+        "out": out.data_ptr(),
+        "scratch": scratch.data_ptr(),
+        "sinks": 0 if sinks is None else sinks.data_ptr(),
+        **layout_of(layout, which),
+        "rows": len(which),
+        "heads": heads,
+        "groups": groups,
+        "window": window,
+        "chunk": chunk,
+        "scale": scale,
+        "softcap": softcap,
+    }
+    task.run(shares, **arguments, shares=shares)
     if shares > 1:
-        task.run((*arguments, -shares, scale, softcap), 1, alone=True)
-
-
-def _address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])  # ``array.ctypes.data`` takes several times longer
+        task.run(1, True, **arguments, shares=-shares)

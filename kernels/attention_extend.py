@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from . import attention_flash, attention_pairs
+from trunkline.kernels.cpu.attention import flash, flash_pairs
+from trunkline.kernels.cpu.attention.flash_arguments import sizes
+from trunkline.kernels.cpu.elements import layout_of
+from trunkline.kernels.cpu.processor import has_bfloat16_pairs
+from trunkline.kernels.cpu.threads import team_size
+
 from .layout import Layout
-from .processor import has_bfloat16_pairs
-from .threads import team_size
 
 
 def extend_reference(
@@ -73,36 +76,45 @@ def extend_cpu(
     news = layout.q_start[which + 1] - layout.q_start[which]
     products = int(np.dot(news.astype(np.int64), layout.kv_len[which])) * heads * key_dim
     team = team_size(products > _SERIAL)
-    pairs = q.dtype == torch.bfloat16 and attention_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
-    together = attention_pairs.TOGETHER if pairs else 1
-    sizes = attention_flash.sizes(heads // groups, key_dim, value_dim, together)
-    units = int((-(-news // sizes[0])).sum()) * groups
-    scratch = torch.empty(team * sizes[-1], dtype=torch.uint8)
+    pairs = q.dtype == torch.bfloat16 and flash_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
+    together = flash_pairs.TOGETHER if pairs else 1
+    blocks = sizes(heads // groups, key_dim, value_dim, together)
+    units = int((-(-news // blocks.queries)).sum()) * groups
+    scratch = torch.empty(team * blocks.size, dtype=torch.uint8)
     sinks = None if sinks is None else sinks.detach().float().contiguous()
-    arguments = (
-        *_strided(q),
-        *_strided(k),
-        *_strided(v),
-        *(0 if x is None else x.data_ptr() for x in (keys, values, out, sinks)),
-        *(_address(layout.table), layout.table.shape[1], _address(layout.table_row)),
-        *(_address(layout.q_start), _address(layout.kv_len), _address(which)),
-        *(units, max(1, units // (team * 32)), 0),
-        *(heads, groups, key_dim, value_dim, int(causal), window, chunk),
-        *(*sizes, scratch.data_ptr(), scale, softcap),
+    flash.task(q.dtype, pairs).run(
+        team,
+        **_strided("q", q),
+        **_strided("k", k),
+        **_strided("v", v),
+        keys=0 if keys is None else keys.data_ptr(),
+        values=0 if values is None else values.data_ptr(),
+        out=out.data_ptr(),
+        sinks=0 if sinks is None else sinks.data_ptr(),
+        **layout_of(layout, which),
+        units=units,
+        grain=max(1, units // (team * 32)),
+        claimed=0,
+        heads=heads,
+        groups=groups,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        causal=int(causal),
+        window=window,
+        chunk=chunk,
+        scratch=scratch.data_ptr(),
+        scale=scale,
+        softcap=softcap,
+        **blocks._asdict(),
     )
-    attention_flash.task(q.dtype, pairs).run(arguments, team)
 
 
-def _strided(x: torch.Tensor) -> tuple[int, int, int]:
+def _strided(name: str, x: torch.Tensor) -> dict[str, int]:
     """Where a tensor starts, and bytes from token to token and from head to head."""
-    return x.data_ptr(), x.stride(0) * x.itemsize, x.stride(1) * x.itemsize
+    return {name: x.data_ptr(), f"{name}_token": x.stride(0) * x.itemsize, f"{name}_head": x.stride(1) * x.itemsize}
 
 
 _SERIAL = 1 << 19  # multiplications below which waking the other threads costs more than it saves
-
-
-def _address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])  # ``array.ctypes.data`` takes several times longer
 
 
 def attend(

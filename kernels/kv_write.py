@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
-import numpy as np
 import torch
-from numba import njit
 
-from .threads import OPTIONS, Task, int32s, int64s, team_size, thread, threads, uint16s
+from trunkline.kernels.cpu import kv_write as compiled
 
 
 def write_reference(
@@ -33,56 +28,4 @@ def write_cpu(
         return
     k = k if k.stride(2) == 1 else k.contiguous()
     v = v if v.stride(2) == 1 else v.contiguous()
-    _task().run(
-        (
-            *(out_slots.data_ptr(), k.shape[0], k.shape[1], keys.element_size()),
-            *(k.data_ptr(), k.stride(0), k.stride(1), k.shape[2], keys.data_ptr()),
-            *(v.data_ptr(), v.stride(0), v.stride(1), v.shape[2], values.data_ptr()),
-        ),
-        team_size(k.numel() > _SERIAL),
-    )
-
-
-_SERIAL = 1 << 16  # elements of keys below which waking the other threads costs more than it saves
-_ARGUMENTS = [
-    (name, np.int64)
-    for name in (
-        *("slots", "rows", "groups", "size"),
-        *("k", "k_token", "k_head", "k_width", "keys", "v", "v_token", "v_head", "v_width", "values"),
-    )
-]
-
-
-@cache
-def _task() -> Task:
-    def copy(source: int, target: int, n: int, size: int) -> None:
-        if size == 4:
-            wide, wide_target = int32s(source), int32s(target)
-            for i in range(n):
-                wide_target[i] = wide[i]
-        else:
-            narrow, narrow_target = uint16s(source), uint16s(target)
-            for i in range(n):
-                narrow_target[i] = narrow[i]
-
-    copy = njit(**OPTIONS)(copy)
-
-    def body(a: Any) -> None:
-        for t in range(a.rows * thread() // threads(), a.rows * (thread() + 1) // threads()):
-            slot = int64s(a.slots)[t]
-            for g in range(a.groups):
-                place = slot * a.groups + g
-                copy(
-                    a.k + (t * a.k_token + g * a.k_head) * a.size,
-                    a.keys + place * a.k_width * a.size,
-                    a.k_width,
-                    a.size,
-                )
-                copy(
-                    a.v + (t * a.v_token + g * a.v_head) * a.size,
-                    a.values + place * a.v_width * a.size,
-                    a.v_width,
-                    a.size,
-                )
-
-    return Task(body, _ARGUMENTS)
+    compiled.write(k, v, keys, values, out_slots)

@@ -29,4 +29,5 @@ class Layout:
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return len(self.kv_len)

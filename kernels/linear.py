@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import gemm
-from .processor import has_bfloat16, has_bfloat16_pairs
+from trunkline.kernels.cpu import gemm
+from trunkline.kernels.cpu.processor import has_bfloat16, has_bfloat16_pairs
 
 
 class PackedLinear(nn.Module):
@@ -99,6 +99,7 @@ class PackedLinear(nn.Module):
         return out.to(given)
 
     def extra_repr(self) -> str:
+        """Sizes and the dtype of the packed weight, for ``print``."""
         return f"in_features={self.in_features}, out_features={self.out_features}, stored={self.packed.dtype}"
 
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
-import numpy as np
 import torch
 
-from .elements import LOOPS, access, address, team_for
-from .threads import Task, float32s, int64s, thread, threads
+from trunkline.kernels.cpu import pool as compiled
 
 MODES = ("mean", "max", "weighted", "sqrt", "first", "last")
-ARGUMENTS = [(name, np.int64) for name in ("x", "starts", "out", "rows", "width", "weighted", "rooted")]
 
 
 def pool_reference(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
@@ -45,24 +39,12 @@ def pool_reference(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> tor
 
 def pool(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
     """:func:`pool_reference`, sums of float32 and bfloat16 compiled on the CPU. ValueError for what doesn't fit."""
-    compiled = hidden.is_cpu and hidden.dtype in (torch.float32, torch.bfloat16)
-    if not compiled or mode in ("max", "first", "last"):
+    loop = hidden.is_cpu and hidden.dtype in (torch.float32, torch.bfloat16)
+    if not loop or mode in ("max", "first", "last"):
         return pool_reference(hidden, starts, mode)
     _check(hidden, starts, mode)
     starts, hidden = starts.cpu().contiguous(), hidden.contiguous()
-    rows, width = len(starts) - 1, hidden.shape[1]
-    out = torch.empty(rows, width)
-    arguments = (
-        address(hidden, "hidden"),
-        address(starts, "starts", torch.int64),
-        out.data_ptr(),
-        rows,
-        width,
-        int(mode == "weighted"),
-        int(mode == "sqrt"),
-    )
-    _task(hidden.dtype).run(arguments, team_for(hidden.numel()))
-    return out
+    return compiled.pool(hidden, starts, mode)
 
 
 def _pick(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
@@ -77,29 +59,3 @@ def _check(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> None:
         raise ValueError(f"hidden must be [T, H] and starts int64 [R + 1], not {hidden.shape} and {starts.shape}")
     if starts.is_cpu and (int(starts[0]) or int(starts[-1]) != len(hidden) or not bool((starts.diff() > 0).all())):
         raise ValueError(f"starts must increase from 0 to {len(hidden)}, the number of hidden rows")
-
-
-@cache
-def _task(dtype: torch.dtype) -> Task:
-    read, _, size = access(dtype)
-
-    def body(a: Any) -> None:
-        starts, width = int64s(a.starts), a.width
-        part, parts = np.int64(thread()), np.int64(threads())
-        total = starts[a.rows]
-        for r in range(a.rows):
-            # Sequences are of any lengths: a thread gets those that begin in its share of all rows.
-            if starts[r] * parts // total != part:
-                continue
-            out, n = float32s(a.out + r * width * 4), starts[r + 1] - starts[r]
-            x = a.x + starts[r] * width * size
-            weights = np.float32(n * (n + 1)) * np.float32(0.5) if a.weighted != 0 else np.float32(n)
-            factor = np.float32(1) / (np.sqrt(weights) if a.rooted != 0 else weights)
-            for i in range(width):
-                out[i] = np.float32(0)
-            for t in range(n):
-                weight = factor * np.float32(t + 1 if a.weighted != 0 else 1)
-                for i in range(width):
-                    out[i] += weight * read(x + t * width * size, i)
-
-    return Task(body, ARGUMENTS, **LOOPS)

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
-import numpy as np
 import torch
 
-from .elements import LOOPS, access, address, team_for
-from .norm import rms_norm_reference
-from .threads import Task, float32s, thread, threads
+from trunkline.kernels.cpu import rope as compiled
 
-ARGUMENTS = [
-    *((name, np.int64) for name in ("qkv", "cos", "sin", "q_weight", "k_weight")),
-    *((name, np.int64) for name in ("rows", "heads", "queries", "keys", "width", "turned")),
-    ("eps", np.float64),
-]
+from .norm import rms_norm_reference
 
 
 def rope_reference(
@@ -58,7 +48,7 @@ def rope(
     eps: float = 0.0,
 ) -> None:
     """:func:`rope_reference`, compiled; all of one dtype, float32 or bfloat16."""
-    rows, heads, width = qkv.shape
+    rows, _, width = qkv.shape
     if cos.shape != sin.shape or cos.dtype != qkv.dtype or sin.dtype != qkv.dtype or len(cos) != rows:
         raise ValueError("cos and sin must be [T, R] of qkv's dtype")
     if cos.shape[1] > width or cos.shape[1] % 2:
@@ -67,46 +57,4 @@ def rope(
         raise ValueError("queries and keys are normalised both or not at all")
     if q_weight is not None and k_weight is not None and not len(q_weight) == len(k_weight) == width:
         raise ValueError(f"q_weight and k_weight must have the head's width {width}")
-    arguments = (
-        address(qkv, "qkv"),
-        address(cos, "cos"),
-        address(sin, "sin"),
-        0 if q_weight is None else address(q_weight, "q_weight", torch.float32),
-        0 if k_weight is None else address(k_weight, "k_weight", torch.float32),
-        rows,
-        heads,
-        queries,
-        keys,
-        width,
-        cos.shape[1],
-        eps,
-    )
-    _task(qkv.dtype, q_weight is not None).run(arguments, team_for(qkv.numel()))
-
-
-@cache
-def _task(dtype: torch.dtype, normed: bool) -> Task:
-    read, write, size = access(dtype)
-
-    def body(a: Any) -> None:
-        width, half = a.width, a.turned // 2
-        part, parts = np.int64(thread()), np.int64(threads())
-        for t in range(a.rows * part // parts, a.rows * (part + 1) // parts):
-            cos, sin = a.cos + t * 2 * half * size, a.sin + t * 2 * half * size
-            for h in range(a.queries + a.keys):
-                head = a.qkv + (t * a.heads + h) * width * size
-                if normed:
-                    weight = float32s(a.q_weight if h < a.queries else a.k_weight)
-                    total = np.float32(0)
-                    for i in range(width):
-                        total += read(head, i) * read(head, i)
-                    scale = np.float32(1) / np.sqrt(total / np.float32(width) + np.float32(a.eps))
-                    for i in range(width):
-                        write(head, i, read(head, i) * scale * weight[i])
-                high = head + half * size
-                for i in range(half):
-                    x, y = read(head, i), read(high, i)
-                    write(head, i, x * read(cos, i) - y * read(sin, i))
-                    write(high, i, y * read(cos, half + i) + x * read(sin, half + i))
-
-    return Task(body, ARGUMENTS, **LOOPS)
+    compiled.rope(qkv, cos, sin, queries, keys, q_weight, k_weight, eps)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from . import sample_loops
-from .sample_loops import splitmix
-from .threads import team_size
+from trunkline.kernels.cpu.sample import SCRATCH, splitmix, task
+from trunkline.kernels.cpu.threads import team_size
 
 _LOW_32 = 0xFFFFFFFF
 
@@ -82,16 +81,24 @@ def sample_cpu(
     rows, vocabulary = logits.shape
     logits = logits.contiguous().float()
     result = torch.empty(rows, dtype=torch.int64)
-    floats = [x.to(torch.float64).contiguous() for x in (temperature, top_p, min_p)]
-    integers = [x.to(torch.int64).contiguous() for x in (top_k, seed, position)]
+    temperature, top_p, min_p = (x.to(torch.float64).contiguous() for x in (temperature, top_p, min_p))
+    top_k, seed, position = (x.to(torch.int64).contiguous() for x in (top_k, seed, position))
     team = team_size(rows > 1 and rows * vocabulary > _SERIAL)
-    scratch = torch.empty(team, vocabulary + sample_loops.SCRATCH, dtype=torch.float32)
-    sample_loops.task().run(
-        (
-            *(logits.data_ptr(), rows, vocabulary, result.data_ptr(), scratch.data_ptr(), team),
-            *(x.data_ptr() for x in (*floats, *integers)),
-        ),
+    scratch = torch.empty(team, vocabulary + SCRATCH, dtype=torch.float32)
+    task().run(
         team,
+        logits=logits.data_ptr(),
+        rows=rows,
+        vocabulary=vocabulary,
+        result=result.data_ptr(),
+        scratch=scratch.data_ptr(),
+        shares=team,
+        temperature=temperature.data_ptr(),
+        top_p=top_p.data_ptr(),
+        min_p=min_p.data_ptr(),
+        top_k=top_k.data_ptr(),
+        seed=seed.data_ptr(),
+        position=position.data_ptr(),
     )
     return result
 

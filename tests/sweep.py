@@ -28,7 +28,7 @@ from trunkline.core import Engine
 from trunkline.core.errors import TrunklineError
 from trunkline.core.testing import randomize
 from trunkline.core.testing.tiny import CONTEXT, tiny_config
-from trunkline.core.types import Launched, Part
+from trunkline.core.types import Launched, Part, Submission
 from trunkline.plugins.embedding.recipe import read_recipe
 from trunkline.plugins.embedding.schemas import EmbeddingParams
 from trunkline.plugins.embedding.settings import EmbeddingSettings
@@ -191,7 +191,8 @@ def compare_generation(engine: Engine, reference: Reference) -> Iterator[str]:
     params = GenerationParams(max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
     for turn in ("first", "again"):
         asked = prompts()
-        tickets = [engine.submit("generation", ids, params, rid=f"{turn}{len(ids)}") for ids in asked]
+        items = [Submission(prompt=ids, params=params, rid=f"{turn}{len(ids)}") for ids in asked]
+        tickets = engine.submit_all("generation", items)
         for ids, ticket in zip(asked, tickets, strict=True):
             tokens, known = ticket.result(120).tokens, list(ids)
             for token in tokens:
@@ -212,7 +213,7 @@ def compare_generation(engine: Engine, reference: Reference) -> Iterator[str]:
 
 def watch_logits(engine: Engine) -> dict[tuple[str, int], torch.Tensor]:
     """From now on: the logits ``[V]`` by request and number of tokens before them."""
-    (lane,) = engine._loop.lanes
+    (lane,) = engine.client.transport.loop.lanes
     stage, head, seen = lane.stages["generation"], lane.model.heads["lm"], {}
     launch, latest = stage.launch, []
 
@@ -248,7 +249,7 @@ def compare_vectors(
     engine: Engine, task: str, params: Any, field: str, expected: Callable[[list[int], int | None], torch.Tensor]
 ) -> Iterator[str]:
     """One vector a prompt, of all prompts at once, computed and then from the cache; with token types, pairs too."""
-    (lane,) = engine._loop.lanes
+    (lane,) = engine.client.transport.loop.lanes
     for second_at in (None, 3) if lane.model.token_types else (None,):
         for turn in ("first", "again"):
             asked = prompts()

@@ -1,4 +1,4 @@
-"""Which slots each running request holds: the one place where slots change owners.
+"""Which slots each running request holds; the only place where slots change owner.
 
 A slot is free (in the pool), cached (owned by the radix tree) or private to one request.
 """
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..types import Request
+from trunkline.core.types import Request
+
 from .pool import SlotPool, SlotTable
 from .radix import Node, RadixCache
 

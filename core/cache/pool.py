@@ -1,6 +1,6 @@
-"""Room for keys and values: which slots are free, which request has which, and the memory itself.
+"""The KV pool: memory for keys and values, the free slots, and the table from requests to slots.
 
-A *slot* is room for one token's keys and values in every layer of one model.
+A *slot* is space for one token's keys and values in every layer of one model.
 """
 
 from __future__ import annotations
@@ -87,7 +87,6 @@ class KVPool:
         self.slots = slots
         self.keys = [_zeros((slots, heads, key_dim), dtype, device) for heads, key_dim, _ in shapes]
         self.values = [_zeros((slots, heads, value_dim), dtype, device) for heads, _, value_dim in shapes]
-        self.nbytes = slots * self.bytes_per_token(shapes, dtype)
 
     @staticmethod
     def bytes_per_token(shapes: Sequence[KVShape], dtype: torch.dtype) -> int:

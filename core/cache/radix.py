@@ -1,4 +1,4 @@
-"""Which token prefixes have keys and values in the pool: a radix tree over token ids.
+"""The prefix cache: a radix tree over token ids whose nodes hold slots of the KV pool.
 
 A pure data structure over int32 arrays; it knows slots by number only. Token granular: an edge
 may be split anywhere. Locks are counted on every node from the locked one up to the root, so
@@ -58,7 +58,6 @@ class RadixCache:
     """Token prefixes by namespace, with reference counts and least-recently-used eviction."""
 
     def __init__(self) -> None:
-        self.total = 0  # tokens in the tree
         self.evictable = 0  # of them in unlocked nodes
         self.version = 0  # changes whenever the set of cached prefixes does
         self._clock = 0
@@ -149,7 +148,7 @@ class RadixCache:
         slots = [node.slots for node in self._nodes()]
         self._root.children.clear()
         self._queue.clear()
-        self.total = self.evictable = 0
+        self.evictable = 0
         self.version += 1
         return np.concatenate([_EMPTY, *slots])
 
@@ -193,7 +192,6 @@ class RadixCache:
         leaf = Node(int(tokens[0]), tokens, slots, parent)
         leaf.used = self._clock
         parent.children[leaf.key] = leaf
-        self.total += len(tokens)
         self.evictable += len(tokens)
         self.version += 1
         self._enqueue(leaf)
@@ -211,7 +209,6 @@ class RadixCache:
         """Cut up to ``count`` tokens off a leaf's end, the leaf itself when none is left."""
         keep = max(0, len(leaf.tokens) - count)
         freed = leaf.slots[keep:]
-        self.total -= len(freed)
         self.evictable -= len(freed)
         if keep:
             leaf.tokens, leaf.slots = leaf.tokens[:keep].copy(), leaf.slots[:keep].copy()

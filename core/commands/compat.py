@@ -11,7 +11,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigError
+from trunkline.core.errors import ConfigError
+
 from .flags import Flag
 
 log = logging.getLogger("trunkline")
@@ -40,6 +41,7 @@ class Foreign:
 IGNORED = (
     Foreign(("--tp-size", "--tp", "--tensor-parallel-size"), "one device is used", accepted=("1",)),
     Foreign(("--dp-size", "--dp", "--data-parallel-size"), "one engine is used", accepted=("1",)),
+    Foreign(("--device",), "models are computed on the CPU", accepted=("auto", "cpu")),
     Foreign(("--page-size",), "the cache is shared token by token", accepted=("1",)),
     Foreign(("--load-format",), "weights are read from safetensors", accepted=("auto", "safetensors")),
     Foreign(("--json-model-override-args",), "there is nothing to override", accepted=("{}", "")),

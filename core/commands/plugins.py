@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..config import Config
-from ..discovery import Found, find
-from ..errors import ConfigError, PluginError
-from ..host import Host
+from trunkline.core.config import Config
+from trunkline.core.discovery import Found, find
+from trunkline.core.errors import ConfigError, PluginError
+from trunkline.core.host import Host
+
 from .flags import flags_of
 
 

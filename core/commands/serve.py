@@ -12,11 +12,12 @@ import msgspec
 import typer
 from typer.core import TyperCommand
 
-from ..config import Config, ModelSettings, PluginSelection, convert, merge, read_file, settings_groups
-from ..discovery import CORE
-from ..errors import ConfigError
-from ..host import Host
-from ..logs import configure_logging
+from trunkline.core.config import Config, ModelSettings, PluginSelection, convert, merge, read_file, settings_groups
+from trunkline.core.discovery import CORE
+from trunkline.core.errors import ConfigError
+from trunkline.core.host import Host
+from trunkline.core.logs import configure_logging
+
 from . import compat
 from .flags import Flag, flags_of, signature
 
@@ -112,7 +113,7 @@ def add_serve(app: typer.Typer, host: Host, early: Early) -> None:
 
     def serve(ctx: typer.Context, **_: Any) -> None:
         config = configure(ctx.meta[SEGMENTS], flags, early, host)
-        from ..server.front import serve as run
+        from trunkline.core.server.front import serve as run
 
         run(host, config)
 

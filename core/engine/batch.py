@@ -1,11 +1,12 @@
-"""What the scheduler hands to the runner for one forward pass, and the draft that it makes it from."""
+"""A batch as the scheduler hands it to the runner, and the draft that it is made from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..types import Request
+from trunkline.core.types import Request
+
 from .waiting import Entry
 
 
@@ -61,7 +62,7 @@ class Draft:
     def add(self, entry: Entry, end: int) -> None:
         self.entries.append(entry)
         self.ends.append(end)
-        self.slots += end - min(end, entry.holding.allocated)
+        self.slots += end - min(end, entry.allocated)
 
 
 def groups(rows: Sequence[Row]) -> list[Sequence[Row]]:

@@ -1,4 +1,4 @@
-"""The engine's end of the line to the front: threads that read and write, so the loop never waits.
+"""The engine's end of the connection to the front: threads that read and write, so that the loop never waits.
 
 ``SocketChannel`` speaks frames over an inherited socket; ``LocalChannel`` is the same thing
 inside one process. Both coalesce: of each request at most one unsent Progress is kept, so a front
@@ -61,23 +61,23 @@ class LocalChannel:
     """Both ends in one process: ``deliver`` is called with each batch of engine messages."""
 
     def __init__(self, deliver: Callable[[list[Any]], None]) -> None:
-        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        self._inbox: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._outbox = Outbox()
         self._deliver = deliver
         self._writer = threading.Thread(target=self._write, name="trunkline-deliver", daemon=True)
         self._writer.start()
 
-    def post(self, message: Any) -> None:
-        """The front's side: hand a message (None = hang up) to the engine."""
-        self._inbox.put(message)
+    def post(self, *messages: Any) -> None:
+        """The front's side: hand messages (None = hang up) to the engine, which receives them together."""
+        self._inbox.put(messages)
 
     def receive(self, *, wait: bool) -> list[Any]:
         """The messages that have arrived; with ``wait`` at least one. A None in it = the front left."""
         messages: list[Any] = []
         try:
-            messages.append(self._inbox.get(block=wait))
+            messages += self._inbox.get(block=wait)
             while True:
-                messages.append(self._inbox.get_nowait())
+                messages += self._inbox.get_nowait()
         except Empty:
             return messages
 
@@ -123,8 +123,7 @@ class SocketChannel(LocalChannel):
     def _read(self) -> None:
         try:
             while (body := read_frame(self._socket)) is not None:
-                for message in front_decoder.decode(body):
-                    self.post(message)
+                self.post(*front_decoder.decode(body))
         finally:
             self.post(None)  # also after a frame that makes no sense
 

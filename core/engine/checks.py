@@ -1,4 +1,4 @@
-"""What core accepts of the values that plugins return: each check says what is wrong, "" when nothing is."""
+"""Checks of the values that plugins return: each gives the error's text, "" when nothing is wrong."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import msgspec
 import torch
 from msgspec import Raw, Struct
 
-from ..discovery import describe
-from ..errors import RequestError
-from ..types import Launched, Needs, Request, Step
+from trunkline.core.discovery import describe
+from trunkline.core.errors import RequestError
+from trunkline.core.types import Launched, Needs, Request, Step
+
 from .messages import MAX_FRAME
 
 MAX_RESULT = MAX_FRAME // 4  # bytes of one result as msgpack

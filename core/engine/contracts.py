@@ -1,4 +1,4 @@
-"""Calls to plugins' code while the engine serves: results are checked, failures name the plugin.
+"""Calls to plugins' code in the engine: results are checked, and failures name the plugin.
 
 The loop, the lanes and the runner call stages and controls only through the classes below. Whatever a plugin
 raises, SystemExit and KeyboardInterrupt included, becomes a PluginError, which ends one request; a RequestError is
@@ -17,9 +17,10 @@ import msgspec
 import torch
 from msgspec import Raw, Struct
 
-from ..discovery import Provided, describe
-from ..errors import PluginError, RequestError
-from ..types import Launched, Needs, Part, Request, Stage, Step
+from trunkline.core.discovery import Provided, describe
+from trunkline.core.errors import PluginError, RequestError
+from trunkline.core.types import Launched, Needs, Part, Request, Stage, Step
+
 from .checks import are_tokens, encoded, is_sendable, problem_of_launched, problem_of_needs, problem_of_step
 from .messages import FAILED
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import ModelSettings
-from ..discovery import describe
-from ..errors import PluginError, RequestError
-from ..types import Request, ServedModel, Step
+from trunkline.core.config import ModelSettings
+from trunkline.core.discovery import describe
+from trunkline.core.errors import PluginError, RequestError
+from trunkline.core.types import Request, ServedModel, Step
+
 from .batch import Batch, Row, groups
 from .contracts import CheckedStage, failed_step
 from .messages import Load
@@ -97,6 +98,7 @@ class Lane:
         stage = self.stages.get(request.task)
         if stage is None:
             raise RequestError(self.served.refused.get(request.task, f"{self.served.name} doesn't serve this task."))
+        self._check_ids(request)
         if request.second_at is not None and self.model.token_types:
             request.cacheable = False  # the radix tree knows prefixes by their ids alone
         request.needs = stage.admit(request)
@@ -106,6 +108,12 @@ class Lane:
         except Exception:
             stage.release(request)
             raise
+
+    def _check_ids(self, request: Request) -> None:
+        """RequestError for ids that would be looked up outside the embedding table."""
+        vocabulary = self.served.info.vocab_size
+        if request.tokens and (min(request.tokens) < 0 or max(request.tokens) >= vocabulary):
+            raise RequestError(f"The input_ids contains values outside the vocabulary; ids lie in [0, {vocabulary}).")
 
     def _check_length(self, request: Request) -> None:
         limit = self.served.max_request_tokens
@@ -178,9 +186,9 @@ class Lane:
 
     def _compute(self, rows: Sequence[Row]) -> list[Step]:
         """Run rows together, and those that failed once more, each alone; what fails then ends its request."""
-        steps, failed, seen = self._attempt(rows)
+        steps, failed = self._attempt(rows)
         for row, _ in failed:
-            more, again, _ = self._attempt([row], seen)
+            more, again = self._attempt([row])
             steps += more
             steps += [self._failed(row.request, error) for _, error in again]
         return steps
@@ -190,14 +198,14 @@ class Lane:
             return self.stages[request.task].fail(request, error)
         return failed_step(request, error)
 
-    def _attempt(self, rows: Sequence[Row], seen: bool = False) -> tuple[list[Step], list[tuple[Row, Exception]], bool]:
-        """Run rows together. Returns their steps, the rows that failed, and if observers have ``seen`` them all."""
+    def _attempt(self, rows: Sequence[Row]) -> tuple[list[Step], list[tuple[Row, Exception]]]:
+        """Run rows together. Returns their steps, and the rows that failed."""
         self.note([row.request.key for row in rows])
         try:
-            parts = self.runner.run(rows, seen)
+            parts = self.runner.run(rows)
         except Exception as error:
             log.warning("a pass over %d rows failed: %s", len(rows), describe(error), exc_info=error)
-            return [], [(row, error) for row in rows], seen
+            return [], [(row, error) for row in rows]
         steps: list[Step] = []
         broken: dict[int, Exception] = {}
         for part, tensors in parts:
@@ -206,7 +214,7 @@ class Lane:
             if problem is not None:
                 done = {step.request.key for step in own}
                 broken |= {row.request.key: problem for row in part.rows if row.request.key not in done}
-        return steps, [(row, broken[row.request.key]) for row in rows if row.request.key in broken], True
+        return steps, [(row, broken[row.request.key]) for row in rows if row.request.key in broken]
 
 
 def failed_with(step: Step) -> bool:

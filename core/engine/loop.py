@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from ..errors import RequestError
-from ..types import Request, Step
+from trunkline.core.errors import RequestError
+from trunkline.core.types import Request, Step
+
 from .contracts import enable
 from .lane import Lane
 from .messages import Abort, Answer, Beat, Call, Progress, Started, Stop, Submit, as_wire
@@ -101,6 +102,10 @@ class EngineLoop:
         self._pass_began = time.monotonic()  # a control or a stage's admit may hang just as a forward pass
         for message in messages:
             self.handle(message)
+
+    def send(self, messages: list[Any]) -> None:
+        """Hand messages to the front."""
+        self.channel.send(messages)
 
     def handle(self, message: Any) -> None:
         """What the front wants; None = it left."""

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores and memory, as far as its control groups leave them."""
+"""CPU cores and memory that this process may use, as far as its control groups allow."""
 
 from __future__ import annotations
 

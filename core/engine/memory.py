@@ -1,11 +1,11 @@
-"""How much memory the KV pools get, planned for all models before one of them is loaded."""
+"""Plans the size of all models' KV pools before any of them is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import ModelError
+from trunkline.core.errors import ModelError
 
 CPU_SHARE = 0.4  # of what is left after all weights
 CPU_LIMIT = 4 << 30  # bytes; more is rarely used by a CPU server and only slows its start

@@ -1,4 +1,4 @@
-"""What crosses the socketpair between the front and the engine: msgpack frames, never pickle.
+"""The messages between front and engine: msgpack frames over a socketpair, never pickle.
 
 A frame is a 4-byte little-endian length and a msgpack array of messages. Params and results
 travel as msgpack within msgpack, decoded by whoever knows the task's structs.
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, structs
 
-from ..config import ModelSettings
-from ..errors import RequestError
-from ..types import ServedModel
+from trunkline.core.config import ModelSettings
+from trunkline.core.errors import RequestError
+from trunkline.core.types import ServedModel
 
 log = logging.getLogger("trunkline.engine")
 
@@ -70,6 +70,11 @@ class Ready(Struct, tag=True, array_like=True):
     plan: list[dict[str, Any]]  # rows of the memory plan
     seconds: dict[str, float]  # start-up phases
 
+    def after(self, changed: Changed) -> Ready:
+        """The same with the models as they are now."""
+        plan = [{**row, "model": model.name} for row, model in zip(self.plan, changed.models, strict=True)]
+        return structs.replace(self, models=changed.models, plan=plan)
+
 
 class Changed(Struct, tag=True, array_like=True):
     """Weights, or their label, were changed: what is served from now on, and with which settings an
@@ -98,10 +103,6 @@ class Load(Struct, array_like=True):
     def used(self) -> int:
         """Slots that requests hold; cached prefixes that nobody uses don't count."""
         return self.slots - self.free_slots
-
-    @property
-    def usage(self) -> float:
-        return self.used / self.slots if self.slots else 0.0
 
 
 class Beat(Struct, tag=True, array_like=True):

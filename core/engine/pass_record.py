@@ -1,4 +1,4 @@
-"""Which requests the engine works on, in memory that outlives its process.
+"""Records which requests the engine works on, in memory that outlives its process.
 
 The engine notes their keys before each forward pass, and the key of a request or call before it is handled. When
 the engine is lost, whatever it died of, the front reads what it worked on.

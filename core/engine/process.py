@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..config import Config
-from ..errors import TrunklineError
-from ..guard import forbid_pickle
-from ..host import Host
-from ..logs import configure_logging
+from trunkline.core.config import Config
+from trunkline.core.errors import TrunklineError
+from trunkline.core.guard import forbid_pickle
+from trunkline.core.host import Host
+from trunkline.core.logs import configure_logging
+
 from .channel import SocketChannel, read_frame
-from .messages import Failed, Loading, Ready, frame
+from .messages import Failed, Loading, frame
 
 if TYPE_CHECKING:
     from .startup import Started
@@ -53,7 +54,7 @@ def main() -> int:
             log.exception("the engine could not start")
         sock.sendall(frame([Failed(str(error) or type(error).__name__)]))
         return 1
-    sock.sendall(frame([ready(started)]))
+    sock.sendall(frame([started.ready()]))
     gc.freeze()  # models and modules stay: no collection has to walk over them, nor the last one at exit
     from .loop import EngineLoop
     from .pass_record import PassRecord
@@ -92,17 +93,6 @@ def start(config: Config, host: Host, announce: Callable[[str], None]) -> Starte
     started = build(config, host, announce)
     started.seconds = {"imports": imports, **started.seconds}
     return started
-
-
-def ready(started: Started) -> Ready:
-    return Ready(
-        models=[lane.served for lane in started.lanes],
-        plan=[
-            {"model": grant.name, "weight_bytes": grant.weight_bytes, "kv_bytes": grant.kv_bytes, "tokens": grant.slots}
-            for grant in started.plan
-        ],
-        seconds=started.seconds,
-    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Another checkpoint for a lane, checked and loaded beside the one that it serves."""
+"""Loads another checkpoint for a lane beside the one that it serves, and checks that it fits."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from typing import Any
 
 import msgspec
 
-from ..config import EngineSettings, ModelSettings
-from ..errors import ModelError, TrunklineError
-from ..host import Host
-from ..model import loader, weights
-from ..model.info import EXPERTS, read_config, read_info
-from ..types import ModelSource
+from trunkline.core.config import EngineSettings, ModelSettings
+from trunkline.core.errors import ModelError, TrunklineError
+from trunkline.core.host import Host
+from trunkline.core.model import loader
+from trunkline.core.model.sources import weights
+from trunkline.core.model.sources.info import EXPERTS, read_config, read_info
+from trunkline.core.types import ModelSource
+
+from .candidates import Candidate, choose_tasks
 from .lane import Lane, Renewal
 from .machine import available_bytes
 from .memory import gib
 from .messages import NOT_FOUND
 from .runner import Runner
-from .startup import Build, Candidate, assemble, choose_tasks
+from .startup import Build, assemble
 from .updates import Refusal, UpdateWeights, release_memory
 
 log = logging.getLogger("trunkline.engine")

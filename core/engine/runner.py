@@ -1,4 +1,4 @@
-"""Turns rows into tensors, runs the model once, and hands each stage the hidden rows it wants."""
+"""Turns rows into tensors, runs the model once, and gives each stage the hidden rows that it asked for."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from trunkline.core.cache.pool import KVPool, SlotTable
+from trunkline.core.model.expert_watch import ExpertWatch
+from trunkline.core.types import Launched, Part, PartRow
 from trunkline.kernels.layout import Layout
 
-from ..cache.pool import KVPool, SlotTable
-from ..model.expert_watch import ExpertWatch
-from ..types import Launched, Part, PartRow
 from .batch import Row
 
 
@@ -68,12 +68,9 @@ class Runner:
         self._experts = experts
 
     @torch.inference_mode()
-    def run(self, rows: Sequence[Row], seen: bool = False) -> list[tuple[Part, dict[str, torch.Tensor]]]:
-        """One pass: a part and its tensors on the CPU for each task that has a wanted row.
-
-        ``seen``: observers were shown these rows already, in a pass whose results couldn't be used.
-        """
-        if self._experts is None or seen:
+    def run(self, rows: Sequence[Row]) -> list[tuple[Part, dict[str, torch.Tensor]]]:
+        """One pass: a part and its tensors on the CPU for each task that has a wanted row."""
+        if self._experts is None:
             return self._run(rows)
         with self._experts.watching(rows):
             return self._run(rows)

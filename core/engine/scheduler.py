@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..cache.ledger import Holding, Ledger, regime_of
-from ..cache.pool import SlotPool, SlotTable
-from ..cache.radix import RadixCache
-from ..types import Request
+from trunkline.core.cache.ledger import Ledger, regime_of
+from trunkline.core.cache.pool import SlotPool, SlotTable
+from trunkline.core.cache.radix import RadixCache
+from trunkline.core.types import Request
+
 from .batch import Batch, Draft, Row
 from .waiting import Entry, InFlight, WaitingQueue
 
@@ -68,10 +69,6 @@ class Scheduler:
     def idle(self) -> bool:
         return not self._running and not self._waiting
 
-    def requests(self) -> list[Request]:
-        """Running ones in order of admission, then waiting ones."""
-        return [entry.holding.request for entry in (*self._running, *self._waiting)]
-
     def free_slots(self) -> int:
         """Slots that new tokens could take now, at the cost of cached prefixes."""
         return self._ledger.available
@@ -91,9 +88,9 @@ class Scheduler:
         """Queue a request. The caller has checked it against ``max_request_tokens``."""
         if not 0 < len(request.tokens) <= self.max_request_tokens:
             raise ValueError(f"a request has 1 to {self.max_request_tokens} tokens, not {len(request.tokens)}")
-        holding = Holding(request, np.array(request.tokens, dtype=np.int32))
-        holding.regime = regime_of(len(request.tokens), self.boundaries)
-        request.schedule = entry = Entry(holding, self._arrivals)
+        entry = Entry(request, np.array(request.tokens, dtype=np.int32), order=self._arrivals)
+        entry.regime = regime_of(len(request.tokens), self.boundaries)
+        request.schedule = entry
         self._arrivals += 1
         self._waiting.add(entry)
 
@@ -108,7 +105,7 @@ class Scheduler:
         request.schedule = None
         if entry.running:
             self._running.remove(entry)
-            self._ledger.close(entry.holding)
+            self._ledger.close(entry)
         else:
             self._waiting.remove(entry)
 
@@ -126,7 +123,7 @@ class Scheduler:
         while self._room(draft) < len(decoding) and self._retract(draft):
             decoding, prefilling = self._sort_running()
         for entry in decoding:
-            draft.add(entry, len(entry.holding.request.tokens))
+            draft.add(entry, len(entry.request.tokens))
         decodes = len(decoding)
         if self._chunk is not None:
             draft.budget = max(self._chunk - decodes, self._chunk // 4, 1)
@@ -146,7 +143,7 @@ class Scheduler:
             entry: Entry | None = row.request.schedule
             if entry is not None:  # None: its caller gave it up after this pass was planned
                 row.request.computed = row.end
-                self._ledger.store(entry.holding)
+                self._ledger.store(entry)
 
     # -- steps of plan ---------------------------------------------------------------------------
 
@@ -156,18 +153,18 @@ class Scheduler:
         This happens once per boundary and request, so that the first request still ends.
         """
         for entry in tuple(self._running):
-            regime = regime_of(len(entry.holding.request.tokens), self.boundaries)
-            if regime != entry.holding.regime:
+            regime = regime_of(len(entry.request.tokens), self.boundaries)
+            if regime != entry.regime:
                 self._requeue(entry)
-                entry.holding.regime, entry.probed = regime, -1
-                draft.restarted.append(entry.holding.request)
+                entry.regime, entry.probed = regime, -1
+                draft.restarted.append(entry.request)
 
     def _sort_running(self) -> tuple[list[Entry], list[Entry]]:
         """Decoding requests and those with prompt to compute, both in order of admission."""
         decoding: list[Entry] = []
         prefilling: list[Entry] = []
         for entry in self._running:
-            request = entry.holding.request
+            request = entry.request
             known = len(request.tokens)
             missing = known - request.computed
             if missing == 1 and known > request.prompt_len:
@@ -185,9 +182,9 @@ class Scheduler:
 
     def _add_chunk(self, draft: Draft, entry: Entry) -> None:
         """As much of the prompt as budget and room allow: maybe nothing; all or nothing without chunks."""
-        request = entry.holding.request
+        request = entry.request
         missing = len(request.tokens) - request.computed
-        allocated = entry.holding.allocated - request.computed  # left from a pass that failed
+        allocated = entry.allocated - request.computed  # left from a pass that failed
         take = min(missing, draft.budget, allocated + self._room(draft))
         if take > 0 and (self._chunk is not None or take == missing):
             draft.budget -= take
@@ -202,16 +199,15 @@ class Scheduler:
             return False
         victim = min(reversed(self._running[1:]), key=_loss)
         self._requeue(victim)
-        victim.holding.request.retractions += 1
         self._share = min(1.0, self._share * _SHARE_RISE)
-        draft.retracted.append(victim.holding.request)
+        draft.retracted.append(victim.request)
         return True
 
     def _requeue(self, entry: Entry) -> None:
         """Make a running request a waiting one that has computed nothing, ahead of others of its priority."""
         self._running.remove(entry)
-        self._ledger.close(entry.holding)
-        entry.holding.request.computed = 0
+        self._ledger.close(entry)
+        entry.request.computed = 0
         entry.running = False
         self._waiting.put_back(entry)
 
@@ -229,29 +225,28 @@ class Scheduler:
         for entry in self._waiting.candidates(self._probe):
             if draft.budget <= 0 or len(self._running) >= self._max_running:
                 return
-            if in_flight.covers(entry.holding, self._probe(entry)):
+            if in_flight.covers(entry, self._probe(entry)):
                 continue
             if not self._start(entry, reserved):
                 return
-            request = entry.holding.request
+            request = entry.request
             if not request.started:
                 request.started, request.cached = time.monotonic(), request.computed
                 draft.started.append(request)
             reserved += self._reserve(entry)
-            in_flight.add(entry.holding)
+            in_flight.add(entry)
             self._add_chunk(draft, entry)
 
     def _start(self, entry: Entry, reserved: int) -> bool:
         """Make a waiting request a running one, if its slots and those set aside for others are there."""
-        holding = entry.holding
         alone = not self._running  # then it fits, whatever the cache holds
         if not alone and reserved + self._reserve(entry) - self._probe(entry) > self._ledger.available:
             return False
-        if not self._ledger.open(holding):
+        if not self._ledger.open(entry):
             return False
         if not alone and reserved + self._reserve(entry) > self._ledger.available:  # its prefix is locked now
-            self._ledger.close(holding)
-            holding.request.computed = 0
+            self._ledger.close(entry)
+            entry.request.computed = 0
             return False
         self._waiting.admit(entry)
         self._running.append(entry)
@@ -260,37 +255,37 @@ class Scheduler:
 
     def _reserve(self, entry: Entry) -> int:
         """Slots to set aside for a request: known tokens, and a share of those it may add."""
-        request = entry.holding.request
+        request = entry.request
         known = len(request.tokens)
         new = min(request.needs.new_tokens - known + request.prompt_len, _EXPECTED_NEW)
-        return known - entry.holding.allocated + max(0, int(new * self._share))
+        return known - entry.allocated + max(0, int(new * self._share))
 
     def _probe(self, entry: Entry) -> int:
         version = self._ledger.version
         if entry.probed != version:
-            entry.cached, entry.probed = self._ledger.probe(entry.holding), version
+            entry.cached, entry.probed = self._ledger.probe(entry), version
         return entry.cached
 
     def _prompts_in_flight(self) -> InFlight:
         in_flight = InFlight()
         if self._ledger.caches:
             for entry in self._running:
-                in_flight.add(entry.holding)
+                in_flight.add(entry)
         return in_flight
 
     def _allocate(self, draft: Draft, decodes: int) -> Batch | None:
         if not draft.entries:
             return None
-        holdings = [entry.holding for entry in draft.entries]
+        entries = draft.entries
         rows = [
-            Row(holding.request, holding.request.computed, end, holding.row)
-            for holding, end in zip(holdings, draft.ends, strict=True)
+            Row(entry.request, entry.request.computed, end, entry.row)
+            for entry, end in zip(entries, draft.ends, strict=True)
         ]
-        self._ledger.grow(holdings, draft.ends)
+        self._ledger.grow(entries, draft.ends)
         return Batch(rows, decodes, draft.started, [*draft.restarted, *draft.retracted])
 
 
 def _loss(entry: Entry) -> tuple[int, int]:
     """What a retraction costs: the request's priority, and the tokens to compute again."""
-    request = entry.holding.request
+    request = entry.request
     return request.priority, request.computed - request.cached

@@ -1,4 +1,4 @@
-"""From settings to lanes: resolve, plan the memory of all models, then load them one by one."""
+"""Start-up of the engine, from settings to lanes: resolve, plan the memory of all models, load and warm up each."""
 
 from __future__ import annotations
 
@@ -9,38 +9,33 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import torch
 
-from trunkline.kernels import objects
+from trunkline.core.cache.pool import KVPool, SlotPool, SlotTable
+from trunkline.core.cache.radix import RadixCache
+from trunkline.core.config import Config, ModelSettings
+from trunkline.core.discovery import Provided
+from trunkline.core.errors import ModelError
+from trunkline.core.host import Host
+from trunkline.core.model import loader
+from trunkline.core.model.loaded import LoadedModel
+from trunkline.core.model.sources.catalogue import cache_folder
+from trunkline.core.model.sources.tokenizer import public_path
+from trunkline.core.types import ServedModel, Stage, Tokenizer
 from trunkline.kernels.backend import Backend, choose
-from trunkline.kernels.processor import has_bfloat16
+from trunkline.kernels.cpu import objects
 
-from ..cache.pool import KVPool, SlotPool, SlotTable
-from ..cache.radix import RadixCache
-from ..config import Config, ModelSettings
-from ..discovery import Provided
-from ..errors import ModelError
-from ..host import Host
-from ..model import loader
-from ..model.catalogue import cache_folder
-from ..model.expert_watch import watch_experts
-from ..model.info import read_info
-from ..model.loaded import LoadedModel
-from ..model.tokenizer import public_path
-from ..types import ModelInfo, ModelSource, ServedModel, Stage, Tokenizer
+from .candidates import Candidate, demand, examine
 from .contracts import CheckedControl, CheckedStage
 from .lane import Lane
 from .machine import available_bytes, set_threads
-from .memory import WORTHWHILE, Demand, Grant, plan
+from .memory import Grant, plan
+from .messages import Ready
 from .runner import Runner
 from .scheduler import Scheduler
 
 log = logging.getLogger("trunkline.engine")
 
 MAX_RUNNING = 256  # requests in a batch unless the user or the pool says less
-# What a CPU does in less than a second, by dtype: bounds the default chunk.
-STEP_FLOP = {torch.bfloat16: 3e11, torch.float32: 1.5e11}
-CHUNKS = (32, 2048)  # least and most tokens of the default chunk
 
 
 @dataclass(slots=True)
@@ -53,6 +48,14 @@ class Started:
     seconds: dict[str, float]
     builds: dict[Lane, Build] = field(default_factory=dict)
 
+    def ready(self) -> Ready:
+        """What the engine's clients are told of it."""
+        plan = [
+            {"model": grant.name, "weight_bytes": grant.weight_bytes, "kv_bytes": grant.kv_bytes, "tokens": grant.slots}
+            for grant in self.plan
+        ]
+        return Ready([lane.served for lane in self.lanes], plan, self.seconds)
+
 
 @dataclass(frozen=True, slots=True)
 class Build:
@@ -62,20 +65,6 @@ class Build:
     grant: Grant
     pool: KVPool | None
     table: SlotTable
-
-
-@dataclass(slots=True)
-class Candidate:
-    """A model that is decided on but not loaded."""
-
-    name: str
-    settings: ModelSettings
-    source: ModelSource
-    tokenizer_source: ModelSource
-    info: ModelInfo
-    tasks: list[str]
-    refused: dict[str, str]
-    plan: loader.ModelPlan
 
 
 def build(config: Config, host: Host, announce: Callable[[str], None]) -> Started:
@@ -111,62 +100,6 @@ def build(config: Config, host: Host, announce: Callable[[str], None]) -> Starte
     return Started(lanes, controls, grants, seconds, builds)
 
 
-def examine(settings: ModelSettings, host: Host) -> Candidate:
-    """Resolve one model and decide its tasks, without loading anything heavy."""
-    source = host.resolve_model(settings.reference)
-    tokenizer_source = host.resolve_model(settings.tokenizer_path) if settings.tokenizer_path else source
-    info = read_info(source, settings)
-    tasks, refused = choose_tasks(settings, info, host)
-    return Candidate(
-        name=settings.name,
-        settings=settings,
-        source=source,
-        tokenizer_source=tokenizer_source,
-        info=info,
-        tasks=tasks,
-        refused=refused,
-        plan=loader.plan(source, info, settings),
-    )
-
-
-def choose_tasks(settings: ModelSettings, info: ModelInfo, host: Host) -> tuple[list[str], dict[str, str]]:
-    """The tasks to serve: those asked for with ``--task``, else the checkpoint's defaults."""
-    answers = host.serves(info)
-    if settings.task:
-        for task in settings.task:
-            if task not in answers:
-                raise ModelError(f"No plugin serves the task {task!r}; there are: {', '.join(sorted(answers))}.")
-            if answers[task].when == "no":
-                raise ModelError(f"{settings.model_path} can't serve {task}: {answers[task].reason}")
-        tasks = list(settings.task)
-    else:
-        tasks = [task for task, answer in answers.items() if answer.when == "default"]
-    refused = {task: answer.reason for task, answer in answers.items() if task not in tasks}
-    if not tasks:
-        reasons = " ".join(f"{task}: {reason}" for task, reason in refused.items() if reason)
-        raise ModelError(
-            f"No task can be served from {settings.model_path} ({info.architecture}). "
-            f"{reasons or 'No plugin that is loaded serves any; `trunkline plugins list` shows them.'}"
-        )
-    return tasks, refused
-
-
-def demand(candidate: Candidate) -> Demand:
-    return Demand(
-        name=candidate.name,
-        weight_bytes=candidate.plan.weight_bytes,
-        token_bytes=candidate.plan.kv_bytes_per_token,
-        context=candidate.info.context_length,
-        tokens=candidate.settings.max_total_tokens,
-        pass_tokens=pass_tokens(candidate) or WORTHWHILE * candidate.info.context_length,
-    )
-
-
-def pass_tokens(candidate: Candidate) -> int | None:
-    """The token budget of one pass, None for no limit."""
-    return chunk_size(candidate.settings.chunked_prefill_size, candidate.plan.active_parameters, candidate.plan.dtype)
-
-
 def load(candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: Host) -> tuple[Lane, Build]:
     """Weights, heads, stages, pool and scheduler of one model."""
     if grant.context < candidate.info.context_length:
@@ -190,13 +123,19 @@ def assemble(
     own = candidate.settings
     backend = choose(None if own.attention_backend == "auto" else own.attention_backend, "cpu")
     heads = host.heads(candidate.info, settings, candidate.tasks)
-    model = loader.load(candidate.source, candidate.info, own, heads, backend, weights=host.weights(candidate.source))
-    model.name = candidate.name
-    model.tokenizer = tokenizer
-    model.max_request_tokens = grant.context
+    model = loader.load(
+        candidate.source,
+        candidate.info,
+        own,
+        heads,
+        backend,
+        name=candidate.name,
+        tokenizer=tokenizer,
+        max_request_tokens=grant.context,
+        weights=host.weights(candidate.source),
+    )
     provided, refused = keep_stages(candidate, host.stages(model, settings, candidate.tasks), model)
-    model.stages = {task: one.value for task, one in provided.items()}
-    model.expert_watch = watch_experts(model)
+    model.stages.update({task: one.value for task, one in provided.items()})
     served = describe(candidate, grant, model, model.stages, refused, backend)
     return served, model, {task: CheckedStage(one, model.info.vocab_size) for task, one in provided.items()}
 
@@ -237,7 +176,7 @@ def schedule(
         SlotPool(grant.slots),
         table,
         RadixCache() if pool is not None and not own.disable_radix_cache else None,
-        chunk=pass_tokens(candidate) if pool is not None else None,
+        chunk=candidate.pass_tokens if pool is not None else None,
         max_running=max_running(own, grant),
         policy=own.schedule_policy,
         boundaries=boundaries,
@@ -247,16 +186,6 @@ def schedule(
 def max_running(own: ModelSettings, grant: Grant) -> int:
     """Requests that may run at the same time; each needs a slot at least."""
     return min(own.max_running_requests or MAX_RUNNING, grant.slots)
-
-
-def chunk_size(asked: int | None, parameters: int, dtype: torch.dtype) -> int | None:
-    """Tokens per pass: the user's, with values <= 0 meaning whole prompts; by default what a CPU
-    computes in less than a second, as a power of two."""
-    if asked is not None:
-        return asked if asked > 0 else None
-    flop = STEP_FLOP[torch.bfloat16 if dtype == torch.bfloat16 and has_bfloat16() else torch.float32]
-    tokens = max(1, int(flop / (2 * max(parameters, 1))))
-    return min(max(1 << (tokens.bit_length() - 1), CHUNKS[0]), CHUNKS[1])
 
 
 def describe(
@@ -280,7 +209,7 @@ def describe(
         refused=refused,
         max_total_tokens=grant.slots,
         max_running_requests=max_running(candidate.settings, grant),
-        chunked_prefill_size=pass_tokens(candidate) or -1,
+        chunked_prefill_size=candidate.pass_tokens or -1,
         dtype=str(model.dtype).removeprefix("torch."),
         attention_backend=backend.name,
         weight_version=candidate.settings.weight_version,

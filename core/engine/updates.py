@@ -1,4 +1,4 @@
-"""When weights change: loaded at once, put in place when the lane's running requests have ended.
+"""Weight updates in the loop: loaded at once, put in place when the lane's running requests have ended.
 
 Requests that come meanwhile are held back and start with the new weights. While a checkpoint is
 loaded nothing runs, so the front is told that this pass takes long.
@@ -9,18 +9,17 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
 
-from ..errors import RequestError
-from .lane import Lane, Renewal
-from .messages import Answer, Call, Changed, Submit
+from trunkline.core.errors import RequestError
 
-if TYPE_CHECKING:
-    from .loop import EngineLoop
+from .lane import Lane, Renewal
+from .messages import Answer, Beat, Call, Changed, Submit
 
 log = logging.getLogger("trunkline.engine")
 
@@ -58,6 +57,19 @@ class Refusal(Exception):
 Renew = Callable[[Lane, UpdateWeights], Renewal]
 
 
+class Loop(Protocol):
+    """What weight updates need of the engine loop."""
+
+    lanes: list[Lane]
+
+    def send(self, messages: list[Any]) -> None: ...
+    def handle(self, message: Any) -> None: ...
+    def abort_all(self, lane: Lane) -> None: ...
+    def know_names(self) -> None: ...
+    def pulse(self) -> Beat: ...
+    def long_work(self, what: str) -> AbstractContextManager[None]: ...
+
+
 @dataclass(slots=True)
 class Pending:
     """Loaded weights that wait for the lane's requests to end, and what waits for the weights."""
@@ -71,7 +83,7 @@ class Pending:
 class Updates:
     """The loop's part of weight updates."""
 
-    def __init__(self, loop: EngineLoop, renew: Renew | None) -> None:
+    def __init__(self, loop: Loop, renew: Renew | None) -> None:
         """``renew`` loads a checkpoint beside a lane's own; None: this engine can't."""
         self._loop = loop
         self._renew = renew
@@ -140,7 +152,7 @@ class Updates:
         lane.served = msgspec.structs.replace(lane.served, weight_version=version)
         self._changed()
         answer = {"success": True, "message": f"Weight version updated to {version}", "new_version": version}
-        self._loop.channel.send([Answer(message.key, answer)])
+        self._loop.send([Answer(message.key, answer)])
 
     def read(self, lane: Lane, message: Call) -> None:
         """The first rows of a tensor, as nested lists."""
@@ -157,7 +169,7 @@ class Updates:
                 f"at most {MAX_NUMBERS} are sent at once, {most - 1} rows.",
                 param="truncate_size",
             )
-        self._loop.channel.send([Answer(message.key, tensor.float().tolist())])
+        self._loop.send([Answer(message.key, tensor.float().tolist())])
 
     def settle(self) -> None:
         """Put loaded weights in place where nothing runs any more, and let go what was held for them."""
@@ -175,14 +187,14 @@ class Updates:
 
     def _answer(self, call: int, success: bool, message: str) -> None:
         answer = {"success": success, "message": message, "num_paused_requests": 0}
-        self._loop.channel.send([Answer(call, answer)])
+        self._loop.send([Answer(call, answer)])
 
     def _changed(self) -> None:
         """Tell the front before anybody is answered."""
         lanes = self._loop.lanes
         self._loop.know_names()
         changed = Changed([lane.served for lane in lanes], [lane.settings for lane in lanes])
-        self._loop.channel.send([changed, self._loop.pulse()])  # whose numbers go by the models' names
+        self._loop.send([changed, self._loop.pulse()])  # whose numbers go by the models' names
 
 
 def release_memory() -> None:

@@ -1,4 +1,4 @@
-"""Requests that wait for room, and the order in which they get it."""
+"""The requests that wait for slots, and the order in which they get them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from bisect import insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..cache.ledger import Holding
+from trunkline.core.cache.ledger import Holding
 
 _WINDOW = 64  # how many of the first in line are compared by cached prefix
 _SHARED = 32  # tokens; a shorter common prefix isn't worth waiting for
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
-    """What the scheduler knows of one request (``Request.schedule``)."""
+class Entry(Holding):
+    """What the scheduler knows of one request (``Request.schedule``): its slots, and its place in line."""
 
-    holding: Holding
-    order: int  # of arrival
+    order: int = 0  # of arrival
     deadline: int = 0  # count of admissions from which on nobody overtakes it; 0 = nobody ever
     running: bool = False
     cached: int = 0  # last probe of the cache …
@@ -72,11 +71,11 @@ class WaitingQueue:
 
     def _rank(self, entry: Entry, probe: Callable[[Entry], int]) -> tuple[int, int, int, int]:
         aged = entry.deadline <= self._admissions
-        return (-entry.holding.request.priority, not aged, 0 if aged else -probe(entry), entry.order)
+        return (-entry.request.priority, not aged, 0 if aged else -probe(entry), entry.order)
 
 
 def _line(entry: Entry) -> tuple[int, bool, int]:
-    return (-entry.holding.request.priority, entry.deadline != 0, entry.order)
+    return (-entry.request.priority, entry.deadline != 0, entry.order)
 
 
 class InFlight:

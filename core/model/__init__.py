@@ -1,4 +1,4 @@
-"""Core's own plugin: models from local folders, the hub and the demo catalogue.
+"""Core's own plugin: from a model reference to a model that runs forward passes; knows no scheduler and no HTTP.
 
 Imported by ``trunkline --help``: nothing heavy at the top.
 """
@@ -9,13 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ModelError
-from ..hookspecs import hookimpl
-from ..types import ModelSource
+from trunkline.core.errors import ModelError
+from trunkline.core.hookspecs import hookimpl
+from trunkline.core.types import ModelSource
 
 if TYPE_CHECKING:
-    from ..types import Head, ModelInfo, Settings, Tokenizer
-    from .tensor_file import StoredTensor
+    from trunkline.core.types import Head, ModelInfo, Settings, Tokenizer
+
+    from .sources.tensor_file import StoredTensor
 
 DEMO = "demo:"
 
@@ -24,7 +25,7 @@ DEMO = "demo:"
 def trunkline_resolve_model(reference: str) -> ModelSource | None:
     """A local folder, ``demo:NAME``, or a hub id, ``owner/name`` or ``owner/name@revision``."""
     if reference.startswith(DEMO):
-        from . import catalogue
+        from trunkline.core.model.sources import catalogue
 
         return ModelSource(reference, str(catalogue.fetch(reference)))
     folder = Path(reference).expanduser()
@@ -37,14 +38,14 @@ def trunkline_resolve_model(reference: str) -> ModelSource | None:
 
 @hookimpl(trylast=True)
 def trunkline_tokenizer(source: ModelSource) -> Tokenizer | None:
-    from . import tokenizer
+    from trunkline.core.model.sources import tokenizer
 
     return tokenizer.load(source)
 
 
 @hookimpl(trylast=True)
 def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, StoredTensor]] | None:
-    from . import weights
+    from trunkline.core.model.sources import weights
 
     weights.files(source.path)  # so that a folder without weights is refused here, not in mid-stream
     return weights.stream(source.path)

@@ -10,10 +10,10 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from trunkline.kernels.processor import has_bfloat16
+from trunkline.core.errors import ModelError
+from trunkline.core.types import ModelInfo
+from trunkline.kernels.cpu.processor import has_bfloat16
 
-from ..errors import ModelError
-from ..types import ModelInfo
 from . import attention, experts, rotary
 
 RECURRENT_LAYERS = frozenset(("linear_attention", "mamba", "mamba2", "conv", "recurrent", "ssm"))

@@ -20,9 +20,8 @@ from trunkline.kernels.layout import Layout
 from .refusal import UnsuitedAttention
 
 if TYPE_CHECKING:
+    from trunkline.core.cache.pool import KVPool, KVShape
     from trunkline.kernels.backend import Backend
-
-    from ..cache.pool import KVPool, KVShape
 
 NAME = "trunkline"  # transformers gives a meaning to names with sdpa, flash, flex, "/" or "|" in them
 EAGER = "eager"  # transformers' plain one: what ours is compared with, and what padded batches run on
@@ -34,8 +33,8 @@ class ForwardContext:
 
     ``pool`` is None where nothing is kept: encoders and warm-up. ``seen`` collects, per layer
     index, what the layer handed over; ``calls`` counts. Neither notes a pass that is played back.
-    ``wanted`` (int64 token indices) are the only rows whose hidden state anybody looks at; who
-    computes just these in the last layer sets it to None.
+    ``wanted`` (int64 token indices) are the only rows whose hidden state anybody looks at. A backbone
+    that computes just these in its last layer says so by the attribute ``picked`` of its output.
     """
 
     layout: Layout
@@ -148,8 +147,3 @@ def paged_layout(table: np.ndarray, spans: Sequence[tuple[int, int]], device: to
             break
         layout.decodes += 1
     return layout
-
-
-def positions(spans: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """int64 ``[T]``: each row's positions, one row after another."""
-    return torch.cat([torch.arange(start, end) for start, end in spans])

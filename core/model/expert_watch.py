@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from ..discovery import Provided, describe
-from ..types import ExpertLayers, ExpertObserver, PassRow
+from trunkline.core.discovery import Provided, describe
+from trunkline.core.types import ExpertLayers, ExpertObserver, PassRow
 
 log = logging.getLogger("trunkline.model")
 
@@ -30,6 +30,7 @@ class ExpertWatch:
         self.layers = layers
         self.provided = tuple(provided)
         self.active: tuple[Provided[ExpertObserver], ...] = ()  # empty between passes, and while nobody wants to know
+        self._shown: Sequence[PassRow] = ()  # rows of the last pass that observers saw to its end
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExpertWatch:
         """Copies of layers (proofs make some) share the watch, or they would copy what observers hold."""
@@ -37,8 +38,12 @@ class ExpertWatch:
 
     @contextmanager
     def watching(self, rows: Sequence[PassRow]) -> Iterator[None]:
-        """Around one pass over packed ``rows``. Observers are told of its end only if it didn't raise."""
-        self.active = tuple(one for one in self.provided if _is_active(one))
+        """Around one pass over packed ``rows``. Observers are told of its end only if it didn't raise.
+
+        A row of a pass that was shown and whose results couldn't be used runs once more, alone: it isn't shown twice.
+        """
+        again = bool(rows) and all(any(row is shown for shown in self._shown) for row in rows)
+        self.active = () if again else tuple(one for one in self.provided if _is_active(one))
         if not self.active:
             yield
             return
@@ -46,6 +51,7 @@ class ExpertWatch:
             self._tell("begin_pass", rows)
             yield
             self._tell("end_pass")
+            self._shown = rows
         finally:
             self.active = ()
 

@@ -1,4 +1,4 @@
-"""Heads compute in float32, whatever the dtype of the model below them.
+"""Heads in float32, whatever the dtype of the model below them.
 
 A score near 8 has steps of 1/16 in bfloat16: documents that differ would get the same score, or change places.
 """
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from trunkline.core.model.sources.tensor_file import StoredTensor
 from trunkline.kernels.linear import PackedLinear
 
 from .architecture import backbone_of, output_matrix
-from .tensor_file import StoredTensor
 
 
 def float32_view(whole: Any, stored: Mapping[str, torch.Tensor | StoredTensor], *, pack: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""The language model head, applied by hand to the hidden rows that want logits.
+"""The head "lm": logits for the hidden rows that need them.
 
 Every causal checkpoint with an output matrix has it, whatever tasks are served, so that no plugin
 has to know what a class does between its last hidden state and its logits.
@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from ..errors import ModelError
-from ..types import Head
+from trunkline.core.errors import ModelError
+from trunkline.core.types import Head
+
 from .architecture import output_matrix
 
 CLASSES = ("ForCausalLM", "LMHeadModel")  # how the names of classes with this head end

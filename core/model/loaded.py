@@ -1,4 +1,4 @@
-"""A model that is ready to run."""
+"""``LoadedModel``, a model that is ready to run: weights, heads, forward pass, tensors by name."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trunkline.core.model.fusion.origins import read
+from trunkline.core.types import ExpertLayers, ExpertObserver, ModelInfo, Stage, Tokenizer
 from trunkline.kernels.layout import Layout
 
-from ..types import ExpertLayers, ExpertObserver, ModelInfo, Stage, Tokenizer
 from .architecture import backbone_of, has_token_types, position_offset
 from .attention import EAGER, NAME, ForwardContext
 from .expert_watch import ExpertWatch
-from .origins import read
 from .padded import forward_padded
 from .rotary import RotaryRegimes
 
 if TYPE_CHECKING:
+    from trunkline.core.cache.pool import KVPool, KVShape
     from trunkline.kernels.backend import Backend
-
-    from ..cache.pool import KVPool, KVShape
 
 
 @dataclass(eq=False)
@@ -30,8 +29,7 @@ class LoadedModel:
     """Weights, heads and the one way to run them; implements :class:`trunkline.core.types.Model`.
 
     ``whole`` is the transformers object, ``backbone`` what it runs under its head. ``refused`` maps
-    a head to the reason why it can't be used. Tokenizer, stages, ``max_request_tokens`` and
-    ``expert_watch`` are filled in by the engine.
+    a head to the reason why it can't be used. ``stages`` is filled when they are built.
     """
 
     name: str
@@ -114,12 +112,13 @@ class LoadedModel:
         """:meth:`forward` with a context of the caller's, who may look at it afterwards."""
         tokens = {"input_ids": input_ids} | self.keywords(positions, token_types)
         if self.padded:
-            hidden = forward_padded(self.backbone, tokens, context.layout, self.length_boundaries)
+            hidden, picked = forward_padded(self.backbone, tokens, context.layout, self.length_boundaries), False
         else:
             rows = {name: values[None] for name, values in tokens.items()}
             with self.rotary.chosen(lengths):
-                hidden = self.backbone(**rows, **self.cacheless, trunk=context).last_hidden_state[0]
-        return hidden if context.wanted is None else hidden[context.wanted]
+                output = self.backbone(**rows, **self.cacheless, trunk=context)
+            hidden, picked = output.last_hidden_state[0], getattr(output, "picked", False)
+        return hidden if picked or context.wanted is None else hidden[context.wanted]
 
     def keywords(self, positions: torch.Tensor, token_types: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """What the backbone's ``forward`` takes beside ids, int64 ``[T]`` each."""

@@ -1,4 +1,4 @@
-"""Plan a model's memory without its weights, then load it and let its shortcuts prove themselves."""
+"""Plans a model's memory without its weights, then loads it and checks its fast paths."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from ..cache.pool import KVPool, KVShape
-from ..errors import ModelError
-from ..types import Head, ModelInfo, ModelSource
-from . import weights as safetensors
+from trunkline.core.cache.pool import KVPool, KVShape
+from trunkline.core.errors import ModelError
+from trunkline.core.model.sources import weights as safetensors
+from trunkline.core.model.sources.tensor_file import StoredTensor
+from trunkline.core.types import Head, ModelInfo, ModelSource, Tokenizer
+
 from .architecture import (
     adapt,
     backbone_of,
@@ -28,16 +30,15 @@ from .architecture import (
     resolve,
 )
 from .attention import NAME, ForwardContext, packed_layout
+from .expert_watch import watch_experts
 from .float32 import float32_view
 from .loaded import LoadedModel
 from .proof import prove_attention, prove_head, shapes_of, wrong_heads
 from .refusal import BYPASSED, explained, failed_pass, reason_of
-from .tensor_file import StoredTensor
 
 if TYPE_CHECKING:
+    from trunkline.core.config import ModelSettings
     from trunkline.kernels.backend import Backend
-
-    from ..config import ModelSettings
 
 log = logging.getLogger("trunkline.model")
 
@@ -95,10 +96,16 @@ def load(
     heads: Iterable[Head],
     backend: Backend,
     *,
+    name: str = "",
+    tokenizer: Tokenizer | None = None,
+    max_request_tokens: int = 0,
     weights: Iterable[tuple[str, torch.Tensor | StoredTensor]] | None = None,
     device: torch.device = CPU,
 ) -> LoadedModel:
     """Load, prove and fuse. ``weights`` is the checkpoint's stream, by default its safetensors files.
+
+    ``name`` (by default what the user wrote), ``tokenizer`` and ``max_request_tokens`` (by default the context
+    length) are what stages find in the model.
 
     ModelError when weights are missing or don't fit, or when the model can't be served; a head
     that can't be proven, or whose weights alone are missing, only ends up in ``refused``.
@@ -109,8 +116,10 @@ def load(
     whole, lacking, unused = _fill(cls, config, dtype, tensors, info, source.reference)
     _check_positions(whole, info)
     model = LoadedModel(
-        name=settings.served_model_name or source.reference,
+        name=name or source.reference,
         info=info,
+        tokenizer=tokenizer,
+        max_request_tokens=max_request_tokens or info.context_length,
         whole=whole.to(device),
         backend=backend,
         device=device,
@@ -125,7 +134,7 @@ def load(
     if model.padded:
         model.fused = "padded batches, because its attention can't be replaced"
     elif backend.name == "cpu":
-        from .fuse import fuse
+        from trunkline.core.model.fusion.find_decoder import fuse
 
         model.fused = fuse(whole, backend).sentence
     view = float32_view(whole, tensors, pack=backend.name == "cpu")
@@ -133,6 +142,7 @@ def load(
         if reason := wrong.get(head.name) or prove_head(model, head, view):
             model.refused[head.name] = f"{reason} {lacking}".strip()
             log.warning("%s: %s", model.name, model.refused[head.name])
+    model.expert_watch = watch_experts(model)
     return model
 
 

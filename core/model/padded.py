@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
+from trunkline.core.cache.ledger import regime_of
 from trunkline.kernels.layout import Layout
-
-from ..cache.ledger import regime_of
 
 EVEN = 0.8  # the shortest row of a padded batch has at least this share of the longest one's tokens
 

@@ -1,4 +1,4 @@
-"""Every shortcut proves itself at load, on a warm-up sequence, against transformers' own forward."""
+"""Compares every fast path at load with transformers' own forward pass, and drops those that differ."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..cache.pool import KVPool, KVShape
-from ..errors import ModelError
-from ..types import Head
+from trunkline.core.cache.pool import KVPool, KVShape
+from trunkline.core.errors import ModelError
+from trunkline.core.types import Head
+
 from .architecture import layer_count
 from .attention import EAGER, NAME, ForwardContext, packed_layout, paged_layout
 from .loaded import LoadedModel

@@ -1,4 +1,4 @@
-"""Turn whatever foreign model code raises into an error that says which model can't be served, and why."""
+"""Turns exceptions of foreign model code into an error that says which model can't be served, and why."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
-from ..errors import ModelError, TrunklineError
+from trunkline.core.errors import ModelError, TrunklineError
 
 if TYPE_CHECKING:
-    from ..types import ModelSource
+    from trunkline.core.types import ModelSource
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""Warm-up sequences, on which a model's shortcuts are compared with transformers' own forward at load."""
+"""Warm-up sequences on which fast paths are compared with transformers' own forward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head of sequence classification classes, applied by hand to the rows that they would pool.
+"""The head "score" of sequence classification classes, for the rows that they would pool.
 
 A class's own ``forward`` gives one score a padded row, so packed rows need the head alone. Which
 rows it wants is :attr:`ModelInfo.score_rows`: causal classes score the last token, encoders the
@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from ..errors import ModelError
-from ..types import Head, ModelInfo
+from trunkline.core.errors import ModelError
+from trunkline.core.types import Head, ModelInfo
+
 from .architecture import backbone_of
 
 NAME = "score"

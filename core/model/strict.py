@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ModelError
+from trunkline.core.errors import ModelError
+
 from .architecture import options
 from .loaded import LoadedModel
 from .refusal import reason_of

@@ -1,4 +1,4 @@
-"""The application, made of core's and the plugins' routes."""
+"""Builds the application from core's and the plugins' routes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 
-from ..config import ModelSettings
-from ..errors import EngineDown, PluginError, RequestError
-from ..host import Host
-from ..types import EngineClient, ServedModel, Settings
+from trunkline.core.config import ModelSettings
+from trunkline.core.errors import EngineDown, PluginError, RequestError
+from trunkline.core.host import Host
+from trunkline.core.server.api.body_limits import BodyLimits
+from trunkline.core.server.api.contracts import contain
+from trunkline.core.server.routes import routes
+from trunkline.core.server.routes.weights import fetch, weight_routes
+from trunkline.core.types import EngineClient, ServedModel, Settings
+
 from .auth import SCOPES, Doorkeeper
-from .body_limits import BodyLimits
-from .contracts import contain
-from .control import Lifecycle, routes
 from .docs import docs_routes, openapi_config
 from .faults import add_request_id, on_error, on_http_error, on_request_error
 from .info import Facts
+from .lifecycle import Lifecycle
 from .openapi import Document, check_declarations
-from .weights import fetch, weight_routes
 
 if TYPE_CHECKING:
-    from .metrics import Metrics
+    from trunkline.core.client.metrics import Metrics
 
 
 def create_app(
@@ -57,7 +59,7 @@ def create_app(
     core = (*routes(engine, lifecycle, facts), *weight_routes(engine, fetch(host, settings)), *docs_routes(document))
     own = [("core", handler) for handler in core]
     if metrics is not None:
-        from .metrics import metrics_route
+        from trunkline.core.server.routes.metrics import metrics_route
 
         own.append(("core", metrics_route(metrics)))
     provided = host.routes(engine, settings)

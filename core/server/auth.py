@@ -1,4 +1,4 @@
-"""Who may call what. Every route declares a scope: ``public``, ``infer`` or ``admin``."""
+"""Which key may call which route. Every route declares a scope: ``public``, ``infer`` or ``admin``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from litestar.connection import ASGIConnection
 
-from ..errors import RequestError
+from trunkline.core.errors import RequestError
 
 SCOPES = ("public", "infer", "admin")
 FORWARDING = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")

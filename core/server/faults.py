@@ -1,4 +1,4 @@
-"""Errors of handlers and of routing as responses; and the id that every response carries."""
+"""Turns exceptions of handlers and of routing into responses, and puts the request's id on every response."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from litestar import Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.types import Message, Scope
 
-from ..discovery import describe
-from ..errors import RequestError
-from .api import AnyRequest, InvalidBody, dialect_of, error_response, json_response
+from trunkline.core.client.replies import printable, response_id
+from trunkline.core.discovery import describe
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api.bodies import AnyRequest, dialect_of, error_response, json_response
+from trunkline.core.server.api.body_limits import InvalidBody
+from trunkline.core.server.api.contracts import owner_of
+
 from .auth import Unauthorized
-from .contracts import owner_of
-from .replies import printable, response_id
 
 log = logging.getLogger("trunkline.server")
 

@@ -1,4 +1,4 @@
-"""The HTTP process: its life from the engine's start to the last answer."""
+"""The HTTP process, from the engine's start to the last answer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..config import Config, ServerSettings
-from ..errors import ConfigError, RequestError, TrunklineError
-from ..guard import forbid_pickle
-from ..host import Host
-from ..model.tokenizer import import_without_torch
-from .client import RemoteEngine
-from .supervisor import COMMAND
+from trunkline.core.client.client import Client
+from trunkline.core.client.supervisor import COMMAND, Supervisor, supervised
+from trunkline.core.config import Config, ServerSettings
+from trunkline.core.errors import ConfigError, RequestError, TrunklineError
+from trunkline.core.guard import forbid_pickle
+from trunkline.core.host import Host
+from trunkline.core.model.sources.tokenizer import import_without_torch
 
 if TYPE_CHECKING:
     import uvicorn
@@ -69,7 +69,7 @@ def _runner() -> Callable[[Coroutine[Any, Any, None]], None]:
 def prepare() -> None:
     """Import what the front needs once the engine is ready; both processes are busy with imports at first."""
     import_without_torch()
-    from . import app, panel, transport  # noqa: F401
+    from . import app, banner, transport  # noqa: F401
 
 
 class Front:
@@ -87,7 +87,7 @@ class Front:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        engine = RemoteEngine(self._config, self._host, command=self._command)
+        engine = Client(self._config, self._host, supervised(self._config, command=self._command))
         stopping = asyncio.create_task(self._stop.wait(), name="stop signal")
         try:
             starting = asyncio.create_task(engine.start(prepare), name="engine start")
@@ -106,14 +106,14 @@ class Front:
             self._hurry.set()
         self._stop.set()
 
-    async def _serve(self, engine: RemoteEngine, stopping: asyncio.Task[Any]) -> None:
+    async def _serve(self, engine: Client[Supervisor], stopping: asyncio.Task[Any]) -> None:
         from .app import create_app
-        from .control import Lifecycle
-        from .panel import show
+        from .banner import show
+        from .lifecycle import Lifecycle
         from .transport import Server, uvicorn_config
 
         status = engine.status
-        lifecycle = Lifecycle(warm=False, healthy=lambda: engine.supervisor.healthy, results=lambda: status.results)
+        lifecycle = Lifecycle(warm=False, healthy=lambda: engine.transport.healthy, results=lambda: status.results)
         app = create_app(
             self._host,
             engine,
@@ -125,7 +125,7 @@ class Front:
         )
         server = Server(uvicorn_config(app))
         serving = asyncio.create_task(server.serve(sockets=[self._socket]), name="http server")
-        ended = engine.supervisor.ended
+        ended = engine.transport.ended
         try:
             if not await self._warm_up(engine, server, serving, stopping):
                 return
@@ -145,7 +145,11 @@ class Front:
             await serving
 
     async def _warm_up(
-        self, engine: RemoteEngine, server: uvicorn.Server, serving: asyncio.Task[None], stopping: asyncio.Task[Any]
+        self,
+        engine: Client[Supervisor],
+        server: uvicorn.Server,
+        serving: asyncio.Task[None],
+        stopping: asyncio.Task[Any],
     ) -> bool:
         """Open the port and let every model answer once; False when a stop came first."""
         while not server.started:

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from ..config import ModelSettings
-from ..types import ServedModel, Settings
+from trunkline.core.config import ModelSettings
+from trunkline.core.types import ServedModel, Settings
 
 SECRETS = ("api_key", "admin_api_key")
 PREFERRED = "preferred_sampling_params"  # a key of the contract; a plugin gives its value, if any does
@@ -78,6 +78,7 @@ class Facts:
             "attention_backend": model.attention_backend,
             "dtype": model.dtype,
             "weight_version": model.weight_version,
+            "device": "cpu",
             "load_format": "auto",
             "mem_fraction_static": None,  # SGLang's clients look it up; pools are sized in bytes here
             "page_size": 1,

@@ -1,4 +1,4 @@
-"""``/openapi.json``: what Litestar knows of the routes, and what they declare of themselves in ``opt``.
+"""Builds ``/openapi.json`` from what Litestar knows of the routes and what they declare in ``opt``.
 
 Beside ``scope`` and ``dialect`` a handler declares
 
@@ -25,9 +25,9 @@ import msgspec
 from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 
-from .reply_schemas import FlatError, NativeError, OpenAIError, Unauthorized
+from trunkline.core.server.api.media_types import JSON, SSE, TEXT
+from trunkline.core.server.api.reply_schemas import FlatError, NativeError, OpenAIError, Unauthorized
 
-JSON, SSE, TEXT, HTML = "application/json", "text/event-stream", "text/plain", "text/html"
 SCHEMAS = "#/components/schemas/{name}"
 STRING, INTEGER = {"type": "string"}, {"type": "integer"}
 REQUEST_ID = {"X-Request-Id": {"schema": STRING, "description": "Id of the request, as in the server's log."}}

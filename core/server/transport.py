@@ -1,4 +1,4 @@
-"""uvicorn as we run it, with the limits that it lacks for each part of a message and of a connection."""
+"""uvicorn with a limit for each part of a message and of a connection."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import uvicorn
 from litestar import Litestar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from ..logs import RateLimited
-from .api import ABORT_EXTENSION
+from trunkline.core.logs import RateLimited
+from trunkline.core.server.api.streams import ABORT_EXTENSION
 
 MAX_HEAD = 16 << 10  # bytes of request line and headers; of trailers
 MAX_HEADERS = 256  # header fields of a request

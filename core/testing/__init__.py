@@ -1,4 +1,4 @@
-"""The plugin author's kit: tiny checkpoints that behave like big ones where it matters.
+"""The test kit for plugin authors: tiny checkpoints that behave like big ones; only tests import it.
 
 Also a pytest plugin: ``pytest_plugins = ["trunkline.core.testing"]`` in the root conftest gives the
 fixture ``zoo``, a function from a checkpoint's name to a local folder. Causal language models are

@@ -1,4 +1,4 @@
-"""Weights that show what is left out."""
+"""Random weights under which a forgotten part of a model changes the results."""
 
 from __future__ import annotations
 

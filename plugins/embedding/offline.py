@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import Shaper, Truncation, choose, read_truncate, sort_inputs, turns
+from trunkline.core.server.api import Truncation, parse_inputs
 
-from .prompts import choose_prompt, dresser, prompt_tokens
-from .recipe import read_recipe
-from .schemas import EmbeddingParams
-from .service import Array, check_dimensions, vector_of
-from .settings import TASK, EmbeddingSettings
+from .service import Array, Service, Wish
 
 if TYPE_CHECKING:
     from trunkline.core import Engine
-    from trunkline.core.engine.local import Ticket
 
 
 def encode(
@@ -35,34 +30,23 @@ def encode(
 ) -> Array:
     """Vectors of texts or lists of token ids, float32 ``[len(texts), dimensions]``.
 
-    Options are those of ``POST /encode``. Raises RequestError for what the server would answer
-    4xx, TimeoutError when an input takes more than ``timeout`` seconds.
+    Options are those of ``POST /encode``; the engine's settings apply as they do in a server. Raises RequestError
+    for what the server would answer 4xx, TimeoutError when all of it takes more than ``timeout`` seconds.
     """
-    served = choose(engine.models, TASK, model and engine.served(model).name)
-    tokenizer = engine.tokenizer(served.name)
-    recipe = read_recipe(served.info, EmbeddingSettings())
-    check_dimensions(dimensions, recipe)
-    given = sort_inputs(texts)
-    if not all(isinstance(text, str) for text in given.texts):
+    inputs = parse_inputs(texts)
+    if not all(isinstance(text, str) for text in inputs.texts):
         raise RequestError("Pairs of texts aren't embedded; join them yourself, or use a reranker.")
-    before, keep = choose_prompt(recipe, prompt, prompt_name) if given.texts else "", 0
-    if before and tokenizer is not None and (not recipe.include_prompt or read_truncate(truncate) == "start"):
-        keep = prompt_tokens(tokenizer, recipe, before)
-    dress = dresser(tokenizer, recipe, before)
-    shaper = Shaper(
-        tokenizer, served, truncate=truncate, limit=recipe.max_length, keep=keep, lead=len(before), dress=dress
+    service = engine.service(Service)
+    wish = Wish(
+        inputs=inputs,
+        model=model and engine.served(model).name,
+        prompt=prompt,
+        prompt_name=prompt_name,
+        truncate=truncate,
+        normalize=normalize,
+        dimensions=dimensions,
     )
-    skip = 0 if recipe.include_prompt else keep
-    params = EmbeddingParams(skip=skip, normalize=normalize, dimensions=dimensions)
-    tickets: list[Ticket] = []
-    try:
-        for start, end, _ in turns(shaper.lengths(given)):  # the engine computes the first while the next are tokenised
-            items = shaper.items(given, start, end)
-            tickets += [engine.submit(TASK, item.ids, params, model=served.name) for item in items]
-    except RequestError:
-        for ticket in tickets:
-            ticket.cancel()
-        raise
-    engine.wait_for(tickets, timeout)
-    vectors = [vector_of(ticket.data) for ticket in tickets]
-    return np.stack(vectors) if vectors else np.empty((0, dimensions or recipe.dimensions), np.float32)
+    embedded = engine.run(service.embed(wish), timeout)
+    vectors = embedded.vectors()
+    width = dimensions or service.recipes.get(embedded.served).dimensions
+    return np.stack(vectors) if vectors else np.empty((0, width), np.float32)

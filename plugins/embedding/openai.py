@@ -8,7 +8,17 @@ from typing import Any, cast
 from litestar import Response, post
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import AnyRequest, Inputs, encode, json_response, naming, read_body, read_salt
+from trunkline.core.server.api import (
+    AnyRequest,
+    Inputs,
+    encode_json,
+    json_response,
+    locate_errors,
+    read_body,
+    read_salt,
+    token_usage,
+    while_connected,
+)
 
 from .body_schemas import EmbeddingsBody
 from .reply_schemas import EmbeddingsEntry, EmbeddingsReply
@@ -45,8 +55,8 @@ def openai_routes(service: Service) -> list[Any]:
             salt=read_salt(body.cache_salt, body.extra_key),
             guard_ids=True,
         )
-        embedded = await service.embed(request, wish)
-        return json_response(await service.off_loop(len(embedded.items), lambda: encode(_answer(embedded, form))))
+        embedded = await while_connected(request, service.embed(wish))
+        return json_response(await service.off_loop(len(embedded.items), lambda: encode_json(_answer(embedded, form))))
 
     return [embeddings]
 
@@ -66,7 +76,7 @@ def read_input(given: str | list[str | int | list[int]]) -> Inputs:
     if len(ids) < len(given):
         raise RequestError("input must hold only texts, only token ids, or only lists of token ids.", param="input")
     for index, one in enumerate(ids):
-        with naming("input", index):
+        with locate_errors("input", index):
             if not one:
                 raise RequestError("Input cannot be empty", param="input")
     return Inputs(ids=ids)
@@ -79,7 +89,7 @@ def _text(text: str) -> str:
 
 
 def _text_at(index: int, text: str) -> str:
-    with naming("input", index):
+    with locate_errors("input", index):
         return _text(text)
 
 
@@ -88,12 +98,11 @@ def _answer(embedded: Embedded, form: str) -> EmbeddingsReply:
     for entry, item in zip(data, embedded.items, strict=True):
         if item.cut:
             entry["meta_info"] = item.report
-    tokens = embedded.tokens
     return {
         "object": "list",
         "data": data,
         "model": embedded.served.model_path,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
+        "usage": token_usage(embedded.tokens),
     }
 
 

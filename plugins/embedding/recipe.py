@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from trunkline.core.errors import ModelError
+from trunkline.core.errors import NOT_EMBEDDING_MODEL, ModelError
 from trunkline.core.types import ModelInfo, Serves
 
 from .settings import TASK, EmbeddingSettings
@@ -32,10 +32,6 @@ TRANSFORMER_CONFIGS = tuple(
 )
 # Activations of Dense that take no arguments; torch's class names.
 ACTIVATIONS = ("Tanh", "Identity", "ReLU", "GELU", "SiLU", "Sigmoid", "ELU", "LeakyReLU", "Mish", "ReLU6", "Softsign")
-NOT_BY_DEFAULT = (
-    "This model does not appear to be an embedding model by default. "
-    "Please add `--is-embedding` when launching the server or try another model."
-)
 
 
 class Module(Struct, frozen=True):
@@ -95,7 +91,7 @@ def serves(info: ModelInfo) -> Serves:
     headless = name.endswith("Model") and not name.endswith("LMHeadModel")
     if headless or not info.causal or info.is_embedding or (Path(info.path) / "modules.json").is_file():
         return Serves(TASK, "default")
-    return Serves(TASK, "on_request", f"{NOT_BY_DEFAULT} (`--task generation,embedding` serves both.)")
+    return Serves(TASK, "on_request", f"{NOT_EMBEDDING_MODEL} (`--task generation,embedding` serves both.)")
 
 
 def read_recipe(info: ModelInfo, settings: EmbeddingSettings) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypedDict
 
-from trunkline.core.server.api import Cut, ItemMeta, Usage
+from trunkline.core.server.api import ItemMeta, TruncationReport, Usage
 
 
 class EncodeRecord(TypedDict):
@@ -18,7 +18,7 @@ class EmbeddingsEntry(TypedDict):
     object: Literal["embedding"]
     index: int
     embedding: list[float] | str  # base64 of float32 numbers, little endian
-    meta_info: NotRequired[Cut]
+    meta_info: NotRequired[TruncationReport]
 
 
 class EmbeddingsReply(TypedDict):

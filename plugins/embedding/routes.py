@@ -8,7 +8,15 @@ from litestar import Response, route
 from litestar.enums import HttpMethod
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import AnyRequest, encode, json_response, read_body, read_inputs, read_salt
+from trunkline.core.server.api import (
+    AnyRequest,
+    encode_json,
+    json_response,
+    read_body,
+    read_inputs,
+    read_salt,
+    while_connected,
+)
 
 from .body_schemas import EncodeBody
 from .reply_schemas import EncodeRecord
@@ -45,12 +53,12 @@ def encode_routes(service: Service) -> list[Any]:
             priority=body.priority,
             salt=read_salt(body.cache_salt, body.extra_key),
         )
-        embedded = await service.embed(request, wish)
+        embedded = await while_connected(request, service.embed(wish))
 
         def write() -> bytes:
             pairs = zip(embedded.vectors(), embedded.metas(), strict=True)
             records: list[EncodeRecord] = [{"embedding": vector.tolist(), "meta_info": meta} for vector, meta in pairs]
-            return encode(records[0] if inputs.single else records)
+            return encode_json(records[0] if inputs.single else records)
 
         return json_response(await service.off_loop(len(inputs), write))
 

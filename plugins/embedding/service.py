@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
-    AnyRequest,
     Inputs,
-    Item,
     ItemMeta,
+    PerModel,
+    PreparedInput,
     Truncation,
+    assign_rids,
     check_batch,
     check_characters,
     item_meta,
-    naming,
-    prepare,
+    locate_errors,
+    prepare_inputs,
     read_truncate,
     run_all,
-    special_ends,
-    spread_rids,
+    special_token_counts,
 )
 from trunkline.core.types import EngineClient, Reply, ServedModel, Settings, Tokenizer
 
@@ -64,7 +64,7 @@ class Embedded:
     """Vectors of one request, in its order."""
 
     served: ServedModel
-    items: list[Item]
+    items: list[PreparedInput]
     replies: list[Reply]
 
     @property
@@ -85,33 +85,25 @@ class Service:
         self.engine = engine
         self._settings: EmbeddingSettings = settings[GROUP]
         self._max_batch: int = settings["server"].max_batch_size
-        self._recipes: dict[str, tuple[ServedModel, Recipe]] = {}
+        self.recipes = PerModel(lambda served: read_recipe(served.info, self._settings))
 
-    def recipe(self, served: ServedModel) -> Recipe:
-        known = self._recipes.get(served.name)
-        if known is None or known[0] is not served:  # an update may bring another checkpoint
-            for former in served.aliases:
-                self._recipes.pop(former, None)
-            known = self._recipes[served.name] = served, read_recipe(served.info, self._settings)
-        return known[1]
-
-    async def embed(self, request: AnyRequest, wish: Wish) -> Embedded:
+    async def embed(self, wish: Wish) -> Embedded:
         """Compute. RequestError for whatever is wrong with the request; then nothing was computed."""
         served = self.engine.choose(TASK, wish.model)
-        recipe = self.recipe(served)
+        recipe = self.recipes.get(served)
         inputs, single = wish.inputs, wish.inputs.single
         check_batch(len(inputs), self._max_batch, inputs.field)
         check_dimensions(wish.dimensions, recipe)
         prompt = choose_prompt(recipe, wish.prompt, wish.prompt_name) if inputs.texts else ""
         truncate = self._settings.embedding_truncate if wish.truncate is None else wish.truncate
-        rids = spread_rids(wish.rid, len(inputs), single=single, number=False)
+        rids = assign_rids(wish.rid, len(inputs), single=single, number=False)
         if wish.guard_ids:
             check_ids(inputs, served)
             if self._settings.embedding_ids == "check":
                 check_special_tokens(inputs, self.engine.tokenizer(served.name))
         keep = await self._prompt_tokens(served, recipe, prompt, truncate)
         dress = dresser(self.engine.tokenizer(served.name), recipe, prompt)
-        items = await prepare(
+        items = await prepare_inputs(
             self.engine, served, inputs, truncate=truncate, limit=recipe.max_length, keep=keep, lead=len(prompt),
             dress=dress,
         )  # fmt: skip
@@ -119,7 +111,7 @@ class Service:
             skip=0 if recipe.include_prompt else keep, normalize=wish.normalize, dimensions=wish.dimensions
         )
         replies = await run_all(
-            self.engine, request, served, TASK, items, params, rids,
+            self.engine, served, TASK, items, params, rids,
             priority=wish.priority or 0, salt=wish.salt, single=single, field=inputs.field,
         )  # fmt: skip
         return Embedded(served, items, replies)
@@ -166,7 +158,7 @@ def check_ids(inputs: Inputs, served: ServedModel) -> None:
     """RequestError with advice for ids outside the vocabulary: they are another tokenizer's."""
     vocabulary = served.info.vocab_size
     for index, ids in enumerate(inputs.ids):
-        with naming(inputs.field, index, single=inputs.single):
+        with locate_errors(inputs.field, index, single=inputs.single):
             if ids and max(ids) >= vocabulary:
                 raise RequestError(
                     f"The token id {max(ids)} is outside the vocabulary of {served.name}, which has {vocabulary} ids. "
@@ -188,7 +180,7 @@ def check_special_tokens(inputs: Inputs, tokenizer: Tokenizer | None) -> None:
             continue
         places = [f"begin with {tokenizer.decode(head)} {[*head]}"] if head else []
         places += [f"end with {tokenizer.decode(tail)} {[*tail]}"] if tail else []
-        with naming(inputs.field, index, single=inputs.single):
+        with locate_errors(inputs.field, index, single=inputs.single):
             raise RequestError(
                 f"The token ids don't {' and '.join(places)}, as all that this model's tokenizer makes do: they seem "
                 f"to be another tokenizer's. {LANGCHAIN}, or start the server with --embedding-ids trust."
@@ -198,7 +190,7 @@ def check_special_tokens(inputs: Inputs, tokenizer: Tokenizer | None) -> None:
 @lru_cache(maxsize=64)  # more models than one server has
 def special_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that a tokenizer puts before and after each text."""
-    head, tail = special_ends(tokenizer)
+    head, tail = special_token_counts(tokenizer)
     ids = tokenizer.encode("a", add_special_tokens=True)
     return tuple(ids[:head]), tuple(ids[len(ids) - tail :])
 

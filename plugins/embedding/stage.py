@@ -32,15 +32,12 @@ class EmbeddingStage(Stage):
 
     def __init__(self, model: Model, recipe: Recipe) -> None:
         """ModelError when weights of the recipe's modules are missing or don't fit."""
-        self._vocabulary = model.info.vocab_size
         self._recipe = recipe
         self._pooler = Pooler(recipe.modes)
         self._after = build(recipe.modules, model.info.hidden_size * len(recipe.modes), model.device)
 
     def admit(self, request: Request) -> Needs:
         params: EmbeddingParams = request.params
-        if request.tokens and not (min(request.tokens) >= 0 and max(request.tokens) < self._vocabulary):
-            raise RequestError(f"The input contains token ids outside the vocabulary, [0, {self._vocabulary}).")
         if params.skip >= request.prompt_len > 0:
             raise RequestError("Nothing is left to pool: the prompt takes all tokens of the input.", param="prompt")
         request.state = {}

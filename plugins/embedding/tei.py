@@ -7,7 +7,7 @@ from typing import Any
 from litestar import Response, post
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import AnyRequest, Inputs, encode, json_response, read_body
+from trunkline.core.server.api import AnyRequest, Inputs, encode_json, json_response, read_body, while_connected
 
 from .body_schemas import EmbedBody
 from .service import Service, Wish
@@ -41,10 +41,12 @@ def tei_routes(service: Service) -> list[Any]:
             normalize=body.normalize,
             dimensions=body.dimensions,
         )
-        embedded = await service.embed(request, wish)
+        embedded = await while_connected(request, service.embed(wish))
         cut = sum(item.cut for item in embedded.items)
         headers = {"x-truncated-inputs": str(cut)} if cut else None
-        written = await service.off_loop(len(texts), lambda: encode([vector.tolist() for vector in embedded.vectors()]))
+        written = await service.off_loop(
+            len(texts), lambda: encode_json([vector.tolist() for vector in embedded.vectors()])
+        )
         return json_response(written, headers=headers)
 
     return [embed]

@@ -40,17 +40,15 @@ def trunkline_serves(model: ModelInfo) -> Serves:
 
 @hookimpl
 def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
-    from trunkline.kernels.backend import choose
-
     from .stage import GenerationStage
 
-    return [GenerationStage(model, choose(None, model.device.type).sample)]
+    return [GenerationStage(model, model.backend.sample)]
 
 
 @hookimpl
 def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
-    from .chat import chat_routes
-    from .routes import generate_routes
+    from .native.routes import generate_routes
+    from .openai.chat import chat_routes
     from .service import Service
 
     service = Service(engine, settings)

@@ -13,8 +13,9 @@ from typing import Annotated, Any, NoReturn
 from msgspec import Meta, Struct
 
 from trunkline.core.errors import RequestError
+from trunkline.core.types import INT64_MAX, INT64_MIN, Count, Int64, TokenId
 
-from .schemas import INT64_MAX, INT64_MIN, GenerationParams, Int64, TokenId
+from .schemas import GenerationParams
 
 GREEDY_BELOW = 1e-6  # temperatures under this are greedy
 MAX_STOPS = 32
@@ -27,7 +28,7 @@ NO_LIMIT = -1  # chat clients' word for as many tokens as fit; on /generate it i
 class Sampling(Struct, frozen=True, kw_only=True):
     """Checked sampling parameters. ``max_new_tokens`` None = as many as the context allows."""
 
-    max_new_tokens: Annotated[int, Meta(ge=0, le=INT64_MAX)] | None = DEFAULT_NEW_TOKENS
+    max_new_tokens: Count | None = DEFAULT_NEW_TOKENS
     temperature: Annotated[float, Meta(ge=0)] = 1.0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Meta(ge=-1, le=INT64_MAX)] = -1

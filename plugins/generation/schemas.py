@@ -6,13 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
-
-Int64 = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
-# Bounded, because they are copied for every sequence of a batch.
-RequestId = Annotated[str, Meta(max_length=256)]
-CacheKey = Annotated[str, Meta(max_length=1024)]
-TokenId = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]  # the route checks the vocabulary and names it
+from trunkline.core.types import INT64_MAX, Count, Int64, TokenId
 
 
 class GenerationParams(Struct, frozen=True, omit_defaults=True):
@@ -22,7 +16,7 @@ class GenerationParams(Struct, frozen=True, omit_defaults=True):
     position fixes its noise.
     """
 
-    max_new_tokens: Annotated[int, Meta(ge=0, le=INT64_MAX)] = 128
+    max_new_tokens: Count = 128
     temperature: Annotated[float, Meta(ge=0)] = 1.0
     top_k: Annotated[int, Meta(ge=-1, le=INT64_MAX)] = -1
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0

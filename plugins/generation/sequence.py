@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from trunkline.core.errors import RequestError
+from trunkline.core.server.api import Usage, token_usage
 from trunkline.core.types import Reply, ServedModel, Tokenizer
+from trunkline.plugins.generation.text.shown import ShownText
 
 from .params import Sampling
-from .shown import ShownText
 
 
 class Sequence:
@@ -86,14 +87,9 @@ class Sequence:
         return meta
 
 
-def usage(sequences: Iterable[Sequence], samples: int) -> dict[str, Any]:
+def usage(sequences: Iterable[Sequence], samples: int) -> Usage:
     """OpenAI's token counts; the prompt of ``samples`` neighbouring sequences counts once."""
     metas = [sequence.meta_info() for sequence in sequences]
     prompt = sum(meta["prompt_tokens"] for meta in metas[::samples])
     completion = sum(meta["completion_tokens"] for meta in metas)
-    return {
-        "prompt_tokens": prompt,
-        "total_tokens": prompt + completion,
-        "completion_tokens": completion,
-        "prompt_tokens_details": {"cached_tokens": sum(meta["cached_tokens"] for meta in metas[::samples])},
-    }
+    return token_usage(prompt, completion, cached=sum(meta["cached_tokens"] for meta in metas[::samples]))

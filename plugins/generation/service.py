@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from collections.abc import Sequence as Listing
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from trunkline.core.errors import ConfigError, RequestError
-from trunkline.core.server.api import AnyRequest, check_vocabulary, finished, naming, new_rid
-from trunkline.core.types import EngineClient, ServedModel, Settings, Submission
+from trunkline.core.server.api import check_vocabulary, locate_errors, new_rid, too_long_error, wait_for_all
+from trunkline.core.types import INT64_MIN, EngineClient, Int64, ServedModel, Settings, Submission
 
 from .params import Sampling, parse_sampling
-from .schemas import INT64_MAX, INT64_MIN, GenerationParams
+from .schemas import GenerationParams
 from .sequence import Sequence
 from .settings import GROUP, TASK, GenerationSettings, input_limit, new_token_limit
 
@@ -32,7 +32,7 @@ class Job(Struct, frozen=True, kw_only=True):
     prompts: list[list[int]]
     samplings: list[Sampling]  # one a prompt, all with the same n
     rids: list[str]  # one a sequence
-    priority: Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)] = 0
+    priority: Int64 = 0
     salt: bytes = b""
     field: str = "prompt"
     single: bool = True
@@ -40,6 +40,11 @@ class Job(Struct, frozen=True, kw_only=True):
     @property
     def n(self) -> int:
         return self.samplings[0].n if self.samplings else 1
+
+    @property
+    def one_sequence(self) -> bool:
+        """Whether it is one prompt, not in a list, and one sample of it: the reply is one object then, else a list."""
+        return self.single and self.n == 1
 
 
 class Service:
@@ -51,7 +56,6 @@ class Service:
         self.preferred = read_preferred(self.settings.preferred_sampling_params)
         self.max_batch: int = settings["server"].max_batch_size
         self._random = random.Random(settings["engine"].random_seed)
-        self._live: set[str] = set()  # request ids in use
 
     def sampling(self, given: dict[str, Any], spelled: Mapping[str, str] | None = None) -> Sampling:
         """Checked sampling parameters, over the server's preferred ones; ``spelled`` as in :func:`parse_sampling`."""
@@ -69,28 +73,11 @@ class Service:
                 f"{self.max_batch} are allowed. Split it, or raise --max-batch-size."
             )
 
-    async def run(self, request: AnyRequest, job: Job) -> list[Sequence]:
+    async def run(self, job: Job) -> list[Sequence]:
         """Submit a job. The sequences are in the queue then; the caller waits for them and ends with :meth:`close`.
 
         With n > 1 the prompts are computed once first, so that all samples find them in the cache.
         """
-        for rid in job.rids:
-            if rid in self._live:
-                raise RequestError(f"Duplicate request ID detected: {rid}", param="rid")
-        self._live.update(job.rids)
-        try:
-            return await self._submit(request, job)
-        except BaseException:
-            self._live.difference_update(job.rids)
-            raise
-
-    def close(self, sequences: Listing[Sequence]) -> None:
-        """The sequences are over or unwanted: abort what still runs and free their ids."""
-        for sequence in sequences:
-            sequence.reply.cancel()
-            self._live.discard(sequence.reply.rid)
-
-    async def _submit(self, request: AnyRequest, job: Job) -> list[Sequence]:
         if job.n > 1:
             primes = [
                 Submission(prompt=prompt, params=_PRIME, rid=new_rid(), priority=job.priority, salt=job.salt)
@@ -98,7 +85,7 @@ class Service:
                 if len(prompt) > 1
             ]
             if primes:
-                await finished(request, self.engine.submit(job.served.name, TASK, primes))
+                await wait_for_all(self.engine.submit(job.served.name, TASK, primes))
         items = self._submissions(job)
         replies = self.engine.submit(job.served.name, TASK, items)
         tokenizer = self.engine.tokenizer(job.served.name)
@@ -107,15 +94,17 @@ class Service:
             for index, (reply, item) in enumerate(zip(replies, items, strict=True))
         ]
 
-    async def complete(self, request: AnyRequest, job: Job) -> list[Sequence]:
-        """Run a job to its end. Raises the first failure; when the client hangs up all is cancelled."""
-        sequences = await self.run(request, job)
-        try:
-            await finished(request, [sequence.reply for sequence in sequences])
-        finally:
-            self.close(sequences)
+    def close(self, sequences: Listing[Sequence]) -> None:
+        """The sequences are over or unwanted: abort what still runs."""
+        for sequence in sequences:
+            sequence.reply.cancel()
+
+    async def complete(self, job: Job) -> list[Sequence]:
+        """Run a job to its end. Raises the first failure; then, and when the caller is cancelled, all is cancelled."""
+        sequences = await self.run(job)
+        await wait_for_all([sequence.reply for sequence in sequences])
         for index, sequence in enumerate(sequences):
-            with naming(job.field, index // job.n, single=job.single):
+            with locate_errors(job.field, index // job.n, single=job.single):
                 sequence.check()
         if len(sequences) <= ON_LOOP:
             refresh_all(sequences)
@@ -172,7 +161,7 @@ def check_prompt(prompt: Listing[int], served: ServedModel) -> None:
     if not prompt:
         raise RequestError("The prompt has no tokens; at least one is needed.")
     if length >= context:
-        raise RequestError(f"The input ({length} tokens) is longer than the model's context length ({context} tokens).")
+        raise too_long_error(length, context)
     allowed = input_limit(served)
     if length >= allowed:
         raise RequestError(

@@ -11,11 +11,11 @@ import torch
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, Model, Needs, Part, PartRow, Request, Stage, Step
+from trunkline.plugins.generation.text.stops import find_stop
+from trunkline.plugins.generation.text.stream import TextStream
 
 from .schemas import GenerationParams, GenerationResult
 from .settings import TASK, new_token_limit
-from .stops import find_stop
-from .text import TextStream
 
 log = logging.getLogger("trunkline.generation")
 
@@ -67,9 +67,6 @@ class GenerationStage(Stage):
 
     def admit(self, request: Request) -> Needs:
         params: GenerationParams = request.params
-        vocabulary = self._model.info.vocab_size
-        if request.tokens and not (min(request.tokens) >= 0 and max(request.tokens) < vocabulary):
-            raise RequestError(f"The input_ids contains values outside the vocabulary; ids lie in [0, {vocabulary}).")
         text = None
         if params.stop:
             if self._model.tokenizer is None:

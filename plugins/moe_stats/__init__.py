@@ -1,6 +1,6 @@
 """Which experts tokens are sent to in mixture-of-experts models: recorded, dumped, shown live.
 
-What runs in the engine is ``stage.py``; there is no request of this task, so it has no ``Stage``.
+What runs in the engine is ``recorder.py``; there is no request of this task, so it has no ``Stage``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def trunkline_settings() -> SettingsGroup:
 
 @hookimpl
 def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[ExpertObserver]:
-    from .stage import Recorder
+    from .recorder import Recorder
 
     assert model.expert_layers is not None  # core asks for such models only
     return [Recorder(model.name, model.expert_layers, settings[GROUP])]
@@ -34,10 +34,10 @@ def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[Exp
 
 @hookimpl
 def trunkline_controls() -> dict[str, Callable[..., Any]]:
-    from . import stage
+    from . import recorder
     from .settings import DUMP, LOOK, START, STOP
 
-    return {START: stage.start, STOP: stage.stop, DUMP: stage.dump, LOOK: stage.look}
+    return {START: recorder.start, STOP: recorder.stop, DUMP: recorder.dump, LOOK: recorder.look}
 
 
 @hookimpl

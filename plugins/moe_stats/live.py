@@ -15,15 +15,16 @@ from trunkline.core.server.api import (
     EventStream,
     ModelQuery,
     OpenAIError,
+    event_frame,
+    is_draining,
     json_response,
-    sse,
 )
 
 from .page import HEADERS, PAGE
 from .reply_schemas import Report
 from .report import report
 from .schemas import Snapshot
-from .service import Service
+from .service import Service, model_of
 from .settings import LOOK
 
 EVENT_SECONDS = 1.0
@@ -37,7 +38,7 @@ def live_routes(service: Service) -> list[Any]:
     @get("/expert_distribution", opt=admin | {"replies": Report}, summary="Expert choices so far")
     async def look(request: AnyRequest) -> Response[Any]:
         """Counts of experts by layer since the last start or dump, with balancedness and the busiest experts."""
-        return json_response(report(await service.run(LOOK, request)))
+        return json_response(report(await service.run(LOOK, model_of(request))))
 
     @get(
         "/expert_distribution/stream",
@@ -46,20 +47,19 @@ def live_routes(service: Service) -> list[Any]:
     )
     async def stream(request: AnyRequest) -> Response[Any]:
         """The same object as a server-sent event about once a second, until the client or the server goes."""
-        first = await service.run(LOOK, request)  # what is wrong with the request is told with its status
+        first = await service.run(LOOK, model_of(request))  # what is wrong with the request is told with its status
         return EventStream(_events(service, request, first), lambda: None)
 
     @get("/expert_distribution/page", opt=page_opt, summary="Heat map of experts")
     async def page() -> Response[bytes]:
         """A page that draws the stream as a heat map. It holds no data: it asks with the key that is typed into it."""
-        return Response(PAGE, media_type="text/html", headers=HEADERS)
+        return Response(PAGE, media_type=HTML, headers=HEADERS)
 
     return [look, stream, page]
 
 
 async def _events(service: Service, request: AnyRequest, first: Snapshot) -> AsyncIterator[bytes]:
-    lifecycle = request.app.state.get("lifecycle")
-    yield sse(report(first))
-    while lifecycle is None or not lifecycle.draining:  # nobody waits for a stream that has no end
+    yield event_frame(report(first))
+    while not is_draining(request):  # nobody waits for a stream that has no end
         await asyncio.sleep(EVENT_SECONDS)
-        yield sse(report(await service.run(LOOK, request)))
+        yield event_frame(report(await service.run(LOOK, model_of(request))))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from .reply_schemas import Report
 from .report import report
-from .schemas import Snapshot
+from .service import Service
 from .settings import DUMP, LOOK, START, STOP
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ def look(engine: Engine, model: str = "") -> Report:
 
 
 def _run(engine: Engine, control: str, model: str) -> Report:
-    snapshot = msgspec.convert(engine.call(control, model=model), Snapshot)
+    snapshot = engine.run(Service(engine.client).run(control, model and engine.served(model).name))
     made = report(snapshot)
     if snapshot.file:
         made["file"] = snapshot.file

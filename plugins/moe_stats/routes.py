@@ -11,7 +11,7 @@ from trunkline.core.server.api import JSON, TEXT, AnyRequest, json_response
 
 from .reply_schemas import ExpertQuery, Report
 from .report import report
-from .service import Service, wants_json
+from .service import Service, model_of, wants_json
 from .settings import DUMP, START, STOP
 
 # path -> (control, SGLang's answer word for word, what the route does)
@@ -50,9 +50,9 @@ def _route(service: Service, path: str, control: str, text: str, about: str) -> 
     )
     async def handler(request: AnyRequest) -> Response[Any]:
         as_json = wants_json(request)
-        snapshot = await service.run(control, request)
+        snapshot = await service.run(control, model_of(request))
         if not as_json:
-            return Response(text, media_type="text/plain")
+            return Response(text, media_type=TEXT)
         file = {"file": snapshot.file} if snapshot.file else {}
         return json_response({"message": text.strip()} | file | report(snapshot))
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from msgspec import Struct
 
-from msgspec import Meta, Struct
-
-Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+from trunkline.core.types import Count
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from trunkline.core.server.api import AnyRequest, InvalidBody, asked_about
+from trunkline.core.server.api import AnyRequest, InvalidBody, named_or_primary
 from trunkline.core.types import EngineClient
 
 from .schemas import Snapshot
@@ -16,13 +16,18 @@ class Service:
     def __init__(self, engine: EngineClient) -> None:
         self._engine = engine
 
-    async def run(self, control: str, request: AnyRequest) -> Snapshot:
-        """Run a control on the primary model, or on the one that ``?model=`` names.
+    async def run(self, control: str, model: str | None) -> Snapshot:
+        """Run a control on the model of that name, by default on the primary one.
 
         RequestError 400 for an unknown name and for a model whose choices can't be counted.
         """
-        served = asked_about(self._engine.models, request.query_params.get("model"))
+        served = named_or_primary(self._engine.models, model)
         return msgspec.convert(await self._engine.call(control, model=served.name), Snapshot)
+
+
+def model_of(request: AnyRequest) -> str | None:
+    """The model that ``?model=`` names."""
+    return request.query_params.get("model")
 
 
 def wants_json(request: AnyRequest) -> bool:

@@ -6,16 +6,23 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from trunkline.core.server.api import Accounting, Ignored, Later, MediaOption, Refused, Truncation
+from trunkline.core.server.api import (
+    Accounting,
+    Ignored,
+    MediaOption,
+    Padding,
+    Refused,
+    TruncateTokens,
+    Truncation,
+    TruncationSide,
+    Unsupported,
+)
+from trunkline.core.types import CacheKey, Int64
 
-from .schemas import MAX_LABELS, Int64
+from .schemas import MAX_LABELS
 
-CacheKey = Annotated[str, Meta(max_length=1024)]
 OwnId = Annotated[Any, Ignored("answers get an id of their own")]
 NotRaw = Annotated[Any, Refused("{field} is not supported; raw_scores is.", empty=False)]
-TruncateTokens = Annotated[Any, Refused("{field} is not supported; truncate is.", empty=False)]
-TruncationSide = Annotated[Any, Ignored("it matters only with truncate_prompt_tokens, which is refused")]
-Padding = Annotated[Any, Refused("{field} is not supported: inputs are never padded.", ("do_not_pad",))]
 OlderName = Annotated[Any, Refused("{field} is not supported; use_activation is.", empty=False)]
 OtherPairs = Annotated[Any, Refused("{field} is not supported; text_1 and text_2, or query and items, are.")]
 RankFields = Annotated[list[str], Meta(max_length=64)]
@@ -54,7 +61,7 @@ class RerankBody(Struct):
     truncation: TruncateTokens = None
     max_doc_length: Annotated[Any, Refused("{field} is not supported; max_tokens_per_doc is.", empty=False)] = None
     max_query_length: Annotated[Any, Refused("{field} is not supported: a query is never cut.", empty=False)] = None
-    return_embeddings: Later = None
+    return_embeddings: Unsupported = None
     padding: Padding = None
     truncation_side: TruncationSide = None
     mm_processor_kwargs: MediaOption = None
@@ -86,9 +93,9 @@ class ScoreBody(Struct):
     data_2: OtherPairs = None
     queries: OtherPairs = None
     documents: OtherPairs = None
-    query_embed_overrides: Later = None
-    item_embed_overrides: Later = None
-    return_pooled_hidden_states: Later = None
+    query_embed_overrides: Unsupported = None
+    item_embed_overrides: Unsupported = None
+    return_pooled_hidden_states: Unsupported = None
     truncate_prompt_tokens: TruncateTokens = None
     padding: Padding = None
     truncation_side: TruncationSide = None

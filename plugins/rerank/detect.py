@@ -8,14 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trunkline.core.errors import NOT_EMBEDDING_MODEL
 from trunkline.core.types import ModelInfo, Serves
 
 from .settings import TASK
 
-NOT_EMBEDDING = (
-    "This model does not appear to be an embedding model by default. "
-    "Please add `--is-embedding` when launching the server or try another model."
-)
 ON_REQUEST = "To have it rerank by answering yes or no, add `--task rerank` (with its other tasks: `--task a,rerank`)."
 README_BYTES = 4096  # where the metadata of a model card stands
 LOGIT_SCORE = "LogitScore"  # sentence-transformers' module of causal rerankers
@@ -45,7 +42,7 @@ def serves(model: ModelInfo) -> Serves:
     if is_language_model(model):
         if is_reranker(model):
             return Serves(TASK, "default")
-        first = f"{name} is not a cross-encoder model." if model.is_embedding else NOT_EMBEDDING
+        first = f"{name} is not a cross-encoder model." if model.is_embedding else NOT_EMBEDDING_MODEL
         return Serves(TASK, "on_request", f"{first} {ON_REQUEST}")
     if not name.endswith("ForSequenceClassification"):
         return Serves(TASK, "no", f"{name} is not a cross-encoder model: it has no score head. Try another model.")

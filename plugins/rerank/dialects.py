@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from trunkline.core.server.api import Cut
+from trunkline.core.server.api import TruncationReport
 
 from .detect import sigmoid
 from .reply_schemas import CohereMeta, CohereReply, JinaReply, Result, SglangEntry, TeiEntry
@@ -112,7 +112,7 @@ def relevance(ranking: Ranking, one: Scored) -> float:
     return one.logit if ranking.raw_scores else sigmoid(one.logit)
 
 
-def cut(one: Scored) -> Cut:
+def cut(one: Scored) -> TruncationReport:
     """The report of a document that was truncated, for dialects without a place of their own for it."""
     return one.report
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trunkline.core.server.api import Truncation, choose
+from trunkline.core.server.api import Truncation
 
-from .reranker import Limits, Reranker
-from .settings import TASK, RerankSettings
+from .reranker import Limits
+from .service import Job, Service, new_id
 
 if TYPE_CHECKING:
     from trunkline.core import Engine
@@ -22,7 +22,6 @@ def rerank(
     top_n: int | None = None,
     instruct: str | None = None,
     truncate: Truncation = None,
-    settings: RerankSettings | None = None,
     model: str = "",
     timeout: float | None = None,
 ) -> list[dict[str, Any]]:
@@ -31,20 +30,19 @@ def rerank(
     Each record has ``index``, ``score`` (what the checkpoint makes of its logit), ``logit``,
     ``prompt_tokens``, ``cached_tokens``, and ``truncated`` with ``original_tokens`` where the
     document was cut. ``model`` is by default the first that reranks. Raises RequestError for what
-    the server would answer 4xx, TimeoutError when a pair takes more than ``timeout`` seconds.
+    the server would answer 4xx, TimeoutError when all of it takes more than ``timeout`` seconds.
     """
-    served = choose(engine.models, TASK, model and engine.served(model).name)
-    reranker = Reranker(served, engine.tokenizer(served.name), settings or RerankSettings())
-    pieces = reranker.items([query] * len(documents), documents, Limits.of(served, truncate), instruct=instruct)
-    items = [items[0] for items in pieces]  # without chunks a pair is one item
-    tickets = [
-        engine.submit(TASK, item.ids, reranker.params, model=served.name, second_at=item.second_at) for item in items
-    ]
-    engine.wait_for(tickets, timeout)
+    service = engine.service(Service)
+    reranker = service.reranker(model and engine.served(model).name)
+    job = Job(
+        queries=[query] * len(documents),
+        documents=list(documents),
+        limits=Limits.of(reranker.served, truncate),
+        instruct=instruct,
+    )
+    scored = engine.run(service.score(reranker, job, new_id("rerank")), timeout)
     records: list[dict[str, Any]] = []
-    for index, (ticket, item) in enumerate(zip(tickets, items, strict=True)):
-        logit = reranker.logit(ticket.data)
-        record = {"index": index, "score": reranker.score(logit), "logit": logit, "prompt_tokens": len(item.ids)}
-        record["cached_tokens"] = ticket.cached_tokens
-        records.append({**record, **item.report})
+    for index, one in enumerate(scored):
+        record = {"index": index, "score": one.score, "logit": one.logit, "prompt_tokens": one.prompt_tokens}
+        records.append({**record, "cached_tokens": one.cached_tokens, **one.report})
     return sorted(records, key=lambda record: -record["logit"])[:top_n]

@@ -6,7 +6,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from msgspec import Struct
 
-from trunkline.core.server.api import Cut, ItemMeta, Usage
+from trunkline.core.server.api import ItemMeta, TruncationReport, Usage
 
 from .settings import Format
 
@@ -26,7 +26,7 @@ class SglangEntry(TypedDict):
     document: NotRequired[str]
 
 
-class TeiEntry(Cut):
+class TeiEntry(TruncationReport):
     """A document in the bare list of Text Embeddings Inference."""
 
     index: int
@@ -34,7 +34,7 @@ class TeiEntry(Cut):
     text: NotRequired[str]
 
 
-class Result(Cut):
+class Result(TruncationReport):
     """A document in the object of Jina, vLLM and Cohere."""
 
     index: int
@@ -84,7 +84,7 @@ RANKING = list[SglangEntry], list[TeiEntry], JinaReply, CohereReply
 """Every rerank route answers in any dialect, by ``?format=``."""
 
 
-class PairScore(Cut):
+class PairScore(TruncationReport):
     index: int
     object: Literal["score"]
     score: float

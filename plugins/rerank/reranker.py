@@ -12,14 +12,14 @@ from msgspec import Struct
 
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
-    Item,
+    PreparedInput,
     Truncation,
     check_characters,
     clip_text,
-    fit,
-    naming,
+    locate_errors,
     read_truncate,
-    too_long,
+    too_long_error,
+    truncate_ids,
 )
 from trunkline.core.types import ServedModel, Tokenizer
 
@@ -129,7 +129,7 @@ class Reranker:
         instruct: str | None = None,
         first: int = 0,
         fields: tuple[Field, Field] = (QUERY, DOCUMENTS),
-    ) -> list[list[Item]]:
+    ) -> list[list[PreparedInput]]:
         """Prompts of each pair: one, or several where a document falls into chunks.
 
         For errors, ``first`` is the index of the first pair in its request, and ``fields`` are those that the
@@ -141,9 +141,9 @@ class Reranker:
         kept = []
         of_query, of_document = fields
         for index, (query, document) in enumerate(zip(queries, documents, strict=True), first):
-            with naming(of_query.name, index, single=of_query.single):
+            with locate_errors(of_query.name, index, single=of_query.single):
                 check_characters(len(query) + len(instruct or ""), limits.prompt)
-            with naming(of_document.name, index, single=of_document.single):
+            with locate_errors(of_document.name, index, single=of_document.single):
                 kept.append(self.bounded(document, limits))
         pieces = self.fitted(self.prompter(queries, kept, instruct), limits, first=first, fields=fields)
         return uncounted(pieces, documents, kept)
@@ -155,14 +155,14 @@ class Reranker:
         *,
         first: int = 0,
         fields: tuple[Field, Field] = (QUERY, DOCUMENTS),
-    ) -> list[list[Item]]:
+    ) -> list[list[PreparedInput]]:
         """Prompts of the lengths that ``limits`` allow. RequestError names the text that is too long for them."""
         pieces = []
         of_query, of_document = fields
         for index, prompt in enumerate(prompts, first):
-            with naming(of_query.name, index, single=of_query.single):
+            with locate_errors(of_query.name, index, single=of_query.single):
                 check_room(prompt, limits)
-            with naming(of_document.name, index, single=of_document.single):
+            with locate_errors(of_document.name, index, single=of_document.single):
                 pieces.append(fit_prompt(prompt, limits))
         return pieces
 
@@ -213,26 +213,28 @@ def check_room(prompt: Prompt, limits: Limits) -> None:
         )
 
 
-def fit_prompt(prompt: Prompt, limits: Limits) -> list[Item]:
+def fit_prompt(prompt: Prompt, limits: Limits) -> list[PreparedInput]:
     """One item, or several chunks; RequestError when the document is too long."""
     document, end = prompt.document, "start" if limits.how == "start" else "end"
     if limits.document is not None:
-        document, _ = fit(document, limits.document, end, 0, 0)
+        document, _ = truncate_ids(document, limits.document, end, 0, 0)
     fixed = len(prompt.head) + len(prompt.tail)
     room = limits.prompt - fixed
     if len(document) > room and limits.how == "none" and limits.chunks == 1:
-        raise too_long(fixed + len(document), limits.prompt)
+        raise too_long_error(fixed + len(document), limits.prompt)
     if limits.chunks == 1:
-        chunks = [fit(document, room, end, 0, 0)[0]]
+        chunks = [truncate_ids(document, room, end, 0, 0)[0]]
     else:
         starts = range(0, max(1, len(document)), max(1, room))[: limits.chunks]
         chunks = [document[start : start + room] for start in starts]
     cut = sum(map(len, chunks)) < len(prompt.document)
     whole = len(prompt) if cut else 0
-    return [Item(prompt.head + chunk + prompt.tail, prompt.second_at, cut, whole) for chunk in chunks]
+    return [PreparedInput(prompt.head + chunk + prompt.tail, prompt.second_at, cut, whole) for chunk in chunks]
 
 
-def uncounted(pieces: list[list[Item]], texts: Sequence[str], kept: Sequence[str]) -> list[list[Item]]:
+def uncounted(
+    pieces: list[list[PreparedInput]], texts: Sequence[str], kept: Sequence[str]
+) -> list[list[PreparedInput]]:
     """The pieces, without a count of tokens where only a part of the text was ``kept`` for tokenising."""
     for items, text, part in zip(pieces, texts, kept, strict=True):
         if part is not text:

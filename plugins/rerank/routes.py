@@ -9,7 +9,7 @@ from litestar.enums import HttpMethod
 from msgspec.structs import replace
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import AnyRequest, InvalidBody, json_response, read_body, read_salt
+from trunkline.core.server.api import AnyRequest, InvalidBody, json_response, read_body, read_salt, while_connected
 from trunkline.core.types import ServedModel
 
 from .body_schemas import RerankBody
@@ -93,7 +93,7 @@ async def _answer(service: Service, request: AnyRequest, body: RerankBody, diale
         fields=(QUERY, DOCUMENTS if body.texts is None else TEXTS),
     )
     name = new_id("rerank")
-    scored = await service.score(request, reranker, job, name)
+    scored = await while_connected(request, service.score(reranker, job, name))
     wanted = body.return_documents if body.return_text is None else body.return_text
     ranking = Ranking(
         id=name,

@@ -8,11 +8,9 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from trunkline.core.errors import RequestError
+from trunkline.core.types import Int64
 
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 MAX_LABELS = 4096  # label tokens of one request
-
-Int64 = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]  # the routes check the range and name the field
 
 
 class RerankParams(Struct, frozen=True, omit_defaults=True):

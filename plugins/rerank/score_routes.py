@@ -14,17 +14,19 @@ from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
     AnyRequest,
     InvalidBody,
-    Item,
     ItemMeta,
+    PreparedInput,
     check_batch,
     check_characters,
     check_vocabulary,
     item_meta,
     json_response,
-    naming,
+    locate_errors,
     read_body,
     read_salt,
-    turns,
+    run_in_slices,
+    token_usage,
+    while_connected,
 )
 from trunkline.core.types import Reply
 
@@ -35,7 +37,7 @@ from .prompts import Prompt, split_prompts
 from .reply_schemas import PairScores, Scoring
 from .reranker import QUERY, Field, Limits, Reranker, read_values, uncounted
 from .schemas import RerankParams, check_labels
-from .service import Job, Scored, Service, check_texts, lengths, new_id, token_usage, usage
+from .service import Job, Scored, Service, check_texts, lengths, new_id, usage
 
 
 def score_routes(service: Service) -> list[Any]:
@@ -139,7 +141,7 @@ async def _scored(
         salt=read_salt(body.cache_salt, body.extra_key),
         fields=fields,
     )
-    return await service.score(request, reranker, job, name)
+    return await while_connected(request, service.score(reranker, job, name))
 
 
 def _values(scored: Sequence[Scored], body: ScoreBody) -> list[float]:
@@ -171,8 +173,7 @@ async def _labels(service: Service, request: AnyRequest, body: ScoreBody) -> Res
     check_labels(labels, reranker.served.info.vocab_size)
     pieces = await _label_items(service, reranker, body)
     salt = read_salt(body.cache_salt, body.extra_key)
-    replies = await service.run(
-        request,
+    work = service.run(
         reranker,
         pieces,
         RerankParams(labels),
@@ -181,6 +182,7 @@ async def _labels(service: Service, request: AnyRequest, body: ScoreBody) -> Res
         salt=salt,
         field=Field("items", isinstance(body.items, str)),
     )
+    replies = await while_connected(request, work)
     pairs = [(some[0], one[0]) for some, one in zip(replies, pieces, strict=True)]
     scores = [probabilities(reply, softmax=bool(body.apply_softmax)) for reply, _ in pairs]
     metas = [item_meta(reply, reranker.served, item, cached=True) for reply, item in pairs]
@@ -203,7 +205,7 @@ def probabilities(reply: Reply, *, softmax: bool) -> list[float]:
     return found
 
 
-async def _label_items(service: Service, reranker: Reranker, body: ScoreBody) -> list[list[Item]]:
+async def _label_items(service: Service, reranker: Reranker, body: ScoreBody) -> list[list[PreparedInput]]:
     """Query and item of each, joined. Only items are truncated."""
     query, items = body.query, _listed(body.items)
     if not items or not query:
@@ -219,13 +221,12 @@ async def _label_items(service: Service, reranker: Reranker, body: ScoreBody) ->
     texts = [item for item in items if isinstance(item, str)]
     if len(texts) < len(items):
         raise RequestError("query is text, so every item must be text.", param="items")
-    pieces: list[list[Item]] = []
     check_characters(len(query), limits.prompt)
-    for start, end, size in turns(lengths([query] * len(texts), texts)):
-        pieces += await service.engine.off_loop(
-            _join_texts, reranker, query, texts[start:end], limits, bool(body.item_first), start, field, size=size
-        )
-    return pieces
+
+    def join(start: int, end: int) -> list[list[PreparedInput]]:
+        return _join_texts(reranker, query, texts[start:end], limits, bool(body.item_first), start, field)
+
+    return await run_in_slices(service.engine, lengths([query] * len(texts), texts), join)
 
 
 def _listed(items: Any) -> list[str | list[int]]:
@@ -240,7 +241,7 @@ def _listed(items: Any) -> list[str | list[int]]:
 def _join_ids(reranker: Reranker, query: list[int], items: list[list[int]], *, item_first: bool) -> list[Prompt]:
     check_vocabulary(query, reranker.served, "query")
     for index, item in enumerate(items):
-        with naming("items", index):
+        with locate_errors("items", index):
             if not item:
                 raise RequestError("items must not be empty.", param="items")
             check_vocabulary(item, reranker.served, "items")
@@ -249,10 +250,10 @@ def _join_ids(reranker: Reranker, query: list[int], items: list[list[int]], *, i
 
 def _join_texts(
     reranker: Reranker, query: str, items: list[str], limits: Limits, item_first: bool, first: int, field: Field
-) -> list[list[Item]]:
+) -> list[list[PreparedInput]]:
     kept = []
     for index, item in enumerate(items, first):
-        with naming("items", index, single=field.single):
+        with locate_errors("items", index, single=field.single):
             if not item:
                 raise RequestError("items must not be empty.", param="items")
             kept.append(reranker.bounded(item, limits))
@@ -268,7 +269,7 @@ def _scoring(reranker: Reranker, body: ScoreBody, scores: list[list[float]], met
         {
             "scores": scores,
             "model": reranker.served.name,
-            "usage": token_usage(tokens, sum(meta["cached_tokens"] for meta in metas)),
+            "usage": token_usage(tokens, cached=sum(meta["cached_tokens"] for meta in metas)),
             "object": "scoring",
             "meta_info": metas,
         }

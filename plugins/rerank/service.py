@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
 
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
-    AnyRequest,
-    Cut,
-    Item,
     ItemMeta,
+    PerModel,
+    PreparedInput,
+    TruncationReport,
     Usage,
     check_batch,
     item_meta,
     new_rid,
     run_all,
-    turns,
+    run_in_slices,
+    token_usage,
 )
-from trunkline.core.types import EngineClient, Reply, Settings
+from trunkline.core.types import EngineClient, Reply, ServedModel, Settings
 
 from .reranker import DOCUMENTS, QUERY, Field, Limits, Reranker
 from .schemas import RerankParams
@@ -45,7 +46,7 @@ class Scored(Struct, frozen=True):
     score: float
     prompt_tokens: int
     cached_tokens: int
-    report: Cut  # of a document that was cut, see Item.report
+    report: TruncationReport  # of a document that was cut, see PreparedInput.report
     meta: ItemMeta
 
 
@@ -56,48 +57,55 @@ class Service:
         self.engine = engine
         self.settings: RerankSettings = settings[GROUP]
         self.max_batch: int = settings["server"].max_batch_size
-        self._rerankers: dict[str, Reranker] = {}
+        self._rerankers = PerModel(self._reranker)
 
     def reranker(self, model: str | None) -> Reranker:
         """The reranker that a request means. RequestError when its model can't."""
-        served = self.engine.choose(TASK, model)
-        found = self._rerankers.get(served.name)
-        if found is None or found.served is not served:  # an update may bring another checkpoint
-            for former in served.aliases:
-                self._rerankers.pop(former, None)
-            found = Reranker(served, self.engine.tokenizer(served.name), self.settings)
-            self._rerankers[served.name] = found
-        return found
+        return self._rerankers.get(self.engine.choose(TASK, model))
 
-    async def score(self, request: AnyRequest, reranker: Reranker, job: Job, rid: str) -> list[Scored]:
-        """Score all pairs, in their order. Raises the first error; when the client hangs up all is cancelled."""
+    def _reranker(self, served: ServedModel) -> Reranker:
+        return Reranker(served, self.engine.tokenizer(served.name), self.settings)
+
+    async def score(self, reranker: Reranker, job: Job, rid: str) -> list[Scored]:
+        """Score all pairs, in their order. Raises the first error; when the caller is cancelled all is."""
         field = next((field for field in reversed(job.fields) if not field.single), job.fields[1])
         check_batch(len(job.documents), self.max_batch, field.name)
         await self.engine.off_loop(reranker.prepare)
-        pieces: list[list[Item]] = []
-        for start, end, size in turns(lengths(job.queries, job.documents, job.instruct)):
-            pieces += await self.engine.off_loop(_prompts(reranker, job, start, end), size=size)
-            self._check_pieces(pieces)
+        pieces = await self._prompts(reranker, job)
         replies = await self.run(
-            request, reranker, pieces, reranker.params, rid, priority=job.priority, salt=job.salt, field=job.fields[1]
+            reranker, pieces, reranker.params, rid, priority=job.priority, salt=job.salt, field=job.fields[1]
         )
         return [self._scored(reranker, own, some) for own, some in zip(pieces, replies, strict=True)]
 
-    def _check_pieces(self, pieces: list[list[Item]]) -> None:
-        """RequestError when documents fall into more chunks than a request may have items."""
-        count = sum(map(len, pieces))
-        if count > self.max_batch:
-            raise RequestError(
-                f"The first {len(pieces)} documents fall into {count} chunks; at most {self.max_batch} are allowed. "
-                "Lower max_chunks_per_doc, send fewer documents, or raise --max-batch-size.",
-                param="max_chunks_per_doc",
+    async def _prompts(self, reranker: Reranker, job: Job) -> list[list[PreparedInput]]:
+        """Prompts of all pairs. RequestError when documents fall into more chunks than a request may have items."""
+        chunks = 0
+
+        def prompts(start: int, end: int) -> list[list[PreparedInput]]:
+            nonlocal chunks
+            pieces = reranker.items(
+                job.queries[start:end],
+                job.documents[start:end],
+                job.limits,
+                instruct=job.instruct,
+                first=start,
+                fields=job.fields,
             )
+            chunks += sum(map(len, pieces))
+            if chunks > self.max_batch:
+                raise RequestError(
+                    f"The first {end} documents fall into {chunks} chunks; at most {self.max_batch} are allowed. "
+                    "Lower max_chunks_per_doc, send fewer documents, or raise --max-batch-size.",
+                    param="max_chunks_per_doc",
+                )
+            return pieces
+
+        return await run_in_slices(self.engine, lengths(job.queries, job.documents, job.instruct), prompts)
 
     async def run(
         self,
-        request: AnyRequest,
         reranker: Reranker,
-        pieces: Sequence[Sequence[Item]],
+        pieces: Sequence[Sequence[PreparedInput]],
         params: RerankParams,
         rid: str,
         *,
@@ -111,7 +119,6 @@ class Service:
         replies = iter(
             await run_all(
                 self.engine,
-                request,
                 reranker.served,
                 TASK,
                 flat,
@@ -126,7 +133,7 @@ class Service:
         return [[next(replies) for _ in items] for items in pieces]
 
     @staticmethod
-    def _scored(reranker: Reranker, items: Sequence[Item], replies: Sequence[Reply]) -> Scored:
+    def _scored(reranker: Reranker, items: Sequence[PreparedInput], replies: Sequence[Reply]) -> Scored:
         """The best of a document's chunks, with the tokens of all."""
         logits = [reranker.logit(reply.data) for reply in replies]
         best = max(range(len(logits)), key=logits.__getitem__)
@@ -134,18 +141,6 @@ class Service:
         tokens, cached = sum(len(item.ids) for item in items), sum(reply.cached_tokens for reply in replies)
         meta |= {"prompt_tokens": tokens, "cached_tokens": cached}
         return Scored(logits[best], reranker.score(logits[best]), tokens, cached, items[best].report, meta)
-
-
-def _prompts(reranker: Reranker, job: Job, start: int, end: int) -> Callable[[], list[list[Item]]]:
-    """The prompts of pairs ``[start, end)``, to be made off the event loop."""
-    return lambda: reranker.items(
-        job.queries[start:end],
-        job.documents[start:end],
-        job.limits,
-        instruct=job.instruct,
-        first=start,
-        fields=job.fields,
-    )
 
 
 def lengths(queries: Sequence[str], documents: Sequence[str], instruct: str | None = None) -> list[int]:
@@ -185,16 +180,7 @@ def check_texts(texts: Sequence[str], field: Field) -> None:
 
 def usage(scored: Sequence[Scored]) -> Usage:
     """OpenAI's object for the tokens of all pairs."""
-    return token_usage(sum(one.prompt_tokens for one in scored), sum(one.cached_tokens for one in scored))
-
-
-def token_usage(tokens: int, cached: int) -> Usage:
-    return {
-        "prompt_tokens": tokens,
-        "total_tokens": tokens,
-        "completion_tokens": 0,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
+    return token_usage(sum(one.prompt_tokens for one in scored), cached=sum(one.cached_tokens for one in scored))
 
 
 def new_id(kind: str) -> str:

@@ -30,7 +30,6 @@ class ScoreStage(Stage):
         self._rows = model.info.score_rows
 
     def admit(self, request: Request) -> Needs:
-        check_prompt(request, self._model.info.vocab_size)
         return Needs() if self._rows == "last" else Needs(rows_from=0, reuse_up_to=0)
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
@@ -64,7 +63,6 @@ class LabelStage(Stage):
         self._vocabulary = model.info.vocab_size
 
     def admit(self, request: Request) -> Needs:
-        check_prompt(request, self._vocabulary)
         check_labels(request.params.labels, self._vocabulary)
         return Needs()
 
@@ -93,14 +91,6 @@ class LabelStage(Stage):
 
     def probe(self) -> tuple[list[int], RerankParams]:
         return [0], RerankParams((0,))
-
-
-def check_prompt(request: Request, vocabulary: int) -> None:
-    """RequestError when the prompt is empty or has ids that the model has no row for."""
-    if not request.tokens:
-        raise RequestError("The input has no tokens; at least one is needed.")
-    if min(request.tokens) < 0 or max(request.tokens) >= vocabulary:
-        raise RequestError(f"The input has ids outside the vocabulary; ids lie in [0, {vocabulary}).")
 
 
 def result(request: Request, values: torch.Tensor) -> Step:

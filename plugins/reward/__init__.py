@@ -8,19 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from trunkline.core.errors import NOT_EMBEDDING_MODEL
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.types import Serves
 
-from .settings import TASK
+from .schemas import TASK
 
 if TYPE_CHECKING:
     from trunkline.core.types import EngineClient, Model, ModelInfo, Settings, Stage
-
-# The first two sentences are SGLang's, word for word.
-NO_EMBEDDING = (
-    "This model does not appear to be an embedding model by default. Please add `--is-embedding` when launching the "
-    "server or try another model."
-)
 
 
 @hookimpl
@@ -29,7 +24,7 @@ def trunkline_serves(model: ModelInfo) -> Serves:
         return Serves(TASK, "default")
     need = f"/classify needs a …ForSequenceClassification checkpoint, and {model.architecture} has no such head."
     if model.causal and not model.is_embedding:
-        return Serves(TASK, "no", f"{NO_EMBEDDING} It serves /encode then; {need}")
+        return Serves(TASK, "no", f"{NOT_EMBEDDING_MODEL} It serves /encode then; {need}")
     return Serves(TASK, "no", f"{need} Use /encode for vectors.")
 
 

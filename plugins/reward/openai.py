@@ -11,11 +11,13 @@ from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
     AnyRequest,
     Inputs,
+    as_id_lists,
     json_response,
     new_rid,
     read_body,
     read_salt,
-    spread_ids,
+    token_usage,
+    while_connected,
 )
 
 from .body_schemas import OpenAIClassifyBody
@@ -36,8 +38,7 @@ def openai_routes(service: Service) -> list[Any]:
     )
     async def classify(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, OpenAIClassifyBody)
-        scored = await service.score(
-            request,
+        work = service.score(
             _inputs(body),
             model=body.model,
             truncate=body.truncate,
@@ -45,6 +46,7 @@ def openai_routes(service: Service) -> list[Any]:
             priority=body.priority,
             salt=read_salt(body.cache_salt, body.extra_key),
         )
+        scored = await while_connected(request, work)
         activate = body.activation if body.use_activation is None else body.use_activation
         return json_response(answer(scored, activate=activate is not False))
 
@@ -61,7 +63,7 @@ def _inputs(body: OpenAIClassifyBody) -> Inputs:
         return Inputs(texts=[entry for entry in body.input if isinstance(entry, str)])
     if str in kinds:
         raise RequestError("input mixes texts and token ids.", param="input")
-    ids, single = spread_ids(cast("list[int | list[int]]", body.input), "input")
+    ids, single = as_id_lists(cast("list[int | list[int]]", body.input), "input")
     return Inputs(ids=ids, single=single)
 
 
@@ -85,10 +87,5 @@ def answer(scored: Scored, *, activate: bool) -> LabelsReply:
         "created": int(time.time()),
         "model": scored.served.name,
         "data": data,
-        "usage": {
-            "prompt_tokens": tokens,
-            "total_tokens": tokens,
-            "completion_tokens": 0,
-            "prompt_tokens_details": {"cached_tokens": sum(reply.cached_tokens for reply in scored.replies)},
-        },
+        "usage": token_usage(tokens, cached=sum(reply.cached_tokens for reply in scored.replies)),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-from trunkline.core.server.api import Cut, ItemMeta, Usage
+from trunkline.core.server.api import ItemMeta, TruncationReport, Usage
 
 
 class ClassifyRecord(TypedDict):
@@ -14,7 +14,7 @@ class ClassifyRecord(TypedDict):
     meta_info: ItemMeta
 
 
-class LabelEntry(Cut):
+class LabelEntry(TruncationReport):
     index: int
     label: str
     probs: list[float]

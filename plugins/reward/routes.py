@@ -7,7 +7,7 @@ from typing import Any
 from litestar import Response, route
 from litestar.enums import HttpMethod
 
-from trunkline.core.server.api import AnyRequest, json_response, read_body, read_inputs, read_salt
+from trunkline.core.server.api import AnyRequest, json_response, read_body, read_inputs, read_salt, while_connected
 
 from .body_schemas import ClassifyBody
 from .reply_schemas import ClassifyRecord
@@ -30,8 +30,7 @@ def classify_routes(service: Service) -> list[Any]:
     async def classify(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, ClassifyBody)
         inputs = read_inputs(body.text, body.input_ids)
-        scored = await service.score(
-            request,
+        work = service.score(
             inputs,
             model=body.model,
             truncate=body.truncate,
@@ -39,6 +38,7 @@ def classify_routes(service: Service) -> list[Any]:
             priority=body.priority,
             salt=read_salt(body.cache_salt, body.extra_key),
         )
+        scored = await while_connected(request, work)
         pairs = zip(scored.scores(), scored.metas(), strict=True)
         records: list[ClassifyRecord] = [{"embedding": scores.tolist(), "meta_info": meta} for scores, meta in pairs]
         return json_response(records[0] if inputs.single else records)

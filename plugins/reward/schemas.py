@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+TASK = "reward"
+
 
 class RewardParams(Struct, frozen=True):
     """Nothing to choose: the activation is the front's work."""

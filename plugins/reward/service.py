@@ -9,22 +9,20 @@ import msgspec
 import numpy as np
 
 from trunkline.core.server.api import (
-    AnyRequest,
     Inputs,
-    Item,
     ItemMeta,
+    PreparedInput,
     Truncation,
+    assign_rids,
     check_batch,
     item_meta,
-    prepare,
+    prepare_inputs,
     run_all,
-    spread_rids,
 )
 from trunkline.core.types import EngineClient, Reply, ServedModel, Settings
 
 from .labels import Array
-from .schemas import RewardParams, RewardResult
-from .settings import TASK
+from .schemas import TASK, RewardParams, RewardResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,7 @@ class Scored:
     """Scores of one request, in its order."""
 
     served: ServedModel
-    items: list[Item]
+    items: list[PreparedInput]
     replies: list[Reply]
 
     def scores(self) -> list[Array]:
@@ -53,7 +51,6 @@ class Service:
 
     async def score(
         self,
-        request: AnyRequest,
         inputs: Inputs,
         *,
         model: str | None = None,
@@ -65,10 +62,10 @@ class Service:
         """Compute. RequestError for whatever is wrong with the request; then nothing was computed."""
         served = self.engine.choose(TASK, model)
         check_batch(len(inputs), self._max_batch, inputs.field)
-        rids = spread_rids(rid, len(inputs), single=inputs.single, number=False)
-        items = await prepare(self.engine, served, inputs, truncate=truncate)
+        rids = assign_rids(rid, len(inputs), single=inputs.single, number=False)
+        items = await prepare_inputs(self.engine, served, inputs, truncate=truncate)
         replies = await run_all(
-            self.engine, request, served, TASK, items, RewardParams(), rids,
+            self.engine, served, TASK, items, RewardParams(), rids,
             priority=priority or 0, salt=salt, single=inputs.single, field=inputs.field,
         )  # fmt: skip
         return Scored(served, items, replies)

@@ -11,8 +11,7 @@ from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, Model, Needs, Part, Request, Stage, Step
 from trunkline.kernels.pool import pool
 
-from .schemas import RewardParams, RewardResult
-from .settings import TASK
+from .schemas import TASK, RewardParams, RewardResult
 
 FINISH = {"type": "length", "length": 0}
 NOT_FINITE = "The model's scores were not finite (NaN or infinity); the request was ended."
@@ -35,9 +34,6 @@ class RewardStage(Stage):
         self._rows = model.info.score_rows
 
     def admit(self, request: Request) -> Needs:
-        vocabulary = self._model.info.vocab_size
-        if request.tokens and not (min(request.tokens) >= 0 and max(request.tokens) < vocabulary):
-            raise RequestError(f"The input contains token ids outside the vocabulary; ids lie in [0, {vocabulary}).")
         return Needs() if self._rows == "last" else Needs(rows_from=0, reuse_up_to=0)
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:

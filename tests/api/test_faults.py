@@ -21,7 +21,7 @@ from pathlib import Path
 from litestar import Request, Response, post
 from msgspec import Struct
 from trunkline.core.hookspecs import hookimpl
-from trunkline.core.server.api import finished, json_response, read_body
+from trunkline.core.server.api import wait_for_all, json_response, read_body, while_connected
 from trunkline.core.types import Launched, Needs, Serves, Stage, Step, Submission
 
 class Params(Struct):
@@ -93,7 +93,7 @@ def trunkline_routes(engine, settings):
             return json_response(await engine.call("faulty_exit"))
         item = Submission(prompt=list(body.prompt), params=Params(body.act), rid=uuid.uuid4().hex)
         replies = engine.submit(engine.models[0].name, "faulty", [item])
-        await finished(request, replies)
+        await while_connected(request, wait_for_all(replies))
         return json_response(replies[0].data)
     return [faulty]
 """

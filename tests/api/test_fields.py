@@ -10,7 +10,7 @@ import httpx
 import pytest
 from msgspec import Struct
 
-from trunkline.core.server.fields import Refused, fields_of
+from trunkline.core.server.api.fields import Refused, fields_of
 
 pytestmark = pytest.mark.field
 

@@ -14,7 +14,7 @@ import pytest
 from trunkline.core import Engine
 from trunkline.core.engine.batch import Batch
 from trunkline.core.errors import ModelError, RequestError
-from trunkline.core.model import catalogue
+from trunkline.core.model.sources import catalogue
 from trunkline.plugins.embedding.offline import encode
 from trunkline.plugins.embedding.schemas import EmbeddingParams
 from trunkline.plugins.generation.offline import generate
@@ -45,7 +45,7 @@ def both(zoo: Callable[[str], Path]) -> Iterator[Engine]:
 
 def watch(engine: Engine) -> list[Batch]:
     """The batches that run from now on."""
-    (lane,) = engine._loop.lanes
+    (lane,) = engine.client.transport.loop.lanes
     batches: list[Batch] = []
     plan = lane.scheduler.plan
 

@@ -29,15 +29,15 @@ class Source:
     def package(self) -> str:
         return self.module if self.path.name == "__init__.py" else self.module.rpartition(".")[0]
 
-    def imports(self) -> Iterator[str]:
-        """Absolute dotted names of all imports, lazy ones too, except those for type checkers only.
+    def imports(self, *, for_types: bool = False) -> Iterator[str]:
+        """Absolute dotted names of all imports, lazy ones too; those for type checkers only with ``for_types``.
 
         ``from a import b`` gives ``a.b``, which may be a module or a name in one.
         """
         pending: list[ast.AST] = [self.tree]
         while pending:
             node = pending.pop()
-            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            if not for_types and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
                 pending.extend(node.orelse)
                 continue
             pending.extend(ast.iter_child_nodes(node))
@@ -68,15 +68,19 @@ def sources(repository: Path) -> dict[str, Source]:
     return found
 
 
-@pytest.fixture(scope="session")
-def edges(sources: dict[str, Source]) -> dict[str, set[str]]:
+def graph(sources: dict[str, Source], *, for_types: bool = False) -> dict[str, set[str]]:
     """Module -> modules of ours that it imports."""
-    graph: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {}
     for module, source in sources.items():
         targets = set()
-        for name in source.imports():
+        for name in source.imports(for_types=for_types):
             target = name if name in sources else name.rpartition(".")[0]
             if target in sources and target != module:
                 targets.add(target)
-        graph[module] = targets
-    return graph
+        found[module] = targets
+    return found
+
+
+@pytest.fixture(scope="session")
+def edges(sources: dict[str, Source]) -> dict[str, set[str]]:
+    return graph(sources)

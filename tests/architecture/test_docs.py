@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from msgspec import Struct
 
-from trunkline.core.config import EngineSettings, ModelSettings, ServerSettings
+from trunkline.core.config import EngineSettings, ModelSettings, ServerSettings, settings_groups
+from trunkline.core.host import Host
+from trunkline.core.server import api
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +22,83 @@ def generator(load_script: Callable[[str], ModuleType]) -> ModuleType:
     return load_script("docs/generate.py")
 
 
-@pytest.mark.parametrize("name", ["plugins", "configuration"])
+@pytest.fixture(scope="module")
+def map_generator(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("docs/generate_map.py")
+
+
+@pytest.mark.parametrize("name", ["plugins", "configuration", "fields"])
 def test_generated_pages_are_up_to_date(generator: ModuleType, repository: Path, name: str) -> None:
     page = (repository / "docs" / f"{name}.md").read_text()
     assert page == getattr(generator, name)(), "run python docs/generate.py"
+
+
+@pytest.mark.parametrize("name", ["architecture", "server_api"])
+def test_pages_made_of_docstrings_are_up_to_date(map_generator: ModuleType, repository: Path, name: str) -> None:
+    page = (repository / "docs" / f"{name}.md").read_text()
+    assert page == getattr(map_generator, name)(), "run python docs/generate.py"
+
+
+def test_everything_in_the_map_and_in_the_api_is_documented(map_generator: ModuleType, sources: dict[str, Any]) -> None:
+    mapped = [one for one in sources.values() if one.name.startswith("core") or one.path.name == "__init__.py"]
+    assert [one.name for one in mapped if not ast.get_docstring(one.tree)] == []
+    exported = dict(map_generator.exports())
+    assert exported.keys() == set(api.__all__)
+    assert [name for name, module in exported.items() if not map_generator.documentation(name, module)[1]] == []
+
+
+DOCUMENTED = ("core.types", "core.hookspecs", "core.server.api", "core.testing", "kernels")
+
+
+def undocumented(tree: ast.AST, path: str) -> list[str]:
+    """Public functions, classes and methods without docstring."""
+    found = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
+            found += [] if ast.get_docstring(node) else [f"{path}.{node.name}"]
+            found += undocumented(node, f"{path}.{node.name}") if isinstance(node, ast.ClassDef) else []
+    return found
+
+
+def test_what_plugins_import_has_docstrings(sources: dict[str, Any]) -> None:
+    """The operations in kernels/ too, though not the compiled code below."""
+    offered = [one for one in sources.values() if one.name in DOCUMENTED or one.name.rpartition(".")[0] in DOCUMENTED]
+    assert len(offered) > 30
+    assert [name for one in offered for name in undocumented(one.tree, one.name)] == []
+
+
+def test_a_method_without_docstring_is_found() -> None:
+    tree = ast.parse("class A:\n    'About.'\n    def b(self): ...\n    def _c(self): ...\ndef d(): 'About.'")
+    assert undocumented(tree, "m") == ["m.A.b"]
+
+
+def defined(tree: ast.AST, name: str) -> bool:
+    """Is there a function or class of this name in a file, or ``Class.method``?"""
+    first, _, rest = name.partition(".")
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    found = [node for node in ast.walk(tree) if isinstance(node, kinds) and node.name == first]
+    return any(not rest or defined(node, rest) for node in found)
+
+
+def missing(page: str, root: Path) -> list[str]:
+    """The names that a page gives as `file.py: function` and that aren't there."""
+    return [
+        f"{file}: {name}"
+        for file, name in re.findall(r"`([\w/.]+\.py): ([\w.]+)`", page)
+        if not (root / file).is_file() or not defined(ast.parse((root / file).read_text()), name)
+    ]
+
+
+def test_the_path_of_a_request_exists(repository: Path) -> None:
+    page = (repository / "docs" / "architecture.md").read_text()
+    assert page.count(".py: ") >= 25
+    assert missing(page, repository) == []
+
+
+def test_a_name_that_is_gone_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("class A:\n    def b(self): ...\ndef c(): ...\n")
+    page = "`a.py: A.b`, `a.py: c`, `a.py: A.c`, `b.py: c`, `a.py: d`"
+    assert missing(page, tmp_path) == ["a.py: A.c", "b.py: c", "a.py: d"]
 
 
 def test_links_between_pages_lead_somewhere(repository: Path) -> None:
@@ -30,8 +107,30 @@ def test_links_between_pages_lead_somewhere(repository: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_every_setting_of_core_is_used(sources: dict[str, Any]) -> None:
+OWNERS = {
+    ServerSettings: ["server", "limits", "_limits", '["server"]'],
+    EngineSettings: ["engine", '["engine"]'],
+    ModelSettings: ["settings", "own", "old", "self"],
+}
+OF_PLUGINS = ["settings", "_settings", "[GROUP]"]
+
+
+def unread(schema: type[Struct], text: str) -> list[str]:
+    """Fields that ``text`` nowhere reads off an object of these settings, which code calls by one of OWNERS."""
+    owner = "|".join(
+        ("" if name[0] == "[" else r"(?<!\w)") + re.escape(name) for name in OWNERS.get(schema, OF_PLUGINS)
+    )
+    return [name for name in schema.__struct_fields__ if not re.search(rf"(?:{owner})\.{name}\b(?! = )", text)]
+
+
+def test_every_setting_is_used(sources: dict[str, Any]) -> None:
     """A setting that nothing reads would be a promise that nobody keeps."""
     together = "\n".join(source.text for source in sources.values())
-    fields = [*ServerSettings.__struct_fields__, *EngineSettings.__struct_fields__, *ModelSettings.__struct_fields__]
-    assert [field for field in fields if not re.search(rf"\.{field}\b", together)] == []
+    schemas = [ModelSettings, *(group.schema for group in settings_groups(Host.load()).values())]
+    assert len(schemas) >= 6
+    assert [f"{schema.__name__}.{name}" for schema in schemas for name in unread(schema, together)] == []
+
+
+@pytest.mark.parametrize("text", ["model.threads", "engine.threads = 1", 'settings["threads"]', "threads"])
+def test_a_setting_that_is_read_off_something_else_is_found(text: str) -> None:
+    assert "threads" in unread(EngineSettings, text)

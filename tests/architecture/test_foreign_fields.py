@@ -21,10 +21,10 @@ from openai.types.chat import (
     completion_create_params,
 )
 
-from trunkline.core.server.fields import fields_of
+from trunkline.core.server.api.fields import fields_of
 from trunkline.plugins.embedding.body_schemas import EmbedBody, EmbeddingsBody, EncodeBody
-from trunkline.plugins.generation.body_schemas import GenerateBody
-from trunkline.plugins.generation.chat_schemas import ChatBody, Message, StreamOptions
+from trunkline.plugins.generation.native.body_schemas import GenerateBody
+from trunkline.plugins.generation.openai.chat_schemas import ChatBody, Message, StreamOptions
 from trunkline.plugins.rerank.body_schemas import RerankBody, ScoreBody
 from trunkline.plugins.reward.body_schemas import ClassifyBody, OpenAIClassifyBody
 

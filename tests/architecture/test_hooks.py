@@ -36,8 +36,10 @@ def test_there_are_hooks() -> None:
 
 @pytest.mark.parametrize("name", HOOKS)
 def test_documented_with_process_and_moment(name: str) -> None:
-    text = inspect.cleandoc(HOOKS[name].__doc__ or "")
-    assert re.match(r"(Both processes|Front|Engine)[,:]", text), "the docstring starts with the process"
+    """The first paragraph says what the hook is for, the second when it is called."""
+    first, second = inspect.cleandoc(HOOKS[name].__doc__ or "").split("\n\n")[:2]
+    assert first.endswith("."), first
+    assert re.match(r"(Front|Engine): once", second), "the second paragraph says in which process and how often"
 
 
 @pytest.mark.parametrize("name", HOOKS)

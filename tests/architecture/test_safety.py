@@ -62,6 +62,11 @@ def test_an_offence_is_found(code: str) -> None:
 def test_environment_is_read_where_it_is_expected(sources: dict[str, Any]) -> None:
     """Settings come from flags and files; the environment only says where caches are."""
     users = {source.name for source in sources.values() if "os.environ" in source.text or "getenv" in source.text}
-    expected = {"core.model.catalogue", "core.model.info", "core.server.engine_process", "kernels.threads"}
+    expected = {
+        "core.model.sources.catalogue",
+        "core.model.sources.info",
+        "core.client.engine_process",
+        "kernels.cpu.threads",
+    }
     expected.add("plugins.moe_stats.dump")  # SGLang's variable for the folder of dumps
     assert users <= expected, users - expected

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from trunkline.core import Engine
-from trunkline.core.model import catalogue
+from trunkline.core.model.sources import catalogue
 from trunkline.plugins.generation.schemas import GenerationParams
 
 TEXTS = ["one two three", "the sea and the other", "four five six seven"]

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trunkline.kernels import attention_decode, attention_paged
+from trunkline.kernels import attention_decode
 from trunkline.kernels.backend import Backend, choose
+from trunkline.kernels.cpu.attention import paged
 from trunkline.kernels.layout import Layout
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
@@ -170,8 +171,8 @@ def test_rows_shared_by_threads(data: st.DataObject) -> None:
 @pytest.mark.usefixtures("four_threads")
 def test_a_lost_merge_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seeded bug: when the parts of a shared row aren't merged, the comparison above sees it."""
-    run = attention_paged.Task.run
-    monkeypatch.setattr(attention_paged.Task, "run", lambda self, a, team, alone=False: alone or run(self, a, team))
+    run = paged.Task.run
+    monkeypatch.setattr(paged.Task, "run", lambda self, team, alone=False, **given: alone or run(self, team, **given))
     case = Case.build((9, 3, 64, 64), [150], [1], torch.float32)
     difference = case.run(choose("cpu", "cpu")) - case.run(choose("torch_native", "cpu"))
     assert not difference.abs().max() < 2e-5

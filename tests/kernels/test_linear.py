@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trunkline.kernels import gemm, linear
-from trunkline.kernels.gemm_tiles import FLOAT_PANEL, PAIR_PANEL
+from trunkline.kernels import linear
+from trunkline.kernels.cpu import gemm
+from trunkline.kernels.cpu.gemm_tiles import FLOAT_PANEL, PAIR_PANEL
+from trunkline.kernels.cpu.processor import has_bfloat16, has_bfloat16_pairs
 from trunkline.kernels.linear import PackedLinear, linear_reference, storage_dtype
-from trunkline.kernels.processor import has_bfloat16, has_bfloat16_pairs
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from trunkline.core import Engine
+from trunkline.core.client.client import Client
+from trunkline.core.client.supervisor import supervised
 from trunkline.core.discovery import Found, find
 from trunkline.core.engine.batch import Batch
 from trunkline.core.host import Host
 from trunkline.core.server.app import create_app
-from trunkline.core.server.client import RemoteEngine
 from trunkline.core.types import Part, Step
 from trunkline.plugins.generation.schemas import GenerationParams
 
@@ -44,7 +45,7 @@ def serve_both(engine: Engine) -> list[Batch]:
     """Score texts while another is generated; the batches that ran."""
     from trunkline_surprise.stage import SurpriseParams
 
-    (lane,) = engine._loop.lanes
+    (lane,) = engine.client.transport.loop.lanes
     batches: list[Batch] = []
     plan = lane.scheduler.plan
 
@@ -77,7 +78,7 @@ def test_tasks_share_a_forward_pass_and_no_hook_is_called(engine: Engine) -> Non
 
 
 def test_a_hook_call_on_the_hot_path_would_be_seen(engine: Engine) -> None:
-    (lane,) = engine._loop.lanes
+    (lane,) = engine.client.transport.loop.lanes
     stage: Any = lane.stages["generation"]
     collect = stage.collect
 
@@ -100,7 +101,7 @@ async def test_the_front_calls_no_hook_either(zoo: Callable[[str], Path]) -> Non
         {"settings": {"engine": {"threads": 1}}, "models": [{"model_path": str(zoo("llama")), "dtype": "float32"}]},
         host,
     )
-    engine = RemoteEngine(config, host)
+    engine = Client(config, host, supervised(config))
     await engine.start()
     try:
         app = create_app(host, engine, config.settings, models=config.models)

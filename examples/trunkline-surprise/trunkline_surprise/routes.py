@@ -10,7 +10,7 @@ from litestar import Response, post
 from msgspec import Struct
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import AnyRequest, finished, json_response, read_body
+from trunkline.core.server.api import AnyRequest, json_response, read_body, wait_for_all, while_connected
 from trunkline.core.types import EngineClient, Submission
 
 from . import TASK, SurpriseSettings
@@ -40,7 +40,7 @@ def routes(engine: EngineClient, settings: SurpriseSettings) -> list[Any]:
             raise RequestError(f"The text has {len(prompt)} tokens, the limit is {limit}.", param="text")
         submission = Submission(prompt=prompt, params=SurpriseParams(), rid=uuid.uuid4().hex)
         replies = engine.submit(model.name, TASK, [submission])
-        await finished(request, replies)
+        await while_connected(request, wait_for_all(replies))
         result = msgspec.convert(replies[0].data, Surprise)
         tokens = len(prompt) - 1
         reply: SurpriseReply = {"bits_per_token": result.bits / tokens, "tokens": tokens}

@@ -11,10 +11,9 @@ import httpx
 import pytest
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server import chat_templates
-from trunkline.core.server.api import TookTooLong, deadline
-from trunkline.plugins.generation import messages
-from trunkline.plugins.generation.messages import render
+from trunkline.core.server.api import TookTooLong, chat_templates, deadline
+from trunkline.plugins.generation.openai import messages
+from trunkline.plugins.generation.openai.messages import render
 
 SAID = [{"role": "user", "content": "hello"}]
 

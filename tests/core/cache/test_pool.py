@@ -101,4 +101,4 @@ def test_kv_pool_has_one_pair_per_layer(dtype: torch.dtype) -> None:
         assert not tensor.any()
     width = (2 * (48 + 32) + 16 + 16) * dtype.itemsize
     assert KVPool.bytes_per_token(shapes, dtype) == width
-    assert pool.nbytes == 7 * width == sum(tensor.nbytes for tensor in (*pool.keys, *pool.values))
+    assert 7 * width == sum(tensor.nbytes for tensor in (*pool.keys, *pool.values))

@@ -22,9 +22,10 @@ import pytest
 import torch
 
 from trunkline.core import Engine
-from trunkline.core.model import catalogue
+from trunkline.core.model.sources import catalogue
+from trunkline.core.types import Submission
 from trunkline.kernels.backend import Backend
-from trunkline.kernels.processor import has_bfloat16_pairs
+from trunkline.kernels.cpu.processor import has_bfloat16_pairs
 from trunkline.plugins.rerank.offline import rerank
 from trunkline.plugins.rerank.schemas import RerankParams, RerankResult
 from trunkline.plugins.reward.schemas import RewardParams, RewardResult
@@ -47,7 +48,8 @@ def prompts() -> list[list[int]]:
 def scores(engine: Engine, given: Sequence[list[int]], task: str = "rerank") -> list[bytes]:
     """The float32 results of prompts that are submitted at once, as bytes."""
     params: Any = LABELS if task == "rerank" else RewardParams()
-    tickets = [engine.submit(task, prompt, params) for prompt in given]
+    items = [Submission(prompt=prompt, params=params, rid=str(index)) for index, prompt in enumerate(given)]
+    tickets = engine.submit_all(task, items)
     found = [ticket.result(60).data for ticket in tickets]
     if task == "rerank":
         return [msgspec.convert(data, RerankResult).values for data in found]

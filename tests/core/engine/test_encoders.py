@@ -137,12 +137,12 @@ def texts(count: int, longest: int, seed: int = 3) -> list[list[int]]:
 
 def watch(engine: Engine) -> list[list[Row]]:
     """The rows of every pass from now on."""
-    (lane,) = engine._loop.lanes
+    (lane,) = engine.client.transport.loop.lanes
     run, passes = lane.runner.run, []
 
-    def spy(rows: Sequence[Row], seen: bool) -> Any:
+    def spy(rows: Sequence[Row]) -> Any:
         passes.append([Row(row.request, row.start, row.end, row.table_row) for row in rows])
-        return run(rows, seen)
+        return run(rows)
 
     lane.runner.run = spy  # type: ignore[method-assign]
     return passes

@@ -229,7 +229,7 @@ def test_retraction_keeps_the_first_and_takes_the_cheapest(make: Make) -> None:
         retracted = run(engine).retracted
     victim = retracted[0]
     assert victim is requests[2]
-    assert (victim.computed, victim.retractions) == (0, 1)
+    assert victim.computed == 0
     assert victim.output_len > 0
     assert victim.schedule is not None
 
@@ -250,9 +250,12 @@ def test_a_retracted_request_goes_on_where_it_was(make: Make) -> None:
     for request in requests:
         engine.add(request)
     started: list[Request] = []
+    retracted: list[Request] = []
     while not engine.idle:
-        started += run(engine).started
-    assert sum(request.retractions for request in requests) > 0
+        batch = run(engine)
+        started += batch.started
+        retracted += batch.retracted
+    assert retracted
     assert [request.output_len for request in requests] == [28] * 3
     assert len(started) == 3
     assert [request.cached for request in requests] == [0, 0, 0]

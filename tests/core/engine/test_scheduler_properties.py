@@ -127,8 +127,8 @@ class World:
 
     def step(self, fails: str = "nothing") -> bool:
         """One pass; False when there was nothing to do. ``fails``: everything, or only its last row."""
-        first = self.scheduler.requests()[0] if self.scheduler.running else None
-        if first is not None and first.schedule.holding.regime != regime_of(len(first.tokens), self.boundaries):
+        first = self.scheduler._running[0].request if self.scheduler.running else None
+        if first is not None and first.schedule.regime != regime_of(len(first.tokens), self.boundaries):
             first = None  # a request that crosses a boundary gives up its place, once per boundary
         batch = self.scheduler.plan()
         if batch is None:
@@ -207,7 +207,7 @@ class World:
 
     def check_slots(self) -> None:
         """Every slot is free, cached, or private to one request; every lock has its holder."""
-        holdings = [request.schedule.holding for request in self.live.values()]
+        holdings = [request.schedule for request in self.live.values()]
         owners = [self.pool._stack[: self.pool.free]]
         owners += [self.table.slots[held.row, held.held : held.allocated] for held in holdings if held.row >= 0]
         if self.radix is not None:

@@ -10,6 +10,7 @@ import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trunkline.core import Engine
+from trunkline.core.client.engine import Ticket
 from trunkline.core.engine import renew, startup
-from trunkline.core.engine.local import Ticket
-from trunkline.core.engine.messages import Answer, Beat, Call, Changed
+from trunkline.core.engine.messages import Answer, Beat, Changed
 from trunkline.core.errors import RequestError
-from trunkline.core.model import catalogue, tensor_file
 from trunkline.core.model.attention import packed_layout
+from trunkline.core.model.sources import catalogue, tensor_file
 from trunkline.plugins.embedding.offline import encode
 from trunkline.plugins.generation.schemas import GenerationParams
 from trunkline.plugins.rerank.offline import rerank
@@ -39,6 +40,15 @@ def start(*folders: Path, **options: Any) -> Engine:
     return Engine(*map(str, folders), dtype="float32", threads=1, **options)
 
 
+def begin(engine: Engine, control: str, **arguments: Any) -> Future[Any]:
+    """A control that is called; its answer comes when it comes."""
+
+    async def call() -> Any:
+        return await engine.client.call(control, **arguments)
+
+    return engine.start(call())
+
+
 def submit(engine: Engine, new: int = 12, **options: Any) -> Ticket:
     params = GenerationParams(max_new_tokens=new, temperature=0, ignore_eos=True)
     return engine.submit("generation", PROMPT, params, **options)
@@ -50,7 +60,7 @@ def tokens(engine: Engine, **options: Any) -> list[int]:
 
 def logits(engine: Engine) -> torch.Tensor:
     """Of every position, from the engine's own model and head."""
-    model = engine._loop.lanes[0].model
+    model = engine.client.transport.loop.lanes[0].model
     ids = torch.tensor(PROMPT)
     hidden = model.forward(ids, torch.arange(len(ids)), packed_layout([len(ids)]), None)
     result: torch.Tensor = model.heads["lm"](hidden)
@@ -97,14 +107,14 @@ def test_new_weights_are_those_of_a_fresh_engine(old: Path, new: Path) -> None:
         before = tokens(engine)
         assert before != wanted
         assert submit(engine).result(60).cached_tokens == len(PROMPT) - 1  # the cache is hot
-        replaced = weakref.ref(engine._loop.lanes[0].model)
+        replaced = weakref.ref(engine.client.transport.loop.lanes[0].model)
         answer = engine.call("update_weights", model_path=str(new), weight_version="seven")
         assert answer == {
             "success": True,
             "message": f"{SUCCEEDED} Weight version updated to seven.",
             "num_paused_requests": 0,
         }
-        (lane,) = engine._loop.lanes
+        (lane,) = engine.client.transport.loop.lanes
         assert lane.scheduler._ledger._pool.free == lane.served.max_total_tokens  # the old prefixes hold nothing
         ticket = submit(engine).result(60)
         assert (ticket.tokens, ticket.cached_tokens) == (wanted, 0)
@@ -158,7 +168,7 @@ def test_the_tokenizer_path_of_a_demo_model_is_its_folder(
 def test_frozen_weights_are_freed_too(old: Path, new: Path) -> None:
     """A server freezes what it has loaded, out of the collector's sight."""
     with start(old) as engine:
-        replaced = weakref.ref(engine._loop.lanes[0].model)
+        replaced = weakref.ref(engine.client.transport.loop.lanes[0].model)
         gc.freeze()
         try:
             assert engine.call("update_weights", model_path=str(new))["success"]
@@ -206,7 +216,7 @@ def test_every_kind_of_model_can_be_updated(
         updated = answers(engine)
         assert updated == answers(fresh)
         assert np.abs(np.subtract(updated, before)).max() > 1e-3
-        ours, theirs = engine._loop.lanes[0].model, fresh._loop.lanes[0].model
+        ours, theirs = engine.client.transport.loop.lanes[0].model, fresh.client.transport.loop.lanes[0].model
         assert ours.fused == theirs.fused
         assert list(engine.models[0].tasks) == list(fresh.models[0].tasks)
 
@@ -313,7 +323,12 @@ FAULTS = {
 def test_what_fails_changes_nothing(engine: Engine, broken: Callable[..., Path], fault: str) -> None:
     change, words = FAULTS[fault]
     folder = broken(change)
-    before, exact, served, model = tokens(engine), logits(engine), engine.models, engine._loop.lanes[0].model
+    before, exact, served, model = (
+        tokens(engine),
+        logits(engine),
+        engine.models,
+        engine.client.transport.loop.lanes[0].model,
+    )
     answer = engine.call("update_weights", model_path=str(folder), weight_version="bad", abort_all_requests=True)
     assert answer["success"] is False
     assert re.search(words, answer["message"], re.DOTALL), answer["message"]
@@ -321,7 +336,7 @@ def test_what_fails_changes_nothing(engine: Engine, broken: Callable[..., Path],
     assert (ticket.tokens, ticket.cached_tokens) == (before, len(PROMPT) - 1)  # not even the cache
     assert torch.equal(logits(engine), exact)
     assert engine.models == served
-    assert engine._loop.lanes[0].model is model
+    assert engine.client.transport.loop.lanes[0].model is model
 
 
 @pytest.mark.field
@@ -451,21 +466,19 @@ def test_running_requests_end_with_the_old_weights_and_later_ones_begin_with_the
         alone = tokens(engine, new=200)
         running = submit(engine, 200)
         next(iter(running))
-        update, again = engine._ticket("update"), engine._ticket("again")
-        order = {"model_path": str(new), "weight_version": "one"}
-        engine.post(Call(update._key, "update_weights", "", order))
+        update = begin(engine, "update_weights", model_path=str(new), weight_version="one")
         later = [submit(engine) for _ in range(3)]
         dropped = submit(engine)
         dropped.cancel()
-        engine.post(Call(again._key, "update_weight_version", "", {"new_version": "two", "abort_all_requests": False}))
+        again = begin(engine, "update_weight_version", new_version="two", abort_all_requests=False)
         assert running.result(60).tokens == alone
-        assert update.result(60).data["success"]
+        assert update.result(60)["success"]
         assert [ticket.result(60).tokens for ticket in later] == [wanted] * 3
         assert [running.weight_version, *(ticket.weight_version for ticket in later)] == ["default", *["two"] * 3]
         assert dropped.result(60).finish == {
             "type": "abort", "status_code": None, "err_type": None, "message": "Abort in waiting queue",
         }  # fmt: skip
-        assert again.result(60).data["success"]
+        assert again.result(60)["success"]
         assert engine.models[0].weight_version == "two"
 
 
@@ -484,20 +497,19 @@ def test_an_abort_does_not_wait_for_an_earlier_update(old: Path, new: Path) -> N
     with start(old) as engine:
         running = submit(engine, 400)
         next(iter(running))
-        update, label = engine._ticket("update"), engine._ticket("label")
-        engine.post(Call(update._key, "update_weights", "", {"model_path": str(new)}))
+        update = begin(engine, "update_weights", model_path=str(new))
         held = submit(engine)
-        (lane,) = engine._loop.lanes
-        while not engine._loop.updates.waiting(lane):
+        (lane,) = engine.client.transport.loop.lanes
+        while not engine.client.transport.loop.updates.waiting(lane):
             time.sleep(0.001)
-        assert engine._loop.pulse().loads[0].waiting == 1
-        engine.post(Call(label._key, "update_weight_version", "", {"new_version": "two"}))
+        assert engine.client.transport.loop.pulse().loads[0].waiting == 1
+        label = begin(engine, "update_weight_version", new_version="two")
         assert (running.result(60).finish or {})["type"] == "abort"
         assert len(running.tokens) < 400
-        assert update.result(60).data["success"]
-        assert label.result(60).data["success"]
+        assert update.result(60)["success"]
+        assert label.result(60)["success"]
         assert (held.result(60).finish or {})["type"] in ("length", "abort")
-        assert engine._loop.pulse().loads[0].waiting == 0
+        assert engine.client.transport.loop.pulse().loads[0].waiting == 0
 
 
 def test_a_new_label_ends_requests_unless_told_otherwise(engine: Engine) -> None:
@@ -516,7 +528,7 @@ def test_loading_is_announced_to_the_watchdog_from_its_beginning_to_its_end(
     old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with start(old) as engine:
-        loop, sent = engine._loop, []
+        loop, sent = engine.client.transport.loop, []
         send = loop.channel.send
         monkeypatch.setattr(loop.channel, "send", lambda messages: (sent.extend(messages), send(messages)))
         during: list[Beat] = []
@@ -544,12 +556,12 @@ def test_loading_is_announced_to_the_watchdog_from_its_beginning_to_its_end(
 def test_a_load_that_fails_is_over_for_the_watchdog_too(old: Path, tmp_path: Path) -> None:
     with start(old) as engine:
         assert not engine.call("update_weights", model_path=str(tmp_path))["success"]
-        assert engine._loop.pulse().work == ""
+        assert engine.client.transport.loop.pulse().work == ""
 
 
 def test_other_weights_are_another_key_space(old: Path, new: Path) -> None:
     with start(old) as engine:
-        (lane,) = engine._loop.lanes
+        (lane,) = engine.client.transport.loop.lanes
         before = lane.namespace(b"salt")
         assert engine.call("update_weights", model_path="nothing")["success"] is False
         assert lane.namespace(b"salt") == before != lane.namespace(b"pepper")
@@ -594,7 +606,7 @@ def test_tensors_are_read_back_by_their_names(zoo: Callable[[str], Path], name: 
     kind = getattr(torch, dtype)
     with Engine(str(folder), dtype=dtype, threads=1) as engine:
         assert name == "gpt2" or "2 of 2 layers fused" in engine.models[0].fused
-        read, unused = 0, engine._loop.lanes[0].model.unused
+        read, unused = 0, engine.client.transport.loop.lanes[0].model.unused
         for key, tensor in load_file(folder / WEIGHTS).items():
             if key in unused or "block_sparse_moe" in key:
                 continue  # a pooler that nobody calls; experts, which transformers keeps in one tensor

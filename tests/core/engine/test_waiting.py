@@ -12,7 +12,7 @@ from trunkline.core.types import Request
 
 def entry(order: int, priority: int = 0, cached: int = 0) -> Entry:
     request = Request(order, "", "", None, [1], 1, priority=priority)
-    made = Entry(Holding(request, np.array([1], dtype=np.int32)), order)
+    made = Entry(request, np.array([1], dtype=np.int32), order=order)
     made.cached = cached
     return made
 

@@ -11,8 +11,8 @@ import torch
 
 from trunkline.core.config import ModelSettings
 from trunkline.core.model import loader
-from trunkline.core.model.info import read_info
 from trunkline.core.model.loaded import LoadedModel
+from trunkline.core.model.sources.info import read_info
 from trunkline.core.types import Head, ModelSource
 from trunkline.kernels.backend import choose
 

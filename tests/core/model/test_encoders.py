@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 from trunkline.core.config import ModelSettings
 from trunkline.core.errors import ModelError
 from trunkline.core.model import attention, loaded, loader, padded, scores
-from trunkline.core.model.attention import packed_layout, positions
-from trunkline.core.model.info import read_info
+from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.loaded import LoadedModel
+from trunkline.core.model.sources.info import read_info
 from trunkline.core.testing import DECODERS, ENCODERS, PAD, SCORERS
 from trunkline.core.types import Head, ModelSource
 from trunkline.kernels.backend import Backend, choose
@@ -24,6 +24,11 @@ TOLERANCE = 1e-4  # absolute, float32
 PADDED = {"mpnet", "deberta", "mpnet-score", "deberta-labels"}
 
 Start = Callable[..., LoadedModel]
+
+
+def positions(spans: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """int64 ``[T]``: each row's positions, one row after another."""
+    return torch.cat([torch.arange(start, end) for start, end in spans])
 
 
 @pytest.fixture

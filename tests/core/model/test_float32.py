@@ -41,7 +41,7 @@ def folder(zoo: Callable[[str], Path], tmp_path: Path, request: pytest.FixtureRe
 
 def watch(engine: Engine) -> list[torch.Tensor]:
     """The rows that the head "score" gets from now on, pass by pass."""
-    (lane,) = engine._loop.lanes
+    (lane,) = engine.client.transport.loop.lanes
     head = lane.model.heads["score"]
     seen: list[torch.Tensor] = []
 

@@ -55,6 +55,6 @@ def test_the_head_is_the_class_s_own(family: str, options: dict[str, Any]) -> No
 @pytest.mark.parametrize("name", ["llama", "gemma2", "cohere", "granite"])
 def test_the_head_is_there_whatever_tasks_run(name: str, zoo: Callable[[str], Path]) -> None:
     with Engine(str(zoo(name)), dtype="float32", threads=1, task=("embedding",)) as engine:
-        (lane,) = engine._loop.lanes
+        (lane,) = engine.client.transport.loop.lanes
         assert list(lane.stages) == ["embedding"]
         assert "lm" in lane.model.heads

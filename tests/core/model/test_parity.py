@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from trunkline.core.cache.pool import KVPool
-from trunkline.core.model.attention import packed_layout, paged_layout, positions
+from trunkline.core.model.attention import packed_layout, paged_layout
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.testing import VOCABULARY, ZOO
 
@@ -46,7 +46,9 @@ class Pages:
         bounds = [spans[row] for row in rows]
         ids = [token for row, (start, end) in zip(rows, bounds, strict=True) for token in sequences[row][start:end]]
         layout = paged_layout(self.table[rows], bounds)
-        hidden = self.model.forward(torch.tensor(ids), positions(bounds), layout, self.pool)
+        hidden = self.model.forward(
+            torch.tensor(ids), torch.cat([torch.arange(*span) for span in bounds]), layout, self.pool
+        )
         pieces = torch.split(hidden, [end - start for start, end in bounds])
         return {row: self.model.heads["scores"](piece) for row, piece in zip(rows, pieces, strict=True)}
 
@@ -63,7 +65,7 @@ def test_whole_sequences_packed(
 ) -> None:
     model = load(name, backend)
     ids = torch.tensor([token for prompt in prompts for token in prompt])
-    places = positions([(0, length) for length in LENGTHS])
+    places = torch.cat([torch.arange(length) for length in LENGTHS])
     hidden = model.forward(ids, places, packed_layout(LENGTHS), None)
     for rows, prompt in zip(torch.split(hidden, LENGTHS), prompts, strict=True):
         assert (model.heads["scores"](rows) - alone(reference(name), prompt)).abs().max() < TOLERANCE

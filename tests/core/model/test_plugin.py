@@ -9,7 +9,7 @@ import pytest
 
 from trunkline.core import model as plugin
 from trunkline.core.errors import ModelError
-from trunkline.core.model import catalogue
+from trunkline.core.model.sources import catalogue
 from trunkline.core.testing import ZOO
 from trunkline.core.types import ModelSource
 

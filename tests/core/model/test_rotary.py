@@ -11,10 +11,10 @@ import transformers
 
 from trunkline.core.config import ModelSettings
 from trunkline.core.model import loader
-from trunkline.core.model.attention import packed_layout, positions
-from trunkline.core.model.info import read_info
+from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.padded import groups
+from trunkline.core.model.sources.info import read_info
 from trunkline.core.testing import build_checkpoint, randomize
 from trunkline.core.testing.causal import DENSE
 from trunkline.core.types import ModelSource
@@ -79,7 +79,7 @@ def test_every_sequence_has_the_frequencies_of_its_own_length(
     assert model.length_boundaries == ((32, 64) if kind == "mixed" else (64,))
     ids = torch.randint(4, 500, (sum(lengths),), generator=torch.Generator().manual_seed(3))
     per_token = torch.repeat_interleave(torch.tensor(lengths), torch.tensor(lengths))
-    places = positions([(0, length) for length in lengths])
+    places = torch.cat([torch.arange(length) for length in lengths])
     hidden = model.forward(ids, places, packed_layout(lengths), None, lengths=per_token)
     for mine, own in zip(torch.split(hidden, lengths), torch.split(ids, lengths), strict=True):
         assert (mine - alone(folder, own)).abs().max() < TOLERANCE
@@ -91,7 +91,7 @@ def test_dynamic_scaling_is_that_of_a_sequence_of_the_context_length(tmp_path: P
     model = load(folder)
     lengths = LENGTHS["dynamic"]
     ids = torch.randint(4, 500, (sum(lengths),), generator=torch.Generator().manual_seed(3))
-    places = positions([(0, length) for length in lengths])
+    places = torch.cat([torch.arange(length) for length in lengths])
     short, whole = torch.split(model.forward(ids, places, packed_layout(lengths), None), lengths)
     assert (whole - alone(folder, ids[40:])).abs().max() < TOLERANCE
     assert (short - alone(folder, ids[:40])).abs().max() > 100 * TOLERANCE  # which has a base of its own

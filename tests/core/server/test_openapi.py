@@ -19,8 +19,8 @@ from trunkline.core.discovery import Found
 from trunkline.core.errors import EngineDown, PluginError
 from trunkline.core.host import Host
 from trunkline.core.server.api import JSON, SSE, TEXT
+from trunkline.core.server.api.body_limits import run_here
 from trunkline.core.server.app import check_routes, create_app
-from trunkline.core.server.body_limits import run_here
 
 
 class ShoutBody(Struct):

@@ -17,10 +17,10 @@ import torch
 from litestar import Litestar, Request
 
 from trunkline.core import Engine
-from trunkline.core.engine.local import Ticket
+from trunkline.core.client.engine import Ticket
+from trunkline.core.client.models import choose_model
 from trunkline.core.errors import ModelError, RequestError
-from trunkline.core.server.api import dialect_of, error_response
-from trunkline.core.server.models import choose
+from trunkline.core.server.api.bodies import dialect_of, error_response
 from trunkline.core.types import ServedModel, Submission
 from trunkline.plugins.embedding.openai import openai_routes
 from trunkline.plugins.embedding.routes import encode_routes
@@ -126,7 +126,7 @@ def engine() -> Iterator[Callable[..., Engine]]:
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The real all-MiniLM-L6-v2, if it has been fetched (``make fetch``)."""
-    from trunkline.core.model import catalogue
+    from trunkline.core.model.sources import catalogue
 
     try:
         return catalogue.fetch("demo:all-minilm-l6-v2")
@@ -158,7 +158,7 @@ class InProcess:
         self.submitted = 0
 
     def choose(self, task: str, name: str | None = None) -> ServedModel:
-        return choose(self.models, task, name)
+        return choose_model(self.models, task, name)
 
     def tokenizer(self, model: str) -> Any:
         return self._by_name[model].tokenizer(model)

@@ -56,7 +56,7 @@ def test_last_token_pooling_reuses_prefixes_and_other_poolings_do_not(
         one = engine(saved("qwen3", (mode,), normalize)[0])
         encode(one, texts)
         ids = one.encode(texts[3])
-        ticket = one.submit("embedding", ids, one._loop.lanes[0].model.stages["embedding"].probe()[1])
+        ticket = one.submit("embedding", ids, one.client.transport.loop.lanes[0].model.stages["embedding"].probe()[1])
         cached[mode] = (ticket.result(60).cached_tokens, len(ids))
     assert cached["lasttoken"][0] == cached["lasttoken"][1] - 1
     assert cached["mean"][0] == 0

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from trunkline.core.config import ModelSettings
 from trunkline.core.errors import ModelError
-from trunkline.core.model.info import read_info
+from trunkline.core.model.sources.info import read_info
 from trunkline.core.types import ModelInfo, ModelSource
 from trunkline.plugins.embedding import heads
 from trunkline.plugins.embedding.recipe import LEGACY_MODES, Module, read_recipe, serves

@@ -15,10 +15,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import dialect_of, error_response
+from trunkline.core.server.api.bodies import dialect_of, error_response
 from trunkline.core.types import ModelInfo, ServedModel, Submission
-from trunkline.plugins.generation.chat import chat_routes
-from trunkline.plugins.generation.routes import generate_routes
+from trunkline.plugins.generation.native.routes import generate_routes
+from trunkline.plugins.generation.openai.chat import chat_routes
 from trunkline.plugins.generation.service import Service
 from trunkline.plugins.generation.settings import GenerationSettings
 

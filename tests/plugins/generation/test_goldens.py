@@ -12,8 +12,8 @@ import pytest
 
 from trunkline.core import Engine
 from trunkline.core.errors import ModelError
-from trunkline.core.model import catalogue
-from trunkline.kernels.processor import has_bfloat16
+from trunkline.core.model.sources import catalogue
+from trunkline.kernels.cpu.processor import has_bfloat16
 from trunkline.plugins.generation.offline import generate
 
 DEMO = "demo:smollm2-135m-instruct"

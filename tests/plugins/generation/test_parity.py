@@ -18,7 +18,7 @@ import torch
 from trunkline.core import Engine
 from trunkline.core.engine.batch import Batch
 from trunkline.core.testing import ZOO
-from trunkline.core.types import Launched, Part
+from trunkline.core.types import Launched, Part, Submission
 from trunkline.plugins.generation.schemas import GenerationParams
 
 NEW = 12  # tokens
@@ -63,7 +63,7 @@ class Watched:
 
     def __init__(self, path: Path, backend: str, **options: Any) -> None:
         self.engine = Engine(str(path), dtype="float32", attention_backend=backend, threads=1, **options)
-        (lane,) = self.engine._loop.lanes
+        (lane,) = self.engine.client.transport.loop.lanes
         self.logits: dict[tuple[str, int], torch.Tensor] = {}  # (rid, position of the new token)
         self.batches: list[Batch] = []
         self.retracted = 0
@@ -95,10 +95,10 @@ class Watched:
     def check(self, path: Path, label: str) -> list[int]:
         """Run all prompts at once and compare; returns each one's cached tokens."""
         params = GenerationParams(max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
-        tickets = [
-            self.engine.submit("generation", prompt, params, rid=f"{label}{index}")
-            for index, prompt in enumerate(prompts())
+        items = [
+            Submission(prompt=prompt, params=params, rid=f"{label}{index}") for index, prompt in enumerate(prompts())
         ]
+        tickets = self.engine.submit_all("generation", items)
         expected = truth(path)
         for index, (ticket, prompt) in enumerate(zip(tickets, prompts(), strict=True)):
             tokens = ticket.result(60).tokens
@@ -147,7 +147,7 @@ def test_retraction_changes_nothing(
 ) -> None:
     path = zoo(name)
     one = watched(path, backend, chunked_prefill_size=16, max_total_tokens=76, disable_radix_cache=True)
-    for lane in one.engine._loop.lanes:  # admit with optimism, so that the pool does run dry
+    for lane in one.engine.client.transport.loop.lanes:  # admit with optimism, so that the pool does run dry
         lane.scheduler._share = 0.0
     one.check(path, "tight")
     assert one.retracted > 0, "nothing was retracted"

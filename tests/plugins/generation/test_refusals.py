@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -182,15 +181,3 @@ async def test_the_sequence_that_failed_names_its_prompt(client: httpx.AsyncClie
     engine.script = lambda item: [nan if item.prompt == last else {"type": "length", "length": 0}]
     failed = await generate(client, text=["a", "b"], sampling_params={"n": 2})
     assert (failed.status_code, failed.json()["message"]) == (500, "text[1]: nan")
-
-
-async def test_a_request_id_in_use_is_refused_and_free_afterwards(client: httpx.AsyncClient, engine: Any) -> None:
-    engine.script = lambda item: [5] * 500 + [{"type": "length", "length": 500}]
-    first = asyncio.create_task(generate(client, text="a", rid="x"))
-    while not engine.replies:
-        await asyncio.sleep(0)
-    second = await generate(client, text="b", rid="x")
-    assert second.status_code == 400
-    assert second.json()["error"]["message"] == "Duplicate request ID detected: x"
-    assert (await first).status_code == 200
-    assert (await generate(client, text="a", rid="x")).status_code == 200

@@ -176,12 +176,6 @@ def test_the_end_of_text_may_be_given_as_a_stop_string(byte_level: Any, ignore_e
     assert driver.feed(other, ids).finish == {"type": "stop", "matched": byte_level.eos_token_id}
 
 
-def test_ids_outside_the_vocabulary_are_refused(driver: Driver) -> None:
-    for prompt in ([VOCABULARY], [-1]):
-        with pytest.raises(RequestError, match="outside the vocabulary"):
-            driver.admit(prompt)
-
-
 def test_stop_strings_need_a_tokenizer(driver: Driver) -> None:
     with pytest.raises(RequestError, match="tokenizer"):
         driver.admit(stop=("x",))

@@ -13,7 +13,7 @@ from litestar import Litestar, Request
 
 from trunkline.core import Engine
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import dialect_of, error_response
+from trunkline.core.server.api.bodies import dialect_of, error_response
 from trunkline.plugins.moe_stats import trunkline_routes
 
 

@@ -109,7 +109,7 @@ def test_probes_do_not_count_alone_or_beside_requests(engine_of: Callable[..., E
     engine.call("probe")
     report = offline.look(engine)
     assert (report["tokens"], report["passes"]) == (0, 0)
-    [lane] = engine._loop.lanes
+    [lane] = engine.client.transport.loop.lanes
     together = []
     plan = lane.scheduler.plan
 

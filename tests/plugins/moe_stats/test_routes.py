@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -23,7 +23,7 @@ TEXTS = {
 
 
 def files(engine: Engine) -> set[Path]:
-    [settings] = {observer._settings for observer in engine._loop.lanes[0].model.expert_observers}
+    [settings] = {observer._settings for observer in engine.client.transport.loop.lanes[0].model.expert_observers}
     return set(Path(settings.expert_dump_dir).glob("*.pt"))
 
 
@@ -101,7 +101,7 @@ async def test_the_stream_grows(shared: Engine, monkeypatch: pytest.MonkeyPatch)
         draining = False
 
     class Service:
-        async def run(self, control: str, request: Any) -> Any:
+        async def run(self, control: str, model: str | None) -> Any:
             import msgspec
 
             from trunkline.plugins.moe_stats.schemas import Snapshot
@@ -109,6 +109,8 @@ async def test_the_stream_grows(shared: Engine, monkeypatch: pytest.MonkeyPatch)
             return msgspec.convert(shared.call(control), Snapshot)
 
     class Request:
+        query_params: ClassVar[dict[str, str]] = {}
+
         class app:
             state = {"lifecycle": Lifecycle}  # noqa: RUF012
 

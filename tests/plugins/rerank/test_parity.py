@@ -17,7 +17,6 @@ from trunkline.core import Engine
 from trunkline.core.errors import RequestError
 from trunkline.plugins.rerank.offline import rerank
 from trunkline.plugins.rerank.prompts import INSTRUCT, JUDGE
-from trunkline.plugins.rerank.settings import RerankSettings
 
 QUERY = "what is the capital of china?"
 DOCUMENTS = [
@@ -132,7 +131,8 @@ def test_an_instruction_takes_the_default_ones_place(
     wanted = p_yes(folder, [card(tokenizer, QUERY, DOCUMENTS[1], instruct)])
     started = engine("qwen3-reranker")
     [asked] = rerank(started, QUERY, DOCUMENTS[1:2], instruct=instruct, timeout=60)
-    [configured] = rerank(started, QUERY, DOCUMENTS[1:2], settings=RerankSettings(rerank_instruct=instruct), timeout=60)
+    other = engine("qwen3-reranker", rerank_instruct=instruct)
+    [configured] = rerank(other, QUERY, DOCUMENTS[1:2], timeout=60)
     assert [asked["score"], configured["score"]] == pytest.approx(wanted * 2, abs=TOLERANCE)
 
 
@@ -151,8 +151,8 @@ def test_pairs_without_a_prompt(engine: Callable[..., Engine], reranker: Callabl
     folder = reranker("llama-reward")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     own = own_logits(folder, [tokenizer(QUERY, document, return_tensors="pt") for document in DOCUMENTS])
-    started = engine("llama-reward", task=("rerank",))
-    records = rerank(started, QUERY, DOCUMENTS, settings=RerankSettings(rerank_prompt="pair"), timeout=60)
+    started = engine("llama-reward", task=("rerank",), rerank_prompt="pair")
+    records = rerank(started, QUERY, DOCUMENTS, timeout=60)
     assert by_index(records) == pytest.approx([float(logits[0]) for logits in own], abs=TOLERANCE)
 
 
@@ -226,7 +226,7 @@ def test_ninety_documents_get_ninety_scores(
 
 def watch_score_rows(engine: Engine) -> list[torch.Tensor]:
     """The rows that the score head gets from now on."""
-    (lane,) = engine._loop.lanes
+    (lane,) = engine.client.transport.loop.lanes
     head = lane.model.heads["score"]
     rows: list[torch.Tensor] = []
 

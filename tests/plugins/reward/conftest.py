@@ -16,7 +16,7 @@ from litestar import Litestar, Request
 from transformers import AutoTokenizer
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import dialect_of, error_response
+from trunkline.core.server.api.bodies import dialect_of, error_response
 from trunkline.core.types import ModelInfo, ServedModel, Submission
 from trunkline.plugins.reward import trunkline_routes
 

@@ -1,0 +1,247 @@
+"""The engine client: submit requests, abort them, call controls; the same class over both transports."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from array import array
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from trunkline.core.config import Config
+from trunkline.core.engine.messages import Abort, Answer, Call, Changed, EngineMessage, Progress, Started, Submit
+from trunkline.core.errors import EngineDown, RequestError
+from trunkline.core.host import Host
+from trunkline.core.types import Reply, ServedModel, Submission, Tokenizer
+
+from .models import choose_model, version_of
+from .replies import EngineReply, as_error, engine_down, response_id
+from .request_ids import check_rids
+from .status import Status
+from .suspects import Suspects, died_twice
+from .threads import WorkThreads
+from .timeouts import Timeouts
+from .tokenizers import Tokenizers, tokenize
+from .transport import Deliver, Down, Transport
+from .waiting import WaitingRoom, displaced
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
+
+T = TypeVar("T", bound=Transport)
+
+
+class Client(Generic[T]):
+    """Implements :class:`trunkline.core.types.EngineClient`. Made, used and ended on one event loop.
+
+    A request counts as waiting from its submission until the engine says ``Started``.
+    """
+
+    def __init__(self, config: Config, host: Host, connect: Callable[[Deliver, Down], T]) -> None:
+        self._config = config
+        self.transport = connect(self._deliver, self._down)
+        self.status = Status(self.transport)
+        self.metrics = self._metrics() if config.server.enable_metrics else None
+        self._keys = itertools.count(1)
+        self._live: dict[int, EngineReply] = {}
+        self._rids: set[str] = set()  # of the live requests
+        self._waiting = WaitingRoom(config.server)
+        self._suspects = Suspects()
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._tokenizers = Tokenizers(config, host)
+        self._first_names: dict[str, str] = {}  # of models that weight updates renamed
+        self._outbox: list[Any] = []
+        self._timeouts = Timeouts(config.server, self._live, self._waiting.replies)
+        self._threads = WorkThreads()
+
+    # -- life --------------------------------------------------------------------------------
+
+    async def start(self, prepare: Callable[[], None] = lambda: None) -> None:
+        """Start the engine, meanwhile ``prepare`` and load the tokenizers. ModelError when either can't be."""
+
+        def load() -> None:
+            prepare()
+            self._tokenizers.load()
+
+        loading = asyncio.create_task(self._threads.run(load))
+        try:
+            await self.transport.start()
+        finally:
+            await loading
+        self._timeouts.start()
+
+    async def stop(self, error: EngineDown | None = None) -> None:
+        """End the engine; whatever is in flight fails, with ``error`` if given."""
+        self._timeouts.stop()
+        await self.transport.stop()
+        self._down(error or engine_down("the server is shutting down"), [])
+        self._threads.close()
+
+    def _metrics(self) -> Metrics:
+        from .metrics import Metrics
+
+        return Metrics(
+            self.status.loads, lambda: self.status.throughput, lambda name: self._first_names.get(name, name)
+        )
+
+    # -- models ------------------------------------------------------------------------------
+
+    @property
+    def models(self) -> Sequence[ServedModel]:
+        ready = self.transport.ready
+        return ready.models if ready is not None else ()
+
+    def choose(self, task: str, name: str | None = None) -> ServedModel:
+        return choose_model(self.models, task, name)
+
+    def tokenizer(self, model: str) -> Tokenizer | None:
+        return self._tokenizers.get(model)  # by the name that ``choose`` gives
+
+    async def tokenize(
+        self, model: str, texts: Sequence[str], *, special: bool = True, limit: int | None = None
+    ) -> list[list[int]]:
+        tokenizer = self.tokenizer(model)
+        if tokenizer is None:
+            raise RequestError(f"The model {model!r} has no tokenizer; send token ids instead of text.")
+        return await tokenize(self, tokenizer, texts, special, limit)
+
+    async def off_loop(self, function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
+        return await self._threads.run(function, *args, size=size)
+
+    # -- requests ----------------------------------------------------------------------------
+
+    def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[Reply]:
+        self._check_up()
+        check_rids([item.rid for item in items], self._rids)
+        served = next((served for served in self.models if served.name == model), None)
+        unlucky = self._waiting.make_room(served, model, items)
+        messages = [self._message(model, task, item) for item in items]  # encode all before one is queued
+        ready = self._suspects.admit(messages, items)
+        for reply in unlucky:
+            reply.drop(displaced())
+        replies: list[EngineReply] = []
+        for item, message in zip(items, messages, strict=True):
+            reply = EngineReply(message.key, model, task, item.rid, len(item.prompt), self._drop, self.metrics)
+            self._live[message.key] = reply
+            self._rids.add(item.rid)
+            replies.append(reply)
+        self._waiting.enter(replies, max((item.priority for item in items), default=0))
+        if items and response_id.get() is None:
+            response_id.set(items[0].rid)
+        self._post(*ready)
+        return [*replies]
+
+    def abort(self, prefix: str = "", *, everything: bool = False) -> int:
+        if not prefix and not everything:
+            return 0
+        chosen = [reply for reply in self._live.values() if everything or reply.rid.startswith(prefix)]
+        for reply in chosen:
+            reply.cancel()
+        return len(chosen)
+
+    def call(self, control: str, *, model: str | None = None, **arguments: Any) -> Awaitable[Any]:
+        self._check_up()
+        call = Call(next(self._keys), control, model or "", arguments)
+        self._suspects.admit_call(call)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls[call.key] = answer
+        answer.add_done_callback(lambda _: self._calls.pop(call.key, None))
+        self._post(call)
+        return answer
+
+    def _check_up(self) -> None:
+        if not self.transport.up:
+            raise self.transport.unavailable()
+
+    def _message(self, model: str, task: str, item: Submission) -> Submit:
+        try:
+            prompt = array("i", item.prompt).tobytes()
+        except (OverflowError, TypeError):
+            raise RequestError("Token ids must be integers below 2**31.", param="input_ids") from None
+        params = Raw(msgspec.msgpack.encode(item.params))
+        return Submit(
+            key=next(self._keys),
+            model=model,
+            task=task,
+            rid=item.rid,
+            prompt=prompt,
+            params=params,
+            priority=item.priority,
+            salt=item.salt,
+            cacheable=item.cacheable,
+            second_at=item.second_at,
+        )
+
+    # -- messages ----------------------------------------------------------------------------
+
+    def _post(self, *messages: Any) -> None:
+        """Send with whatever else is posted in this turn of the event loop, as one frame."""
+        if messages and not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox += messages
+
+    def _flush(self) -> None:
+        messages, self._outbox = self._outbox, []
+        self.transport.write(messages)
+
+    def _deliver(self, message: EngineMessage) -> None:
+        if isinstance(message, Answer):
+            self._suspects.ended(message.key)
+            self._answer(message)
+        elif isinstance(message, Started | Progress):
+            if isinstance(message, Progress) and message.last:
+                self._post(*self._suspects.ended(message.key, aborted=message.aborted))
+            reply = self._live.get(message.key)
+            if reply is None:
+                return  # dropped here while the message was on its way
+            self._waiting.leave(reply)
+            if isinstance(message, Started):
+                reply.start(message, version_of(self.models, reply.model))
+                return
+            self.status.count(len(message.tokens))
+            if message.last:
+                self._forget(reply)
+            reply.update(message)
+        elif isinstance(message, Changed):
+            self._tokenizers.rename(message.models)
+            pairs = zip(message.models, self._config.models, strict=True)
+            self._first_names = {name: own.name for new, own in pairs for name in (new.name, *new.aliases)}
+
+    def _answer(self, message: Answer) -> None:
+        waiter = self._calls.get(message.key)
+        if waiter is None or waiter.done():
+            return
+        if message.error is not None:
+            waiter.set_exception(as_error(message.error))
+        else:
+            waiter.set_result(message.value)
+
+    def _drop(self, reply: EngineReply) -> None:
+        """Forget a live request here and in the engine; the reply ends itself."""
+        if reply.key in self._live:
+            self._forget(reply)
+            self._waiting.leave(reply)
+            self._suspects.dropped(reply.key)
+            self._post(Abort(reply.key))
+
+    def _forget(self, reply: EngineReply) -> None:
+        del self._live[reply.key]
+        self._rids.discard(reply.rid)
+
+    def _down(self, error: EngineDown, working_on: Iterable[int]) -> None:
+        """The engine is gone, while it worked on these keys: everything in flight fails now."""
+        refused = self._suspects.engine_died(working_on)
+        live, calls = list(self._live.values()), list(self._calls.items())
+        self._live.clear()
+        self._rids.clear()
+        self._waiting.clear()
+        self._outbox.clear()
+        for reply in live:
+            reply.fail(died_twice() if reply.key in refused else error)
+        for key, call in calls:
+            if not call.done():
+                call.set_exception(died_twice() if key in refused else error)
+                call.exception()  # its caller may be gone; that is no news

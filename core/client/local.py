@@ -1,0 +1,84 @@
+"""The transport to an engine in this process: its loop runs in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import Any
+
+from trunkline.core.config import Config
+from trunkline.core.engine.channel import LocalChannel
+from trunkline.core.engine.loop import EngineLoop
+from trunkline.core.engine.messages import Beat, Changed, EngineMessage, Stop
+from trunkline.core.engine.renew import Renewer
+from trunkline.core.engine.startup import Started
+from trunkline.core.errors import EngineDown
+from trunkline.core.host import Host
+
+from .transport import Deliver, Down
+
+log = logging.getLogger("trunkline.engine")
+
+CLOSED = "The engine is closed."
+BROKEN = "The engine broke; its log says why. Make a new one."
+
+
+class LocalTransport:
+    """See :class:`.transport.Transport`. An engine that breaks isn't started again."""
+
+    restarts = 0
+
+    def __init__(self, started: Started, config: Config, host: Host, deliver: Deliver, down: Down) -> None:
+        """``started``: models that are loaded, of this ``config``."""
+        self.ready = started.ready()
+        self.up = True
+        self.beat = Beat(0, 0.0)
+        self._why = CLOSED
+        self._deliver = deliver
+        self._down = down
+        self._clients = asyncio.get_running_loop()  # where deliver and down are called
+        self._channel = LocalChannel(self._arrived)
+        self.loop = EngineLoop(
+            started.lanes, self._channel, started.controls, Renewer(started.builds, config.settings, host)
+        )
+        self._thread = threading.Thread(target=self._run, name="trunkline-engine", daemon=True)
+
+    async def start(self) -> None:
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Return after the pass that runs."""
+        self._channel.post(Stop())
+        await self._clients.run_in_executor(None, self._thread.join)
+
+    def write(self, messages: list[Any]) -> None:
+        self._channel.post(*messages)
+
+    def unavailable(self) -> EngineDown:
+        return EngineDown(self._why)
+
+    def _run(self) -> None:
+        try:
+            self.loop.run()
+        except BaseException:  # a plugin may even try to exit
+            log.exception("the engine broke")
+            self._why = BROKEN
+        self._clients.call_soon_threadsafe(self._ended)
+
+    def _ended(self) -> None:
+        self.up = False
+        self._down(self.unavailable(), [])
+
+    def _arrived(self, messages: list[EngineMessage]) -> None:
+        """On the channel's thread."""
+        self._clients.call_soon_threadsafe(self._receive, messages)
+
+    def _receive(self, messages: list[EngineMessage]) -> None:
+        for message in messages:
+            if isinstance(message, Beat):
+                self.beat = message
+                continue
+            if isinstance(message, Changed):
+                self.ready = self.ready.after(message)
+            self._deliver(message)

@@ -1,0 +1,213 @@
+"""Starts the engine process, watches it, and starts it again when it dies or hangs.
+
+Signs of life: the engine sends a heartbeat every second from a thread of its own, and each tells the age
+of the running pass. Silence means a stopped or dying process, an old pass means a hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from msgspec import Struct, to_builtins
+
+from trunkline.core.config import Config
+from trunkline.core.engine.messages import Beat, Changed, EngineMessage, Failed, Loading, Ready, Stop, frame, frames
+from trunkline.core.errors import EngineDown, ModelError
+
+from .engine_process import EngineProcess
+from .replies import engine_down
+from .transport import Deliver, Down
+
+log = logging.getLogger("trunkline.supervisor")
+
+COMMAND = (sys.executable, "-m", "trunkline.core.engine.process")
+STOP_SECONDS = 5.0  # for an engine that was told to stop
+LEAVE_SECONDS = 1.0  # for one that closed its socket
+
+
+class Patience(Struct, frozen=True):
+    """Limits in seconds, and ``crashes``."""
+
+    unhealthy: float = 10.0  # silence after which health checks fail
+    silent: float = 30.0  # silence after which the engine is replaced
+    one_pass: float = 300.0  # age of a pass that counts as a hang; after a third of it health checks fail
+    starting: float = 1200.0  # silence while models are loaded, and age of work that loads other weights
+    crashes: int = 5  # so many within ``window`` end the server
+    window: float = 300.0
+    tick: float = 0.5
+
+
+class Supervisor:
+    """The transport to an engine process, which it keeps running; see :class:`.transport.Transport`."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        deliver: Deliver,
+        down: Down,
+        *,
+        command: Sequence[str] = COMMAND,
+        patience: Patience | None = None,
+    ) -> None:
+        self.ready: Ready | None = None  # the last engine's word, kept while it is replaced
+        self.up = False  # an engine is there and takes requests
+        self.restarts = 0
+        self.beat = Beat(0, 0.0)
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._config = config
+        self._deliver = deliver
+        self._down = down
+        self._command = command
+        self._patience = patience or Patience()
+        self._process: EngineProcess | None = None
+        self._silence = 0.0
+        self._failure: str | None = None
+        self._crashes: deque[float] = deque()
+        self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """An engine is up, was heard of lately, and its pass isn't suspiciously old."""
+        progressing = bool(self.beat.work) or self.beat.age < self._patience.one_pass / 3
+        return self.up and self._silence < self._patience.unhealthy and progressing
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
+
+    async def start(self) -> None:
+        """Return when the engine is ready. ModelError with its reason when it can't be."""
+        self._task = asyncio.create_task(self._run(), name="engine supervisor")
+        await self._first
+
+    async def stop(self) -> None:
+        """End the engine: politely if it listens, else not."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def write(self, messages: list[Any]) -> None:
+        """Send messages to the engine; lost when there is none."""
+        if self._process is not None and messages:
+            for data in frames(messages):
+                self._process.write(data)
+
+    def unavailable(self) -> EngineDown:
+        """What requests are told while no engine is there."""
+        return EngineDown("The engine is being started again; try again soon.")
+
+    # -- one engine after another ------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            reason = await self._one_run()
+            if not self._first.done():
+                self._first.set_exception(ModelError(reason))
+                return
+            if self._is_loop():
+                self.ended.set_result(
+                    f"The engine failed {self._patience.crashes} times within {self._patience.window:g} s, "
+                    f"the last time because {reason}."
+                )
+                return
+            self.restarts += 1
+            log.error("engine lost: %s; starting it again (restart %d)", reason, self.restarts)
+            await asyncio.sleep(min(0.5 * (len(self._crashes) - 1), 2.0))
+
+    async def _one_run(self) -> str:
+        """Run an engine to its end; why it ended."""
+        self._silence, self._failure, self.beat = 0.0, None, Beat(0, 0.0)
+        try:
+            process = await EngineProcess.spawn(self._command, {"config": self._config}, self._receive)
+        except OSError as error:
+            return f"it could not be started: {error}"
+        self._process = process
+        try:
+            reason = await self._watch(process)
+            self.up, self._process = False, None
+            self._down(
+                engine_down(reason), process.record.keys()
+            )  # before anything is waited for: clients are waiting already
+            status = await process.end(LEAVE_SECONDS if process.lost.done() else 0.0)
+            return self._failure or f"{reason} (exit status {status})"
+        except asyncio.CancelledError:
+            process.write(frame([Stop()]))
+            await process.end(STOP_SECONDS if self.up else 0.0)
+            raise
+        finally:
+            self.up, self._process = False, None
+
+    async def _watch(self, process: EngineProcess) -> str:
+        """Return the reason when the process is lost or must be replaced."""
+        tick = self._patience.tick
+        while True:
+            done, _ = await asyncio.wait({process.lost}, timeout=tick)
+            if done:
+                return self._failure or process.lost.result()
+            # Silence is counted in our own ticks: time in which the front itself was stopped
+            # says nothing about the engine.
+            self._silence += tick
+            hang = self._complaint()
+            if hang is not None:
+                return hang
+
+    def _complaint(self) -> str | None:
+        patience = self._patience
+        limit = patience.silent if self.up else patience.starting
+        if self._silence > limit:
+            return f"it was silent for {limit:g} s"
+        what, limit = ("loading weights", patience.starting) if self.beat.work else ("one pass", patience.one_pass)
+        if self.beat.age > limit:
+            return f"{what} took longer than {limit:g} s"
+        return None
+
+    def _is_loop(self) -> bool:
+        now = time.monotonic()
+        self._crashes.append(now)
+        while now - self._crashes[0] > self._patience.window:
+            self._crashes.popleft()
+        return len(self._crashes) >= self._patience.crashes
+
+    # -- messages ----------------------------------------------------------------------------
+
+    def _receive(self, messages: list[EngineMessage]) -> None:
+        self._silence = 0.0
+        for message in messages:
+            if isinstance(message, Beat):
+                if message.work and message.work != self.beat.work:
+                    log.info("engine: %s", message.work)
+                self.beat = message
+            elif isinstance(message, Ready):
+                self.ready, self.up = message, True
+                if not self._first.done():
+                    self._first.set_result(None)
+            elif isinstance(message, Changed):
+                self._change(message)
+            elif isinstance(message, Loading):
+                log.info("engine: %s", message.what)
+            elif isinstance(message, Failed):
+                self._failure = message.message
+            else:
+                self._deliver(message)
+
+    def _change(self, message: Changed) -> None:
+        """From now on, and after a restart, other weights are served."""
+        if self.ready is not None:
+            self.ready = self.ready.after(message)
+        self._config = {**self._config, "models": to_builtins(message.settings)}
+        self._deliver(message)
+
+
+def supervised(
+    config: Config, *, command: Sequence[str] = COMMAND, patience: Patience | None = None
+) -> Callable[[Deliver, Down], Supervisor]:
+    """How a :class:`.client.Client` reaches an engine process that ``command`` starts."""
+    patience = patience or Patience(one_pass=config.server.watchdog_timeout)
+    return lambda deliver, down: Supervisor(config.dump(), deliver, down, command=command, patience=patience)

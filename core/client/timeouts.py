@@ -1,0 +1,52 @@
+"""Ends requests that waited or ran for longer than the settings allow."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+from trunkline.core.config import ServerSettings
+from trunkline.core.errors import RequestError
+
+from .replies import EngineReply
+
+SWEEP_SECONDS = 0.25  # between two looks
+
+
+class Timeouts:
+    """Looks at all requests a few times a second; does nothing where the settings have no limit."""
+
+    def __init__(
+        self, limits: ServerSettings, live: Mapping[int, EngineReply], waiting: Mapping[int, EngineReply]
+    ) -> None:
+        self._limits = limits
+        self._live = live
+        self._waiting = waiting
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        if self._limits.queue_timeout or self._limits.request_timeout:
+            self._task = asyncio.create_task(self._sweep(), name="request timeouts")
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _sweep(self) -> None:
+        limits = self._limits
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            _expire(self._waiting, limits.queue_timeout, "waited in the queue", "--queue-timeout", 1.0)
+            _expire(self._live, limits.request_timeout, "ran", "--request-timeout", None)
+
+
+def _expire(
+    table: Mapping[int, EngineReply], limit: float | None, did: str, flag: str, retry_after: float | None
+) -> None:
+    if limit is None:
+        return
+    deadline = time.perf_counter() - limit
+    for reply in [reply for reply in table.values() if reply.created < deadline]:
+        message = f"The request {did} for longer than {limit:g} s ({flag})."
+        reply.drop(RequestError(message, status=503, retry_after=retry_after))

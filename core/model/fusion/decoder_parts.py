@@ -1,0 +1,167 @@
+"""The parts of a transformers decoder layer that :class:`FusedLayer` knows.
+
+Names say where to look, numbers decide: norms and activations are identified by what they
+compute, and every parameter of the layer must belong to a known part.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from trunkline.kernels.glu import ACTIVATIONS, activate
+from trunkline.kernels.linear import PackedLinear
+from trunkline.kernels.norm import rms_norm_reference
+
+from .decoder_layer import Biases, Matrices, Norm, Norms
+from .origins import Origins, origins
+
+PROBE_TOLERANCE = 1e-5
+
+
+class Mismatch(Exception):
+    """A layer isn't one that can be fused; the message is a clause that says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Maps that take the same input stand in one tuple, in the order in which they are merged."""
+
+    index: int
+    qkv: tuple[nn.Linear, ...]
+    out: nn.Linear
+    gate_up: tuple[nn.Linear, ...]  # () when ``other_mlp`` stays
+    down: nn.Linear | None
+    activation: str
+    other_mlp: nn.Module | None
+    norms: Norms
+
+    def matrices(self) -> Matrices:
+        """Merged and packed; the caller may drop the layer then."""
+        biases = self.biases()
+        return Matrices(
+            qkv=PackedLinear(merged(self.qkv), biases.qkv),
+            out=PackedLinear(self.out.weight, biases.out),
+            gate_up=PackedLinear(merged(self.gate_up), biases.gate_up) if self.gate_up else None,
+            down=PackedLinear(self.down.weight, biases.down) if self.down is not None else None,
+        )
+
+    def origins(self, layer: nn.Module, matrices: Matrices) -> Origins:
+        """Where the layer's parameters are in ``matrices``."""
+        down = () if self.down is None else (self.down,)
+        maps = ((matrices.qkv, self.qkv), (matrices.out, (self.out,)), (matrices.gate_up, self.gate_up))
+        return origins(layer, (*maps, (matrices.down, down)))
+
+    def biases(self) -> Biases:
+        return Biases(
+            qkv=merged_bias(self.qkv),
+            out=merged_bias((self.out,)),
+            gate_up=merged_bias(self.gate_up),
+            down=merged_bias(() if self.down is None else (self.down,)),
+        )
+
+
+def parts_of(layer: Any) -> Parts:
+    """The parts of a decoder layer; Mismatch when it has too few, or some that aren't known."""
+    attention, mlp = layer.self_attn, getattr(layer, "mlp", None)
+    known: list[nn.Module] = []
+    qkv = _linears(attention, ("qkv_proj",), known) or _linears(attention, ("q_proj", "k_proj", "v_proj"), known)
+    out = _linears(attention, ("o_proj",), known)
+    if not qkv or not out or mlp is None:
+        raise Mismatch("another kind of attention or MLP")
+    mlp_known: list[nn.Module] = []
+    gate_up = _linears(mlp, ("gate_up_proj",), mlp_known) or _linears(mlp, ("gate_proj", "up_proj"), mlp_known)
+    down = _linears(mlp, ("down_proj",), mlp_known)
+    activation = activation_name(getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None))
+    gated = bool(gate_up and down and activation) and covered(mlp, mlp_known)
+    norms = _norms(layer, attention, known)
+    if not covered(layer, [*known, mlp]):
+        raise Mismatch("parameters beyond those of the common decoder layer")
+    return Parts(
+        index=int(attention.layer_idx),
+        qkv=qkv,
+        out=out[0],
+        gate_up=gate_up if gated else (),
+        down=down[0] if gated else None,
+        activation=activation,
+        other_mlp=None if gated else mlp,
+        norms=norms,
+    )
+
+
+def norm_of(module: nn.Module) -> Norm | None:
+    """The RMS norm that a module computes, None when it computes something else."""
+    weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if weight is None or weight.ndim != 1 or not isinstance(eps, float) or len(list(module.parameters())) != 1:
+        return None
+    x = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0))
+    expected = copy.deepcopy(module).float()(x)
+    for candidate in (weight.float(), 1.0 + weight.float()):
+        if torch.allclose(rms_norm_reference(x, candidate, eps), expected, PROBE_TOLERANCE, PROBE_TOLERANCE):
+            return Norm(candidate.clone(), eps)
+    return None
+
+
+def _norms(layer: Any, attention: Any, known: list[nn.Module]) -> Norms:
+    def find(owner: Any, name: str) -> Norm | None:
+        module: Any = getattr(owner, name, None)
+        norm = norm_of(module) if isinstance(module, nn.Module) else None
+        if norm is not None:
+            known.append(module)
+        return norm
+
+    first, second = find(layer, "input_layernorm"), find(layer, "post_attention_layernorm")
+    before_mlp, after_mlp = find(layer, "pre_feedforward_layernorm"), find(layer, "post_feedforward_layernorm")
+    queries, keys = find(attention, "q_norm"), find(attention, "k_norm")
+    if first is None or second is None or (before_mlp is None) != (after_mlp is None):
+        raise Mismatch("norms that aren't RMS norms before attention and MLP")
+    if (queries is None) != (keys is None) or (queries and keys and queries.eps != keys.eps):
+        raise Mismatch("norms of queries and keys that differ in kind")
+    if before_mlp is None:
+        return Norms(attention=first, mlp=second, queries=queries, keys=keys)
+    return Norms(
+        attention=first, after_attention=second, mlp=before_mlp, after_mlp=after_mlp, queries=queries, keys=keys
+    )
+
+
+def _linears(owner: Any, names: tuple[str, ...], known: list[nn.Module]) -> tuple[nn.Linear, ...]:
+    """The plain linear maps of these names, () when one is missing; adds them to ``known``."""
+    found: tuple[Any, ...] = tuple(getattr(owner, name, None) for name in names)
+    if any(type(module) is not nn.Linear for module in found):
+        return ()
+    known.extend(found)
+    return found
+
+
+def activation_name(function: Any) -> str:
+    """Which activation a function is, "" for another one."""
+    if function is None:
+        return ""
+    x = torch.linspace(-6, 6, 97)
+    for name in ACTIVATIONS:
+        if torch.allclose(function(x), activate(x, name), PROBE_TOLERANCE, PROBE_TOLERANCE):
+            return name
+    return ""
+
+
+def covered(owner: nn.Module, known: list[nn.Module]) -> bool:
+    """Does every parameter of ``owner`` belong to one of the known modules?"""
+    ours = {id(parameter) for module in known for parameter in module.parameters()}
+    return all(id(parameter) in ours for parameter in owner.parameters())
+
+
+def merged(linears: tuple[nn.Linear, ...]) -> torch.Tensor:
+    return linears[0].weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])
+
+
+def merged_bias(linears: tuple[nn.Linear, ...]) -> torch.Tensor | None:
+    if all(linear.bias is None for linear in linears):
+        return None
+    biases: list[torch.Tensor] = [
+        linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias for linear in linears
+    ]
+    return torch.cat(biases)

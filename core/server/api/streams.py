@@ -1,0 +1,132 @@
+"""Event streams, waiting for replies, and clients that disconnect."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from litestar import Response
+from litestar.response.base import ASGIResponse
+from litestar.types import Receive, Scope, Send
+
+from trunkline.core.discovery import describe
+from trunkline.core.errors import RequestError
+
+from .bodies import DONE, AnyRequest, ClientGone, dialect_of, error_frame, patience_of
+from .contracts import owner_of
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ABORT_EXTENSION = "trunkline.abort"
+"""Key of ``scope["extensions"]``: a function that drops the connection without flushing it."""
+
+
+@asynccontextmanager
+async def until_gone(receive: Receive) -> AsyncGenerator[None]:
+    """Cancel the block and raise ClientGone when the client hangs up. The body must have been read."""
+    owner = asyncio.current_task()
+    assert owner is not None
+    before, gone = owner.cancelling(), False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        owner.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if gone and owner.uncancel() <= before:
+            raise ClientGone from None
+        raise
+    finally:
+        watcher.cancel()
+
+
+async def while_connected(request: AnyRequest, work: Awaitable[T]) -> T:
+    """The result of ``work``, which is cancelled (ClientGone) when the client hangs up. Read the body before."""
+    async with until_gone(request.receive):
+        return await work
+
+
+class EventStream(Response[None]):
+    """A ``text/event-stream`` response.
+
+    ``frames`` is asked for its next frame only when the socket has taken the last one, so it can
+    merge what piled up meanwhile. ``on_close`` runs exactly once, however the stream ends: all
+    frames sent, client gone, client not reading for ``--stream-timeout`` (the connection is then
+    dropped), or an error, which becomes an error frame followed by ``DONE``.
+    """
+
+    def __init__(self, frames: AsyncIterator[bytes], on_close: Callable[[], None]) -> None:
+        super().__init__(None, status_code=200)
+        self.frames = frames
+        self.on_close = on_close
+
+    def to_asgi_response(self, app: Any, request: AnyRequest, **_: Any) -> ASGIResponse:
+        """Litestar's seam; what it offers beyond the request doesn't apply to a stream."""
+        return _EventStream(self.frames, self.on_close, patience_of(request), dialect_of(request), owner_of(request))
+
+
+class _EventStream(ASGIResponse):
+    _should_set_content_length = False
+
+    def __init__(
+        self, frames: AsyncIterator[bytes], on_close: Callable[[], None], patience: float, dialect: str, owner: str
+    ) -> None:
+        super().__init__(
+            headers={
+                "content-type": "text/event-stream; charset=utf-8",
+                "cache-control": "no-cache",
+                "x-accel-buffering": "no",  # a proxy that collects frames would undo streaming
+            }
+        )
+        self.frames = frames
+        self.on_close = on_close
+        self.patience = patience
+        self.dialect = dialect
+        self.owner = owner  # whose handler made it, for the log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.start_response(send)
+            async with until_gone(receive):
+                await self._pump(send)
+        except ClientGone:
+            pass
+        except TimeoutError:
+            log.info("closed a stream that its client left unread for %g s", self.patience)
+            extensions: dict[str, Any] = scope.get("extensions") or {}
+            if ABORT_EXTENSION in extensions:
+                extensions[ABORT_EXTENSION]()
+        finally:
+            self.on_close()
+
+    async def _pump(self, send: Send) -> None:
+        try:
+            async for frame in self.frames:
+                await self._send(send, frame)
+        except RequestError as error:
+            await self._send(send, error_frame(error, self.dialect) + DONE)
+        except TimeoutError:
+            raise
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # of the plugin whose frames they are
+            log.error("a stream failed (%s): %s", self.owner, describe(error), exc_info=error)
+            await self._send(send, error_frame(RequestError("Internal Server Error", status=500), self.dialect) + DONE)
+        finally:
+            close = getattr(self.frames, "aclose", None)
+            if close is not None:
+                await close()
+        await self._send(send, b"", more=False)
+
+    async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        async with asyncio.timeout(self.patience):
+            await send({"type": "http.response.body", "body": body, "more_body": more})

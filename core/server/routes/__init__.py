@@ -1,0 +1,22 @@
+"""Core's own routes, which every server has, whatever tasks it serves; may import all of core below the app."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from litestar.handlers import HTTPRouteHandler
+
+from trunkline.core.server.info import Facts
+from trunkline.core.server.lifecycle import Lifecycle
+from trunkline.core.types import EngineClient
+
+from .admin import admin_routes
+from .health import health_routes
+from .models import model_routes
+
+
+def routes(engine: EngineClient, lifecycle: Lifecycle, facts: Facts) -> Iterator[HTTPRouteHandler]:
+    """Health, information and administration; weights, metrics and documentation have their own makers."""
+    yield from health_routes(engine, lifecycle)
+    yield from model_routes(engine, facts)
+    yield from admin_routes(engine)

@@ -1,0 +1,47 @@
+"""Values that cross the plugin boundary, one file per subject; imports only ``core.errors`` and the kernels' types.
+
+Plugins see these and :mod:`trunkline.core.hookspecs`, never the classes behind them. Heavy libraries are imported for
+type checkers only: these modules must stay cheap, because ``trunkline --help`` imports them.
+"""
+
+from __future__ import annotations
+
+from .clients import EngineClient, Reply, Submission
+from .experts import ExpertLayers, ExpertObserver, PassRow
+from .fields import INT64_MAX, INT64_MIN, CacheKey, Count, Int64, RequestId, TokenId
+from .models import Head, Model, ModelInfo, ModelSource, ServedModel, Serves, Tokenizer
+from .requests import Needs, Request
+from .settings import Settings, SettingsGroup
+from .stages import Launched, Part, PartRow, Stage, Step
+
+__all__ = [
+    "INT64_MAX",
+    "INT64_MIN",
+    "CacheKey",
+    "Count",
+    "EngineClient",
+    "ExpertLayers",
+    "ExpertObserver",
+    "Head",
+    "Int64",
+    "Launched",
+    "Model",
+    "ModelInfo",
+    "ModelSource",
+    "Needs",
+    "Part",
+    "PartRow",
+    "PassRow",
+    "Reply",
+    "Request",
+    "RequestId",
+    "ServedModel",
+    "Serves",
+    "Settings",
+    "SettingsGroup",
+    "Stage",
+    "Step",
+    "Submission",
+    "TokenId",
+    "Tokenizer",
+]

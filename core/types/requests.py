@@ -1,0 +1,66 @@
+"""One request in the engine, and what it needs from the scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+
+class Needs(Struct, frozen=True):
+    """What a request wants of the scheduler; the answer of ``Stage.admit``.
+
+    ``new_tokens`` bounds how many tokens it may add (0: it holds room for none).
+    ``rows_from`` is the first position whose hidden row the stage wants; None = the last only.
+    ``reuse_up_to`` caps how many cached prefix tokens may stand in for computing; None = all but
+    the last. ``lockstep``: its next step needs this one collected first (no running ahead).
+    """
+
+    new_tokens: Annotated[int, Meta(ge=0)] = 0
+    rows_from: Annotated[int, Meta(ge=0)] | None = None  # below the prompt's length
+    reuse_up_to: Annotated[int, Meta(ge=0)] | None = None
+    lockstep: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence in the engine. All lengths follow from ``tokens``, ``prompt_len``, ``computed``.
+
+    ``tokens`` = prompt, then output. Positions ``[0, computed)`` have keys and values in the
+    pool; a request is decoding when exactly its last token is not computed and it has output.
+    """
+
+    key: int  # unique in the engine process
+    rid: str  # the client's id
+    task: str
+    params: Any  # the stage's ``params`` struct
+    tokens: list[int]
+    prompt_len: int
+    needs: Needs = field(default_factory=Needs)
+    priority: int = 0
+    namespace: bytes = b""  # separates cache entries (model epoch, salt)
+    cacheable: bool = True  # False: neither reads nor fills the cache (health probes)
+    second_at: int | None = None  # where the second text of a pair begins: token type 1 from here on
+    alone: bool = False  # computed in forward passes of its own
+    arrived: float = 0.0  # time.monotonic()
+    started: float = 0.0  # first scheduled, 0 = never
+    computed: int = 0
+    cached: int = 0  # prompt tokens taken from the cache when first scheduled
+    state: Any = None  # the stage's own
+    schedule: Any = None  # the scheduler's own
+
+    @property
+    def output(self) -> list[int]:
+        """The tokens after the prompt."""
+        return self.tokens[self.prompt_len :]
+
+    @property
+    def output_len(self) -> int:
+        """Number of tokens after the prompt."""
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def extend_len(self) -> int:
+        """Tokens known but not yet computed."""
+        return len(self.tokens) - self.computed

@@ -1,0 +1,109 @@
+"""A task's code in the engine, and the parts of a pass that it gets."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from msgspec import Struct
+
+from trunkline.core.errors import RequestError
+
+from .requests import Needs, Request
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(slots=True)
+class PartRow:
+    """A request's share of one batch: positions ``[start, end)`` were computed in it.
+
+    The stage gets hidden rows for positions ``[first, end)`` at ``hidden[offset : offset + end - first]``.
+    ``final``: ``end`` is the last known token, so a decoding stage may produce the next one.
+    """
+
+    request: Request
+    start: int
+    end: int
+    first: int
+    offset: int
+    final: bool
+
+
+@dataclass(slots=True)
+class Part:
+    """One task's rows in a batch. A request with no wanted row is not in it."""
+
+    task: str
+    rows: list[PartRow]
+    inputs: Any = None  # whatever ``prepare`` wants to hand to ``launch``
+
+
+@dataclass(slots=True)
+class Launched:
+    """Device tensors of a part. ``next_ids`` int64 ``[len(rows)]`` feeds the next decode step."""
+
+    next_ids: torch.Tensor | None = None
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Step:
+    """One result for one request. ``finish`` (the client's finish_reason) or ``error`` ends it."""
+
+    request: Request
+    tokens: tuple[int, ...] = ()  # ids in the vocabulary; none before the whole prompt is computed
+    data: Any = None  # the stage's ``result`` struct
+    finish: dict[str, Any] | None = None  # with a "type"
+    error: RequestError | None = None
+
+
+class Stage(ABC):
+    """A task's code in the engine, one object per loaded model.
+
+    Called by the loop in this order: ``admit`` once; per batch ``prepare``, ``launch``,
+    ``collect``; ``reset`` when the request was retracted; ``release`` exactly once per
+    successful ``admit``. An exception in a per-request call ends that request only, and so does a
+    value that is not what the method should return. When five requests in a row fail so, the task
+    answers 503 until ``POST /plugins/NAME/enable`` or a restart. ``admit`` and ``collect`` hold up
+    all other requests: keep them well below 100 ms.
+    """
+
+    task: ClassVar[str]
+    decodes: ClassVar[bool] = False
+    heads: ClassVar[tuple[str, ...]] = ()  # names of the heads it calls; without them it is refused
+    params: ClassVar[type[Struct]]
+    result: ClassVar[type[Struct]]
+
+    @abstractmethod
+    def admit(self, request: Request) -> Needs:
+        """Validate and build ``request.state``. ``RequestError`` becomes the client's 4xx."""
+
+    def reset(self, request: Request) -> None:
+        """The request was retracted: drop state that will be recomputed."""
+
+    def prepare(self, part: Part) -> None:
+        """Host side, before the forward pass; may fill ``part.inputs``."""
+
+    @abstractmethod
+    def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
+        """Device side, without synchronising. ``hidden`` is ``[R, hidden_size]``, see PartRow."""
+
+    @abstractmethod
+    def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
+        """Host side. ``tensors`` is ``Launched.tensors`` on the CPU, with ``"next_ids"`` added.
+
+        A final row needs a step, and no step may follow the one with ``finish`` or ``error``; a
+        request has at most ``Needs.new_tokens`` tokens of output. Where this is broken, the
+        request fails.
+        """
+
+    @abstractmethod
+    def probe(self) -> tuple[list[int], Struct]:
+        """Prompt ids and params of the smallest request: warm-up and /health_generate."""
+
+    def release(self, request: Request) -> None:
+        """The request left the engine, whatever the reason."""

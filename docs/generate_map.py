@@ -1,0 +1,150 @@
+"""Write the parts of the documentation that come from docstrings of the source, without importing it.
+
+``python docs/generate_map.py`` rewrites the map in architecture.md (folders and files of ``core/``) and
+server_api.md (what ``trunkline.core.server.api`` offers to plugins); ``docs/generate.py`` does so, too. A test
+compares them.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+BEGIN, END = "<!-- The map is written by docs/generate_map.py. -->", "<!-- End of the map. -->"
+API = "trunkline.core.server.api"
+TOP = {
+    "core": "",
+    "kernels": "",
+    "plugins": "The tasks, one folder per plugin; each imports `core.types`, `core.errors`, `core.hookspecs`, "
+    "`core.server.api`, `kernels` and itself, never another plugin.",
+    "tests": "Folders as those of the code; `architecture/` tests the project itself, `api/` the HTTP contract on live "
+    "servers, `third_party/` plugins from outside.",
+    "examples": "A plugin that is a package of its own, and a script that makes a mixture of experts of a dense model.",
+    "benchmarks": "Measurements against other implementations, the machine's limits, and with and without a feature.",
+    "docs": "These pages; `generate.py` and `generate_map.py` write those that come from the source.",
+}
+# Groups of names by the module that defines them; what isn't here comes last, under its module's name.
+GROUPS = {
+    "Bodies, replies and errors": ("bodies", "body_limits"),
+    "Fields of bodies": ("fields",),
+    "Inputs": ("inputs", "prepare", "models", "chat_templates"),
+    "Waiting and streams": ("gather", "streams"),
+    "Schemas for `opt`": ("reply_schemas", "media_types"),
+    "Limits": ("truncate", "deadline"),
+}
+
+SERVER_API = """# What routes can use of the server
+
+`{api}` is the part of the server that plugins may import: the project's own routes are made of
+nothing else. [Plugins](plugins.md) shows it in use. A `RequestError` is an answer to the client; where a function
+raises one, the route passes it on.
+
+{groups}
+"""
+
+
+def architecture() -> str:
+    """The text of architecture.md with the map as it should be."""
+    page = (DOCS / "architecture.md").read_text()
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{source_map()}\n\n{END}{after}"
+
+
+def server_api() -> str:
+    """The text of server_api.md."""
+    found: dict[str, list[str]] = {}
+    for name, module in exports():
+        stem = module.stem
+        group = next((title for title, stems in GROUPS.items() if stem in stems), f"`{stem}`")
+        found.setdefault(group, []).append(_entry(name, module))
+    order = [*GROUPS, *sorted(found.keys() - GROUPS.keys())]
+    groups = [f"## {title}\n\n" + "\n".join(found[title]) for title in order if title in found]
+    return SERVER_API.format(api=API, groups="\n\n".join(groups))
+
+
+def source_map() -> str:
+    """Every folder in one sentence, every file of core in half a sentence."""
+    lines = ["| folder | what |", "| --- | --- |"]
+    for top, about in TOP.items():
+        lines.append(f"| `{top}/` | {about or _about(ROOT / top / '__init__.py')} |")
+        lines += [f"| `{_path(folder)}/` | {_about(folder / '__init__.py')} |" for folder in _folders(ROOT / top)]
+    core = ROOT / "core"
+    for folder in (core, *_folders(core)):
+        files = [file for file in sorted(folder.glob("*.py")) if file.name != "__init__.py"]
+        entries = [f"* `{file.name}`: {_about(file).removesuffix('.')}" for file in files]
+        lines += ["", f"**`{_path(folder)}/`**", "", *entries]
+    return "\n".join(lines)
+
+
+def exports() -> Iterator[tuple[str, Path]]:
+    """(name, the file that defines it) of all that ``core.server.api`` exports."""
+    package = ROOT / "core" / "server" / "api"
+    for node in ast.parse((package / "__init__.py").read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__":
+            parts = (node.module or "").removeprefix("trunkline.").split(".")
+            module = (package if node.level else ROOT).joinpath(*parts).with_suffix(".py")
+            yield from ((alias.name, module) for alias in node.names)
+
+
+def documentation(name: str, module: Path) -> tuple[str, str]:
+    """A module-level name as its definition shows it, and its docstring: for values, the string after it."""
+    body = ast.parse(module.read_text()).body
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
+            keyword = "async " if isinstance(node, ast.AsyncFunctionDef) else ""
+            returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+            return f"{keyword}{name}({ast.unparse(node.args)}){returns}", ast.get_docstring(node) or ""
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return name, ast.get_docstring(node) or ""
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            value = after.value if isinstance(after, ast.Expr) else None
+            return name, str(value.value) if isinstance(value, ast.Constant) else ""
+    raise LookupError(f"{name} isn't defined in {module}")
+
+
+def first_sentence(docstring: str) -> str:
+    """The first sentence of a docstring as Markdown."""
+    text = " ".join(docstring.split("\n\n")[0].split())
+    text = re.sub(r":\w+:`~?\.?([^`]+)`", r"`\1`", text.replace("``", "`"))
+    found = re.match(r".*?[.?!](?=\s|$)", text)
+    return (found.group() if found else text).removesuffix("::")
+
+
+def _entry(name: str, module: Path) -> str:
+    shown, docstring = documentation(name, module)
+    return f"* `{shown}`: {first_sentence(docstring)}"
+
+
+def _about(file: Path) -> str:
+    return first_sentence(ast.get_docstring(ast.parse(file.read_text())) or "").replace("|", "\\|")
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The packages below a folder, each before those inside it."""
+    return (
+        sorted(file.parent for file in folder.rglob("*/__init__.py"))
+        if folder.name in ("core", "kernels", "plugins")
+        else []
+    )
+
+
+def _path(folder: Path) -> str:
+    return folder.relative_to(ROOT).as_posix()
+
+
+def write() -> None:
+    """Rewrite the pages."""
+    for name, text in (("architecture.md", architecture()), ("server_api.md", server_api())):
+        (DOCS / name).write_text(text)
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,70 @@
+"""The loop of :mod:`trunkline.kernels.pool`."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from .elements import LOOPS, access, address, team_for
+from .threads import Task, float32s, int64s, thread, threads
+
+
+class Arguments:
+    """What the loop gets: addresses, sizes, strides in elements."""
+
+    x: int
+    starts: int
+    out: int
+    rows: int  # sequences
+    width: int
+    weighted: int
+    rooted: int
+
+
+def pool(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
+    """The mean, weighted mean or sum over the root of each sequence's rows of ``hidden`` [T, H] -> [R, H] float32.
+
+    ``mode`` is "mean", "weighted" or "sqrt". ValueError for a tensor that isn't contiguous or of another dtype.
+    """
+    rows, width = len(starts) - 1, hidden.shape[1]
+    out = torch.empty(rows, width)
+    _task(hidden.dtype).run(
+        team_for(hidden.numel()),
+        x=address(hidden, "hidden"),
+        starts=address(starts, "starts", torch.int64),
+        out=out.data_ptr(),
+        rows=rows,
+        width=width,
+        weighted=int(mode == "weighted"),
+        rooted=int(mode == "sqrt"),
+    )
+    return out
+
+
+@cache
+def _task(dtype: torch.dtype) -> Task:
+    read, _, size = access(dtype)
+
+    def body(a: Any) -> None:
+        starts, width = int64s(a.starts), a.width
+        part, parts = np.int64(thread()), np.int64(threads())
+        total = starts[a.rows]
+        for r in range(a.rows):
+            # Sequences are of any lengths: a thread gets those that begin in its share of all rows.
+            if starts[r] * parts // total != part:
+                continue
+            out, n = float32s(a.out + r * width * 4), starts[r + 1] - starts[r]
+            x = a.x + starts[r] * width * size
+            weights = np.float32(n * (n + 1)) * np.float32(0.5) if a.weighted != 0 else np.float32(n)
+            factor = np.float32(1) / (np.sqrt(weights) if a.rooted != 0 else weights)
+            for i in range(width):
+                out[i] = np.float32(0)
+            for t in range(n):
+                weight = factor * np.float32(t + 1 if a.weighted != 0 else 1)
+                for i in range(width):
+                    out[i] += weight * read(x + t * width * size, i)
+
+    return Task(body, Arguments, **LOOPS)

@@ -1,0 +1,1 @@
+"""SGLang's native route ``/generate``: its body, its checks, its replies."""

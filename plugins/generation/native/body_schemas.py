@@ -1,0 +1,104 @@
+"""What ``/generate`` takes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Struct
+
+from trunkline.core.server.api import (
+    Accounting,
+    Ignored,
+    MediaOption,
+    OnlyNull,
+    Placement,
+    Refused,
+    Unsupported,
+    UnsupportedMedia,
+)
+from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
+
+LogitProcessor = Annotated[
+    Any,
+    Refused(
+        "The server is not configured to enable custom logit processor. "
+        "Please set `--enable-custom-logit-processor` to enable this feature."
+    ),
+]
+ProcessorOnly = Annotated[Any, Ignored("only a custom logit processor reads it")]
+LogprobOption = Annotated[Any, Ignored("it matters only with return_logprob")]
+ExpertsOption = Annotated[Any, Ignored("it matters only with return_routed_experts")]
+
+
+class GenerateBody(Struct):
+    """``POST /generate``. Unknown top-level fields are ignored; ``sampling_params`` are checked apart."""
+
+    text: str | list[str] | None = None
+    input_ids: list[TokenId | list[TokenId]] | None = None
+    sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
+    rid: RequestId | list[RequestId] | None = None
+    stream: bool | None = False
+    model: str | None = None
+    priority: Int64 | None = None
+    extra_key: CacheKey | None = None
+    cache_salt: CacheKey | None = None
+    return_logprob: Unsupported = None
+    return_hidden_states: Unsupported = None
+    input_embeds: Unsupported = None
+    image_data: UnsupportedMedia = None
+    video_data: UnsupportedMedia = None
+    audio_data: UnsupportedMedia = None
+    lora_path: Unsupported = None
+    custom_logit_processor: LogitProcessor = None
+    session_params: Unsupported = None
+    session_id: Unsupported = None
+    return_prompt_token_ids: Unsupported = None
+    return_routed_experts: Unsupported = None
+    return_sampling_mask: Unsupported = None
+    return_indexer_topk: Unsupported = None
+    return_entropy: Unsupported = None
+    require_reasoning: Unsupported = None
+    lora_id: Unsupported = None
+    positional_embed_overrides: Unsupported = None
+    multi_item_delimiter_indices: Unsupported = None
+    max_thinking_tokens: OnlyNull = None
+    watermark: Unsupported = None
+    logprob_start_len: LogprobOption = None
+    top_logprobs_num: LogprobOption = None
+    token_ids_logprob: LogprobOption = None
+    return_text_in_logprobs: LogprobOption = None
+    return_flat_raw_top_logprobs: LogprobOption = None
+    return_flat_raw_top_logprobs_b64: LogprobOption = None
+    routed_experts_start_len: ExpertsOption = None
+    modalities: MediaOption = None
+    mm_hashes: MediaOption = None
+    mm_content_hashes: MediaOption = None
+    use_audio_in_video: MediaOption = None
+    video_config: MediaOption = None
+    images_config: MediaOption = None
+    max_dynamic_patch: MediaOption = None
+    min_dynamic_patch: MediaOption = None
+    image_max_dynamic_patch: MediaOption = None
+    video_max_dynamic_patch: MediaOption = None
+    return_bytes: MediaOption = None
+    need_wait_for_mm_inputs: MediaOption = None
+    num_items_assigned: MediaOption = None
+    encoder_urls: MediaOption = None
+    log_metrics: Accounting = None
+    no_logs: Accounting = None
+    background: Accounting = None
+    conversation_id: Accounting = None
+    custom_labels: Accounting = None
+    external_trace_header: Accounting = None
+    received_time: Accounting = None
+    data_parallel_rank: Placement = None
+    routed_dp_rank: Placement = None
+    bootstrap_host: Placement = None
+    bootstrap_port: Placement = None
+    bootstrap_room: Placement = None
+    bootstrap_pair_key: Placement = None
+    decode_tp_size: Placement = None
+    disagg_prefill_dp_rank: Placement = None
+    kv_router_hint: Placement = None
+    routing_key: Placement = None
+    http_worker_ipc: Placement = None

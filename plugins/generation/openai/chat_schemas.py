@@ -1,0 +1,204 @@
+"""What ``/v1/chat/completions`` takes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from trunkline.core.server.api import (
+    Accounting,
+    Ignored,
+    MediaOption,
+    OnlyNull,
+    Placement,
+    Refused,
+    TruncationSide,
+    Unsupported,
+    UnsupportedMedia,
+)
+from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
+from trunkline.plugins.generation.native.body_schemas import ExpertsOption, LogitProcessor, ProcessorOnly
+
+MAX_MESSAGES = 4096
+MAX_TEMPLATE_VARIABLES = 64
+
+Float = Annotated[float, Meta(ge=-1e9, le=1e9)]  # outer bounds; sampling checks give the real ones
+TemplateVariables = Annotated[dict[str, Any], Meta(max_length=MAX_TEMPLATE_VARIABLES)]
+Penalty = Annotated[Any, Refused(neutral=(0,))]
+CacheHint = Annotated[Any, Ignored("prefixes are cached without being told")]
+GuidedOption = Annotated[Any, Ignored("it matters only with guided_json and its like, which are refused")]
+ReasoningParser = Annotated[Any, Ignored("no reasoning parser is built in: what a model thinks is part of its content")]
+
+
+class StreamOptions(Struct):
+    """``continuous_usage_stats`` adds the usage so far to every chunk, as in vLLM and SGLang."""
+
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+    include_obfuscation: Annotated[Any, Ignored("chunks are never padded")] = None
+
+
+class Message(Struct):
+    """One message; ``role`` and ``content`` are checked apart. Other fields that are honoured go to the template."""
+
+    role: Any = None
+    content: Any = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    thinking: str | None = None
+    tool_calls: Unsupported = None
+    tools: Unsupported = None
+    function_call: Unsupported = None
+    audio: UnsupportedMedia = None
+    refusal: Annotated[Any, Refused("{field} is not supported; send its text as the content.")] = None
+
+
+class ChatBody(Struct):
+    """OpenAI's request, with extra fields of SGLang and vLLM. Unknown fields are ignored."""
+
+    messages: Annotated[list[Message], Meta(max_length=MAX_MESSAGES)]
+    model: str | None = None
+    max_tokens: Int64 | None = None
+    max_completion_tokens: Int64 | None = None
+    temperature: Float | None = None
+    top_p: Float | None = None
+    n: Int64 | None = None
+    seed: Int64 | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    reasoning_effort: str | None = None
+    # SGLang's and vLLM's extras
+    top_k: Int64 | None = None
+    min_p: Float | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    no_stop_trim: bool | None = None
+    rid: RequestId | None = None
+    priority: Int64 | None = None
+    cache_salt: CacheKey | None = None
+    extra_key: CacheKey | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: TemplateVariables | None = None
+    # OpenAI's, refused
+    frequency_penalty: Penalty = None
+    presence_penalty: Penalty = None
+    logit_bias: Unsupported = None
+    logprobs: Unsupported = None
+    top_logprobs: Unsupported = None
+    response_format: Annotated[Any, Refused(neutral=({"type": "text"},))] = None
+    tools: Unsupported = None
+    tool_choice: Annotated[Any, Refused(neutral=("none", "auto"))] = None
+    functions: Unsupported = None
+    function_call: Annotated[Any, Refused(neutral=("none", "auto"))] = None
+    audio: UnsupportedMedia = None
+    modalities: Annotated[Any, Refused(neutral=(["text"],))] = None
+    moderation: OnlyNull = None
+    verbosity: Annotated[Any, Refused(neutral=("medium",))] = None
+    web_search_options: OnlyNull = None
+    # SGLang's and vLLM's, refused
+    chat_template: Annotated[
+        Any, Refused("{field} can't be sent: the server takes templates from its operator only (--chat-template FILE).")
+    ] = None
+    input_ids: Annotated[Any, Refused("{field} belongs to /generate; a chat is made of messages.")] = None
+    repetition_penalty: Annotated[Any, Refused(neutral=(1,))] = None
+    min_tokens: Unsupported = None
+    regex: Unsupported = None
+    ebnf: Unsupported = None
+    stop_regex: Unsupported = None
+    json_schema: Unsupported = None
+    structural_tag: Unsupported = None
+    structured_outputs: Unsupported = None
+    guided_json: Unsupported = None
+    guided_regex: Unsupported = None
+    guided_choice: Unsupported = None
+    guided_grammar: Unsupported = None
+    reasoning: Annotated[Any, Refused("{field} is not supported; reasoning_effort and chat_template_kwargs are.")] = (
+        None
+    )
+    task: Unsupported = None
+    vllm_xargs: Unsupported = None
+    kv_transfer_params: Unsupported = None
+    ec_transfer_params: Unsupported = None
+    lora_path: Unsupported = None
+    session_params: Unsupported = None
+    session_id: Unsupported = None
+    custom_logit_processor: LogitProcessor = None
+    logits_processors: LogitProcessor = None
+    max_thinking_tokens: OnlyNull = None
+    thinking_token_budget: OnlyNull = None
+    include_reasoning: Annotated[Any, Refused(neutral=(True,), empty=False)] = None
+    return_hidden_states: Unsupported = None
+    return_routed_experts: Unsupported = None
+    return_prompt_token_ids: Unsupported = None
+    return_token_ids: Unsupported = None
+    return_meta_info: Unsupported = None
+    return_cached_tokens_details: Unsupported = None
+    return_prompt_text: Unsupported = None
+    documents: Unsupported = None
+    echo: Unsupported = None
+    add_special_tokens: Unsupported = None
+    truncate_prompt_tokens: OnlyNull = None
+    best_of: Annotated[Any, Refused(neutral=(1,))] = None
+    use_beam_search: Unsupported = None
+    include_stop_str_in_output: Annotated[Any, Refused("{field} is not supported; no_stop_trim does the same.")] = None
+    allowed_token_ids: Unsupported = None
+    bad_words: Unsupported = None
+    prompt_logprobs: OnlyNull = None
+    logprob_token_ids: Unsupported = None
+    repetition_detection: Unsupported = None
+    watermarking: Unsupported = None
+    # without an effect
+    user: Accounting = None
+    store: Accounting = None
+    metadata: Accounting = None
+    service_tier: Annotated[Any, Ignored("there is one tier")] = None
+    safety_identifier: Accounting = None
+    request_id: Annotated[Any, Ignored("rid is the request's id")] = None
+    prompt_cache_key: CacheHint = None
+    prompt_cache_retention: CacheHint = None
+    prompt_cache_options: CacheHint = None
+    prediction: Annotated[Any, Ignored("it could only make the answer come sooner")] = None
+    parallel_tool_calls: Annotated[Any, Ignored("it matters only with tools")] = None
+    separate_reasoning: ReasoningParser = None
+    stream_reasoning: ReasoningParser = None
+    spaces_between_special_tokens: Annotated[Any, Ignored("fast tokenizers put no spaces there")] = None
+    return_tokens_as_token_ids: Annotated[Any, Ignored("it matters only with logprobs")] = None
+    length_penalty: Annotated[Any, Ignored("it matters only with use_beam_search")] = None
+    custom_params: ProcessorOnly = None
+    guided_decoding_backend: GuidedOption = None
+    guided_whitespace_pattern: GuidedOption = None
+    truncation_side: TruncationSide = None
+    routed_experts_start_len: ExpertsOption = None
+    routed_experts_prompt_start: ExpertsOption = None
+    return_token_offsets: Annotated[Any, Ignored("only routes that show a prompt have it")] = None
+    stream_interval: Annotated[Any, Ignored("chunks are sent as tokens come")] = None
+    ngram_corpus_id: Annotated[Any, Ignored("it could only make the answer come sooner")] = None
+    mm_processor_kwargs: MediaOption = None
+    media_io_kwargs: MediaOption = None
+    return_mm_kwargs: MediaOption = None
+    images_config: MediaOption = None
+    max_dynamic_patch: MediaOption = None
+    min_dynamic_patch: MediaOption = None
+    use_audio_in_video: MediaOption = None
+    data_parallel_rank: Placement = None
+    routed_dp_rank: Placement = None
+    bootstrap_host: Placement = None
+    bootstrap_port: Placement = None
+    bootstrap_room: Placement = None
+    disagg_prefill_dp_rank: Placement = None
+
+
+SAMPLING = {
+    **{name: name for name in ("temperature", "top_p", "top_k", "min_p", "n", "stop", "stop_token_ids")},
+    **{name: name for name in ("ignore_eos", "skip_special_tokens", "no_stop_trim")},
+    "seed": "sampling_seed",
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",  # the newer name wins
+}
+"""Field of the body -> key of the sampling parameters."""

@@ -1,0 +1,46 @@
+"""Sampling defaults of chat: what the model's authors recommend, else OpenAI's."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trunkline.core.errors import RequestError
+from trunkline.plugins.generation.params import parse_sampling
+
+log = logging.getLogger(__name__)
+
+TEMPERATURE = 0.7  # where nobody says anything
+RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def chat_defaults(path: str, source: str) -> dict[str, Any]:
+    """Sampling parameters for the model in folder ``path``; ``source`` is the setting of that name."""
+    defaults: dict[str, Any] = {"temperature": TEMPERATURE}
+    if source == "model":
+        for key, value in _generation_config(Path(path)).items():
+            if key in RECOMMENDED and value is not None:
+                _adopt(defaults, key, value, path)
+    return defaults
+
+
+def _adopt(defaults: dict[str, Any], key: str, value: Any, path: str) -> None:
+    try:
+        parse_sampling({key: value})
+    except RequestError as error:
+        log.warning("%s/generation_config.json: %s=%r is left out: %s", path, key, value, error)
+    else:
+        defaults[key] = value
+
+
+def _generation_config(path: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode((path / "generation_config.json").read_bytes(), type=dict[str, Any])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.MsgspecError) as error:
+        log.warning("%s/generation_config.json can't be read: %s", path, error)
+        return {}

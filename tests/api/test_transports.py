@@ -1,0 +1,127 @@
+"""One client, two transports: an engine process and an engine in this process answer every task alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trunkline.core.client.client import Client
+from trunkline.core.client.engine import Engine
+from trunkline.core.client.supervisor import supervised
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api import parse_inputs
+from trunkline.core.types import EngineClient, Reply, Submission
+from trunkline.plugins.embedding import service as embedding
+from trunkline.plugins.generation import service as generation
+from trunkline.plugins.generation.native.body_schemas import GenerateBody
+from trunkline.plugins.generation.native.plan import plan
+from trunkline.plugins.moe_stats import service as moe_stats
+from trunkline.plugins.moe_stats.settings import LOOK, START, STOP
+from trunkline.plugins.rerank import service as rerank
+from trunkline.plugins.rerank.reranker import Limits
+from trunkline.plugins.reward import service as reward
+
+MODELS = ("mixtral", "bert", "bert-score", "qwen2-labels")
+SETTINGS = {
+    "random_seed": 7,
+    "matryoshka": True,
+    "embedding_truncate": "end",
+    "preferred_sampling_params": '{"top_k": 20}',
+    "max_n": 3,
+}
+LONG = "the sea and the other there " * 300
+FIELDS = (
+    "prompt_tokens", "cached_tokens", "weight_version", "tokens", "data", "finish", "error",
+)  # fmt: skip
+
+
+class Recorder:
+    """An engine client that keeps the replies of all that is submitted."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self.engine = engine
+        self.replies: list[Reply] = []
+
+    def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[Reply]:
+        replies = self.engine.submit(model, task, items)
+        self.replies += replies
+        return replies
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
+async def refusal(work: Any) -> tuple[int, str, str | None]:
+    """Status, message and field of the error that ``work`` ends with."""
+    with pytest.raises(RequestError) as caught:
+        await work
+    return caught.value.status, caught.value.message, caught.value.param
+
+
+async def ask(engine: EngineClient, settings: Any) -> dict[str, Any]:
+    """Requests of every task, one after another, so that what is cached and which rows share a pass is no race."""
+    client: Any = Recorder(engine)
+    talk = generation.Service(client, settings)
+    embed = embedding.Service(client, settings)
+    ranks = rerank.Service(client, settings)
+    score = reward.Service(client, settings)
+    experts = moe_stats.Service(client)
+    answers: dict[str, Any] = {}
+
+    async def generate(name: str, **body: Any) -> None:
+        job = await plan(talk, GenerateBody(rid=f"{name}-id", **body))
+        sequences = await talk.complete(job)
+        answers[name] = [{**sequence.record(), "meta_info": None} for sequence in sequences]
+
+    talks, _, ranker, labels = (model.name for model in client.models)
+    await experts.run(START, talks)
+    await generate("greedy", text="the sea and", sampling_params={"temperature": 0, "max_new_tokens": 6})
+    await generate("cached", text="the sea and", sampling_params={"temperature": 0, "max_new_tokens": 6})
+    await generate("drawn", text="there is", sampling_params={"max_new_tokens": 8})  # the engine's random_seed
+    await generate("samples", input_ids=[5, 6, 7], sampling_params={"n": 2, "max_new_tokens": 5})
+    answers["experts"] = await experts.run(LOOK, talks)
+    await experts.run(STOP, talks)
+    too_many = GenerateBody(text="a", sampling_params={"n": 4})
+    answers["max_n"] = await refusal(plan(talk, too_many))
+    answers["vocabulary"] = await refusal(plan(talk, GenerateBody(input_ids=[10**6])))
+    for wish in (
+        embedding.Wish(inputs=parse_inputs(["the sea"]), rid=["e-0"]),
+        embedding.Wish(inputs=parse_inputs([LONG]), rid=["e-1"]),  # cut, as the engine's settings say
+        embedding.Wish(inputs=parse_inputs(["the sea"]), rid=["e-2"], dimensions=16),  # --matryoshka
+    ):
+        embedded = await embed.embed(wish)
+        answers[f"vector {embedded.replies[0].rid}"] = [vector.tolist() for vector in embedded.vectors()]
+    reranker = ranks.reranker(ranker)
+    job = rerank.Job(queries=["sea"], documents=["the sea"], limits=Limits.of(reranker.served, None))
+    answers["rerank"] = [(one.logit, one.score) for one in await ranks.score(reranker, job, "r")]
+    scored = await score.score(parse_inputs(["the sea"]), model=labels, rid=["s"])
+    answers["reward"] = [scores.tolist() for scores in scored.scores()]
+    answers["call"] = await client.call("flush_cache", model=talks)
+    answers["replies"] = [{field: getattr(reply, field) for field in FIELDS} for reply in client.replies]
+    return answers
+
+
+@pytest.fixture
+def local(zoo: Callable[[str], Path]) -> Iterator[Engine]:
+    with Engine(*(str(zoo(name)) for name in MODELS), dtype="float32", threads=1, **SETTINGS) as engine:
+        yield engine
+
+
+async def test_both_transports_answer_alike(local: Engine) -> None:
+    ours = local.run(ask(local.client, local.config.settings))
+    remote = Client(local.config, local.host, supervised(local.config))
+    await remote.start()
+    try:
+        theirs = await ask(remote, local.config.settings)
+    finally:
+        await remote.stop()
+    assert ours.keys() == theirs.keys()
+    for name, answer in ours.items():
+        assert answer == theirs[name], name
+    assert len(ours["replies"]) > 8
+    assert ours["replies"][1]["cached_tokens"] > 0
+    assert ours["max_n"][0] == 400
+    assert len(ours["vector e-2"][0]) == 16

@@ -1,0 +1,136 @@
+"""The engine process dies, hangs, falls silent, talks nonsense: it is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trunkline.core.client.engine_process import KEEP, SPIN
+from trunkline.core.client.supervisor import Patience
+from trunkline.core.errors import EngineDown, ModelError
+from trunkline.core.types import Submission
+
+SHORT = Patience(unhealthy=0.3, silent=1.0, one_pass=5.0, tick=0.05)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("fault", ["die", "silent", "hang", "nonsense"])
+async def test_a_lost_engine_is_replaced(start: Callable[..., Any], params: Any, fault: str) -> None:
+    engine = await start(patience=SHORT)
+    pid = engine.transport.pid
+    (reply,) = engine.submit("m", "echo", [Submission(prompt=[1], params=params(queue=60), rid="r")])
+    pending = engine.call(fault)
+    with pytest.raises(EngineDown) as caught:
+        await reply.result()
+    assert caught.value.status == 503
+    assert caught.value.retry_after
+    with pytest.raises(EngineDown):
+        await pending
+    await until(lambda: engine.transport.healthy)
+    assert engine.transport.pid != pid
+    assert engine.transport.restarts == 1
+    (again,) = engine.submit("m", "echo", [Submission(prompt=[1], params=params(), rid="r")])
+    await again.result()
+
+
+@pytest.mark.field
+async def test_health_fails_before_an_old_pass_is_a_hang(start: Callable[..., Any]) -> None:
+    engine = await start(patience=Patience(one_pass=300.0, tick=0.05))
+    for age, healthy in ((99.0, True), (101.0, False), (299.0, False), (0.0, True)):
+        await engine.call("beat", age=age)
+        await until(lambda: engine.transport.healthy is healthy)  # noqa: B023
+    assert engine.transport.restarts == 0
+
+
+@pytest.mark.field
+async def test_work_that_takes_long_is_excused_until_it_ends_and_not_for_ever(start: Callable[..., Any]) -> None:
+    engine = await start(patience=Patience(one_pass=300.0, starting=1200.0, tick=0.05))
+    await engine.call("beat", age=1199.0, work="loading a checkpoint")
+    await asyncio.sleep(0.3)
+    assert engine.transport.healthy
+    await engine.call("beat", age=0.0)
+    pending = engine.call("hang")  # the same pass goes on, without announcing anything
+    with pytest.raises(EngineDown, match="one pass took longer than 300 s"):
+        await pending
+    await until(lambda: engine.transport.healthy)
+    await engine.call("beat", age=1201.0, work="loading a checkpoint")
+    await until(lambda: engine.transport.restarts == 2)
+
+
+async def test_kill_is_noticed_at_once(start: Callable[..., Any], params: Any) -> None:
+    engine = await start()
+    (reply,) = engine.submit("m", "echo", [Submission(prompt=[1], params=params(queue=60), rid="r")])
+    os.kill(engine.transport.pid, signal.SIGKILL)
+    with pytest.raises(EngineDown, match="it died"):
+        await asyncio.wait_for(reply.result(), 5)
+    assert not engine.transport.healthy
+
+
+async def test_a_stopped_engine_is_unhealthy_then_recovers(start: Callable[..., Any], params: Any) -> None:
+    engine = await start(patience=Patience(unhealthy=0.3, silent=60, tick=0.05))
+    pid = engine.transport.pid
+    os.kill(pid, signal.SIGSTOP)
+    await until(lambda: not engine.transport.healthy)
+    os.kill(pid, signal.SIGCONT)
+    await until(lambda: engine.transport.healthy)
+    assert engine.transport.restarts == 0
+    assert engine.transport.pid == pid
+
+
+async def test_a_stopped_engine_is_replaced_in_the_end(start: Callable[..., Any]) -> None:
+    engine = await start(patience=SHORT)
+    os.kill(engine.transport.pid, signal.SIGSTOP)
+    await until(lambda: engine.transport.restarts == 1)
+    await until(lambda: engine.transport.healthy)
+
+
+@pytest.mark.parametrize(("mode", "reason"), [("fails", "made of cheese"), ("dies", "exit status 3")])
+async def test_a_first_start_that_fails_says_why(start: Callable[..., Any], mode: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        await start({"model_path": "m", "revision": mode})
+
+
+async def test_a_crash_loop_ends_with_the_reason(start: Callable[..., Any], tmp_path: Path) -> None:
+    template = tmp_path / "template"
+    template.write_text("x")
+    model = {"model_path": "m", "revision": "once", "chat_template": str(template)}
+    engine = await start(model, patience=Patience(crashes=3, tick=0.05))
+    os.kill(engine.transport.pid, signal.SIGKILL)
+    reason = await asyncio.wait_for(engine.transport.ended, 30)
+    assert "failed 3 times" in reason
+    assert "exit status 4" in reason
+
+
+async def test_stop_leaves_no_process(start: Callable[..., Any]) -> None:
+    engine = await start()
+    pid = engine.transport.pid
+    await engine.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads another process's environment")
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "active"}, {"MALLOC_TRIM_THRESHOLD_": "4096"}])
+async def test_the_user_s_environment_wins(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    for name in ("OMP_WAIT_POLICY", *SPIN, *KEEP):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    engine = await start()
+    lines = Path(f"/proc/{engine.transport.pid}/environ").read_bytes().decode().split("\0")
+    seen = dict(line.split("=", 1) for line in lines if line)
+    wanted = (KEEP if "OMP_WAIT_POLICY" in given else SPIN | KEEP) | given
+    assert {name: value for name, value in seen.items() if name in SPIN | KEEP | given} == wanted

@@ -1,0 +1,161 @@
+"""An engine process that is no engine: it speaks the frames and does what requests ask of it."""
+
+# mypy: ignore-errors
+# ruff: noqa: F403, F405
+
+import os
+import socket
+import sys
+import threading
+import time
+
+import msgspec
+
+from trunkline.core.engine.channel import read_frame
+from trunkline.core.engine.messages import *
+from trunkline.core.engine.pass_record import PassRecord
+from trunkline.core.types import ModelInfo
+
+sock = socket.socket(fileno=int(sys.argv[-1]))
+lock = threading.Lock()
+first = msgspec.msgpack.decode(read_frame(sock))
+models = first["config"]["models"]
+record = PassRecord(first["record"])
+running = []
+alone = []
+beating = True
+loads = [Load(models[0]["served_model_name"] or models[0]["model_path"], 1, 2, 900, 1000)]
+age = 0.0
+work = ""
+aborted = []
+
+
+def send(*messages):
+    with lock:
+        sock.sendall(frame(list(messages)))
+
+
+def beat():
+    while beating:
+        send(Beat(0, age, loads, work))
+        time.sleep(0.05)
+
+
+def served(m):
+    info = ModelInfo(
+        path="/",
+        architecture="FakeForCausalLM",
+        model_type="fake",
+        context_length=512,
+        vocab_size=1000,
+        hidden_size=8,
+        causal=True,
+    )
+    return ServedModel(
+        name=m["served_model_name"] or m["model_path"],
+        model_path=m["model_path"],
+        tokenizer_path=m["model_path"],
+        info=info,
+        tasks={"echo": True},
+        refused={"sing": "It can not sing."},
+        max_total_tokens=m["max_total_tokens"] or 1000,
+        max_running_requests=4,
+        dtype="float32",
+        attention_backend="cpu",
+        fused="",
+    )
+
+
+def run(message):
+    """Answer with ``n`` tokens, the prompt's ids repeated, ``delay`` seconds apart."""
+    params = msgspec.msgpack.decode(message.params)
+    prompt = memoryview(message.prompt).cast("i").tolist()
+    time.sleep(params.get("queue", 0))
+    if message.key in aborted:
+        return
+    send(Started(message.key, len(prompt) - 1, 1.0))
+    if params.get("refuse"):
+        return send(Progress(message.key, [], error=(400, "refused", "text")))
+    (alone if message.alone else running).append(message.key)
+    record.note([message.key] if message.alone else running)
+    if "fatal" in params:  # dies in a pass of its own, or in one with all that run beside it
+        time.sleep(params["fatal"])
+        record.note([message.key] if message.alone else running)
+        os._exit(9)
+    n = params.get("n", 3)
+    for i in range(n):
+        time.sleep(params.get("delay", 0))
+        if message.key in aborted:
+            break
+        finish = {"type": "length", "length": n} if i == n - 1 else None
+        data = msgspec.msgpack.encode({"step": i})
+        send(Progress(message.key, [prompt[i % len(prompt)]], data=data, finish=finish, cached=len(prompt) - 1))
+    (alone if message.alone else running).remove(message.key)
+
+
+def call(message):
+    global beating, age, work
+    if message.control == "probe":
+        send(Answer(message.key, {"type": "length"}))
+    elif message.control == "flush_cache":
+        send(Answer(message.key, not busy()))
+    elif message.control == "aborted":
+        send(Answer(message.key, len(aborted)))
+    elif message.control == "die":
+        record.note([message.key])
+        os._exit(7)
+    elif message.control == "alone":
+        send(Answer(message.key, alone))
+    elif message.control == "silent":
+        beating = False
+    elif message.control == "hang":
+        age = 1000.0
+    elif message.control == "beat":
+        age, work = message.arguments["age"], message.arguments.get("work", "")
+        send(Beat(0, age, loads, work), Answer(message.key, None))
+    elif message.control == "nonsense":
+        with lock:
+            sock.sendall((5).to_bytes(4, "little") + b"abcde")
+    else:
+        send(Answer(message.key, error=(404, "no such control", None)))
+
+
+def busy():
+    return any(t.name == "work" and t.is_alive() for t in threading.enumerate())
+
+
+mode = models[0]["revision"]
+if mode == "fails":
+    send(Failed("The model is made of cheese."))
+    sys.exit(1)
+if mode == "dies":
+    os._exit(3)
+if mode == "once":
+    mark = models[0]["chat_template"] + ".mark"
+    if os.path.exists(mark):
+        os._exit(4)
+    open(mark, "w").close()
+send(Loading("warming up"))
+if mode == "slow":
+    time.sleep(600)
+send(
+    Ready(
+        [served(m) for m in models],
+        [{"model": "m", "weight_bytes": 1, "kv_bytes": 2048, "tokens": 1000}],
+        {"load": 0.1},
+    )
+)
+threading.Thread(target=beat, daemon=True).start()
+while (body := read_frame(sock)) is not None:
+    for message in front_decoder.decode(body):
+        if isinstance(message, Submit):
+            threading.Thread(target=run, args=(message,), daemon=True, name="work").start()
+        elif isinstance(message, Abort):
+            aborted.append(message.key)
+            busy_with = record.keys()
+            if message.key not in busy_with:
+                send(Progress(message.key, [], finish={"type": "abort", "message": "Aborted"}))
+        elif isinstance(message, Call):
+            call(message)
+        elif isinstance(message, Stop):
+            os._exit(0)

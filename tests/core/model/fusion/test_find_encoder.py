@@ -1,0 +1,270 @@
+"""Fused encoder layers against transformers' own, on every architecture that might be taken for a BERT."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from trunkline.core.model import attention
+from trunkline.core.model.architecture import adapt
+from trunkline.core.model.attention import ForwardContext, packed_layout
+from trunkline.core.model.fusion import encoder_layer as fused_encoder
+from trunkline.core.model.fusion.encoder_layer import EncoderWalk, FusedEncoderLayer
+from trunkline.core.model.fusion.find_decoder import FuseReport, fuse
+from trunkline.kernels.backend import choose
+from trunkline.kernels.layer_norm import layer_norm
+from trunkline.kernels.linear import PackedLinear
+
+BACKEND = choose("cpu", "cpu")
+LENGTHS = (5, 11, 1, 20)
+SIZES: dict[str, Any] = {
+    "vocab_size": 120,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 80,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertModel", {}),
+    "bert-tanh": ("BertModel", {"hidden_act": "gelu_new"}),
+    "roberta": ("RobertaModel", {"pad_token_id": 1}),
+    "xlm-roberta": ("XLMRobertaModel", {"pad_token_id": 1}),
+    "camembert": ("CamembertModel", {"pad_token_id": 1}),
+    "electra": ("ElectraModel", {"embedding_size": 48}),
+    "electra-narrow": ("ElectraModel", {"embedding_size": 24}),
+    "distilbert": ("DistilBertModel", {"dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 80}),
+    "bert-relu": ("BertModel", {"hidden_act": "relu"}),
+    "roberta-prelayernorm": ("RobertaPreLayerNormModel", {"pad_token_id": 1}),
+    "modernbert": (
+        "ModernBertModel",
+        {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2, "global_attn_every_n_layers": 2},
+    ),
+}
+FUSED = ["bert", "bert-tanh", "roberta", "xlm-roberta", "camembert", "electra", "electra-narrow", "distilbert"]
+KEPT = {"bert-relu": "another activation", "roberta-prelayernorm": "", "modernbert": "no layers to fuse found"}
+
+
+def positions(spans: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """int64 ``[T]``: each row's positions, one row after another."""
+    return torch.cat([torch.arange(start, end) for start, end in spans])
+
+
+@pytest.fixture
+def build() -> Callable[..., Any]:
+    """``build(name, dtype)``: a model of random weights with our attention, not yet fused."""
+    attention.register()
+
+    def get(name: str, dtype: torch.dtype = torch.float32) -> Any:
+        architecture, changes = CLASSES[name]
+        cls = getattr(transformers, architecture)
+        known = {key: value for key, value in SIZES.items() if name != "distilbert" or key not in _OTHER_NAMES}
+        config = cls.config_class(**{**known, **changes})
+        torch.manual_seed(3)
+        model = cls._from_config(config, attn_implementation=attention.NAME)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
+        adapt(model)
+        return model.to(dtype).eval().requires_grad_(False)
+
+    return get
+
+
+_OTHER_NAMES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+def hidden(model: Any, lengths: Sequence[int] = LENGTHS, **others: Any) -> torch.Tensor:
+    """Of whole sequences packed in one row."""
+    context = ForwardContext(packed_layout(lengths), None, BACKEND)
+    ids = (torch.arange(sum(lengths)) * 31 + 7) % model.config.vocab_size
+    given = {"input_ids": ids[None], "trunk": context, **others}
+    given["position_ids"] = positions([(0, length) for length in lengths])[None]
+    with torch.inference_mode():
+        result: torch.Tensor = model(**given).last_hidden_state[0].float()
+    return result
+
+
+def layers_of(model: Any) -> Any:
+    stack: nn.ModuleList = model.transformer.layer if hasattr(model, "transformer") else model.encoder.layer
+    return stack
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_and_the_same(name: str, build: Callable[..., Any]) -> None:
+    model = build(name)
+    before = hidden(model)
+    report = fuse(model, BACKEND)
+    assert report.sentence == "2 of 2 layers fused"
+    assert all(type(layer) is FusedEncoderLayer for layer in layers_of(model))
+    assert report.walk == (name != "electra-narrow")  # something stands between its embeddings and its layers
+    assert isinstance(model.forward, EncoderWalk) == report.walk
+    torch.testing.assert_close(hidden(model), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_and_untouched(name: str, build: Callable[..., Any]) -> None:
+    model = build(name)
+    before = hidden(model)
+    report = fuse(model, BACKEND)
+    assert not report.fused
+    assert not report.walk
+    assert KEPT[name] in report.sentence
+    assert torch.equal(hidden(model), before)
+
+
+def test_token_types_and_the_pooler_come_out_as_before(build: Callable[..., Any]) -> None:
+    model = build("bert")
+    types = torch.arange(sum(LENGTHS))[None] % 2
+    before, plain = hidden(model, token_type_ids=types), hidden(model)
+    assert not torch.allclose(before, plain, atol=1e-2)
+    with torch.inference_mode():
+        context = ForwardContext(packed_layout([6]), None, BACKEND)
+        ids = torch.arange(6)[None]
+        expected = model(input_ids=ids, position_ids=ids, trunk=context)
+        assert fuse(model, BACKEND).walk
+        torch.testing.assert_close(hidden(model, token_type_ids=types), before, rtol=1e-4, atol=1e-4)
+        result = model(input_ids=ids, position_ids=ids, trunk=context)
+    assert type(result) is type(expected)
+    torch.testing.assert_close(result.pooler_output, expected.pooler_output, rtol=1e-4, atol=1e-4)
+
+
+def test_more_tokens_than_are_done_at_once(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_encoder, "TOKENS", 8)
+    model = build("bert")
+    before = hidden(model)
+    assert fuse(model, BACKEND).walk
+    torch.testing.assert_close(hidden(model), before, rtol=1e-4, atol=1e-4)
+
+
+def test_sequences_do_not_see_each_other(build: Callable[..., Any]) -> None:
+    model = build("roberta")
+    fuse(model, BACKEND)
+    both = hidden(model, (9, 7))
+    torch.testing.assert_close(both[:9], hidden(model, (9,)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_bfloat16_is_proven_in_float32(name: str, build: Callable[..., Any]) -> None:
+    model = build(name, torch.bfloat16)
+    exact = hidden(copy.deepcopy(model).float())
+    before = hidden(model)
+    assert len(fuse(model, BACKEND).fused) == 2
+    assert (hidden(model) - exact).norm() <= 1.5 * (before - exact).norm()  # no less exact than transformers' own
+
+
+def test_padded_batches_are_refused(build: Callable[..., Any]) -> None:
+    """Fused layers would take another row of a batch, or its mask, for nothing."""
+    model = build("bert")
+    fuse(model, BACKEND)
+    ids = torch.arange(12).view(2, 6)
+    with pytest.raises(ValueError, match="packed sequences"):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    context = ForwardContext(packed_layout([6]), None, BACKEND)
+    with pytest.raises(ValueError, match="packed sequences"):
+        model(input_ids=ids, position_ids=ids % 6, trunk=context)
+
+
+def test_own_forward_still_answers_what_the_walk_does_not(build: Callable[..., Any]) -> None:
+    model = build("bert")
+    assert fuse(model, BACKEND).walk
+    plain = hidden(model, (6,))
+    with torch.inference_mode():
+        embeds = model.embeddings.word_embeddings((torch.arange(6) * 31 + 7)[None] % 120)
+        context = ForwardContext(packed_layout([6]), None, BACKEND)
+        other = model(inputs_embeds=embeds, position_ids=torch.arange(6)[None], trunk=context)
+    torch.testing.assert_close(other.last_hidden_state[0], plain, rtol=1e-5, atol=1e-5)
+
+
+def test_originals_are_freed(build: Callable[..., Any]) -> None:
+    model = build("bert")
+    originals = [weakref.ref(layer) for layer in layers_of(model)]
+    matrices = [weakref.ref(layer.output.dense.weight) for layer in layers_of(model)]
+    fuse(model, BACKEND)
+    assert all(original() is None for original in (*originals, *matrices))
+
+
+def forget_bias(layer: PackedLinear, bias: torch.Tensor | None, real: Any = PackedLinear.set_bias) -> None:
+    real(layer, None)
+
+
+def _norm_without(index: int) -> Callable[..., Any]:
+    """Layer norm that forgets one of its arguments (x, weight, bias, eps, residual, out)."""
+
+    def norm(*given: Any, real: Any = layer_norm) -> torch.Tensor:
+        x, weight, bias, eps, _, out = given
+        neutral = (x, torch.ones_like(weight), torch.zeros_like(bias), eps + 0.1, None, out)
+        result: torch.Tensor = real(*given[:index], neutral[index], *given[index + 1 :])
+        return result
+
+    return norm
+
+
+DEFECTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "another activation": lambda patch: patch.setattr(fused_encoder, "gelu", torch.tanh),
+    "no weight in norms": lambda patch: patch.setattr(fused_encoder, "layer_norm", _norm_without(1)),
+    "no bias in norms": lambda patch: patch.setattr(fused_encoder, "layer_norm", _norm_without(2)),
+    "wrong eps": lambda patch: patch.setattr(fused_encoder, "layer_norm", _norm_without(3)),
+    "no residual": lambda patch: patch.setattr(fused_encoder, "layer_norm", _norm_without(4)),
+    "biases forgotten": lambda patch: patch.setattr(PackedLinear, "set_bias", forget_bias),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_proof_catches(defect: str, build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even in a fresh checkpoint, whose norms and biases are 1 and 0."""
+    model = build("bert")
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            parameter.fill_(float(name.endswith("LayerNorm.weight")))
+    before = hidden(model)
+    with monkeypatch.context() as patch:
+        DEFECTS[defect](patch)
+        report = fuse(model, BACKEND)
+    assert not report.fused
+    assert "does more than its parts say" in report.sentence
+    torch.testing.assert_close(hidden(model), before, rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_that_scales_keeps_its_forward(build: Callable[..., Any]) -> None:
+    """The same parts, another forward: only the one layer stays, and transformers' loop with it."""
+    model = build("bert")
+    second = layers_of(model)[1]
+    plain = second.forward
+    second.forward = lambda *given, **others: plain(*given, **others) * 1.01
+    before = hidden(model)
+    report = fuse(model, BACKEND)
+    assert report.fused == [0]
+    assert list(report.kept) == [1]
+    assert not report.walk
+    torch.testing.assert_close(hidden(model), before, rtol=1e-4, atol=1e-4)
+
+
+def test_a_walk_that_differs_is_not_taken(build: Callable[..., Any]) -> None:
+    """A class that does something to the embeddings before its layers get them."""
+    model = build("bert")
+    model.encoder.register_forward_pre_hook(lambda _, given: (given[0] * 1.1, *given[1:]))
+    before = hidden(model)
+    report = fuse(model, BACKEND)
+    assert len(report.fused) == 2
+    assert not report.walk
+    torch.testing.assert_close(hidden(model), before, rtol=1e-4, atol=1e-4)
+
+
+def test_a_failing_warm_up_changes_nothing(build: Callable[..., Any]) -> None:
+    model = build("bert")
+    layers = list(layers_of(model))
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no kernel")
+
+    model.embeddings.forward = fail
+    assert fuse(model, BACKEND) == FuseReport()
+    assert all(mine is theirs for mine, theirs in zip(layers, layers_of(model), strict=True))

@@ -1,0 +1,176 @@
+"""Stop strings may be or contain special tokens: where the shown text ends, streamed in any chunks or whole."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trunkline.plugins.generation.params import Sampling
+from trunkline.plugins.generation.sequence import Sequence
+from trunkline.plugins.generation.text import shown as shown_module
+from trunkline.plugins.generation.text.shown import ShownText
+from trunkline.plugins.generation.text.stops import find_stop
+from trunkline.plugins.generation.text.stream import TextStream
+
+pytestmark = pytest.mark.field
+
+SPECIAL = ("<|im_start|>", "<|im_end|>")
+PIECES = st.lists(
+    st.sampled_from((*SPECIAL, "hello", " fox", "\n", "<|", "im", "|>", " ", "🙂", "é", "a")), max_size=12
+)
+SIZES = st.lists(st.integers(1, 6), max_size=40)
+
+
+@pytest.fixture(scope="module", params=["byte_level", "metaspace"])
+def tokenizer(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def generated(tokenizer: Any, prompt: list[int], tokens: list[int], stops: list[str]) -> tuple[list[int], str | None]:
+    """The tokens up to the one that completes a stop string, and that string: what the engine does."""
+    text = TextStream(tokenizer, prompt, skip_special_tokens=False)
+    for count, token in enumerate(tokens, 1):
+        text.push([token])
+        if found := find_stop(text.text, stops):
+            return tokens[:count], found[1]
+    return tokens, None
+
+
+def follow(
+    tokenizer: Any, prompt: list[int], tokens: list[int], sizes: list[int], stop: str | None, **options: Any
+) -> tuple[str, list[str]]:
+    """The final text, and what was shown after each chunk but the last."""
+    text = ShownText(tokenizer, prompt, **options)
+    seen, at = [], 0
+    for size in (*sizes, len(tokens)):
+        text.push(tokens[at : at + size])
+        at += size
+        if at < len(tokens):
+            seen.append(text.so_far())
+    return text.finish(stop), seen
+
+
+def visible(text: str, end: int) -> str:
+    """The characters before ``end`` that are no part of a special token."""
+    special = re.compile("|".join(map(re.escape, SPECIAL)))
+    hidden = {index for match in special.finditer(text) for index in range(*match.span())}
+    return "".join(character for index, character in enumerate(text[:end]) if index not in hidden)
+
+
+@given(pieces=PIECES, sizes=SIZES, data=st.data(), skip=st.booleans())
+def test_text_ends_where_the_stop_string_begins(
+    byte_level: Any, pieces: list[str], sizes: list[int], data: st.DataObject, skip: bool
+) -> None:
+    text = "".join(pieces)
+    stops = []
+    for _ in range(data.draw(st.integers(0, 3))):
+        start = data.draw(st.integers(0, max(0, len(text) - 1)))
+        stops.append(text[start : start + data.draw(st.integers(1, 16))])
+    stops = [stop for stop in stops if stop]
+    prompt = byte_level.encode("hi <|im_end|>", add_special_tokens=False)
+    tokens, stop = generated(byte_level, prompt, byte_level.encode(text, add_special_tokens=False), stops)
+    final, seen = follow(byte_level, prompt, tokens, sizes, stop, skip_special_tokens=skip, stops=stops)
+    end = len(text) if stop is None else text.index(stop)
+    assert final == (visible(text, end) if skip else text[:end])
+    for shorter, longer in pairwise([*seen, final]):
+        assert longer.startswith(shorter)
+
+
+@given(data=st.data(), sizes=SIZES, skip=st.booleans())
+def test_any_tokens_in_any_chunks_give_the_same_text(
+    tokenizer: Any, data: st.DataObject, sizes: list[int], skip: bool
+) -> None:
+    """Also tokens that are no text: half characters, special tokens between them."""
+    ids = st.integers(0, len(tokenizer) - 1) | st.sampled_from(tokenizer.convert_tokens_to_ids(list(SPECIAL)))
+    tokens = data.draw(st.lists(ids, max_size=40))
+    prompt = data.draw(st.lists(ids, max_size=6))
+    stops = data.draw(st.lists(st.sampled_from(("a", "h<", *SPECIAL, ">\n", "o w", "|><|")), max_size=3))
+    tokens, stop = generated(tokenizer, prompt, tokens, stops)
+    options = {"skip_special_tokens": skip, "stops": stops}
+    whole, _ = follow(tokenizer, prompt, tokens, [], stop, **options)
+    for chunks in (sizes, [1] * len(tokens)):
+        final, seen = follow(tokenizer, prompt, tokens, chunks, stop, **options)
+        assert final == whole
+        for shorter, longer in pairwise([*seen, final]):
+            assert longer.startswith(shorter)
+
+
+@given(data=st.data(), skip=st.booleans())
+def test_stop_strings_that_never_come_change_nothing(tokenizer: Any, data: st.DataObject, skip: bool) -> None:
+    tokens = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=40))
+    prompt = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=6))
+    with_stop, _ = follow(tokenizer, prompt, tokens, [], None, skip_special_tokens=skip, stops=["\0never\0"])
+    without, _ = follow(tokenizer, prompt, tokens, [], None, skip_special_tokens=skip, stops=())
+    assert with_stop == without
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "skipped", "kept"),
+    [
+        ("hello<|im_start|>", "<|im_start|>", "hello", "hello"),
+        ("a<|im_start|>hello<|im_end|>", "<|im_end|>", "ahello", "a<|im_start|>hello"),
+        ("hello<|im_end|>\n", "<|im_end|>\n", "hello", "hello"),
+        ("hello<|im_end|>", "lo<|im_end|>", "hel", "hel"),
+        ("hello<|im_end|>", "|im_end|>", "hello", "hello<"),
+    ],
+)
+def test_examples(byte_level: Any, text: str, stop: str, skipped: str, kept: str) -> None:
+    ids = byte_level.encode(text, add_special_tokens=False)
+    for skip, expected in ((True, skipped), (False, kept)):
+        tokens, matched = generated(byte_level, [], ids, [stop])
+        assert (tokens, matched) == (ids, stop)
+        final, _ = follow(byte_level, [], ids, [1] * len(ids), stop, skip_special_tokens=skip, stops=[stop])
+        assert final == expected
+
+
+def test_a_space_that_only_one_text_drops_shifts_nothing(metaspace: Any) -> None:
+    """Decoders drop the space of the first word, and only the text with special tokens has something before it."""
+    end, *hello = metaspace.convert_tokens_to_ids(["<|im_end|>", "▁hello", "▁world"])
+    for stop, text in (("world", "hello "), ("lo w", "hel"), ("hello", "")):
+        final, _ = follow(metaspace, [end], hello, [], stop, skip_special_tokens=True, stops=[stop])
+        assert final == text
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, "hello"),
+        ({"no_stop_trim": True}, "hello"),
+        ({"no_stop_trim": True, "skip_special_tokens": False}, "hello<|im_start|>"),
+        ({"skip_special_tokens": False}, "hello"),
+    ],
+)
+def test_trimming_and_special_tokens(byte_level: Any, options: dict[str, Any], text: str) -> None:
+    ids = byte_level.encode("hello<|im_start|>", add_special_tokens=False)
+    reply: Any = SimpleNamespace(tokens=ids, finish={"type": "stop", "matched": "<|im_start|>"}, error=None)
+    served: Any = None
+    sequence = Sequence(reply, [], Sampling(stop=("<|im_start|>",), **options), served, byte_level)
+    sequence.refresh()
+    assert sequence.text == text
+
+
+def test_the_property_catches_a_position_that_is_not_translated(
+    byte_level: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seeded bug: the position in the searched text is used in the shown one."""
+    ids = byte_level.encode("a<|im_start|>hello<|im_end|>", add_special_tokens=False)
+    options = {"skip_special_tokens": True, "stops": ["<|im_end|>"]}
+    assert follow(byte_level, [], ids, [], "<|im_end|>", **options)[0] == "ahello"
+    monkeypatch.setattr(shown_module.ShownText, "_before", lambda self, at: self._shown.text[: at - 13])
+    assert follow(byte_level, [], ids, [], "<|im_end|>", **options)[0] != "ahello"
+
+
+def test_endless_special_tokens_do_not_pile_up(byte_level: Any) -> None:
+    """A model that is told to ignore the end of text repeats it: each token must cost the same."""
+    (end,) = byte_level.encode("<|im_end|>", add_special_tokens=False)
+    text = TextStream(byte_level, [])
+    for _ in range(200):
+        text.push([end])
+    assert len(text._window) < 20
+    assert text.finish() == ""
