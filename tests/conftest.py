@@ -23,6 +23,7 @@ import importlib.util
 import json
 import random
 import shutil
+import signal
 import sys
 import time
 import tomllib
@@ -112,6 +113,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SUITE] = suite
     if path := os.environ.get("TRUNKLINE_SUITE_REPORT"):
         config.pluginmanager.register(SuiteReport(Path(path), suite))
+        # In a background job SIGINT is ignored, and this process would inherit that; the runner interrupts by it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 SUITE = pytest.StashKey[Suite]()
