@@ -148,7 +148,7 @@ def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, torch.Tensor]]
 
 
 @hookspec
-def trunkline_serves(model: ModelInfo) -> Serves | None:
+def trunkline_serves(model: ModelInfo, settings: Settings) -> Serves | None:
     """Whether the plugin's task can be served from a checkpoint.
 
     Engine: once for each model, before any is loaded. Update: once, with the new checkpoint::

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from trunkline.core.types import EngineClient, ExpertObserver, Model
 
 log = logging.getLogger(__name__)
+WHEN = ("default", "alone", "on_request", "no")
 T = TypeVar("T")
 
 
@@ -152,14 +153,14 @@ class Host:
             except PluginError as error:
                 log.warning("%s", error)
 
-    def serves(self, model: ModelInfo) -> dict[str, Serves]:
+    def serves(self, model: ModelInfo, settings: Settings) -> dict[str, Serves]:
         """Each task's answer to "can you serve this checkpoint?"."""
         answers: dict[str, Serves] = {}
-        for plugin, answer in self.ask("trunkline_serves", model=model):
+        for plugin, answer in self.ask("trunkline_serves", model=model, settings=settings):
             _check(plugin, "trunkline_serves", answer, Serves)
             _put(answers, answer.task, answer, plugin, "task")
-            if answer.when not in ("default", "on_request", "no"):
-                raise PluginError(plugin, f"Serves.when is {answer.when!r}, not 'default', 'on_request' or 'no'")
+            if answer.when not in WHEN:
+                raise PluginError(plugin, f"Serves.when is {answer.when!r}, not one of {', '.join(WHEN)}")
             self._owners[answer.task] = plugin
         return answers
 

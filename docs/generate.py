@@ -21,13 +21,15 @@ from trunkline.core import hookspecs
 from trunkline.core.commands import compat
 from trunkline.core.commands.flags import flags_of
 from trunkline.core.commands.plugins import NoEngine
-from trunkline.core.config import Config, ModelSettings, settings_groups
+from trunkline.core.config import Config, settings_groups
 from trunkline.core.discovery import find
 from trunkline.core.host import Host
 from trunkline.core.server.api.fields import Ignored, Refused, fields_of
 from trunkline.core.server.lifecycle import Lifecycle
 from trunkline.core.server.routes import routes
 from trunkline.core.server.routes.weights import weight_routes
+from trunkline.core.settings import ModelSettings
+from trunkline.core.types import SettingsGroup
 from trunkline.plugins.generation import params
 
 DOCS = Path(__file__).parent
@@ -111,7 +113,8 @@ without = ["moe_stats"]
 ```
 
 The same models on the command line: each is followed by its own flags, and flags before the first
-model are for all of them.
+model are for all of them. A table of a plugin that says "or per model" is for all models; its keys may
+also stand in a `[[models]]` table, and its flags after a model, for that one.
 
 ```console
 $ trunkline serve --port 8000 path/to/model --dtype float32 demo:smollm2-135m-instruct --context-length 2048
@@ -163,15 +166,15 @@ def plugins() -> str:
 def configuration() -> str:
     """The text of configuration.md: the settings of core and of the project's own plugins."""
     own = [plugin for plugin in find() if plugin.distribution == "trunkline"]
-    schemas = [("[[models]]", "models", ModelSettings)]
-    schemas += [(f"[{name}]", name, group.schema) for name, group in settings_groups(Host(own)).items()]
+    groups = [SettingsGroup("models", ModelSettings, per_model=True), *settings_groups(Host(own)).values()]
     tables = []
-    for title, name, schema in schemas:
+    for group in groups:
         rows = (
             (", ".join(f"`{flag}`" for flag in flag.names), flag.default or "", flag.help)
-            for flag in flags_of(name, schema, name)
+            for flag in flags_of(group, group.name)
         )
-        tables.append(f"## `{title}`\n\n{_table(('flag', 'default', 'meaning'), rows)}")
+        title = "`[[models]]`" if group.name == "models" else f"`[{group.name}]`" + ", or per model" * group.per_model
+        tables.append(f"## {title}\n\n{_table(('flag', 'default', 'meaning'), rows)}")
     return CONFIGURATION.format(
         tables="\n\n".join(tables), ignored=_foreign(compat.IGNORED), refused=_foreign(compat.REFUSED)
     )

@@ -15,7 +15,7 @@ from trunkline.core.config import Config
 from trunkline.core.engine.messages import Abort, Answer, Call, Changed, EngineMessage, Progress, Started, Submit
 from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.host import Host
-from trunkline.core.types import Reply, ServedModel, Submission, Tokenizer
+from trunkline.core.types import Reply, ServedModel, Settings, Submission, Tokenizer
 
 from .models import choose_model, version_of
 from .replies import EngineReply, as_error, engine_down, response_id
@@ -96,6 +96,11 @@ class Client(Generic[T]):
 
     def choose(self, task: str, name: str | None = None) -> ServedModel:
         return choose_model(self.models, task, name)
+
+    def settings(self, model: str) -> Settings:
+        pairs = zip(self.models, self._config.models, strict=True)  # updates rename models, they keep their places
+        own = next(own for served, own in pairs if model in (served.name, *served.aliases))
+        return self._config.settings_of(own)
 
     def tokenizer(self, model: str) -> Tokenizer | None:
         return self._tokenizers.get(model)  # by the name that ``choose`` gives

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from trunkline.core.config import Config, ModelSettings, settings_groups
+from trunkline.core.config import MODEL_FIELDS, Config, settings_groups
 from trunkline.core.engine.startup import build
 from trunkline.core.errors import ConfigError, EngineDown, RequestError
 from trunkline.core.host import Host
@@ -247,7 +247,7 @@ def configure(host: Host, models: tuple[str, ...], options: dict[str, Any]) -> C
     every_model: dict[str, Any] = {}
     for name, value in options.items():
         owner = next((group for group, known in groups.items() if name in known.schema.__struct_fields__), None)
-        if name in ModelSettings.__struct_fields__:
+        if name in MODEL_FIELDS or (owner is not None and groups[owner].per_model):
             every_model[name] = value
         elif owner is not None:
             tables.setdefault(owner, {})[name] = value

@@ -31,7 +31,7 @@ class LocalTransport:
 
     def __init__(self, started: Started, config: Config, host: Host, deliver: Deliver, down: Down) -> None:
         """``started``: models that are loaded, of this ``config``."""
-        self.ready = started.ready()
+        self.ready = started.ready
         self.up = True
         self.beat = Beat(0, 0.0)
         self._why = CLOSED
@@ -39,9 +39,7 @@ class LocalTransport:
         self._down = down
         self._clients = asyncio.get_running_loop()  # where deliver and down are called
         self._channel = LocalChannel(self._arrived)
-        self.loop = EngineLoop(
-            started.lanes, self._channel, started.controls, Renewer(started.builds, config.settings, host)
-        )
+        self.loop = EngineLoop(started.lanes, self._channel, started.controls, Renewer(started.lanes, config, host))
         self._thread = threading.Thread(target=self._run, name="trunkline-engine", daemon=True)
 
     async def start(self) -> None:

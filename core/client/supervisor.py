@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgspec import Struct, to_builtins
+from msgspec import Struct
 
 from trunkline.core.config import Config
 from trunkline.core.engine.messages import Beat, Changed, EngineMessage, Failed, Loading, Ready, Stop, frame, frames
@@ -201,7 +201,7 @@ class Supervisor:
         """From now on, and after a restart, other weights are served."""
         if self.ready is not None:
             self.ready = self.ready.after(message)
-        self._config = {**self._config, "models": to_builtins(message.settings)}
+        self._config = {**self._config, "models": message.settings}
         self._deliver(message)
 
 

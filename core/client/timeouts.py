@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import Mapping
 
-from trunkline.core.config import ServerSettings
 from trunkline.core.errors import RequestError
+from trunkline.core.settings import ServerSettings
 
 from .replies import EngineReply
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trunkline.core.config import Config, ModelSettings
+from trunkline.core.config import Config
 from trunkline.core.errors import ConfigError
 from trunkline.core.host import Host
 from trunkline.core.model.sources.tokenizer import token_ids
+from trunkline.core.settings import ModelSettings
 from trunkline.core.types import EngineClient, ServedModel, Tokenizer
 
 from .slices import run_in_slices

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trunkline.core.config import ServerSettings
 from trunkline.core.errors import QueueFull, RequestError
+from trunkline.core.settings import ServerSettings
 from trunkline.core.types import ServedModel, Submission
 
 from .replies import EngineReply

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
-from msgspec import Struct
 from msgspec import inspect as schema_types
+
+from trunkline.core.types import SettingsGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Flag:
     default: str | None = None  # as shown; None = nothing to show
     panel: str | None = None
     hidden: bool = False
+    per_model: bool = False  # after a model, it is for that one
 
     @property
     def parameter(self) -> inspect.Parameter:
@@ -52,9 +54,9 @@ class Flag:
         return tuple(part.strip() for text in given for part in text.split(",") if part.strip())
 
 
-def flags_of(group: str, schema: type[Struct], panel: str) -> list[Flag]:
-    """The flags of a settings struct; fields that no flag can carry (tables) are for TOML only."""
-    described = schema_types.type_info(schema)
+def flags_of(group: SettingsGroup, panel: str) -> list[Flag]:
+    """The flags of a settings group; fields that no flag can carry (tables) are for TOML only."""
+    described = schema_types.type_info(group.schema)
     assert isinstance(described, schema_types.StructType)
     flags = []
     for field in described.fields:
@@ -63,7 +65,10 @@ def flags_of(group: str, schema: type[Struct], panel: str) -> list[Flag]:
         kind = str if many else _kind(base)
         if kind is not None:
             names = (f"--{field.name.replace('_', '-')}", *aliases)
-            flags.append(Flag(group, field.name, names, kind, about, many, _shown(field.default), panel))
+            shown = _shown(field.default)
+            flags.append(
+                Flag(group.name, field.name, names, kind, about, many, shown, panel, per_model=group.per_model)
+            )
     return flags
 
 

@@ -75,7 +75,7 @@ def hook_rows(host: Host, plugin: Found) -> Iterable[tuple[str, str]]:
 
 def setting_rows(host: Host, name: str) -> Iterable[tuple[str, str, str]]:
     for plugin, group in host.ask("trunkline_settings", of=[name]):
-        for flag in flags_of(group.name, group.schema, plugin):
+        for flag in flags_of(group, plugin):
             yield " ".join(flag.names), flag.default or "", flag.help
 
 

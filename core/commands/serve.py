@@ -12,16 +12,19 @@ import msgspec
 import typer
 from typer.core import TyperCommand
 
-from trunkline.core.config import Config, ModelSettings, PluginSelection, convert, merge, read_file, settings_groups
+from trunkline.core.config import Config, convert, merge, read_file, settings_groups
 from trunkline.core.discovery import CORE
 from trunkline.core.errors import ConfigError
 from trunkline.core.host import Host
 from trunkline.core.logs import configure_logging
+from trunkline.core.settings import ModelSettings, PluginSelection
+from trunkline.core.types import SettingsGroup
 
 from . import compat
 from .flags import Flag, flags_of, signature
 
 MODEL_FLAGS = ("--model-path", "--model")
+PER_MODEL = " (after a model: that one; before the first: all)"
 SEGMENTS = "trunkline.segments"  # where the parser leaves what it found, in Context.meta
 SELECTION = (
     Flag("plugins", "plugin", ("--plugin",), str, "Load only this plugin and core's own; repeatable.", True),
@@ -92,9 +95,9 @@ def split(args: Sequence[str], valued: set[str]) -> list[list[str]]:
 
 def all_flags(host: Host) -> list[Flag]:
     """Every flag of ``serve``: models first, then core's groups, then the plugins'."""
-    flags = flags_of(CORE, ModelSettings, "Model (after a model: that one; before the first: all)")
+    flags = flags_of(SettingsGroup(CORE, ModelSettings, per_model=True), f"Model{PER_MODEL}")
     for name, group in settings_groups(host).items():
-        flags += flags_of(name, group.schema, name.replace("_", " ").capitalize())
+        flags += flags_of(group, name.replace("_", " ").capitalize() + (PER_MODEL if group.per_model else ""))
     flags += [*SELECTION, FILE, *compat.flags()]
     seen: dict[str, Flag] = {}
     for flag in flags:
@@ -142,7 +145,7 @@ def configure(segments: Sequence[Mapping[str, Any]], flags: Sequence[Flag], earl
         own: dict[str, Any] = {}
         for name, given in segment.items():
             flag = by_field[name]
-            if flag.group == CORE:
+            if flag.per_model:
                 own[name] = flag.value(given)
             elif flag.group == compat.GROUP:
                 foreign[name] = given

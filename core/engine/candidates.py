@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from trunkline.core.config import ModelSettings
 from trunkline.core.errors import ModelError
 from trunkline.core.host import Host
 from trunkline.core.model import loader
 from trunkline.core.model.sources.info import read_info
-from trunkline.core.types import ModelInfo, ModelSource
+from trunkline.core.settings import ModelSettings
+from trunkline.core.types import ModelInfo, ModelSource, Serves, Settings
 from trunkline.kernels.cpu.processor import has_bfloat16
-
-from .memory import WORTHWHILE, Demand
 
 # What a CPU does in less than a second, by dtype: bounds the default chunk.
 STEP_FLOP = {torch.bfloat16: 3e11, torch.float32: 1.5e11}
 CHUNKS = (32, 2048)  # least and most tokens of the default chunk
+OUTDONE = "The model was launched for {alone} alone; add `--task {alone},{task}` to serve {task} too."
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that is decided on but not loaded."""
+    """A model that is decided on but not loaded. ``refused``: why it doesn't serve the other tasks."""
 
-    name: str
     settings: ModelSettings
     source: ModelSource
     tokenizer_source: ModelSource
     info: ModelInfo
     tasks: list[str]
-    refused: dict[str, str]
+    refused: dict[str, Serves]
     plan: loader.ModelPlan
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
 
     @cached_property
     def pass_tokens(self) -> int | None:
@@ -41,27 +44,21 @@ class Candidate:
         return chunk_size(self.settings.chunked_prefill_size, self.plan.active_parameters, self.plan.dtype)
 
 
-def examine(settings: ModelSettings, host: Host) -> Candidate:
-    """Resolve one model and decide its tasks, without loading anything heavy."""
+def examine(settings: ModelSettings, every: Settings, host: Host) -> Candidate:
+    """Resolve one model and decide its tasks, without loading anything heavy. ``every``: what hooks get."""
     source = host.resolve_model(settings.reference)
     tokenizer_source = host.resolve_model(settings.tokenizer_path) if settings.tokenizer_path else source
     info = read_info(source, settings)
-    tasks, refused = choose_tasks(settings, info, host)
-    return Candidate(
-        name=settings.name,
-        settings=settings,
-        source=source,
-        tokenizer_source=tokenizer_source,
-        info=info,
-        tasks=tasks,
-        refused=refused,
-        plan=loader.plan(source, info, settings),
-    )
+    tasks, refused = choose_tasks(settings, info, host.serves(info, every))
+    return Candidate(settings, source, tokenizer_source, info, tasks, refused, loader.plan(source, info, settings))
 
 
-def choose_tasks(settings: ModelSettings, info: ModelInfo, host: Host) -> tuple[list[str], dict[str, str]]:
+def choose_tasks(
+    settings: ModelSettings, info: ModelInfo, answers: Mapping[str, Serves]
+) -> tuple[list[str], dict[str, Serves]]:
     """The tasks to serve: those asked for with ``--task``, else the checkpoint's defaults."""
-    answers = host.serves(info)
+    alone = [task for task, answer in answers.items() if answer.when == "alone"]
+    defaults = alone or [task for task, answer in answers.items() if answer.when == "default"]
     if settings.task:
         for task in settings.task:
             if task not in answers:
@@ -70,26 +67,18 @@ def choose_tasks(settings: ModelSettings, info: ModelInfo, host: Host) -> tuple[
                 raise ModelError(f"{settings.model_path} can't serve {task}: {answers[task].reason}")
         tasks = list(settings.task)
     else:
-        tasks = [task for task, answer in answers.items() if answer.when == "default"]
-    refused = {task: answer.reason for task, answer in answers.items() if task not in tasks}
+        tasks = defaults
+    refused = {task: answer for task, answer in answers.items() if task not in tasks}
+    for task, answer in refused.items():
+        if answer.when == "default" and alone:
+            refused[task] = Serves(task, "on_request", OUTDONE.format(task=task, alone=",".join(alone)))
     if not tasks:
-        reasons = " ".join(f"{task}: {reason}" for task, reason in refused.items() if reason)
+        reasons = " ".join(f"{task}: {answer.reason}" for task, answer in refused.items() if answer.reason)
         raise ModelError(
             f"No task can be served from {settings.model_path} ({info.architecture}). "
             f"{reasons or 'No plugin that is loaded serves any; `trunkline plugins list` shows them.'}"
         )
     return tasks, refused
-
-
-def demand(candidate: Candidate) -> Demand:
-    return Demand(
-        name=candidate.name,
-        weight_bytes=candidate.plan.weight_bytes,
-        token_bytes=candidate.plan.kv_bytes_per_token,
-        context=candidate.info.context_length,
-        tokens=candidate.settings.max_total_tokens,
-        pass_tokens=candidate.pass_tokens or WORTHWHILE * candidate.info.context_length,
-    )
 
 
 def chunk_size(asked: int | None, parameters: int, dtype: torch.dtype) -> int | None:

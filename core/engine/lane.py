@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trunkline.core.config import ModelSettings
 from trunkline.core.discovery import describe
 from trunkline.core.errors import PluginError, RequestError
+from trunkline.core.settings import ModelSettings
 from trunkline.core.types import Request, ServedModel, Step
 
 from .batch import Batch, Row, groups
+from .candidates import Candidate
 from .contracts import CheckedStage, failed_step
+from .memory import Grant
 from .messages import Load
 from .runner import Runner
 from .scheduler import Scheduler
@@ -24,9 +26,9 @@ log = logging.getLogger("trunkline.engine")
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """Everything of a lane that other weights bring with them; ``settings`` are those they were loaded with."""
+    """Everything of a lane that other weights bring with them."""
 
-    settings: ModelSettings
+    candidate: Candidate
     served: ServedModel
     model: Any
     stages: Mapping[str, CheckedStage]
@@ -38,7 +40,8 @@ class Lane:
 
     ``spent`` is the time that the lane's passes have taken by ``clock`` (seconds); the loop
     compares it between lanes to be fair. ``epoch`` counts the weights that it has had before.
-    ``note`` is told the keys of the requests of each forward pass before it runs.
+    ``note`` is told the keys of the requests of each forward pass before it runs. ``candidate`` and ``grant``
+    are what it was loaded from and its memory, which weight updates need; ``settings`` those in force.
     """
 
     def __init__(
@@ -49,7 +52,8 @@ class Lane:
         scheduler: Scheduler,
         runner: Runner,
         clock: Callable[[], float] = time.perf_counter,
-        settings: ModelSettings | None = None,
+        candidate: Candidate | None = None,
+        grant: Grant | None = None,
     ) -> None:
         self._clock = clock
         self.served = served
@@ -57,7 +61,8 @@ class Lane:
         self.stages = stages
         self.scheduler = scheduler
         self.runner = runner
-        self.settings = settings or ModelSettings(model_path=served.model_path)
+        self.candidate, self.grant = candidate, grant
+        self.settings = candidate.settings if candidate is not None else ModelSettings(model_path=served.model_path)
         self.spent = 0.0
         self.epoch = 0
         self.note: Callable[[Sequence[int]], None] = lambda keys: None
@@ -88,7 +93,8 @@ class Lane:
         """
         if not self.scheduler.flush():
             raise AssertionError(f"{self.served.name} still has requests of its old weights")
-        self.settings, self.served, self.model = new.settings, new.served, new.model
+        self.candidate, self.settings = new.candidate, new.candidate.settings
+        self.served, self.model = new.served, new.model
         self.scheduler.boundaries = new.model.length_boundaries
         self.stages, self.runner = new.stages, new.runner
         self.epoch += 1

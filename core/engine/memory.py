@@ -7,25 +7,11 @@ from dataclasses import dataclass
 
 from trunkline.core.errors import ModelError
 
+from .candidates import Candidate
+
 CPU_SHARE = 0.4  # of what is left after all weights
 CPU_LIMIT = 4 << 30  # bytes; more is rarely used by a CPU server and only slows its start
 WORTHWHILE = 16  # a pool of so many full contexts is enough for anybody
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """One model's wishes: bytes of weights, bytes of KV per token, context in tokens.
-
-    ``tokens`` is the user's ``--max-total-tokens``; None = as many as fit. A model with
-    ``token_bytes`` 0 keeps nothing between passes (encoders) and computes about ``pass_tokens`` in one.
-    """
-
-    name: str
-    weight_bytes: int
-    token_bytes: int
-    context: int
-    tokens: int | None = None
-    pass_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +21,19 @@ class Grant:
     Without a pool, slots only bound the tokens of one pass.
     """
 
-    name: str
-    weight_bytes: int
     kv_bytes: int
     slots: int
     context: int
 
 
-def plan(demands: Sequence[Demand], *, available: int, budget: int | None = None) -> list[Grant]:
+def plan(candidates: Sequence[Candidate], *, available: int, budget: int | None = None) -> list[Grant]:
     """Split the KV budget evenly over the models that use one.
 
-    ``budget`` is the user's bound in bytes; None = 40% of what the weights leave, 4 GiB at most.
-    Raises ModelError, naming the numbers, when weights don't fit, no token does, or more was asked
-    for than is free.
+    ``available`` is free memory in bytes. ``budget`` is the user's bound in bytes; None = 40% of what the
+    weights leave, 4 GiB at most. A model with ``--max-total-tokens`` gets as many slots. Raises ModelError,
+    naming the numbers, when weights don't fit, no token does, or more was asked for than is free.
     """
-    weights = sum(demand.weight_bytes for demand in demands)
+    weights = sum(one.plan.weight_bytes for one in candidates)
     if weights >= available:
         raise ModelError(
             f"The weights need {gib(weights)} but {gib(available)} of memory is free. "
@@ -57,10 +41,10 @@ def plan(demands: Sequence[Demand], *, available: int, budget: int | None = None
         )
     if budget is None:
         budget = min(int((available - weights) * CPU_SHARE), CPU_LIMIT)
-    users = [demand for demand in demands if demand.token_bytes]
-    left = budget - sum(demand.token_bytes * (demand.tokens or 0) for demand in users)
-    sharers = sum(demand.tokens is None for demand in users)
-    grants = [_grant(demand, left // max(sharers, 1)) for demand in demands]
+    users = [one for one in candidates if one.plan.kv_bytes_per_token]
+    left = budget - sum(one.plan.kv_bytes_per_token * (one.settings.max_total_tokens or 0) for one in users)
+    sharers = sum(one.settings.max_total_tokens is None for one in users)
+    grants = [_grant(one, left // max(sharers, 1)) for one in candidates]
     pools = sum(grant.kv_bytes for grant in grants)
     if weights + pools > available:
         raise ModelError(
@@ -70,21 +54,22 @@ def plan(demands: Sequence[Demand], *, available: int, budget: int | None = None
     return grants
 
 
-def _grant(demand: Demand, share: int) -> Grant:
-    if not demand.token_bytes:
-        most = demand.tokens or max(demand.pass_tokens, demand.context)  # a text is computed in one pass
-        return Grant(demand.name, demand.weight_bytes, 0, most, min(demand.context, most))
-    slots = demand.tokens
+def _grant(one: Candidate, share: int) -> Grant:
+    context, token_bytes, asked = one.info.context_length, one.plan.kv_bytes_per_token, one.settings.max_total_tokens
+    if not token_bytes:  # an encoder keeps nothing between passes
+        one_pass = one.pass_tokens or WORTHWHILE * context
+        most = asked or max(one_pass, context)  # a text is computed in one pass
+        return Grant(0, most, min(context, most))
+    slots = asked
     if slots is None:
-        slots = min(share // demand.token_bytes, WORTHWHILE * demand.context)
+        slots = min(share // token_bytes, WORTHWHILE * context)
     if slots < 1:
         raise ModelError(
-            f"No room for the KV cache of {demand.name}: a token takes {demand.token_bytes} bytes "
+            f"No room for the KV cache of {one.name}: a token takes {token_bytes} bytes "
             f"and {max(share, 0)} are left. Raise --kv-cache-bytes, lower another model's --max-total-tokens "
             "or load fewer models."
         )
-    context = min(demand.context, slots)
-    return Grant(demand.name, demand.weight_bytes, slots * demand.token_bytes, slots, context)
+    return Grant(slots * token_bytes, slots, min(context, slots))
 
 
 def gib(count: float) -> str:

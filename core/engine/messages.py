@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct, structs
 
-from trunkline.core.config import ModelSettings
 from trunkline.core.errors import RequestError
 from trunkline.core.types import ServedModel
 
@@ -77,11 +76,11 @@ class Ready(Struct, tag=True, array_like=True):
 
 
 class Changed(Struct, tag=True, array_like=True):
-    """Weights, or their label, were changed: what is served from now on, and with which settings an
-    engine must be started to serve the same."""
+    """Weights, or their label, were changed: what is served from now on, and with which ``[[models]]`` tables
+    an engine must be started to serve the same."""
 
     models: list[ServedModel]
-    settings: list[ModelSettings]
+    settings: list[dict[str, Any]]
 
 
 class Failed(Struct, tag=True, array_like=True):

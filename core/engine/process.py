@@ -54,14 +54,14 @@ def main() -> int:
             log.exception("the engine could not start")
         sock.sendall(frame([Failed(str(error) or type(error).__name__)]))
         return 1
-    sock.sendall(frame([started.ready()]))
+    sock.sendall(frame([started.ready]))
     gc.freeze()  # models and modules stay: no collection has to walk over them, nor the last one at exit
     from .loop import EngineLoop
     from .pass_record import PassRecord
     from .renew import Renewer
 
     try:
-        renewer = Renewer(started.builds, config.settings, host)
+        renewer = Renewer(started.lanes, config, host)
         record = PassRecord(orders.get("record", -1))
         EngineLoop(started.lanes, SocketChannel(sock), started.controls, renewer, record).run()
     except Exception:
@@ -91,7 +91,7 @@ def start(config: Config, host: Host, announce: Callable[[str], None]) -> Starte
     gc.enable()
     imports = time.perf_counter() - clock
     started = build(config, host, announce)
-    started.seconds = {"imports": imports, **started.seconds}
+    started.ready.seconds = {"imports": imports, **started.ready.seconds}
     return started
 
 

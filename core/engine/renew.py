@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from trunkline.core.config import EngineSettings, ModelSettings
+from trunkline.core.config import Config
 from trunkline.core.errors import ModelError, TrunklineError
 from trunkline.core.host import Host
 from trunkline.core.model import loader
 from trunkline.core.model.sources import weights
 from trunkline.core.model.sources.info import EXPERTS, read_config, read_info
+from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ModelSource
 
 from .candidates import Candidate, choose_tasks
 from .lane import Lane, Renewal
 from .machine import available_bytes
-from .memory import gib
+from .memory import Grant, gib
 from .messages import NOT_FOUND
 from .runner import Runner
-from .startup import Build, assemble
+from .startup import assemble
 from .updates import Refusal, UpdateWeights, release_memory
 
 log = logging.getLogger("trunkline.engine")
@@ -40,9 +41,9 @@ FORMATS = ("auto", "safetensors")
 class Renewer:
     """Loads; whoever calls puts the result into the lane. Whatever goes wrong, the lane isn't touched."""
 
-    def __init__(self, builds: Mapping[Lane, Build], settings: Mapping[str, Any], host: Host) -> None:
-        self._builds = builds
-        self._settings = settings
+    def __init__(self, lanes: Sequence[Lane], config: Config, host: Host) -> None:
+        self._lanes = lanes
+        self._config = config
         self._host = host
 
     def __call__(self, lane: Lane, order: UpdateWeights) -> Renewal:
@@ -61,8 +62,7 @@ class Renewer:
 
     def _source(self, order: UpdateWeights) -> ModelSource:
         """The checkpoint's folder. Refusal when there is none, or none that could be loaded."""
-        engine: EngineSettings = self._settings["engine"]
-        source = find(self._host, order.model_path, engine.allow_weights_dir)
+        source = find(self._host, order.model_path, self._config.engine.allow_weights_dir)
         if order.load_format not in (None, *FORMATS):
             raise Refusal(f"Failed to get model loader: {order.load_format}. There are: {', '.join(FORMATS)}.")
         if weights.absent(source.path):
@@ -70,15 +70,17 @@ class Renewer:
         return source
 
     def _load(self, lane: Lane, source: ModelSource, order: UpdateWeights) -> Renewal:
-        build = self._builds[lane]
-        candidate = self._examine(lane, build, source, order)
+        assert lane.candidate is not None  # start-up made it
+        assert lane.grant is not None
+        candidate = self._examine(lane, lane.candidate, lane.grant, source, order)
         needed, free = candidate.plan.weight_bytes, available_bytes()
         if needed > free:
             raise ModelError(
                 f"The new weights need {needed} bytes ({gib(needed)}) beside the old ones, "
                 f"but {free} bytes ({gib(free)}) of memory are free"
             )
-        served, model, stages = assemble(candidate, build.grant, self._settings, self._host, lane.model.tokenizer)
+        settings = self._config.settings_of(candidate.settings)
+        served, model, stages = assemble(candidate, lane.grant, settings, self._host, lane.model.tokenizer)
         served = msgspec.structs.replace(served, tokenizer_path=lane.served.tokenizer_path)
         if lost := [task for task in lane.stages if task not in model.stages]:
             raise ModelError(f"The checkpoint doesn't serve {lost[0]}: {served.refused[lost[0]]}")
@@ -90,33 +92,35 @@ class Renewer:
             raise ModelError("The checkpoint's keys and values have other shapes than the served model's")
         if model.expert_watch is not None:  # who counts goes on counting
             model.expert_watch.provided = lane.model.expert_watch.provided
-        runner = Runner(model, stages, build.pool, build.table, model.expert_watch)
-        return Renewal(candidate.settings, served, model, stages, runner)
+        runner = Runner(model, stages, lane.runner.pool, lane.runner.table, model.expert_watch)
+        return Renewal(candidate, served, model, stages, runner)
 
-    def _examine(self, lane: Lane, build: Build, source: ModelSource, order: UpdateWeights) -> Candidate:
+    def _examine(
+        self, lane: Lane, served: Candidate, grant: Grant, source: ModelSource, order: UpdateWeights
+    ) -> Candidate:
         """The checkpoint by its config. ModelError when it isn't the same model with other numbers in it."""
         own, current = self._next_settings(lane, order), lane.model.info
         check_counts(read_config(Path(source.path)), current.config)  # before any class is asked to fill it in
         info = read_info(source, own)
         if info.architecture != current.architecture:
             raise ModelError(f"The checkpoint is a {info.architecture}, the served model a {current.architecture}")
-        if info.context_length < build.grant.context:
+        if info.context_length < grant.context:
             raise ModelError(
-                f"The checkpoint was made for {info.context_length} tokens, but {build.grant.context} are served"
+                f"The checkpoint was made for {info.context_length} tokens, but {grant.context} are served"
             )
-        tasks, refused = choose_tasks(own, info, self._host)
+        tasks, refused = choose_tasks(own, info, self._host.serves(info, self._config.settings_of(own)))
         plan = loader.plan(source, info, own)
-        for name, shape in build.plan.shapes.items():
+        for name, shape in served.plan.shapes.items():
             if name in plan.shapes and plan.shapes[name] != shape:
                 raise ModelError(f"Attempted to load weight ({plan.shapes[name]}) into parameter ({shape}): {name}")
-        if different := sorted(plan.shapes.keys() ^ build.plan.shapes.keys()):
+        if different := sorted(plan.shapes.keys() ^ served.plan.shapes.keys()):
             raise ModelError(f"The checkpoint's config makes another model: {different[0]} is in one of them only")
-        return Candidate(own.name, own, source, source, info, tasks, refused, plan)
+        return Candidate(own, source, source, info, tasks, refused, plan)
 
     def _next_settings(self, lane: Lane, order: UpdateWeights) -> ModelSettings:
         """The lane's settings with the new path, which becomes its name unless another model has that."""
         old = lane.settings
-        others = (other.served for other in self._builds if other is not lane)
+        others = (other.served for other in self._lanes if other is not lane)
         taken = {name for served in others for name in (served.name, *served.aliases)}
         name = old.name if order.model_path in taken else order.model_path
         return msgspec.structs.replace(

@@ -63,8 +63,8 @@ class Runner:
     ) -> None:
         self._model = model
         self._stages = stages
-        self._pool = pool
-        self._table = table.slots
+        self.pool = pool
+        self.table = table
         self._experts = experts
 
     @torch.inference_mode()
@@ -84,7 +84,7 @@ class Runner:
         every = len(wanted) == len(ids) and wanted == list(range(len(ids)))
         chosen = None if every else torch.tensor(wanted, dtype=torch.int64, device=self._model.device)
         hidden = self._model.forward(
-            ids, positions, layout, self._pool, self._token_types(rows), chosen, self._lengths(rows)
+            ids, positions, layout, self.pool, self._token_types(rows), chosen, self._lengths(rows)
         )
         shares = torch.split(hidden, [len(some) for _, some in parts])
         launched = [
@@ -101,13 +101,13 @@ class Runner:
         for row, a, b in zip(rows, q_start, q_start[1:], strict=False):
             ids[a:b] = row.request.tokens[row.start : row.end]
             positions[a:b] = np.arange(row.start, row.end)
-            slots[a:b] = self._table[row.table_row, row.start : row.end]
+            slots[a:b] = self.table.slots[row.table_row, row.start : row.end]
         device = self._model.device
         layout = Layout(
             q_start=q_start,
             kv_len=np.fromiter((row.end for row in rows), np.int32, len(rows)),
             table_row=np.fromiter((row.table_row for row in rows), np.int32, len(rows)),
-            table=self._table,
+            table=self.table.slots,
             out_slots=torch.from_numpy(slots).to(device),
             decodes=leading_decodes(rows),
         )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from trunkline.core.cache.pool import KVPool, SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
-from trunkline.core.config import Config, ModelSettings
+from trunkline.core.config import Config
 from trunkline.core.discovery import Provided
 from trunkline.core.errors import ModelError
 from trunkline.core.host import Host
@@ -20,11 +20,12 @@ from trunkline.core.model import loader
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.sources.catalogue import cache_folder
 from trunkline.core.model.sources.tokenizer import public_path
-from trunkline.core.types import ServedModel, Stage, Tokenizer
+from trunkline.core.settings import ModelSettings
+from trunkline.core.types import ServedModel, Settings, Stage, Tokenizer
 from trunkline.kernels.backend import Backend, choose
 from trunkline.kernels.cpu import objects
 
-from .candidates import Candidate, demand, examine
+from .candidates import Candidate, examine
 from .contracts import CheckedControl, CheckedStage
 from .lane import Lane
 from .machine import available_bytes, set_threads
@@ -44,27 +45,7 @@ class Started:
 
     lanes: list[Lane]
     controls: dict[str, Callable[..., Any]]
-    plan: list[Grant]
-    seconds: dict[str, float]
-    builds: dict[Lane, Build] = field(default_factory=dict)
-
-    def ready(self) -> Ready:
-        """What the engine's clients are told of it."""
-        plan = [
-            {"model": grant.name, "weight_bytes": grant.weight_bytes, "kv_bytes": grant.kv_bytes, "tokens": grant.slots}
-            for grant in self.plan
-        ]
-        return Ready([lane.served for lane in self.lanes], plan, self.seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class Build:
-    """What a lane keeps when its weights are updated: its memory, and the shapes that go with it."""
-
-    plan: loader.ModelPlan
-    grant: Grant
-    pool: KVPool | None
-    table: SlotTable
+    ready: Ready  # what the engine's clients are told of it
 
 
 def build(config: Config, host: Host, announce: Callable[[str], None]) -> Started:
@@ -76,19 +57,14 @@ def build(config: Config, host: Host, announce: Callable[[str], None]) -> Starte
     objects.keep_in(cache_folder() / "kernels")
     set_threads(engine.threads)
     clock = time.perf_counter()
-    candidates = [examine(settings, host) for settings in config.models]
-    grants = plan(
-        [demand(candidate) for candidate in candidates],
-        available=available_bytes(),
-        budget=engine.kv_cache_bytes,
-    )
+    candidates = [examine(one, config.settings_of(one), host) for one in config.models]
+    grants = plan(candidates, available=available_bytes(), budget=engine.kv_cache_bytes)
     seconds = {"plan": time.perf_counter() - clock}
     lanes = []
-    builds = {}
     for candidate, grant in zip(candidates, grants, strict=True):
         announce(f"loading {candidate.name}")
         clock = time.perf_counter()
-        lane, builds[lane] = load(candidate, grant, config.settings, host)
+        lane = load(candidate, grant, config.settings_of(candidate.settings), host)
         seconds[f"load {candidate.name}"] = time.perf_counter() - clock
         clock = time.perf_counter()
         warm_up(lane)
@@ -97,10 +73,18 @@ def build(config: Config, host: Host, announce: Callable[[str], None]) -> Starte
     controls: dict[str, Callable[..., Any]] = {}
     for name, provided in host.controls().items():
         controls[name] = CheckedControl(name, provided)
-    return Started(lanes, controls, grants, seconds, builds)
+    return Started(lanes, controls, Ready([lane.served for lane in lanes], memory_plan(candidates, grants), seconds))
 
 
-def load(candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: Host) -> tuple[Lane, Build]:
+def memory_plan(candidates: Sequence[Candidate], grants: Sequence[Grant]) -> list[dict[str, Any]]:
+    """One row a model, as the front shows it."""
+    return [
+        {"model": one.name, "weight_bytes": one.plan.weight_bytes, "kv_bytes": grant.kv_bytes, "tokens": grant.slots}
+        for one, grant in zip(candidates, grants, strict=True)
+    ]
+
+
+def load(candidate: Candidate, grant: Grant, settings: Settings, host: Host) -> Lane:
     """Weights, heads, stages, pool and scheduler of one model."""
     if grant.context < candidate.info.context_length:
         holder = "the KV pool holds" if grant.kv_bytes else "--max-total-tokens allows"
@@ -112,12 +96,11 @@ def load(candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: 
     pool, table = memory(candidate, grant, model)
     scheduler = schedule(candidate, grant, pool, table, model.length_boundaries)
     runner = Runner(model, stages, pool, table, watch)
-    lane = Lane(served, model, stages, scheduler, runner, settings=candidate.settings)
-    return lane, Build(candidate.plan, grant, pool, table)
+    return Lane(served, model, stages, scheduler, runner, candidate=candidate, grant=grant)
 
 
 def assemble(
-    candidate: Candidate, grant: Grant, settings: Mapping[str, Any], host: Host, tokenizer: Tokenizer | None
+    candidate: Candidate, grant: Grant, settings: Settings, host: Host, tokenizer: Tokenizer | None
 ) -> tuple[ServedModel, LoadedModel, dict[str, CheckedStage]]:
     """What the front gets to know of the model, the model with its weights and heads, and its stages."""
     own = candidate.settings
@@ -145,7 +128,7 @@ def keep_stages(
 ) -> tuple[dict[str, Provided[Stage]], dict[str, str]]:
     """The active tasks' stages whose heads were proven; what falls away is refused with its reason."""
     kept: dict[str, Provided[Stage]] = {}
-    refused = dict(candidate.refused)
+    refused = {}
     for task in candidate.tasks:
         if task not in stages:
             refused[task] = f"The plugin of {task} has no stage for {candidate.info.architecture}."
@@ -158,6 +141,9 @@ def keep_stages(
             kept[task] = stages[task]
     if not kept:
         raise ModelError(f"{candidate.name} can't be served. {' '.join(refused[task] for task in candidate.tasks)}")
+    generates = any(stage.value.decodes for stage in kept.values())
+    for task, answer in candidate.refused.items():
+        refused[task] = (generates and answer.reason_beside_generation) or answer.reason
     return kept, refused
 
 

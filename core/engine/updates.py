@@ -193,7 +193,7 @@ class Updates:
         """Tell the front before anybody is answered."""
         lanes = self._loop.lanes
         self._loop.know_names()
-        changed = Changed([lane.served for lane in lanes], [lane.settings for lane in lanes])
+        changed = Changed([lane.served for lane in lanes], [lane.settings.table() for lane in lanes])
         self._loop.send([changed, self._loop.pulse()])  # whose numbers go by the models' names
 
 

@@ -37,7 +37,7 @@ from .proof import prove_attention, prove_head, shapes_of, wrong_heads
 from .refusal import BYPASSED, explained, failed_pass, reason_of
 
 if TYPE_CHECKING:
-    from trunkline.core.config import ModelSettings
+    from trunkline.core.settings import ModelSettings
     from trunkline.kernels.backend import Backend
 
 log = logging.getLogger("trunkline.model")

@@ -14,13 +14,13 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 
-from trunkline.core.config import ModelSettings
 from trunkline.core.errors import EngineDown, PluginError, RequestError
 from trunkline.core.host import Host
 from trunkline.core.server.api.body_limits import BodyLimits
 from trunkline.core.server.api.contracts import contain
 from trunkline.core.server.routes import routes
 from trunkline.core.server.routes.weights import fetch, weight_routes
+from trunkline.core.settings import ModelSettings
 from trunkline.core.types import EngineClient, ServedModel, Settings
 
 from .auth import SCOPES, Doorkeeper
@@ -51,7 +51,7 @@ def create_app(
     """
     server = settings["server"]
     lifecycle = lifecycle or Lifecycle()
-    facts = Facts(settings, models, lambda model: host.info(model, settings), status)
+    facts = Facts(settings, models, lambda model: host.info(model, engine.settings(model.name)), status)
     for model in engine.models:
         facts.model_info(model)  # so that a plugin's wrong answer shows at start
     locked = {"infer": bool(server.api_key), "admin": bool(server.api_key or server.admin_api_key)}

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.core.client.client import Client
 from trunkline.core.client.supervisor import COMMAND, Supervisor, supervised
-from trunkline.core.config import Config, ServerSettings
+from trunkline.core.config import Config
 from trunkline.core.errors import ConfigError, RequestError, TrunklineError
 from trunkline.core.guard import forbid_pickle
 from trunkline.core.host import Host
 from trunkline.core.model.sources.tokenizer import import_without_torch
+from trunkline.core.settings import ServerSettings
 
 if TYPE_CHECKING:
     import uvicorn

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from trunkline.core.config import ModelSettings
+from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ServedModel, Settings
 
 SECRETS = ("api_key", "admin_api_key")
@@ -28,7 +28,7 @@ class Facts:
         status: Callable[[ServedModel], dict[str, Any]],
     ) -> None:
         self._settings = redacted(settings)
-        self._models: dict[str, dict[str, Any]] = {model.name: msgspec.to_builtins(model) for model in models}
+        self._models = {model.name: model.table() for model in models}
         self._ask = extra
         self._extras: dict[str, tuple[ServedModel, Mapping[str, Any]]] = {}
         self._status = status

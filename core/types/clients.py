@@ -10,6 +10,7 @@ from msgspec import Struct
 from trunkline.core.errors import RequestError
 
 from .models import ServedModel, Tokenizer
+from .settings import Settings
 
 
 class Reply(Protocol):
@@ -65,6 +66,9 @@ class EngineClient(Protocol):
         ``default``, ``unknown`` and ``dummy`` count as no name. Another unknown name means the only model that
         serves the task; RequestError with their names when several do, and when the task isn't served.
         """
+
+    def settings(self, model: str) -> Settings:
+        """All settings as they hold for a model, by the name that :meth:`choose` gives."""
 
     def tokenizer(self, model: str) -> Tokenizer | None:
         """The tokenizer of a model, by the name that :meth:`choose` gives; None when it has none."""

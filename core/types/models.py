@@ -36,7 +36,6 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     causal: bool
     num_experts: int = 0  # 0 = dense
     eos_token_ids: tuple[int, ...] = ()
-    is_embedding: bool = False  # the user's --is-embedding
     score_rows: str = ""  # what the head "score" is applied to: the "first", "last" or "mean" row; "" = no such head
     config: dict[str, Any] = {}  # config.json as it stands
 
@@ -44,13 +43,16 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
 class Serves(Struct, frozen=True):
     """A task's answer to "can you serve this checkpoint?".
 
-    ``when`` is ``"default"``, ``"on_request"`` (only with ``--task``) or ``"no"``;
-    ``reason`` is the sentence that users see for the last two.
+    ``when`` is ``"default"``, ``"on_request"`` (only with ``--task``), ``"no"``, or ``"alone"``: by default,
+    and what other tasks serve by default is on request then. ``reason`` is the sentence that users see for
+    "on_request" and "no"; ``reason_beside_generation`` the one where the model has a stage that decodes,
+    if that differs.
     """
 
     task: str
     when: str
     reason: str = ""
+    reason_beside_generation: str = ""
 
 
 class ServedModel(Struct, frozen=True, kw_only=True):

@@ -13,10 +13,15 @@ class SettingsGroup(Struct, frozen=True):
 
     Every field needs a default and ``Annotated[..., Meta(description=...)]``; the flag is the
     field's name with dashes. A field name claimed by two groups stops start-up.
+
+    With ``per_model`` every model has the group for itself: its fields may stand in a ``[[models]]`` table, and
+    flags after a model are for that one. It is then in the settings that hooks about a model get, and in
+    ``engine.settings(name)``.
     """
 
     name: str
     schema: type[Struct]
+    per_model: bool = False
 
 
 Settings = Mapping[str, Any]

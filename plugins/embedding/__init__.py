@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @hookimpl
 def trunkline_settings() -> SettingsGroup:
-    return SettingsGroup(GROUP, EmbeddingSettings)
+    return SettingsGroup(GROUP, EmbeddingSettings, per_model=True)
 
 
 @hookimpl
-def trunkline_serves(model: ModelInfo) -> Serves:
+def trunkline_serves(model: ModelInfo, settings: Settings) -> Serves:
     from .recipe import serves
 
-    return serves(model)
+    return serves(model, settings[GROUP])
 
 
 @hookimpl

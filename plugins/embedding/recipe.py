@@ -78,18 +78,20 @@ class Recipe(Struct, frozen=True, kw_only=True):
         }
 
 
-def serves(info: ModelInfo) -> Serves:
+def serves(info: ModelInfo, settings: EmbeddingSettings) -> Serves:
     """Whether a checkpoint can be embedded with, and whether it is by default."""
     name = info.architecture
     if name.endswith(("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "RewardModel")):
         reason = f"{name} gives labels or scores, not embeddings: see /classify and /v1/rerank, or serve another model."
         return Serves(TASK, "no", reason)
     try:
-        read_recipe(info, EmbeddingSettings())
+        read_recipe(info, settings)
     except ModelError as error:
         return Serves(TASK, "no", str(error))
     headless = name.endswith("Model") and not name.endswith("LMHeadModel")
-    if headless or not info.causal or info.is_embedding or (Path(info.path) / "modules.json").is_file():
+    if settings.is_embedding and info.causal:
+        return Serves(TASK, "alone")
+    if headless or not info.causal or (Path(info.path) / "modules.json").is_file():
         return Serves(TASK, "default")
     return Serves(TASK, "on_request", f"{NOT_EMBEDDING_MODEL} (`--task generation,embedding` serves both.)")
 

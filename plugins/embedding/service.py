@@ -83,23 +83,27 @@ class Service:
 
     def __init__(self, engine: EngineClient, settings: Settings) -> None:
         self.engine = engine
-        self._settings: EmbeddingSettings = settings[GROUP]
         self._max_batch: int = settings["server"].max_batch_size
-        self.recipes = PerModel(lambda served: read_recipe(served.info, self._settings))
+        self.recipes = PerModel(lambda served: read_recipe(served.info, self._settings(served)))
+
+    def _settings(self, served: ServedModel) -> EmbeddingSettings:
+        settings: EmbeddingSettings = self.engine.settings(served.name)[GROUP]
+        return settings
 
     async def embed(self, wish: Wish) -> Embedded:
         """Compute. RequestError for whatever is wrong with the request; then nothing was computed."""
         served = self.engine.choose(TASK, wish.model)
+        settings = self._settings(served)
         recipe = self.recipes.get(served)
         inputs, single = wish.inputs, wish.inputs.single
         check_batch(len(inputs), self._max_batch, inputs.field)
         check_dimensions(wish.dimensions, recipe)
         prompt = choose_prompt(recipe, wish.prompt, wish.prompt_name) if inputs.texts else ""
-        truncate = self._settings.embedding_truncate if wish.truncate is None else wish.truncate
+        truncate = settings.embedding_truncate if wish.truncate is None else wish.truncate
         rids = assign_rids(wish.rid, len(inputs), single=single, number=False)
         if wish.guard_ids:
             check_ids(inputs, served)
-            if self._settings.embedding_ids == "check":
+            if settings.embedding_ids == "check":
                 check_special_tokens(inputs, self.engine.tokenizer(served.name))
         keep = await self._prompt_tokens(served, recipe, prompt, truncate)
         dress = dresser(self.engine.tokenizer(served.name), recipe, prompt)

@@ -13,6 +13,9 @@ GROUP = "embedding"
 class EmbeddingSettings(Struct, frozen=True):
     """Every field is a flag: ``embedding_truncate`` is ``--embedding-truncate``."""
 
+    is_embedding: Annotated[
+        bool, Meta(description="Serve vectors from a causal model, and nothing else by default.")
+    ] = False
     pooling: Annotated[
         Literal["auto", "cls", "mean", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"],
         Meta(description="Pooling of models without modules.json; auto: last token if causal, else the first."),

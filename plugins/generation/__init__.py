@@ -22,16 +22,13 @@ if TYPE_CHECKING:
 
 @hookimpl
 def trunkline_settings() -> SettingsGroup:
-    return SettingsGroup(GROUP, GenerationSettings)
+    return SettingsGroup(GROUP, GenerationSettings, per_model=True)
 
 
 @hookimpl
 def trunkline_serves(model: ModelInfo) -> Serves:
     if not (model.causal and model.architecture.endswith(("ForCausalLM", "LMHeadModel"))):
         return Serves(TASK, "no", f"{model.architecture} has no language model head; serve a …ForCausalLM checkpoint.")
-    if model.is_embedding:
-        reason = "The model was launched with `--is-embedding`; add `--task generation` to generate with it too."
-        return Serves(TASK, "on_request", reason)
     if (Path(model.path) / "modules.json").is_file():
         reason = "The folder is a sentence-transformers model; add `--task generation` to generate with it (too)."
         return Serves(TASK, "on_request", reason)
@@ -57,8 +54,12 @@ def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
 
 @hookimpl
 def trunkline_info(model: ServedModel, settings: Settings) -> dict[str, Any]:
+    from .service import read_preferred
+
     limit = {"max_req_input_len": input_limit(model)} if TASK in model.tasks else {}
-    return {"preferred_sampling_params": settings[GROUP].preferred_sampling_params, **limit}
+    preferred = settings[GROUP].preferred_sampling_params
+    read_preferred(preferred)  # what can't be used shows at start
+    return {"preferred_sampling_params": preferred, **limit}
 
 
 @hookimpl

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from trunkline.core.errors import ConfigError, RequestError
-from trunkline.core.server.api import check_vocabulary, locate_errors, new_rid, too_long_error, wait_for_all
+from trunkline.core.server.api import PerModel, check_vocabulary, locate_errors, new_rid, too_long_error, wait_for_all
 from trunkline.core.types import INT64_MIN, EngineClient, Int64, ServedModel, Settings, Submission
 
 from .params import Sampling, parse_sampling
@@ -52,16 +52,25 @@ class Service:
 
     def __init__(self, engine: EngineClient, settings: Settings) -> None:
         self.engine = engine
-        self.settings: GenerationSettings = settings[GROUP]
-        self.preferred = read_preferred(self.settings.preferred_sampling_params)
+        self._preferred = PerModel(lambda served: read_preferred(self.settings(served).preferred_sampling_params))
         self.max_batch: int = settings["server"].max_batch_size
         self._random = random.Random(settings["engine"].random_seed)
 
-    def sampling(self, given: dict[str, Any], spelled: Mapping[str, str] | None = None) -> Sampling:
-        """Checked sampling parameters, over the server's preferred ones; ``spelled`` as in :func:`parse_sampling`."""
-        sampling = parse_sampling(given, self.preferred, spelled)
-        if sampling.n > self.settings.max_n:
-            limit = self.settings.max_n
+    def settings(self, served: ServedModel) -> GenerationSettings:
+        settings: GenerationSettings = self.engine.settings(served.name)[GROUP]
+        return settings
+
+    def preferred(self, served: ServedModel) -> dict[str, Any]:
+        """Sampling parameters that the model's requests have where they don't say otherwise."""
+        return self._preferred.get(served)
+
+    def sampling(
+        self, served: ServedModel, given: dict[str, Any], spelled: Mapping[str, str] | None = None
+    ) -> Sampling:
+        """Checked sampling parameters, over the preferred ones; ``spelled`` as in :func:`parse_sampling`."""
+        sampling = parse_sampling(given, self.preferred(served), spelled)
+        limit = self.settings(served).max_n
+        if sampling.n > limit:
             raise RequestError(f"n must be at most {limit}, got {sampling.n}; --max-n sets the limit.", param="n")
         return sampling
 

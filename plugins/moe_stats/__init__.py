@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def trunkline_settings() -> SettingsGroup:
-    return SettingsGroup(GROUP, MoeStatsSettings)
+    return SettingsGroup(GROUP, MoeStatsSettings, per_model=True)
 
 
 @hookimpl

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def trunkline_settings() -> SettingsGroup:
-    return SettingsGroup(GROUP, RerankSettings)
+    return SettingsGroup(GROUP, RerankSettings, per_model=True)
 
 
 @hookimpl

@@ -42,8 +42,8 @@ def serves(model: ModelInfo) -> Serves:
     if is_language_model(model):
         if is_reranker(model):
             return Serves(TASK, "default")
-        first = f"{name} is not a cross-encoder model." if model.is_embedding else NOT_EMBEDDING_MODEL
-        return Serves(TASK, "on_request", f"{first} {ON_REQUEST}")
+        reason, beside = f"{name} is not a cross-encoder model. {ON_REQUEST}", f"{NOT_EMBEDDING_MODEL} {ON_REQUEST}"
+        return Serves(TASK, "on_request", reason, reason_beside_generation=beside)
     if not name.endswith("ForSequenceClassification"):
         return Serves(TASK, "no", f"{name} is not a cross-encoder model: it has no score head. Try another model.")
     if (labels := label_count(model.config)) != 1:

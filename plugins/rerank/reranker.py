@@ -74,7 +74,7 @@ class Reranker:
         self.served = served
         self.tokenizer = tokenizer
         self.by_labels = is_language_model(served.info)
-        self._settings = settings
+        self.settings = settings
         self._prompter: Prompter | None = None
         self._activation: Callable[[float], float] = (
             sigmoid if self.by_labels else ACTIVATIONS[activation_name(served.info)]
@@ -89,7 +89,7 @@ class Reranker:
         return self._prompter
 
     def _make_prompter(self) -> Prompter:
-        style, template = self._settings.rerank_prompt, self.tokenizer.chat_template
+        style, template = self.settings.rerank_prompt, self.tokenizer.chat_template
         if style == "auto":
             style = "judge" if self.by_labels or template else "pair"
         if style == "pair" or not self.served.info.causal:
@@ -99,7 +99,7 @@ class Reranker:
                 f"{self.served.name} has no chat template to ask for yes or no with; give one with --chat-template, "
                 "or use `--rerank-prompt pair`."
             )
-        return JudgePrompter(self.tokenizer, self._settings.rerank_instruct)
+        return JudgePrompter(self.tokenizer, self.settings.rerank_instruct)
 
     @property
     def params(self) -> RerankParams:

@@ -72,7 +72,7 @@ def _of_v1(service: Service, request: AnyRequest, body: RerankBody) -> str:
     from_cohere = "cohere" in sdk or agent.startswith(("cohere/", "cohere-ai/"))
     if from_cohere or body.rank_fields is not None or body.max_chunks_per_doc is not None:
         return "cohere"
-    usual = service.settings.rerank_format
+    usual = service.reranker(body.model).settings.rerank_format
     return "jina" if agent.startswith("litellm/") and usual not in OBJECTS else usual
 
 

@@ -55,7 +55,6 @@ class Service:
 
     def __init__(self, engine: EngineClient, settings: Settings) -> None:
         self.engine = engine
-        self.settings: RerankSettings = settings[GROUP]
         self.max_batch: int = settings["server"].max_batch_size
         self._rerankers = PerModel(self._reranker)
 
@@ -64,7 +63,8 @@ class Service:
         return self._rerankers.get(self.engine.choose(TASK, model))
 
     def _reranker(self, served: ServedModel) -> Reranker:
-        return Reranker(served, self.engine.tokenizer(served.name), self.settings)
+        settings: RerankSettings = self.engine.settings(served.name)[GROUP]
+        return Reranker(served, self.engine.tokenizer(served.name), settings)
 
     async def score(self, reranker: Reranker, job: Job, rid: str) -> list[Scored]:
         """Score all pairs, in their order. Raises the first error; when the caller is cancelled all is."""

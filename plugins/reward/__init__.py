@@ -23,9 +23,8 @@ def trunkline_serves(model: ModelInfo) -> Serves:
     if model.score_rows:
         return Serves(TASK, "default")
     need = f"/classify needs a …ForSequenceClassification checkpoint, and {model.architecture} has no such head."
-    if model.causal and not model.is_embedding:
-        return Serves(TASK, "no", f"{NOT_EMBEDDING_MODEL} It serves /encode then; {need}")
-    return Serves(TASK, "no", f"{need} Use /encode for vectors.")
+    beside = f"{NOT_EMBEDDING_MODEL} It serves /encode then; {need}"
+    return Serves(TASK, "no", f"{need} Use /encode for vectors.", reason_beside_generation=beside)
 
 
 @hookimpl

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from trunkline.core.config import EngineSettings, ModelSettings, ServerSettings, settings_groups
+from trunkline.core.config import settings_groups
 from trunkline.core.host import Host
 from trunkline.core.server import api
+from trunkline.core.settings import EngineSettings, ModelSettings, ServerSettings
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ OWNERS = {
     EngineSettings: ["engine", '["engine"]'],
     ModelSettings: ["settings", "own", "old", "self"],
 }
-OF_PLUGINS = ["settings", "_settings", "[GROUP]"]
+OF_PLUGINS = ["settings", "_settings", "[GROUP]", "settings(served)", "settings(job.served)"]
 
 
 def unread(schema: type[Struct], text: str) -> list[str]:

@@ -8,19 +8,11 @@ import msgspec
 import pytest
 from msgspec import Meta, Struct
 
-from trunkline.core.config import (
-    DEFAULT_MODEL,
-    Config,
-    EngineSettings,
-    ModelSettings,
-    ServerSettings,
-    merge,
-    read_file,
-    settings_groups,
-)
+from trunkline.core.config import DEFAULT_MODEL, Config, merge, read_file, settings_groups
 from trunkline.core.discovery import Found
 from trunkline.core.errors import ConfigError
 from trunkline.core.host import Host
+from trunkline.core.settings import EngineSettings, ModelSettings, ServerSettings
 from trunkline.core.types import SettingsGroup
 
 Plugin = Callable[..., Found]
@@ -30,13 +22,36 @@ class ShoutSettings(Struct, frozen=True):
     shout_level: Annotated[int, Meta(ge=1, le=3, description="How loud.")] = 1
 
 
-def group(name: str, schema: type[Struct]) -> Callable[[], SettingsGroup]:
-    return lambda: SettingsGroup(name, schema)
+class WhisperSettings(Struct, frozen=True):
+    softness: Annotated[int, Meta(ge=1, description="How soft.")] = 1
+    to_whom: tuple[str, ...] = ()
+
+
+def group(name: str, schema: type[Struct], *, per_model: bool = False) -> Callable[[], SettingsGroup]:
+    return lambda: SettingsGroup(name, schema, per_model)
 
 
 @pytest.fixture
 def host(plugin: Plugin) -> Host:
-    return Host([plugin("shout", trunkline_settings=group("shout", ShoutSettings))])
+    return Host([
+        plugin("shout", trunkline_settings=group("shout", ShoutSettings)),
+        plugin("whisper", trunkline_settings=group("whisper", WhisperSettings, per_model=True)),
+    ])  # fmt: skip
+
+
+def test_models_have_per_model_groups_for_themselves(host: Host) -> None:
+    config = Config.load(
+        {
+            "settings": {"whisper": {"softness": 2, "to_whom": ["all"]}},
+            "models": [{"model_path": "a"}, {"model_path": "b", "softness": 5}],
+        },
+        host,
+    )
+    first, second = (config.settings_of(model)["whisper"] for model in config.models)
+    assert (first, second) == (WhisperSettings(2, ("all",)), WhisperSettings(5, ("all",)))
+    assert config.settings_of(config.models[0])["shout"].shout_level == 1
+    assert "whisper" not in config.settings  # no one could say whose it is
+    assert (config.models[1].table()["softness"], "plugins" in config.models[1].table()) == (5, False)
 
 
 def test_defaults_serve_the_demo_model(host: Host) -> None:
@@ -50,7 +65,7 @@ def test_defaults_serve_the_demo_model(host: Host) -> None:
 def test_dump_crosses_msgpack_and_loads_the_same(host: Host) -> None:
     data = {
         "settings": {"server": {"port": 1, "cors_origins": ["http://a"]}, "shout": {"shout_level": 3}},
-        "models": [{"model_path": "a", "task": ["x", "y"]}, {"model_path": "b", "context_length": 5}],
+        "models": [{"model_path": "a", "task": ["x", "y"], "softness": 3}, {"model_path": "b", "context_length": 5}],
         "plugins": {"without": ["shout"]},
     }
     config = Config.load(data, host)
@@ -71,6 +86,11 @@ def test_dump_crosses_msgpack_and_loads_the_same(host: Host) -> None:
         ({"settings": {"serve": {}}}, ["'serve'", "did you mean 'server'"]),
         ({"models": [{"model_path": "a", "dtype": "int3"}]}, ["[models] dtype", "int3"]),
         ({"models": [{"served_model_name": "a"}]}, ["model_path"]),
+        ({"models": [{"model_path": "a", "softness": 0}]}, ["[whisper] softness = 0", ">= 1"]),
+        ({"models": [{"model_path": "a", "softnes": 1}]}, ["[models] setting 'softnes'", "did you mean 'softness'"]),
+        ({"models": [{"model_path": "a", "shout_level": 1}]}, ["[models] setting 'shout_level'"]),
+        ({"models": [{"model_path": "a", "plugins": {}}]}, ["[models] setting 'plugins'"]),
+        ({"models": ["a"]}, ["[models] must be a table"]),
         ({"models": [{"model_path": "a"}, {"model_path": "a"}]}, ["'a'", "--served-model-name"]),
         ({"plugins": {"only": "a"}}, ["[plugins] only", "array"]),
     ],
@@ -131,9 +151,10 @@ def test_models_on_the_command_line_replace_the_files_list(host: Host) -> None:
     models: list[dict[str, Any]] = [{"model_path": "c"}, {"model_path": "a", "context_length": 7}]
     merged = merge(data, settings={}, every_model={"weight_version": "v"}, models=models, plugins={})
     config = Config.load(merged, host)
+    own = {"whisper": WhisperSettings()}
     assert config.models == (
-        ModelSettings(model_path="c", weight_version="v"),
-        ModelSettings(model_path="a", dtype="float32", context_length=7, weight_version="v"),
+        ModelSettings(model_path="c", weight_version="v", plugins=own),
+        ModelSettings(model_path="a", dtype="float32", context_length=7, weight_version="v", plugins=own),
     )
 
 

@@ -220,7 +220,7 @@ def test_what_two_plugins_claim_is_an_error(plugin: Plugin) -> None:
     with pytest.raises(PluginError, match="settings group 'a'"):
         twice(trunkline_settings=lambda: SettingsGroup("a", Good)).settings()
     with pytest.raises(PluginError, match="task 'shout'"):
-        twice(trunkline_serves=lambda: Serves("shout", "default")).serves(MODEL)
+        twice(trunkline_serves=lambda: Serves("shout", "default")).serves(MODEL, {})
     with pytest.raises(PluginError, match="task 'shout'"):
         twice(trunkline_stages=lambda: [FakeStage()]).stages(cast(Any, None), {}, ["shout"])
     with pytest.raises(PluginError, match="control 'c'"):
@@ -238,7 +238,7 @@ def test_heads_are_asked_of_the_active_tasks_plugins_only(plugin: Plugin) -> Non
         )
 
     host = Host([make("shout"), make("whisper")])
-    assert set(host.serves(MODEL)) == {"shout", "whisper"}
+    assert set(host.serves(MODEL, {})) == {"shout", "whisper"}
     assert [head.name for head in host.heads(MODEL, {}, ["whisper"])] == ["whisper"]
 
 
@@ -246,13 +246,13 @@ def test_cores_own_heads_are_for_every_task(plugin: Plugin) -> None:
     core = plugin(CORE, trunkline_heads=lambda: [Head("score", build=lambda model: model)])
     shout = plugin("shout", trunkline_serves=lambda: Serves("shout", "default"))
     host = Host([core, shout])
-    host.serves(MODEL)
+    host.serves(MODEL, {})
     assert [head.name for head in host.heads(MODEL, {}, ["shout"])] == ["score"]
 
 
 def test_serves_has_three_answers(plugin: Plugin) -> None:
     with pytest.raises(PluginError, match="'maybe'"):
-        Host([plugin("p", trunkline_serves=lambda: Serves("shout", "maybe"))]).serves(MODEL)
+        Host([plugin("p", trunkline_serves=lambda: Serves("shout", "maybe"))]).serves(MODEL, {})
 
 
 def test_stages_of_inactive_tasks_are_dropped(plugin: Plugin) -> None:

@@ -14,7 +14,7 @@ from trunkline.core.types import ModelInfo, ModelSource
 from .folder import check_folder
 
 if TYPE_CHECKING:
-    from trunkline.core.config import ModelSettings
+    from trunkline.core.settings import ModelSettings
 
 # The same number under the names that older config classes gave it.
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
@@ -65,7 +65,6 @@ def read_info(source: ModelSource, settings: ModelSettings) -> ModelInfo:
         causal=_is_causal(text),
         num_experts=int(_first(text, EXPERTS) or 0),
         eos_token_ids=_eos_token_ids(folder, text),
-        is_embedding=settings.is_embedding,
         score_rows=_score_rows(str(architectures[0]), text),
         config=config,
     )

@@ -14,8 +14,8 @@ from litestar.exceptions import InternalServerException, LitestarException
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from msgspec import Struct
 
-from trunkline.core.config import ServerSettings
 from trunkline.core.errors import RequestError
+from trunkline.core.settings import ServerSettings
 
 from .body_limits import BodyLimits, InvalidBody
 from .fields import check_refused

@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from trunkline.core.client.threads import give_memory_back
-from trunkline.core.config import ServerSettings
 from trunkline.core.errors import RequestError
+from trunkline.core.settings import ServerSettings
 
 from .nesting import MAX_DEPTH, measure, too_deep
 

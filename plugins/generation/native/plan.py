@@ -26,7 +26,7 @@ async def plan(service: Service, body: GenerateBody) -> Job:
     """The job that a body asks for. RequestError for whatever is wrong with the request."""
     served = service.engine.choose(TASK, body.model)
     inputs = _inputs(body)
-    samplings, explicit = _samplings(service, body, len(inputs), single=inputs.single)
+    samplings, explicit = _samplings(service, served, body, len(inputs), single=inputs.single)
     n = samplings[0].n if samplings else 1
     service.check_batch(len(inputs), n)
     rids = assign_rids(body.rid, len(inputs), single=inputs.single, samples=n)
@@ -74,12 +74,12 @@ async def _tokenize(service: Service, served: ServedModel, inputs: Inputs) -> li
 
 
 def _samplings(
-    service: Service, body: GenerateBody, count: int, *, single: bool
+    service: Service, served: ServedModel, body: GenerateBody, count: int, *, single: bool
 ) -> tuple[list[Sampling], list[int | None]]:
     """Sampling of each prompt, and the ``max_new_tokens`` that the request itself gave."""
     given = body.sampling_params or {}
     if isinstance(given, dict):
-        sampling = service.sampling(given)
+        sampling = service.sampling(served, given)
         return [sampling] * count, [_explicit(given, sampling)] * count
     if single:
         raise RequestError("sampling_params must be an object for a single prompt.", param="sampling_params")
@@ -91,7 +91,7 @@ def _samplings(
     samplings = []
     for index, params in enumerate(given):
         with locate_errors("sampling_params", index):
-            samplings.append(service.sampling(params))
+            samplings.append(service.sampling(served, params))
     if len({sampling.n for sampling in samplings}) > 1:
         raise RequestError("The parallel_sample_num should be the same for all samples in sample params.", param="n")
     return samplings, [_explicit(params, one) for params, one in zip(given, samplings, strict=True)]

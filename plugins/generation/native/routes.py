@@ -68,7 +68,8 @@ async def _whole(service: Service, request: AnyRequest, body: GenerateBody) -> R
 async def _stream(service: Service, request: AnyRequest, body: GenerateBody) -> Response[Any]:
     job = await plan(service, body)
     sequences = await while_connected(request, service.run(job))
-    intervals = [sampling.stream_interval or service.settings.stream_interval for sampling in job.samplings]
+    usual = service.settings(job.served).stream_interval
+    intervals = [sampling.stream_interval or usual for sampling in job.samplings]
     every = [intervals[index // job.n] for index in range(len(sequences))]
     return EventStream(frames(sequences, every, single=job.one_sequence), lambda: service.close(sequences))
 

@@ -25,6 +25,7 @@ from trunkline.core.server.api import (
     read_salt,
     while_connected,
 )
+from trunkline.core.types import ServedModel
 from trunkline.plugins.generation.frames import arrivals
 from trunkline.plugins.generation.params import NO_LIMIT, Sampling
 from trunkline.plugins.generation.reply_schemas import ChatChunk, ChatReply
@@ -53,7 +54,7 @@ def chat_routes(service: Service) -> list[Any]:
     )
     async def chat_completions(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, ChatBody)
-        job = await plan(service, body, lambda path: defaults(path, service.settings.sampling_defaults))
+        job = await plan(service, body, defaults)
         envelope = Envelope(job.rids[0].rsplit("_", 1)[0] if job.n > 1 else job.rids[0], body.model or job.served.name)
         if not body.stream:
             return json_response(envelope.whole(await while_connected(request, service.complete(job)), job))
@@ -64,11 +65,12 @@ def chat_routes(service: Service) -> list[Any]:
     return [chat_completions]
 
 
-async def plan(service: Service, body: ChatBody, defaults: Callable[[str], dict[str, Any]]) -> Job:
-    """Everything that can be wrong with a request is found here. ``defaults``: sampling of the model in a folder."""
+async def plan(service: Service, body: ChatBody, defaults: Callable[[str, str], dict[str, Any]]) -> Job:
+    """Everything that can be wrong with a request is found here. ``defaults``: :func:`chat_defaults`."""
     served = service.engine.choose(TASK, body.model)
     messages = read_messages(body.messages)
-    sampling, limit = _sampling(service, body, defaults(served.info.path))
+    usual = defaults(served.info.path, service.settings(served).sampling_defaults)
+    sampling, limit = _sampling(service, served, body, usual)
     service.check_batch(1, sampling.n)
     tokenizer = service.engine.tokenizer(served.name)
     if tokenizer is None:
@@ -92,7 +94,7 @@ async def plan(service: Service, body: ChatBody, defaults: Callable[[str], dict[
     return Job(served=served, prompts=[prompt], samplings=[sampling], rids=rids, priority=body.priority or 0, salt=salt)
 
 
-def _sampling(service: Service, body: ChatBody, defaults: dict[str, Any]) -> tuple[Sampling, str]:
+def _sampling(service: Service, served: ServedModel, body: ChatBody, defaults: dict[str, Any]) -> tuple[Sampling, str]:
     """The request's sampling over the preferred parameters over the model's defaults, and its name for the limit."""
     given: dict[str, Any] = {}
     spelled = {}
@@ -104,7 +106,8 @@ def _sampling(service: Service, body: ChatBody, defaults: dict[str, Any]) -> tup
         if wanted != NO_LIMIT:
             raise RequestError(f"{limit} must be at least 1, or -1 for no limit; got {wanted}.", param=limit)
         given["max_new_tokens"] = None
-    return service.sampling({**defaults, "max_new_tokens": None, **service.preferred, **given}, spelled), limit
+    merged = {**defaults, "max_new_tokens": None, **service.preferred(served), **given}
+    return service.sampling(served, merged, spelled), limit
 
 
 class Envelope:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from trunkline.core.client.replies import EngineReply
 from trunkline.core.client.waiting import FALLBACK_POOL, QUEUE_POOLS, WaitingRoom, displaced
-from trunkline.core.config import ServerSettings
 from trunkline.core.errors import QueueFull, RequestError
+from trunkline.core.settings import ServerSettings
 from trunkline.core.types import ModelInfo, ServedModel, Submission
 
 keys = itertools.count()

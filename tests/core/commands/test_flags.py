@@ -7,6 +7,7 @@ import pytest
 from msgspec import Meta, Struct
 
 from trunkline.core.commands.flags import Flag, flags_of, signature
+from trunkline.core.types import SettingsGroup
 
 
 class Example(Struct, frozen=True):
@@ -23,7 +24,7 @@ class Example(Struct, frozen=True):
 
 @pytest.fixture
 def flags() -> dict[str, Flag]:
-    return {flag.field: flag for flag in flags_of("example", Example, "Example")}
+    return {flag.field: flag for flag in flags_of(SettingsGroup("example", Example), "Example")}
 
 
 def test_kinds_and_names(flags: dict[str, Flag]) -> None:

@@ -14,9 +14,10 @@ from msgspec import Meta, Struct
 
 from trunkline.core import cli
 from trunkline.core.commands.serve import peek, split
-from trunkline.core.config import DEFAULT_MODEL, Config, PluginSelection
+from trunkline.core.config import DEFAULT_MODEL, Config
 from trunkline.core.discovery import Found
 from trunkline.core.host import Host
+from trunkline.core.settings import PluginSelection
 from trunkline.core.types import SettingsGroup
 
 Serve = Callable[..., Config]
@@ -24,6 +25,10 @@ Serve = Callable[..., Config]
 
 class ShoutSettings(Struct, frozen=True):
     shout_level: Annotated[int, Meta(ge=1, le=3, description="How loud.")] = 1
+
+
+class WhisperSettings(Struct, frozen=True):
+    softness: Annotated[int, Meta(ge=1, description="How soft.")] = 1
 
 
 @pytest.fixture
@@ -34,7 +39,8 @@ def attempt(monkeypatch: pytest.MonkeyPatch, plugin: Callable[..., Found]) -> Ca
     server.serve = lambda host, config: served.append(config)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, server.__name__, server)
     shout = plugin("shout", trunkline_settings=lambda: SettingsGroup("shout", ShoutSettings))
-    monkeypatch.setattr(Host, "load", lambda only=None, without=(): Host([shout]))
+    whisper = plugin("whisper", trunkline_settings=lambda: SettingsGroup("whisper", WhisperSettings, per_model=True))
+    monkeypatch.setattr(Host, "load", lambda only=None, without=(): Host([shout, whisper]))
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
 
     def run(*args: str) -> tuple[int, Config | None]:
@@ -87,6 +93,21 @@ def test_each_model_has_its_own_flags_and_the_first_ones_are_for_all(serve: Serv
         ("c", "bfloat16", 9, ("x", "y")),
     ]
     assert config.server.port == 7
+
+
+def test_settings_of_plugins_are_for_the_server_or_for_one_model(serve: Serve, tmp_path: Path) -> None:
+    file = tmp_path / "t.toml"
+    file.write_text('[whisper]\nsoftness = 2\n[[models]]\nmodel_path = "b"\nsoftness = 4\n')
+
+    def softness(*args: str) -> list[int]:
+        return [model.plugins["whisper"].softness for model in serve(*args).models]
+
+    assert softness("a", "--softness", "3", "b") == [3, 1]
+    assert softness("--softness", "3", "a", "b", "--softness", "5") == [3, 5]
+    assert softness("--config", str(file)) == [4]
+    assert softness("--config", str(file), "a", "b") == [2, 4]
+    assert softness("--config", str(file), "--softness", "3") == [3]
+    assert serve("a", "--shout-level", "2", "b").settings["shout"].shout_level == 2
 
 
 def test_the_file_is_weaker_than_flags(serve: Serve, tmp_path: Path) -> None:

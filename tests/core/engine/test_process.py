@@ -17,6 +17,7 @@ from trunkline.core.engine.messages import Failed, Ready, engine_decoder, frame
 BROKEN = """
 import sys
 from trunkline.core.engine import process, startup
+from trunkline.core.engine.messages import Ready
 from trunkline.core.engine.startup import Started
 from trunkline.core.types import ModelInfo, ServedModel
 
@@ -26,7 +27,7 @@ names = dict(name="m", model_path="m", tokenizer_path="m", dtype="", attention_b
 class Lane:
     served = ServedModel(info=info, tasks={}, max_total_tokens=9, max_running_requests=1, **names)
 
-startup.build = lambda *args, **options: Started([Lane()], {}, [], {})
+startup.build = lambda *args, **options: Started([Lane()], {}, Ready([Lane.served], [], {}))
 sys.exit(process.main())
 """
 

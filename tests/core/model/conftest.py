@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from trunkline.core.config import ModelSettings
 from trunkline.core.model import loader
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.sources.info import read_info
+from trunkline.core.settings import ModelSettings
 from trunkline.core.types import Head, ModelSource
 from trunkline.kernels.backend import choose
 

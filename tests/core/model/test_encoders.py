@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from trunkline.core.config import ModelSettings
 from trunkline.core.errors import ModelError
 from trunkline.core.model import attention, loaded, loader, padded, scores
 from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.sources.info import read_info
+from trunkline.core.settings import ModelSettings
 from trunkline.core.testing import DECODERS, ENCODERS, PAD, SCORERS
 from trunkline.core.types import Head, ModelSource
 from trunkline.kernels.backend import Backend, choose

@@ -188,9 +188,9 @@ def test_copies_of_layers_share_the_watch(load: Callable[..., LoadedModel]) -> N
 
 
 def test_classifiers_are_watched(zoo: Callable[[str], Path]) -> None:
-    from trunkline.core.config import ModelSettings
     from trunkline.core.model import loader
     from trunkline.core.model.sources.info import read_info
+    from trunkline.core.settings import ModelSettings
     from trunkline.core.types import ModelSource
     from trunkline.kernels.backend import choose
 

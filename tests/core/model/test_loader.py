@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trunkline.core.config import ModelSettings
 from trunkline.core.errors import ModelError
 from trunkline.core.model import loader, proof, scores
 from trunkline.core.model.architecture import choose_dtype
 from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.sources.info import read_info
+from trunkline.core.settings import ModelSettings
 from trunkline.core.testing import ZOO, build_checkpoint
 from trunkline.core.types import Head, ModelInfo, ModelSource
 from trunkline.kernels.backend import Backend, choose

@@ -9,12 +9,12 @@ import pytest
 import torch
 import transformers
 
-from trunkline.core.config import ModelSettings
 from trunkline.core.model import loader
 from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.padded import groups
 from trunkline.core.model.sources.info import read_info
+from trunkline.core.settings import ModelSettings
 from trunkline.core.testing import build_checkpoint, randomize
 from trunkline.core.testing.causal import DENSE
 from trunkline.core.types import ModelSource

@@ -12,12 +12,12 @@ import torch
 import transformers
 
 from trunkline.core import Engine
-from trunkline.core.config import ModelSettings
 from trunkline.core.errors import ModelError
 from trunkline.core.model import architecture, loader, proof, refusal, strict
 from trunkline.core.model.attention import ForwardContext, attend, packed_layout
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.sources.info import read_info
+from trunkline.core.settings import ModelSettings
 from trunkline.core.testing import build_checkpoint, randomize
 from trunkline.core.testing.tiny import CONTEXT, LIMIT, tiny_config
 from trunkline.core.types import Head, ModelSource

@@ -152,13 +152,17 @@ class Pending:
 class InProcess:
     """An Engine as an EngineClient. ``submitted`` counts what reached it."""
 
-    def __init__(self, *engines: Engine) -> None:
+    def __init__(self, *engines: Engine, own: EmbeddingSettings) -> None:
+        self._own = own
         self._by_name = {served.name: engine for engine in engines for served in engine.models}
         self.models = [served for engine in engines for served in engine.models]
         self.submitted = 0
 
     def choose(self, task: str, name: str | None = None) -> ServedModel:
         return choose_model(self.models, task, name)
+
+    def settings(self, model: str) -> dict[str, Any]:
+        return {"embedding": self._own}
 
     def tokenizer(self, model: str) -> Any:
         return self._by_name[model].tokenizer(model)
@@ -184,9 +188,9 @@ def serve() -> Callable[..., Any]:
 
     @asynccontextmanager
     async def run(*engines: Engine, **given: Any) -> AsyncIterator[tuple[httpx.AsyncClient, InProcess]]:
-        client: Any = InProcess(*engines)
+        client: Any = InProcess(*engines, own=EmbeddingSettings(**given))
         server = SimpleNamespace(max_batch_size=8, stream_timeout=5.0)
-        service = Service(client, {"embedding": EmbeddingSettings(**given), "server": server})
+        service = Service(client, {"server": server})
         handlers = [*encode_routes(service), *openai_routes(service), *tei_routes(service)]
         app = Litestar(handlers, exception_handlers={RequestError: refuse})
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:

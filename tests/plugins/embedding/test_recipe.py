@@ -12,9 +12,9 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from trunkline.core.config import ModelSettings
 from trunkline.core.errors import ModelError
 from trunkline.core.model.sources.info import read_info
+from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ModelInfo, ModelSource
 from trunkline.plugins.embedding import heads
 from trunkline.plugins.embedding.recipe import LEGACY_MODES, Module, read_recipe, serves
@@ -104,7 +104,7 @@ def broken(folder: Path, path: str, value: Any) -> str:
     write(folder / path, value)
     with pytest.raises(ModelError) as caught:
         read_recipe(info_of(folder), DEFAULTS)
-    answer = serves(info_of(folder))
+    answer = serves(info_of(folder), EmbeddingSettings())
     assert (answer.when, answer.reason) == ("no", str(caught.value))
     return str(caught.value)
 
@@ -182,7 +182,7 @@ def test_weights_that_do_not_fit_are_refused(folder: Path) -> None:
         ("qwen3-base", {}, "default"),
         ("llama", {}, "on_request"),
         ("gpt2", {}, "on_request"),
-        ("llama", {"is_embedding": True}, "default"),
+        ("llama", {"is_embedding": True}, "alone"),
         ("bert-score", {}, "no"),
         ("bert-score", {"is_embedding": True}, "no"),
         ("llama-score", {}, "no"),
@@ -191,9 +191,9 @@ def test_weights_that_do_not_fit_are_refused(folder: Path) -> None:
 def test_which_checkpoints_embed_by_default(
     zoo: Callable[[str], Path], name: str, flags: dict[str, Any], when: str
 ) -> None:
-    answer = serves(info_of(zoo(name), **flags))
+    answer = serves(info_of(zoo(name)), EmbeddingSettings(**flags))
     assert (answer.task, answer.when) == ("embedding", when)
-    assert bool(answer.reason) == (when != "default")
+    assert bool(answer.reason) == (when not in ("default", "alone"))
 
 
 def test_without_modules_the_setting_chooses_the_pooling(zoo: Callable[[str], Path]) -> None:

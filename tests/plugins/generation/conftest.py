@@ -147,6 +147,7 @@ class FakeEngine:
             )
         ]
         self._tokenizer = tokenizer
+        self.own = GenerationSettings()
         self.script: Script = lambda item: [{"type": "length", "length": 0}]
         self.items: list[Submission] = []
         self.replies: list[FakeReply] = []
@@ -155,6 +156,9 @@ class FakeEngine:
 
     def choose(self, task: str, name: str | None = None) -> ServedModel:
         return self.models[0]
+
+    def settings(self, model: str) -> dict[str, Any]:
+        return {"generation": self.own}
 
     def tokenizer(self, model: str) -> Any:
         return self._tokenizer
@@ -215,9 +219,8 @@ def engine(make_engine: Callable[..., FakeEngine]) -> FakeEngine:
 
 @pytest.fixture
 def make_settings() -> Callable[..., dict[str, Any]]:
-    def make(**generation: Any) -> dict[str, Any]:
+    def make() -> dict[str, Any]:
         return {
-            "generation": GenerationSettings(**generation),
             "server": SimpleNamespace(max_batch_size=16, stream_timeout=5.0),
             "engine": SimpleNamespace(random_seed=1),
         }
@@ -233,7 +236,9 @@ def make_app(make_settings: Callable[..., dict[str, Any]]) -> Callable[..., Any]
         return error_response(error, dialect_of(request))
 
     def make(engine: Any, **generation: Any) -> Litestar:
-        service = Service(engine, make_settings(**generation))
+        if generation:
+            engine.own = GenerationSettings(**generation)
+        service = Service(engine, make_settings())
         return Litestar([*generate_routes(service), *chat_routes(service)], exception_handlers={RequestError: refuse})
 
     return make

@@ -29,7 +29,6 @@ def info(**changes: Any) -> ModelInfo:
     [
         ({}, "default"),
         ({"architecture": "GPT2LMHeadModel"}, "default"),
-        ({"is_embedding": True}, "on_request"),
         ({"architecture": "BertModel", "causal": False}, "no"),
         ({"architecture": "LlamaForSequenceClassification"}, "no"),
     ],

@@ -10,7 +10,14 @@ import pytest
 
 from trunkline.core.types import ModelInfo
 from trunkline.plugins import rerank
-from trunkline.plugins.rerank.detect import ACTIVATIONS, activation_name, logit_score, sigmoid, softplus
+from trunkline.plugins.rerank.detect import (
+    ACTIVATIONS,
+    activation_name,
+    is_language_model,
+    logit_score,
+    sigmoid,
+    softplus,
+)
 
 ONE: dict[str, Any] = {"id2label": {"0": "LABEL_0"}}
 
@@ -37,8 +44,7 @@ def info(architecture: str, path: Path | str = "/models/x", **changes: Any) -> M
         (info("BertForSequenceClassification", config={"num_labels": 3}), "no", "has 3 labels"),
         (info("BertModel"), "no", "BertModel is not a cross-encoder model"),
         (info("MPNetForMaskedLM"), "no", "not a cross-encoder model"),
-        (info("LlamaForCausalLM"), "on_request", "Please add `--is-embedding` when launching the server"),
-        (info("LlamaForCausalLM", is_embedding=True), "on_request", "LlamaForCausalLM is not a cross-encoder model"),
+        (info("LlamaForCausalLM"), "on_request", "LlamaForCausalLM is not a cross-encoder model"),
         (info("Qwen3ForCausalLM", "/models/Qwen3-Reranker-0.6B"), "default", ""),
         (info("Qwen3ForCausalLM", "/hub/models--Qwen--Qwen3-Reranker-4B/snapshots/ab12"), "default", ""),
         (info("Qwen3ForCausalLM", "/rerankers/mine/model"), "on_request", "`--task rerank`"),
@@ -58,6 +64,8 @@ def test_who_serves(model: ModelInfo, when: str, reason: str) -> None:
     assert (answer.task, answer.when) == ("rerank", when)
     assert reason in answer.reason
     assert bool(answer.reason) == (when != "default")
+    language = is_language_model(model) and when == "on_request"
+    assert ("Please add `--is-embedding` when" in answer.reason_beside_generation) == language
 
 
 @pytest.mark.parametrize(

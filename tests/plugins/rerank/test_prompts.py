@@ -260,7 +260,8 @@ def test_models_that_can_t_be_asked(qwen: Any, reranker: Callable[[str], Path], 
 def test_cohere_s_v1_client_is_recognised(
     headers: dict[str, str], fields: dict[str, Any], setting: str, dialect: str
 ) -> None:
-    service: Any = SimpleNamespace(settings=RerankSettings(rerank_format=setting))  # type: ignore[arg-type]
-    body: Any = SimpleNamespace(**{"rank_fields": None, "max_chunks_per_doc": None, **fields})
+    own = SimpleNamespace(settings=RerankSettings(rerank_format=setting))  # type: ignore[arg-type]
+    service: Any = SimpleNamespace(reranker=lambda model: own)
+    body: Any = SimpleNamespace(**{"model": None, "rank_fields": None, "max_chunks_per_doc": None, **fields})
     request: Any = SimpleNamespace(headers=headers)
     assert _of_v1(service, request, body) == dialect

@@ -73,10 +73,10 @@ def test_which_models_are_served() -> None:
     assert trunkline_serves(info("BertForSequenceClassification", causal=False, score_rows="first")).when == "default"
     language = trunkline_serves(info("LlamaForCausalLM"))
     assert language.when == "no"
-    assert language.reason.startswith(
+    assert language.reason_beside_generation.startswith(
         "This model does not appear to be an embedding model by default. Please add `--is-embedding` when launching "
         "the server or try another model."
     )
-    for other in (info("LlamaForCausalLM", is_embedding=True), info("BertModel", causal=False)):
+    for other in (info("LlamaForCausalLM"), info("BertModel", causal=False)):
         assert "/encode" in trunkline_serves(other).reason
         assert "--is-embedding" not in trunkline_serves(other).reason

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from trunkline.core.config import ModelSettings
 from trunkline.core.errors import ModelError
 from trunkline.core.model.sources.info import read_info
+from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ModelInfo, ModelSource
 
 LLAMA = {

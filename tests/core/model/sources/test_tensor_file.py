@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trunkline.core.config import ModelSettings
 from trunkline.core.errors import ModelError
 from trunkline.core.model import loader
 from trunkline.core.model.sources import tensor_file, tokenizer
 from trunkline.core.model.sources.info import read_info
 from trunkline.core.model.sources.tensor_file import DTYPES, stored_tensors
+from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ModelSource
 from trunkline.kernels.backend import choose
 
