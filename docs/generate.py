@@ -30,7 +30,7 @@ from trunkline.core.server.routes import routes
 from trunkline.core.server.routes.weights import weight_routes
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import SettingsGroup
-from trunkline.plugins.generation import params
+from trunkline.plugins.generation.sampling import checks
 
 DOCS = Path(__file__).parent
 EXAMPLE = DOCS.parent / "examples" / "trunkline-surprise"
@@ -183,11 +183,11 @@ def configuration() -> str:
 def fields() -> str:
     """The text of fields.md: the bodies of core's routes and of the project's own plugins'."""
     tables = [f"## {', '.join(labels)}\n\n{_fields(schema)}" for schema, labels in bodies().items()]
-    later = ", ".join(f"`{key}`" for key in params.LATER)
+    later = ", ".join(f"`{key}`" for key in checks.LATER)
     rows = [
-        (", ".join(f"`{key}`" for key in params.CHECKS), "honoured"),
+        (", ".join(f"`{key}`" for key in checks.CHECKS), "honoured"),
         (later, "refused: is not supported yet; neutral values pass"),
-        (", ".join(f"`{key}`" for key in params.IGNORED), "ignored: there is nothing that reads it"),
+        (", ".join(f"`{key}`" for key in checks.IGNORED), "ignored: there is nothing that reads it"),
         ("any other", "refused: unknown field"),
     ]
     return FIELDS.format(tables="\n\n".join(tables), sampling=_table(("keys", "treatment"), rows))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from trunkline.kernels.cpu.sample import SCRATCH, splitmix, task
+from trunkline.kernels.cpu.sampling.sample import SCRATCH, splitmix, task
 from trunkline.kernels.cpu.threads import team_size
 
 _LOW_32 = 0xFFFFFFFF

@@ -34,7 +34,7 @@ OWN_LIMITS = {
 class Ticket:
     """One submitted request, for code that has no event loop. Its fields fill as the engine works.
 
-    ``tokens`` are the output so far, ``data`` the stage's last result (a dict), ``finish`` the
+    ``tokens`` are the output so far, ``results`` the stage's (dicts), ``data`` the last of them, ``finish`` the
     finish reason once it is over; ``created`` and ``finished`` are ``time.perf_counter()``.
     """
 
@@ -45,6 +45,7 @@ class Ticket:
     rid = property(lambda self: self.reply.rid)
     tokens = property(lambda self: self.reply.tokens)
     data = property(lambda self: self.reply.data)
+    results = property(lambda self: self.reply.results)
     finish = property(lambda self: self.reply.finish)
     error = property(lambda self: self.reply.error)
     cached_tokens = property(lambda self: self.reply.cached_tokens)

@@ -9,9 +9,9 @@ from typing import Any
 
 from trunkline.core.config import Config
 from trunkline.core.engine.channel import LocalChannel
+from trunkline.core.engine.control.renew import Renewer
 from trunkline.core.engine.loop import EngineLoop
 from trunkline.core.engine.messages import Beat, Changed, EngineMessage, Stop
-from trunkline.core.engine.renew import Renewer
 from trunkline.core.engine.startup import Started
 from trunkline.core.errors import EngineDown
 from trunkline.core.host import Host

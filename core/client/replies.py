@@ -58,7 +58,7 @@ class EngineReply:
         self.cached_tokens = 0
         self.weight_version = ""
         self.tokens: list[int] = []
-        self.data: Any = None
+        self.results: list[Any] = []
         self.finish: dict[str, Any] | None = None
         self.error: RequestError | None = None
         self.created = time.perf_counter()
@@ -74,6 +74,10 @@ class EngineReply:
     @property
     def over(self) -> bool:
         return self.finish is not None or self.error is not None
+
+    @property
+    def data(self) -> Any:
+        return self.results[-1] if self.results else None
 
     # -- the consumer's side -----------------------------------------------------------------
 
@@ -112,7 +116,7 @@ class EngineReply:
         """Fold in a message. A last message without result leaves what is there."""
         self.tokens += message.tokens
         if message.data is not None:
-            self.data = msgspec.msgpack.decode(message.data)
+            self.results.append(msgspec.msgpack.decode(message.data))
         if self._observer is not None and message.error is None:
             self._observer.progressed(self, len(message.tokens))
         self.latest = time.perf_counter()

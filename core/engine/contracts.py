@@ -75,11 +75,20 @@ class CheckedStage:
             raise
         return needs
 
-    def reset(self, request: Request) -> None:
+    def reset(self, request: Request) -> Needs:
+        """What the request needs from now on. PluginError."""
         try:
-            self.stage.reset(request)
+            needs: Any = self.stage.reset(request)
         except BaseException as error:
             raise self._raised("reset", error) from error
+        if needs is None:
+            return request.needs
+        problem = problem_of_needs(needs, request)
+        if not problem and needs.new_tokens != request.needs.new_tokens:
+            problem = f"new_tokens={needs.new_tokens}, not {request.needs.new_tokens} as before"
+        if problem:
+            raise self.fault("reset", f"returned {problem}")
+        return needs if isinstance(needs, Needs) else request.needs
 
     def prepare(self, part: Part) -> None:
         try:

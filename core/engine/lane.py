@@ -178,7 +178,7 @@ class Lane:
         """Tell the stage of a retraction; the failed step, if it can't cope."""
         stage = self.stages[request.task]
         try:
-            stage.reset(request)
+            request.needs = stage.reset(request)
         except PluginError as error:
             return [stage.fail(request, error)]
         return []

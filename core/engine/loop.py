@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
+from trunkline.core.engine.control.updates import Renew, Updates
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Request, Step
 
@@ -19,7 +20,6 @@ from .contracts import enable
 from .lane import Lane
 from .messages import Abort, Answer, Beat, Call, Progress, Started, Stop, Submit, as_wire
 from .pass_record import PassRecord
-from .updates import Renew, Updates
 
 log = logging.getLogger("trunkline.engine")
 

@@ -56,9 +56,10 @@ def main() -> int:
         return 1
     sock.sendall(frame([started.ready]))
     gc.freeze()  # models and modules stay: no collection has to walk over them, nor the last one at exit
+    from trunkline.core.engine.control.renew import Renewer
+
     from .loop import EngineLoop
     from .pass_record import PassRecord
-    from .renew import Renewer
 
     try:
         renewer = Renewer(started.lanes, config, host)

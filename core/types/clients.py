@@ -24,11 +24,15 @@ class Reply(Protocol):
     cached_tokens: int
     weight_version: str  # label of the weights that it runs with; "" until it has started
     tokens: list[int]  # all output tokens so far
-    data: Any  # last ``Stage.result`` received, as builtins (``msgspec.convert`` it), or None
+    results: list[Any]  # every ``Stage.result`` so far, in order, as builtins (``msgspec.convert`` them)
     finish: dict[str, Any] | None
     error: RequestError | None
     created: float  # time.perf_counter()
     finished: float
+
+    @property
+    def data(self) -> Any:
+        """The last of ``results``, or None."""
 
     async def wait(self) -> None:
         """Return when something arrived since the last call, or at once when it is over."""

@@ -82,8 +82,12 @@ class Stage(ABC):
     def admit(self, request: Request) -> Needs:
         """Validate and build ``request.state``. ``RequestError`` becomes the client's 4xx."""
 
-    def reset(self, request: Request) -> None:
-        """The request was retracted: drop state that will be recomputed."""
+    def reset(self, request: Request) -> Needs | None:
+        """The request was retracted, and will be computed again from its first token that isn't cached.
+
+        Drop state that will be recomputed. Rows from ``Needs.rows_from`` on come again; a stage that has sent the
+        results of some returns other needs (with the same ``new_tokens``). None: they stay as they are.
+        """
 
     def prepare(self, part: Part) -> None:
         """Host side, before the forward pass; may fill ``part.inputs``."""

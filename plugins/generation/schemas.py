@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 from trunkline.core.types import INT64_MAX, Count, Int64, TokenId
 
 
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-1e9, le=1e9)]
+
+
+class LogprobParams(Struct, frozen=True, omit_defaults=True):
+    """Which log-probabilities to send: of the prompt's tokens from ``start`` on (None: none), and of each output
+    token; with the ``top`` most likely ids and the given ``ids``."""
+
+    start: Count | None = None
+    top: Count = 0
+    ids: tuple[TokenId, ...] = ()
+
+
 class GenerationParams(Struct, frozen=True, omit_defaults=True):
     """How one sequence is generated; the engine's part of the request, values already checked.
 
     ``temperature`` 0 is greedy; ``top_k`` -1 and ``top_p`` 1 don't filter. ``seed`` with a token's
-    position fixes its noise.
+    position fixes its noise. ``hidden_states``: those of all positions that are computed, or of the last one.
+    ``experts_from``: the position from which on to tell which experts tokens went to.
     """
 
     max_new_tokens: Count = 128
@@ -25,7 +39,38 @@ class GenerationParams(Struct, frozen=True, omit_defaults=True):
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[TokenId, ...] = ()
     ignore_eos: bool = False
+    min_new_tokens: Count = 0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] = 1.0
+    logit_bias: tuple[tuple[TokenId, Bias], ...] = ()
+    stop_regex: tuple[str, ...] = ()
+    custom_params: dict[str, Any] | None = None
+    logprobs: LogprobParams | None = None
+    hidden_states: Literal["", "last", "all"] = ""
+    experts_from: Count | None = None
 
 
-class GenerationResult(Struct, frozen=True):
-    """A token's data beside its id: none yet (token ids travel in ``Step.tokens``)."""
+class LogprobTable(Struct, frozen=True, array_like=True):
+    """Log-probabilities of rows, little-endian: of the chosen id ``[R]``, the ``top`` ids and theirs ``[R, top]``,
+    those of the asked-for ``ids`` ``[R, len(ids)]``; int32 and float32. NaN where there is none."""
+
+    chosen: bytes
+    top_ids: bytes = b""
+    top: bytes = b""
+    ids: bytes = b""
+
+
+class GenerationResult(Struct, frozen=True, omit_defaults=True):
+    """Data beside token ids (which travel in ``Step.tokens``), of those requests only that ask for some.
+
+    ``output``: one row per token of the step. ``prompt``: rows of a chunk, the first for the token at position
+    ``first``. ``hidden``: float32 ``[rows, hidden_size]`` of the pass. ``experts``: int32 ``[positions, layers, k]``,
+    with the last step.
+    """
+
+    output: LogprobTable | None = None
+    prompt: LogprobTable | None = None
+    first: Count = 0
+    hidden: bytes = b""
+    experts: bytes = b""

@@ -8,9 +8,8 @@ from typing import Any
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import Usage, token_usage
 from trunkline.core.types import Reply, ServedModel, Tokenizer
+from trunkline.plugins.generation.sampling.params import Sampling
 from trunkline.plugins.generation.text.shown import ShownText
-
-from .params import Sampling
 
 
 class Sequence:

@@ -13,8 +13,8 @@ from msgspec import Struct
 from trunkline.core.errors import ConfigError, RequestError
 from trunkline.core.server.api import PerModel, check_vocabulary, locate_errors, new_rid, too_long_error, wait_for_all
 from trunkline.core.types import INT64_MIN, EngineClient, Int64, ServedModel, Settings, Submission
+from trunkline.plugins.generation.sampling.params import Sampling, parse_sampling
 
-from .params import Sampling, parse_sampling
 from .schemas import GenerationParams
 from .sequence import Sequence
 from .settings import GROUP, TASK, GenerationSettings, input_limit, new_token_limit

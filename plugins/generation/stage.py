@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, Model, Needs, Part, PartRow, Request, Stage, Step
-from trunkline.plugins.generation.text.stops import find_stop
+from trunkline.plugins.generation.sampling.finish import Progress, finish_reason
 from trunkline.plugins.generation.text.stream import TextStream
 
 from .schemas import GenerationParams, GenerationResult
@@ -36,16 +35,6 @@ class Sampler(Protocol):
         position: torch.Tensor,
         /,
     ) -> torch.Tensor: ...
-
-
-@dataclass(slots=True)
-class Progress:
-    """Per-request state. ``limit``: how many tokens may come. ``text``: with special tokens; only with stop strings."""
-
-    limit: int
-    stop_ids: frozenset[int]
-    text: TextStream | None
-    searched: int = 0  # no stop string begins before this character
 
 
 class GenerationStage(Stage):
@@ -115,31 +104,10 @@ class GenerationStage(Stage):
                 return Step(request, finish={"type": "length", "length": 0})
             if token < 0:
                 return Step(request, finish=abort(NOT_FINITE, 500, "InternalServerError"))
-            return Step(request, (token,), finish=self._finish(request, token))
+            return Step(request, (token,), finish=finish_reason(request, token))
         except Exception:
             log.exception("request %s failed after sampling", request.rid)
             return Step(request, error=RequestError("Generation failed; the server's log has the reason.", status=500))
-
-    def _finish(self, request: Request, token: int) -> dict[str, Any] | None:
-        """Why the sequence ends with ``token``: a stop string, else a stop token, else its length."""
-        progress: Progress = request.state
-        if progress.text is not None and (stop := self._stop_string(progress, request.params, token)) is not None:
-            return {"type": "stop", "matched": stop}
-        if token in progress.stop_ids:
-            return {"type": "stop", "matched": token}
-        if request.output_len + 1 >= progress.limit:
-            return {"type": "length", "length": progress.limit}
-        return None
-
-    @staticmethod
-    def _stop_string(progress: Progress, params: GenerationParams, token: int) -> str | None:
-        """The stop string that ``token`` completes; the text contains special tokens, stop tokens among them."""
-        assert progress.text is not None
-        progress.text.push((token,))
-        text = progress.text.text
-        found = find_stop(text, params.stop, progress.searched)
-        progress.searched = max(0, len(text) - max(map(len, params.stop)) + 1)
-        return None if found is None else found[1]
 
     def probe(self) -> tuple[list[int], GenerationParams]:
         return [0], GenerationParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)

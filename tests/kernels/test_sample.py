@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trunkline.kernels import sample
-from trunkline.kernels.cpu.sample import splitmix
+from trunkline.kernels.cpu.sampling.sample import splitmix
 
 Sampler = Callable[..., torch.Tensor]
 SAMPLERS = [sample.sample_reference, sample.sample_cpu]

@@ -15,7 +15,7 @@ from trunkline.core.server.api import (
     read_salt,
 )
 from trunkline.core.types import ServedModel
-from trunkline.plugins.generation.params import Sampling
+from trunkline.plugins.generation.sampling.params import Sampling
 from trunkline.plugins.generation.service import Job, Service, check_prompt
 from trunkline.plugins.generation.settings import TASK
 

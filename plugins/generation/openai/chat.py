@@ -27,8 +27,8 @@ from trunkline.core.server.api import (
 )
 from trunkline.core.types import ServedModel
 from trunkline.plugins.generation.frames import arrivals
-from trunkline.plugins.generation.params import NO_LIMIT, Sampling
 from trunkline.plugins.generation.reply_schemas import ChatChunk, ChatReply
+from trunkline.plugins.generation.sampling.params import NO_LIMIT, Sampling
 from trunkline.plugins.generation.sequence import Sequence, usage
 from trunkline.plugins.generation.service import Job, Service, check_prompt
 from trunkline.plugins.generation.settings import TASK

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from trunkline.core.errors import RequestError
-from trunkline.plugins.generation.params import parse_sampling
+from trunkline.plugins.generation.sampling.params import parse_sampling
 
 log = logging.getLogger(__name__)
 

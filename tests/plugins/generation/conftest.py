@@ -81,7 +81,7 @@ class FakeReply:
         self.cached_tokens = 0
         self.weight_version = ""
         self.tokens: list[int] = []
-        self.data: Any = None
+        self.results: list[Any] = []
         self.finish: dict[str, Any] | None = None
         self.error: RequestError | None = None
         self.created = time.perf_counter()

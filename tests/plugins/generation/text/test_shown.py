@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline.plugins.generation.params import Sampling
+from trunkline.plugins.generation.sampling.params import Sampling
 from trunkline.plugins.generation.sequence import Sequence
 from trunkline.plugins.generation.text import shown as shown_module
 from trunkline.plugins.generation.text.shown import ShownText

@@ -10,6 +10,13 @@ from typing import Any
 import msgspec
 
 from trunkline.core.config import Config
+from trunkline.core.engine.candidates import Candidate, choose_tasks
+from trunkline.core.engine.lane import Lane, Renewal
+from trunkline.core.engine.machine import available_bytes
+from trunkline.core.engine.memory import Grant, gib
+from trunkline.core.engine.messages import NOT_FOUND
+from trunkline.core.engine.runner import Runner
+from trunkline.core.engine.startup import assemble
 from trunkline.core.errors import ModelError, TrunklineError
 from trunkline.core.host import Host
 from trunkline.core.model import loader
@@ -18,13 +25,6 @@ from trunkline.core.model.sources.info import EXPERTS, read_config, read_info
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ModelSource
 
-from .candidates import Candidate, choose_tasks
-from .lane import Lane, Renewal
-from .machine import available_bytes
-from .memory import Grant, gib
-from .messages import NOT_FOUND
-from .runner import Runner
-from .startup import assemble
 from .updates import Refusal, UpdateWeights, release_memory
 
 log = logging.getLogger("trunkline.engine")

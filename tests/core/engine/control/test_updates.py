@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from trunkline.core import Engine
 from trunkline.core.client.engine import Ticket
-from trunkline.core.engine import renew, startup
+from trunkline.core.engine import startup
+from trunkline.core.engine.control import renew
 from trunkline.core.engine.messages import Answer, Beat, Changed
 from trunkline.core.errors import RequestError
 from trunkline.core.model.attention import packed_layout

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .exponential import HALF, LEAST, LOG2E, power_of_two
-from .threads import OPTIONS, Task, float32s, float64s, int32s, int64s, thread, threads
+from trunkline.kernels.cpu.exponential import HALF, LEAST, LOG2E, power_of_two
+from trunkline.kernels.cpu.threads import OPTIONS, Task, float32s, float64s, int32s, int64s, thread, threads
 
 BINS = 2048
 BATCH = 256  # tokens whose noise is computed at a time

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from trunkline.core.errors import ConfigError, RequestError
-from trunkline.plugins.generation.params import CHECKS, IGNORED, LATER, Sampling, parse_sampling
+from trunkline.plugins.generation.sampling.checks import CHECKS, IGNORED, LATER
+from trunkline.plugins.generation.sampling.params import Sampling, parse_sampling
 from trunkline.plugins.generation.service import read_preferred
 
 

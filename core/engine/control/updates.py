@@ -16,10 +16,9 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
+from trunkline.core.engine.lane import Lane, Renewal
+from trunkline.core.engine.messages import Answer, Beat, Call, Changed, Submit
 from trunkline.core.errors import RequestError
-
-from .lane import Lane, Renewal
-from .messages import Answer, Beat, Call, Changed, Submit
 
 log = logging.getLogger("trunkline.engine")
 

@@ -1,0 +1,1 @@
+"""What changes a lane while it serves: its weights, and their labels."""

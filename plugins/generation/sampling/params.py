@@ -1,0 +1,76 @@
+"""Sampling parameters as clients send them; ``null`` means the default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from trunkline.core.types import INT64_MAX, Count, Int64, TokenId
+from trunkline.plugins.generation.schemas import GenerationParams
+
+from .checks import CHECKS, IGNORED, LATER, fail
+
+GREEDY_BELOW = 1e-6  # temperatures under this are greedy
+DEFAULT_NEW_TOKENS = 128
+NO_LIMIT = -1  # chat clients' word for as many tokens as fit; on /generate it is null
+
+
+class Sampling(Struct, frozen=True, kw_only=True):
+    """Checked sampling parameters. ``max_new_tokens`` None = as many as the context allows."""
+
+    max_new_tokens: Count | None = DEFAULT_NEW_TOKENS
+    temperature: Annotated[float, Meta(ge=0)] = 1.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Meta(ge=-1, le=INT64_MAX)] = -1
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[TokenId, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    no_stop_trim: bool = False
+    n: Annotated[int, Meta(ge=1, le=INT64_MAX)] = 1
+    stream_interval: Annotated[int, Meta(ge=1, le=INT64_MAX)] | None = None
+    sampling_seed: Int64 | None = None
+
+    def for_engine(self, limit: int, seed: int) -> GenerationParams:
+        """The engine's part, for one sequence of at most ``limit`` new tokens."""
+        greedy = self.temperature < GREEDY_BELOW or self.top_k == 1
+        return GenerationParams(
+            max_new_tokens=limit,
+            temperature=0.0 if greedy else self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            seed=seed,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            ignore_eos=self.ignore_eos,
+        )
+
+
+def parse_sampling(
+    given: Mapping[str, Any],
+    preferred: Mapping[str, Any] | None = None,
+    spelled: Mapping[str, str] | None = None,
+) -> Sampling:
+    """Check ``given`` laid over the server's ``preferred`` parameters. RequestError names the field.
+
+    ``spelled``: what the client calls a parameter, where that isn't its key.
+    """
+    merged = {**(preferred or {}), **given}
+    names = spelled or {}
+    values: dict[str, Any] = {}
+    for key, value in merged.items():
+        if key in CHECKS:
+            if value is not None:
+                values[key] = CHECKS[key](names.get(key, key), value)
+            elif key == "max_new_tokens":
+                values[key] = None
+        elif key in LATER:
+            LATER[key](names.get(key, key), value)
+        elif key not in IGNORED:
+            known = ", ".join(f"`{name}`" for name in (*CHECKS, *LATER, *IGNORED))
+            fail(key, f"unknown field `{key[:64]}`, expected one of {known}")
+    return Sampling(**values)
