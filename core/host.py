@@ -10,13 +10,13 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
 import pluggy
 
 from trunkline.core.types import (
     Head,
     ModelInfo,
     ModelSource,
+    RequestObserver,
     ServedModel,
     Serves,
     Settings,
@@ -26,13 +26,25 @@ from trunkline.core.types import (
 )
 
 from . import hookspecs
-from .discovery import CORE, Found, Provided, check_functions, describe, find, load_module, select
+from .discovery import (
+    CORE,
+    Found,
+    Provided,
+    check_functions,
+    check_settings,
+    check_stage,
+    describe,
+    find,
+    load_module,
+    select,
+)
 from .errors import ModelError, PluginError, TrunklineError
 
 if TYPE_CHECKING:
     import torch
     import typer
     from litestar.config.app import AppConfig
+    from prometheus_client.registry import Collector
 
     from trunkline.core.types import EngineClient, ExpertObserver, Model
 
@@ -140,7 +152,7 @@ class Host:
             for plugin, group in self.ask("trunkline_settings"):
                 _check(plugin, "trunkline_settings", group, SettingsGroup)
                 _put(groups, group.name, group, plugin, "settings group")
-                _check_schema(plugin, group)
+                check_settings(plugin, group)
             self._settings = dict(sorted(groups.items()))
         return self._settings
 
@@ -175,14 +187,21 @@ class Host:
         """The stages of a loaded model by task, for its active ``tasks`` only."""
         stages: dict[str, Provided[Stage]] = {}
         for plugin, stage in self._items("trunkline_stages", Stage, None, model=model, settings=settings):
-            _check_stage(plugin, stage)
+            check_stage(plugin, stage)
             _put(stages, stage.task, Provided(self.plugins[plugin], stage), plugin, "task")
         return {task: stage for task, stage in stages.items() if task in tasks}
 
     def expert_observers(self, model: Model, settings: Settings) -> tuple[Provided[ExpertObserver], ...]:
         """Who is shown a mixture-of-experts model's choices."""
-        found = self._items("trunkline_expert_observers", object, None, model=model, settings=settings)
-        return tuple(Provided(self.plugins[plugin], observer) for plugin, observer in found)
+        return self._provided("trunkline_expert_observers", object, model=model, settings=settings)
+
+    def request_observers(self, settings: Settings) -> tuple[Provided[RequestObserver], ...]:
+        """Who is told of requests."""
+        return self._provided("trunkline_request_observers", RequestObserver, settings=settings)
+
+    def metrics(self, settings: Settings) -> tuple[Provided[Collector], ...]:
+        """Whose numbers are in ``/metrics``; the page checks them."""
+        return self._provided("trunkline_metrics", object, settings=settings)
 
     def controls(self) -> dict[str, Provided[Callable[..., Any]]]:
         """Functions that run in the engine between two passes, by name."""
@@ -261,6 +280,10 @@ class Host:
                 _check(plugin, hook, item, kind)
                 yield plugin, item
 
+    def _provided(self, hook: str, kind: type, **arguments: Any) -> tuple[Provided[Any], ...]:
+        found = self._items(hook, kind, None, **arguments)
+        return tuple(Provided(self.plugins[plugin], item) for plugin, item in found)
+
     def _of(self, tasks: Collection[str]) -> set[str]:
         return {self._owners[task] for task in tasks if task in self._owners}
 
@@ -275,23 +298,3 @@ def _put(mapping: dict[str, Any], key: str, value: Any, plugin: str, what: str) 
     if key in mapping:
         raise PluginError(plugin, f"the {what} {key!r} is already taken by another plugin; leave one out (--no-plugin)")
     mapping[key] = value
-
-
-def _check_stage(plugin: str, stage: Stage) -> None:
-    """The class attributes by which core knows a stage."""
-    name = type(stage).__name__
-    if not isinstance(getattr(stage, "task", None), str):
-        raise PluginError(plugin, f"{name}.task must be the task's name")
-    for attribute in ("params", "result"):
-        schema = getattr(stage, attribute, None)
-        if not (isinstance(schema, type) and issubclass(schema, msgspec.Struct)):
-            raise PluginError(plugin, f"{name}.{attribute} must be a msgspec.Struct class, not {schema!r}")
-
-
-def _check_schema(plugin: str, group: SettingsGroup) -> None:
-    """Every field needs a default, because a server must start without a configuration."""
-    if not group.schema.__struct_config__.frozen:
-        raise PluginError(plugin, f"settings struct {group.schema.__name__} must be frozen")
-    for field in msgspec.structs.fields(group.schema):
-        if field.required:
-            raise PluginError(plugin, f"setting {field.name!r} has no default")

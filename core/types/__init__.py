@@ -10,6 +10,7 @@ from .clients import EngineClient, Reply, Submission
 from .experts import ExpertLayers, ExpertObserver, PassRow
 from .fields import INT64_MAX, INT64_MIN, CacheKey, Count, Int64, RequestId, TokenId
 from .models import Head, Model, ModelInfo, ModelSource, ServedModel, Serves, Tokenizer
+from .observers import RequestObserver
 from .requests import Needs, Request
 from .settings import Settings, SettingsGroup
 from .stages import Launched, Part, PartRow, Stage, Step
@@ -35,6 +36,7 @@ __all__ = [
     "Reply",
     "Request",
     "RequestId",
+    "RequestObserver",
     "ServedModel",
     "Serves",
     "Settings",

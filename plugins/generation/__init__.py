@@ -16,6 +16,7 @@ from .settings import GROUP, TASK, GenerationSettings, input_limit
 
 if TYPE_CHECKING:
     import typer
+    from prometheus_client.registry import Collector
 
     from trunkline.core.types import EngineClient, Model, ModelInfo, ServedModel, Settings, Stage
 
@@ -59,6 +60,13 @@ def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
 def trunkline_info(model: ServedModel, settings: Settings) -> dict[str, Any]:
     limit = {"max_req_input_len": input_limit(model)} if TASK in model.tasks else {}
     return {"preferred_sampling_params": settings[GROUP].preferred_sampling_params, **limit}
+
+
+@hookimpl
+def trunkline_metrics() -> Iterable[Collector]:
+    from .metrics import TokenMetrics
+
+    return [TokenMetrics()]
 
 
 @hookimpl

@@ -13,7 +13,16 @@ from trunkline.core.discovery import CORE, Found
 from trunkline.core.errors import ModelError, PluginError, RequestError
 from trunkline.core.hookspecs import hookimpl, hookspec
 from trunkline.core.host import Host
-from trunkline.core.types import Head, ModelInfo, ModelSource, ServedModel, Serves, SettingsGroup, Stage
+from trunkline.core.types import (
+    Head,
+    ModelInfo,
+    ModelSource,
+    RequestObserver,
+    ServedModel,
+    Serves,
+    SettingsGroup,
+    Stage,
+)
 
 Plugin = Callable[..., Found]
 
@@ -356,3 +365,22 @@ def test_expert_observers_of_all_plugins_are_collected(plugin: Plugin) -> None:
     wrong = Host([plugin("wrong", trunkline_expert_observers=lambda: 5)])
     with pytest.raises(PluginError, match=r"'wrong'.*int, not Iterable"):
         wrong.expert_observers(cast(Any, None), {})
+
+
+def test_request_observers_and_collectors_come_with_their_plugin(plugin: Plugin) -> None:
+    observers = {name: RequestObserver() for name in "ab"}
+    collectors = {name: object() for name in "ab"}
+    host = Host([
+        plugin(
+            name,
+            trunkline_request_observers=lambda settings, name=name: [observers[name]] if settings else [],
+            trunkline_metrics=lambda name=name: [collectors[name]],
+        )
+        for name in "ab"
+    ])  # fmt: skip
+    assert {one.plugin.name: one.value for one in host.request_observers({"any": Good()})} == observers
+    assert host.request_observers({}) == ()
+    assert {one.plugin.name: one.value for one in host.metrics({})} == collectors
+    wrong = Host([plugin("wrong", trunkline_request_observers=lambda: [5])])
+    with pytest.raises(PluginError, match=r"'wrong'.*int, not RequestObserver"):
+        wrong.request_observers({})
