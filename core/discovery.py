@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Generic, TypeVar
 
+import msgspec
+
+from trunkline.core.types import SettingsGroup, Stage
+
 from .errors import ConfigError, PluginError
 from .hookspecs import PROJECT
 
@@ -114,6 +118,26 @@ def check_functions(plugin: Found, known: Collection[str]) -> list[str]:
             raise PluginError(plugin.name, f"{name} is a wrapper, but each plugin is asked alone: nothing to wrap")
         hooks.append(name)
     return sorted(hooks)
+
+
+def check_stage(plugin: str, stage: Stage) -> None:
+    """The class attributes by which core knows a stage. PluginError for one that is missing or wrong."""
+    name = type(stage).__name__
+    if not isinstance(getattr(stage, "task", None), str):
+        raise PluginError(plugin, f"{name}.task must be the task's name")
+    for attribute in ("params", "result"):
+        schema = getattr(stage, attribute, None)
+        if not (isinstance(schema, type) and issubclass(schema, msgspec.Struct)):
+            raise PluginError(plugin, f"{name}.{attribute} must be a msgspec.Struct class, not {schema!r}")
+
+
+def check_settings(plugin: str, group: SettingsGroup) -> None:
+    """Every field needs a default, because a server must start without a configuration. PluginError."""
+    if not group.schema.__struct_config__.frozen:
+        raise PluginError(plugin, f"settings struct {group.schema.__name__} must be frozen")
+    for setting in msgspec.structs.fields(group.schema):
+        if setting.required:
+            raise PluginError(plugin, f"setting {setting.name!r} has no default")
 
 
 def describe(error: BaseException) -> str:

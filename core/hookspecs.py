@@ -1,8 +1,7 @@
 """The hooks: what a plugin can contribute, and when each is called in which process.
 
-This module is the plugin author's manual. Write a module, import ``hookimpl``, implement any of
-the functions below under the same name (arguments may be left out, never renamed), and name the
-module in your package's entry points::
+This is the plugin author's manual. Write a module, import ``hookimpl``, implement any of the functions below under
+the same name (arguments may be left out, never renamed), and name the module in your package's entry points::
 
     [project.entry-points."trunkline"]
     shout = "trunkline_shout"
@@ -10,18 +9,17 @@ module in your package's entry points::
 A plugin module is imported by ``trunkline --help`` too, so import heavy things inside functions.
 ``trunkline plugins inspect NAME`` shows what a plugin contributes.
 
-Two processes load every plugin. The *front* is the process of the ``trunkline`` command: the
-command line and, for ``trunkline serve``, the HTTP server. The *engine* is the process that the
-front starts; it owns the device. The second paragraph of each hook says when it is called in the
-front, in the engine, and at a weight update (``POST /update_weights_from_disk``); where one of
-these isn't named, the hook isn't called. What hooks return is kept in plain dicts and tuples:
-requests for a task call no hook.
+Two processes load every plugin. The *front* is the process of the ``trunkline`` command: the command line and, for
+``trunkline serve``, the HTTP server. The *engine* is the process that the front starts; it owns the device. The second
+paragraph of each hook says when it is called in the front, in the engine, and at a weight update
+(``POST /update_weights_from_disk``); where one of these isn't named, the hook isn't called. What hooks return is kept
+in plain dicts and tuples: requests for a task call no hook.
 
-An engine that is started again after a crash makes all its calls again; a weight update that fails
-makes no further ones. ``trunkline.core.Engine``, the engine in the caller's process, makes the
-engine's calls, and the front's for tokenizers (``resolve_model`` and ``tokenizer`` again). Commands
-other than ``serve`` call ``hookspecs``, ``settings`` and ``commands`` only; ``trunkline plugins
-inspect NAME`` also calls ``settings``, ``controls`` and ``routes`` of NAME.
+An engine that is started again after a crash makes all its calls again; a weight update that fails makes no further
+ones. ``trunkline.core.Engine``, in the caller's process, makes the engine's calls and those of the front that concern
+requests: ``resolve_model`` and ``tokenizer`` again, ``request_observers`` and, with ``enable_metrics``, ``metrics``.
+Commands other than ``serve`` call ``hookspecs``, ``settings`` and ``commands`` only; ``trunkline plugins inspect NAME``
+also calls ``settings``, ``controls`` and ``routes`` of NAME.
 """
 
 from __future__ import annotations
@@ -37,21 +35,14 @@ if TYPE_CHECKING:
     import torch
     import typer
     from litestar.config.app import AppConfig
+    from prometheus_client.registry import Collector
 
-    from trunkline.core.types import (
-        EngineClient,
-        ExpertObserver,
-        Head,
-        Model,
-        ModelInfo,
-        ModelSource,
-        ServedModel,
-        Serves,
-        Settings,
-        SettingsGroup,
-        Stage,
-        Tokenizer,
-    )
+    from trunkline.core.types import Ask, ExpertObserver
+    from trunkline.core.types.clients import EngineClient
+    from trunkline.core.types.models import Head, Model, ModelInfo, ModelSource, ServedModel, Serves, Tokenizer
+    from trunkline.core.types.observers import RequestObserver
+    from trunkline.core.types.settings import Settings, SettingsGroup
+    from trunkline.core.types.stages import Stage
 
 PROJECT = "trunkline"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -62,7 +53,9 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def trunkline_hookspecs() -> ModuleType | None:
     """A module with hook specifications of the plugin's own, for plugins of this plugin.
 
-    Front: once, before any other hook. Engine: once, before any other hook::
+    Front: once, before any other hook. Engine: once, before any other hook.
+
+    ``ask(hook, **arguments)``, which stages and routes get, gives the items that other plugins return from it::
 
         @hookimpl
         def trunkline_hookspecs():
@@ -77,8 +70,7 @@ def trunkline_settings() -> SettingsGroup | None:
 
     Front: once, before the command line is parsed. Engine: once, when it reads its configuration.
 
-    They become the TOML table ``[shout]``, the flags ``--shout-level`` (a field's name with
-    dashes) and ``settings["shout"]``::
+    They become the TOML table ``[shout]``, the flags ``--shout-level`` (a field with dashes), ``settings["shout"]``::
 
         class ShoutSettings(Struct, frozen=True):
             shout_level: Annotated[int, Meta(ge=1, le=3, description="How loud.")] = 1
@@ -98,8 +90,7 @@ def trunkline_commands(app: typer.Typer) -> None:
         @hookimpl
         def trunkline_commands(app):
             @app.command()
-            def shout(text: str) -> None:
-                print(text.upper())
+            def shout(text: str): print(text.upper())
     """
 
 
@@ -109,8 +100,7 @@ def trunkline_resolve_model(reference: str) -> ModelSource | None:
 
     Front: once for each model, before the engine starts (downloads show their progress there), and once more for
     its tokenizer (``--tokenizer-path``, by default the model). Engine: once for each model, and once more for its
-    ``--tokenizer-path`` if it has one.
-    Update: once in the front (unless ``--allow-weights-dir`` is set) and once in the engine.
+    ``--tokenizer-path``. Update: once in the front (unless ``--allow-weights-dir`` is set) and once in the engine.
 
     May download; raises ModelError when the reference is its own but can't be had::
 
@@ -178,13 +168,12 @@ def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
 
 
 @hookspec
-def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
+def trunkline_stages(model: Model, settings: Settings, ask: Ask) -> Iterable[Stage]:
     """The stages that serve a model. Two stages of one task are an error.
 
     Engine: once for each model, after its weights are loaded. Update: once, with the new model.
 
-    Where a head that the stage needs isn't in ``model.heads``, return none. Stages for tasks that are
-    not active on the model are dropped::
+    Return none if a head that the stage needs isn't in ``model.heads``. Stages of inactive tasks are dropped::
 
         @hookimpl
         def trunkline_stages(model, settings):
@@ -203,19 +192,52 @@ def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[Exp
 
         class Busiest:
             active = True
-
-            def begin_pass(self, rows):
-                self.tokens = sum(row.end - row.start for row in rows if row.request.key >= 0)
-
+            def begin_pass(self, rows): ...
             def observe(self, layer, chosen):
                 print(layer, chosen.flatten().mode().values)
-
-            def end_pass(self):
-                print(self.tokens, "tokens")
+            def end_pass(self): ...
 
         @hookimpl
         def trunkline_expert_observers(model, settings):
             return [Busiest()]
+    """
+
+
+@hookspec
+def trunkline_request_observers(settings: Settings) -> Iterable[RequestObserver]:
+    """Objects that are told when requests, of any task, are submitted, start, progress and end.
+
+    Front: once, while the engine starts.
+
+    ``core.types.RequestObserver`` says when each method is called; those that aren't overridden cost nothing::
+
+        class Durations(RequestObserver):
+            def ended(self, reply):
+                print(reply.model, reply.task, reply.finished - reply.created, reply.error or reply.finish)
+
+        @hookimpl
+        def trunkline_request_observers(settings):
+            return [Durations()]
+    """
+
+
+@hookspec
+def trunkline_metrics(settings: Settings) -> Iterable[Collector]:
+    """Collectors of the package ``prometheus_client``, shown by ``GET /metrics``.
+
+    Front: once, while the engine starts, and only with ``--enable-metrics``.
+
+    A collector that is a RequestObserver as well is told of requests: return it from this hook only. Give metrics
+    ``registry=None``, because each server has its own registry; there, a second collector of a name is left out::
+
+        from prometheus_client import Counter
+        class Shouted(Counter, RequestObserver):
+            def ended(self, reply):
+                self.labels(reply.model_label).inc(len(reply.tokens))
+
+        @hookimpl
+        def trunkline_metrics(settings):
+            return [Shouted("shout_tokens", "Tokens shouted.", ["model_name"], registry=None)]
     """
 
 
@@ -225,8 +247,8 @@ def trunkline_controls() -> dict[str, Callable[..., Any]]:
 
     Engine: once, after all models are loaded.
 
-    A control gets the loaded model and the caller's keyword arguments; what it returns must be
-    msgpack-able. RequestError becomes the client's error::
+    A control gets the loaded model and the caller's keyword arguments, and returns what msgpack can encode.
+    RequestError becomes the client's error::
 
         @hookimpl
         def trunkline_controls():
@@ -248,22 +270,13 @@ def trunkline_info(model: ServedModel, settings: Settings) -> dict[str, Any]:
 
 
 @hookspec
-def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
+def trunkline_routes(engine: EngineClient, settings: Settings, ask: Ask) -> Iterable[Any]:
     """Litestar route handlers.
 
     Front: once, when the server is built; the engine is ready then.
 
-    Each declares ``opt={"scope": "public" | "infer" | "admin"}`` or start-up fails; a path and
-    method claimed twice is an error that names both plugins. ``dialect`` "openai" or "native" (the default)
-    chooses the shape of errors.
-
-    ``/openapi.json`` is made from the rest of ``opt``: ``body``, the Struct that ``read_body`` reads; ``query``, a
-    Struct with the query parameters; ``replies``, a type for JSON with status 200, several in a tuple, or types by
-    status and media type, ``{200: {JSON: Shout, SSE: Shout}, 409: {TEXT: str}, 204: None}`` (of an event stream,
-    the type of an event's data; None for an empty body); ``reply_headers``, as ``{200: {"X-Loud": "How loud."}}``.
-    Errors that every route can give are added. A field of the body that clients send and the route doesn't serve is
-    declared ``Annotated[Any, Refused()]`` (``read_body`` answers 400 when it asks for something) or
-    ``Annotated[Any, Ignored("why")]``, both from ``core.server.api``::
+    Each declares ``opt={"scope": "public" | "infer" | "admin"}`` or start-up fails; a path and method claimed twice is
+    an error that names both plugins. ``docs/server_api.md`` has the other keys of ``opt``::
 
         @hookimpl
         def trunkline_routes(engine, settings):

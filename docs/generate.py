@@ -53,7 +53,8 @@ doesn't exist, is left out with a warning; it stops the start only when `--plugi
 
 While requests are served, whatever a plugin raises, and whatever it returns that its contract doesn't
 allow, ends the request that it was called for with a 500; the log line names plugin, distribution and
-method ([operations](operations.md#a-plugin-that-fails)). A `RequestError` is an answer to the client.
+method ([operations](operations.md#a-plugin-that-fails)). A `RequestError` is an answer to the client. Observers of
+requests and collectors of metrics end no request: their failures are logged and counted.
 
 A plugin may import `trunkline.core.types`, `trunkline.core.errors`, `trunkline.core.hookspecs`,
 `trunkline.core.server.api` ([what it offers](server_api.md)) and `trunkline.kernels`; everything else may change

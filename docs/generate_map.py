@@ -43,6 +43,22 @@ SERVER_API = """# What routes can use of the server
 nothing else. [Plugins](plugins.md) shows it in use. A `RequestError` is an answer to the client; where a function
 raises one, the route passes it on.
 
+## What a route declares
+
+A handler's `opt` has these keys; only `scope` is required.
+
+* `scope`: `"public"`, `"infer"` or `"admin"`, who may call it ([keys](operations.md#keys)).
+* `dialect`: `"openai"` or `"native"` (the default), the shape of errors.
+* `body`: the Struct that `read_body` reads. A field that clients send and the route doesn't serve is declared
+  `Annotated[Any, Refused()]` (`read_body` answers 400 when it asks for something) or `Annotated[Any, Ignored("why")]`.
+* `query`: a Struct with the query parameters.
+* `replies`: a type for JSON with status 200, several in a tuple, or types by status and media type,
+  `{{200: {{JSON: Shout, SSE: Shout}}, 409: {{TEXT: str}}, 204: None}}` (of an event stream, the type of an event's
+  data; None for an empty body). Errors that every route can give are added.
+* `reply_headers`: as `{{200: {{"X-Loud": "How loud."}}}}`.
+
+`/openapi.json` is made from them.
+
 {groups}
 """
 

@@ -17,9 +17,9 @@ from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.host import Host
 from trunkline.core.types import Reply, ServedModel, Settings, Submission, Tokenizer
 
+from .contracts import CheckedObservers, Failures
 from .models import choose_model, version_of
-from .replies import EngineReply, as_error, engine_down, response_id
-from .request_ids import check_rids
+from .replies import UNOBSERVED, EngineReply, as_error, check_rids, engine_down, response_id
 from .status import Status
 from .suspects import Suspects, died_twice
 from .threads import WorkThreads
@@ -29,7 +29,7 @@ from .transport import Deliver, Down, Transport
 from .waiting import WaitingRoom, displaced
 
 if TYPE_CHECKING:
-    from .metrics import Metrics
+    from .metrics import MetricsPage
 
 T = TypeVar("T", bound=Transport)
 
@@ -42,9 +42,11 @@ class Client(Generic[T]):
 
     def __init__(self, config: Config, host: Host, connect: Callable[[Deliver, Down], T]) -> None:
         self._config = config
+        self._host = host
         self.transport = connect(self._deliver, self._down)
         self.status = Status(self.transport)
-        self.metrics = self._metrics() if config.server.enable_metrics else None
+        self.metrics: MetricsPage | None = None
+        self._observers = UNOBSERVED
         self._keys = itertools.count(1)
         self._live: dict[int, EngineReply] = {}
         self._rids: set[str] = set()  # of the live requests
@@ -60,11 +62,15 @@ class Client(Generic[T]):
     # -- life --------------------------------------------------------------------------------
 
     async def start(self, prepare: Callable[[], None] = lambda: None) -> None:
-        """Start the engine, meanwhile ``prepare`` and load the tokenizers. ModelError when either can't be."""
+        """Start the engine; meanwhile ``prepare``, load the tokenizers and ask plugins for observers and metrics.
+
+        ModelError when the engine or a tokenizer can't be had, PluginError.
+        """
 
         def load() -> None:
             prepare()
             self._tokenizers.load()
+            self._observe()
 
         loading = asyncio.create_task(self._threads.run(load))
         try:
@@ -80,12 +86,17 @@ class Client(Generic[T]):
         self._down(error or engine_down("the server is shutting down"), [])
         self._threads.close()
 
-    def _metrics(self) -> Metrics:
-        from .metrics import Metrics
+    def _observe(self) -> None:
+        """Have core's metrics and the plugins' observers told of requests."""
+        host, settings, failures = self._host, self._config.settings, Failures()
+        observers = [*host.request_observers(settings)]
+        if self._config.server.enable_metrics:
+            from .metrics import CoreMetrics, MetricsPage
 
-        return Metrics(
-            self.status.loads, lambda: self.status.throughput, lambda name: self._first_names.get(name, name)
-        )
+            core = CoreMetrics(self.status.loads, lambda: self.status.throughput, self._first_name, failures)
+            self.metrics = MetricsPage(core, host.metrics(settings), failures)
+            observers += self.metrics.observers
+        self._observers = CheckedObservers(observers, failures)
 
     # -- models ------------------------------------------------------------------------------
 
@@ -93,6 +104,9 @@ class Client(Generic[T]):
     def models(self) -> Sequence[ServedModel]:
         ready = self.transport.ready
         return ready.models if ready is not None else ()
+
+    def _first_name(self, model: str) -> str:
+        return self._first_names.get(model, model)
 
     def choose(self, task: str, name: str | None = None) -> ServedModel:
         return choose_model(self.models, task, name)
@@ -129,7 +143,16 @@ class Client(Generic[T]):
             reply.drop(displaced())
         replies: list[EngineReply] = []
         for item, message in zip(items, messages, strict=True):
-            reply = EngineReply(message.key, model, task, item.rid, len(item.prompt), self._drop, self.metrics)
+            reply = EngineReply(
+                message.key,
+                model,
+                task,
+                item.rid,
+                len(item.prompt),
+                self._drop,
+                model_label=self._first_name(model),
+                observers=self._observers,
+            )
             self._live[message.key] = reply
             self._rids.add(item.rid)
             replies.append(reply)
@@ -137,6 +160,9 @@ class Client(Generic[T]):
         if items and response_id.get() is None:
             response_id.set(items[0].rid)
         self._post(*ready)
+        for submitted in self._observers.submitted:  # last, because an observer may cancel what is posted now
+            for reply in replies:
+                submitted(reply)
         return [*replies]
 
     def abort(self, prefix: str = "", *, everything: bool = False) -> int:

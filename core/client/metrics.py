@@ -1,4 +1,4 @@
-"""Numbers for Prometheus under SGLang's names, from what the front sees of requests.
+"""Numbers for Prometheus under SGLang's names: those that every task has, and the page with those of plugins.
 
 Names and labels are those of SGLang's collector, so that its dashboards work; ``task`` is ours.
 Histograms and counters change when something happens to a request; gauges are read when asked for.
@@ -6,88 +6,93 @@ Histograms and counters change when something happens to a request; gauges are r
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from trunkline.core.discovery import Found, Provided, describe
+from trunkline.core.types import Reply, RequestObserver
+
+from .contracts import Failures
 
 if TYPE_CHECKING:
     from trunkline.core.engine.messages import Load
 
-    from .replies import EngineReply
+log = logging.getLogger("trunkline.server")
 
 LABELS = ("model_name", "task")
 # Seconds: from a short prompt on an idle GPU to a long one at the end of a queue.
-FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 50, 100, 200)
-BETWEEN = (0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.025, 0.04, 0.06, 0.1, 0.2, 0.4, 1, 2, 5)
 WHOLE = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 50, 100, 200, 400, 800)
 
 
-class Metrics(Collector):
-    """What happened to requests since the start, by model and task. Lives on the event loop."""
+class CoreMetrics(Collector, RequestObserver):
+    """Requests since the start by model and task, what the models hold now, and failures of plugins."""
 
     def __init__(
         self,
         loads: Callable[[], Iterable[Load]],
         throughput: Callable[[], float],
-        first_name: Callable[[str], str] = lambda name: name,
+        first_name: Callable[[str], str],
+        failures: Failures,
     ) -> None:
         """``loads``: what each model holds now; ``throughput``: output tokens a second, of all models.
 
-        ``first_name`` of a model labels its numbers: weight updates rename it, and series would grow without end.
+        ``first_name`` of a model labels its gauges: weight updates rename it, and series would grow without end.
         """
-        registry = self._registry = CollectorRegistry()
 
         def counter(name: str, about: str) -> Counter:
-            return Counter(f"sglang:{name}", about, LABELS, registry=registry)
+            return Counter(f"sglang:{name}", about, LABELS, registry=None)
 
-        def histogram(name: str, about: str, buckets: Sequence[float]) -> Histogram:
-            return Histogram(f"sglang:{name}_seconds", about, LABELS, registry=registry, buckets=buckets)
-
-        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of requests that ended.")
-        self.cached_tokens = counter("cached_tokens", "Prompt tokens that the cache held already.")
-        self.generation_tokens = counter("generation_tokens", "Output tokens of requests that ended.")
-        self.requests = counter("num_requests", "Requests that ended, however they did.")
-        self.aborted = counter("num_aborted_requests", "Requests that clients ended, or numbers that weren't finite.")
-        self.failed = counter("num_failed_requests", "Requests that ended with an error, timeouts among them.")
-        self.first = histogram("time_to_first_token", "Until the first result of a request.", FIRST)
-        self.between = histogram("inter_token_latency", "Between two output tokens of a request.", BETWEEN)
-        self.whole = histogram("e2e_request_latency", "From arrival to the last result of a request.", WHOLE)
+        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens of requests that ended.")
+        self._cached_tokens = counter("cached_tokens", "Prompt tokens that the cache held already.")
+        self._requests = counter("num_requests", "Requests that ended, however they did.")
+        self._aborted = counter("num_aborted_requests", "Requests that clients ended, or numbers that weren't finite.")
+        self._failed = counter("num_failed_requests", "Requests that ended with an error, timeouts among them.")
+        self._latency = Histogram(
+            "sglang:e2e_request_latency_seconds",
+            "From arrival to the last result of a request.",
+            LABELS,
+            registry=None,
+            buckets=WHOLE,
+        )
         self._prompt = self._cached = 0
         self._loads, self._throughput, self._first_name = loads, throughput, first_name
-        registry.register(self)
+        self._failures = failures
 
-    def progressed(self, reply: EngineReply, tokens: int) -> None:
-        """A result has come, with so many output tokens; ``reply`` doesn't know it yet."""
-        now, labels = time.perf_counter(), (self._first_name(reply.model), reply.task)
-        if not reply.first:
-            self.first.labels(*labels).observe(now - reply.created)
-        elif tokens:
-            each, histogram = (now - reply.latest) / tokens, self.between.labels(*labels)
-            for _ in range(tokens):
-                histogram.observe(each)
-
-    def ended(self, reply: EngineReply) -> None:
-        """``reply`` is over, whoever ended it."""
-        labels = self._first_name(reply.model), reply.task
+    def ended(self, reply: Reply) -> None:
+        labels = reply.model_label, reply.task
         self._prompt += reply.prompt_tokens
         self._cached += reply.cached_tokens
-        self.requests.labels(*labels).inc()
-        self.prompt_tokens.labels(*labels).inc(reply.prompt_tokens)
-        self.cached_tokens.labels(*labels).inc(reply.cached_tokens)
-        self.generation_tokens.labels(*labels).inc(len(reply.tokens))
+        self._requests.labels(*labels).inc()
+        self._prompt_tokens.labels(*labels).inc(reply.prompt_tokens)
+        self._cached_tokens.labels(*labels).inc(reply.cached_tokens)
         if reply.error is not None:
-            self.failed.labels(*labels).inc()
+            self._failed.labels(*labels).inc()
         elif (reply.finish or {}).get("type") == "abort":
-            self.aborted.labels(*labels).inc()
+            self._aborted.labels(*labels).inc()
         else:
-            self.whole.labels(*labels).observe(reply.finished - reply.created)
+            self._latency.labels(*labels).observe(reply.finished - reply.created)
 
     def collect(self) -> Iterator[Metric]:
-        """The gauges: what is true now."""
+        counters = (self._prompt_tokens, self._cached_tokens, self._requests, self._aborted, self._failed)
+        for metric in (*counters, self._latency):
+            yield from metric.collect()
+        yield from self._gauges()
+        failures = CounterMetricFamily(
+            "trunkline:plugin_failures",
+            "Exceptions of plugins' request observers and collectors.",
+            labels=["plugin", "method"],
+        )
+        for key, count in self._failures.counts.items():
+            failures.add_metric(key, count)
+        yield failures
+
+    def _gauges(self) -> Iterator[Metric]:
+        """What is true now."""
         loads = list(self._loads())
 
         def by_model(name: str, about: str, value: Callable[[Load], float]) -> Metric:
@@ -106,5 +111,38 @@ class Metrics(Collector):
         rate = self._cached / self._prompt if self._prompt else 0.0
         yield GaugeMetricFamily("sglang:cache_hit_rate", "Cached share of all prompt tokens so far.", value=rate)
 
+
+class MetricsPage:
+    """The text of ``GET /metrics``: core's metrics, then those of plugins."""
+
+    def __init__(self, core: CoreMetrics, provided: Iterable[Provided[Collector]], failures: Failures) -> None:
+        """A collector that can't be read, or with names that an earlier one has, is logged and left out."""
+        self._failures = failures
+        registry = CollectorRegistry(auto_describe=True)  # knows the names; each collector is rendered by itself
+        own: Provided[Collector] = Provided(Found("core", "trunkline.core"), core)
+        self._shown = [one for one in (own, *provided) if _is_registered(one, registry)]
+
+    @property
+    def observers(self) -> list[Provided[RequestObserver]]:
+        """The collectors that are request observers as well."""
+        return [Provided(one.plugin, one.value) for one in self._shown if isinstance(one.value, RequestObserver)]
+
     def text(self) -> bytes:
-        return generate_latest(self._registry)
+        """What the collectors say now; one that fails is left out."""
+        parts = []
+        for one in self._shown:
+            try:
+                parts.append(generate_latest(one.value))
+            except BaseException as error:
+                self._failures.add(one, "collect", error)
+        return b"".join(parts)
+
+
+def _is_registered(provided: Provided[Collector], registry: CollectorRegistry) -> bool:
+    try:
+        registry.register(provided.value)
+    except BaseException as error:
+        name = type(provided.value).__name__
+        log.error("%s", provided.failed(f"the metrics of {name} are left out: {describe(error)}"))
+        return False
+    return True

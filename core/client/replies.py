@@ -1,18 +1,21 @@
-"""The reply to one submitted request: its state so far, and its line in the log."""
+"""The reply to one submitted request: its id, its state so far, and its line in the log."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from trunkline.core.engine.messages import Progress, Started
 from trunkline.core.errors import EngineDown, RequestError
+
+from .contracts import CheckedObservers
 
 log = logging.getLogger("trunkline.request")
 
@@ -21,16 +24,7 @@ response_id: ContextVar[str | None] = ContextVar("response_id", default=None)
 
 ABORTED: dict[str, Any] = {"type": "abort", "message": "Aborted", "status_code": None, "err_type": None}
 ABORTED_WAITING: dict[str, Any] = {**ABORTED, "message": "Abort in waiting queue"}
-
-
-class ReplyObserver(Protocol):
-    """Is told what happens to requests."""
-
-    def progressed(self, reply: EngineReply, tokens: int) -> None:
-        """A result has come, with so many output tokens; ``reply`` doesn't know it yet."""
-
-    def ended(self, reply: EngineReply) -> None:
-        """``reply`` is over, whoever ended it."""
+UNOBSERVED = CheckedObservers()
 
 
 class EngineReply:
@@ -48,10 +42,14 @@ class EngineReply:
         rid: str,
         prompt_tokens: int,
         drop: Callable[[EngineReply], None],
-        observer: ReplyObserver | None = None,
+        *,
+        model_label: str = "",
+        observers: CheckedObservers = UNOBSERVED,
     ) -> None:
+        """``model_label``: the model's first name, if it was renamed since."""
         self.key = key
         self.model = model
+        self.model_label = model_label or model
         self.task = task
         self.rid = rid
         self.prompt_tokens = prompt_tokens
@@ -63,11 +61,11 @@ class EngineReply:
         self.error: RequestError | None = None
         self.created = time.perf_counter()
         self.started = 0.0  # left the waiting queue, 0 = hasn't
-        self.first = 0.0  # first result
-        self.latest = 0.0  # result
+        self.first = 0.0  # first message with results
+        self.latest = 0.0  # latest message with results
         self.finished = 0.0
         self._drop = drop
-        self._observer = observer
+        self._observers = observers
         self._news = asyncio.Event()
         self._over = asyncio.Event()
 
@@ -111,16 +109,22 @@ class EngineReply:
         self.weight_version = weight_version
         self.started = time.perf_counter()
         self.cached_tokens = message.cached
+        for started in self._observers.started:
+            started(self)
 
     def update(self, message: Progress) -> None:
         """Fold in a message. A last message without result leaves what is there."""
+        if message.tokens or message.data is not None:
+            observers = self._observers.progressed
+            for progressed in observers:
+                progressed(self, len(message.tokens))
+            if observers and self.over:
+                return  # one of them has cancelled it
+            self.latest = time.perf_counter()
+            self.first = self.first or self.latest
         self.tokens += message.tokens
         if message.data is not None:
             self.results.append(msgspec.msgpack.decode(message.data))
-        if self._observer is not None and message.error is None:
-            self._observer.progressed(self, len(message.tokens))
-        self.latest = time.perf_counter()
-        self.first = self.first or self.latest
         self.cached_tokens = message.cached
         if message.error is not None:
             self.fail(as_error(message.error))
@@ -145,8 +149,8 @@ class EngineReply:
         self.finished = time.perf_counter()
         self._news.set()
         self._over.set()
-        if self._observer is not None:
-            self._observer.ended(self)
+        for ended in self._observers.ended:
+            ended(self)
         if log.isEnabledFor(logging.INFO):
             log.info(self.describe())
 
@@ -161,6 +165,19 @@ class EngineReply:
             f"queue_ms={_ms(started - self.created)} prefill_ms={_ms(first - started)} "
             f"decode_ms={_ms(self.finished - first)} finish={outcome}"
         )
+
+
+def check_rids(rids: Sequence[str], live: Collection[str] = ()) -> None:
+    """RequestError for ids that occur twice in a request, or that one of the ``live`` requests has.
+
+    Each id stands for one live sequence, or aborting by id would hit another client's.
+    """
+    if len(set(rids)) < len(rids):
+        repeated = sorted(rid for rid, count in Counter(rids).items() if count > 1)
+        raise RequestError(f"Duplicate request IDs detected within the request: {repeated}", param="rid")
+    for rid in rids:
+        if rid in live:
+            raise RequestError(f"Duplicate request ID detected: {rid}", param="rid")
 
 
 def as_error(wire: tuple[int, str, str | None]) -> RequestError:

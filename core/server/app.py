@@ -31,7 +31,7 @@ from .lifecycle import Lifecycle
 from .openapi import Document, check_declarations
 
 if TYPE_CHECKING:
-    from trunkline.core.client.metrics import Metrics
+    from trunkline.core.client.metrics import MetricsPage
 
 
 def create_app(
@@ -42,7 +42,7 @@ def create_app(
     models: Sequence[ModelSettings] = (),
     lifecycle: Lifecycle | None = None,
     status: Callable[[ServedModel], dict[str, Any]] = lambda model: {},
-    metrics: Metrics | None = None,
+    metrics: MetricsPage | None = None,
 ) -> Litestar:
     """The application over an engine that is ready; ``metrics``: what ``GET /metrics`` shows.
 

@@ -10,6 +10,8 @@ from .clients import EngineClient, Reply, Submission
 from .experts import ExpertLayers, ExpertObserver, PassRow
 from .fields import INT64_MAX, INT64_MIN, CacheKey, Count, Int64, RequestId, TokenId
 from .models import Head, Model, ModelInfo, ModelSource, ServedModel, Serves, Tokenizer
+from .observers import RequestObserver
+from .plugins import Ask, Contribution
 from .requests import Needs, Request
 from .settings import Settings, SettingsGroup
 from .stages import Launched, Part, PartRow, Stage, Step
@@ -17,7 +19,9 @@ from .stages import Launched, Part, PartRow, Stage, Step
 __all__ = [
     "INT64_MAX",
     "INT64_MIN",
+    "Ask",
     "CacheKey",
+    "Contribution",
     "Count",
     "EngineClient",
     "ExpertLayers",
@@ -35,6 +39,7 @@ __all__ = [
     "Reply",
     "Request",
     "RequestId",
+    "RequestObserver",
     "ServedModel",
     "Serves",
     "Settings",

@@ -20,6 +20,9 @@ class Reply(Protocol):
     """
 
     rid: str
+    model: str  # its name when the request was submitted
+    model_label: str  # the model's first name, which stays when weight updates rename the model: for metrics
+    task: str
     prompt_tokens: int
     cached_tokens: int
     weight_version: str  # label of the weights that it runs with; "" until it has started
@@ -27,7 +30,11 @@ class Reply(Protocol):
     results: list[Any]  # every ``Stage.result`` so far, in order, as builtins (``msgspec.convert`` them)
     finish: dict[str, Any] | None
     error: RequestError | None
-    created: float  # time.perf_counter()
+    # Times by time.perf_counter(); all but ``created`` are 0 until they have come.
+    created: float
+    started: float  # left the waiting queue
+    first: float  # first message with results
+    latest: float  # latest message with results
     finished: float
 
     @property

@@ -16,6 +16,7 @@ from .settings import GROUP, TASK, GenerationSettings, input_limit
 
 if TYPE_CHECKING:
     import typer
+    from prometheus_client.registry import Collector
 
     from trunkline.core.types import EngineClient, Model, ModelInfo, ServedModel, Settings, Stage
 
@@ -60,6 +61,13 @@ def trunkline_info(model: ServedModel, settings: Settings) -> dict[str, Any]:
     preferred = settings[GROUP].preferred_sampling_params
     read_preferred(preferred)  # what can't be used shows at start
     return {"preferred_sampling_params": preferred, **limit}
+
+
+@hookimpl
+def trunkline_metrics() -> Iterable[Collector]:
+    from .metrics import TokenMetrics
+
+    return [TokenMetrics()]
 
 
 @hookimpl

@@ -8,7 +8,6 @@ from msgspec import Meta, Struct
 
 from trunkline.core.types import INT64_MAX, Count, Int64, TokenId
 
-
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Bias = Annotated[float, Meta(ge=-1e9, le=1e9)]
 

@@ -66,7 +66,7 @@ def test_the_example_runs_and_is_a_plugin(name: str) -> None:
 
 @pytest.mark.parametrize("name", HOOKS)
 def test_asked_by_the_host(name: str, sources: dict[str, Any]) -> None:
-    assert f'"{name}"' in sources["trunkline.core.host"].text
+    assert f'"{name}"' in sources["trunkline.core.host"].text + sources["trunkline.core.registry"].text
 
 
 HOST_METHODS = [name.removeprefix("trunkline_") for name in HOOKS if name != "trunkline_hookspecs"]

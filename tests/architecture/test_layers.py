@@ -16,7 +16,7 @@ LAYERS = (
     ("kernels",),
     ("core.types", "core.errors", "core.guard", "core.logs"),
     ("core.hookspecs",),
-    ("core.config", "core.host", "core.discovery", "core.settings"),
+    ("core.config", "core.host", "core.registry", "core.discovery", "core.settings"),
     ("core.cache", "core.model"),
     ("core.engine",),
     ("core.client",),

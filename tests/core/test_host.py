@@ -10,10 +10,19 @@ import pytest
 from msgspec import Struct
 
 from trunkline.core.discovery import CORE, Found
-from trunkline.core.errors import ModelError, PluginError, RequestError
+from trunkline.core.errors import ModelError, PluginError, RequestError, TrunklineError
 from trunkline.core.hookspecs import hookimpl, hookspec
 from trunkline.core.host import Host
-from trunkline.core.types import Head, ModelInfo, ModelSource, ServedModel, Serves, SettingsGroup, Stage
+from trunkline.core.types import (
+    Head,
+    ModelInfo,
+    ModelSource,
+    RequestObserver,
+    ServedModel,
+    Serves,
+    SettingsGroup,
+    Stage,
+)
 
 Plugin = Callable[..., Found]
 
@@ -356,3 +365,46 @@ def test_expert_observers_of_all_plugins_are_collected(plugin: Plugin) -> None:
     wrong = Host([plugin("wrong", trunkline_expert_observers=lambda: 5)])
     with pytest.raises(PluginError, match=r"'wrong'.*int, not Iterable"):
         wrong.expert_observers(cast(Any, None), {})
+
+
+def test_request_observers_and_collectors_come_with_their_plugin(plugin: Plugin) -> None:
+    observers = {name: RequestObserver() for name in "ab"}
+    collectors = {name: object() for name in "ab"}
+    host = Host([
+        plugin(
+            name,
+            trunkline_request_observers=lambda settings, name=name: [observers[name]] if settings else [],
+            trunkline_metrics=lambda name=name: [collectors[name]],
+        )
+        for name in "ab"
+    ])  # fmt: skip
+    assert {one.plugin.name: one.value for one in host.request_observers({"any": Good()})} == observers
+    assert host.request_observers({}) == ()
+    assert {one.plugin.name: one.value for one in host.metrics({})} == collectors
+    wrong = Host([plugin("wrong", trunkline_request_observers=lambda: [5])])
+    with pytest.raises(PluginError, match=r"'wrong'.*int, not RequestObserver"):
+        wrong.request_observers({})
+
+
+def test_plugins_ask_hooks_that_plugins_have_specified(plugin: Plugin) -> None:
+    specified = ModuleType("shout_hooks")
+
+    def trunkline_shouters(model: str) -> list[str]: ...
+
+    trunkline_shouters.__module__ = specified.__name__
+    specified.trunkline_shouters = hookspec(trunkline_shouters)  # type: ignore[attr-defined]
+    asked: list[Any] = []
+    host = Host([
+        plugin("shout", trunkline_hookspecs=lambda: specified, trunkline_routes=lambda ask: asked.append(ask) or []),
+        plugin("loud", trunkline_shouters=lambda model: [f"{model}!", f"{model}!!"]),
+    ])  # fmt: skip
+    assert host.routes(cast(Any, None), {}) == []
+    [ask] = asked
+    assert [(one.plugin.name, one.value) for one in ask("trunkline_shouters", model="m")] == [
+        ("loud", "m!"),
+        ("loud", "m!!"),
+    ]
+    assert "loud" in str(ask("trunkline_shouters", model="m")[0].failed("fell silent"))
+    for hook in ("trunkline_stages", "trunkline_whispers"):
+        with pytest.raises(TrunklineError, match="no plugin has specified"):
+            ask(hook)

@@ -25,7 +25,7 @@ from pathlib import Path
 from msgspec import Struct
 from trunkline.core import hookspecs
 from trunkline.core.hookspecs import hookimpl
-from trunkline.core.types import Launched, Needs, Serves, SettingsGroup, Stage, Step
+from trunkline.core.types import Launched, Needs, RequestObserver, Serves, SettingsGroup, Stage, Step
 
 class Nothing(Struct, frozen=True):
     pass
@@ -54,6 +54,8 @@ ANSWERS = {
     "trunkline_heads": list,
     "trunkline_stages": lambda: [CountedStage()],
     "trunkline_expert_observers": lambda: [Observer()],
+    "trunkline_request_observers": lambda: [RequestObserver()],
+    "trunkline_metrics": list,
     "trunkline_controls": dict,
     "trunkline_info": dict,
     "trunkline_routes": list,
@@ -72,7 +74,8 @@ def counted(name):
 globals().update({name: counted(name) for name in vars(hookspecs) if name.startswith("trunkline_")})
 """
 
-# Hook -> calls with one model: at the start in the front and in the engine, at an update in the front and the engine.
+# Hook -> calls with one model and --enable-metrics: at the start in the front and in the engine, at an update in the
+# front and the engine.
 CALLS = {
     "trunkline_hookspecs": (1, 1, 0, 0),
     "trunkline_settings": (1, 1, 0, 0),
@@ -84,12 +87,15 @@ CALLS = {
     "trunkline_heads": (0, 1, 0, 1),
     "trunkline_stages": (0, 1, 0, 1),
     "trunkline_expert_observers": (0, 1, 0, 0),
+    "trunkline_request_observers": (1, 0, 0, 0),
+    "trunkline_metrics": (1, 0, 0, 0),
     "trunkline_controls": (0, 1, 0, 0),
     "trunkline_info": (1, 0, 1, 0),
     "trunkline_routes": (1, 0, 0, 0),
     "trunkline_app_config": (1, 0, 0, 0),
 }
-TOKENIZERS = ("trunkline_resolve_model", "trunkline_tokenizer")  # called for the tokenizers of a client
+# Called for a client, wherever it is.
+CLIENT = ("trunkline_resolve_model", "trunkline_tokenizer", "trunkline_request_observers")
 
 
 class Calls:
@@ -149,6 +155,7 @@ def test_both_processes_at_the_start_and_at_an_update(calls: Calls, model: Path,
     url, log = f"http://127.0.0.1:{port}", tmp_path / "log"
     code = "from trunkline.core.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", str(model), "--dtype", "float32", "--port", str(port)]
+    command.append("--enable-metrics")
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as server:
         try:
             while "ready to roll" not in log.read_text():
@@ -174,7 +181,7 @@ def test_both_processes_at_the_start_and_at_an_update(calls: Calls, model: Path,
 def test_an_engine_in_this_process(calls: Calls, model: Path, tmp_path: Path) -> None:
     other = shutil.copytree(model, tmp_path / "other")
     with Engine(str(model), dtype="float32", threads=1) as engine:
-        assert calls.since() == {os.getpid(): column(1) + Counter(TOKENIZERS)}
+        assert calls.since() == {os.getpid(): column(1) + Counter(CLIENT)}
         assert engine.call("update_weights", model_path=str(other))["success"]
         assert calls.since() == {os.getpid(): column(3)}
 

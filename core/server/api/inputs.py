@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from msgspec import Struct
 
-from trunkline.core.client.request_ids import check_rids
+from trunkline.core.client.replies import check_rids
 from trunkline.core.errors import RequestError
 from trunkline.core.types import ServedModel
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 
-from trunkline.core.client.metrics import Metrics
+from trunkline.core.client.metrics import MetricsPage
 from trunkline.core.server.api.media_types import TEXT
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def metrics_route(metrics: Metrics) -> HTTPRouteHandler:
+def metrics_route(page: MetricsPage) -> HTTPRouteHandler:
     @get("/metrics", opt={"scope": "public", "replies": {200: {TEXT: str}}})
     async def show() -> Response[bytes]:
         """Numbers for Prometheus; only with ``--enable-metrics``."""
-        return Response(metrics.text(), headers={"content-type": CONTENT_TYPE})
+        return Response(page.text(), headers={"content-type": CONTENT_TYPE})
 
     return show

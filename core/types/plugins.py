@@ -1,0 +1,27 @@
+"""What plugins contribute to other plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from trunkline.core.errors import PluginError
+
+
+class Contribution(Protocol):
+    """One item of what a plugin returned from another plugin's hook."""
+
+    @property
+    def value(self) -> Any:
+        """The item."""
+
+    def failed(self, message: str) -> PluginError:
+        """The error for what the item did wrong; it names its plugin and distribution."""
+
+
+class Ask(Protocol):
+    """Calls a hook that a plugin has specified (``trunkline_hookspecs``)."""
+
+    def __call__(self, hook: str, /, **arguments: Any) -> Sequence[Contribution]:
+        """Each item of the lists that plugins return. PluginError when one of them fails, TrunklineError for a
+        hook that no plugin has specified."""
