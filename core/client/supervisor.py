@@ -61,6 +61,7 @@ class Supervisor:
         self.beat = Beat(0, 0.0)
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._config = config
+        self._paused: list[bool] = []  # models, in the order of the configuration
         self._deliver = deliver
         self._down = down
         self._command = command
@@ -125,7 +126,9 @@ class Supervisor:
         """Run an engine to its end; why it ended."""
         self._silence, self._failure, self.beat = 0.0, None, Beat(0, 0.0)
         try:
-            process = await EngineProcess.spawn(self._command, {"config": self._config}, self._receive)
+            process = await EngineProcess.spawn(
+                self._command, {"config": self._config, "paused": self._paused}, self._receive
+            )
         except OSError as error:
             return f"it could not be started: {error}"
         self._process = process
@@ -198,10 +201,11 @@ class Supervisor:
                 self._deliver(message)
 
     def _change(self, message: Changed) -> None:
-        """From now on, and after a restart, other weights are served."""
+        """From now on, and after a restart, other weights are served, or models are paused."""
         if self.ready is not None:
             self.ready = self.ready.after(message)
         self._config = {**self._config, "models": message.settings}
+        self._paused = message.paused
         self._deliver(message)
 
 

@@ -8,7 +8,7 @@ that one is never retracted, so it ends; then the next one is first.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from trunkline.core.cache.radix import RadixCache
 from trunkline.core.types import Request
 
 from .batch import Batch, Draft, Row
-from .waiting import Entry, InFlight, WaitingQueue
+from .waiting import Entry, InFlight, WaitingQueue, sort_running
 
 _EXPECTED_NEW = 4096  # tokens; nobody's limit on new tokens counts for more at admission
 _SHARE_START = 0.5  # of the new tokens that a request may add, this much is set aside …
@@ -77,12 +77,34 @@ class Scheduler:
         """Does it wait or run here?"""
         return request.schedule is not None
 
-    def flush(self) -> bool:
-        """Forget all cached prefixes; False (and nothing happens) when anything waits or runs."""
-        if not self.idle:
+    def flush(self, *, paused: bool = False) -> bool:
+        """Forget all cached prefixes; False (and nothing happens) when anything runs, or waits unless ``paused``."""
+        if self._running or not (paused or self.idle):
             return False
         self._ledger.reset()
         return True
+
+    def retract(self, chosen: Callable[[Request], bool]) -> list[Request]:
+        """Queue the ``chosen`` running requests again, all of them if need be: only for lanes that are paused."""
+        victims = [entry for entry in self._running if chosen(entry.request)]
+        for entry in victims:
+            self._requeue(entry)
+        return [entry.request for entry in victims]
+
+    def renew(self, boundaries: Sequence[int]) -> list[Request]:
+        """Other weights: forget all cached prefixes. All requests, those that run first.
+
+        Waiting ones have their regime by the new ``boundaries``. Running ones keep their slots and neither use nor
+        fill the cache any more, as theirs are keys of both weights.
+        """
+        self.boundaries = boundaries
+        for entry in self._running:
+            entry.request.cacheable = False
+        self._ledger.forget()
+        waiting = list(self._waiting)
+        for entry in waiting:
+            entry.regime, entry.probed = regime_of(len(entry.request.tokens), boundaries), -1
+        return [entry.request for entry in (*self._running, *waiting)]
 
     def add(self, request: Request) -> None:
         """Queue a request. The caller has checked it against ``max_request_tokens``."""
@@ -119,9 +141,9 @@ class Scheduler:
         self._share = max(_SHARE_FLOOR, self._share * _SHARE_DECAY)
         if self.boundaries:
             self._restart_outgrown(draft)
-        decoding, prefilling = self._sort_running()
+        decoding, prefilling = sort_running(self._running)
         while self._room(draft) < len(decoding) and self._retract(draft):
-            decoding, prefilling = self._sort_running()
+            decoding, prefilling = sort_running(self._running)
         for entry in decoding:
             draft.add(entry, len(entry.request.tokens))
         decodes = len(decoding)
@@ -129,7 +151,7 @@ class Scheduler:
             draft.budget = max(self._chunk - decodes, self._chunk // 4, 1)
         self._continue_prompts(draft, prefilling)
         while prefilling and not draft.entries and self._retract(draft):
-            _, prefilling = self._sort_running()
+            _, prefilling = sort_running(self._running)
             self._continue_prompts(draft, prefilling)
         if not draft.retracted:
             self._admit(draft)
@@ -153,25 +175,9 @@ class Scheduler:
         This happens once per boundary and request, so that the first request still ends.
         """
         for entry in tuple(self._running):
-            regime = regime_of(len(entry.request.tokens), self.boundaries)
-            if regime != entry.regime:
+            if entry.regime != regime_of(len(entry.request.tokens), self.boundaries):
                 self._requeue(entry)
-                entry.regime, entry.probed = regime, -1
                 draft.restarted.append(entry.request)
-
-    def _sort_running(self) -> tuple[list[Entry], list[Entry]]:
-        """Decoding requests and those with prompt to compute, both in order of admission."""
-        decoding: list[Entry] = []
-        prefilling: list[Entry] = []
-        for entry in self._running:
-            request = entry.request
-            known = len(request.tokens)
-            missing = known - request.computed
-            if missing == 1 and known > request.prompt_len:
-                decoding.append(entry)
-            elif missing:
-                prefilling.append(entry)
-        return decoding, prefilling
 
     def _room(self, draft: Draft) -> int:
         return self._ledger.available - draft.slots
@@ -207,6 +213,7 @@ class Scheduler:
         """Make a running request a waiting one that has computed nothing, ahead of others of its priority."""
         self._running.remove(entry)
         self._ledger.close(entry)
+        entry.regime, entry.probed = regime_of(len(entry.request.tokens), self.boundaries), -1
         entry.request.computed = 0
         entry.running = False
         self._waiting.put_back(entry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trunkline.core.cache.ledger import Holding
@@ -21,6 +21,21 @@ class Entry(Holding):
     running: bool = False
     cached: int = 0  # last probe of the cache …
     probed: int = -1  # … and the cache version that it is true for
+
+
+def sort_running(running: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """Decoding requests and those with prompt to compute, both in order of admission."""
+    decoding: list[Entry] = []
+    prefilling: list[Entry] = []
+    for entry in running:
+        request = entry.request
+        known = len(request.tokens)
+        missing = known - request.computed
+        if missing == 1 and known > request.prompt_len:
+            decoding.append(entry)
+        elif missing:
+            prefilling.append(entry)
+    return decoding, prefilling
 
 
 class WaitingQueue:

@@ -2,7 +2,7 @@
 
 Beside ``scope`` and ``dialect`` a handler declares
 
-* ``body``: the Struct that it reads with ``read_body``
+* ``body``: the Struct that it reads with ``read_body``; ``body_required``: False where it may be missing
 * ``query``: a Struct with its query parameters
 * ``replies``: what it answers with, by status and media type. A type alone is JSON with status 200; a tuple holds
   alternatives, None is an empty body. In an event stream the type is that of an event's data
@@ -129,7 +129,8 @@ class Operation:
         if parameters:
             item["parameters"] = parameters
         if "body" in opt:
-            item["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas[opt["body"]]}}}
+            body = {JSON: {"schema": schemas[opt["body"]]}}
+            item["requestBody"] = {"required": opt.get("body_required", True), "content": body}
         own = replies_of(self.handler)
         answers = {} if own else {status: item["responses"][status] for status in item["responses"] if status < "3"}
         for status, content in sorted(_merged(own, errors).items()):

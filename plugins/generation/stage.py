@@ -62,9 +62,16 @@ class GenerationStage(Stage):
                 raise RequestError("stop needs a tokenizer, and this model has none; use stop_token_ids.")
             text = TextStream(self._model.tokenizer, request.tokens, skip_special_tokens=False)
         limit = new_token_limit(request.prompt_len, params.max_new_tokens, self._model.max_request_tokens)
-        stop_ids = frozenset() if params.ignore_eos else self._eos.union(params.stop_token_ids)
-        request.state = Progress(limit, stop_ids, text)
+        request.state = Progress(limit, self._stop_ids(params), text)
         return Needs(new_tokens=limit)
+
+    def adopt(self, request: Request) -> Needs:
+        """Its text and all that was counted go on; which tokens end it is up to the new checkpoint."""
+        request.state.stop_ids = self._stop_ids(request.params)
+        return request.needs
+
+    def _stop_ids(self, params: GenerationParams) -> frozenset[int]:
+        return frozenset() if params.ignore_eos else self._eos.union(params.stop_token_ids)
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
         if all(row.request.state.limit == 0 for row in part.rows):

@@ -1,4 +1,4 @@
-"""Weight updates in the loop: loaded at once, put in place when the lane's running requests have ended.
+"""Weight updates in the loop: loaded at once, put in place when the lane's running requests have ended, or are paused.
 
 Requests that come meanwhile are held back and start with the new weights. While a checkpoint is
 loaded nothing runs, so the front is told that this pass takes long.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from msgspec import Struct
 from trunkline.core.engine.lane import Lane, Renewal
 from trunkline.core.engine.messages import Answer, Beat, Call, Changed, Submit
 from trunkline.core.errors import RequestError
+from trunkline.core.types import Step
 
 log = logging.getLogger("trunkline.engine")
 
@@ -65,6 +66,7 @@ class Loop(Protocol):
     def handle(self, message: Any) -> None: ...
     def abort_all(self, lane: Lane) -> None: ...
     def know_names(self) -> None: ...
+    def report(self, lane: Lane, steps: Sequence[Step]) -> None: ...
     def pulse(self) -> Beat: ...
     def long_work(self, what: str) -> AbstractContextManager[None]: ...
 
@@ -149,7 +151,7 @@ class Updates:
         version = order.new_version
         lane.settings = msgspec.structs.replace(lane.settings, weight_version=version)
         lane.served = msgspec.structs.replace(lane.served, weight_version=version)
-        self._changed()
+        self.changed()
         answer = {"success": True, "message": f"Weight version updated to {version}", "new_version": version}
         self._loop.send([Answer(message.key, answer)])
 
@@ -172,27 +174,30 @@ class Updates:
 
     def settle(self) -> None:
         """Put loaded weights in place where nothing runs any more, and let go what was held for them."""
-        for lane, pending in [(lane, pending) for lane, pending in self._pending.items() if not lane.busy]:
-            del self._pending[lane]
+        for lane in [lane for lane in self._pending if lane.halted or not lane.busy]:
+            pending = self._pending.pop(lane)
             new, version = pending.renewal.served, pending.version
-            lane.renew(pending.renewal)
+            paused = lane.scheduler.running + lane.scheduler.waiting
+            ended = lane.renew(pending.renewal)
             release_memory()
-            self._changed()
+            self.changed()
+            self._loop.report(lane, ended)
             log.info("%s: weights of %s are in place", new.name, new.model_path)
             named = "" if version is None else f" Weight version updated to {version}."
-            self._answer(pending.call, True, SUCCEEDED + named)
+            self._answer(pending.call, True, SUCCEEDED + named, paused)
             for message in pending.held.values():
                 self._loop.handle(message)
 
-    def _answer(self, call: int, success: bool, message: str) -> None:
-        answer = {"success": success, "message": message, "num_paused_requests": 0}
+    def _answer(self, call: int, success: bool, message: str, paused: int = 0) -> None:
+        answer = {"success": success, "message": message, "num_paused_requests": paused}
         self._loop.send([Answer(call, answer)])
 
-    def _changed(self) -> None:
-        """Tell the front before anybody is answered."""
+    def changed(self) -> None:
+        """Tell the front what the lanes are now, before anybody is answered."""
         lanes = self._loop.lanes
         self._loop.know_names()
-        changed = Changed([lane.served for lane in lanes], [lane.settings.table() for lane in lanes])
+        settings = [lane.settings.table() for lane in lanes]
+        changed = Changed([lane.served for lane in lanes], settings, [lane.paused for lane in lanes])
         self._loop.send([changed, self._loop.pulse()])  # whose numbers go by the models' names
 
 
