@@ -188,6 +188,8 @@ class Supervisor:
                     log.info("engine: %s", message.work)
                 self.beat = message
             elif isinstance(message, Ready):
+                if self.ready is not None:
+                    _warn_of_lost_weights(self.ready, message)
                 self.ready, self.up = message, True
                 if not self._first.done():
                     self._first.set_result(None)
@@ -207,6 +209,16 @@ class Supervisor:
         self._config = {**self._config, "models": message.settings}
         self._paused = message.paused
         self._deliver(message)
+
+
+def _warn_of_lost_weights(before: Ready, after: Ready) -> None:
+    """Weights that were sent died with the engine; their label went with them."""
+    for old, new in zip(before.models, after.models, strict=True):
+        if old.weight_version != new.weight_version:
+            log.warning(
+                "%s has the weights of its folder again, labelled %r; those labelled %r were sent and are lost",
+                new.name, new.weight_version, old.weight_version,
+            )  # fmt: skip
 
 
 def supervised(

@@ -28,13 +28,14 @@ EPOCH_BYTES = 4  # of a namespace; the rest is the request's salt
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """Everything of a lane that other weights bring with them."""
+    """All of a lane that other weights bring with them. ``sent``: they aren't those in the candidate's folder."""
 
     candidate: Candidate
     served: ServedModel
     model: Any
     stages: Mapping[str, CheckedStage]
     runner: Runner
+    sent: bool = False
 
 
 class Lane:
@@ -44,6 +45,7 @@ class Lane:
     compares it between lanes to be fair. ``epoch`` counts the weights that it has had before.
     ``note`` is told the keys of the requests of each forward pass before it runs. ``candidate`` and ``grant``
     are what it was loaded from and its memory, which weight updates need; ``settings`` those in force.
+    ``sent``: its weights were sent and are in no folder, so that an engine that is started again can't have them.
     ``paused``: nothing is scheduled until the front says continue. ``released``: memory that it has given back for
     the time being ("weights", "kv_cache"), without which nothing can be scheduled either.
     """
@@ -69,6 +71,7 @@ class Lane:
         self.settings = candidate.settings if candidate is not None else ModelSettings(model_path=served.model_path)
         self.spent = 0.0
         self.epoch = 0
+        self.sent = False
         self.paused = False
         self.released: frozenset[str] = frozenset()
         self.note: Callable[[Sequence[int]], None] = lambda keys: None
@@ -111,7 +114,7 @@ class Lane:
         former = self.stages
         self.candidate, self.settings = new.candidate, new.candidate.settings
         self.served, self.model = new.served, new.model
-        self.stages, self.runner = new.stages, new.runner
+        self.stages, self.runner, self.sent = new.stages, new.runner, new.sent
         self.epoch += 1
         return steps + [step for request in requests for step in self._adopt(request, former[request.task])]
 
