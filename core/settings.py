@@ -16,6 +16,7 @@ Bytes = Annotated[int, Meta(ge=1, le=_HUGE)]
 Seconds = Annotated[float, Meta(gt=0, le=_LONG)]
 Seed = Annotated[int, Meta(ge=0, lt=_MANY)]
 Threads = Annotated[int, Meta(ge=1, le=4096)]
+Passes = Annotated[int, Meta(ge=0, le=_MANY)]
 Limit = Annotated[int, Meta(ge=-1, lt=_MANY)]  # -1 = none
 
 
@@ -68,6 +69,9 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     kv_cache_bytes: Annotated[
         Bytes | None, _about("KV memory on a CPU, all models; default 40% of what is left, at most 4 GiB.")
     ] = None
+    decode_log_interval: Annotated[
+        Passes, _about("Log running and queued requests every so many decode passes of a model; 0 = never.")
+    ] = 40
     threads: Annotated[
         Threads | None, _about("CPU threads for computing; default OMP_NUM_THREADS, else one a physical core.")
     ] = None

@@ -53,8 +53,8 @@ IGNORED = (
     Foreign(("--cuda-graph-max-bs",), "graphs need no limit here"),
     Foreign(("--disable-cuda-graph",), "graphs aren't used", switch=True),
     Foreign(("--disable-overlap-schedule",), "passes don't overlap", switch=True),
+    Foreign(("--enable-memory-saver",), "memory can always be released", switch=True),
     Foreign(("--enable-cache-report",), "replies always report cached tokens", switch=True),
-    Foreign(("--decode-log-interval",), "each request is logged when it ends"),
     Foreign(("--log-requests",), "each request is logged in one line, never with its text", switch=True),
 )
 
@@ -65,7 +65,6 @@ REFUSED = (
     Foreign(("--allow-auto-truncate",), "prompts that are too long are refused, never cut", switch=True),
     Foreign(("--enable-return-hidden-states",), "hidden states aren't returned", switch=True),
     Foreign(("--enable-custom-logit-processor",), "code from requests is never run; write a plugin", switch=True),
-    Foreign(("--enable-memory-saver",), "memory isn't released while serving", switch=True),
     Foreign(("--skip-tokenizer-init",), "the server needs the tokenizer", switch=True),
     Foreign(("--completion-template",), "there are no completion templates; --chat-template takes a file"),
     Foreign(("--expert-balancedness-report-mode",), "GET /expert_distribution reports balancedness"),
