@@ -42,7 +42,7 @@ VALIDATORS = {
     )
     for path, operations in document["paths"].items()
     for method, operation in operations.items()
-    if "requestBody" in operation
+    if "application/json" in operation.get("requestBody", {}).get("content", {})
 }
 
 
