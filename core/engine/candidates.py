@@ -15,7 +15,7 @@ from trunkline.core.model.sources.info import read_info
 from trunkline.core.types import ModelInfo, ModelSource
 from trunkline.kernels.cpu.processor import has_bfloat16
 
-from .memory import WORTHWHILE, Demand
+from .memory import MAX_CONTEXTS, Demand
 
 # What a CPU does in less than a second, by dtype: bounds the default chunk.
 STEP_FLOP = {torch.bfloat16: 3e11, torch.float32: 1.5e11}
@@ -88,7 +88,7 @@ def demand(candidate: Candidate) -> Demand:
         token_bytes=candidate.plan.kv_bytes_per_token,
         context=candidate.info.context_length,
         tokens=candidate.settings.max_total_tokens,
-        pass_tokens=candidate.pass_tokens or WORTHWHILE * candidate.info.context_length,
+        pass_tokens=candidate.pass_tokens or MAX_CONTEXTS * candidate.info.context_length,
     )
 
 

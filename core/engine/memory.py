@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from trunkline.core.errors import ModelError
 
-CPU_SHARE = 0.4  # of what is left after all weights
-CPU_LIMIT = 4 << 30  # bytes; more is rarely used by a CPU server and only slows its start
-WORTHWHILE = 16  # a pool of so many full contexts is enough for anybody
+CPU_SHARE = 0.4  # of the memory that all weights leave free
+CPU_LIMIT = 4 << 30  # bytes; a CPU server rarely uses more, and a larger pool slows its start
+MAX_CONTEXTS = 16  # a pool holds at most this many sequences of full context length
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """One model's wishes: bytes of weights, bytes of KV per token, context in tokens.
+    """One model's memory demand: bytes of weights, bytes of keys and values per token, context in tokens.
 
-    ``tokens`` is the user's ``--max-total-tokens``; None = as many as fit. A model with
-    ``token_bytes`` 0 keeps nothing between passes (encoders) and computes about ``pass_tokens`` in one.
+    ``tokens`` is the user's ``--max-total-tokens``; None = as many as fit. A model with ``token_bytes`` 0
+    (encoders) keeps nothing between passes, and computes up to about ``pass_tokens`` tokens in one pass.
     """
 
     name: str
@@ -30,9 +30,9 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a model gets: slots (tokens) in its pool, and the context that fits them.
+    """The memory of one model: slots (tokens) of its KV pool, and the context length that fits in them.
 
-    Without a pool, slots only bound the tokens of one pass.
+    Without a pool (``kv_bytes`` 0), slots only bound the tokens of one pass.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Grant:
 
 
 def plan(demands: Sequence[Demand], *, available: int, budget: int | None = None) -> list[Grant]:
-    """Split the KV budget evenly over the models that use one.
+    """Divide the memory for keys and values evenly among the models that have a KV pool.
 
-    ``budget`` is the user's bound in bytes; None = 40% of what the weights leave, 4 GiB at most.
-    Raises ModelError, naming the numbers, when weights don't fit, no token does, or more was asked
-    for than is free.
+    ``available``: bytes that this process may use. ``budget``: the user's bound for all pools, in bytes;
+    None = 40% of what the weights leave, at most 4 GiB. ModelError, with the numbers, when the weights
+    don't fit, when a pool has no room for a token, or when pools and weights exceed ``available``.
     """
     weights = sum(demand.weight_bytes for demand in demands)
     if weights >= available:
@@ -72,11 +72,13 @@ def plan(demands: Sequence[Demand], *, available: int, budget: int | None = None
 
 def _grant(demand: Demand, share: int) -> Grant:
     if not demand.token_bytes:
-        most = demand.tokens or max(demand.pass_tokens, demand.context)  # a text is computed in one pass
+        most = demand.tokens or max(
+            demand.pass_tokens, demand.context
+        )  # a text is computed in one pass, so it must fit
         return Grant(demand.name, demand.weight_bytes, 0, most, min(demand.context, most))
     slots = demand.tokens
     if slots is None:
-        slots = min(share // demand.token_bytes, WORTHWHILE * demand.context)
+        slots = min(share // demand.token_bytes, MAX_CONTEXTS * demand.context)
     if slots < 1:
         raise ModelError(
             f"No room for the KV cache of {demand.name}: a token takes {demand.token_bytes} bytes "
@@ -88,5 +90,5 @@ def _grant(demand: Demand, share: int) -> Grant:
 
 
 def gib(count: float) -> str:
-    """Bytes for people."""
+    """``count`` bytes as text, in GiB."""
     return f"{count / 2**30:.2f} GiB"
