@@ -115,7 +115,7 @@ class LoadedModel:
             hidden, picked = forward_padded(self.backbone, tokens, context.layout, self.length_boundaries), False
         else:
             rows = {name: values[None] for name, values in tokens.items()}
-            with self.rotary.chosen(lengths):
+            with self.rotary.for_lengths(lengths):
                 output = self.backbone(**rows, **self.cacheless, trunk=context)
             hidden, picked = output.last_hidden_state[0], getattr(output, "picked", False)
         return hidden if picked or context.wanted is None else hidden[context.wanted]

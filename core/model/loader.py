@@ -33,7 +33,7 @@ from .attention import NAME, ForwardContext, packed_layout
 from .expert_watch import watch_experts
 from .float32 import float32_view
 from .loaded import LoadedModel
-from .proof import prove_attention, prove_head, shapes_of, wrong_heads
+from .proof import shapes_of, verify_attention, verify_head, wrong_heads
 from .refusal import BYPASSED, explained, failed_pass, reason_of
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def load(
     )
     heads = list(heads)
     with quiet():
-        model.kv_shapes = prove_attention(model)
+        model.kv_shapes = verify_attention(model)
         wrong = wrong_heads(model, heads)
     if model.padded:
         model.fused = "padded batches, because its attention can't be replaced"
@@ -139,7 +139,7 @@ def load(
         model.fused = fuse(whole, backend).sentence
     view = float32_view(whole, tensors, pack=backend.name == "cpu")
     for head in heads:
-        if reason := wrong.get(head.name) or prove_head(model, head, view):
+        if reason := wrong.get(head.name) or verify_head(model, head, view):
             model.refused[head.name] = f"{reason} {lacking}".strip()
             log.warning("%s: %s", model.name, model.refused[head.name])
     model.expert_watch = watch_experts(model)

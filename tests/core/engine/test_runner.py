@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from trunkline.core.cache.pool import SlotTable
 from trunkline.core.engine.batch import Row
-from trunkline.core.engine.runner import Runner, split
+from trunkline.core.engine.runner import Runner, split_by_task
 from trunkline.core.types import Launched, Needs, Part, Request, Stage, Step
 from trunkline.kernels.layout import Layout
 
@@ -172,6 +172,6 @@ def test_offsets_of_a_part_follow_its_rows() -> None:
         Row(request("record", [1, 2, 3, 4], rows_from=0), 2, 4, 1),
         Row(request("record", [5]), 0, 1, 2),
     ]
-    ((part, wanted),) = split(rows)
+    ((part, wanted),) = split_by_task(rows)
     assert [(row.first, row.offset) for row in part.rows] == [(1, 0), (2, 2), (0, 4)]
     assert wanted == [1, 2, 3, 4, 5]
