@@ -1,4 +1,4 @@
-"""The engine loop: receive, schedule, prepare, run, collect. One thread owns everything below it."""
+"""The engine loop: receive, schedule, run, collect, report. One thread owns everything below it."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def keep_stages(
         raise ModelError(f"{candidate.name} can't be served. {' '.join(refused[task] for task in candidate.tasks)}")
     generates = any(stage.value.decodes for stage in kept.values())
     for task, answer in candidate.refused.items():
-        refused[task] = (generates and answer.reason_beside_generation) or answer.reason
+        refused[task] = (generates and answer.reason_beside_decoding) or answer.reason
     return kept, refused
 
 

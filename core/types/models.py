@@ -45,14 +45,14 @@ class Serves(Struct, frozen=True):
 
     ``when`` is ``"default"``, ``"on_request"`` (only with ``--task``), ``"no"``, or ``"alone"``: by default,
     and what other tasks serve by default is on request then. ``reason`` is the sentence that users see for
-    "on_request" and "no"; ``reason_beside_generation`` the one where the model has a stage that decodes,
+    "on_request" and "no"; ``reason_beside_decoding`` the one where the model has a stage that decodes,
     if that differs.
     """
 
     task: str
     when: str
     reason: str = ""
-    reason_beside_generation: str = ""
+    reason_beside_decoding: str = ""
 
 
 class ServedModel(Struct, frozen=True, kw_only=True):

@@ -43,7 +43,7 @@ def serves(model: ModelInfo) -> Serves:
         if is_reranker(model):
             return Serves(TASK, "default")
         reason, beside = f"{name} is not a cross-encoder model. {ON_REQUEST}", f"{NOT_EMBEDDING_MODEL} {ON_REQUEST}"
-        return Serves(TASK, "on_request", reason, reason_beside_generation=beside)
+        return Serves(TASK, "on_request", reason, reason_beside_decoding=beside)
     if not name.endswith("ForSequenceClassification"):
         return Serves(TASK, "no", f"{name} is not a cross-encoder model: it has no score head. Try another model.")
     if (labels := label_count(model.config)) != 1:

@@ -33,14 +33,9 @@ class ScoreStage(Stage):
         return Needs() if self._rows == "last" else Needs(rows_from=0, reuse_up_to=0)
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
-        if self._rows == "last":
-            rows = hidden
-        elif self._rows == "first":
-            rows = hidden[torch.tensor([row.offset for row in part.rows], device=hidden.device)]
-        else:
-            starts = torch.tensor([*(row.offset for row in part.rows), len(hidden)])
-            rows = pool(hidden, starts, "mean")
-        return Launched(tensors={"values": self._model.heads["score"](rows)})
+        starts = torch.tensor([*(row.offset for row in part.rows), len(hidden)])
+        pooled = hidden if len(part.rows) == len(hidden) else pool(hidden, starts, self._rows)
+        return Launched(tensors={"values": self._model.heads["score"](pooled)})
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
         for row, values in zip(part.rows, tensors["values"], strict=True):

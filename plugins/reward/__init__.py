@@ -24,7 +24,7 @@ def trunkline_serves(model: ModelInfo) -> Serves:
         return Serves(TASK, "default")
     need = f"/classify needs a …ForSequenceClassification checkpoint, and {model.architecture} has no such head."
     beside = f"{NOT_EMBEDDING_MODEL} It serves /encode then; {need}"
-    return Serves(TASK, "no", f"{need} Use /encode for vectors.", reason_beside_generation=beside)
+    return Serves(TASK, "no", f"{need} Use /encode for vectors.", reason_beside_decoding=beside)
 
 
 @hookimpl

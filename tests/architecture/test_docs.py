@@ -102,6 +102,24 @@ def test_a_name_that_is_gone_is_found(tmp_path: Path) -> None:
     assert missing(page, tmp_path) == ["a.py: A.c", "b.py: c", "a.py: d"]
 
 
+def test_no_page_has_the_marks_of_a_merge(repository: Path) -> None:
+    for page in (*repository.glob("*.md"), *(repository / "docs").glob("*.md")):
+        assert not re.search(r"^(<{7}|={7}|>{7})", page.read_text(), re.MULTILINE), page.name
+
+
+def test_files_that_pages_name_exist(repository: Path) -> None:
+    """Paths of our folders in backticks; those in tables of tests begin below tests/."""
+    roots = [repository, repository / "tests", repository / "tests" / "api"]
+    for page in (*repository.glob("*.md"), *(repository / "docs").glob("*.md")):
+        named = set(
+            re.findall(
+                r"`((?:core|kernels|plugins|tests|benchmarks|examples|security)/[\w/.-]+\.\w+)[`:]", page.read_text()
+            )
+        )
+        lost = [name for name in named if not any((root / name).exists() for root in roots)]
+        assert lost == [], page.name
+
+
 def test_links_between_pages_lead_somewhere(repository: Path) -> None:
     for page in (*repository.glob("*.md"), *(repository / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!\w+:)([^)#]+)", page.read_text()):
