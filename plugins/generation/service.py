@@ -68,7 +68,7 @@ class Service:
         self, served: ServedModel, given: dict[str, Any], spelled: Mapping[str, str] | None = None
     ) -> Sampling:
         """Checked sampling parameters, over the preferred ones; ``spelled`` as in :func:`parse_sampling`."""
-        sampling = parse_sampling(given, self.preferred(served), spelled)
+        sampling = parse_sampling(given, self.preferred(served), spelled, served.info.vocab_size)
         limit = self.settings(served).max_n
         if sampling.n > limit:
             raise RequestError(f"n must be at most {limit}, got {sampling.n}; --max-n sets the limit.", param="n")
