@@ -131,7 +131,7 @@ def squeezed(opened: Callable[..., Engine]) -> tuple[Engine, list[Batch]]:
     """An engine whose pool is too small for all, and the batches in which something was retracted."""
     engine = opened(chunked_prefill_size=7, max_total_tokens=60)
     (lane,) = engine.client.transport.loop.lanes
-    lane.scheduler._share = 0.0  # admit with optimism, so that the pool does run dry
+    lane.scheduler._new_token_ratio = 0.0  # admit with optimism, so that the pool does run dry
     plan, batches = lane.scheduler.plan, []
 
     def watched() -> Batch | None:
