@@ -83,6 +83,15 @@ class Sequence:
             "completion_tokens": len(reply.tokens),
             "cached_tokens": reply.cached_tokens,
         }
+        if reply.versions:  # weights were updated in a pause
+            ends = [*reply.versions, (reply.weight_version, len(reply.tokens))]
+            starts = [0, *(end for _, end in ends)]
+            spans = [
+                {"version": label, "start": start, "end": end}
+                for (label, end), start in zip(ends, starts, strict=False)
+                if start < end  # it may have ended before a token was made with the latest weights
+            ]
+            meta |= {"weight_version": spans[-1]["version"], "weight_versions": spans}
         if self.over:
             meta["e2e_latency"] = reply.finished - reply.created
         return meta

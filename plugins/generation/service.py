@@ -85,23 +85,28 @@ class Service:
     async def run(self, job: Job) -> list[Sequence]:
         """Submit a job. The sequences are in the queue then; the caller waits for them and ends with :meth:`close`.
 
-        With n > 1 the prompts are computed once first, so that all samples find them in the cache.
+        With n > 1 the prompts are computed once first, so that all samples find them in the cache. Who aborts all
+        requests then means the samples, too.
         """
-        if job.n > 1:
-            primes = [
-                Submission(prompt=prompt, params=_PRIME, rid=new_rid(), priority=job.priority, salt=job.salt)
-                for prompt in job.prompts
-                if len(prompt) > 1
-            ]
-            if primes:
-                await wait_for_all(self.engine.submit(job.served.name, TASK, primes))
+        aborted = job.n > 1 and await self._prime(job)
         items = self._submissions(job)
         replies = self.engine.submit(job.served.name, TASK, items)
+        if aborted:
+            for reply in replies:
+                reply.cancel()
         tokenizer = self.engine.tokenizer(job.served.name)
         return [
             Sequence(reply, item.prompt, job.samplings[index // job.n], job.served, tokenizer)
             for index, (reply, item) in enumerate(zip(replies, items, strict=True))
         ]
+
+    async def _prime(self, job: Job) -> bool:
+        """Compute the prompts, for the cache; was that aborted?"""
+        options: dict[str, Any] = {"params": _PRIME, "priority": job.priority, "salt": job.salt}
+        primes = [Submission(prompt=prompt, rid=new_rid(), **options) for prompt in job.prompts if len(prompt) > 1]
+        replies = self.engine.submit(job.served.name, TASK, primes) if primes else []
+        await wait_for_all(replies)
+        return any((reply.finish or {}).get("type") == "abort" for reply in replies)
 
     def close(self, sequences: Listing[Sequence]) -> None:
         """The sequences are over or unwanted: abort what still runs."""

@@ -64,6 +64,11 @@ class GenerationStage(Stage):
         adjustment = request.state.adjustment
         return Needs(new_tokens=limit, lockstep=adjustment is not None and adjustment.lockstep)
 
+    def adopt(self, request: Request) -> Needs:
+        """All that was counted goes on; which tokens end it, and who else has a say, is up to the new checkpoint."""
+        request.state = start(request, self._model, self._eos, request.state.limit, self._extensions)
+        return request.needs
+
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
         if all(row.request.state.limit == 0 for row in part.rows):
             return Launched(torch.zeros(len(part.rows), dtype=torch.int64, device=hidden.device))

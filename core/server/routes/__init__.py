@@ -13,6 +13,7 @@ from trunkline.core.types import EngineClient
 from .admin import admin_routes
 from .health import health_routes
 from .models import model_routes
+from .pause import pause_routes
 
 
 def routes(engine: EngineClient, lifecycle: Lifecycle, facts: Facts) -> Iterator[HTTPRouteHandler]:
@@ -20,3 +21,4 @@ def routes(engine: EngineClient, lifecycle: Lifecycle, facts: Facts) -> Iterator
     yield from health_routes(engine, lifecycle)
     yield from model_routes(engine, facts)
     yield from admin_routes(engine)
+    yield from pause_routes(engine)
