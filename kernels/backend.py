@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import attention_decode, attention_extend, kv_write, sample
+from . import attention_decode, attention_extend, kv_write, logprobs, sample
 from .layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ class Backend:
     extend: Callable[..., None]
     write: Callable[..., None]
     sample: Callable[..., torch.Tensor]
+    logprobs: Callable[..., logprobs.RowLogprobs]
 
     def attention(
         self,
@@ -99,6 +100,7 @@ def choose(name: str | None, device: str) -> Backend:
             attention_extend.extend_cpu,
             kv_write.write_cpu,
             sample.sample_cpu,
+            logprobs.logprobs_cpu,
         )
     return Backend(
         "torch_native",
@@ -106,4 +108,5 @@ def choose(name: str | None, device: str) -> Backend:
         attention_extend.extend_reference,
         kv_write.write_reference,
         sample.sample_reference,
+        logprobs.logprobs_reference,
     )
