@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import typer
     from prometheus_client.registry import Collector
 
-    from trunkline.core.types import EngineClient, Model, ModelInfo, ServedModel, Settings, Stage
+    from trunkline.core.types import EngineClient, ExpertObserver, Model, ModelInfo, ServedModel, Settings, Stage
 
 
 @hookimpl
@@ -41,6 +41,14 @@ def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
     from .stage import GenerationStage
 
     return [GenerationStage(model, model.backend.sample)]
+
+
+@hookimpl
+def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[ExpertObserver]:
+    from .sampling.experts import ChoiceKeeper
+
+    assert model.expert_layers is not None  # core asks for such models only
+    return [ChoiceKeeper(model.expert_layers)]
 
 
 @hookimpl

@@ -10,14 +10,18 @@ from trunkline.plugins.generation.schemas import GenerationParams
 from trunkline.plugins.generation.text.stops import find_stop
 from trunkline.plugins.generation.text.stream import TextStream
 
+from .rows import RowState
+
 
 @dataclass(slots=True)
 class Progress:
-    """Per-request state. ``limit``: how many tokens may come. ``text``: with special tokens; only with stop strings."""
+    """Per-request state. ``limit``: how many tokens may come. ``text``: with special tokens; only with stop strings.
+    ``rows``: only of requests that get more than tokens."""
 
     limit: int
     stop_ids: frozenset[int]
     text: TextStream | None
+    rows: RowState | None = None
     searched: int = 0  # no stop string begins before this character
 
 
