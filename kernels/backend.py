@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import adjust, attention_decode, attention_extend, kv_write, sample
+from . import adjust, attention_decode, attention_extend, kv_write, logprobs, sample
 from .layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class Backend:
     write: Callable[..., None]
     sample: Callable[..., torch.Tensor]
     adjust: Callable[..., None]
+    logprobs: Callable[..., logprobs.RowLogprobs]
 
     def attention(
         self,
@@ -114,6 +115,7 @@ def choose(name: str | None, device: str) -> Backend:
             kv_write.write_cpu,
             sample.sample_cpu,
             adjust.adjust_cpu,
+            logprobs.logprobs_cpu,
         )
     return Backend(
         "torch_native",
@@ -122,4 +124,5 @@ def choose(name: str | None, device: str) -> Backend:
         kv_write.write_reference,
         sample.sample_reference,
         adjust.adjust_reference,
+        logprobs.logprobs_reference,
     )

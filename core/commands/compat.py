@@ -63,7 +63,6 @@ REFUSED = (
     Foreign(("--trust-remote-code",), "code that comes with models is never run", switch=True),
     Foreign(("--stream-output", "--incremental-streaming-output"), "frames carry the whole text so far", switch=True),
     Foreign(("--allow-auto-truncate",), "prompts that are too long are refused, never cut", switch=True),
-    Foreign(("--enable-return-hidden-states",), "hidden states aren't returned", switch=True),
     Foreign(("--enable-custom-logit-processor",), "code from requests is never run; write a plugin", switch=True),
     Foreign(("--enable-memory-saver",), "memory isn't released while serving", switch=True),
     Foreign(("--skip-tokenizer-init",), "the server needs the tokenizer", switch=True),

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     import typer
     from prometheus_client.registry import Collector
 
-    from trunkline.core.types import Ask, EngineClient, Model, ModelInfo, ServedModel, Settings, Stage
+    from trunkline.core.types import (
+        Ask,
+        EngineClient,
+        ExpertObserver,
+        Model,
+        ModelInfo,
+        ServedModel,
+        Settings,
+        Stage,
+    )
 
 EXTENSION_HOOKS = ("trunkline_logits_processors", "trunkline_stop_conditions")
 
@@ -55,6 +64,14 @@ def trunkline_stages(model: Model, settings: Settings, ask: Ask) -> Iterable[Sta
 
     asked = [ask(hook, model=model, settings=settings) for hook in EXTENSION_HOOKS]
     return [GenerationStage(model, model.backend.sample, model.backend.adjust, Extensions(*asked))]
+
+
+@hookimpl
+def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[ExpertObserver]:
+    from .sampling.experts import ChoiceKeeper
+
+    assert model.expert_layers is not None  # core asks for such models only
+    return [ChoiceKeeper(model.expert_layers)]
 
 
 @hookimpl

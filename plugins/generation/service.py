@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from collections.abc import Sequence as Listing
 from typing import Any
 
@@ -12,14 +12,16 @@ from msgspec import Struct
 
 from trunkline.core.errors import ConfigError, RequestError
 from trunkline.core.server.api import PerModel, check_vocabulary, locate_errors, new_rid, too_long_error, wait_for_all
-from trunkline.core.types import INT64_MIN, EngineClient, Int64, ServedModel, Settings, Submission
+from trunkline.core.types import INT64_MIN, EngineClient, Int64, Reply, ServedModel, Settings, Submission
 from trunkline.plugins.generation.sampling.params import Sampling, parse_sampling
 
+from .extras import NOTHING, Extras
 from .schemas import GenerationParams
 from .sequence import Sequence
 from .settings import GROUP, TASK, GenerationSettings, input_limit, new_token_limit
 
 ON_LOOP = 8  # sequences whose text is decoded on the event loop; more go to a thread
+BACKLOG = 1 << 15  # bytes of results that are encoded there
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -36,6 +38,11 @@ class Job(Struct, frozen=True, kw_only=True):
     salt: bytes = b""
     field: str = "prompt"
     single: bool = True
+    extras: list[Extras] = []  # one a prompt, or none
+
+    def extras_of(self, prompt: int) -> Extras:
+        """What a prompt asks for beside text."""
+        return self.extras[prompt] if self.extras else NOTHING
 
     @property
     def n(self) -> int:
@@ -88,25 +95,43 @@ class Service:
         With n > 1 the prompts are computed once first, so that all samples find them in the cache. Who aborts all
         requests then means the samples, too.
         """
-        aborted = job.n > 1 and await self._prime(job)
-        items = self._submissions(job)
+        primes = await self._prime(job) if job.n > 1 else {}
+        primed = {
+            index: reply.results
+            for index, reply in primes.items()
+            if job.extras_of(index).of_prompt and not aborted(reply)
+        }
+        items = self._submissions(job, primed)
         replies = self.engine.submit(job.served.name, TASK, items)
-        if aborted:
+        if any(aborted(prime) for prime in primes.values()):
             for reply in replies:
                 reply.cancel()
         tokenizer = self.engine.tokenizer(job.served.name)
-        return [
-            Sequence(reply, item.prompt, job.samplings[index // job.n], job.served, tokenizer)
-            for index, (reply, item) in enumerate(zip(replies, items, strict=True))
-        ]
+        sequences = []
+        for index, (reply, item) in enumerate(zip(replies, items, strict=True)):
+            prompt = index // job.n
+            extras, results = job.extras_of(prompt), primed.get(prompt, ())
+            sampling = job.samplings[prompt]
+            sequences.append(Sequence(reply, item.prompt, sampling, job.served, tokenizer, extras, results))
+        return sequences
 
-    async def _prime(self, job: Job) -> bool:
-        """Compute the prompts, for the cache; was that aborted?"""
-        options: dict[str, Any] = {"params": _PRIME, "priority": job.priority, "salt": job.salt}
-        primes = [Submission(prompt=prompt, rid=new_rid(), **options) for prompt in job.prompts if len(prompt) > 1]
-        replies = self.engine.submit(job.served.name, TASK, primes) if primes else []
+    async def _prime(self, job: Job) -> dict[int, Reply]:
+        """Compute all prompts once: for the cache, and for the log-probabilities of their tokens. By prompt."""
+        indices = [index for index, prompt in enumerate(job.prompts) if len(prompt) > 1]
+        if not indices:
+            return {}
+        replies = self.engine.submit(job.served.name, TASK, [
+            Submission(
+                prompt=job.prompts[index],
+                params=GenerationParams(max_new_tokens=0, logprobs=job.extras_of(index).of_prompt),
+                rid=new_rid(),
+                priority=job.priority,
+                salt=job.salt,
+            )
+            for index in indices
+        ])  # fmt: skip
         await wait_for_all(replies)
-        return any((reply.finish or {}).get("type") == "abort" for reply in replies)
+        return dict(zip(indices, replies, strict=True))
 
     def close(self, sequences: Listing[Sequence]) -> None:
         """The sequences are over or unwanted: abort what still runs."""
@@ -120,29 +145,35 @@ class Service:
         for index, sequence in enumerate(sequences):
             with locate_errors(job.field, index // job.n, single=job.single):
                 sequence.check()
-        if len(sequences) <= ON_LOOP:
+        backlog = sum(sequence.backlog for sequence in sequences)
+        if len(sequences) <= ON_LOOP and backlog <= BACKLOG:
             refresh_all(sequences)
         else:
-            await self.engine.off_loop(refresh_all, sequences)
+            await self.engine.off_loop(refresh_all, sequences, size=backlog)
         return sequences
 
-    def _submissions(self, job: Job) -> list[Submission]:
+    async def refresh(self, sequence: Sequence) -> None:
+        """Bring a sequence up to date with its reply, off the event loop where that takes long."""
+        while sequence.backlog > BACKLOG:
+            await self.engine.off_loop(sequence.refresh, size=sequence.backlog)
+        sequence.refresh()
+
+    def _submissions(self, job: Job, primed: Container[int]) -> list[Submission]:
+        """One for each sequence. ``primed``: prompts whose tokens' log-probabilities are known."""
         limit = job.served.max_request_tokens
         items: list[Submission] = []
-        for prompt, sampling in zip(job.prompts, job.samplings, strict=True):
+        for index, (prompt, sampling) in enumerate(zip(job.prompts, job.samplings, strict=True)):
             wanted = limit if sampling.max_new_tokens is None else sampling.max_new_tokens
             allowed = new_token_limit(len(prompt), wanted, limit)
             seed = self._random.getrandbits(63) if sampling.sampling_seed is None else sampling.sampling_seed
+            extras = job.extras_of(index).without_prompt() if index in primed else job.extras_of(index)
             for sample in range(job.n):
-                params = sampling.for_engine(allowed, _wrap(seed + sample))
+                params = extras.added_to(sampling.for_engine(allowed, _wrap(seed + sample)))
                 rid = job.rids[len(items)]
                 items.append(Submission(
                     prompt=prompt, params=params, rid=rid, priority=job.priority, salt=job.salt, volatile=("seed",)
                 ))  # fmt: skip
         return items
-
-
-_PRIME = GenerationParams(max_new_tokens=0)
 
 
 def _wrap(seed: int) -> int:
@@ -153,6 +184,10 @@ def _wrap(seed: int) -> int:
 def refresh_all(sequences: Listing[Sequence]) -> None:
     for sequence in sequences:
         sequence.refresh()
+
+
+def aborted(reply: Reply) -> bool:
+    return (reply.finish or {}).get("type") == "abort"
 
 
 def read_preferred(text: str | None) -> dict[str, Any]:

@@ -25,7 +25,6 @@ LogitProcessor = Annotated[
         "Please set `--enable-custom-logit-processor` to enable this feature."
     ),
 ]
-LogprobOption = Annotated[Any, Ignored("it matters only with return_logprob")]
 ExpertsOption = Annotated[Any, Ignored("it matters only with return_routed_experts")]
 
 
@@ -41,8 +40,14 @@ class GenerateBody(Struct):
     priority: Int64 | None = None
     extra_key: CacheKey | None = None
     cache_salt: CacheKey | None = None
-    return_logprob: Unsupported = None
-    return_hidden_states: Unsupported = None
+    return_logprob: bool | list[bool | None] | None = False
+    logprob_start_len: Int64 | list[Int64 | None] | None = -1
+    top_logprobs_num: Int64 | list[Int64 | None] | None = 0
+    token_ids_logprob: TokenId | list[TokenId | list[TokenId] | None] | None = None
+    return_text_in_logprobs: bool | None = False
+    return_hidden_states: bool | str | list[bool | str | None] | None = False
+    return_routed_experts: bool | None = False
+    routed_experts_start_len: Int64 | None = 0
     input_embeds: Unsupported = None
     image_data: UnsupportedMedia = None
     video_data: UnsupportedMedia = None
@@ -52,7 +57,6 @@ class GenerateBody(Struct):
     session_params: Unsupported = None
     session_id: Unsupported = None
     return_prompt_token_ids: Unsupported = None
-    return_routed_experts: Unsupported = None
     return_sampling_mask: Unsupported = None
     return_indexer_topk: Unsupported = None
     return_entropy: Unsupported = None
@@ -62,13 +66,8 @@ class GenerateBody(Struct):
     multi_item_delimiter_indices: Unsupported = None
     max_thinking_tokens: OnlyNull = None
     watermark: Unsupported = None
-    logprob_start_len: LogprobOption = None
-    top_logprobs_num: LogprobOption = None
-    token_ids_logprob: LogprobOption = None
-    return_text_in_logprobs: LogprobOption = None
-    return_flat_raw_top_logprobs: LogprobOption = None
-    return_flat_raw_top_logprobs_b64: LogprobOption = None
-    routed_experts_start_len: ExpertsOption = None
+    return_flat_raw_top_logprobs: Unsupported = None
+    return_flat_raw_top_logprobs_b64: Unsupported = None
     modalities: MediaOption = None
     mm_hashes: MediaOption = None
     mm_content_hashes: MediaOption = None

@@ -20,6 +20,7 @@ from trunkline.plugins.generation.service import Job, Service, check_prompt
 from trunkline.plugins.generation.settings import TASK
 
 from .body_schemas import GenerateBody
+from .per_item import read_extras
 
 
 async def plan(service: Service, body: GenerateBody) -> Job:
@@ -35,6 +36,7 @@ async def plan(service: Service, body: GenerateBody) -> Job:
         with locate_errors(inputs.field, index, single=inputs.single):
             check_prompt(prompt, served)
             _check_total(len(prompt), wanted, served)
+    extras = read_extras(body, served, service.settings(served), inputs, prompts, samplings)
     return Job(
         served=served,
         prompts=prompts,
@@ -44,6 +46,7 @@ async def plan(service: Service, body: GenerateBody) -> Job:
         salt=read_salt(body.cache_salt, body.extra_key),
         field=inputs.field,
         single=inputs.single,
+        extras=extras,
     )
 
 

@@ -15,15 +15,18 @@ from trunkline.plugins.generation.text.stream import TextStream
 
 from .adjust import Adjustment, find_adjustment
 from .extensions import Condition, Extensions
+from .rows import RowState
 
 
 @dataclass(slots=True)
 class Progress:
-    """Per-request state. ``limit``: how many tokens may come. ``text``: with special tokens, if anything reads it."""
+    """Per-request state. ``limit``: how many tokens may come. ``text``: with special tokens, if anything reads it.
+    ``rows``: only of requests that get more than tokens."""
 
     limit: int
     stop_ids: frozenset[int]
     text: TextStream | None = None
+    rows: RowState | None = None
     searched: int = 0  # no stop string begins before this character
     regexes: StopRegexes | None = None
     conditions: Sequence[tuple[Condition, Any]] = ()

@@ -50,9 +50,7 @@ async def generate(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
             {"text": "a", "custom_logit_processor": "x"},
             "The server is not configured to enable custom logit processor.",
         ),
-        ({"text": "a", "return_logprob": True}, "return_logprob is not supported yet"),
-        ({"text": ["a"], "return_logprob": [False, True]}, "return_logprob is not supported yet"),
-        ({"text": "a", "return_hidden_states": True}, "return_hidden_states is not supported yet"),
+        ({"text": "a", "return_flat_raw_top_logprobs": True}, "return_flat_raw_top_logprobs is not supported yet"),
         ({"text": "a", "lora_path": "x"}, "lora_path is not supported yet"),
         ({"text": "a", "session_params": {"id": "x"}}, "session_params is not supported yet"),
         (
@@ -117,7 +115,7 @@ async def test_an_error_of_a_single_prompt_names_no_item(client: httpx.AsyncClie
 
 @pytest.mark.field
 async def test_a_field_that_is_refused_is_a_400_in_a_stream_too(client: httpx.AsyncClient) -> None:
-    response = await generate(client, text="a", stream=True, return_logprob=True)
+    response = await generate(client, text="a", stream=True, return_sampling_mask=True)
     assert (response.status_code, response.headers["content-type"]) == (400, "application/json")
 
 
