@@ -93,8 +93,8 @@ def parameters(model: Model) -> dict[str, tuple[Draw, tuple[Any, ...]]]:
             ("a", 5, [1.5], [0] * 1025, ["x"]),
         ),
         "stop_regex": (
-            one_of(None, "", [], "[aeiou]", ["[0-9]{3}", "x+y?"], "(a|a)*b", "x*", "\\pL{40}", ["a"] * 32),
-            ("(", "a" * 257, ["a"] * 33, 5, [None], r"(?=a)", r"(a)\1", "((a{100}){100}){100}"),
+            one_of(None, "", [], "[aeiou]", ["[0-9]{3}", "x+y?"], "(a|a)*b", "x*", "\\pL+7", ["a"] * 32),
+            ("(", "a" * 257, ["a"] * 33, 5, [None], r"(?=a)", r"(a)\1", r"\pL{500}", "((a{100}){100}){100}"),
         ),
         "ignore_eos": (one_of(None, True, False), ("yes", 2, [])),
         "skip_special_tokens": (one_of(None, True, False), ("no", {})),
