@@ -74,6 +74,9 @@ def test_every_task_on_one_port(
     limit = None if suite.seconds is None else max(30.0, suite.left - LOCKED_SECONDS - LEFT_SECONDS - RESERVE)
     run(server.url, "", limit, suite.seed, tmp_path)
     assert httpx.get(f"{server.url}/health_generate", timeout=60).status_code == 200
+    body = {"input_ids": [3, 4, 5], "sampling_params": {"max_new_tokens": 2}}
+    answer = httpx.post(f"{server.url}/generate", json=body, timeout=60)  # a paused server doesn't answer
+    assert answer.status_code == 200, answer.text
     assert httpx.get(f"{server.url}/server_info").json()["internal_states"][0]["engine_restarts"] == 0
     suite.notes.append(f"schemathesis, seed {suite.seed}, {'no limit' if limit is None else f'{limit:.0f} s'}")
 
