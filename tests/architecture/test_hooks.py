@@ -13,7 +13,7 @@ import pytest
 from msgspec import Meta, Struct
 
 from trunkline.core import hookspecs, types
-from trunkline.core.discovery import Found
+from trunkline.core.discovery import Plugin
 from trunkline.core.host import Host
 
 HOOKS = {
@@ -60,7 +60,7 @@ def test_the_example_runs_and_is_a_plugin(name: str) -> None:
     setattr(module, name, space[name])
     if name == "trunkline_hookspecs":
         return  # its example names a module of the author's
-    host = Host([Found("example", module.__name__, module=module)], required=["example"])
+    host = Host([Plugin("example", module.__name__, module=module)], required=["example"])
     assert host.plugins["example"].hooks == [name]
 
 
