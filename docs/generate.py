@@ -55,13 +55,13 @@ $ trunkline serve --no-plugin NAME     # load all but NAME
 Installed plugins load by default. One that can't be imported, or that implements a hook which
 doesn't exist, is left out with a warning; it stops the start only when `--plugin` asked for it.
 
-While requests are served, whatever a plugin raises, and whatever it returns that its contract doesn't
+While requests are served, an exception of a plugin, or a return value that its contract doesn't
 allow, ends the request that it was called for with a 500; the log line names plugin, distribution and
-method ([operations](operations.md#a-plugin-that-fails)). A `RequestError` is an answer to the client. Observers of
+method ([operations](operations.md#a-plugin-that-fails)). A `RequestError` is sent to the client. Observers of
 requests and collectors of metrics end no request: their failures are logged and counted.
 
 A plugin may import `trunkline.core.types`, `trunkline.core.errors`, `trunkline.core.hookspecs`,
-`trunkline.core.server.api` ([what it offers](server_api.md)) and `trunkline.kernels`; everything else may change
+`trunkline.core.server.api` ([contents](server_api.md)) and `trunkline.kernels`; everything else may change
 without notice.
 
 ## A whole plugin
@@ -69,16 +69,16 @@ without notice.
 `examples/trunkline-surprise` is a package of its own: a task that says how many bits a model needs
 per token of a text. Install it with `pip install ./examples/trunkline-surprise`.
 
-The entry point is what makes it a plugin:
+It is a plugin because of its entry point:
 
 {pyproject}
 
-Its hooks. The module is imported by `trunkline --help`, so heavy things are imported inside:
+Its hooks. The module is imported by `trunkline --help`, so heavy libraries are imported inside functions:
 
 {hooks}
 
 Its code in the engine. Requests of different tasks share forward passes; the stage says which
-hidden rows it wants and turns them into results:
+hidden rows it needs and computes results from them:
 
 {stage}
 
@@ -132,9 +132,9 @@ context_length = 2048
 without = ["moe_stats"]
 ```
 
-The same models on the command line: each is followed by its own flags, and flags before the first
-model are for all of them. A table of a plugin that says "or per model" is for all models; its keys may
-also stand in a `[[models]]` table, and its flags after a model, for that one.
+The same models on the command line: flags after a model apply to that model, flags before the first model to
+all models. Tables below with the heading "or per model" have settings for all models, which can be overridden for
+one model: by a key in its `[[models]]` table, or by a flag after it.
 
 ```console
 $ trunkline serve --port 8000 path/to/model --dtype float32 demo:smollm2-135m-instruct --context-length 2048
@@ -148,7 +148,7 @@ Accepted and ignored, with a log line each:
 
 {ignored}
 
-Refused with a sentence, because ignoring them would change what clients get:
+Refused with an error, because clients would get other results if they were ignored:
 
 {refused}
 """
@@ -156,9 +156,9 @@ Refused with a sentence, because ignoring them would change what clients get:
 
 FIELDS = """# Fields of requests
 
-What happens to every field that a route knows. *Honoured*: it does what its dialect says.
-*Refused*: a value that asks for something is a 400 that names the field; null passes, and so do, unless
-noted, false, 0, an empty string, array or object, and the values given here. *Ignored*: any value passes and
+The treatment of every known field. *Honoured*: it works as in the API that defines it.
+*Refused*: a value that requests something is a 400 that names the field; null is accepted, and so are, unless
+noted, false, 0, an empty string, array or object, and the values given here. *Ignored*: any value is accepted and
 has no effect, for the reason given. Fields that aren't listed are ignored; those that SGLang, vLLM, Jina, Infinity,
 Text Embeddings Inference and the SDKs of OpenAI and Cohere send to these routes are all listed.
 
@@ -236,7 +236,7 @@ def _fields(schema: type[Struct]) -> str:
     rows: dict[str, list[str]] = {}
     for name, mark in fields_of(schema):
         passing = ", ".join(f"`{json.dumps(value)}`" for value in mark.neutral) if isinstance(mark, Refused) else ""
-        rows.setdefault(_treatment(mark), []).append(f"`{name}`" + (f" (passes: {passing})" if passing else ""))
+        rows.setdefault(_treatment(mark), []).append(f"`{name}`" + (f" (accepted: {passing})" if passing else ""))
     return _table(("fields", "treatment"), ((", ".join(names), treatment) for treatment, names in rows.items()))
 
 
@@ -245,7 +245,7 @@ def _treatment(mark: Refused | Ignored | None) -> str:
         return "honoured"
     if isinstance(mark, Ignored):
         return f"ignored: {mark.why}"
-    only_null = "" if mark.empty else " (also false, 0 and what is empty)"
+    only_null = "" if mark.empty else " (also false, 0 and empty values)"
     return f"refused{only_null}: {mark.message.removeprefix('{field} ')}"
 
 
@@ -313,7 +313,7 @@ def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def _foreign(flags: Iterable[compat.Foreign]) -> str:
+def _foreign(flags: Iterable[compat.ForeignFlag]) -> str:
     lines = []
     for flag in flags:
         only = f" (only {' or '.join(f'`{value}`' for value in flag.accepted if value)})" if flag.accepted else ""

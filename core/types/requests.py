@@ -1,4 +1,4 @@
-"""One request in the engine, and what it needs from the scheduler."""
+"""A request in the engine, and its requirements for the scheduler."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from msgspec import Meta, Struct
 
 
 class Needs(Struct, frozen=True):
-    """What a request wants of the scheduler; the answer of ``Stage.admit``.
+    """Requirements of a request for the scheduler, returned by ``Stage.admit``.
 
-    ``new_tokens`` bounds how many tokens it may add (0: it holds room for none).
-    ``rows_from`` is the first position whose hidden row the stage wants; None = the last only.
-    ``reuse_up_to`` caps how many cached prefix tokens may stand in for computing; None = all but
-    the last. ``lockstep``: its next step needs this one collected first (no running ahead).
+    ``new_tokens``: limit on output tokens; 0 reserves no slots for them.
+    ``rows_from``: first position whose hidden row the stage gets; None = only the last position's.
+    ``reuse_up_to``: limit on prefix tokens that are taken from the cache; None = all but the last.
+    ``lockstep``: the next step may be launched only after this one was collected (no overlap).
     """
 
     new_tokens: Annotated[int, Meta(ge=0)] = 0
@@ -47,8 +47,8 @@ class Request:
     started: float = 0.0  # first scheduled, 0 = never
     computed: int = 0
     cached: int = 0  # prompt tokens taken from the cache when first scheduled
-    state: Any = None  # the stage's own
-    schedule: Any = None  # the scheduler's own
+    state: Any = None  # set and used by the stage
+    schedule: Any = None  # set and used by the scheduler
 
     @property
     def output(self) -> list[int]:

@@ -1,6 +1,6 @@
-"""Scores of sequence-classification heads, reward models among them: ``/classify`` and ``/v1/classify``.
+"""Scores of sequence-classification heads, including reward models: ``/classify`` and ``/v1/classify``.
 
-What runs in the engine is ``stage.py``; the head itself is core's.
+``stage.py`` runs in the engine; the head itself is in core.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pytest
 from msgspec import Meta, Struct
 
 from trunkline.core import hookspecs, types
-from trunkline.core.discovery import Found
+from trunkline.core.discovery import Plugin
 from trunkline.core.host import Host
 from trunkline.plugins import generation
 from trunkline.plugins.generation import hooks as generation_hooks
@@ -71,8 +71,8 @@ def test_the_example_runs_and_is_a_plugin(name: str) -> None:
     setattr(module, name, space[name])
     if name == "trunkline_hookspecs":
         return  # its example names a module of the author's
-    specifying = [Found("generation", generation.__name__)] if name in OF_GENERATION else []
-    host = Host([*specifying, Found("example", module.__name__, module=module)], required=["example"])
+    specifying = [Plugin("generation", generation.__name__)] if name in OF_GENERATION else []
+    host = Host([*specifying, Plugin("example", module.__name__, module=module)], required=["example"])
     assert host.plugins["example"].hooks == [name]
 
 

@@ -23,7 +23,7 @@ class Pause(Struct, kw_only=True):
     mode: Literal["abort", "retract", "in_place"] = "abort"
 
 
-class Loop(Protocol):
+class PausableLoop(Protocol):
     """What pausing needs of the engine loop."""
 
     requests: dict[int, tuple[Lane, Request]]
@@ -40,7 +40,7 @@ class Pauser:
     was lost is told which lanes were paused.
     """
 
-    def __init__(self, loop: Loop, changed: Callable[[], None]) -> None:
+    def __init__(self, loop: PausableLoop, changed: Callable[[], None]) -> None:
         """``changed`` tells the front what the lanes are now."""
         self._loop = loop
         self._changed = changed

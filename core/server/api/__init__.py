@@ -1,4 +1,4 @@
-"""What routes need: bodies, inputs, replies, streams, errors; the only part of the server that plugins may import.
+"""For routes: bodies, inputs, replies, streams, errors; the only part of the server that plugins may import.
 
 Modules of core import from the files here. Every name is used by one of the project's own plugins or by the example.
 """

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
 from trunkline.core import cli
-from trunkline.core.commands.serve import peek, split
+from trunkline.core.commands.serve import read_selection, split
 from trunkline.core.config import DEFAULT_MODEL, Config
-from trunkline.core.discovery import Found
+from trunkline.core.discovery import Plugin
 from trunkline.core.host import Host
 from trunkline.core.settings import PluginSelection
 from trunkline.core.types import SettingsGroup
@@ -32,7 +32,7 @@ class WhisperSettings(Struct, frozen=True):
 
 
 @pytest.fixture
-def attempt(monkeypatch: pytest.MonkeyPatch, plugin: Callable[..., Found]) -> Callable[..., tuple[int, Config | None]]:
+def attempt(monkeypatch: pytest.MonkeyPatch, plugin: Callable[..., Plugin]) -> Callable[..., tuple[int, Config | None]]:
     """``attempt("--port", "1")``: exit status of ``trunkline serve`` and the config that the server would get."""
     served: list[Config] = []
     server = ModuleType("trunkline.core.server.front")
@@ -166,10 +166,10 @@ def test_help_shows_a_panel_a_group_and_hides_foreign_flags(
 def test_peek_reads_selection_and_file(tmp_path: Path) -> None:
     file = tmp_path / "t.toml"
     file.write_text('[plugins]\nonly = ["x"]\nwithout = ["y"]\n')
-    assert peek(["m", "--plugin", "a", "--plugin=b,c", "--no-plugin", "d"]).plugins.only == ("a", "b", "c")
-    assert peek(["--no-plugin", "d"]).plugins.without == ("d",)
-    assert peek([f"--config={file}"]).plugins == PluginSelection(only=("x",), without=("y",))
-    assert peek([f"--config={file}", "--plugin", "z"]).plugins == PluginSelection(only=("z",), without=("y",))
+    assert read_selection(["m", "--plugin", "a", "--plugin=b,c", "--no-plugin", "d"]).plugins.only == ("a", "b", "c")
+    assert read_selection(["--no-plugin", "d"]).plugins.without == ("d",)
+    assert read_selection([f"--config={file}"]).plugins == PluginSelection(only=("x",), without=("y",))
+    assert read_selection([f"--config={file}", "--plugin", "z"]).plugins == PluginSelection(only=("z",), without=("y",))
 
 
 tokens = st.one_of(

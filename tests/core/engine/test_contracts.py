@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
-from trunkline.core.discovery import Found, Provided
+from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.engine.contracts import MAX_FAILURES, CheckedControl, CheckedStage
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.loop import EngineLoop
@@ -29,7 +29,7 @@ from trunkline.core.types import Launched, ModelInfo, Needs, Part, Request, Serv
 pytestmark = pytest.mark.field
 
 SLOTS, VOCABULARY = 64, 100
-PLUGIN = Found("shouting", "shouting", "shouting-dist", "1.5")
+PLUGIN = Plugin("shouting", "shouting", "shouting-dist", "1.5")
 NAMED = "plugin 'shouting' (shouting-dist 1.5): "
 
 

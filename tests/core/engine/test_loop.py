@@ -16,7 +16,7 @@ from msgspec import Raw, Struct
 
 from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
-from trunkline.core.discovery import Found, Provided
+from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.engine.channel import LocalChannel
 from trunkline.core.engine.contracts import CheckedControl, CheckedStage
 from trunkline.core.engine.lane import Lane
@@ -28,7 +28,7 @@ from trunkline.core.engine.scheduler import Scheduler
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, ModelInfo, Needs, Part, Request, ServedModel, Stage, Step
 
-PLUGIN = Found("counting", "counting", "counting-dist", "1.5")
+PLUGIN = Plugin("counting", "counting", "counting-dist", "1.5")
 
 
 class CountParams(Struct):

@@ -206,7 +206,7 @@ def test_whatever_a_class_raises_names_the_model(step: str, tmp_path: Path, monk
     with pytest.raises(ModelError, match=r"llama can't be served: its files or its class aren't") as caught:
         start(folder)
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < refusal.LONGEST + 200
+    assert len(str(caught.value)) < refusal.MAX_MESSAGE + 200
 
 
 def test_the_context_of_a_model_without_a_limit_is_the_users(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from trunkline.core.discovery import Found, Provided
+from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.types import ModelInfo, Part, PartRow, Request, Step
 from trunkline.kernels.adjust import adjust_cpu
 from trunkline.kernels.sample import sample_cpu
@@ -38,7 +38,7 @@ class Driver:
         model: Any = SimpleNamespace(
             info=info, tokenizer=tokenizer, max_request_tokens=100, heads={"lm": lambda hidden: hidden}
         )
-        plugin = Found("strange", "strange", distribution="strange-things", version="1.2")
+        plugin = Plugin("strange", "strange", distribution="strange-things", version="1.2")
         given = [[Provided(plugin, one) for one in listed] for listed in (processors, conditions)]
         self.seen = torch.empty(0)
         self.stage = GenerationStage(model, self._sample, adjust_cpu, Extensions(*given))

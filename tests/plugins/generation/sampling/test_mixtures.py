@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from trunkline.core import Engine
-from trunkline.core.discovery import Found, find
+from trunkline.core.discovery import Plugin, find
 from trunkline.core.engine.batch import Batch
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.host import Host
@@ -57,7 +57,7 @@ def host() -> Host:
             return [made()]
 
         setattr(plugin, name, hookimpl(specname=name)(hook))
-    return Host([*find(), Found("rising", "rising_plugin", module=plugin)])
+    return Host([*find(), Plugin("rising", "rising_plugin", module=plugin)])
 
 
 @pytest.fixture
