@@ -16,6 +16,7 @@ Bytes = Annotated[int, Meta(ge=1, le=_MAX_BYTES)]
 Seconds = Annotated[float, Meta(gt=0, le=_MAX_SECONDS)]
 Seed = Annotated[int, Meta(ge=0, lt=_MAX_COUNT)]
 Threads = Annotated[int, Meta(ge=1, le=4096)]
+Passes = Annotated[int, Meta(ge=0, le=_MAX_COUNT)]
 Limit = Annotated[int, Meta(ge=-1, lt=_MAX_COUNT)]  # -1 = none
 
 
@@ -76,6 +77,9 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     kv_cache_bytes: Annotated[
         Bytes | None, _about("KV memory of all models on a CPU; default 40% of what weights leave, at most 4 GiB.")
     ] = None
+    decode_log_interval: Annotated[
+        Passes, _about("Decode passes of a model between two log lines of running and queued requests; 0 = never.")
+    ] = 40
     threads: Annotated[
         Threads | None, _about("Compute threads on a CPU; default OMP_NUM_THREADS, else one per physical core.")
     ] = None

@@ -39,7 +39,13 @@ class LocalTransport:
         self._down = down
         self._clients = asyncio.get_running_loop()  # where deliver and down are called
         self._channel = LocalChannel(self._arrived)
-        self.loop = EngineLoop(started.lanes, self._channel, started.controls, Renewer(started.lanes, config, host))
+        self.loop = EngineLoop(
+            started.lanes,
+            self._channel,
+            started.controls,
+            Renewer(started.lanes, config, host),
+            log_interval=config.engine.decode_log_interval,
+        )
         self._thread = threading.Thread(target=self._run, name="trunkline-engine", daemon=True)
 
     async def start(self) -> None:

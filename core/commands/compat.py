@@ -53,8 +53,8 @@ IGNORED = (
     ForeignFlag(("--cuda-graph-max-bs",), "CUDA graphs aren't used"),
     ForeignFlag(("--disable-cuda-graph",), "CUDA graphs aren't used", switch=True),
     ForeignFlag(("--disable-overlap-schedule",), "passes don't overlap", switch=True),
+    ForeignFlag(("--enable-memory-saver",), "memory can always be released", switch=True),
     ForeignFlag(("--enable-cache-report",), "replies always report cached tokens", switch=True),
-    ForeignFlag(("--decode-log-interval",), "each request is logged when it ends"),
     ForeignFlag(("--log-requests",), "each request is logged in one line, never with its text", switch=True),
 )
 
@@ -66,7 +66,6 @@ REFUSED = (
     ),
     ForeignFlag(("--allow-auto-truncate",), "prompts that are too long are refused, never truncated", switch=True),
     ForeignFlag(("--enable-custom-logit-processor",), "code from requests is never run; write a plugin", switch=True),
-    ForeignFlag(("--enable-memory-saver",), "memory isn't released while serving", switch=True),
     ForeignFlag(("--skip-tokenizer-init",), "the server needs the tokenizer", switch=True),
     ForeignFlag(("--completion-template",), "there are no completion templates; --chat-template takes a file"),
     ForeignFlag(("--expert-balancedness-report-mode",), "GET /expert_distribution reports balancedness"),

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trunkline.core.discovery import describe
 from trunkline.core.errors import PluginError, RequestError
@@ -20,6 +20,9 @@ from .memory import Grant
 from .messages import Load
 from .runner import Runner
 from .scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from trunkline.core.engine.control.pages import Saved
 
 log = logging.getLogger("trunkline.engine")
 
@@ -47,7 +50,8 @@ class Lane:
     loaded from and its memory, which weight updates need; ``settings`` those in force.
     ``sent``: its weights were sent and are in no folder, so an engine that is started again can't have them.
     ``paused``: nothing is scheduled until the front says continue. ``released``: memory that it has given back for
-    the time being ("weights", "kv_cache"), without which nothing can be scheduled either.
+    the time being ("weights", "kv_cache"), without which nothing can be scheduled either; ``put_aside``: the
+    contents of released weights.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Lane:
         self.sent = False
         self.paused = False
         self.released: frozenset[str] = frozenset()
+        self.put_aside: Saved | None = None
         self.note: Callable[[Sequence[int]], None] = lambda keys: None
 
     def load(self, held: int = 0) -> Load:
@@ -115,6 +120,7 @@ class Lane:
         self.candidate, self.settings = new.candidate, new.candidate.settings
         self.served, self.model = new.served, new.model
         self.stages, self.runner, self.sent = new.stages, new.runner, new.sent
+        self.released, self.put_aside = self.released - {"weights"}, None  # the new model has its own
         self.epoch += 1
         return steps + [step for request in requests for step in self._adopt(request, former[request.task])]
 

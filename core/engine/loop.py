@@ -12,12 +12,15 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
+from trunkline.core.engine.control.maintenance import AfterPass, Maintenance
+from trunkline.core.engine.control.occupation import Occupation
+from trunkline.core.engine.control.pass_log import PassLog
 from trunkline.core.engine.control.pause import Pauser
+from trunkline.core.engine.control.profile import Profiles
 from trunkline.core.engine.control.updates import Renew, Updates
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Request, Step
 
-from .contracts import enable
 from .lane import Lane
 from .messages import Abort, Answer, Beat, Call, Progress, Started, Stop, Submit, as_wire
 from .pass_record import PassRecord
@@ -44,19 +47,22 @@ class EngineLoop:
         controls: Mapping[str, Callable[..., Any]] | None = None,
         renew: Renew | None = None,
         record: PassRecord | None = None,
+        log_interval: int = 0,
     ) -> None:
-        """``record``: where the requests that are worked on are noted."""
+        """``record``: where the requests that are worked on are noted. ``log_interval``: passes, 0 = no lines."""
         self.lanes = list(lanes)
         self.channel = channel
         self.requests: dict[int, tuple[Lane, Request]] = {}
         self.passes = 0
+        self.after_pass: list[AfterPass] = [PassLog(log_interval).passed] if log_interval else []
         self.updates = Updates(self, renew)
         self._own = {
             "probe": self._probe,
-            "flush_cache": self._flush,
-            "enable_plugin": self._enable,
+            **Maintenance(self).controls,
+            **Profiles(self).controls,
             **self.updates.controls,
             **Pauser(self, self.updates.changed).controls,
+            **Occupation(self).controls,
         }
         self._controls = dict(controls or {})
         self._names: dict[str, Lane] = {}
@@ -96,7 +102,10 @@ class EngineLoop:
         batch = None if lane is None else lane.schedule()
         if lane is not None and batch is not None:
             self.announce(batch.started)
-            self.report(lane, lane.run(batch))
+            steps = lane.run(batch)
+            self.report(lane, steps)
+            for look in (*self.after_pass,):  # one may leave
+                look(lane, batch, steps)
             self.passes += 1
         self._note([])
         self._pass_began = 0.0
@@ -197,13 +206,6 @@ class EngineLoop:
         request = next(iter(lane.stages.values())).probe(key=-call.key)
         self._admit(lane, request)
         self._probes[request.key] = call.key
-
-    def _flush(self, lane: Lane, call: Call) -> None:
-        self.channel.send([Answer(call.key, lane.flush())])
-
-    def _enable(self, _: Lane, call: Call) -> None:
-        stages = [stage for one in self.lanes for stage in one.stages.values()]
-        self.channel.send([Answer(call.key, enable(stages, **call.arguments))])
 
     def _lane(self, name: str) -> Lane:
         if not name:

@@ -66,7 +66,8 @@ def main() -> int:
         record = PassRecord(start_options.get("record", -1))
         for lane, paused in zip(started.lanes, start_options.get("paused", []), strict=False):
             lane.paused = paused
-        EngineLoop(started.lanes, SocketChannel(sock), started.controls, renewer, record).run()
+        interval = config.engine.decode_log_interval
+        EngineLoop(started.lanes, SocketChannel(sock), started.controls, renewer, record, interval).run()
     except Exception:
         log.exception("the engine broke")
         return 1

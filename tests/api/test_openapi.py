@@ -10,11 +10,16 @@ from typing import Any
 import httpx
 import jsonschema_rs
 import pytest
+from safetensors.torch import load_file, save
 
-JSON, SSE = "application/json", "text/event-stream"
+JSON, SSE, BYTES = "application/json", "text/event-stream", "application/octet-stream"
 MODELS = {"talks": "llama", "embeds": "bert", "ranks": "bert-score", "labels": "qwen2-labels", "experts": "mixtral"}
 MAX_BODY = 1 << 17
 ENDLESS = "/expert_distribution/stream"
+OTHERS = (  # whose bodies are no JSON, or that refuse whatever is sent
+    "/update_weights_from_tensor", "/update_weights_from_distributed", "/init_weights_update_group",
+    "/destroy_weights_update_group", "/update_weights_from_ipc",
+)  # fmt: skip
 LONG = "the sea and the other there " * 300
 SAMPLING = {"temperature": 0, "max_new_tokens": 3}
 MESSAGES = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
@@ -86,6 +91,13 @@ CASES: dict[str, list[Case]] = {
         ({"input": "a", "model": "x"}, {}, 404),
     ],
     "/abort_request": [ok({"rid": "nobody"}), bad({"rid": []})],
+    "/pause_generation": [ok({"mode": "retract"}), bad({"mode": "x"}), bad({}, model="nobody")],
+    "/continue_generation": [ok({}), bad({}, model="nobody")],
+    "/release_memory_occupation": [ok({"tags": ["kv_cache"]}), bad({"tags": ["x"]})],
+    "/resume_memory_occupation": [ok({}), bad({}, model="nobody")],
+    "/start_profile": [bad({"num_steps": "x"}), ok({"start_step": 1 << 40})],
+    "/configure_logging": [ok({"log_requests": True}), bad({"log_level": "x"})],
+    "/slow_down": [ok({"forward_sleep_time": None}), bad({"forward_sleep_time": 99})],
     "/update_weights": UPDATES,
     "/update_weights_from_disk": UPDATES,
     "/update_weight_version": [ok({"new_version": "2"}), bad({"new_version": "3"}, model="nobody")],
@@ -167,7 +179,7 @@ def operations(document: Any, *, with_body: bool) -> list[tuple[str, str]]:
         (method, path)
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
-        if ("requestBody" in operation) is with_body and path != ENDLESS
+        if ("requestBody" in operation) is with_body and path not in (ENDLESS, *OTHERS)
     ]
 
 
@@ -180,14 +192,39 @@ def test_replies_to_bodies_are_described(http: httpx.Client, document: Any) -> N
         for body, query, status in CASES[path]:
             answer = http.request(method, path, json=body, params=query)
             description.check(answer, status)
-        for content, status in ((b"{", 400), (b"", 400), (b'{"a": ' + b" " * MAX_BODY + b"1}", 413)):
+        optional = not document["paths"][path][method]["requestBody"]["required"]
+        none = {"/start_profile": 400}.get(path, 200)  # it is running by now
+        for content, status in (
+            (b"{", 400),
+            (b"", none if optional else 400),
+            (b'{"a": ' + b" " * MAX_BODY + b"1}", 413),
+        ):
             answer = http.request(method, path, content=content, headers={"content-type": JSON})
             description.check(answer, status)
         described = {("200", media) for media in description.responses["200"].get("content", {"": 0})}
         if path not in ("/update_weights", "/update_weights_from_disk"):
             assert described <= description.seen, "a described reply was never given"
+        if (path, method) == ("/start_profile", "get"):
+            http.post("/stop_profile")
+    assert http.post("/continue_generation").status_code == 200
     assert "x-truncated-inputs" in http.post("/embed", json=CASES["/embed"][0][0]).headers
     assert "X-Truncated-Inputs" in document["paths"]["/embed"]["post"]["responses"]["200"]["headers"]
+
+
+@pytest.mark.field
+def test_replies_to_tensors_are_described(http: httpx.Client, document: Any, zoo: Callable[[str], Path]) -> None:
+    description = Description(document, "post", "/update_weights_from_tensor")
+    assert document["paths"]["/update_weights_from_tensor"]["post"]["requestBody"]["content"].keys() == {BYTES}
+    norm = {"model.norm.weight": load_file(zoo("llama") / "model.safetensors")["model.norm.weight"]}
+    description.check(http.post("/update_weights_from_tensor", json={}), 400)
+    for content, query, status in ((save(norm), {}, 200), (b"x", {}, 400), (b"", {"weight_version": "x" * 300}, 400)):
+        answer = http.post(
+            "/update_weights_from_tensor", content=content, params=query, headers={"content-type": BYTES}
+        )
+        description.check(answer, status)
+    for path in OTHERS[1:]:
+        description = Description(document, "post", path)
+        description.check(http.post(path, json={}), 400)
 
 
 @pytest.mark.field
@@ -204,6 +241,8 @@ def test_replies_without_bodies_are_described(http: httpx.Client, document: Any)
         description = Description(document, method, path)
         about = {"model": "experts"} if "expert" in path else {}
         target = path.replace("{name}", "generation" if path.startswith("/plugins") else "talks")
+        if path == "/stop_profile":
+            http.post("/start_profile")
         description.check(http.request(method, target, params=about), 200)
         if any(parameter["name"] == "format" for parameter in document["paths"][path][method].get("parameters", ())):
             description.check(http.request(method, target, params=about | {"format": "json"}), 200)

@@ -1,4 +1,4 @@
-"""Pauses lanes and lets them go on: a paused lane computes nothing, and whoever asks it for something waits."""
+"""Pauses and continues lanes: a paused lane computes nothing, and its requests wait."""
 
 from __future__ import annotations
 

@@ -179,6 +179,8 @@ class Updates:
     def read(self, lane: Lane, message: Call) -> None:
         """The first rows of a tensor, as nested lists."""
         order = msgspec.convert(message.arguments, ReadWeights)
+        if "weights" in lane.released:
+            raise RequestError("The weights are released; call /resume_memory_occupation first.")
         one = lane.model.tensor(order.name, 1)
         if one is None:
             raise RequestError("Get parameter by name failed", param="name")

@@ -12,6 +12,8 @@ from trunkline.core.types import EngineClient
 
 from .admin import admin_routes
 from .health import health_routes
+from .maintenance import maintenance_routes
+from .memory import memory_routes
 from .models import model_routes
 from .pause import pause_routes
 
@@ -22,3 +24,5 @@ def routes(engine: EngineClient, lifecycle: Lifecycle, facts: Facts) -> Iterator
     yield from model_routes(engine, facts)
     yield from admin_routes(engine)
     yield from pause_routes(engine)
+    yield from memory_routes(engine)
+    yield from maintenance_routes(engine)

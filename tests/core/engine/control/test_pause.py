@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from trunkline.core import Engine
 from trunkline.core.client.engine import Ticket
 from trunkline.core.engine.lane import Lane
+from trunkline.core.engine.loop import EngineLoop
 from trunkline.core.engine.scheduler import Scheduler
 from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.types import Needs, Request
@@ -401,6 +402,9 @@ class Storm:
             for _ in zip(range(self.dice.randint(0, 12)), self.live[-1][0], strict=False):
                 pass  # until the latest has so many tokens
             self.engine.call("pause", mode=mode)
+            if mode == "abort":
+                # Whoever is ended was told before the call was answered.
+                assert all(ticket.done for ticket, *_ in self.live), "a pause that aborts has left somebody running"
             if self.dice.random() < 0.3:
                 self.live.pop(self.dice.randrange(len(self.live)))[0].cancel()
             label = self.dice.choice(list(self.folders))
@@ -416,7 +420,12 @@ class Storm:
         assert self.engine.call("flush_cache")
 
     def check(self, ticket: Ticket, prompt: list[int], new: int, mode: str) -> None:
-        ends = [*ticket.versions, (ticket.weight_version, new)]
+        count = len(ticket.tokens) if mode == "abort" else new
+        assert mode != "abort" or (ticket.finish or {})["type"] in ("abort", "length")
+        if not ticket.weight_version:  # it was aborted before it began
+            assert ticket.tokens == []
+            return
+        ends = [*ticket.versions, (ticket.weight_version, count)]
         starts = [0, *(end for _, end in ticket.versions)]
         spans = [(self.folders[label], end - start) for (label, end), start in zip(ends, starts, strict=True)]
         self.mixed += len(spans) > 1
@@ -432,9 +441,9 @@ def storm(old: Path, new: Path, continued: Callable[..., list[int]], mode: str, 
         return one.mixed
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["abort", *MODES])
 def test_a_storm_of_pauses_and_updates(old: Path, new: Path, continued: Callable[..., list[int]], mode: str) -> None:
-    assert storm(old, new, continued, mode) > 5
+    assert (storm(old, new, continued, mode) > 5) == (mode != "abort")
 
 
 def keep_the_namespace(self: Lane, request: Request, former: Any, original: Any) -> Any:
@@ -453,6 +462,14 @@ def keep_the_cache(self: Scheduler, boundaries: Any, original: Any) -> Any:
     return requests
 
 
+def end_the_first_alone(self: EngineLoop, owner: Lane, original: Any, **options: Any) -> None:
+    kept = dict(list(self.requests.items())[1:])
+    for key in kept:
+        del self.requests[key]
+    original(self, owner, **options)
+    self.requests.update(kept)
+
+
 def keep_the_keys(self: Lane, *arguments: Any, original: Any) -> Any:
     return []
 
@@ -460,6 +477,7 @@ def keep_the_keys(self: Lane, *arguments: Any, original: Any) -> Any:
 @pytest.mark.parametrize(
     ("mode", "owner", "name", "defect"),
     [
+        ("abort", EngineLoop, "abort_all", end_the_first_alone),
         ("in_place", Scheduler, "renew", keep_the_cache),
         ("in_place", Lane, "_adopt", keep_the_namespace),
         ("retract", Lane, "retract", keep_the_keys),
@@ -470,12 +488,15 @@ def test_the_storm_catches(
     new: Path,
     continued: Callable[..., list[int]],
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     mode: str,
     owner: type,
     name: str,
     defect: Callable[..., Any],
 ) -> None:
     original = getattr(owner, name)
-    monkeypatch.setattr(owner, name, lambda self, *arguments: defect(self, *arguments, original=original))
+    broken: Any = lambda self, *given, **named: defect(self, *given, original=original, **named)  # noqa: E731
+    monkeypatch.setattr(owner, name, broken)
     with pytest.raises((AssertionError, EngineDown)):
         storm(old, new, continued, mode)
+    assert "TypeError" not in caplog.text  # it is the defect that is caught

@@ -1,0 +1,87 @@
+"""Small controls of the engine process: cache, plugins, garbage collection, logging, pace."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Annotated, Any, Protocol
+
+import msgspec
+from msgspec import Meta, Struct
+
+from trunkline.core.engine.batch import Batch
+from trunkline.core.engine.contracts import enable
+from trunkline.core.engine.lane import Lane
+from trunkline.core.engine.messages import Answer, Call
+from trunkline.core.types import Step
+
+MOST_SLEEP = 10.0  # seconds; calls and aborts wait as long
+
+AfterPass = Callable[[Lane, Batch, Sequence[Step]], None]
+
+
+class Pace(Struct, kw_only=True):
+    """Arguments of the control ``slow_down``."""
+
+    forward_sleep_time: Annotated[float, Meta(le=MOST_SLEEP)] | None = None
+
+
+class MaintainableLoop(Protocol):
+    """What is needed of the engine loop."""
+
+    lanes: list[Lane]
+    after_pass: list[AfterPass]
+
+    def send(self, messages: list[Any]) -> None: ...
+    def long_work(self, what: str) -> AbstractContextManager[None]: ...
+
+
+class Maintenance:
+    """The controls ``flush_cache``, ``enable_plugin``, ``freeze_gc``, ``log_level`` and ``slow_down``."""
+
+    def __init__(self, loop: MaintainableLoop) -> None:
+        self._loop = loop
+        self._sleep_seconds = 0.0
+        self.controls: dict[str, Callable[[Lane, Call], None]] = {
+            "flush_cache": lambda lane, call: self._answer(call, lane.flush()),
+            "enable_plugin": self.enable,
+            "freeze_gc": self.freeze,
+            "log_level": self.log_level,
+            "slow_down": self.slow_down,
+        }
+
+    def enable(self, _: Lane, call: Call) -> None:
+        """Serve a plugin's tasks again; their names."""
+        stages = [stage for one in self._loop.lanes for stage in one.stages.values()]
+        self._answer(call, enable(stages, **call.arguments))
+
+    def freeze(self, _: Lane, call: Call) -> None:
+        """Take what is there out of the garbage collector's sight; how many objects."""
+        gc.collect()
+        gc.freeze()
+        self._answer(call, gc.get_freeze_count())
+
+    def log_level(self, _: Lane, call: Call) -> None:
+        """Log from another level on, which the caller has checked."""
+        logging.getLogger().setLevel(call.arguments["level"].upper())
+        self._answer(call)
+
+    def slow_down(self, _: Lane, call: Call) -> None:
+        """Sleep after each pass for so many seconds; none, or less than nothing, ends it."""
+        order = msgspec.convert(call.arguments, Pace)
+        if self._sleep in self._loop.after_pass:
+            self._loop.after_pass.remove(self._sleep)
+        self._sleep_seconds = max(0.0, order.forward_sleep_time or 0.0)
+        if self._sleep_seconds:
+            self._loop.after_pass.append(self._sleep)
+        self._answer(call)
+
+    def _sleep(self, lane: Lane, batch: Batch, steps: Sequence[Step]) -> None:
+        with self._loop.long_work("sleeping after each pass, as /slow_down said"):
+            time.sleep(self._sleep_seconds)
+
+    def _answer(self, call: Call, value: Any = None) -> None:
+        self._loop.send([Answer(call.key, value)])

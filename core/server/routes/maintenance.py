@@ -1,0 +1,128 @@
+"""``/start_profile``, ``/stop_profile``, ``/freeze_gc``, ``/configure_logging`` and ``/slow_down``."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from litestar import HttpMethod, Response, route
+from litestar.handlers import HTTPRouteHandler
+from msgspec import Meta, Struct
+
+from trunkline.core.server.api.bodies import AnyRequest, empty_response, json_response, read_body, read_optional_body
+from trunkline.core.server.api.fields import Ignored, Refused
+from trunkline.core.server.api.media_types import TEXT
+from trunkline.core.types import EngineClient
+
+MOST_STEPS = 1 << 62
+REQUEST_LOG = "trunkline.request"  # the logger with one line a request
+
+Steps = Annotated[int, Meta(ge=0, lt=MOST_STEPS)]
+Level = Literal[
+    "debug", "info", "warning", "error", "critical", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL",
+]  # fmt: skip
+ServerChooses = Annotated[Any, Ignored("the server chooses: SGLANG_TORCH_PROFILER_DIR names the folder")]
+OneRank = Annotated[Any, Ignored("there is one trace, of passes that mix prompts and decoding")]
+NeverText = Annotated[Any, Refused("{field} is not supported: the texts of requests are never written anywhere.")]
+NoText = Annotated[Any, Ignored("a line about a request never has its text")]
+
+
+class ProfileBody(Struct):
+    """``/start_profile``; the body may be missing."""
+
+    start_step: Steps | None = None
+    num_steps: Steps | None = None
+    activities: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=16)] | None = None
+    with_stack: bool | None = None
+    record_shapes: bool | None = None
+    output_dir: ServerChooses = None
+    profile_prefix: ServerChooses = None
+    profile_id: ServerChooses = None
+    profile_by_stage: OneRank = None
+    profile_stages: OneRank = None
+    merge_profiles: OneRank = None
+
+
+class LoggingBody(Struct):
+    """``/configure_logging``."""
+
+    log_requests: bool | None = None
+    log_level: Level | None = None
+    log_requests_level: NoText = None
+    log_requests_format: NoText = None
+    dump_requests_folder: NeverText = None
+    crash_dump_folder: NeverText = None
+    dump_requests_threshold: Annotated[Any, Ignored("it matters only with dump_requests_folder, which is refused")] = (
+        None
+    )
+    dump_requests_exclude_meta_keys: Annotated[
+        Any, Ignored("it matters only with dump_requests_folder, which is refused")
+    ] = None
+
+
+class PaceBody(Struct):
+    """``/slow_down``."""
+
+    forward_sleep_time: Annotated[float, Meta(le=10, description="Seconds.")] | None = None
+
+
+def maintenance_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
+    methods = [HttpMethod.GET, HttpMethod.POST]
+    admin: dict[str, Any] = {"scope": "admin"}
+    text = admin | {"replies": {200: {TEXT: str}}}
+    starting = text | {"body": ProfileBody, "body_required": False}
+
+    @route("/start_profile", http_method=methods, opt=starting, status_code=200)
+    async def start_profile(request: AnyRequest) -> Response[str]:
+        """Profile the engine's passes with torch.profiler, from ``start_step`` on, ``num_steps`` of them."""
+        body = await read_optional_body(request, ProfileBody)
+        await engine.call(
+            "start_profile",
+            start_step=body.start_step,
+            num_steps=body.num_steps,
+            memory="MEM" in (body.activities or ()),
+            with_stack=bool(body.with_stack),
+            record_shapes=bool(body.record_shapes),
+        )
+        return Response("Start profiling.\n", media_type=TEXT)
+
+    @route("/stop_profile", http_method=methods, opt=text | {"replies": {200: {TEXT: str}}}, status_code=200)
+    async def stop_profile() -> Response[str]:
+        """Write the profile's trace to a file of the server's, whose path is in the log."""
+        await engine.call("stop_profile")
+        return Response("Stop profiling. This will take some time.\n", media_type=TEXT)
+
+    @route("/freeze_gc", http_method=methods, opt=text, status_code=200)
+    async def freeze_gc() -> Response[str]:
+        """Take all that is in memory now out of the sight of both processes' garbage collectors."""
+        gc.collect()
+        gc.freeze()
+        await engine.call("freeze_gc")
+        return Response("Garbage collection frozen.\n", media_type=TEXT)
+
+    @route(
+        "/configure_logging",
+        http_method=methods,
+        opt=admin | {"body": LoggingBody, "replies": {200: None}},
+        status_code=200,
+    )
+    async def configure_logging(request: AnyRequest) -> Response[bytes]:
+        """Switch the line about each request off or on, and choose the level of both processes' logs."""
+        body = await read_body(request, LoggingBody)
+        if body.log_requests is not None:
+            logging.getLogger(REQUEST_LOG).setLevel(logging.NOTSET if body.log_requests else logging.WARNING)
+        if body.log_level is not None:
+            logging.getLogger().setLevel(body.log_level.upper())
+            await engine.call("log_level", level=body.log_level)
+        return empty_response()
+
+    @route("/slow_down", http_method=methods, opt=admin | {"body": PaceBody, "replies": type(None)}, status_code=200)
+    async def slow_down(request: AnyRequest) -> Response[bytes]:
+        """Have the engine sleep after each pass, for experiments; null ends it."""
+        body = await read_body(request, PaceBody)
+        await engine.call("slow_down", forward_sleep_time=body.forward_sleep_time)
+        return json_response(None)
+
+    yield from (start_profile, stop_profile, freeze_gc, configure_logging, slow_down)
