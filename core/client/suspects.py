@@ -108,13 +108,13 @@ def died_twice() -> RequestError:
 
 
 def digest_of(message: Submit, item: Submission) -> bytes:
-    """What recognises a request that is sent again: model, task, tokens and params but the volatile ones."""
+    """What recognises a request that is sent again: model, task, tokens, vectors and params but the volatile ones."""
     params: object = message.params
     if item.volatile:
         params = {
             name: value for name, value in msgspec.structs.asdict(item.params).items() if name not in item.volatile
         }
-    return _digest(message.model, message.task, message.second_at, message.prompt, params)
+    return _digest(message.model, message.task, message.second_at, message.prompt, message.embeds, params)
 
 
 def _digest(*content: object) -> bytes:

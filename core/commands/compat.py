@@ -54,7 +54,7 @@ IGNORED = (
     Foreign(("--disable-cuda-graph",), "graphs aren't used", switch=True),
     Foreign(("--disable-overlap-schedule",), "passes don't overlap", switch=True),
     Foreign(("--enable-cache-report",), "replies always report cached tokens", switch=True),
-    Foreign(("--decode-log-interval",), "each request is logged when it ends"),
+    Foreign(("--enable-memory-saver",), "memory can always be released", switch=True),
     Foreign(("--log-requests",), "each request is logged in one line, never with its text", switch=True),
 )
 
@@ -63,10 +63,7 @@ REFUSED = (
     Foreign(("--trust-remote-code",), "code that comes with models is never run", switch=True),
     Foreign(("--stream-output", "--incremental-streaming-output"), "frames carry the whole text so far", switch=True),
     Foreign(("--allow-auto-truncate",), "prompts that are too long are refused, never cut", switch=True),
-    Foreign(("--enable-return-hidden-states",), "hidden states aren't returned", switch=True),
     Foreign(("--enable-custom-logit-processor",), "code from requests is never run; write a plugin", switch=True),
-    Foreign(("--enable-memory-saver",), "memory isn't released while serving", switch=True),
-    Foreign(("--skip-tokenizer-init",), "the server needs the tokenizer", switch=True),
     Foreign(("--completion-template",), "there are no completion templates; --chat-template takes a file"),
     Foreign(("--expert-balancedness-report-mode",), "GET /expert_distribution reports balancedness"),
 )

@@ -90,15 +90,18 @@ class LoadedModel:
         token_types: torch.Tensor | None = None,
         wanted: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
+        embeds: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """One pass over packed rows: int64 ``[T]`` each -> hidden ``[T, hidden_size]``, or of the tokens ``wanted``.
 
         Positions count from 0 in every row, ``token_types`` None are all 0. Hidden is what heads
         want: after the final norm. With a pool the new tokens' keys and values are put where
         ``layout.out_slots`` says. ``lengths``: how many tokens each token's whole sequence has; None
-        where none exceeds a boundary of :attr:`length_boundaries`.
+        where none exceeds a boundary of :attr:`length_boundaries`. ``embeds``: int64 ``[N]``, indices of tokens,
+        and float32 ``[N, width]``, which take the place of the embeddings of their ids.
         """
-        return self.run(input_ids, positions, ForwardContext(layout, pool, self.backend, wanted), token_types, lengths)
+        context = ForwardContext(layout, pool, self.backend, wanted)
+        return self.run(input_ids, positions, context, token_types, lengths, embeds)
 
     @torch.inference_mode()
     def run(
@@ -108,9 +111,16 @@ class LoadedModel:
         context: ForwardContext,
         token_types: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
+        embeds: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """:meth:`forward` with a context of the caller's, who may look at it afterwards."""
-        tokens = {"input_ids": input_ids} | self.keywords(positions, token_types)
+        tokens = self.keywords(positions, token_types)
+        if embeds is None:
+            tokens["input_ids"] = input_ids
+        else:
+            indices, values = embeds
+            looked_up: torch.Tensor = self.backbone.get_input_embeddings()(input_ids)
+            tokens["inputs_embeds"] = looked_up.index_put((indices.to(looked_up.device),), values.to(looked_up))
         if self.padded:
             hidden, picked = forward_padded(self.backbone, tokens, context.layout, self.length_boundaries), False
         else:

@@ -72,6 +72,7 @@ class ServedModel(Struct, frozen=True, kw_only=True):
     attention_backend: str
     weight_version: str = "default"
     fused: str = ""  # what became of the layers (core/model/fusion), for /model_info
+    skip_tokenizer_init: bool = False  # whether it has no tokenizer because the user said so
 
     @property
     def is_generation(self) -> bool:

@@ -13,6 +13,8 @@ from msgspec import Struct
 from trunkline.core.errors import ConfigError, RequestError
 from trunkline.core.server.api import PerModel, check_vocabulary, locate_errors, new_rid, too_long_error, wait_for_all
 from trunkline.core.types import INT64_MIN, EngineClient, Int64, ServedModel, Settings, Submission
+from trunkline.plugins.generation.native.sessions import Sessions
+from trunkline.plugins.generation.native.turns import Turns
 from trunkline.plugins.generation.sampling.params import Sampling, parse_sampling
 
 from .schemas import GenerationParams
@@ -33,13 +35,28 @@ class Job(Struct, frozen=True, kw_only=True):
     samplings: list[Sampling]  # one a prompt, all with the same n
     rids: list[str]  # one a sequence
     priority: Int64 = 0
-    salt: bytes = b""
+    salts: list[bytes]  # one a prompt
+    embeds: list[bytes] = []  # one a prompt, or none: see Submission.embeds
+    turns: Turns | None = None  # what the prompts continue
     field: str = "prompt"
     single: bool = True
+    show_prompt: bool = False  # records have the prompt's token ids
 
     @property
     def n(self) -> int:
         return self.samplings[0].n if self.samplings else 1
+
+    def submission(self, index: int, prompt: list[int], params: GenerationParams, rid: str) -> Submission:
+        """What the engine gets of prompt ``index``."""
+        return Submission(
+            prompt=prompt,
+            params=params,
+            rid=rid,
+            priority=self.priority,
+            salt=self.salts[index],
+            embeds=self.embeds[index] if self.embeds else b"",
+            volatile=("seed",),
+        )
 
     @property
     def one_sequence(self) -> bool:
@@ -52,6 +69,7 @@ class Service:
 
     def __init__(self, engine: EngineClient, settings: Settings) -> None:
         self.engine = engine
+        self.sessions = Sessions()
         self._preferred = PerModel(lambda served: read_preferred(self.settings(served).preferred_sampling_params))
         self.max_batch: int = settings["server"].max_batch_size
         self._random = random.Random(settings["engine"].random_seed)
@@ -89,19 +107,27 @@ class Service:
         """
         if job.n > 1:
             primes = [
-                Submission(prompt=prompt, params=_PRIME, rid=new_rid(), priority=job.priority, salt=job.salt)
-                for prompt in job.prompts
+                job.submission(index, prompt, _PRIME, new_rid())
+                for index, prompt in enumerate(job.prompts)
                 if len(prompt) > 1
             ]
             if primes:
                 await wait_for_all(self.engine.submit(job.served.name, TASK, primes))
         items = self._submissions(job)
+        if job.turns is not None:
+            job.turns.claim()
         replies = self.engine.submit(job.served.name, TASK, items)
+        if job.turns is not None:
+            job.turns.record(replies)
         tokenizer = self.engine.tokenizer(job.served.name)
-        return [
+        sequences = [
             Sequence(reply, item.prompt, job.samplings[index // job.n], job.served, tokenizer)
             for index, (reply, item) in enumerate(zip(replies, items, strict=True))
         ]
+        if job.show_prompt:
+            for sequence, item in zip(sequences, items, strict=True):
+                sequence.prompt_ids = [] if item.embeds else item.prompt
+        return sequences
 
     def close(self, sequences: Listing[Sequence]) -> None:
         """The sequences are over or unwanted: abort what still runs."""
@@ -124,16 +150,13 @@ class Service:
     def _submissions(self, job: Job) -> list[Submission]:
         limit = job.served.max_request_tokens
         items: list[Submission] = []
-        for prompt, sampling in zip(job.prompts, job.samplings, strict=True):
+        for index, (prompt, sampling) in enumerate(zip(job.prompts, job.samplings, strict=True)):
             wanted = limit if sampling.max_new_tokens is None else sampling.max_new_tokens
             allowed = new_token_limit(len(prompt), wanted, limit)
             seed = self._random.getrandbits(63) if sampling.sampling_seed is None else sampling.sampling_seed
             for sample in range(job.n):
                 params = sampling.for_engine(allowed, _wrap(seed + sample))
-                rid = job.rids[len(items)]
-                items.append(Submission(
-                    prompt=prompt, params=params, rid=rid, priority=job.priority, salt=job.salt, volatile=("seed",)
-                ))  # fmt: skip
+                items.append(job.submission(index, prompt, params, job.rids[len(items)]))
         return items
 
 

@@ -56,6 +56,8 @@ class GenerationStage(Stage):
 
     def admit(self, request: Request) -> Needs:
         params: GenerationParams = request.params
+        if request.embeds is not None and params.logprobs is not None and params.logprobs.start is not None:
+            raise RequestError("logprob_start_len must be -1 with input_embeds: they have no token ids to score.")
         text = None
         if params.stop:
             if self._model.tokenizer is None:
