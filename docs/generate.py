@@ -1,7 +1,7 @@
 """Write the parts of the documentation that come from the source.
 
-``python docs/generate.py`` rewrites plugins.md (hooks from ``core/hookspecs.py``, files of
-``examples/``), configuration.md (settings from their structs), fields.md (fields of request bodies
+``python docs/generate.py`` rewrites plugins.md (hooks from ``core/hookspecs.py`` and ``plugins/generation/hooks.py``,
+files of ``examples/``), configuration.md (settings from their structs), fields.md (fields of request bodies
 from theirs) and the pages of ``docs/generate_map.py``; a test compares them.
 """
 
@@ -13,6 +13,7 @@ import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from msgspec import Struct
@@ -30,10 +31,13 @@ from trunkline.core.server.routes import routes
 from trunkline.core.server.routes.weights import weight_routes
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import SettingsGroup
+from trunkline.plugins.generation import hooks as generation_hooks
 from trunkline.plugins.generation.sampling import checks
 
 DOCS = Path(__file__).parent
-EXAMPLE = DOCS.parent / "examples" / "trunkline-surprise"
+EXAMPLES = DOCS.parent / "examples"
+EXAMPLE = EXAMPLES / "trunkline-surprise"
+SPECIFICATIONS = (hookspecs, generation_hooks)  # core's hooks, and those of the project's own plugins
 WHERE = ("Front", "Engine", "Update")
 
 PLUGINS = """# Plugins
@@ -89,6 +93,21 @@ Its route in the front process:
 {table}
 
 {manual}
+
+## Hooks of the generation plugin
+
+{generation_intro}
+
+`examples/trunkline-no-digits` uses both; install it with `pip install ./examples/trunkline-no-digits`:
+
+{generation_example}
+
+Without the generation plugin (`--no-plugin generation`) there are no such hooks, and plugins that implement them are
+left out with a warning.
+
+{generation_table}
+
+{generation_manual}
 """
 
 CONFIGURATION = """# Configuration
@@ -159,8 +178,12 @@ def plugins() -> str:
         stage=_code(EXAMPLE / "trunkline_surprise" / "stage.py", "python"),
         routes=_code(EXAMPLE / "trunkline_surprise" / "routes.py", "python"),
         intro=_prose(hookspecs.__doc__ or ""),
-        table=_table(("hook", "what it contributes", *WHERE), (_hook_row(name) for name in _hooks())),
-        manual="\n\n".join(_hook(name) for name in _hooks()),
+        table=_hook_table(hookspecs),
+        manual="\n\n".join(_hook(name) for name in _hooks(hookspecs)),
+        generation_intro=_prose(generation_hooks.__doc__ or ""),
+        generation_example=_code(EXAMPLES / "trunkline-no-digits" / "trunkline_no_digits" / "__init__.py", "python"),
+        generation_table=_hook_table(generation_hooks),
+        generation_manual="\n\n".join(_hook(name) for name in _hooks(generation_hooks)),
     )
 
 
@@ -188,7 +211,7 @@ def fields() -> str:
     rows = [
         (", ".join(f"`{key}`" for key in checks.CHECKS), "honoured"),
         (later, "refused: is not supported yet; neutral values pass"),
-        (", ".join(f"`{key}`" for key in checks.IGNORED), "ignored: there is nothing that reads it"),
+        (", ".join(f"`{key}`" for key in checks.IGNORED), "ignored: no tokenizer puts spaces there"),
         ("any other", "refused: unknown field"),
     ]
     return FIELDS.format(tables="\n\n".join(tables), sampling=_table(("keys", "treatment"), rows))
@@ -226,28 +249,37 @@ def _treatment(mark: Refused | Ignored | None) -> str:
     return f"refused{only_null}: {mark.message.removeprefix('{field} ')}"
 
 
-def _hooks() -> list[str]:
-    return [name for name in vars(hookspecs) if name.startswith("trunkline_")]
+def _hooks(specification: ModuleType) -> list[str]:
+    return [name for name in vars(specification) if name.startswith("trunkline_")]
+
+
+def _specification(name: str) -> Any:
+    """The function that specifies a hook."""
+    return next(vars(module)[name] for module in SPECIFICATIONS if name in vars(module))
+
+
+def _hook_table(specification: ModuleType) -> str:
+    return _table(("hook", "what it contributes", *WHERE), (_hook_row(name) for name in _hooks(specification)))
 
 
 def _hook_row(name: str) -> tuple[str, ...]:
     """The hook, the first sentence of its documentation, and when it is called in each process."""
-    about = _prose((getattr(hookspecs, name).__doc__ or "").split("\n\n")[0]).removesuffix(".")
+    about = _prose((_specification(name).__doc__ or "").split("\n\n")[0]).removesuffix(".")
     calls = when_called(name)
     return (f"`{name}`", about, *(calls.get(where, "never").replace("``", "`") for where in WHERE))
 
 
 def when_called(name: str) -> dict[str, str]:
     """``{"Front": "once, …"}``: the second paragraph of a hook's documentation, by process."""
-    paragraph = inspect.cleandoc(getattr(hookspecs, name).__doc__ or "").split("\n\n")[1]
+    paragraph = inspect.cleandoc(_specification(name).__doc__ or "").split("\n\n")[1]
     text = " ".join(paragraph.split()).rstrip(":.")
     parts = re.split(rf"(?:^|\. )({'|'.join(WHERE)}): ", text)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def _hook(name: str) -> str:
-    signature = str(inspect.signature(getattr(hookspecs, name))).replace("'", "")
-    return f"### `{name}{signature}`\n\n{_prose(getattr(hookspecs, name).__doc__ or '')}"
+    signature = str(inspect.signature(_specification(name))).replace("'", "")
+    return f"### `{name}{signature}`\n\n{_prose(_specification(name).__doc__ or '')}"
 
 
 def _prose(docstring: str) -> str:
@@ -273,7 +305,7 @@ def _prose(docstring: str) -> str:
 
 
 def _code(path: Path, language: str) -> str:
-    return f"`{path.relative_to(EXAMPLE)}`\n\n```{language}\n{path.read_text().strip()}\n```"
+    return f"`{Path(*path.relative_to(EXAMPLES).parts[1:])}`\n\n```{language}\n{path.read_text().strip()}\n```"
 
 
 def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

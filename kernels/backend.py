@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import attention_decode, attention_extend, kv_write, sample
+from . import adjust, attention_decode, attention_extend, kv_write, sample
 from .layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class Backend:
     extend: Callable[..., None]
     write: Callable[..., None]
     sample: Callable[..., torch.Tensor]
+    adjust: Callable[..., None]
 
     def attention(
         self,
@@ -112,6 +113,7 @@ def choose(name: str | None, device: str) -> Backend:
             attention_extend.extend_cpu,
             kv_write.write_cpu,
             sample.sample_cpu,
+            adjust.adjust_cpu,
         )
     return Backend(
         "torch_native",
@@ -119,4 +121,5 @@ def choose(name: str | None, device: str) -> Backend:
         attention_extend.extend_reference,
         kv_write.write_reference,
         sample.sample_reference,
+        adjust.adjust_reference,
     )

@@ -167,6 +167,11 @@ class Ledger:
         if self._radix is not None:
             self._pool.release(self._radix.reset())
 
+    def forget(self) -> None:
+        """Empty the tree, but for what is held: that is evicted once it is let go."""
+        if self._radix is not None:
+            self._pool.release(self._radix.evict(self._radix.evictable))
+
     def _allocate(self, count: int) -> np.ndarray:
         if count > self._pool.free and self._radix is not None:
             self._pool.release(self._radix.evict(count - self._pool.free))

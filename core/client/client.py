@@ -165,10 +165,15 @@ class Client(Generic[T]):
                 submitted(reply)
         return [*replies]
 
-    def abort(self, prefix: str = "", *, everything: bool = False) -> int:
+    def abort(self, prefix: str = "", *, everything: bool = False, model: str | None = None) -> int:
         if not prefix and not everything:
             return 0
-        chosen = [reply for reply in self._live.values() if everything or reply.rid.startswith(prefix)]
+        label = None if model is None else self._first_name(model)
+        chosen = [
+            reply
+            for reply in self._live.values()
+            if (everything or reply.rid.startswith(prefix)) and label in (None, reply.model_label)
+        ]
         for reply in chosen:
             reply.cancel()
         return len(chosen)
@@ -242,6 +247,8 @@ class Client(Generic[T]):
             self._tokenizers.rename(message.models)
             pairs = zip(message.models, self._config.models, strict=True)
             self._first_names = {name: own.name for new, own in pairs for name in (new.name, *new.aliases)}
+            for reply in self._live.values():
+                reply.relabel(version_of(self.models, reply.model))
 
     def _answer(self, message: Answer) -> None:
         waiter = self._calls.get(message.key)

@@ -50,6 +50,7 @@ class Ticket:
     error = property(lambda self: self.reply.error)
     cached_tokens = property(lambda self: self.reply.cached_tokens)
     weight_version = property(lambda self: self.reply.weight_version)
+    versions = property(lambda self: self.reply.versions)
     created = property(lambda self: self.reply.created)
     finished = property(lambda self: self.reply.finished)
 

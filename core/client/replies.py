@@ -55,6 +55,7 @@ class EngineReply:
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
         self.weight_version = ""
+        self.versions: list[tuple[str, int]] = []
         self.tokens: list[int] = []
         self.results: list[Any] = []
         self.finish: dict[str, Any] | None = None
@@ -111,6 +112,17 @@ class EngineReply:
         self.cached_tokens = message.cached
         for started in self._observers.started:
             started(self)
+
+    def relabel(self, weight_version: str) -> None:
+        """The model's weights, or their label, may have changed; later tokens are of this one."""
+        if not self.started or not weight_version or weight_version == self.weight_version:
+            return
+        count = len(self.tokens)
+        if count > (self.versions[-1][1] if self.versions else 0):  # else none was made with the present label
+            self.versions.append((self.weight_version, count))
+        self.weight_version = weight_version
+        if self.versions and self.versions[-1] == (weight_version, count):
+            self.versions.pop()  # back to what they were, with no token between
 
     def update(self, message: Progress) -> None:
         """Fold in a message. A last message without result leaves what is there."""

@@ -61,6 +61,7 @@ class Supervisor:
         self.beat = Beat(0, 0.0)
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._config = config
+        self._paused: list[bool] = []  # models, in the order of the configuration
         self._deliver = deliver
         self._down = down
         self._command = command
@@ -125,7 +126,9 @@ class Supervisor:
         """Run an engine to its end; why it ended."""
         self._silence, self._failure, self.beat = 0.0, None, Beat(0, 0.0)
         try:
-            process = await EngineProcess.spawn(self._command, {"config": self._config}, self._receive)
+            process = await EngineProcess.spawn(
+                self._command, {"config": self._config, "paused": self._paused}, self._receive
+            )
         except OSError as error:
             return f"it could not be started: {error}"
         self._process = process
@@ -185,6 +188,8 @@ class Supervisor:
                     log.info("engine: %s", message.work)
                 self.beat = message
             elif isinstance(message, Ready):
+                if self.ready is not None:
+                    _warn_of_lost_weights(self.ready, message)
                 self.ready, self.up = message, True
                 if not self._first.done():
                     self._first.set_result(None)
@@ -198,11 +203,22 @@ class Supervisor:
                 self._deliver(message)
 
     def _change(self, message: Changed) -> None:
-        """From now on, and after a restart, other weights are served."""
+        """From now on, and after a restart, other weights are served, or models are paused."""
         if self.ready is not None:
             self.ready = self.ready.after(message)
         self._config = {**self._config, "models": message.settings}
+        self._paused = message.paused
         self._deliver(message)
+
+
+def _warn_of_lost_weights(before: Ready, after: Ready) -> None:
+    """Weights that were sent died with the engine; their label went with them."""
+    for old, new in zip(before.models, after.models, strict=True):
+        if old.weight_version != new.weight_version:
+            log.warning(
+                "%s has the weights of its folder again, labelled %r; those labelled %r were sent and are lost",
+                new.name, new.weight_version, old.weight_version,
+            )  # fmt: skip
 
 
 def supervised(

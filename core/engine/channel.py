@@ -1,8 +1,8 @@
 """The engine's end of the connection to the front: threads that read and write, so that the loop never waits.
 
 ``SocketChannel`` speaks frames over an inherited socket; ``LocalChannel`` is the same thing
-inside one process. Both coalesce: of each request at most one unsent Progress is kept, so a front
-that stops reading costs the memory of the live outputs and nothing more.
+inside one process. Both coalesce: of each request at most one unsent Progress is kept (one more after each weight
+update), so a front that stops reading costs the memory of the live outputs and nothing more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from .messages import MAX_FRAME, Progress, frames, front_decoder
+from .messages import MAX_FRAME, Changed, Progress, frames, front_decoder
 
 
 class Outbox:
@@ -29,8 +29,12 @@ class Outbox:
     def put(self, messages: list[Any]) -> None:
         with self._ready:
             for message in messages:
-                if not (isinstance(message, Progress) and self._merge(message)):
-                    self._items.append(message)
+                if isinstance(message, Progress):
+                    if self._merge(message):
+                        continue
+                elif isinstance(message, Changed):
+                    self._open.clear()  # later tokens are of other weights: they mustn't come before this message
+                self._items.append(message)
             self._ready.notify()
 
     def _merge(self, new: Progress) -> bool:

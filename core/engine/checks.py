@@ -32,6 +32,14 @@ def problem_of_needs(needs: Any, request: Request) -> str:
     return ""
 
 
+def problem_of_new_needs(needs: Any, request: Request) -> str:
+    """Of needs that replace those that the request has: room was made for a number of tokens, which stays."""
+    problem = problem_of_needs(needs, request)
+    if not problem and needs.new_tokens != request.needs.new_tokens:
+        problem = f"new_tokens={needs.new_tokens}, not {request.needs.new_tokens} as before"
+    return problem
+
+
 def problem_of_launched(launched: Any, rows: int) -> str:
     """``rows``: of the part."""
     if not isinstance(launched, Launched):

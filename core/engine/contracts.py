@@ -21,7 +21,15 @@ from trunkline.core.discovery import Provided, describe
 from trunkline.core.errors import PluginError, RequestError
 from trunkline.core.types import Launched, Needs, Part, Request, Stage, Step
 
-from .checks import are_tokens, encoded, is_sendable, problem_of_launched, problem_of_needs, problem_of_step
+from .checks import (
+    are_tokens,
+    encoded,
+    is_sendable,
+    problem_of_launched,
+    problem_of_needs,
+    problem_of_new_needs,
+    problem_of_step,
+)
 from .messages import FAILED
 
 log = logging.getLogger("trunkline.engine")
@@ -75,6 +83,15 @@ class CheckedStage:
             raise
         return needs
 
+    def adopt(self, request: Request) -> Needs:
+        """What a request of the task's former stage needs from now on. RequestError for the client; PluginError."""
+        with guarded(self._raised, "adopt"):
+            needs = self.stage.adopt(request)
+        if problem := problem_of_new_needs(needs, request):
+            self.release(request)
+            raise self.fault("adopt", f"returned {problem}")
+        return needs
+
     def reset(self, request: Request) -> Needs:
         """What the request needs from now on. PluginError."""
         try:
@@ -83,10 +100,7 @@ class CheckedStage:
             raise self._raised("reset", error) from error
         if needs is None:
             return request.needs
-        problem = problem_of_needs(needs, request)
-        if not problem and needs.new_tokens != request.needs.new_tokens:
-            problem = f"new_tokens={needs.new_tokens}, not {request.needs.new_tokens} as before"
-        if problem:
+        if problem := problem_of_new_needs(needs, request):
             raise self.fault("reset", f"returned {problem}")
         return needs if isinstance(needs, Needs) else request.needs
 

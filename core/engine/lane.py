@@ -24,16 +24,19 @@ from .scheduler import Scheduler
 
 log = logging.getLogger("trunkline.engine")
 
+EPOCH_BYTES = 4  # of a namespace; the rest is the request's salt
+
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """Everything of a lane that a weight update replaces."""
+    """Everything of a lane that a weight update replaces. ``sent``: the weights aren't those in a folder."""
 
     candidate: Candidate
     served: ServedModel
     model: Any
     stages: Mapping[str, CheckedStage]
     runner: Runner
+    sent: bool = False
 
 
 class Lane:
@@ -43,6 +46,9 @@ class Lane:
     it between lanes, to share the device evenly. ``epoch`` counts weight updates. ``note`` is called
     before each forward pass with the keys of its requests. ``candidate`` and ``grant`` are what it was
     loaded from and its memory, which weight updates need; ``settings`` those in force.
+    ``sent``: its weights were sent and are in no folder, so an engine that is started again can't have them.
+    ``paused``: nothing is scheduled until the front says continue. ``released``: memory that it has given back for
+    the time being ("weights", "kv_cache"), without which nothing can be scheduled either.
     """
 
     def __init__(
@@ -66,6 +72,9 @@ class Lane:
         self.settings = candidate.settings if candidate is not None else ModelSettings(model_path=served.model_path)
         self.spent = 0.0
         self.epoch = 0
+        self.sent = False
+        self.paused = False
+        self.released: frozenset[str] = frozenset()
         self.note: Callable[[Sequence[int]], None] = lambda keys: None
 
     def load(self, held: int = 0) -> Load:
@@ -83,22 +92,59 @@ class Lane:
     def busy(self) -> bool:
         return self.scheduler.waiting + self.scheduler.running > 0
 
+    @property
+    def halted(self) -> bool:
+        """Does it only collect requests for now?"""
+        return self.paused or bool(self.released)
+
     def namespace(self, salt: bytes) -> bytes:
         """The part of the prefix cache that a request uses: separate for each epoch and salt."""
-        return self.epoch.to_bytes(4, "little") + salt
+        return self.epoch.to_bytes(EPOCH_BYTES, "little") + salt
 
-    def renew(self, new: Renewal) -> None:
+    def renew(self, new: Renewal) -> list[Step]:
         """Serve with new weights from now on, and drop everything that was computed with the old ones.
 
-        AssertionError while a request waits or runs.
+        Nothing may wait or run unless the lane is halted (AssertionError). Then running requests that have output go
+        on with the keys of the old weights, and all others are computed from their beginning: no vector and no first
+        token is of both. The steps are of requests that ended by it.
         """
-        if not self.scheduler.flush():
+        if self.busy and not self.halted:
             raise AssertionError(f"{self.served.name} still has requests of its old weights")
+        steps = self.retract(lambda request: not request.output_len)
+        requests = self.scheduler.renew(new.model.length_boundaries)
+        former = self.stages
         self.candidate, self.settings = new.candidate, new.candidate.settings
         self.served, self.model = new.served, new.model
-        self.scheduler.boundaries = new.model.length_boundaries
-        self.stages, self.runner = new.stages, new.runner
+        self.stages, self.runner, self.sent = new.stages, new.runner, new.sent
         self.epoch += 1
+        return steps + [step for request in requests for step in self._adopt(request, former[request.task])]
+
+    def _adopt(self, request: Request, former: CheckedStage) -> list[Step]:
+        """Hand a request over to its task's new stage; the failed step, if that won't have it."""
+        stage = self.stages[request.task]
+        request.namespace = self.namespace(request.namespace[EPOCH_BYTES:])
+        former.release(request)
+        try:
+            request.needs = stage.adopt(request)
+        except Exception as error:
+            self.scheduler.finish(request)  # nothing to release: it was never admitted
+            if isinstance(error, RequestError):
+                return [Step(request, error=error)]
+            return [stage.fail(request, error) if isinstance(error, PluginError) else failed_step(request, error)]
+        return []
+
+    def flush(self) -> bool:
+        """Forget all cached prefixes; False when a request is in the way. Those that wait in a pause aren't."""
+        return self.scheduler.flush(paused=self.halted)
+
+    def retract(self, chosen: Callable[[Request], bool] = lambda request: True) -> list[Step]:
+        """Queue running requests again, to be computed anew. The steps are of those that ended by it."""
+        return [
+            done
+            for request in self.scheduler.retract(chosen)
+            for step in self._reset(request)
+            for done in self._apply(step)
+        ]
 
     def admit(self, request: Request) -> None:
         """Validate and queue a request. RequestError if it can't be served, PluginError if its stage fails."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
+from trunkline.core.engine.control.pause import Pauser
 from trunkline.core.engine.control.updates import Renew, Updates
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Request, Step
@@ -51,6 +52,13 @@ class EngineLoop:
         self.requests: dict[int, tuple[Lane, Request]] = {}
         self.passes = 0
         self.updates = Updates(self, renew)
+        self._own = {
+            "probe": self._probe,
+            "flush_cache": self._flush,
+            "enable_plugin": self._enable,
+            **self.updates.controls,
+            **Pauser(self, self.updates.changed).controls,
+        }
         self._controls = dict(controls or {})
         self._names: dict[str, Lane] = {}
         self._probes: dict[int, int] = {}  # request key -> key of the call that waits for it
@@ -98,7 +106,7 @@ class EngineLoop:
 
     def receive(self) -> None:
         """Handle everything that has arrived; block only when there is no work."""
-        busy = self.updates.pending or any(lane.busy for lane in self.lanes)
+        busy = self.updates.pending or any(lane.busy and not lane.halted for lane in self.lanes)
         messages = self.channel.receive(wait=not busy and not self._stopping)
         self._pass_began = time.monotonic()  # a control or a stage's admit may hang just as a forward pass
         for message in messages:
@@ -163,22 +171,15 @@ class EngineLoop:
         message = "Aborted" if request.started else "Abort in waiting queue"
         self._settle(request, Progress(key, [], finish={**ABORTED, "message": message}, cached=request.cached))
 
-    def abort_all(self, lane: Lane) -> None:
-        """End the lane's requests; they answer with what they have."""
-        for key in [key for key, (owner, _) in self.requests.items() if owner is lane]:
+    def abort_all(self, lane: Lane, *, probes_only: bool = False) -> None:
+        """End the lane's requests; they answer with what they have. Or only health probes, which mustn't wait."""
+        for key in [key for key, (owner, _) in self.requests.items() if owner is lane and (key < 0 or not probes_only)]:
             self._abort(key)
 
     def _call(self, message: Call) -> None:
         try:
             lane = self._lane(message.model)
-            if message.control == "probe":
-                self._probe(lane, message.key)
-            elif message.control == "flush_cache":
-                self.channel.send([Answer(message.key, lane.scheduler.flush())])
-            elif message.control == "enable_plugin":
-                stages = [stage for one in self.lanes for stage in one.stages.values()]
-                self.channel.send([Answer(message.key, enable(stages, **message.arguments))])
-            elif (own := self.updates.controls.get(message.control)) is not None:
+            if (own := self._own.get(message.control)) is not None:
                 own(lane, message)
             elif message.control in self._controls:
                 answer = self._controls[message.control](lane.model, **message.arguments)
@@ -188,11 +189,24 @@ class EngineLoop:
         except Exception as error:
             self.channel.send([Answer(message.key, error=as_wire(error))])
 
-    def _probe(self, lane: Lane, call: int) -> None:
-        """Run the smallest request of the lane's first task; the call is answered when it ends."""
-        request = next(iter(lane.stages.values())).probe(key=-call)
+    def _probe(self, lane: Lane, call: Call) -> None:
+        """Run the smallest request of the lane's first task; the call is answered when it ends.
+
+        A lane that is halted on purpose is as healthy as the loop that answers.
+        """
+        if lane.halted:
+            self.channel.send([Answer(call.key, {"type": "halted"})])
+            return
+        request = next(iter(lane.stages.values())).probe(key=-call.key)
         self._admit(lane, request)
-        self._probes[request.key] = call
+        self._probes[request.key] = call.key
+
+    def _flush(self, lane: Lane, call: Call) -> None:
+        self.channel.send([Answer(call.key, lane.flush())])
+
+    def _enable(self, _: Lane, call: Call) -> None:
+        stages = [stage for one in self.lanes for stage in one.stages.values()]
+        self.channel.send([Answer(call.key, enable(stages, **call.arguments))])
 
     def _lane(self, name: str) -> Lane:
         if not name:
@@ -204,12 +218,12 @@ class EngineLoop:
     # -- outbound ----------------------------------------------------------------------------
 
     def next_lane(self) -> Lane | None:
-        """The busy lane that has had the least device time.
+        """The busy lane that has had the least device time, of those that aren't halted.
 
         A lane that was idle starts level with the least of the others: neither a debt nor a
         credit is carried over, so a newcomer waits for one turn at most.
         """
-        busy = [lane for lane in self.lanes if lane.busy]
+        busy = [lane for lane in self.lanes if lane.busy and not lane.halted]
         if not busy:
             return None
         least = min(busy, key=lambda lane: lane.spent)

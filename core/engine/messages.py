@@ -77,11 +77,12 @@ class Ready(Struct, tag=True, array_like=True):
 
 
 class Changed(Struct, tag=True, array_like=True):
-    """Weights, or their label, were changed: what is served from now on, and with which ``[[models]]`` tables
-    an engine must be started to serve the same."""
+    """Weights, their label, or a pause were changed: what is served from now on, and with which ``[[models]]`` tables
+    an engine must be started to serve the same. ``paused``: which models only collect requests, in their order."""
 
     models: list[ServedModel]
     settings: list[dict[str, Any]]
+    paused: list[bool] = []
 
 
 class Failed(Struct, tag=True, array_like=True):

@@ -1,8 +1,8 @@
 """The engine process: ``python -m trunkline.core.engine.process FD``.
 
-``FD`` is the inherited end of a socketpair. The first frame from the front is ``{"config": …, "record": …}``:
-the settings, and the descriptor of the pass record, -1 for none. From then on both sides exchange the frames of
-:mod:`.messages`.
+``FD`` is the inherited end of a socketpair. The first frame from the front is ``{"config": …, "record": …,
+"paused": …}``: the settings, the descriptor of the pass record, -1 for none, and which models were paused when the
+engine before this one was lost. From then on both sides exchange the frames of :mod:`.messages`.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ def main() -> int:
     try:
         renewer = Renewer(started.lanes, config, host)
         record = PassRecord(orders.get("record", -1))
+        for lane, paused in zip(started.lanes, orders.get("paused", []), strict=False):
+            lane.paused = paused
         EngineLoop(started.lanes, SocketChannel(sock), started.controls, renewer, record).run()
     except Exception:
         log.exception("the engine broke")

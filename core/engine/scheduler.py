@@ -9,7 +9,7 @@ request is never retracted. So it ends, and then the same holds for the next one
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from trunkline.core.cache.radix import RadixCache
 from trunkline.core.types import Request
 
 from .batch import Batch, Draft, Row
-from .waiting import Entry, InFlight, WaitingQueue
+from .waiting import Entry, InFlight, WaitingQueue, retraction_cost, sort_running
 
 _MAX_EXPECTED_NEW = 4096  # tokens: at admission, a larger limit on new tokens counts as this
 
@@ -82,12 +82,34 @@ class Scheduler:
         """Whether the request waits or runs here."""
         return request.schedule is not None
 
-    def flush(self) -> bool:
-        """Drop all cached prefixes. False, and nothing is dropped, while a request waits or runs."""
-        if not self.idle:
+    def flush(self, *, paused: bool = False) -> bool:
+        """Drop all cached prefixes. False, and nothing is dropped, while a request runs, or waits unless ``paused``."""
+        if self._running or not (paused or self.idle):
             return False
         self._ledger.reset()
         return True
+
+    def retract(self, chosen: Callable[[Request], bool]) -> list[Request]:
+        """Queue the ``chosen`` running requests again, all of them if need be: only for lanes that are paused."""
+        victims = [entry for entry in self._running if chosen(entry.request)]
+        for entry in victims:
+            self._requeue(entry)
+        return [entry.request for entry in victims]
+
+    def renew(self, boundaries: Sequence[int]) -> list[Request]:
+        """Other weights: forget all cached prefixes. All requests, those that run first.
+
+        Waiting ones have their regime by the new ``boundaries``. Running ones keep their slots and neither use nor
+        fill the cache any more, as theirs are keys of both weights.
+        """
+        self.boundaries = boundaries
+        for entry in self._running:
+            entry.request.cacheable = False
+        self._ledger.forget()
+        waiting = list(self._waiting)
+        for entry in waiting:
+            entry.regime, entry.cached_version = regime_of(len(entry.request.tokens), boundaries), -1
+        return [entry.request for entry in (*self._running, *waiting)]
 
     def add(self, request: Request) -> None:
         """Queue a request. ValueError unless it has 1 to ``max_request_tokens`` tokens; callers check that before."""
@@ -124,9 +146,9 @@ class Scheduler:
         self._new_token_ratio = max(_RATIO_MIN, self._new_token_ratio * _RATIO_DECAY)
         if self.boundaries:
             self._restart_outgrown(draft)
-        decoding, prefilling = self._sort_running()
+        decoding, prefilling = sort_running(self._running)
         while self._slots_left(draft) < len(decoding) and self._retract(draft):
-            decoding, prefilling = self._sort_running()
+            decoding, prefilling = sort_running(self._running)
         for entry in decoding:
             draft.add(entry, len(entry.request.tokens))
         decodes = len(decoding)
@@ -134,7 +156,7 @@ class Scheduler:
             draft.budget = max(self._chunk - decodes, self._chunk // 4, 1)
         self._continue_prompts(draft, prefilling)
         while prefilling and not draft.entries and self._retract(draft):
-            _, prefilling = self._sort_running()
+            _, prefilling = sort_running(self._running)
             self._continue_prompts(draft, prefilling)
         if not draft.retracted:
             self._admit(draft)
@@ -158,25 +180,9 @@ class Scheduler:
         This happens at most once per request and boundary, so the oldest request still ends.
         """
         for entry in tuple(self._running):
-            regime = regime_of(len(entry.request.tokens), self.boundaries)
-            if regime != entry.regime:
+            if entry.regime != regime_of(len(entry.request.tokens), self.boundaries):
                 self._requeue(entry)
-                entry.regime, entry.cached_version = regime, -1
                 draft.restarted.append(entry.request)
-
-    def _sort_running(self) -> tuple[list[Entry], list[Entry]]:
-        """Running requests that decode, and those with prompt tokens to compute; both in order of admission."""
-        decoding: list[Entry] = []
-        prefilling: list[Entry] = []
-        for entry in self._running:
-            request = entry.request
-            known = len(request.tokens)
-            missing = known - request.computed
-            if missing == 1 and known > request.prompt_len:
-                decoding.append(entry)
-            elif missing:
-                prefilling.append(entry)
-        return decoding, prefilling
 
     def _slots_left(self, draft: Draft) -> int:
         return self._ledger.available - draft.slots
@@ -203,7 +209,7 @@ class Scheduler:
         """
         if len(self._running) < 2:
             return False
-        victim = min(reversed(self._running[1:]), key=_retraction_cost)
+        victim = min(reversed(self._running[1:]), key=retraction_cost)
         self._requeue(victim)
         self._new_token_ratio = min(1.0, self._new_token_ratio * _RATIO_RISE)
         draft.retracted.append(victim.request)
@@ -213,6 +219,7 @@ class Scheduler:
         """Move a running request back to the queue, before others of its priority, with nothing computed."""
         self._running.remove(entry)
         self._ledger.close(entry)
+        entry.regime, entry.cached_version = regime_of(len(entry.request.tokens), self.boundaries), -1
         entry.request.computed = 0
         entry.running = False
         self._waiting.requeue(entry)
@@ -290,9 +297,3 @@ class Scheduler:
         ]
         self._ledger.grow(entries, draft.ends)
         return Batch(rows, decodes, draft.started, [*draft.restarted, *draft.retracted])
-
-
-def _retraction_cost(entry: Entry) -> tuple[int, int]:
-    """The order in which requests are retracted: priority, then the number of tokens to recompute."""
-    request = entry.request
-    return request.priority, request.computed - request.cached

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -33,6 +33,11 @@ from .memory import Grant, plan
 from .messages import Ready
 from .runner import Runner
 from .scheduler import Scheduler
+
+if TYPE_CHECKING:
+    import torch
+
+    from trunkline.core.model.sources.tensor_file import StoredTensor
 
 log = logging.getLogger("trunkline.engine")
 
@@ -101,9 +106,17 @@ def load(candidate: Candidate, grant: Grant, settings: Settings, host: Host) -> 
 
 
 def assemble(
-    candidate: Candidate, grant: Grant, settings: Settings, host: Host, tokenizer: Tokenizer | None
+    candidate: Candidate,
+    grant: Grant,
+    settings: Settings,
+    host: Host,
+    tokenizer: Tokenizer | None,
+    weights: Iterable[tuple[str, torch.Tensor | StoredTensor]] | None = None,
 ) -> tuple[ServedModel, LoadedModel, dict[str, CheckedStage]]:
-    """What the front gets to know of the model, the model with its weights and heads, and its stages."""
+    """What the front gets to know of the model, the model with its weights and heads, and its stages.
+
+    ``weights``: tensors by name, by default the checkpoint's.
+    """
     own = candidate.settings
     backend = choose(None if own.attention_backend == "auto" else own.attention_backend, "cpu")
     heads = host.heads(candidate.info, settings, candidate.tasks)
@@ -116,7 +129,7 @@ def assemble(
         name=candidate.name,
         tokenizer=tokenizer,
         max_request_tokens=grant.context,
-        weights=host.weights(candidate.source),
+        weights=host.weights(candidate.source) if weights is None else weights,
     )
     provided, refused = keep_stages(candidate, host.stages(model, settings, candidate.tasks), model)
     model.stages.update({task: one.value for task, one in provided.items()})

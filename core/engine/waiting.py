@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trunkline.core.cache.ledger import Holding
@@ -21,6 +21,27 @@ class Entry(Holding):
     running: bool = False
     cached: int = 0  # length of its cached prefix, in tokens …
     cached_version: int = -1  # … in this version of the cache
+
+
+def sort_running(running: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """Decoding requests and those with prompt to compute, both in order of admission."""
+    decoding: list[Entry] = []
+    prefilling: list[Entry] = []
+    for entry in running:
+        request = entry.request
+        known = len(request.tokens)
+        missing = known - request.computed
+        if missing == 1 and known > request.prompt_len:
+            decoding.append(entry)
+        elif missing:
+            prefilling.append(entry)
+    return decoding, prefilling
+
+
+def retraction_cost(entry: Entry) -> tuple[int, int]:
+    """The order in which requests are retracted: priority, then the number of tokens to recompute."""
+    request = entry.request
+    return request.priority, request.computed - request.cached
 
 
 class WaitingQueue:

@@ -21,6 +21,7 @@ from .rotary import RotaryRegimes
 
 if TYPE_CHECKING:
     from trunkline.core.cache.pool import KVPool, KVShape
+    from trunkline.core.model.sources.tensor_file import StoredTensor
     from trunkline.kernels.backend import Backend
 
 
@@ -47,6 +48,7 @@ class LoadedModel:
     max_request_tokens: int = 0
     expert_watch: ExpertWatch | None = None  # of a mixture of experts
     unused: frozenset[str] = frozenset()  # the checkpoint's tensors that the class has no place for
+    stored: Mapping[str, StoredTensor] = field(default_factory=dict)  # the checkpoint's tensors that can be read again
     padded: bool = False  # runs rows as a batch with a mask, because its attention can't be replaced
     backbone: Any = field(init=False)
     token_types: bool = field(init=False)

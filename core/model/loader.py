@@ -126,6 +126,7 @@ def load(
         dtype=dtype,
         padded=padded_only(type(whole), info),
         unused=unused,
+        stored={name: one for name, one in tensors.items() if isinstance(one, StoredTensor)},
     )
     heads = list(heads)
     with quiet():

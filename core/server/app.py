@@ -19,6 +19,7 @@ from trunkline.core.host import Host
 from trunkline.core.server.api.body_limits import BodyLimits
 from trunkline.core.server.api.contracts import contain
 from trunkline.core.server.routes import routes
+from trunkline.core.server.routes.tensors import tensor_routes
 from trunkline.core.server.routes.weights import fetch, weight_routes
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import EngineClient, ServedModel, Settings
@@ -56,7 +57,12 @@ def create_app(
         facts.model_info(model)  # so that a plugin's wrong answer shows at start
     locked = {"infer": bool(server.api_key), "admin": bool(server.api_key or server.admin_api_key)}
     document = Document(locked)
-    core = (*routes(engine, lifecycle, facts), *weight_routes(engine, fetch(host, settings)), *docs_routes(document))
+    core = (
+        *routes(engine, lifecycle, facts),
+        *weight_routes(engine, fetch(host, settings)),
+        *tensor_routes(engine, settings),
+        *docs_routes(document),
+    )
     own = [("core", handler) for handler in core]
     if metrics is not None:
         from trunkline.core.server.routes.metrics import metrics_route

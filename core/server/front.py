@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from trunkline.core.client.client import Client
 from trunkline.core.client.supervisor import COMMAND, Supervisor, supervised
 from trunkline.core.config import Config
-from trunkline.core.errors import ConfigError, RequestError, TrunklineError
+from trunkline.core.errors import ConfigError, EngineDown, RequestError, TrunklineError
 from trunkline.core.guard import forbid_pickle
 from trunkline.core.host import Host
 from trunkline.core.model.sources.tokenizer import import_without_torch
@@ -137,7 +138,7 @@ class Front:
             await asyncio.wait({serving, stopping, ended}, return_when=asyncio.FIRST_COMPLETED)
             if self._stop.is_set():
                 lifecycle.draining = True
-                await self._drain(server)
+                await self._drain(engine, server)
             if ended.done():
                 raise TrunklineError(ended.result())
         finally:
@@ -172,10 +173,13 @@ class Front:
                 raise TrunklineError(f"The first request to {model.name} failed: {error.message}") from None
         return True
 
-    async def _drain(self, server: uvicorn.Server) -> None:
+    async def _drain(self, engine: Client[Supervisor], server: uvicorn.Server) -> None:
         """Wait until the requests that were accepted are answered, ``--drain-timeout`` s at most."""
         log.info("draining: %d requests in flight", len(server.server_state.tasks))
         deadline = asyncio.get_running_loop().time() + self._config.server.drain_timeout
+        for model in engine.models:  # paused ones would wait for ever
+            with contextlib.suppress(EngineDown):  # nobody waits for the answers
+                engine.call("drain", model=model.name)
         while server.server_state.tasks and not self._hurry.is_set():
             if asyncio.get_running_loop().time() > deadline:
                 log.warning("%d requests did not finish in time", len(server.server_state.tasks))

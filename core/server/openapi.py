@@ -2,7 +2,8 @@
 
 Beside ``scope`` and ``dialect`` a handler declares
 
-* ``body``: the Struct that it reads with ``read_body``
+* ``body``: the Struct that it reads with ``read_body``; ``body_required``: False where it may be missing
+* ``raw_body``: the media type of a body that is no JSON
 * ``query``: a Struct with its query parameters
 * ``replies``: what it answers with, by status and media type. A type alone is JSON with status 200; a tuple holds
   alternatives, None is an empty body. In an event stream the type is that of an event's data
@@ -101,7 +102,10 @@ class Operation:
         if self.scope == "public":
             return {}
         opt = self.handler.opt
-        openai, body = opt.get("dialect") == "openai", "body" in opt or "requestBody" in self.item
+        openai, body = (
+            opt.get("dialect") == "openai",
+            any(key in opt for key in ("body", "raw_body")) or "requestBody" in self.item,
+        )
         own: Any = FlatError if openai else NativeError
         found: dict[int, Content] = {
             401: {JSON: (OpenAIError if self.path.startswith("/v1/") else Unauthorized,)},
@@ -124,12 +128,16 @@ class Operation:
         """Put what the handler declares into ``item``; ``schemas`` has all of :meth:`kinds`."""
         opt, item = self.handler.opt, self.item
         errors = self.errors()
+        if "raw_body" in opt:
+            raw = {"schema": {"type": "string", "format": "binary"}}
+            item["requestBody"] = {"required": True, "content": {opt["raw_body"]: raw}}
         parameters = [_of_path(parameter) for parameter in item.get("parameters", ())]
         parameters += _of_query(opt["query"]) if "query" in opt else []
         if parameters:
             item["parameters"] = parameters
         if "body" in opt:
-            item["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas[opt["body"]]}}}
+            body = {JSON: {"schema": schemas[opt["body"]]}}
+            item["requestBody"] = {"required": opt.get("body_required", True), "content": body}
         own = replies_of(self.handler)
         answers = {} if own else {status: item["responses"][status] for status in item["responses"] if status < "3"}
         for status, content in sorted(_merged(own, errors).items()):

@@ -26,6 +26,7 @@ class Reply(Protocol):
     prompt_tokens: int
     cached_tokens: int
     weight_version: str  # label of the weights that it runs with; "" until it has started
+    versions: list[tuple[str, int]]  # labels that it had before (weights changed in a pause): label, output tokens then
     tokens: list[int]  # all output tokens so far
     results: list[Any]  # every ``Stage.result`` so far, in order, as builtins (``msgspec.convert`` them)
     finish: dict[str, Any] | None
@@ -104,8 +105,8 @@ class EngineClient(Protocol):
     def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[Reply]:
         """Queue all or none. QueueFull when they don't fit now, RequestError when they never will."""
 
-    def abort(self, prefix: str = "", *, everything: bool = False) -> int:
-        """Abort live requests whose rid starts with ``prefix``; returns how many."""
+    def abort(self, prefix: str = "", *, everything: bool = False, model: str | None = None) -> int:
+        """Abort live requests whose rid starts with ``prefix``, of one model or all; returns how many."""
 
     def call(self, control: str, *, model: str | None = None, **arguments: Any) -> Awaitable[Any]:
         """Run a control (hook ``controls``) in the engine between two passes."""

@@ -64,12 +64,13 @@ class Step:
 class Stage(ABC):
     """A task's code in the engine, one object per loaded model.
 
-    Called by the loop in this order: ``admit`` once; per batch ``prepare``, ``launch``,
-    ``collect``; ``reset`` when the request was retracted; ``release`` exactly once per
-    successful ``admit``. An exception in a per-request call ends that request only, and so does a
-    value that is not what the method should return. When five requests in a row fail so, the task
-    answers 503 until ``POST /plugins/NAME/enable`` or a restart. ``admit`` and ``collect`` hold up
-    all other requests: keep them well below 100 ms.
+    Called by the loop in this order: ``admit`` once (or ``adopt``, after a weight update in a
+    pause); per batch ``prepare``, ``launch``, ``collect``; ``reset`` when the request was
+    retracted; ``release`` exactly once per successful ``admit`` or ``adopt``. An exception in a
+    per-request call ends that request only, and so does a value that is not what the method
+    should return. When five requests in a row fail so, the task answers 503 until
+    ``POST /plugins/NAME/enable`` or a restart. ``admit`` and ``collect`` hold up all other
+    requests: keep them well below 100 ms.
     """
 
     task: ClassVar[str]
@@ -88,6 +89,15 @@ class Stage(ABC):
         Drop state that will be recomputed. Rows from ``Needs.rows_from`` on come again; a stage that has sent the
         results of some returns other needs (with the same ``new_tokens``). None: they stay as they are.
         """
+
+    def adopt(self, request: Request) -> Needs:
+        """The request comes from this task's former stage: its lane was paused and got other weights.
+
+        That stage has released it; its tokens may have output already, and ``state`` is what was left there.
+        Requests with output that ran go on where they were, with the keys of the old weights; all others will be
+        computed from their beginning. ``Needs.new_tokens`` must be as before. By default it is admitted like a new one.
+        """
+        return self.admit(request)
 
     def prepare(self, part: Part) -> None:
         """Host side, before the forward pass; may fill ``part.inputs``."""

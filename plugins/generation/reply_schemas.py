@@ -7,6 +7,14 @@ from typing import Literal, NotRequired, TypedDict
 from trunkline.core.server.api import FinishReason, Usage
 
 
+class WeightSpan(TypedDict):
+    """Which output tokens were made with the weights of a label: from ``start`` on, before ``end``."""
+
+    version: str
+    start: int
+    end: int
+
+
 class GenerateMeta(TypedDict):
     """``meta_info`` of a sequence. ``finish_reason`` is null while it runs."""
 
@@ -16,6 +24,7 @@ class GenerateMeta(TypedDict):
     weight_version: str
     completion_tokens: int
     cached_tokens: int
+    weight_versions: NotRequired[list[WeightSpan]]  # where the weights were updated in a pause
     e2e_latency: NotRequired[float]  # seconds; when it has ended
 
 

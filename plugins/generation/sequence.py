@@ -22,10 +22,11 @@ class Sequence:
         self.served = served
         self._prompt_tokens = len(prompt)
         self._trim = not sampling.no_stop_trim
+        self._stops = sampling.stop if self._trim else ()
         self._shown = None
         if tokenizer is not None:
-            skip, stops = sampling.skip_special_tokens, sampling.stop if self._trim else ()
-            self._shown = ShownText(tokenizer, prompt, skip_special_tokens=skip, stops=stops)
+            skip = sampling.skip_special_tokens
+            self._shown = ShownText(tokenizer, prompt, skip_special_tokens=skip, stops=self._stops)
         self._taken = 0  # tokens of the reply that are in the text
         self._over = False
         self.text: str | None = None if self._shown is None else ""
@@ -55,7 +56,8 @@ class Sequence:
         self._taken = end
         self._over = self.over
         if self._over:
-            self.text = self._shown.finish(matched if self._trim and isinstance(matched, str) else None)
+            # Only what was held back can be cut off: expressions and conditions end a text and stay in it.
+            self.text = self._shown.finish(matched if matched in self._stops else None)
         else:
             self.text = self._shown.so_far()
 
@@ -84,6 +86,15 @@ class Sequence:
             "completion_tokens": len(reply.tokens),
             "cached_tokens": reply.cached_tokens,
         }
+        if reply.versions:  # weights were updated in a pause
+            ends = [*reply.versions, (reply.weight_version, len(reply.tokens))]
+            starts = [0, *(end for _, end in ends)]
+            spans = [
+                {"version": label, "start": start, "end": end}
+                for (label, end), start in zip(ends, starts, strict=False)
+                if start < end  # it may have ended before a token was made with the latest weights
+            ]
+            meta |= {"weight_version": spans[-1]["version"], "weight_versions": spans}
         if self.over:
             meta["e2e_latency"] = reply.finished - reply.created
         return meta

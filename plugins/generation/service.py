@@ -86,7 +86,7 @@ class Service:
         self, served: ServedModel, given: dict[str, Any], spelled: Mapping[str, str] | None = None
     ) -> Sampling:
         """Checked sampling parameters, over the preferred ones; ``spelled`` as in :func:`parse_sampling`."""
-        sampling = parse_sampling(given, self.preferred(served), spelled)
+        sampling = parse_sampling(given, self.preferred(served), spelled, served.info.vocab_size)
         limit = self.settings(served).max_n
         if sampling.n > limit:
             raise RequestError(f"n must be at most {limit}, got {sampling.n}; --max-n sets the limit.", param="n")
@@ -103,22 +103,19 @@ class Service:
     async def run(self, job: Job) -> list[Sequence]:
         """Submit a job. The sequences are in the queue then; the caller waits for them and ends with :meth:`close`.
 
-        With n > 1 the prompts are computed once first, so that all samples find them in the cache.
+        With n > 1 the prompts are computed once first, so that all samples find them in the cache. Who aborts all
+        requests then means the samples, too.
         """
-        if job.n > 1:
-            primes = [
-                job.submission(index, prompt, _PRIME, new_rid())
-                for index, prompt in enumerate(job.prompts)
-                if len(prompt) > 1
-            ]
-            if primes:
-                await wait_for_all(self.engine.submit(job.served.name, TASK, primes))
+        aborted = job.n > 1 and await self._prime(job)
         items = self._submissions(job)
         if job.turns is not None:
             job.turns.claim()
         replies = self.engine.submit(job.served.name, TASK, items)
         if job.turns is not None:
             job.turns.record(replies)
+        if aborted:
+            for reply in replies:
+                reply.cancel()
         tokenizer = self.engine.tokenizer(job.served.name)
         sequences = [
             Sequence(reply, item.prompt, job.samplings[index // job.n], job.served, tokenizer)
@@ -128,6 +125,17 @@ class Service:
             for sequence, item in zip(sequences, items, strict=True):
                 sequence.prompt_ids = [] if item.embeds else item.prompt
         return sequences
+
+    async def _prime(self, job: Job) -> bool:
+        """Compute the prompts, for the cache; was that aborted?"""
+        primes = [
+            job.submission(index, prompt, _PRIME, new_rid())
+            for index, prompt in enumerate(job.prompts)
+            if len(prompt) > 1
+        ]
+        replies = self.engine.submit(job.served.name, TASK, primes) if primes else []
+        await wait_for_all(replies)
+        return any((reply.finish or {}).get("type") == "abort" for reply in replies)
 
     def close(self, sequences: Listing[Sequence]) -> None:
         """The sequences are over or unwanted: abort what still runs."""

@@ -10,8 +10,9 @@ import torch
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, Model, Needs, Part, PartRow, Request, Stage, Step
-from trunkline.plugins.generation.sampling.finish import Progress, finish_reason
-from trunkline.plugins.generation.text.stream import TextStream
+from trunkline.plugins.generation.sampling.adjust import Adjust, Adjuster
+from trunkline.plugins.generation.sampling.extensions import FAILED, Extensions
+from trunkline.plugins.generation.sampling.finish import finish_reason, start
 
 from .schemas import GenerationParams, GenerationResult
 from .settings import TASK, new_token_limit
@@ -46,9 +47,11 @@ class GenerationStage(Stage):
     params = GenerationParams
     result = GenerationResult
 
-    def __init__(self, model: Model, sample: Sampler) -> None:
+    def __init__(self, model: Model, sample: Sampler, adjust: Adjust, extensions: Extensions) -> None:
         self._model = model
         self._sample = sample
+        self._adjust = Adjuster(adjust)
+        self._extensions = extensions
         tokenizer = model.tokenizer
         own = () if tokenizer is None or tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self._eos = frozenset(model.info.eos_token_ids) | frozenset(own)
@@ -58,15 +61,15 @@ class GenerationStage(Stage):
         params: GenerationParams = request.params
         if request.embeds is not None and params.logprobs is not None and params.logprobs.start is not None:
             raise RequestError("logprob_start_len must be -1 with input_embeds: they have no token ids to score.")
-        text = None
-        if params.stop:
-            if self._model.tokenizer is None:
-                raise RequestError("stop needs a tokenizer, and this model has none; use stop_token_ids.")
-            text = TextStream(self._model.tokenizer, request.tokens, skip_special_tokens=False)
         limit = new_token_limit(request.prompt_len, params.max_new_tokens, self._model.max_request_tokens)
-        stop_ids = frozenset() if params.ignore_eos else self._eos.union(params.stop_token_ids)
-        request.state = Progress(limit, stop_ids, text)
-        return Needs(new_tokens=limit)
+        request.state = start(request, self._model, self._eos, limit, self._extensions)
+        adjustment = request.state.adjustment
+        return Needs(new_tokens=limit, lockstep=adjustment is not None and adjustment.lockstep)
+
+    def adopt(self, request: Request) -> Needs:
+        """All that was counted goes on; which tokens end it, and who else has a say, is up to the new checkpoint."""
+        request.state = start(request, self._model, self._eos, request.state.limit, self._extensions)
+        return request.needs
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
         if all(row.request.state.limit == 0 for row in part.rows):
@@ -75,6 +78,7 @@ class GenerationStage(Stage):
             last = [row.offset + row.end - row.first - 1 for row in part.rows]
             hidden = hidden[torch.tensor(last, device=hidden.device)]
         logits = self._model.heads["lm"](hidden).float()
+        self._adjust(part.rows, logits)
         position = torch.tensor([row.end for row in part.rows], device=hidden.device)
         temperature, top_k, top_p, min_p, seed = self._parameters(part, hidden.device)
         return Launched(self._sample(logits, temperature, top_k, top_p, min_p, seed, position))
@@ -104,12 +108,17 @@ class GenerationStage(Stage):
         try:
             if request.state.limit == 0:
                 return Step(request, finish={"type": "length", "length": 0})
+            adjustment = request.state.adjustment
+            if adjustment is not None and (failure := adjustment.account(token)) is not None:
+                return Step(request, error=failure)
             if token < 0:
                 return Step(request, finish=abort(NOT_FINITE, 500, "InternalServerError"))
             return Step(request, (token,), finish=finish_reason(request, token))
+        except RequestError as error:
+            return Step(request, error=error)
         except Exception:
             log.exception("request %s failed after sampling", request.rid)
-            return Step(request, error=RequestError("Generation failed; the server's log has the reason.", status=500))
+            return Step(request, error=RequestError(FAILED, status=500))
 
     def probe(self) -> tuple[list[int], GenerationParams]:
         return [0], GenerationParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)

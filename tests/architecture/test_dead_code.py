@@ -18,6 +18,7 @@ EXCEPTIONS = (
     "normalizer", "pre_tokenizer", "post_processor", "decoder", "model_max_length", "disabled",
     "warn_if_padding_and_no_attention_mask",
     "_owner",  # keeps compiled code alive
+    "max_mem", "log_errors",  # RE2's options
     "list_plugins", "inspect_plugin",  # typer's commands
 )  # fmt: skip
 DECORATORS = ["@hookimpl", "@hookspec", "@route", "@get", "@post"]

@@ -28,6 +28,7 @@ loads = [Load(models[0]["served_model_name"] or models[0]["model_path"], 1, 2, 9
 age = 0.0
 work = ""
 aborted = []
+calls = []
 
 
 def send(*messages):
@@ -99,6 +100,15 @@ def call(message):
         send(Answer(message.key, {"type": "length"}))
     elif message.control == "flush_cache":
         send(Answer(message.key, not busy()))
+    elif message.control in ("pause", "continue", "drain"):
+        calls.append([message.control, message.model, message.arguments])
+        send(Answer(message.key))
+    elif message.control == "calls":
+        send(Answer(message.key, calls))
+    elif message.control == "paused":
+        send(Answer(message.key, first["paused"]))
+    elif message.control == "change":
+        send(Changed([served(m) for m in models], models, message.arguments["paused"]), Answer(message.key))
     elif message.control == "aborted":
         send(Answer(message.key, len(aborted)))
     elif message.control == "die":
@@ -141,7 +151,7 @@ if mode == "slow":
 send(
     Ready(
         [served(m) for m in models],
-        [{"model": "m", "weight_bytes": 1, "kv_bytes": 2048, "tokens": 1000}],
+        [{"model": served(m).name, "weight_bytes": 1, "kv_bytes": 2048, "tokens": 1000} for m in models],
         {"load": 0.1},
     )
 )

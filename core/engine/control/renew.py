@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from trunkline.core.model.sources.info import EXPERTS, read_config, read_info
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ModelSource
 
-from .updates import Refusal, UpdateWeights, release_memory
+from .tensors import Tensors, merge, receive
+from .updates import Order, Refusal, UpdateTensors, UpdateWeights, release_memory
 
 log = logging.getLogger("trunkline.engine")
 
@@ -46,16 +48,20 @@ class Renewer:
         self._config = config
         self._host = host
 
-    def __call__(self, lane: Lane, order: UpdateWeights) -> Renewal:
+    def __call__(self, lane: Lane, order: Order) -> Renewal:
         """The lane's next weights. Refusal with the sentence for the client."""
+        assert lane.candidate is not None  # start-up made it
+        reference = order.model_path if isinstance(order, UpdateWeights) else lane.candidate.source.reference
         try:
-            return self._load(lane, self._source(order), order)
+            if isinstance(order, UpdateTensors):
+                return self._load_sent(lane, lane.candidate, order)
+            return self._load_folder(lane, lane.candidate, self._source(order), order)
         except Refusal:
             raise
         except TrunklineError as error:
-            reason = str(error).removeprefix(f"{order.model_path} can't be loaded: ").rstrip(".")
+            reason = str(error).removeprefix(f"{reference} can't be loaded: ").rstrip(".")
         except BaseException as error:  # whatever a foreign checkpoint or a plugin's hook brings up
-            log.exception("the weights of %s can't be loaded", order.model_path)
+            log.exception("weights for %s can't be loaded", reference)
             reason = f"{type(error).__name__}: {error}"
         release_memory()
         raise Refusal(f"Failed to update weights: {reason}.\nRolling back to original weights.")
@@ -69,10 +75,23 @@ class Renewer:
             raise Refusal(f"Failed to get weights iterator: Cannot find any model weights with `{order.model_path}`.")
         return source
 
-    def _load(self, lane: Lane, source: ModelSource, order: UpdateWeights) -> Renewal:
-        assert lane.candidate is not None  # start-up made it
+    def _load_folder(self, lane: Lane, served: Candidate, source: ModelSource, order: UpdateWeights) -> Renewal:
         assert lane.grant is not None
-        candidate = self._examine(lane, lane.candidate, lane.grant, source, order)
+        return self._load(lane, self._examine(lane, served, lane.grant, source, order), None)
+
+    def _load_sent(self, lane: Lane, candidate: Candidate, order: UpdateTensors) -> Renewal:
+        """The model as it is, but for tensors that were sent."""
+        if self._config.engine.allow_weights_dir is not None:
+            raise ModelError(f"Weights come from below {self._config.engine.allow_weights_dir} (--allow-weights-dir)")
+        stored = lane.model.stored or dict(self._host.weights(candidate.source))
+        renewal = self._load(lane, candidate, merge(stored, receive(Path(order.path)), lane.model.whole))
+        label = lane.served.weight_version if order.weight_version is None else order.weight_version
+        return replace(renewal, sent=True, served=msgspec.structs.replace(
+            renewal.served, aliases=lane.served.aliases, weight_version=label
+        ))  # fmt: skip
+
+    def _load(self, lane: Lane, candidate: Candidate, tensors: Tensors | None) -> Renewal:
+        assert lane.grant is not None
         needed, free = candidate.plan.weight_bytes, available_bytes()
         if needed > free:
             raise ModelError(
@@ -80,7 +99,8 @@ class Renewer:
                 f"but {free} bytes ({gib(free)}) of memory are free"
             )
         settings = self._config.settings_of(candidate.settings)
-        served, model, stages = assemble(candidate, lane.grant, settings, self._host, lane.model.tokenizer)
+        given = None if tensors is None else tensors.items()
+        served, model, stages = assemble(candidate, lane.grant, settings, self._host, lane.model.tokenizer, given)
         served = msgspec.structs.replace(served, tokenizer_path=lane.served.tokenizer_path)
         if lost := [task for task in lane.stages if task not in model.stages]:
             raise ModelError(f"The checkpoint doesn't serve {lost[0]}: {served.refused[lost[0]]}")
@@ -131,7 +151,7 @@ class Renewer:
             served_model_name=None if name == order.model_path else name,
             served_model_aliases=remembered((*old.served_model_aliases, old.name), name),
             task=tuple(lane.stages),
-            weight_version=old.weight_version if order.weight_version is None else order.weight_version,
+            weight_version=lane.served.weight_version if order.weight_version is None else order.weight_version,
         )
 
 

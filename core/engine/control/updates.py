@@ -1,4 +1,4 @@
-"""Weight updates in the loop: loaded at once, put in place when the lane's running requests have ended.
+"""Weight updates in the loop: loaded at once, put in place when the lane's running requests have ended, or are paused.
 
 Requests that come meanwhile are held back and start with the new weights. While a checkpoint is
 loaded nothing runs, so the front is told that this pass takes long.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,11 +19,14 @@ from msgspec import Struct
 from trunkline.core.engine.lane import Lane, Renewal
 from trunkline.core.engine.messages import Answer, Beat, Call, Changed, Submit
 from trunkline.core.errors import RequestError
+from trunkline.core.model.sources.tensor_file import MAX_HEADER
+from trunkline.core.types import Step
 
 log = logging.getLogger("trunkline.engine")
 
 MAX_NUMBERS = 1 << 21  # in one answer; as msgpack some 19 MB
-SUCCEEDED = "Succeeded to update model weights."
+WIDEST = 8  # bytes of a number that is sent: float64
+SUCCEEDED, SENT = "Succeeded to update model weights.", "Success"  # SGLang's words
 
 
 class UpdateWeights(Struct, kw_only=True):
@@ -31,6 +34,14 @@ class UpdateWeights(Struct, kw_only=True):
 
     model_path: str
     load_format: str | None = None
+    abort_all_requests: bool = False
+    weight_version: str | None = None
+
+
+class UpdateTensors(Struct, kw_only=True):
+    """Arguments of the control ``update_weights_from_tensor``: a safetensors file, which need not stay there."""
+
+    path: str
     abort_all_requests: bool = False
     weight_version: str | None = None
 
@@ -53,7 +64,8 @@ class Refusal(Exception):
     """New weights can't be used; the message is for the client."""
 
 
-Renew = Callable[[Lane, UpdateWeights], Renewal]
+Order = UpdateWeights | UpdateTensors
+Renew = Callable[[Lane, Order], Renewal]
 
 
 class Loop(Protocol):
@@ -65,6 +77,7 @@ class Loop(Protocol):
     def handle(self, message: Any) -> None: ...
     def abort_all(self, lane: Lane) -> None: ...
     def know_names(self) -> None: ...
+    def report(self, lane: Lane, steps: Sequence[Step]) -> None: ...
     def pulse(self) -> Beat: ...
     def long_work(self, what: str) -> AbstractContextManager[None]: ...
 
@@ -75,7 +88,7 @@ class Pending:
 
     renewal: Renewal
     call: int
-    version: str | None  # the new label, where one was given
+    order: Order
     held: dict[int, Submit | Call] = field(default_factory=dict)  # by key, in order of arrival
 
 
@@ -88,7 +101,9 @@ class Updates:
         self._renew = renew
         self._pending: dict[Lane, Pending] = {}
         self.controls: dict[str, Callable[[Lane, Call], None]] = {
-            "update_weights": self.update,
+            "update_weights": lambda lane, call: self.update(lane, call, UpdateWeights),
+            "update_weights_from_tensor": lambda lane, call: self.update(lane, call, UpdateTensors),
+            "tensor_limit": self.limit,
             "update_weight_version": self.name,
             "get_weights_by_name": self.read,
         }
@@ -121,21 +136,22 @@ class Updates:
         """Forget a held request; False when there is none of this key."""
         return any(pending.held.pop(key, None) is not None for pending in self._pending.values())
 
-    def update(self, lane: Lane, message: Call) -> None:
+    def update(self, lane: Lane, message: Call, kind: type[Order]) -> None:
         """Load at once; the answer follows when the weights are in place, or now if they can't be used."""
-        order = msgspec.convert(message.arguments, UpdateWeights)
+        order = msgspec.convert(message.arguments, kind)
         if self._held(lane, message, order.abort_all_requests):
             return
         if self._renew is None:
             raise RequestError("This engine's weights can't be updated.")
-        with self._loop.long_work(f"loading {order.model_path!r} into {lane.served.name!r}"):
+        what = repr(order.model_path) if isinstance(order, UpdateWeights) else "tensors that were sent"
+        with self._loop.long_work(f"loading {what} into {lane.served.name!r}"):
             try:
                 renewal = self._renew(lane, order)
             except Refusal as refusal:
                 log.warning("%s keeps its weights. %s", lane.served.name, refusal)
-                self._answer(message.key, False, str(refusal))
+                self._answer(message.key, order, False, str(refusal))
                 return
-        self._pending[lane] = Pending(renewal, message.key, order.weight_version)
+        self._pending[lane] = Pending(renewal, message.key, order)
         if order.abort_all_requests:
             self._loop.abort_all(lane)
 
@@ -147,11 +163,18 @@ class Updates:
         if order.abort_all_requests:
             self._loop.abort_all(lane)
         version = order.new_version
-        lane.settings = msgspec.structs.replace(lane.settings, weight_version=version)
+        if not lane.sent:  # else a restarted engine has other weights, which mustn't be called so
+            lane.settings = msgspec.structs.replace(lane.settings, weight_version=version)
         lane.served = msgspec.structs.replace(lane.served, weight_version=version)
-        self._changed()
+        self.changed()
         answer = {"success": True, "message": f"Weight version updated to {version}", "new_version": version}
         self._loop.send([Answer(message.key, answer)])
+
+    def limit(self, lane: Lane, call: Call) -> None:
+        """How many bytes a safetensors file of all tensors may have."""
+        assert lane.candidate is not None
+        numbers = sum(shape.numel() for shape in lane.candidate.plan.shapes.values())
+        self._loop.send([Answer(call.key, WIDEST * numbers + MAX_HEADER)])
 
     def read(self, lane: Lane, message: Call) -> None:
         """The first rows of a tensor, as nested lists."""
@@ -172,27 +195,36 @@ class Updates:
 
     def settle(self) -> None:
         """Put loaded weights in place where nothing runs any more, and let go what was held for them."""
-        for lane, pending in [(lane, pending) for lane, pending in self._pending.items() if not lane.busy]:
-            del self._pending[lane]
-            new, version = pending.renewal.served, pending.version
-            lane.renew(pending.renewal)
+        for lane in [lane for lane in self._pending if lane.halted or not lane.busy]:
+            pending = self._pending.pop(lane)
+            new, order = pending.renewal.served, pending.order
+            paused = lane.scheduler.running + lane.scheduler.waiting
+            ended = lane.renew(pending.renewal)
             release_memory()
-            self._changed()
-            log.info("%s: weights of %s are in place", new.name, new.model_path)
-            named = "" if version is None else f" Weight version updated to {version}."
-            self._answer(pending.call, True, SUCCEEDED + named)
+            self.changed()
+            self._loop.report(lane, ended)
+            if isinstance(order, UpdateWeights):
+                log.info("%s: weights of %s are in place", new.name, new.model_path)
+            else:
+                log.info("%s: tensors that were sent are in place, until the engine is started again", new.name)
+            done = SUCCEEDED if isinstance(order, UpdateWeights) else SENT
+            named = "" if order.weight_version is None else f" Weight version updated to {order.weight_version}."
+            self._answer(pending.call, order, True, done + named, paused)
             for message in pending.held.values():
                 self._loop.handle(message)
 
-    def _answer(self, call: int, success: bool, message: str) -> None:
-        answer = {"success": success, "message": message, "num_paused_requests": 0}
+    def _answer(self, call: int, order: Order, success: bool, message: str, paused: int = 0) -> None:
+        answer: dict[str, Any] = {"success": success, "message": message}
+        if isinstance(order, UpdateWeights):  # SGLang says no number for tensors
+            answer["num_paused_requests"] = paused
         self._loop.send([Answer(call, answer)])
 
-    def _changed(self) -> None:
-        """Tell the front before anybody is answered."""
+    def changed(self) -> None:
+        """Tell the front what the lanes are now, before anybody is answered."""
         lanes = self._loop.lanes
         self._loop.know_names()
-        changed = Changed([lane.served for lane in lanes], [lane.settings.table() for lane in lanes])
+        settings = [lane.settings.table() for lane in lanes]
+        changed = Changed([lane.served for lane in lanes], settings, [lane.paused for lane in lanes])
         self._loop.send([changed, self._loop.pulse()])  # whose numbers go by the models' names
 
 

@@ -60,6 +60,8 @@ class StoredTensor:
     It can do what transformers does with a tensor of a checkpoint: ``stored[...].to(device, dtype)`` reads it.
     """
 
+    owner: object = None  # what must live as long as the tensor is to be read
+
     def __init__(self, path: Path, identity: tuple[int, ...], dtype: torch.dtype, shape: torch.Size, at: int) -> None:
         """``identity``: of the file that the header was read from. ``at``: first byte of the data."""
         self.dtype = dtype

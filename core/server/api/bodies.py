@@ -68,7 +68,20 @@ async def read_body(request: AnyRequest, kind: type[S]) -> S:
     ``--max-held-body-bytes``.
     """
     _check_content_type(request)
-    value = await _limits(request).decode(await read_bytes(request), kind)
+    return await _decode(request, await read_bytes(request), kind)
+
+
+async def read_optional_body(request: AnyRequest, kind: type[S]) -> S:
+    """:func:`read_body`, or ``kind``'s defaults when there is no body, whatever the content type says."""
+    body = await read_bytes(request)
+    if not body:
+        return kind()
+    _check_content_type(request)
+    return await _decode(request, body, kind)
+
+
+async def _decode(request: AnyRequest, body: bytes, kind: type[S]) -> S:
+    value = await _limits(request).decode(body, kind)
     check_refused(value)
     return value
 

@@ -14,6 +14,7 @@ from .admin import admin_routes
 from .health import health_routes
 from .loads import load_routes
 from .models import model_routes
+from .pause import pause_routes
 from .tokenizers import tokenizer_routes
 
 
@@ -24,3 +25,4 @@ def routes(engine: EngineClient, lifecycle: Lifecycle, facts: Facts) -> Iterator
     yield from load_routes(engine, facts)
     yield from tokenizer_routes(engine)
     yield from admin_routes(engine)
+    yield from pause_routes(engine)

@@ -25,7 +25,6 @@ LogitProcessor = Annotated[
         "Please set `--enable-custom-logit-processor` to enable this feature."
     ),
 ]
-ProcessorOnly = Annotated[Any, Ignored("only a custom logit processor reads it")]
 LogprobOption = Annotated[Any, Ignored("it matters only with return_logprob")]
 ExpertsOption = Annotated[Any, Ignored("it matters only with return_routed_experts")]
 Component = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]  # of an embedding: it fits float32

@@ -101,11 +101,11 @@ async def plan(service: Service, body: ChatBody, defaults: Callable[[str, str], 
 def _sampling(service: Service, served: ServedModel, body: ChatBody, defaults: dict[str, Any]) -> tuple[Sampling, str]:
     """The request's sampling over the preferred parameters over the model's defaults, and its name for the limit."""
     given: dict[str, Any] = {}
-    spelled = {}
+    spelled = {"max_new_tokens": "max_completion_tokens"}
     for field, key in SAMPLING.items():
         if (value := getattr(body, field)) is not None:
             given[key], spelled[key] = value, field
-    limit = spelled.get("max_new_tokens", "max_completion_tokens")
+    limit = spelled["max_new_tokens"]
     if (wanted := given.get("max_new_tokens")) is not None and wanted < 1:
         if wanted != NO_LIMIT:
             raise RequestError(f"{limit} must be at least 1, or -1 for no limit; got {wanted}.", param=limit)

@@ -6,7 +6,7 @@ import threading
 import msgspec
 
 from trunkline.core.engine.channel import LocalChannel, Outbox, SocketChannel, read_frame
-from trunkline.core.engine.messages import Abort, Answer, Beat, Progress, Stop, engine_decoder, frame
+from trunkline.core.engine.messages import Abort, Answer, Beat, Changed, Progress, Stop, engine_decoder, frame
 
 
 def test_unsent_progress_of_one_request_is_one_message() -> None:
@@ -27,6 +27,15 @@ def test_progress_with_data_is_never_lost_to_merging() -> None:
     items = box.take()
     assert items is not None
     assert [bytes(m.data) for m in items if m.data is not None] == [b"\x01", b"\x02"]
+
+
+def test_tokens_of_new_weights_are_not_merged_into_those_of_old_ones() -> None:
+    """Clients count which tokens came before the change."""
+    box = Outbox()
+    box.put([Progress(1, [5])])
+    box.put([Changed([], [])])
+    box.put([Progress(1, [6]), Progress(1, [7])])
+    assert [getattr(m, "tokens", None) for m in box.take() or []] == [[5], None, [6, 7]]
 
 
 def test_nothing_is_merged_into_a_finished_request() -> None:

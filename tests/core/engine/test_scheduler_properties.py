@@ -1,9 +1,9 @@
 """The scheduler over a fake model: always alive, no slot lost or shared, same tokens as alone.
 
-The fake model's "keys and values" of a token are a hash of everything before it and of the regime
-of its sequence's length, kept per slot; the next token is a function of that hash. A slot that was
-overwritten, freed too early or taken from the wrong prefix or regime therefore changes what a
-request says, and is seen at the next read.
+The fake model's "keys and values" of a token are a hash of everything before it, of the regime
+of its sequence's length and of the model's weights, kept per slot; the next token is a function of that
+hash. A slot that was overwritten, freed too early or taken from the wrong prefix, regime or weights
+therefore changes what a request says, and is seen at the next read.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ END = 0  # the token that ends a sequence early
 SHARED = [[random.Random(seed).randrange(1, 7) for _ in range(200)] for seed in range(3)]  # common beginnings
 
 
-def after(state: int, token: int) -> int:
-    return (state * 1_000_003 + token + 1) % PRIME
+def after(state: int, token: int, epoch: int) -> int:
+    return (state * 1_000_003 + token + 1 + 1_000 * epoch) % PRIME
 
 
 def beginning(namespace: bytes, regime: int) -> int:
@@ -42,7 +42,7 @@ def next_token(state: int) -> int:
     return (state >> 5) % 64
 
 
-def alone(prompt: list[int], namespace: bytes, new: int, boundaries: tuple[int, ...] = ()) -> list[int]:
+def alone(prompt: list[int], namespace: bytes, new: int, boundaries: tuple[int, ...] = (), epoch: int = 0) -> list[int]:
     """What a request says when it has the model for itself and no limit on slots."""
     tokens = list(prompt)
     regime, state, known = -1, 0, 0
@@ -51,7 +51,7 @@ def alone(prompt: list[int], namespace: bytes, new: int, boundaries: tuple[int, 
             regime, known = regime_of(len(tokens), boundaries), 0
             state = beginning(namespace, regime)
         for token in tokens[known:]:
-            state = after(state, token)
+            state = after(state, token, epoch)
         known = len(tokens)
         tokens.append(next_token(state))
         if tokens[-1] == END:
@@ -89,7 +89,9 @@ class World:
         self.live: dict[int, Request] = {}
         # Per request: its regime, and the right memory of each known token.
         self.states: dict[int, tuple[int, list[int]]] = {}
-        self.crossings = 0
+        self.epoch = 0
+        self.born: dict[int, int] = {}  # per request: the epoch in which all of it is computed, if no update comes
+        self.crossings = self.in_place = 0
         self.passes = self.retractions = self.reused = self.added = self.pass_bound = 0
 
     def add(self, prompt: list[int], *, new: int, namespace: bytes = b"", **options: Any) -> None:
@@ -102,9 +104,10 @@ class World:
             tokens=list(prompt),
             prompt_len=len(prompt),
             needs=Needs(new_tokens=new, reuse_up_to=reuse_up_to),
-            namespace=namespace,
+            namespace=bytes([self.epoch % 256]) + namespace,
             **options,
         )
+        self.born[request.key] = self.epoch
         self.added += 1
         self.pass_bound += (len(prompt) + new) * (1 + len(self.boundaries))
         self.live[request.key] = request
@@ -122,7 +125,7 @@ class World:
             states = []
             self.states[request.key] = regime, states
         for token in request.tokens[len(states) : end]:
-            states.append(after(states[-1] if states else beginning(request.namespace, regime), token))
+            states.append(after(states[-1] if states else beginning(request.namespace, regime), token, self.epoch))
         return states[:end]
 
     def step(self, fails: str = "nothing") -> bool:
@@ -168,6 +171,32 @@ class World:
             assert 0 <= request.cached <= (min(cap, request.prompt_len - 1) if request.cacheable else 0)
             self.reused += request.cached
         self.retractions += len(batch.retracted)
+        for request in batch.retracted:
+            self.states[request.key] = self.states[request.key][0], []
+
+    def retract(self) -> None:
+        """A pause in the mode that frees all slots."""
+        for request in self.scheduler.retract(lambda request: True):
+            assert request.computed == 0
+            self.states[request.key] = self.states[request.key][0], []
+            self.pass_bound += len(request.tokens) + request.needs.new_tokens
+        assert self.scheduler.running == 0
+        assert self.scheduler.flush() == (not self.live)
+
+    def update(self) -> None:
+        """Other weights, in a pause: running requests keep their keys, waiting ones have none."""
+        self.in_place += self.scheduler.running
+        for request in self.live.values():
+            self.expected(request, request.computed)  # of the old weights; some was taken from the cache just now
+        self.epoch += 1
+        requests = self.scheduler.renew(self.boundaries)
+        assert {request.key for request in requests} == set(self.live)
+        for request in requests:
+            request.namespace = bytes([self.epoch % 256]) + request.namespace[1:]
+            regime, states = self.states[request.key]
+            self.states[request.key] = regime, states[: request.computed]  # what a failed pass left isn't kept
+            mixed = request.output_len or request.schedule.running
+            self.born[request.key] = -1 if mixed else self.epoch
 
     def forward(self, batch: Batch) -> None:
         written: set[int] = set()
@@ -197,13 +226,14 @@ class World:
                 last = self.table.slots[row.table_row, row.end - 1]
                 request.tokens.append(next_token(int(self.memory[last])))
             if request.output_len == request.needs.new_tokens or (request.output_len and request.tokens[-1] == END):
-                prompt = request.tokens[: request.prompt_len]
-                assert request.tokens == alone(prompt, request.namespace, request.needs.new_tokens, self.boundaries)
+                prompt, new = request.tokens[: request.prompt_len], request.needs.new_tokens
+                if self.born[request.key] == self.epoch:
+                    assert request.tokens == alone(prompt, request.namespace, new, self.boundaries, self.epoch)
                 self.remove(request)
 
     def remove(self, request: Request) -> None:
         self.scheduler.finish(request)
-        del self.live[request.key], self.states[request.key]
+        del self.live[request.key], self.states[request.key], self.born[request.key]
 
     def check_slots(self) -> None:
         """Every slot is free, cached, or private to one request; every lock has its holder."""
@@ -283,6 +313,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     def flush(self) -> None:
         assert self.world.scheduler.flush() == (not self.world.live)
 
+    @rule(retracts=st.booleans(), updates=st.integers(0, 2), flushes=st.booleans())
+    def pause(self, retracts: bool, updates: int, flushes: bool) -> None:
+        if retracts:
+            self.world.retract()
+        for _ in range(updates):
+            self.world.update()
+            self.world.check_slots()
+        if flushes:
+            assert self.world.scheduler.flush(paused=True) == (not self.world.scheduler.running)
+        self.world.check_slots()
+
     def teardown(self) -> None:
         if hasattr(self, "world"):
             self.world.drain()
@@ -318,6 +359,10 @@ def soak(seed: int, passes: int, *, check_every: int = 1) -> World:
                 reuse_up_to=dice.choice([None, None, None, 0, 9]),
             )
         world.step(dice.choices(["nothing", "pass", "row"], [95, 2, 3])[0])
+        if dice.random() < 0.01:
+            world.retract()
+        if dice.random() < 0.02:
+            world.update()
         if dice.random() < 0.02:
             world.remove(dice.choice(list(world.live.values())))
         if world.passes % check_every == 0:
@@ -335,6 +380,7 @@ def test_a_pool_of_a_tenth_of_demand_is_enough() -> None:
     assert sum(world.retractions for world in worlds) > 30
     assert sum(world.reused for world in worlds) > 200
     assert sum(world.crossings for world in worlds) > 30
+    assert sum(world.in_place for world in worlds) > 30
 
 
 @pytest.mark.properties
@@ -381,6 +427,39 @@ def never_restart(self: Scheduler, draft: Any, original: Callable[..., Any]) -> 
     pass
 
 
+def renew_and_go_on_sharing(self: Scheduler, boundaries: Any, original: Callable[..., Any]) -> Any:
+    cacheable = [entry.request for entry in self._running if entry.request.cacheable]
+    requests = original(self, boundaries)
+    for request in cacheable:
+        request.cacheable = True
+    return requests
+
+
+def forget_what_is_held(self: Ledger, original: Callable[..., Any]) -> None:
+    original(self)
+    if self._radix is not None and self._radix._root.locks:
+        for node in self._radix._nodes():
+            node.locks = 0
+            self._radix._enqueue(node)
+        self._pool.release(self._radix.evict(self._pool.capacity))
+
+
+def retract_and_keep_slots(self: Scheduler, chosen: Any, original: Callable[..., Any]) -> Any:
+    kept = [(entry, entry.request.computed) for entry in self._running if entry.request.computed]
+    requests = original(self, chosen)
+    for entry, computed in kept:
+        entry.request.computed = computed
+    return requests
+
+
+def retract_in_the_former_regime(self: Scheduler, chosen: Any, original: Callable[..., Any]) -> Any:
+    former = [(entry, entry.regime) for entry in self._running]
+    requests = original(self, chosen)
+    for entry, regime in former:
+        entry.regime = regime
+    return requests
+
+
 def share_between_regimes(self: Holding, original: Any) -> bytes:
     return self.request.namespace
 
@@ -395,6 +474,10 @@ DEFECTS: list[tuple[type, str, Callable[..., Any]]] = [
     (RadixCache, "insert", match_without_namespace),
     (Scheduler, "_restart_outgrown", never_restart),
     (Holding, "namespace", share_between_regimes),
+    (Scheduler, "renew", renew_and_go_on_sharing),
+    (Ledger, "forget", forget_what_is_held),
+    (Scheduler, "retract", retract_and_keep_slots),
+    (Scheduler, "retract", retract_in_the_former_regime),
 ]
 
 

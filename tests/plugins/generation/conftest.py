@@ -80,6 +80,7 @@ class FakeReply:
         self.prompt_tokens = len(item.prompt)
         self.cached_tokens = 0
         self.weight_version = ""
+        self.versions: list[tuple[str, int]] = []
         self.tokens: list[int] = []
         self.results: list[Any] = []
         self.finish: dict[str, Any] | None = None

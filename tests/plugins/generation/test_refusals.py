@@ -33,6 +33,8 @@ async def generate(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
             "of 101 tokens: 50 tokens from the input messages and 51 tokens for the completion.",
         ),
         ({"text": "a", "sampling_params": {"temperatur": 0}}, "unknown field `temperatur`, expected one of"),
+        ({"text": "a", "sampling_params": {"logit_bias": {"-1": 1}}}, "logit_bias must has keys in [0, 321], got -1."),
+        ({"text": "a", "sampling_params": {"stop_regex": "(?=x)"}}, "stop_regex '(?=x)' can't be used: invalid perl"),
         ({"text": "a", "sampling_params": {"n": 65}}, "n must be at most 64, got 65; --max-n sets the limit."),
         ({"text": ["a"] * 6, "sampling_params": {"n": 3}}, "The request asks for 18 sequences (6 prompts, n = 3)"),
         ({"text": ["a"] * 17}, "The request asks for 17 sequences"),

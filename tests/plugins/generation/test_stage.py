@@ -11,7 +11,9 @@ import torch
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import ModelInfo, Part, PartRow, Request, Step
+from trunkline.kernels.adjust import adjust_reference
 from trunkline.kernels.sample import sample_reference
+from trunkline.plugins.generation.sampling.extensions import Extensions
 from trunkline.plugins.generation.schemas import GenerationParams
 from trunkline.plugins.generation.settings import RESERVED
 from trunkline.plugins.generation.stage import GenerationStage
@@ -43,7 +45,7 @@ class Driver:
             heads={"lm": self._head},
             device=torch.device("cpu"),
         )
-        self.stage = GenerationStage(model, sample_reference)
+        self.stage = GenerationStage(model, sample_reference, adjust_reference, Extensions())
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
         self.calls += 1

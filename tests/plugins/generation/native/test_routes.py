@@ -150,6 +150,22 @@ async def test_stop_strings_are_cut_from_the_text(client: httpx.AsyncClient, eng
     assert record["meta_info"]["finish_reason"] == {"type": "stop", "matched": "fox"}
 
 
+@pytest.mark.parametrize("matched", ["fo.", "the", "max_sentences"])
+async def test_what_an_expression_or_a_condition_matched_stays(
+    client: httpx.AsyncClient, engine: Any, matched: str
+) -> None:
+    """As in SGLang; and where its source occurs in the text, nothing that was shown is withdrawn."""
+    engine.says("the fo. jumps over the fox", {"type": "stop", "matched": matched})
+    params = {"stop_regex": ["fo.", "the"], "stop": "dog"}
+    record = (await generate(client, text="a", sampling_params=params)).json()
+    assert record["text"] == "the fo. jumps over the fox"
+    assert record["meta_info"]["finish_reason"] == {"type": "stop", "matched": matched}
+    stream = (await generate(client, text="a", sampling_params=params, stream=True)).text
+    texts = [json.loads(frame.removeprefix("data: "))["text"] for frame in stream.split("\n\n")[:-2]]
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
+    assert texts[-1] == record["text"]
+
+
 async def test_a_stop_token_is_no_text_but_is_an_output(
     client: httpx.AsyncClient, engine: Any, byte_level: Any
 ) -> None:
@@ -196,6 +212,11 @@ async def test_without_tokenizer(make_engine: Callable[..., Any], make_app: Call
             {"input_ids": [1], "sampling_params": {"stop": "x"}},
             "stop=['x'] is unavailable when skip_tokenizer_init=True (requires tokenizer to decode tokens to text for "
             "matching).",
+        ),
+        (
+            {"input_ids": [1], "sampling_params": {"stop_regex": ["x+"]}},
+            "stop_regex=['x+'] is unavailable when skip_tokenizer_init=True (requires tokenizer to decode tokens to "
+            "text for matching).",
         ),
     ],
 )
