@@ -143,7 +143,7 @@ def tokenizer_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
             reply = {"text": texts[0], "prompt": texts[0]}
         return await _encoded(engine, reply, sum(map(len, lists)))
 
-    @get("/tokenizer_info", opt=infer | {"query": ModelQuery, "replies": TokenizerInfo})
+    @get("/tokenizer_info", opt={"scope": "infer", "query": ModelQuery, "replies": TokenizerInfo})
     async def tokenizer_info(request: AnyRequest) -> Response[bytes]:
         """Special tokens and chat template of a model's tokenizer."""
         served, tokenizer = _chosen(engine, request.query_params.get("model"))
