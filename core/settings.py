@@ -129,6 +129,9 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     disable_radix_cache: Annotated[bool, _about("Disable the prefix cache.")] = False
     weight_version: Annotated[str, _about("Label of the weights, shown in replies.")] = "default"
     chat_template: Annotated[str | None, _about("Jinja file to use instead of the model's chat template.")] = None
+    skip_tokenizer_init: Annotated[
+        bool, _about("Load no tokenizer: requests are token ids only, and so are replies.")
+    ] = False
     plugins: Annotated[dict[str, Any], _about("The plugins' per-model groups by name; no flag and no key.")] = {}
 
     @property

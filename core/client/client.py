@@ -44,7 +44,6 @@ class Client(Generic[T]):
         self._config = config
         self._host = host
         self.transport = connect(self._deliver, self._down)
-        self.status = Status(self.transport)
         self.metrics: MetricsPage | None = None
         self._observers = UNOBSERVED
         self._keys = itertools.count(1)
@@ -56,6 +55,7 @@ class Client(Generic[T]):
         self._tokenizers = Tokenizers(config, host)
         self._first_names: dict[str, str] = {}  # of models that weight updates renamed
         self._outbox: list[Any] = []
+        self.status = Status(self.transport, self._live, self._waiting.replies)
         self._timeouts = Timeouts(config.server, self._live, self._waiting.replies)
         self._threads = WorkThreads()
 
@@ -209,6 +209,7 @@ class Client(Generic[T]):
             salt=item.salt,
             cacheable=item.cacheable,
             second_at=item.second_at,
+            embeds=item.embeds,
         )
 
     # -- messages ----------------------------------------------------------------------------
@@ -235,6 +236,7 @@ class Client(Generic[T]):
                 return  # it was cancelled before the message arrived
             self._waiting.leave(reply)
             if isinstance(message, Started):
+                self.status.started(reply.prompt_tokens, message.cached)
                 reply.start(message, version_of(self.models, reply.model))
                 return
             self.status.count(len(message.tokens))

@@ -109,13 +109,13 @@ def died_twice() -> RequestError:
 
 
 def digest_of(message: Submit, item: Submission) -> bytes:
-    """Hash by which a repeated request is recognised: of model, task, tokens and params without the volatile ones."""
+    """Hash by which a repeated request is recognised: model, task, tokens, vectors, params without volatile ones."""
     params: object = message.params
     if item.volatile:
         params = {
             name: value for name, value in msgspec.structs.asdict(item.params).items() if name not in item.volatile
         }
-    return _digest(message.model, message.task, message.second_at, message.prompt, params)
+    return _digest(message.model, message.task, message.second_at, message.prompt, message.embeds, params)
 
 
 def _digest(*content: object) -> bytes:

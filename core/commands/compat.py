@@ -66,7 +66,6 @@ REFUSED = (
     ),
     ForeignFlag(("--allow-auto-truncate",), "prompts that are too long are refused, never truncated", switch=True),
     ForeignFlag(("--enable-custom-logit-processor",), "code from requests is never run; write a plugin", switch=True),
-    ForeignFlag(("--skip-tokenizer-init",), "the server needs the tokenizer", switch=True),
     ForeignFlag(("--completion-template",), "there are no completion templates; --chat-template takes a file"),
     ForeignFlag(("--expert-balancedness-report-mode",), "GET /expert_distribution reports balancedness"),
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.core.discovery import describe
 from trunkline.core.errors import PluginError, RequestError
+from trunkline.core.model.embeds import check_embeds
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import Request, ServedModel, Step
 
@@ -157,6 +158,8 @@ class Lane:
         if stage is None:
             raise RequestError(self.served.refused.get(request.task, f"{self.served.name} doesn't serve this task."))
         self._check_ids(request)
+        if request.embeds is not None:
+            check_embeds(self.model, request.embeds)
         if request.second_at is not None and self.model.token_types:
             request.cacheable = False  # the cache key has token ids but no token types
         request.needs = stage.admit(request)

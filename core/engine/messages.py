@@ -38,6 +38,7 @@ class Submit(Struct, tag=True, array_like=True):
     cacheable: bool = True  # False: neither reads nor fills the cache (health probes)
     second_at: int | None = None  # where the second text of a pair begins
     alone: bool = False  # compute it in forward passes of its own
+    embeds: bytes = b""  # see Submission
 
 
 class Abort(Struct, tag=True, array_like=True):

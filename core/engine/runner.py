@@ -14,6 +14,7 @@ from trunkline.core.types import Launched, Part, PartRow
 from trunkline.kernels.layout import Layout
 
 from .batch import Row
+from .embeds import embeds_of
 
 
 class Forward(Protocol):
@@ -35,11 +36,13 @@ class Forward(Protocol):
         token_types: torch.Tensor | None = None,
         wanted: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
+        embeds: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Ids, positions and token types int64 ``[T]`` -> hidden rows ``[T, hidden_size]`` after the final norm.
 
         With ``wanted``, int64 ``[W]``, only the hidden rows of these tokens, in this order. ``lengths``
         int64 ``[T]``: the length of each token's sequence, in tokens; None if none exceeds a boundary.
+        ``embeds``: int64 ``[N]``, indices of tokens, and float32 ``[N, width]``, in place of their ids' embeddings.
         """
 
 
@@ -84,7 +87,7 @@ class Runner:
         all_rows = len(wanted) == len(ids) and wanted == list(range(len(ids)))
         chosen = None if all_rows else torch.tensor(wanted, dtype=torch.int64, device=self._model.device)
         hidden = self._model.forward(
-            ids, positions, layout, self.pool, self._token_types(rows), chosen, self._lengths(rows)
+            ids, positions, layout, self.pool, self._token_types(rows), chosen, self._lengths(rows), embeds_of(rows)
         )
         shares = torch.split(hidden, [len(indices) for _, indices in parts])
         launched = [

@@ -96,7 +96,8 @@ def load(candidate: Candidate, grant: Grant, settings: Settings, host: Host) -> 
     if grant.context < candidate.info.context_length:
         holder = "the KV pool holds" if grant.kv_bytes else "--max-total-tokens allows"
         log.warning("%s: context reduced to %d tokens, all that %s", candidate.name, grant.context, holder)
-    served, model, stages = assemble(candidate, grant, settings, host, host.tokenizer(candidate.tokenizer_source))
+    tokenizer = None if candidate.settings.skip_tokenizer_init else host.tokenizer(candidate.tokenizer_source)
+    served, model, stages = assemble(candidate, grant, settings, host, tokenizer)
     watch = model.expert_watch
     if watch is not None and not watch.layers.unseen:
         watch.provided = host.expert_observers(model, settings)
@@ -215,6 +216,7 @@ def describe(
         attention_backend=backend.name,
         weight_version=candidate.settings.weight_version,
         fused=model.fused,
+        skip_tokenizer_init=candidate.settings.skip_tokenizer_init,
     )
 
 

@@ -92,15 +92,18 @@ class LoadedModel:
         token_types: torch.Tensor | None = None,
         wanted: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
+        embeds: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """One pass over packed rows, int64 ``[T]`` each: returns the hidden rows ``[T, hidden_size]`` after the final
         norm, or only those of the tokens ``wanted``.
 
         Positions count from 0 in every row; ``token_types`` None means 0. With a pool, keys and values of the new
         tokens are written to the slots ``layout.out_slots``. ``lengths``: the length of each token's sequence; None
-        if none exceeds a boundary of :attr:`length_boundaries`.
+        if none exceeds a boundary of :attr:`length_boundaries`. ``embeds``: int64 ``[N]``, indices of tokens, and
+        float32 ``[N, width]``, which replace the embeddings of their ids.
         """
-        return self.run(input_ids, positions, ForwardContext(layout, pool, self.backend, wanted), token_types, lengths)
+        context = ForwardContext(layout, pool, self.backend, wanted)
+        return self.run(input_ids, positions, context, token_types, lengths, embeds)
 
     @torch.inference_mode()
     def run(
@@ -110,9 +113,16 @@ class LoadedModel:
         context: ForwardContext,
         token_types: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
+        embeds: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """:meth:`forward` with the caller's context, which has more results after the pass."""
-        tokens = {"input_ids": input_ids} | self.keywords(positions, token_types)
+        tokens = self.keywords(positions, token_types)
+        if embeds is None:
+            tokens["input_ids"] = input_ids
+        else:
+            indices, values = embeds
+            looked_up: torch.Tensor = self.backbone.get_input_embeddings()(input_ids)
+            tokens["inputs_embeds"] = looked_up.index_put((indices.to(looked_up.device),), values.to(looked_up))
         if self.padded:
             hidden, picked = forward_padded(self.backbone, tokens, context.layout, self.length_boundaries), False
         else:

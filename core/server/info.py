@@ -99,6 +99,10 @@ class Facts:
             "internal_states": [settings | self._status(model)],
         }
 
+    def load(self, model: ServedModel) -> dict[str, Any]:
+        """What the model does now, as in ``internal_states``."""
+        return self._status(model)
+
     def card(self, model: ServedModel) -> dict[str, Any]:
         """OpenAI's description of a model. ``owned_by`` has SGLang's value."""
         return {

@@ -62,6 +62,7 @@ class Submission(Struct, frozen=True, kw_only=True):
     salt: bytes = b""
     cacheable: bool = True  # False: neither reads nor fills the prefix cache (health probes)
     second_at: int | None = None  # where the second text of a pair begins; models without token types ignore it
+    embeds: bytes = b""  # float32 [len(prompt), width]: vectors in place of those of the ids, which are all 0 then
     volatile: tuple[str, ...] = ()  # fields of ``params`` that differ when a client repeats a request: random seeds
 
 

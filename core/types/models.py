@@ -71,6 +71,7 @@ class ServedModel(Struct, frozen=True, kw_only=True):
     attention_backend: str
     weight_version: str = "default"
     fused: str = ""  # a sentence about fused layers (core/model/fusion), for /model_info
+    skip_tokenizer_init: bool = False  # whether it has no tokenizer because the user said so
 
     @property
     def is_generation(self) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Needs(Struct, frozen=True):
@@ -43,6 +46,7 @@ class Request:
     cacheable: bool = True  # False: neither reads nor fills the cache (health probes)
     second_at: int | None = None  # where the second text of a pair begins: token type 1 from here on
     alone: bool = False  # computed in forward passes of its own
+    embeds: np.ndarray | None = None  # float32 [prompt_len, width]: what the model gets in place of the prompt's ids
     arrived: float = 0.0  # time.monotonic()
     started: float = 0.0  # first scheduled, 0 = never
     computed: int = 0

@@ -21,6 +21,7 @@ from trunkline.core.server.api import (
     assign_rids,
     check_batch,
     check_characters,
+    check_tokenizer,
     item_meta,
     locate_errors,
     prepare_inputs,
@@ -128,8 +129,7 @@ class Service:
         """Number of tokens of the prompt, if it is needed, else 0."""
         if not prompt or (recipe.include_prompt and read_truncate(truncate) != "start"):
             return 0
-        tokenizer = self.engine.tokenizer(served.name)
-        assert tokenizer is not None  # prepare_inputs refuses texts for a model without a tokenizer
+        tokenizer = check_tokenizer(self.engine.tokenizer(served.name), served)  # prompts are for texts
         check_characters(len(prompt), served.max_request_tokens)
         return int(await self.engine.off_loop(prompt_tokens, tokenizer, recipe, prompt, size=len(prompt)))
 

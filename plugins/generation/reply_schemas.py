@@ -47,6 +47,7 @@ class GenerateRecord(TypedDict):
 
     text: NotRequired[str]
     output_ids: list[int]
+    prompt_token_ids: NotRequired[list[int]]  # with return_prompt_token_ids
     meta_info: GenerateMeta
     index: NotRequired[int]
 

@@ -50,6 +50,7 @@ class Sequence:
         self._primed = primed
         self._read = 0  # results of the reply that are in the lists
         self.text: str | None = None if self._shown is None else ""
+        self.prompt_ids: list[int] | None = None  # for the record, where the client wants them
 
     @property
     def finish(self) -> dict[str, Any] | None:
@@ -118,6 +119,8 @@ class Sequence:
     def record(self) -> dict[str, Any]:
         """The object of SGLang's native API, as of the last :meth:`refresh`; ids and text are cumulative."""
         record: dict[str, Any] = {} if self.text is None else {"text": self.text}
+        if self.prompt_ids is not None:
+            record["prompt_token_ids"] = self.prompt_ids
         return record | {"output_ids": list(self.reply.tokens), "meta_info": self.meta_info()}
 
     def meta_info(self) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from msgspec import Struct
 from trunkline.core.errors import ConfigError, RequestError
 from trunkline.core.server.api import PerModel, check_vocabulary, locate_errors, new_rid, too_long_error, wait_for_all
 from trunkline.core.types import INT64_MIN, EngineClient, Int64, Reply, ServedModel, Settings, Submission
+from trunkline.plugins.generation.native.sessions import Sessions
+from trunkline.plugins.generation.native.turns import Turns
 from trunkline.plugins.generation.sampling.params import Sampling, parse_sampling
 
 from .extras import NOTHING, Extras
@@ -35,9 +37,12 @@ class Job(Struct, frozen=True, kw_only=True):
     samplings: list[Sampling]  # one a prompt, all with the same n
     rids: list[str]  # one a sequence
     priority: Int64 = 0
-    salt: bytes = b""
+    salts: list[bytes]  # one a prompt
+    embeds: list[bytes] = []  # one a prompt, or none: see Submission.embeds
+    turns: Turns | None = None  # what the prompts continue
     field: str = "prompt"
     single: bool = True
+    show_prompt: bool = False  # records have the prompt's token ids
     extras: list[Extras] = []  # one a prompt, or none
 
     def extras_of(self, prompt: int) -> Extras:
@@ -47,6 +52,18 @@ class Job(Struct, frozen=True, kw_only=True):
     @property
     def n(self) -> int:
         return self.samplings[0].n if self.samplings else 1
+
+    def submission(self, index: int, prompt: list[int], params: GenerationParams, rid: str) -> Submission:
+        """What the engine gets of prompt ``index``."""
+        return Submission(
+            prompt=prompt,
+            params=params,
+            rid=rid,
+            priority=self.priority,
+            salt=self.salts[index],
+            embeds=self.embeds[index] if self.embeds else b"",
+            volatile=("seed",),
+        )
 
     @property
     def one_sequence(self) -> bool:
@@ -59,6 +76,7 @@ class Service:
 
     def __init__(self, engine: EngineClient, settings: Settings) -> None:
         self.engine = engine
+        self.sessions = Sessions()
         self._preferred = PerModel(lambda served: read_preferred(self.settings(served).preferred_sampling_params))
         self.max_batch: int = settings["server"].max_batch_size
         self._random = random.Random(settings["engine"].random_seed)
@@ -102,7 +120,11 @@ class Service:
             if job.extras_of(index).of_prompt and not aborted(reply)
         }
         items = self._submissions(job, primed)
+        if job.turns is not None:
+            job.turns.claim()
         replies = self.engine.submit(job.served.name, TASK, items)
+        if job.turns is not None:
+            job.turns.record(replies)
         if any(aborted(prime) for prime in primes.values()):
             for reply in replies:
                 reply.cancel()
@@ -112,7 +134,10 @@ class Service:
             prompt = index // job.n
             extras, results = job.extras_of(prompt), primed.get(prompt, ())
             sampling = job.samplings[prompt]
-            sequences.append(Sequence(reply, item.prompt, sampling, job.served, tokenizer, extras, results))
+            sequence = Sequence(reply, item.prompt, sampling, job.served, tokenizer, extras, results)
+            if job.show_prompt:
+                sequence.prompt_ids = [] if item.embeds else item.prompt
+            sequences.append(sequence)
         return sequences
 
     async def _prime(self, job: Job) -> dict[int, Reply]:
@@ -121,12 +146,11 @@ class Service:
         if not indices:
             return {}
         replies = self.engine.submit(job.served.name, TASK, [
-            Submission(
-                prompt=job.prompts[index],
-                params=GenerationParams(max_new_tokens=0, logprobs=job.extras_of(index).of_prompt),
-                rid=new_rid(),
-                priority=job.priority,
-                salt=job.salt,
+            job.submission(
+                index,
+                job.prompts[index],
+                GenerationParams(max_new_tokens=0, logprobs=job.extras_of(index).of_prompt),
+                new_rid(),
             )
             for index in indices
         ])  # fmt: skip
@@ -169,10 +193,7 @@ class Service:
             extras = job.extras_of(index).without_prompt() if index in primed else job.extras_of(index)
             for sample in range(job.n):
                 params = extras.added_to(sampling.for_engine(allowed, _wrap(seed + sample)))
-                rid = job.rids[len(items)]
-                items.append(Submission(
-                    prompt=prompt, params=params, rid=rid, priority=job.priority, salt=job.salt, volatile=("seed",)
-                ))  # fmt: skip
+                items.append(job.submission(index, prompt, params, job.rids[len(items)]))
         return items
 
 

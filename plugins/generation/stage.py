@@ -76,6 +76,8 @@ class GenerationStage(Stage):
 
     def admit(self, request: Request) -> Needs:
         params: GenerationParams = request.params
+        if request.embeds is not None and params.logprobs is not None and params.logprobs.start is not None:
+            raise RequestError("logprob_start_len must be -1 with input_embeds: they have no token ids to score.")
         limit = new_token_limit(request.prompt_len, params.max_new_tokens, self._model.max_request_tokens)
         request.state = start(request, self._model, self._eos, limit, self._extensions)
         adjustment = request.state.adjustment

@@ -248,12 +248,18 @@ class FusedForward:
         input_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         trunk: ForwardContext | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **others: Any,
     ) -> Any:
-        """Ids and positions ``[1, T]``; returns transformers' output object, hidden ``[1, T, H]``."""
-        if input_ids is None or position_ids is None or trunk is None or any(map(_is_requested, others.values())):
-            return self.original(input_ids=input_ids, position_ids=position_ids, trunk=trunk, **others)
-        x = self.embed(input_ids)
+        """Ids and positions ``[1, T]``; returns transformers' output object, hidden ``[1, T, H]``.
+
+        ``inputs_embeds`` ``[1, T, H]`` may stand in place of ids, and is overwritten.
+        """
+        one_input = (input_ids is None) != (inputs_embeds is None)
+        if not one_input or position_ids is None or trunk is None or any(map(_is_requested, others.values())):
+            given = {} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+            return self.original(input_ids=input_ids, position_ids=position_ids, trunk=trunk, **given, **others)
+        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         cos, sin = self.rotary(x, position_ids)
         x, picked = self._layers(x[0], cos[0].contiguous(), sin[0].contiguous(), trunk)
         result = self.output(last_hidden_state=self.norm(x)[None])

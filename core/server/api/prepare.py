@@ -139,7 +139,7 @@ class InputPreparer:
             part = whole[: self._lead + LEAD_MARGIN] + part  # truncation keeps only the prompt's tokens of this
         ids = token_ids(tokenizer, part)
         if not whole or not ids:
-            raise empty()
+            raise empty_text()
         head, tail = self._ends
         return self._cut(ids, (max(head, self._keep), tail), counted=part is whole)
 
@@ -149,7 +149,7 @@ class InputPreparer:
 
     def _pair(self, tokenizer: Tokenizer, first: str, second: str) -> PreparedInput:
         if not first or not second:
-            raise empty()
+            raise empty_text()
         check_characters(len(first), self._limit)
         part = clip_text(tokenizer, second, self._limit, self._how)
         ids, begin, end, typed = encode_pair(tokenizer, first, part)
@@ -170,12 +170,17 @@ class InputPreparer:
 
 def check_tokenizer(tokenizer: Tokenizer | None, served: ServedModel) -> Tokenizer:
     """RequestError when a model that was sent text has no tokenizer."""
-    if tokenizer is None:
-        raise RequestError(f"{served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids.")
-    return tokenizer
+    if tokenizer is not None:
+        return tokenizer
+    if served.skip_tokenizer_init:  # SGLang's words
+        raise RequestError(
+            "The engine initialized with skip_tokenizer_init=True cannot accept text prompts. Please provide "
+            "input_ids or re-initialize the engine with skip_tokenizer_init=False."
+        )
+    raise RequestError(f"{served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids.")
 
 
-def empty() -> RequestError:
+def empty_text() -> RequestError:
     """The error for a text without tokens, with SGLang's message."""
     return RequestError("texts cannot be empty and tokenizer must be initialized")
 
@@ -195,5 +200,5 @@ def encode_pair(tokenizer: Tokenizer, first: str, second: str) -> tuple[list[int
         raise RequestError("This model's tokenizer can't join pairs of texts; send token ids.") from None
     of_second = [index for index, text in enumerate(texts) if text == 1]
     if not of_second:
-        raise empty()
+        raise empty_text()
     return joined["input_ids"], of_second[0], of_second[-1] + 1, 1 in joined.get("token_type_ids", ())

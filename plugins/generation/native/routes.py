@@ -29,6 +29,7 @@ from trunkline.plugins.generation.service import Service
 
 from .body_schemas import GenerateBody
 from .plan import plan
+from .session_routes import session_routes
 
 
 def generate_routes(service: Service) -> list[Any]:
@@ -55,7 +56,7 @@ def generate_routes(service: Service) -> list[Any]:
                 raise
             return _refused(error)
 
-    return [generate]
+    return [generate, *session_routes(service.sessions)]
 
 
 async def _whole(service: Service, request: AnyRequest, body: GenerateBody) -> Response[Any]:

@@ -73,7 +73,9 @@ async def test_gauges_are_the_heartbeat(live: Callable[..., Any]) -> None:
     assert by_model == {"num_running_reqs": 2, "num_queue_reqs": 1}
     assert found[f'sglang:num_used_tokens{{model_name="{name}"}}'] == 100
     assert found[f'sglang:token_usage{{model_name="{name}"}}'] == 0.1
-    assert (state["num_running_reqs"], state["num_waiting_reqs"], state["free_tokens"]) == (2, 1, 900)
+    front = (state["num_running_reqs"], state["num_waiting_reqs"])
+    assert front == (0, 0), "server info counts the requests that it knows itself"
+    assert state["free_tokens"] == 900
     assert state["memory_usage"]["token_capacity"] == 1000
 
 

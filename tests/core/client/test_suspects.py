@@ -228,3 +228,19 @@ def test_other_params_are_another_request() -> None:
         admit(table, submit(key, top_k=0))
         table.engine_died([key])
     assert len(admit(table, submit(3, top_k=1))) == 1
+
+
+def test_other_embeddings_are_another_request() -> None:
+    table = Suspects()
+
+    def of(key: int, embeds: bytes) -> tuple[Submit, Submission]:
+        message, item = submit(key)
+        message.embeds = embeds
+        return message, item
+
+    for key in (1, 2):
+        admit(table, of(key, b"1234"))
+        table.engine_died([key])
+    assert len(admit(table, of(3, b"4321"))) == 1
+    with pytest.raises(RequestError, match="stopped twice"):
+        admit(table, of(4, b"1234"))

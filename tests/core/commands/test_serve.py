@@ -131,6 +131,7 @@ def test_the_file_is_weaker_than_flags(serve: Serve, tmp_path: Path) -> None:
         (["--config", "/no/such.toml"], "Can't read the configuration file"),
         (["a", "a"], "Two models are served as 'a'"),
         (["--served-model-name", "x", "a", "b"], "served as 'x'"),
+        (["--enable-custom-logit-processor"], "--enable-custom-logit-processor isn't supported"),
     ],
 )
 def test_what_cannot_be_used_exits_with_2_and_a_sentence(
@@ -145,10 +146,18 @@ def test_what_cannot_be_used_exits_with_2_and_a_sentence(
 
 def test_flags_without_effect_are_accepted_with_a_log_line(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    serve("m", "--tp", "1", "--disable-cuda-graph", "--page-size", "1", "--schedule-conservativeness", "0.3")
+    ignored = ("--tp", "1", "--disable-cuda-graph", "--page-size", "1", "--schedule-conservativeness", "0.3")
+    config = serve("m", *ignored, "--enable-memory-saver", "--skip-tokenizer-init")
+    assert config.models[0].skip_tokenizer_init
     lines = [record.getMessage() for record in caplog.records if "accepted and ignored" in record.getMessage()]
     named = sorted(line.split()[0] for line in lines)
-    assert named == ["--disable-cuda-graph", "--page-size", "--schedule-conservativeness", "--tp-size"]
+    assert named == [
+        "--disable-cuda-graph",
+        "--enable-memory-saver",
+        "--page-size",
+        "--schedule-conservativeness",
+        "--tp-size",
+    ]
 
 
 def test_help_shows_a_panel_a_group_and_hides_foreign_flags(

@@ -102,7 +102,7 @@ class Echo:
     length_boundaries = ()
 
     def forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, layout: Any, pool: Any, types: Any, wanted: Any, lengths: Any
+        self, ids: torch.Tensor, positions: torch.Tensor, layout: Any, pool: Any, types: Any, wanted: Any, *_: Any
     ) -> torch.Tensor:
         hidden = torch.stack([ids, positions], 1).float()
         return hidden if wanted is None else hidden[wanted]

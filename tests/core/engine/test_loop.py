@@ -110,7 +110,7 @@ class Echo:
         self.before: Callable[[torch.Tensor], None] = lambda ids: None
 
     def forward(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, layout: Any, pool: Any, types: Any, wanted: Any, _: Any
+        self, input_ids: torch.Tensor, positions: torch.Tensor, layout: Any, pool: Any, types: Any, wanted: Any, *_: Any
     ) -> torch.Tensor:
         self.before(input_ids)
         hidden = torch.stack([input_ids, positions], 1).float()
