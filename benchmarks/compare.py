@@ -2,6 +2,8 @@
 
 ``python benchmarks/compare.py [MODEL]`` starts the server and the baseline itself, in processes of
 their own with equally many threads, and runs them in turns so that both meet the same neighbours.
+With ``--against FOLDER``, another checkout of trunkline (``git worktree add FOLDER COMMIT``), the baseline is
+the server of that checkout: what a change costs those who don't use what it adds.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -66,23 +68,48 @@ def baseline(folder: Path, dtype: str, threads: int) -> Iterator[Pipe]:
             process.kill()
 
 
+_Side = Callable[[Scenario], Awaitable[Result]]
+
+
+@asynccontextmanager
+async def server(options: argparse.Namespace, dtype: str, source: Path | None = None) -> AsyncIterator[_Side]:
+    """A function that puts a trunkline server, started for it, under a scenario; ``source`` is its checkout."""
+    async with running(options.model, ["--dtype", dtype, "--threads", str(options.threads)], source=source) as url:
+
+        async def side(scenario: Scenario) -> Result:
+            await flush(url)
+            return await run(url, scenario)
+
+        yield side
+
+
+@asynccontextmanager
+async def other(options: argparse.Namespace, folder: Path, dtype: str) -> AsyncIterator[_Side]:
+    """The same for what trunkline is compared with: another checkout, or transformers."""
+    if options.against is not None:
+        async with server(options, dtype, options.against) as side:
+            yield side
+        return
+    with baseline(folder, dtype, options.threads) as pipe:
+        yield lambda scenario: asyncio.to_thread(pipe.run, scenario)
+
+
 async def measure_both(options: argparse.Namespace, folder: Path, dtype: str) -> tuple[_Runs, _Runs, Machine]:
-    """Runs by scenario of trunkline and of transformers, and the best rates seen between them."""
+    """Runs by scenario of trunkline and of the other side, and the best rates seen between them."""
     ours: _Runs = {}
     theirs: _Runs = {}
     machines: list[Machine] = []
-    async with running(options.model, ["--dtype", dtype, "--threads", str(options.threads)]) as base_url:
-        with baseline(folder, dtype, options.threads) as pipe:
-            for scenario in build(0, scale=0.1 * options.scale):
-                await run(base_url, scenario)
-                await asyncio.to_thread(pipe.run, scenario)
-            for seed in range(1, options.rounds + 1):
-                machines.append(measure())
-                for scenario in chosen(seed, options):
-                    await flush(base_url)
-                    ours.setdefault(scenario.name, []).append(await run(base_url, scenario))
-                    theirs.setdefault(scenario.name, []).append(await asyncio.to_thread(pipe.run, scenario))
-                    print(f"round {seed}: {scenario.name} {_ratio(ours, theirs, scenario.name, -1):.2f} ×", flush=True)
+    async with server(options, dtype) as mine, other(options, folder, dtype) as yours:
+        for scenario in build(0, scale=0.1 * options.scale):
+            await mine(scenario)
+            await yours(scenario)
+        for seed in range(1, options.rounds + 1):
+            machines.append(measure())
+            for scenario in chosen(seed, options):
+                turns = [(ours, mine), (theirs, yours)]
+                for runs, side in turns if seed % 2 else reversed(turns):
+                    runs.setdefault(scenario.name, []).append(await side(scenario))
+                print(f"round {seed}: {scenario.name} {_ratio(ours, theirs, scenario.name, -1):.2f} ×", flush=True)
     return ours, theirs, best(machines)
 
 
@@ -104,16 +131,17 @@ def agreement(ours: list[Result], theirs: list[Result]) -> float:
     return sum(mine == other for mine, other in pairs) / len(pairs)
 
 
-def report(scenario: Scenario, ours: _Runs, theirs: _Runs, least: float) -> None:
-    """Three lines a scenario. Ratios are of wall times; the first is the median over the rounds."""
+def report(scenario: Scenario, ours: _Runs, theirs: _Runs, least: float, against: str) -> None:
+    """Three lines a scenario. Ratios are of wall times: the median over the rounds, and of each side's fastest run."""
     name = scenario.name
-    mine, other = median(ours[name]), median(theirs[name])
+    mine, yours = median(ours[name]), median(theirs[name])
     ratio = statistics.median(_ratio(ours, theirs, name, index) for index in range(len(ours[name])))
+    fastest = min(each.wall for each in theirs[name]) / min(each.wall for each in ours[name])
     print(f"\n{name}")
-    print(f"  trunkline     {describe(scenario, mine)}")
-    print(f"  transformers  {describe(scenario, other)}")
+    print(f"  {'trunkline':12s}  {describe(scenario, mine)}")
+    print(f"  {against:12s}  {describe(scenario, yours)}")
     print(
-        f"  {ratio:.2f} × transformers; {mine.wall / least:.2f} × the floor of {least:.2f} s; "
+        f"  {ratio:.2f} × {against} (fastest {fastest:.2f}); {mine.wall / least:.2f} × the floor of {least:.2f} s; "
         f"same output ids in {agreement(ours[name], theirs[name]):.0%} of requests"
     )
 
@@ -125,6 +153,7 @@ async def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each side; default all cores")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on all lengths, for a trial run")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="compare with this checkout of trunkline")
     parser.add_argument("--only", action="append", default=[], help="scenarios whose name contains this; repeatable")
     options = parser.parse_args()
     dtype = options.dtype or ("bfloat16" if has_bfloat16() else "float32")
@@ -138,7 +167,8 @@ async def main() -> None:
     print(f"machine: copy {machine.bandwidth / 1e9:.1f} GB/s; {rates}")
     shape = Shape.read(folder)
     for scenario in chosen(1, options):
-        report(scenario, ours, theirs, floor(scenario, shape, machine, dtype))
+        against = options.against.name if options.against else "transformers"
+        report(scenario, ours, theirs, floor(scenario, shape, machine, dtype), against)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The ``trunkline`` command. One file a command in ``commands/``; plugins add theirs by hook."""
+"""The ``trunkline`` command. Each subcommand has a file in ``commands/``; plugins add others by hook."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import typer
 
 from trunkline.core.commands.plugins import add_plugins
-from trunkline.core.commands.serve import Early, add_serve, peek
+from trunkline.core.commands.serve import StartupSelection, add_serve, read_selection
 
 from .errors import ConfigError, TrunklineError
 from .host import Host
 from .logs import escape_controls
 
 
-def build(host: Host, early: Early) -> typer.Typer:
+def build(host: Host, selection: StartupSelection) -> typer.Typer:
     """The application with core's commands and those of ``host``'s plugins."""
     app = typer.Typer(
         name="trunkline",
@@ -24,18 +24,18 @@ def build(host: Host, early: Early) -> typer.Typer:
         pretty_exceptions_enable=False,
         add_completion=False,
     )
-    app.callback()(lambda: None)  # a lone command stays a subcommand
-    add_serve(app, host, early)
+    app.callback()(lambda: None)  # without it, Typer would turn a single command into the application itself
+    add_serve(app, host, selection)
     add_plugins(app, host)
     host.commands(app)
     return app
 
 
 def run(args: Sequence[str]) -> int:
-    """Run the command line ``args``; the exit status is 2 for what the user can mend, else 1."""
+    """Run the command line ``args``. The exit status of an error is 2 if it is in the configuration, else 1."""
     try:
-        early = peek(args[1:]) if args[:1] == ["serve"] else Early()
-        app = build(Host.load(early.plugins.only, early.plugins.without), early)
+        selection = read_selection(args[1:]) if args[:1] == ["serve"] else StartupSelection()
+        app = build(Host.load(selection.plugins.only, selection.plugins.without), selection)
         app(list(args), prog_name="trunkline")
     except TrunklineError as error:
         print(f"error: {escape_controls(str(error))}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Configuration: settings structs filled from TOML tables and command-line flags.
 
-Values come from, weakest first: defaults, a TOML file, flags. :class:`Config` is what both processes
-run by; it crosses to the engine as plain builtins (:meth:`Config.dump`, :meth:`Config.load`).
+Flags override the TOML file, which overrides the defaults. Both processes use the same :class:`Config`; it is sent
+to the engine as builtin types (:meth:`Config.dump`, :meth:`Config.load`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ DEFAULT_MODEL = "demo:smollm2-135m-instruct"
 
 
 class Config(Struct, frozen=True, kw_only=True):
-    """Everything a server runs by. The first model is the primary one."""
+    """All settings of a server. The first model is the primary one."""
 
-    settings: dict[str, Any]  # group name -> that group's struct
+    settings: dict[str, Any]  # name of a group -> its struct
     models: tuple[ModelSettings, ...]
     plugins: PluginSelection = PluginSelection()
 
@@ -45,24 +45,24 @@ class Config(Struct, frozen=True, kw_only=True):
         return group
 
     def dump(self) -> dict[str, Any]:
-        """Builtins that msgpack can carry; :meth:`load` is the inverse."""
+        """Builtin types that msgpack can encode; :meth:`load` is the inverse."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
         return plain | {"models": [model.table() for model in self.models]}
 
-    def settings_of(self, model: ModelSettings) -> Settings:
-        """All settings as they hold for a model."""
-        return self.settings | model.plugins
+    def settings_of(self, model_settings: ModelSettings) -> Settings:
+        """All settings as they apply to a model."""
+        return self.settings | model_settings.plugins
 
     @classmethod
     def load(cls, data: Mapping[str, Any], host: Host) -> Config:
-        """A config from nested builtins: tables by group name under ``settings``, ``models``, ``plugins``.
+        """A config from nested builtin types with the keys ``settings`` (tables by group), ``models``, ``plugins``.
 
-        Missing tables and keys take their defaults, no models means the demo model. ConfigError
-        names the table and the key of whatever can't be used.
+        Missing tables and keys get their defaults; without models, the demo model is served. ConfigError names the
+        table and the key of an invalid value.
         """
         groups = settings_groups(host)
         tables = data.get("settings", {})
-        _known("settings table", tables, groups)
+        _check_known("settings table", tables, groups)
         models = data.get("models") or [{"model_path": DEFAULT_MODEL}]
         whole = {name: group.schema for name, group in groups.items() if not group.per_model}
         config = cls(
@@ -70,7 +70,7 @@ class Config(Struct, frozen=True, kw_only=True):
             models=tuple(_model(table, tables, groups) for table in models),
             plugins=convert(data.get("plugins", {}), PluginSelection, "plugins"),
         )
-        _names_differ(config.models)
+        _check_names_differ(config.models)
         return config
 
 
@@ -101,7 +101,7 @@ def convert(table: Any, schema: type[S], name: str) -> S:
     """A TOML table or a dict of flag values as its struct. ConfigError names table, key and limit."""
     if not isinstance(table, Mapping):
         raise ConfigError(f"[{name}] must be a table, not {table!r}.")
-    _known(f"[{name}] setting", table, schema.__struct_fields__)
+    _check_known(f"[{name}] setting", table, schema.__struct_fields__)
     try:
         return msgspec.convert(dict(table), schema)
     except msgspec.ValidationError as error:
@@ -113,18 +113,18 @@ def convert(table: Any, schema: type[S], name: str) -> S:
 
 
 def _model(table: Any, tables: Mapping[str, Any], groups: Mapping[str, SettingsGroup]) -> ModelSettings:
-    """A ``[[models]]`` table; its plugins' settings are laid over the tables of their groups."""
+    """A ``[[models]]`` table. Its keys of plugins' settings override the tables of their groups."""
     if not isinstance(table, Mapping):
         raise ConfigError(f"[models] must be a table, not {table!r}.")
     plugins = {name: group.schema for name, group in groups.items() if group.per_model}
     fields = {field: name for name, schema in plugins.items() for field in schema.__struct_fields__}
-    _known("[models] setting", table, [*MODEL_FIELDS, *fields])
+    _check_known("[models] setting", table, [*MODEL_FIELDS, *fields])
     core: dict[str, Any] = {}
     own: dict[str, dict[str, Any]] = {name: dict(tables.get(name, {})) for name in plugins}
     for key, value in table.items():
         (own[fields[key]] if key in fields else core)[key] = value
-    held = {name: convert(own[name], schema, name) for name, schema in plugins.items()}
-    return msgspec.structs.replace(convert(core, ModelSettings, "models"), plugins=held)
+    converted = {name: convert(own[name], schema, name) for name, schema in plugins.items()}
+    return msgspec.structs.replace(convert(core, ModelSettings, "models"), plugins=converted)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -154,22 +154,22 @@ def merge(
     models: Iterable[Mapping[str, Any]],
     plugins: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Lay flags over a file's ``data``.
+    """Override a file's ``data`` by flags.
 
-    ``every_model`` applies to all models. ``models`` (each with its ``model_path``), when there
-    are any, are the models that are served; one that the file has too keeps the file's other keys.
+    ``every_model`` applies to all models. If ``models`` (each with a ``model_path``) isn't empty, exactly these
+    models are served; a model that is in the file, too, keeps the file's other keys.
     """
     tables = {name: dict(table) for name, table in data.get("settings", {}).items()}
     for name, flags in settings.items():
         tables[name] = tables.get(name, {}) | dict(flags)
-    filed = [dict(table) for table in data.get("models", [])]
-    by_path = {table.get("model_path"): table for table in filed}
+    in_file = [dict(table) for table in data.get("models", [])]
+    by_path = {table.get("model_path"): table for table in in_file}
     named = [by_path.get(model["model_path"], {}) | dict(every_model) | dict(model) for model in models]
-    served = named or [table | dict(every_model) for table in filed or [{"model_path": DEFAULT_MODEL}]]
+    served = named or [table | dict(every_model) for table in in_file or [{"model_path": DEFAULT_MODEL}]]
     return {"settings": tables, "models": served, "plugins": dict(data.get("plugins", {})) | dict(plugins)}
 
 
-def _known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+def _check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     names = list(known)
     for name in given:
         if name not in names:
@@ -178,7 +178,7 @@ def _known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
             raise ConfigError(f"Unknown {what} {name!r}; {hint}")
 
 
-def _names_differ(models: Iterable[ModelSettings]) -> None:
+def _check_names_differ(models: Iterable[ModelSettings]) -> None:
     seen: set[str] = set()
     for model in models:
         for name in {model.name, *model.served_model_aliases}:

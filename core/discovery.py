@@ -1,4 +1,4 @@
-"""Finds installed plugins by entry point, selects among them, imports and checks each."""
+"""Finds installed plugins by entry point, selects some, imports and checks each."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Found:
-    """A plugin: where it comes from and, once it is loaded, its module and the hooks it implements."""
+class Plugin:
+    """An installed plugin: its entry point and, once it is loaded, its module and the hooks that it implements."""
 
     name: str
     target: str  # the entry point's value, "package.module"
@@ -38,28 +38,28 @@ class Found:
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """Name and origin, for messages."""
         return f"plugin {self.name!r} ({self.origin})"
 
 
 @dataclass(frozen=True, slots=True)
 class Provided(Generic[T]):
-    """An object that works while requests are served, and the plugin that it came from."""
+    """An object that is used while requests are served, and the plugin that provided it."""
 
-    plugin: Found
+    plugin: Plugin
     value: T
 
     def failed(self, message: str) -> PluginError:
-        """The error for what the object did wrong; it names plugin and distribution."""
+        """The error for a failure of the object; it names plugin and distribution."""
         return PluginError(self.plugin.name, message, self.plugin.origin)
 
 
-def find() -> list[Found]:
+def find() -> list[Plugin]:
     """All installed plugins by name. PluginError when two distributions use one name."""
-    found: dict[str, Found] = {}
+    found: dict[str, Plugin] = {}
     for entry in importlib.metadata.entry_points(group=PROJECT):
         distribution = entry.dist
-        plugin = Found(
+        plugin = Plugin(
             entry.name,
             entry.value,
             distribution.name if distribution else "",
@@ -73,8 +73,8 @@ def find() -> list[Found]:
     return sorted(found.values(), key=lambda plugin: plugin.name)
 
 
-def select(plugins: Iterable[Found], only: Collection[str] | None, without: Collection[str]) -> list[Found]:
-    """The plugins to load. ConfigError for names that aren't installed, or when core's own is to go."""
+def select(plugins: Iterable[Plugin], only: Collection[str] | None, without: Collection[str]) -> list[Plugin]:
+    """The plugins to load. ConfigError for names that aren't installed, and when core's own is left out."""
     by_name = {plugin.name: plugin for plugin in plugins}
     for name in [*(only or ()), *without]:
         if name not in by_name:
@@ -90,18 +90,18 @@ def select(plugins: Iterable[Found], only: Collection[str] | None, without: Coll
     ]
 
 
-def load_module(plugin: Found) -> None:
+def load_module(plugin: Plugin) -> None:
     """Import the plugin's module, unless it has one. PluginError when that fails."""
     if plugin.module is not None:
         return
     try:
         plugin.module = importlib.import_module(plugin.target)
-    except (Exception, SystemExit, GeneratorExit) as error:  # whatever a stranger's module does at import
+    except (Exception, SystemExit, GeneratorExit) as error:  # a module may raise anything when it is imported
         raise PluginError(plugin.name, f"can't be imported ({plugin.origin}): {describe(error)}") from error
 
 
-def check_functions(plugin: Found, known: Collection[str]) -> list[str]:
-    """The hooks that a module implements, sorted. PluginError for what could never be called."""
+def check_functions(plugin: Plugin, known: Collection[str]) -> list[str]:
+    """The hooks that a module implements, sorted. PluginError for a function that would never be called."""
     hooks = []
     for attribute, function in vars(plugin.module).items():
         options = getattr(function, f"{PROJECT}_impl", None) if inspect.isroutine(function) else None
@@ -121,7 +121,7 @@ def check_functions(plugin: Found, known: Collection[str]) -> list[str]:
 
 
 def check_stage(plugin: str, stage: Stage) -> None:
-    """The class attributes by which core knows a stage. PluginError for one that is missing or wrong."""
+    """PluginError for a class attribute of a stage that is missing or wrong."""
     name = type(stage).__name__
     if not isinstance(getattr(stage, "task", None), str):
         raise PluginError(plugin, f"{name}.task must be the task's name")
@@ -132,7 +132,7 @@ def check_stage(plugin: str, stage: Stage) -> None:
 
 
 def check_settings(plugin: str, group: SettingsGroup) -> None:
-    """Every field needs a default, because a server must start without a configuration. PluginError."""
+    """PluginError for a field without default: a server must start without a configuration."""
     if not group.schema.__struct_config__.frozen:
         raise PluginError(plugin, f"settings struct {group.schema.__name__} must be frozen")
     for setting in msgspec.structs.fields(group.schema):
@@ -141,7 +141,7 @@ def check_settings(plugin: str, group: SettingsGroup) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line."""
+    """The type and message of an exception."""
     try:
         return f"{type(error).__name__}: {error}".rstrip(": ")
     except BaseException:  # its own __str__ fails

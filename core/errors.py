@@ -9,7 +9,7 @@ NOT_EMBEDDING_MODEL = (
     "This model does not appear to be an embedding model by default. "
     "Please add `--is-embedding` when launching the server or try another model."
 )
-"""SGLang's words, which clients compare; several tasks refuse a model with them."""
+"""SGLang's text, which clients compare; several tasks use it to refuse a model."""
 
 
 class TrunklineError(Exception):
@@ -21,8 +21,8 @@ class ConfigError(TrunklineError):
 
 
 class PluginError(TrunklineError):
-    """A plugin broke its contract. The message starts with the plugin's name and, where it is given,
-    its ``origin`` (distribution and version)."""
+    """A plugin broke its contract. The message starts with the plugin's name and, if given, its ``origin``
+    (distribution and version)."""
 
     def __init__(self, plugin: str, message: str, origin: str = "") -> None:
         super().__init__(f"plugin {plugin!r}{f' ({origin})' if origin else ''}: {message}")
@@ -34,10 +34,10 @@ class ModelError(TrunklineError):
 
 
 class RequestError(TrunklineError):
-    """One request is refused or ended; nothing else is affected.
+    """One request is rejected or fails; other requests are not affected.
 
-    ``status`` is the HTTP status. Statuses below 500 say that the client can mend it.
-    ``param`` names the offending field where there is one. ``retry_after`` is in seconds.
+    ``status`` is the HTTP status; below 500, the error is in the request. ``param`` is the name of the field that
+    is wrong, if any. ``retry_after`` is in seconds.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class RequestError(TrunklineError):
 
 
 class QueueFull(RequestError):
-    """The waiting queue can't take the request now; the same request may pass later."""
+    """The waiting queue is full; the same request may be accepted later."""
 
     def __init__(self, message: str = "The request queue is full.", retry_after: float = 1.0) -> None:
         super().__init__(message, status=503, retry_after=retry_after)
 
 
 class EngineDown(RequestError):
-    """The engine process died or is being replaced while the request was in flight."""
+    """The engine isn't available: it died, hangs, is being restarted or stopped, or was closed."""
 
     def __init__(self, message: str, retry_after: float = 5.0) -> None:
         super().__init__(message, status=503, retry_after=retry_after)

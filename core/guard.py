@@ -7,10 +7,10 @@ from typing import Any
 
 
 def forbid_pickle() -> None:
-    """From now on unpickling any class in this process raises; irrevocable, so servers only.
+    """Make unpickling of any global raise in this process. Can't be undone, so only servers call it.
 
-    ``pickle.find_class`` is audited for every global that a pickle names, by the C and the
-    Python unpickler alike, before the global is looked up.
+    The audit event ``pickle.find_class`` is raised by the C and the Python unpickler for every global that a pickle
+    names, before it is looked up.
     """
     sys.addaudithook(_refuse)
 

@@ -12,11 +12,11 @@ A plugin module is imported by ``trunkline --help`` too, so import heavy things 
 Two processes load every plugin. The *front* is the process of the ``trunkline`` command: the command line and, for
 ``trunkline serve``, the HTTP server. The *engine* is the process that the front starts; it owns the device. The second
 paragraph of each hook says when it is called in the front, in the engine, and at a weight update
-(``POST /update_weights_from_disk``); where one of these isn't named, the hook isn't called. What hooks return is kept
-in plain dicts and tuples: requests for a task call no hook.
+(``POST /update_weights_from_disk``); where one of these isn't named, the hook isn't called. Return values of hooks are
+kept in plain dicts and tuples: requests for a task call no hook.
 
-An engine that is started again after a crash makes all its calls again; a weight update that fails makes no further
-ones. ``trunkline.core.Engine``, in the caller's process, makes the engine's calls and those of the front that concern
+An engine that is restarted after a crash makes all its calls again; a weight update that fails makes no further
+calls. ``trunkline.core.Engine``, in the caller's process, makes the engine's calls and those of the front that concern
 requests: ``resolve_model`` and ``tokenizer`` again, ``request_observers`` and, with ``enable_metrics``, ``metrics``.
 Commands other than ``serve`` call ``hookspecs``, ``settings`` and ``commands`` only; ``trunkline plugins inspect NAME``
 also calls ``settings``, ``controls`` and ``routes`` of NAME.
@@ -96,13 +96,13 @@ def trunkline_commands(app: typer.Typer) -> None:
 
 @hookspec(firstresult=True)
 def trunkline_resolve_model(reference: str) -> ModelSource | None:
-    """A local folder for a model reference; None lets other plugins try, core's own is the last.
+    """A local folder for a model reference. After None, the next plugin is asked; core's own is the last.
 
     Front: once for each model, before the engine starts (downloads show their progress there), and once more for
     its tokenizer (``--tokenizer-path``, by default the model). Engine: once for each model, and once more for its
     ``--tokenizer-path``. Update: once in the front (unless ``--allow-weights-dir`` is set) and once in the engine.
 
-    May download; raises ModelError when the reference is its own but can't be had::
+    It may download. It raises ModelError for a reference that it knows but can't get::
 
         @hookimpl
         def trunkline_resolve_model(reference):
@@ -113,7 +113,7 @@ def trunkline_resolve_model(reference: str) -> ModelSource | None:
 
 @hookspec(firstresult=True)
 def trunkline_tokenizer(source: ModelSource) -> Tokenizer | None:
-    """The tokenizer of a model; None lets other plugins try, core's own is the last.
+    """The tokenizer of a model. After None, the next plugin is asked; core's own is the last.
 
     Front: once for each model, while the engine starts. Engine: once for each model, before its weights are loaded::
 
@@ -126,7 +126,7 @@ def trunkline_tokenizer(source: ModelSource) -> Tokenizer | None:
 
 @hookspec(firstresult=True)
 def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, torch.Tensor]] | None:
-    """A stream of checkpoint tensors by name; None lets other plugins try, core's own is the last.
+    """A stream of checkpoint tensors by name. After None, the next plugin is asked; core's own is the last.
 
     Engine: once for each model, after its heads are known. Update: once, with the new checkpoint::
 
@@ -158,8 +158,8 @@ def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
     Engine: once for each model, before its weights are loaded. Update: once, with the new checkpoint.
 
     Called only when one of the plugin's tasks is active for the model. Core has two heads of its own: "lm", the
-    logits of a causal language model, and "score", those of a ``…ForSequenceClassification``;
-    ``model.score_rows`` says what to apply the latter to. For another module of the checkpoint's class::
+    logits of a causal language model, and "score", those of a ``…ForSequenceClassification``, which is applied to
+    the rows that ``model.score_rows`` names. For another module of the checkpoint's class::
 
         @hookimpl
         def trunkline_heads(model, settings):
@@ -183,12 +183,12 @@ def trunkline_stages(model: Model, settings: Settings, ask: Ask) -> Iterable[Sta
 
 @hookspec
 def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[ExpertObserver]:
-    """Objects that are shown which experts tokens are sent to.
+    """Observers of the routing in mixture-of-experts models: to which experts each token is sent.
 
-    Engine: once for each mixture-of-experts model whose choices can be seen, after its stages.
+    Engine: once for each mixture-of-experts model whose routing can be observed, after its stages.
 
-    A weight update keeps the observers. ``model.expert_layers`` says in which layers there are choices. A control
-    finds its observer in ``model.expert_observers``::
+    A weight update keeps the observers. ``model.expert_layers`` has the layers with experts. A control finds its
+    observer in ``model.expert_observers``::
 
         class Busiest:
             active = True
@@ -205,11 +205,11 @@ def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[Exp
 
 @hookspec
 def trunkline_request_observers(settings: Settings) -> Iterable[RequestObserver]:
-    """Objects that are told when requests, of any task, are submitted, start, progress and end.
+    """Observers that are called when a request, of any task, is submitted, starts, progresses and ends.
 
     Front: once, while the engine starts.
 
-    ``core.types.RequestObserver`` says when each method is called; those that aren't overridden cost nothing::
+    ``core.types.RequestObserver`` documents when each method is called; one that isn't overridden costs nothing::
 
         class Durations(RequestObserver):
             def ended(self, reply):
@@ -227,8 +227,8 @@ def trunkline_metrics(settings: Settings) -> Iterable[Collector]:
 
     Front: once, while the engine starts, and only with ``--enable-metrics``.
 
-    A collector that is a RequestObserver as well is told of requests: return it from this hook only. Give metrics
-    ``registry=None``, because each server has its own registry; there, a second collector of a name is left out::
+    A collector that is a RequestObserver as well is called for requests: return it from this hook only. Give metrics
+    ``registry=None``, because each server has a registry of its own. A second collector of the same name is left out::
 
         from prometheus_client import Counter
         class Shouted(Counter, RequestObserver):
@@ -247,8 +247,8 @@ def trunkline_controls() -> dict[str, Callable[..., Any]]:
 
     Engine: once, after all models are loaded.
 
-    A control gets the loaded model and the caller's keyword arguments, and returns what msgpack can encode.
-    RequestError becomes the client's error::
+    A control gets the loaded model and the caller's keyword arguments, and returns a value that msgpack can encode.
+    A RequestError is passed to the client::
 
         @hookimpl
         def trunkline_controls():
@@ -258,7 +258,7 @@ def trunkline_controls() -> dict[str, Callable[..., Any]]:
 
 @hookspec
 def trunkline_info(model: ServedModel, settings: Settings) -> dict[str, Any]:
-    """Extra keys for /model_info and server info.
+    """Additional keys for /model_info and server info.
 
     Front: once for each model, when the server is built. Update: once for each model, in the front, when its info
     is next asked for (the same after ``/update_weight_version`` and after a restart of the engine)::
@@ -275,8 +275,8 @@ def trunkline_routes(engine: EngineClient, settings: Settings, ask: Ask) -> Iter
 
     Front: once, when the server is built; the engine is ready then.
 
-    Each declares ``opt={"scope": "public" | "infer" | "admin"}`` or start-up fails; a path and method claimed twice is
-    an error that names both plugins. ``docs/server_api.md`` has the other keys of ``opt``::
+    Start-up fails for a handler without ``opt={"scope": "public" | "infer" | "admin"}``, and when two plugins have a
+    handler for the same path and method. ``docs/server_api.md`` has the other keys of ``opt``::
 
         @hookimpl
         def trunkline_routes(engine, settings):

@@ -1,4 +1,4 @@
-"""The plugin host: one method for each hook, which checks and merges what the plugins return.
+"""The plugin host: one method for each hook, which checks and merges the plugins' return values.
 
 When each hook is called is documented in :mod:`.hookspecs`. The callers keep the results in plain dicts and tuples.
 """
@@ -22,7 +22,7 @@ from trunkline.core.types import (
     Tokenizer,
 )
 
-from .discovery import CORE, Found, Provided, check_settings, check_stage
+from .discovery import CORE, Plugin, Provided, check_settings, check_stage
 from .errors import ModelError, PluginError
 from .registry import Registry, check_kind
 
@@ -41,13 +41,13 @@ WHEN = ("default", "alone", "on_request", "no")
 class Host(Registry):
     """The plugins of one process, by hook."""
 
-    def __init__(self, found: Iterable[Found] = (), *, required: Collection[str] = ()) -> None:
+    def __init__(self, found: Iterable[Plugin] = (), *, required: Collection[str] = ()) -> None:
         super().__init__(found, required=required)
         self._owners: dict[str, str] = {}  # task -> plugin that answered for it
         self._settings: dict[str, SettingsGroup] | None = None
 
     def settings(self) -> dict[str, SettingsGroup]:
-        """The plugins' settings groups by name; the hook is called once and the answer kept."""
+        """The plugins' settings groups by name. The hook is called once and the result kept."""
         if self._settings is None:
             groups: dict[str, SettingsGroup] = {}
             for plugin, group in self.ask("trunkline_settings"):
@@ -58,7 +58,7 @@ class Host(Registry):
         return self._settings
 
     def commands(self, app: typer.Typer) -> None:
-        """Let plugins add commands. One that fails is warned about, so that the others stay usable."""
+        """Let plugins add commands. A failure is logged as a warning, so that the other commands can be used."""
         for name in sorted(self.plugins):
             try:
                 list(self.ask("trunkline_commands", of=[name], app=app))
@@ -66,7 +66,7 @@ class Host(Registry):
                 log.warning("%s", error)
 
     def serves(self, model: ModelInfo, settings: Settings) -> dict[str, Serves]:
-        """Each task's answer to "can you serve this checkpoint?"."""
+        """For each task, whether it can serve the checkpoint."""
         answers: dict[str, Serves] = {}
         for plugin, answer in self.ask("trunkline_serves", model=model, settings=settings):
             check_kind(plugin, "trunkline_serves", answer, Serves)
@@ -94,15 +94,15 @@ class Host(Registry):
         return {task: stage for task, stage in stages.items() if task in tasks}
 
     def expert_observers(self, model: Model, settings: Settings) -> tuple[Provided[ExpertObserver], ...]:
-        """Who is shown a mixture-of-experts model's choices."""
+        """The observers of a mixture-of-experts model's routing."""
         return self.provided("trunkline_expert_observers", object, model=model, settings=settings)
 
     def request_observers(self, settings: Settings) -> tuple[Provided[RequestObserver], ...]:
-        """Who is told of requests."""
+        """The observers of requests."""
         return self.provided("trunkline_request_observers", RequestObserver, settings=settings)
 
     def metrics(self, settings: Settings) -> tuple[Provided[Collector], ...]:
-        """Whose numbers are in ``/metrics``; the page checks them."""
+        """The collectors for ``/metrics``; :class:`.client.metrics.MetricsPage` checks them."""
         return self.provided("trunkline_metrics", object, settings=settings)
 
     def controls(self) -> dict[str, Provided[Callable[..., Any]]]:
@@ -117,7 +117,7 @@ class Host(Registry):
         return controls
 
     def info(self, model: ServedModel, settings: Settings) -> dict[str, Any]:
-        """Extra keys for model and server info."""
+        """Additional keys for model and server info."""
         keys: dict[str, Any] = {}
         for plugin, mapping in self.ask("trunkline_info", model=model, settings=settings):
             check_kind(plugin, "trunkline_info", mapping, dict)
@@ -140,7 +140,7 @@ class Host(Registry):
     # -- first answer wins -------------------------------------------------------------------
 
     def resolve_model(self, reference: str) -> ModelSource:
-        """The local folder of a model reference. ModelError when nobody knows it."""
+        """The local folder of a model reference. ModelError when no plugin resolves it."""
         source = self.first("trunkline_resolve_model", ModelSource, reference=reference)
         if source is None:
             raise ModelError(
@@ -155,7 +155,7 @@ class Host(Registry):
         return found
 
     def weights(self, source: ModelSource) -> Iterable[tuple[str, torch.Tensor]]:
-        """The stream of a model's tensors. ModelError when nobody can read them."""
+        """The stream of a model's tensors. ModelError when no plugin can read them."""
         stream: Any = self.first("trunkline_weights", object, source=source)
         if stream is None:
             raise ModelError(f"No weights that can be read in {source.path}; safetensors files are needed.")
@@ -167,7 +167,7 @@ class Host(Registry):
 
 
 def _put(mapping: dict[str, Any], key: str, value: Any, plugin: str, what: str) -> None:
-    """Add to a merged answer. PluginError when another answer has the key."""
+    """Add a key to merged return values. PluginError when another plugin has returned it."""
     if key in mapping:
         raise PluginError(plugin, f"the {what} {key!r} is already taken by another plugin; leave one out (--no-plugin)")
     mapping[key] = value

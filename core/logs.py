@@ -37,7 +37,7 @@ def _indented(text: str) -> str:
 
 
 def configure_logging(level: str) -> None:
-    """Log to standard error from ``level`` on, warnings too. Harmless when logging is configured already."""
+    """Log to standard error from ``level`` on, warnings included. Does nothing when logging is configured already."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
@@ -45,13 +45,13 @@ def configure_logging(level: str) -> None:
 
 
 class RateLimited:
-    """A kind of line that clients can provoke: at most one in ``seconds``, with the number left out since the last."""
+    """For messages that clients can cause: logs one per ``seconds`` at most, with the number of those left out."""
 
     def __init__(self, logger: logging.Logger, level: int, seconds: float) -> None:
         self._logger = logger
         self._level = level
         self._seconds = seconds
-        self._next = 0.0  # monotonic time from which on a line is written again
+        self._next = 0.0  # monotonic time from which on a message is logged again
         self._left_out = 0
 
     def log(self, message: str, *args: object) -> None:

@@ -1,6 +1,6 @@
 """Loads the plugins of a process and calls their hooks.
 
-Each plugin is called by itself, so that a wrong answer is reported with the plugin's name.
+Plugins are called one at a time, so that errors are reported with the plugin's name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pluggy
 
 from . import hookspecs
-from .discovery import CORE, Found, Provided, check_functions, describe, find, load_module, select
+from .discovery import CORE, Plugin, Provided, check_functions, describe, find, load_module, select
 from .errors import PluginError, TrunklineError
 
 log = logging.getLogger(__name__)
@@ -21,13 +21,13 @@ R = TypeVar("R", bound="Registry")
 
 
 class Registry:
-    """The plugins of one process. ``plugins`` are in use, ``quarantined`` could not be loaded."""
+    """The plugins of one process. ``plugins`` are loaded; ``quarantined`` could not be loaded."""
 
-    def __init__(self, found: Iterable[Found] = (), *, required: Collection[str] = ()) -> None:
-        """Load ``found``. A plugin in ``required`` that can't be loaded raises, any other is quarantined."""
-        self.plugins: dict[str, Found] = {}
-        self.quarantined: dict[str, tuple[Found, PluginError]] = {}
-        self.hook_calls = 0  # pluggy calls so far; a test holds it still while requests are served
+    def __init__(self, found: Iterable[Plugin] = (), *, required: Collection[str] = ()) -> None:
+        """Load ``found``. PluginError when one in ``required`` can't be loaded; any other is quarantined."""
+        self.plugins: dict[str, Plugin] = {}
+        self.quarantined: dict[str, tuple[Plugin, PluginError]] = {}
+        self.hook_calls = 0  # pluggy calls so far; a test checks that serving requests adds none
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self._manager.add_hookcall_monitoring(self._count, lambda *_: None)
@@ -45,9 +45,9 @@ class Registry:
     def _count(self, *_: Any) -> None:
         self.hook_calls += 1
 
-    def _load(self, found: Iterable[Found], required: Collection[str]) -> None:
+    def _load(self, found: Iterable[Plugin], required: Collection[str]) -> None:
         """Import all, then add hook specifications, then register: a spec may come from a later plugin."""
-        steps: tuple[Callable[[Found], None], ...] = (load_module, self._specify, self._register)
+        steps: tuple[Callable[[Plugin], None], ...] = (load_module, self._specify, self._register)
         left = list(found)
         for step in steps:
             for plugin in tuple(left):
@@ -61,7 +61,7 @@ class Registry:
                     left.remove(plugin)
         self.plugins = dict(sorted(self.plugins.items()))
 
-    def _specify(self, plugin: Found) -> None:
+    def _specify(self, plugin: Plugin) -> None:
         function = getattr(plugin.module, "trunkline_hookspecs", None)
         if function is None:
             return
@@ -72,7 +72,7 @@ class Registry:
         except Exception as error:
             raise PluginError(plugin.name, f"trunkline_hookspecs failed: {describe(error)}") from error
 
-    def _register(self, plugin: Found) -> None:
+    def _register(self, plugin: Plugin) -> None:
         known = {name for name in vars(self._manager.hook) if name.startswith("trunkline_")}
         plugin.hooks = check_functions(plugin, known)
         try:
@@ -87,13 +87,13 @@ class Registry:
         function: Callable[..., Any] = getattr(self._manager.hook, hook).spec.function
         return function
 
-    # -- asking ------------------------------------------------------------------------------
+    # -- calling hooks -----------------------------------------------------------------------
 
     def ask(self, hook: str, *, of: Collection[str] | None = None, **arguments: Any) -> Iterable[tuple[str, Any]]:
-        """(plugin, answer) of every plugin that implements ``hook``, lazily and in pluggy's order.
+        """Call ``hook`` in every plugin that implements it: yields (plugin, return value) in pluggy's order.
 
-        ``of`` restricts who is asked; None answers are left out. PluginError when one raises,
-        except for TrunklineErrors, which speak for themselves.
+        With ``of``, only these plugins are called. None is left out. PluginError when a plugin raises;
+        TrunklineErrors are passed on.
         """
         caller = getattr(self._manager.hook, hook)
         first = bool(caller.spec and caller.spec.opts["firstresult"])
@@ -112,9 +112,10 @@ class Registry:
                     yield name, one
 
     def contributions(self, hook: str, /, **arguments: Any) -> tuple[Provided[Any], ...]:
-        """What plugins add to a plugin that has specified ``hook`` (``ask`` of some hooks): each item of their lists.
+        """Call a hook that a plugin has specified (``ask`` in the arguments of some hooks): all items of the returned
+        lists.
 
-        TrunklineError for a hook of core's, and for one that nobody has specified.
+        TrunklineError for a hook of core, and for one that no plugin has specified.
         """
         if hook in vars(hookspecs) or not hasattr(self._manager.hook, hook):
             raise TrunklineError(f"ask({hook!r}): no plugin has specified such a hook (trunkline_hookspecs).")
@@ -128,7 +129,7 @@ class Registry:
         return None
 
     def items(self, hook: str, kind: type, of: Collection[str] | None, **arguments: Any) -> Iterable[tuple[str, Any]]:
-        """The items of plugins' iterable answers, each checked."""
+        """(plugin, item) of the iterables that plugins return from a hook; the type of each item is checked."""
         for plugin, answer in self.ask(hook, of=of, **arguments):
             check_kind(plugin, hook, answer, Iterable)
             try:

@@ -1,4 +1,4 @@
-"""The settings of core, one frozen struct per owner; a field's description and bounds stand in its annotation, once."""
+"""The settings of core: a frozen struct per group, whose annotations have the description and bounds of each field."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-_MANY = 1 << 31  # outer bound of counts: beyond it int32 token ids and slots overflow
-_HUGE = 1 << 50  # outer bound of byte counts
-_LONG = 30 * 86400.0  # outer bound of durations, seconds
+_MAX_COUNT = 1 << 31  # token ids and slots are int32
+_MAX_BYTES = 1 << 50
+_MAX_SECONDS = 30 * 86400.0
 
-Count = Annotated[int, Meta(ge=1, le=_MANY)]
-Bytes = Annotated[int, Meta(ge=1, le=_HUGE)]
-Seconds = Annotated[float, Meta(gt=0, le=_LONG)]
-Seed = Annotated[int, Meta(ge=0, lt=_MANY)]
+PositiveCount = Annotated[int, Meta(ge=1, le=_MAX_COUNT)]
+Bytes = Annotated[int, Meta(ge=1, le=_MAX_BYTES)]
+Seconds = Annotated[float, Meta(gt=0, le=_MAX_SECONDS)]
+Seed = Annotated[int, Meta(ge=0, lt=_MAX_COUNT)]
 Threads = Annotated[int, Meta(ge=1, le=4096)]
-Passes = Annotated[int, Meta(ge=0, le=_MANY)]
-Limit = Annotated[int, Meta(ge=-1, lt=_MANY)]  # -1 = none
+Passes = Annotated[int, Meta(ge=0, le=_MAX_COUNT)]
+Limit = Annotated[int, Meta(ge=-1, lt=_MAX_COUNT)]  # -1 = none
 
 
 def _about(text: str, *aliases: str) -> Meta:
-    """The annotation of a field: its description, and further flags that mean the same."""
+    """The annotation of a field: its description, and other names of its flag."""
     return Meta(description=text, extra={"aliases": aliases} if aliases else None)
 
 
@@ -38,80 +38,100 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
         tuple[str, ...], _about("Browser origins that may call the server, comma-separated; none by default.")
     ] = ()
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error", "critical"], _about("What is worth a log line.")
+        Literal["debug", "info", "warning", "error", "critical"], _about("Least severe level that is logged.")
     ] = "info"
-    max_queued_requests: Annotated[Count, _about("Sequences that may wait for a model; more are answered 503.")] = 2048
+    max_queued_requests: Annotated[PositiveCount, _about("Limit on sequences that wait for a model; more get 503.")] = (
+        2048
+    )
     max_queued_tokens: Annotated[
-        Count | None, _about("Prompt tokens that may wait for a model; default 16 times its KV pool.")
+        PositiveCount | None, _about("Limit on prompt tokens that wait for a model; default 16 times its KV pool.")
     ] = None
-    max_queued_requests_all_models: Annotated[Count, _about("Sequences that may wait for all models together.")] = 8192
-    max_batch_size: Annotated[Count, _about("Items in one request's batch.")] = 1024
-    max_body_bytes: Annotated[Bytes, _about("Largest request body.")] = 10 << 20
+    max_queued_requests_all_models: Annotated[PositiveCount, _about("Limit on sequences that wait for all models.")] = (
+        8192
+    )
+    max_batch_size: Annotated[PositiveCount, _about("Limit on the items of one request.")] = 1024
+    max_body_bytes: Annotated[Bytes, _about("Limit on the bytes of a request body.")] = 10 << 20
     max_held_body_bytes: Annotated[
-        Bytes, _about("Bodies of all running requests together; beyond it, bodies over 64 KiB are answered 503.")
+        Bytes, _about("Limit on the bytes of all running requests' bodies; beyond it, bodies over 64 KiB get 503.")
     ] = 256 << 20
-    stream_timeout: Annotated[Seconds, _about("Seconds a client may leave a stream unread.")] = 60.0
-    queue_timeout: Annotated[Seconds | None, _about("Seconds a request may wait before it is given up.")] = None
-    request_timeout: Annotated[Seconds | None, _about("Seconds a request may take in all.")] = None
+    stream_timeout: Annotated[Seconds, _about("Seconds after which a stream that its client doesn't read ends.")] = 60.0
+    queue_timeout: Annotated[Seconds | None, _about("Seconds after which a waiting request fails.")] = None
+    request_timeout: Annotated[Seconds | None, _about("Seconds from arrival after which a request fails.")] = None
     drain_timeout: Annotated[Seconds, _about("Seconds that running requests get to finish on SIGTERM.")] = 30.0
-    watchdog_timeout: Annotated[Seconds, _about("Seconds one engine pass may take before it counts as hung.")] = 300.0
-    enable_metrics: Annotated[bool, _about("Answer GET /metrics, for Prometheus.")] = False
-    skip_server_warmup: Annotated[bool, _about("Be ready without a first request to oneself.")] = False
+    watchdog_timeout: Annotated[
+        Seconds, _about("Seconds after which an engine pass counts as hung and the engine is restarted.")
+    ] = 300.0
+    enable_metrics: Annotated[bool, _about("Serve Prometheus metrics at GET /metrics.")] = False
+    skip_server_warmup: Annotated[bool, _about("Skip the warm-up request.")] = False
 
 
 class EngineSettings(Struct, frozen=True, kw_only=True):
     """The device process: TOML table ``[engine]``."""
 
-    random_seed: Annotated[Seed | None, _about("Seed of what is random in the engine; default random.")] = None
+    random_seed: Annotated[
+        Seed | None, _about("Seed from which requests without a sampling seed get theirs; default random.")
+    ] = None
     allow_weights_dir: Annotated[
         str | None, _about("Folder that weight updates must come from; default any folder or hub id.")
     ] = None
     kv_cache_bytes: Annotated[
-        Bytes | None, _about("KV memory on a CPU, all models; default 40% of what is left, at most 4 GiB.")
+        Bytes | None, _about("KV memory of all models on a CPU; default 40% of what weights leave, at most 4 GiB.")
     ] = None
     decode_log_interval: Annotated[
-        Passes, _about("Log running and queued requests every so many decode passes of a model; 0 = never.")
+        Passes, _about("Decode passes of a model between two log lines of running and queued requests; 0 = never.")
     ] = 40
     threads: Annotated[
-        Threads | None, _about("CPU threads for computing; default OMP_NUM_THREADS, else one a physical core.")
+        Threads | None, _about("Compute threads on a CPU; default OMP_NUM_THREADS, else one per physical core.")
     ] = None
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True):
     """One served model: a TOML table ``[[models]]``, or a model on the command line and the flags after it.
 
-    The fields of the groups in ``plugins`` are keys of the same table, and flags like the others.
+    The fields of the groups in ``plugins`` are keys of the same table and flags after the same model.
     """
 
     model_path: Annotated[str, _about("Folder, hub id or demo:NAME; repeat for several models.", "--model")]
     tokenizer_path: Annotated[str | None, _about("Folder or hub id of the tokenizer; default the model's.")] = None
-    served_model_name: Annotated[str | None, _about("Name that clients use; default the model path.")] = None
+    served_model_name: Annotated[
+        str | None, _about("Name by which clients request the model; default the model path.")
+    ] = None
     served_model_aliases: Annotated[
-        tuple[str, ...], _about("Further names that clients may use, comma-separated.")
+        tuple[str, ...], _about("Additional names of the model for clients, comma-separated.")
     ] = ()
     revision: Annotated[str | None, _about("Branch, tag or commit of a hub model.")] = None
     task: Annotated[
-        tuple[str, ...] | None, _about("Tasks to serve, comma-separated; default what the checkpoint is made for.")
+        tuple[str, ...] | None, _about("Tasks to serve, comma-separated; default those of the checkpoint.")
     ] = None
-    context_length: Annotated[Count | None, _about("Most tokens in one request; default from the model.")] = None
+    context_length: Annotated[
+        PositiveCount | None, _about("Limit on the tokens of a request; default the model's.")
+    ] = None
     dtype: Annotated[
         Literal["auto", "half", "float16", "bfloat16", "float", "float32"],
-        _about("Number format of weights and cache."),
+        _about("Number format of weights and KV cache."),
     ] = "auto"
     attention_backend: Annotated[Literal["auto", "cpu", "torch_native", "triton"], _about("Attention kernels.")] = (
         "auto"
     )
     chunked_prefill_size: Annotated[
-        Limit | None, _about("Most tokens computed in one pass; -1 = no limit, default auto.")
+        Limit | None, _about("Limit on the tokens of a forward pass; -1 = no limit, default auto.")
     ] = None
-    max_running_requests: Annotated[Count | None, _about("Sequences computed at the same time; default auto.")] = None
-    max_total_tokens: Annotated[Count | None, _about("Size of the KV pool in tokens; default from memory.")] = None
+    max_running_requests: Annotated[
+        PositiveCount | None, _about("Limit on sequences that run at the same time; default auto.")
+    ] = None
+    max_total_tokens: Annotated[
+        PositiveCount | None, _about("Size of the KV pool in tokens; by default, it depends on the free memory.")
+    ] = None
     schedule_policy: Annotated[
-        Literal["lpm", "fcfs"], _about("Who goes first: longest cached prefix, or first come.")
+        Literal["lpm", "fcfs"],
+        _about("Order of waiting requests: longest cached prefix first, or first come, first served."),
     ] = "lpm"
-    disable_radix_cache: Annotated[bool, _about("Don't share computed prefixes between requests.")] = False
+    disable_radix_cache: Annotated[bool, _about("Disable the prefix cache.")] = False
     weight_version: Annotated[str, _about("Label of the weights, shown in replies.")] = "default"
     chat_template: Annotated[str | None, _about("Jinja file to use instead of the model's chat template.")] = None
+    skip_tokenizer_init: Annotated[
+        bool, _about("Load no tokenizer: requests are token ids only, and so are replies.")
+    ] = False
     plugins: Annotated[dict[str, Any], _about("The plugins' per-model groups by name; no flag and no key.")] = {}
 
     @property
@@ -121,11 +141,11 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
 
     @property
     def reference(self) -> str:
-        """What ``trunkline_resolve_model`` is asked for: the path, with ``@revision`` where one is set."""
+        """The argument of ``trunkline_resolve_model``: the path, followed by ``@revision`` if one is set."""
         return f"{self.model_path}@{self.revision}" if self.revision else self.model_path
 
     def table(self) -> dict[str, Any]:
-        """The ``[[models]]`` table that says all of this, as builtins."""
+        """These settings as a ``[[models]]`` table of builtin types."""
         own: dict[str, Any] = msgspec.to_builtins(self)
         for group in own.pop("plugins").values():
             own |= group

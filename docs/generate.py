@@ -1,7 +1,7 @@
 """Write the parts of the documentation that come from the source.
 
-``python docs/generate.py`` rewrites plugins.md (hooks from ``core/hookspecs.py``, files of
-``examples/``), configuration.md (settings from their structs), fields.md (fields of request bodies
+``python docs/generate.py`` rewrites plugins.md (hooks from ``core/hookspecs.py`` and ``plugins/generation/hooks.py``,
+files of ``examples/``), configuration.md (settings from their structs), fields.md (fields of request bodies
 from theirs) and the pages of ``docs/generate_map.py``; a test compares them.
 """
 
@@ -13,6 +13,7 @@ import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from msgspec import Struct
@@ -30,10 +31,13 @@ from trunkline.core.server.routes import routes
 from trunkline.core.server.routes.weights import weight_routes
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import SettingsGroup
+from trunkline.plugins.generation import hooks as generation_hooks
 from trunkline.plugins.generation.sampling import checks
 
 DOCS = Path(__file__).parent
-EXAMPLE = DOCS.parent / "examples" / "trunkline-surprise"
+EXAMPLES = DOCS.parent / "examples"
+EXAMPLE = EXAMPLES / "trunkline-surprise"
+SPECIFICATIONS = (hookspecs, generation_hooks)  # core's hooks, and those of the project's own plugins
 WHERE = ("Front", "Engine", "Update")
 
 PLUGINS = """# Plugins
@@ -51,13 +55,13 @@ $ trunkline serve --no-plugin NAME     # load all but NAME
 Installed plugins load by default. One that can't be imported, or that implements a hook which
 doesn't exist, is left out with a warning; it stops the start only when `--plugin` asked for it.
 
-While requests are served, whatever a plugin raises, and whatever it returns that its contract doesn't
+While requests are served, an exception of a plugin, or a return value that its contract doesn't
 allow, ends the request that it was called for with a 500; the log line names plugin, distribution and
-method ([operations](operations.md#a-plugin-that-fails)). A `RequestError` is an answer to the client. Observers of
+method ([operations](operations.md#a-plugin-that-fails)). A `RequestError` is sent to the client. Observers of
 requests and collectors of metrics end no request: their failures are logged and counted.
 
 A plugin may import `trunkline.core.types`, `trunkline.core.errors`, `trunkline.core.hookspecs`,
-`trunkline.core.server.api` ([what it offers](server_api.md)) and `trunkline.kernels`; everything else may change
+`trunkline.core.server.api` ([contents](server_api.md)) and `trunkline.kernels`; everything else may change
 without notice.
 
 ## A whole plugin
@@ -65,16 +69,16 @@ without notice.
 `examples/trunkline-surprise` is a package of its own: a task that says how many bits a model needs
 per token of a text. Install it with `pip install ./examples/trunkline-surprise`.
 
-The entry point is what makes it a plugin:
+It is a plugin because of its entry point:
 
 {pyproject}
 
-Its hooks. The module is imported by `trunkline --help`, so heavy things are imported inside:
+Its hooks. The module is imported by `trunkline --help`, so heavy libraries are imported inside functions:
 
 {hooks}
 
 Its code in the engine. Requests of different tasks share forward passes; the stage says which
-hidden rows it wants and turns them into results:
+hidden rows it needs and computes results from them:
 
 {stage}
 
@@ -89,6 +93,21 @@ Its route in the front process:
 {table}
 
 {manual}
+
+## Hooks of the generation plugin
+
+{generation_intro}
+
+`examples/trunkline-no-digits` uses both; install it with `pip install ./examples/trunkline-no-digits`:
+
+{generation_example}
+
+Without the generation plugin (`--no-plugin generation`) there are no such hooks, and plugins that implement them are
+left out with a warning.
+
+{generation_table}
+
+{generation_manual}
 """
 
 CONFIGURATION = """# Configuration
@@ -113,9 +132,9 @@ context_length = 2048
 without = ["moe_stats"]
 ```
 
-The same models on the command line: each is followed by its own flags, and flags before the first
-model are for all of them. A table of a plugin that says "or per model" is for all models; its keys may
-also stand in a `[[models]]` table, and its flags after a model, for that one.
+The same models on the command line: flags after a model apply to that model, flags before the first model to
+all models. Tables below with the heading "or per model" have settings for all models, which can be overridden for
+one model: by a key in its `[[models]]` table, or by a flag after it.
 
 ```console
 $ trunkline serve --port 8000 path/to/model --dtype float32 demo:smollm2-135m-instruct --context-length 2048
@@ -129,7 +148,7 @@ Accepted and ignored, with a log line each:
 
 {ignored}
 
-Refused with a sentence, because ignoring them would change what clients get:
+Refused with an error, because clients would get other results if they were ignored:
 
 {refused}
 """
@@ -137,9 +156,9 @@ Refused with a sentence, because ignoring them would change what clients get:
 
 FIELDS = """# Fields of requests
 
-What happens to every field that a route knows. *Honoured*: it does what its dialect says.
-*Refused*: a value that asks for something is a 400 that names the field; null passes, and so do, unless
-noted, false, 0, an empty string, array or object, and the values given here. *Ignored*: any value passes and
+The treatment of every known field. *Honoured*: it works as in the API that defines it.
+*Refused*: a value that requests something is a 400 that names the field; null is accepted, and so are, unless
+noted, false, 0, an empty string, array or object, and the values given here. *Ignored*: any value is accepted and
 has no effect, for the reason given. Fields that aren't listed are ignored; those that SGLang, vLLM, Jina, Infinity,
 Text Embeddings Inference and the SDKs of OpenAI and Cohere send to these routes are all listed.
 
@@ -159,8 +178,12 @@ def plugins() -> str:
         stage=_code(EXAMPLE / "trunkline_surprise" / "stage.py", "python"),
         routes=_code(EXAMPLE / "trunkline_surprise" / "routes.py", "python"),
         intro=_prose(hookspecs.__doc__ or ""),
-        table=_table(("hook", "what it contributes", *WHERE), (_hook_row(name) for name in _hooks())),
-        manual="\n\n".join(_hook(name) for name in _hooks()),
+        table=_hook_table(hookspecs),
+        manual="\n\n".join(_hook(name) for name in _hooks(hookspecs)),
+        generation_intro=_prose(generation_hooks.__doc__ or ""),
+        generation_example=_code(EXAMPLES / "trunkline-no-digits" / "trunkline_no_digits" / "__init__.py", "python"),
+        generation_table=_hook_table(generation_hooks),
+        generation_manual="\n\n".join(_hook(name) for name in _hooks(generation_hooks)),
     )
 
 
@@ -188,7 +211,7 @@ def fields() -> str:
     rows = [
         (", ".join(f"`{key}`" for key in checks.CHECKS), "honoured"),
         (later, "refused: is not supported yet; neutral values pass"),
-        (", ".join(f"`{key}`" for key in checks.IGNORED), "ignored: there is nothing that reads it"),
+        (", ".join(f"`{key}`" for key in checks.IGNORED), "ignored: no tokenizer puts spaces there"),
         ("any other", "refused: unknown field"),
     ]
     return FIELDS.format(tables="\n\n".join(tables), sampling=_table(("keys", "treatment"), rows))
@@ -213,7 +236,7 @@ def _fields(schema: type[Struct]) -> str:
     rows: dict[str, list[str]] = {}
     for name, mark in fields_of(schema):
         passing = ", ".join(f"`{json.dumps(value)}`" for value in mark.neutral) if isinstance(mark, Refused) else ""
-        rows.setdefault(_treatment(mark), []).append(f"`{name}`" + (f" (passes: {passing})" if passing else ""))
+        rows.setdefault(_treatment(mark), []).append(f"`{name}`" + (f" (accepted: {passing})" if passing else ""))
     return _table(("fields", "treatment"), ((", ".join(names), treatment) for treatment, names in rows.items()))
 
 
@@ -222,32 +245,41 @@ def _treatment(mark: Refused | Ignored | None) -> str:
         return "honoured"
     if isinstance(mark, Ignored):
         return f"ignored: {mark.why}"
-    only_null = "" if mark.empty else " (also false, 0 and what is empty)"
+    only_null = "" if mark.empty else " (also false, 0 and empty values)"
     return f"refused{only_null}: {mark.message.removeprefix('{field} ')}"
 
 
-def _hooks() -> list[str]:
-    return [name for name in vars(hookspecs) if name.startswith("trunkline_")]
+def _hooks(specification: ModuleType) -> list[str]:
+    return [name for name in vars(specification) if name.startswith("trunkline_")]
+
+
+def _specification(name: str) -> Any:
+    """The function that specifies a hook."""
+    return next(vars(module)[name] for module in SPECIFICATIONS if name in vars(module))
+
+
+def _hook_table(specification: ModuleType) -> str:
+    return _table(("hook", "what it contributes", *WHERE), (_hook_row(name) for name in _hooks(specification)))
 
 
 def _hook_row(name: str) -> tuple[str, ...]:
     """The hook, the first sentence of its documentation, and when it is called in each process."""
-    about = _prose((getattr(hookspecs, name).__doc__ or "").split("\n\n")[0]).removesuffix(".")
+    about = _prose((_specification(name).__doc__ or "").split("\n\n")[0]).removesuffix(".")
     calls = when_called(name)
     return (f"`{name}`", about, *(calls.get(where, "never").replace("``", "`") for where in WHERE))
 
 
 def when_called(name: str) -> dict[str, str]:
     """``{"Front": "once, …"}``: the second paragraph of a hook's documentation, by process."""
-    paragraph = inspect.cleandoc(getattr(hookspecs, name).__doc__ or "").split("\n\n")[1]
+    paragraph = inspect.cleandoc(_specification(name).__doc__ or "").split("\n\n")[1]
     text = " ".join(paragraph.split()).rstrip(":.")
     parts = re.split(rf"(?:^|\. )({'|'.join(WHERE)}): ", text)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def _hook(name: str) -> str:
-    signature = str(inspect.signature(getattr(hookspecs, name))).replace("'", "")
-    return f"### `{name}{signature}`\n\n{_prose(getattr(hookspecs, name).__doc__ or '')}"
+    signature = str(inspect.signature(_specification(name))).replace("'", "")
+    return f"### `{name}{signature}`\n\n{_prose(_specification(name).__doc__ or '')}"
 
 
 def _prose(docstring: str) -> str:
@@ -273,7 +305,7 @@ def _prose(docstring: str) -> str:
 
 
 def _code(path: Path, language: str) -> str:
-    return f"`{path.relative_to(EXAMPLE)}`\n\n```{language}\n{path.read_text().strip()}\n```"
+    return f"`{Path(*path.relative_to(EXAMPLES).parts[1:])}`\n\n```{language}\n{path.read_text().strip()}\n```"
 
 
 def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -281,7 +313,7 @@ def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def _foreign(flags: Iterable[compat.Foreign]) -> str:
+def _foreign(flags: Iterable[compat.ForeignFlag]) -> str:
     lines = []
     for flag in flags:
         only = f" (only {' or '.join(f'`{value}`' for value in flag.accepted if value)})" if flag.accepted else ""

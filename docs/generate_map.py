@@ -37,11 +37,11 @@ GROUPS = {
     "Limits": ("truncate", "deadline"),
 }
 
-SERVER_API = """# What routes can use of the server
+SERVER_API = """# Server functions for routes
 
-`{api}` is the part of the server that plugins may import: the project's own routes are made of
-nothing else. [Plugins](plugins.md) shows it in use. A `RequestError` is an answer to the client; where a function
-raises one, the route passes it on.
+`{api}` is the part of the server that plugins may import; the project's own routes use
+nothing else. [Plugins](plugins.md) has an example. A `RequestError` is sent to the client; routes don't catch those of
+the functions below.
 
 ## What a route declares
 

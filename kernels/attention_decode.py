@@ -1,4 +1,4 @@
-"""Paged decode attention: rows with one query over keys that lie scattered in the pool."""
+"""Paged decode attention: rows with one query each, over keys and values that are scattered in the KV pool."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 
 from trunkline.kernels.cpu.attention import paged
 from trunkline.kernels.cpu.elements import layout_of
-from trunkline.kernels.cpu.recording import hold
+from trunkline.kernels.cpu.recording import keep_alive
 from trunkline.kernels.cpu.threads import team_size
 
 from . import attention_extend
 from .layout import Layout
 
-_SERIAL = 1 << 19  # multiplications below which waking the other threads costs more than it saves
+_MIN_PARALLEL = 1 << 19  # multiply-adds of the scores; below, waking the other threads costs more than it saves
 
 
 def decode_reference(
@@ -21,7 +21,7 @@ def decode_reference(
     keys: torch.Tensor,
     values: torch.Tensor,
     layout: Layout,
-    which: np.ndarray,
+    row_ids: np.ndarray,
     out: torch.Tensor,
     *,
     scale: float,
@@ -30,19 +30,22 @@ def decode_reference(
     sinks: torch.Tensor | None = None,
     chunk: int = 0,
 ) -> None:
-    """Plain torch: gather each row's keys and attend, in float32 or wider.
+    """Causal attention of one query per row, in plain torch: gathers each row's keys and values.
 
-    ``q`` [T, H, D], ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv] (one layer of the pool,
-    new tokens included), ``which`` int32 [N]: the rows of ``layout`` to attend for, of one query each.
-    Fills ``out`` [T, H, Dv] at those rows' tokens. Always causal.
+    ``q`` [T, H, D], ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv], of any float dtype. The
+    last two are one layer of the KV pool, and already contain the new tokens. ``row_ids`` int32 [N]
+    selects rows of ``layout`` with one query each. Computes in float32, or in float64 for float64
+    inputs, and writes ``out`` [T, H, Dv] at the selected rows' tokens only.
+
+    ``scale``, ``window``, ``softcap``, ``sinks`` and ``chunk``: see :meth:`.Backend.attention`.
     """
     exact = torch.promote_types(q.dtype, torch.float32)
-    for r in which:
+    for r in row_ids:
         tokens = slice(int(layout.q_start[r]), int(layout.q_start[r]) + 1)
         slots = torch.from_numpy(layout.table[layout.table_row[r], : layout.kv_len[r]]).to(keys.device)
         k, v = keys.index_select(0, slots).to(exact), values.index_select(0, slots).to(exact)
-        seen = attention_extend.visible(1, len(k), True, window, chunk, q.device)
-        row = attention_extend.attend(q[tokens].to(exact), k, v, seen, scale=scale, softcap=softcap, sinks=sinks)
+        mask = attention_extend.visible(1, len(k), True, window, chunk, q.device)
+        row = attention_extend.attend(q[tokens].to(exact), k, v, mask, scale=scale, softcap=softcap, sinks=sinks)
         out[tokens] = row.to(out.dtype)
 
 
@@ -51,7 +54,7 @@ def decode_cpu(
     keys: torch.Tensor,
     values: torch.Tensor,
     layout: Layout,
-    which: np.ndarray,
+    row_ids: np.ndarray,
     out: torch.Tensor,
     *,
     scale: float,
@@ -60,17 +63,24 @@ def decode_cpu(
     sinks: torch.Tensor | None = None,
     chunk: int = 0,
 ) -> None:
-    """The same by compiled loops over the pool, on torch's threads; float32 or bfloat16, sums in float32."""
+    """:func:`decode_reference`, compiled, on torch's threads: the split-KV scheme of Flash-Decoding.
+
+    All tensors are on the CPU. ``q``, ``keys``, ``values`` and ``out`` are of one dtype, float32 or
+    bfloat16; sums are float32. ``keys``, ``values`` and ``out`` are contiguous. Nothing of this is
+    checked: :meth:`.Backend.attention` is the caller, and the loop reads and writes by address.
+
+    Source: Dao et al., "Flash-Decoding for long-context inference" (2023).
+    """
     heads, key_dim = q.shape[1:]
-    groups, value_dim = values.shape[1:]
+    kv_heads, value_dim = values.shape[1:]
     if q.stride(2) != 1:
         q = q.contiguous()
-    which = np.ascontiguousarray(which, dtype=np.int32)
-    shares = team_size(len(which) * heads * key_dim * int(layout.kv_len.max()) > _SERIAL)
+    row_ids = np.ascontiguousarray(row_ids, dtype=np.int32)
+    shares = team_size(len(row_ids) * heads * key_dim * int(layout.kv_len.max()) > _MIN_PARALLEL)
     size = paged.scratch_bytes(heads, key_dim, value_dim)
-    scratch = hold(torch.empty(shares * size, dtype=torch.uint8))
+    scratch = keep_alive(torch.empty(shares * size, dtype=torch.uint8))
     sinks = None if sinks is None else sinks.detach().float().contiguous()
-    task = paged.task(key_dim, value_dim, q.dtype == torch.bfloat16)
+    kernel = paged.kernel(key_dim, value_dim, q.dtype == torch.bfloat16)
     arguments: dict[str, float] = {
         "q": q.data_ptr(),
         "q_token": q.stride(0),
@@ -80,15 +90,15 @@ def decode_cpu(
         "out": out.data_ptr(),
         "scratch": scratch.data_ptr(),
         "sinks": 0 if sinks is None else sinks.data_ptr(),
-        **layout_of(layout, which),
-        "rows": len(which),
+        **layout_of(layout, row_ids),
+        "rows": len(row_ids),
         "heads": heads,
-        "groups": groups,
+        "kv_heads": kv_heads,
         "window": window,
         "chunk": chunk,
         "scale": scale,
         "softcap": softcap,
     }
-    task.run(shares, **arguments, shares=shares)
+    kernel.run(shares, **arguments, shares=shares)
     if shares > 1:
-        task.run(1, True, **arguments, shares=-shares)
+        kernel.run(1, True, **arguments, shares=-shares)

@@ -1,4 +1,4 @@
-"""Attention of several new tokens a row (prefill), over a cached prefix or none."""
+"""Attention of rows with several new tokens (prefill), with or without a cached prefix."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def extend_reference(
     keys: torch.Tensor | None,
     values: torch.Tensor | None,
     layout: Layout,
-    rows: Sequence[int] | np.ndarray,
+    row_ids: Sequence[int] | np.ndarray,
     out: torch.Tensor,
     *,
     scale: float,
@@ -33,19 +33,23 @@ def extend_reference(
     sinks: torch.Tensor | None = None,
     chunk: int = 0,
 ) -> None:
-    """Plain torch, row by row, all scores of a row in memory.
+    """Attention in plain torch, row by row; the whole score matrix of a row is in memory.
 
-    ``q`` [T, H, D], ``k`` [T, KV, D] and ``v`` [T, KV, Dv] hold the new tokens of all rows;
-    ``keys`` and ``values`` are one layer of the pool, the new tokens already written, or None.
-    Fills ``out`` [T, H, Dv] at the tokens of ``rows``. Non-causal rows have no cached prefix.
+    ``q`` [T, H, D], ``k`` [T, KV, D] and ``v`` [T, KV, Dv] hold the new tokens of all rows, of any
+    float dtype. ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv] are one layer of the KV pool,
+    which already contains the new tokens, or None where no row has a cached prefix. ``row_ids``
+    selects rows of ``layout``. Computes in float32, or in float64 for float64 inputs, and writes
+    ``out`` [T, H, Dv] at the selected rows' tokens only. Non-causal rows have no cached prefix.
+
+    ``scale``, ``window``, ``softcap``, ``sinks`` and ``chunk``: see :meth:`.Backend.attention`.
     """
     exact = torch.promote_types(q.dtype, torch.float32)
-    for r in rows:
+    for r in row_ids:
         tokens = slice(int(layout.q_start[r]), int(layout.q_start[r + 1]))
         row_k, row_v = row_keys(k, v, keys, values, layout, r)
-        seen = visible(tokens.stop - tokens.start, len(row_k), causal, window, chunk, q.device)
+        mask = visible(tokens.stop - tokens.start, len(row_k), causal, window, chunk, q.device)
         out[tokens] = attend(
-            q[tokens].to(exact), row_k.to(exact), row_v.to(exact), seen, scale=scale, softcap=softcap, sinks=sinks
+            q[tokens].to(exact), row_k.to(exact), row_v.to(exact), mask, scale=scale, softcap=softcap, sinks=sinks
         ).to(out.dtype)
 
 
@@ -56,7 +60,7 @@ def extend_cpu(
     keys: torch.Tensor | None,
     values: torch.Tensor | None,
     layout: Layout,
-    rows: Sequence[int] | np.ndarray,
+    row_ids: Sequence[int] | np.ndarray,
     out: torch.Tensor,
     *,
     scale: float,
@@ -66,23 +70,29 @@ def extend_cpu(
     sinks: torch.Tensor | None = None,
     chunk: int = 0,
 ) -> None:
-    """The same by compiled loops, all rows at once, on torch's threads; float32 or bfloat16, sums in float32."""
+    """:func:`extend_reference`, compiled, all rows in one call, on torch's threads: flash attention.
+
+    All tensors are on the CPU and of one dtype, float32 or bfloat16; sums are float32. ``keys``,
+    ``values`` and ``out`` are contiguous. ValueError for another dtype of ``q``; the rest isn't checked.
+
+    Source: Dao, "FlashAttention-2" (2023, arXiv:2307.08691), for CPU caches: :mod:`.flash_arguments`.
+    """
     heads, key_dim = q.shape[1:]
-    groups, value_dim = v.shape[1:]
+    kv_heads, value_dim = v.shape[1:]
     if q.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"the cpu backend computes in float32 and bfloat16, not {q.dtype}")
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
-    which = np.ascontiguousarray(rows, dtype=np.int32)
-    news = layout.q_start[which + 1] - layout.q_start[which]
-    products = int(np.dot(news.astype(np.int64), layout.kv_len[which])) * heads * key_dim
-    team = team_size(products > _SERIAL)
+    row_ids = np.ascontiguousarray(row_ids, dtype=np.int32)
+    query_counts = layout.q_start[row_ids + 1] - layout.q_start[row_ids]
+    multiplications = int(np.dot(query_counts.astype(np.int64), layout.kv_len[row_ids])) * heads * key_dim
+    team = team_size(multiplications > _MIN_PARALLEL)
     pairs = q.dtype == torch.bfloat16 and flash_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
-    together = flash_pairs.TOGETHER if pairs else 1
-    blocks = sizes(heads // groups, key_dim, value_dim, together)
-    units = int((-(-news // blocks.queries)).sum()) * groups
-    scratch = torch.empty(team * blocks.size, dtype=torch.uint8)
+    panels_per_call = flash_pairs.PANELS_PER_CALL if pairs else 1
+    blocks = sizes(heads // kv_heads, key_dim, value_dim, panels_per_call)
+    units = int((-(-query_counts // blocks.unit_queries)).sum()) * kv_heads
+    scratch = torch.empty(team * blocks.scratch_size, dtype=torch.uint8)
     sinks = None if sinks is None else sinks.detach().float().contiguous()
-    flash.task(q.dtype, pairs).run(
+    flash.kernel(q.dtype, pairs).run(
         team,
         **_strided("q", q),
         **_strided("k", k),
@@ -91,12 +101,12 @@ def extend_cpu(
         values=0 if values is None else values.data_ptr(),
         out=out.data_ptr(),
         sinks=0 if sinks is None else sinks.data_ptr(),
-        **layout_of(layout, which),
+        **layout_of(layout, row_ids),
         units=units,
         grain=max(1, units // (team * 32)),
         claimed=0,
         heads=heads,
-        groups=groups,
+        kv_heads=kv_heads,
         key_dim=key_dim,
         value_dim=value_dim,
         causal=int(causal),
@@ -110,36 +120,38 @@ def extend_cpu(
 
 
 def _strided(name: str, x: torch.Tensor) -> dict[str, int]:
-    """Where a tensor starts, and bytes from token to token and from head to head."""
+    """Kernel arguments of a tensor [T, heads, width]: its address, and its strides over tokens and heads in bytes."""
     return {name: x.data_ptr(), f"{name}_token": x.stride(0) * x.itemsize, f"{name}_head": x.stride(1) * x.itemsize}
 
 
-_SERIAL = 1 << 19  # multiplications below which waking the other threads costs more than it saves
+_MIN_PARALLEL = 1 << 19  # multiply-adds of the scores; below, waking the other threads costs more than it saves
 
 
 def attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    seen: torch.Tensor,
+    mask: torch.Tensor,
     *,
     scale: float,
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``softmax(q kᵀ) v`` with everything written out: [n, H, D], [m, KV, D], [m, KV, Dv] -> [n, H, Dv].
+    """``softmax(scale * q kᵀ) v`` of one row: ``q`` [n, H, D], ``k`` [m, KV, D], ``v`` [m, KV, Dv] -> [n, H, Dv].
 
-    ``seen`` bool [n, m]. ``sinks`` [H] is one more column of the softmax, without a value.
+    All are of one float dtype, in which it computes. H is a multiple of KV: query head ``h`` reads
+    KV head ``h // (H / KV)``. ``mask`` bool [n, m] is True where a query sees a key. ``sinks`` [H] are
+    the scores of one more softmax column, which has no value (GPT-OSS).
     """
     n, heads, _ = q.shape
-    groups = k.shape[1]
-    query = q.view(n, groups, heads // groups, -1).permute(1, 2, 0, 3)  # [KV, H/KV, n, D]
+    kv_heads = k.shape[1]
+    query = q.view(n, kv_heads, heads // kv_heads, -1).permute(1, 2, 0, 3)  # [KV, H/KV, n, D]
     scores = query @ k.permute(1, 2, 0)[:, None] * scale  # [KV, H/KV, n, m]
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~seen, -torch.inf)
+    scores = scores.masked_fill(~mask, -torch.inf)
     if sinks is not None:
-        column = sinks.to(scores.dtype).view(groups, -1, 1, 1).expand(*scores.shape[:3], 1)
+        column = sinks.to(scores.dtype).view(kv_heads, -1, 1, 1).expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, column], dim=-1)
     weights = scores.softmax(-1)[..., : len(k)]
     return (weights @ v.permute(1, 0, 2)[:, None]).permute(2, 0, 1, 3).reshape(n, heads, -1)
@@ -153,9 +165,10 @@ def row_keys(
     layout: Layout,
     row: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """All keys and values of a row, [kv_len, KV, D] and [kv_len, KV, Dv].
+    """All keys [kv_len, KV, D] and values [kv_len, KV, Dv] of row number ``row``.
 
-    Views of the new ones when the row has no cached prefix, else a copy from the pool.
+    ``k``, ``v``, ``keys`` and ``values``: see :func:`extend_reference`. Returns views of ``k`` and ``v``
+    when the row has no cached prefix, else copies gathered from the pool.
     """
     start, stop, length = int(layout.q_start[row]), int(layout.q_start[row + 1]), int(layout.kv_len[row])
     if length == stop - start or keys is None or values is None:
@@ -165,13 +178,16 @@ def row_keys(
 
 
 def visible(n: int, m: int, causal: bool, window: int, chunk: int, device: torch.device) -> torch.Tensor:
-    """Which of ``m`` keys each of the last ``n`` positions sees, bool [n, m]."""
+    """The attention mask of the last ``n`` of ``m`` positions over all ``m`` keys: bool [n, m], True = visible.
+
+    ``window`` and ``chunk``, in tokens, as in :meth:`.Backend.attention`; 0 for none.
+    """
     position = torch.arange(m - n, m, device=device)[:, None]
     key = torch.arange(m, device=device)
     distance = position - key
-    seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    mask = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
     if window:
-        seen &= distance.abs() < window
+        mask &= distance.abs() < window
     if chunk:
-        seen &= position // chunk == key // chunk
-    return seen
+        mask &= position // chunk == key // chunk
+    return mask

@@ -1,4 +1,4 @@
-"""Which kernels run, chosen once when the engine starts."""
+"""The attention backend: which kernels run. The engine chooses it once, at start-up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import attention_decode, attention_extend, kv_write, sample
+from . import adjust, attention_decode, attention_extend, kv_write, logprobs, sample
 from .layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -17,10 +17,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One operation a field; shapes and meanings stand in the file of each operation.
+    """One implementation of each operation, one field per operation.
 
-    Decoding rows go to ``decode``, and all rows of prompts to ``extend``, also those with one query left over a
-    cached prefix: the two sum in different orders, and a prompt's result must not depend on what was cached.
+    ``decode``: :mod:`.attention_decode`; ``extend``: :mod:`.attention_extend`; ``write``: :mod:`.kv_write`;
+    ``sample``: :mod:`.sample`. Each of these files documents its operation's arguments.
+
+    Decoding rows go to ``decode``. All prompt rows go to ``extend``, even a prompt whose only uncached token
+    is its last one: the two kernels add in different orders, and a prompt's result must not depend on how
+    much of it was cached.
     """
 
     name: str
@@ -28,6 +32,8 @@ class Backend:
     extend: Callable[..., None]
     write: Callable[..., None]
     sample: Callable[..., torch.Tensor]
+    adjust: Callable[..., None]
+    logprobs: Callable[..., logprobs.RowLogprobs]
 
     def attention(
         self,
@@ -46,13 +52,21 @@ class Backend:
         chunk: int = 0,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One layer's attention over packed rows; first puts the new keys and values into the pool.
+        """One layer's attention over packed rows; writes the new keys and values to the pool first.
 
-        ``q`` [T, H, D], ``k`` [T, KV, D], ``v`` [T, KV, Dv] -> [T, H, Dv], contiguous; into ``out`` if given.
-        ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv]: this layer's pool, or None (every
-        row is whole then). A query sees keys at distance ``0 <= d < window`` (``|d| < window``
-        when not causal; window 0 = any), in its own ``chunk`` of positions (0 = any);
-        ``softcap`` 0 = none; ``sinks`` [H] joins the softmax as one more column without value.
+        ``q`` [T, H, D], ``k`` [T, KV, D], ``v`` [T, KV, Dv] -> [T, H, Dv], contiguous and of ``q``'s dtype;
+        written to ``out`` if given. ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv] are this
+        layer's part of the KV pool, or None; without a pool, and when not causal, no row has a cached
+        prefix. The mask and the scores:
+
+        * ``scale`` multiplies ``q kᵀ``. ``softcap`` c > 0 replaces a score s by ``c * tanh(s / c)`` (Gemma 2).
+        * ``window`` w > 0, in tokens: a query at position p sees keys at ``p - w < j <= p``; when not
+          causal, at ``|p - j| < w``.
+        * ``chunk`` c > 0, in tokens: a query sees only keys of its own chunk, ``j // c == p // c`` (Llama 4).
+        * ``sinks`` [H]: one score per head, which takes part in the softmax but has no value (GPT-OSS).
+
+        0 means none for these three numbers. The cpu backend raises ValueError for prompt rows in
+        dtypes other than float32 and bfloat16.
         """
         if out is None:
             out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
@@ -74,16 +88,17 @@ class Backend:
 
     @staticmethod
     def _split(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-        """Rows for ``decode`` and rows for ``extend``, int32."""
+        """The row numbers for ``decode`` and those for ``extend``, int32 each."""
         rows = np.arange(layout.rows, dtype=np.int32)
         return rows[: layout.decodes], rows[layout.decodes :]
 
 
 def choose(name: str | None, device: str) -> Backend:
-    """The backend called ``name`` (None or "auto": the device's default) for "cpu" or "cuda".
+    """The backend ``name`` for the device type "cpu" or "cuda"; None or "auto" is the device's default.
 
-    A backend that the device can't run is replaced by the default, with a warning;
-    ``Backend.name`` tells which is in force. ValueError for an unknown name.
+    The default is "cpu" on a CPU and "torch_native" elsewhere. It also replaces a backend that the
+    device can't run, with a warning; ``Backend.name`` is the one that was chosen. ValueError for an
+    unknown name.
     """
     default = "cpu" if device == "cpu" else "torch_native"
     name = default if name in (None, "auto") else name
@@ -99,6 +114,8 @@ def choose(name: str | None, device: str) -> Backend:
             attention_extend.extend_cpu,
             kv_write.write_cpu,
             sample.sample_cpu,
+            adjust.adjust_cpu,
+            logprobs.logprobs_cpu,
         )
     return Backend(
         "torch_native",
@@ -106,4 +123,6 @@ def choose(name: str | None, device: str) -> Backend:
         attention_extend.extend_reference,
         kv_write.write_reference,
         sample.sample_reference,
+        adjust.adjust_reference,
+        logprobs.logprobs_reference,
     )

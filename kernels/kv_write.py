@@ -10,10 +10,11 @@ from trunkline.kernels.cpu import kv_write as compiled
 def write_reference(
     k: torch.Tensor, v: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out_slots: torch.Tensor
 ) -> None:
-    """``keys[out_slots[t]] = k[t]``, likewise values.
+    """``keys[out_slots[t]] = k[t]`` and ``values[out_slots[t]] = v[t]``, in place.
 
-    ``k`` [T, KV, D] and ``v`` [T, KV, Dv] may be strided views; ``keys`` [slots, KV, D] and
-    ``values`` [slots, KV, Dv] are one layer of the pool; ``out_slots`` int64 [T], all different.
+    ``k`` [T, KV, D] and ``v`` [T, KV, Dv] may be strided views, and are converted to the pool's dtype.
+    ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv] are one layer of the KV pool. ``out_slots``
+    int64 [T], all different.
     """
     keys[out_slots] = k.to(keys.dtype)
     values[out_slots] = v.to(values.dtype)
@@ -22,7 +23,12 @@ def write_reference(
 def write_cpu(
     k: torch.Tensor, v: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out_slots: torch.Tensor
 ) -> None:
-    """The same by one compiled call for keys and values: two indexed stores cost more than a small batch's data."""
+    """:func:`write_reference`, compiled: one call copies keys and values.
+
+    For a small batch, torch's two indexed stores cost more than the copy itself. All tensors are on
+    the CPU; ``keys`` and ``values`` are contiguous, which isn't checked. Where dtypes differ from the
+    pool's, or numbers aren't 2 or 4 bytes wide, :func:`write_reference` does it.
+    """
     if k.dtype != keys.dtype or v.dtype != values.dtype or keys.element_size() not in (2, 4):
         write_reference(k, v, keys, values, out_slots)
         return

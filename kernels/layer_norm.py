@@ -1,4 +1,4 @@
-"""Layer norm of rows, with what a residual connection adds first."""
+"""Layer norm of rows, fused with the residual addition before it (post-norm encoders)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from trunkline.kernels.cpu import layer_norm as compiled
 def layer_norm_reference(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, residual: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean 0 and variance 1 over the last dimension of ``x + residual``, then ``* weight + bias``; float32 or wider.
+    """``(y - mean(y)) / sqrt(var(y) + eps) * weight + bias`` with ``y = x + residual``, over the last dimension.
 
     ``x`` and ``residual`` [T, H] of any float dtype, ``weight`` and ``bias`` [H] -> [T, H] of ``x``'s dtype.
+    Computes in float32, or in float64 for a float64 ``x``.
+
+    Source: Ba, Kiros and Hinton, "Layer Normalization" (2016, arXiv:1607.06450).
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     exact = x.to(wide) if residual is None else x.to(wide) + residual.to(wide)
@@ -28,9 +31,11 @@ def layer_norm(
     residual: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """:func:`layer_norm_reference`, compiled, for float32 or bfloat16 ``x`` and ``residual``.
+    """:func:`layer_norm_reference`, compiled; returns ``out`` [T, H].
 
-    ``weight`` and ``bias`` are float32. ``out``, like ``x``, takes the result; it may be ``x`` or ``residual``.
+    ``x``, ``residual`` and ``out`` [T, H] are of one dtype, float32 or bfloat16; ``weight`` and ``bias``
+    [H] are float32. ``out`` is allocated if None; it may be ``x`` or ``residual``. ValueError for other
+    shapes or dtypes, and for tensors that aren't contiguous.
     """
     width = x.shape[1]
     if len(weight) != width or len(bias) != width:

@@ -1,4 +1,4 @@
-"""How the rows of a forward pass lie in memory; every attention kernel reads this."""
+"""The memory layout of one forward pass: packed rows, slot table, KV pool. Every attention kernel reads it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,44 @@ import torch
 
 @dataclass(slots=True)
 class Layout:
-    """Rows packed one after another along the token axis ``[T]``.
+    """The rows of a pass, packed one after another along the token axis ``[T]``, without padding.
 
-    Row ``r`` has queries ``[q_start[r], q_start[r + 1])`` and attends to ``kv_len[r]`` keys, its
-    own new ones last. Key ``j`` of row ``r`` lies in pool slot ``table[table_row[r], j]``.
+    Row ``r`` computes the tokens ``[q_start[r], q_start[r + 1])`` of that axis. They attend to the row's
+    ``kv_len[r]`` keys: the cached prefix, then the new tokens. Key and value ``j`` of row ``r`` are in
+    slot ``table[table_row[r], j]`` of the KV pool. Example: request A decodes its token 5; B extends a
+    cached prefix of 4 tokens by 3; C computes a prompt of 2 tokens::
+
+        row r                0       1               2
+        packed axis        | a5    | b4   b5   b6  | c0   c1  |    T = 6: ids, positions, q, k, v, hidden rows
+        q_start              0       1               4          6
+        kv_len               6       7               2             decodes = 1 (row 0)
+        table_row            2       0               1
+        out_slots            12      14   13   15    2    10       slots of the new tokens
+
+                      position   0   1   2   3   4   5   6
+        table[0]   row 1, B      4   5   6   7 |14  13  15         cached prefix | new
+        table[1]   row 2, C    | 2  10                             only new
+        table[2]   row 0, A      8   3   9   0   1 |12
+
+        slot of the pool     0   1   2   3   4   5   6   7   8   9  10  11  12  13  14  15
+        keys[slot], values  a3  a4  c0  a1  b0  b1  b2  b3  a0  a2  c1   -  a5  b5  b4  b6
+
+    Each layer has its own ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv]; slot numbers hold for
+    all layers. Slots of one row need not be neighbours, and several rows may read the same slots of a
+    shared prefix.
+
     The first ``decodes`` rows are decoding: one query each, of a token that was generated. Without a
-    pool (encoders, warm-up), ``kv_len[r]`` equals the row's number of queries and ``table`` is unused.
+    pool (encoders, warm-up), ``kv_len[r]`` is the row's number of new tokens, and ``table`` and
+    ``out_slots`` are unused.
     """
 
     q_start: np.ndarray  # int32 [R + 1]
     kv_len: np.ndarray  # int32 [R]
     table_row: np.ndarray  # int32 [R]
-    table: np.ndarray  # int32 [rows, max_len], owned by the scheduler
-    out_slots: torch.Tensor  # int64 [T], where the new tokens' keys and values go
+    table: np.ndarray  # int32 [table rows, max_len]: the slot table, owned by the scheduler
+    out_slots: torch.Tensor  # int64 [T]: the slots to which the new tokens' keys and values are written
     decodes: int
-    # The backend's note, made at a pass's first layer that needs it and gone with the pass.
+    # Row numbers for decode and for extend, which the backend computes in the first layer for all of them.
     split: tuple[np.ndarray, np.ndarray] | None = None
 
     @property

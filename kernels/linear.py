@@ -1,4 +1,4 @@
-"""Linear layers over weights that were packed once, at load."""
+"""Linear layers over weights that are packed once, at load time, into the layout that the GEMM kernel reads."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from trunkline.kernels.cpu.processor import has_bfloat16, has_bfloat16_pairs
 
 
 class PackedLinear(nn.Module):
-    """``x Wᵀ + b``, usable in place of ``nn.Linear``; keeps its own packed copy of the weight.
+    """``x Wᵀ + b``: replaces ``nn.Linear`` on a CPU and holds its own packed copy of the weight.
 
-    Bfloat16 models use oneDNN's packed layout on CPUs with tiles of bfloat16 products (AMX, Arm's)
-    and :mod:`.gemm` in bfloat16 on those with vectors of them (AVX512_BF16). All else goes through
-    :mod:`.gemm` in float32, weights stored as bfloat16 when that loses nothing.
+    Which kernel multiplies, by the weight's dtype and the CPU:
+
+    * bfloat16, with AVX512_BF16 but without AMX, K even: :mod:`.cpu.gemm` in bfloat16;
+    * bfloat16, with another bfloat16 unit (AMX, or Arm's): oneDNN, with its own packed layout;
+    * all else: :mod:`.cpu.gemm` in float32, over weights that are stored as bfloat16 if all of them are
+      exactly representable there.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, wide: bool = False) -> None:
-        """``weight`` [N, K] and ``bias`` [N] on the CPU, float32 or bfloat16.
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, float32_out: bool = False) -> None:
+        """Pack ``weight`` [N, K], with ``bias`` [N], both on the CPU, float32 or bfloat16.
 
-        ``wide``: results of :meth:`forward` are the float32 sums where our own kernel makes them,
-        else of the weight's dtype.
+        ``float32_out``: :meth:`forward` returns the float32 sums without rounding them to the weight's
+        dtype. oneDNN's results stay in the weight's dtype.
         """
         super().__init__()
-        self.wide = wide
+        self.float32_out = float32_out
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
         pairs = weight.dtype == torch.bfloat16 and self.in_features % 2 == 0 and has_bfloat16_pairs()
         self.onednn = weight.dtype == torch.bfloat16 and not pairs and has_bfloat16()
         if self.onednn:
-            # The layout for 16 rows is near the best for any number of rows; the one for 1 row isn't.
+            # 16 is the number of rows to optimise for: near the best for any number of rows. 1 isn't.
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
         elif pairs:
             self.packed = gemm.pack_pairs(weight.contiguous())
@@ -40,7 +43,7 @@ class PackedLinear(nn.Module):
         self.set_bias(bias)
 
     def set_bias(self, bias: torch.Tensor | None) -> None:
-        """Use another bias [N] (None: none)."""
+        """Replace the bias [N]; None for no bias."""
         self.bias = None if bias is None else bias.detach()
         self.addend = torch.zeros(0)
         if not self.onednn:
@@ -49,27 +52,31 @@ class PackedLinear(nn.Module):
                 self.addend[: self.out_features] = bias
 
     def weight(self, rows: slice) -> torch.Tensor:
-        """These rows of the weight [N, K] that was packed, exactly."""
+        """Rows ``rows`` of the weight [N, K], unpacked, with exactly the values that were packed."""
         weight: torch.Tensor = self.packed.to_dense()[rows] if self.onednn else gemm.unpack(self.packed, rows)
         return weight.to(self.dtype)
 
     @property
-    def plain(self) -> bool:
-        """Is it one launch of our own kernel in the model's dtype, nothing else?"""
+    def recordable(self) -> bool:
+        """Whether a forward pass is one launch of our own kernel in the model's dtype, so that it can be recorded."""
         if self.onednn or gemm.rows_dtype(self.packed) != self.dtype:
             return False
         return self.out_features == gemm.width_of(self.packed)
 
-    def into(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """:meth:`forward` of a :attr:`plain` one, ``[T, K]`` into ``out`` [T, N], which may be ``residual``.
+    def forward_into(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """:meth:`forward` of a :attr:`recordable` layer: ``x`` [T, K] -> ``out`` [T, N], which may be ``residual``.
 
-        A bias isn't added where there is a residual.
+        With a residual [T, N], the bias isn't added. All are contiguous and of the weight's dtype; ValueError
+        otherwise.
         """
         gemm.product(x, self.packed, self.addend if residual is None else residual, out)
         return out
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """``x`` [..., K] -> [..., N]; ``residual`` [..., N] of the same dtype is added, not changed."""
+        """``x`` [..., K] -> ``x Wᵀ + bias + residual`` [..., N], of ``x``'s dtype unless ``float32_out``.
+
+        ``residual`` [..., N] has ``x``'s dtype and isn't changed.
+        """
         flat = x.reshape(-1, self.in_features)
         added = None if residual is None else residual.reshape(-1, self.out_features)
         out = self._onednn(flat, added) if self.onednn else self._compiled(flat, added)
@@ -83,10 +90,10 @@ class PackedLinear(nn.Module):
 
     def _compiled(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         kind = gemm.rows_dtype(self.packed)
-        given, result = (torch.float32, torch.float32) if self.wide else (x.dtype, kind)
+        given, result = (torch.float32, torch.float32) if self.float32_out else (x.dtype, kind)
         width = self.addend.shape[0]
         addend = self.addend
-        # Adding the residual costs nothing in the kernel, if no bias is added there.
+        # The kernel's epilogue adds one tensor at no cost: the residual, if there is no bias.
         fused = residual is not None and self.bias is None and width == self.out_features
         if fused and residual is not None:
             addend = residual.to(kind).contiguous()
@@ -106,16 +113,20 @@ class PackedLinear(nn.Module):
 def linear_reference(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """What :class:`PackedLinear` computes."""
+    """What :class:`PackedLinear` computes: ``x`` [..., K], ``weight`` [N, K], ``bias`` [N] and ``residual`` [..., N].
+
+    All of one float dtype, which is the result's.
+    """
     out = F.linear(x, weight, bias)
     return out if residual is None else out + residual
 
 
 def storage_dtype(weight: torch.Tensor) -> torch.dtype:
-    """bfloat16 if it holds every number of ``weight`` exactly, else float32."""
+    """bfloat16 if every number of ``weight`` [N, K] is exactly representable in it, else float32."""
     if weight.dtype == torch.bfloat16:
         return torch.bfloat16
-    for rows in torch.split(weight, max(1, (1 << 22) // weight.shape[1])):  # bounded scratch
+    # 4 Mi numbers at a time, to bound the temporary memory.
+    for rows in torch.split(weight, max(1, (1 << 22) // weight.shape[1])):
         if not torch.equal(rows.to(torch.bfloat16).to(rows.dtype), rows):
             return torch.float32
     return torch.bfloat16

@@ -1,4 +1,4 @@
-"""Root mean square normalisation of rows."""
+"""RMS norm (root mean square normalisation) of rows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from trunkline.kernels.cpu import norm as compiled
 
 
 def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimension, in float32 or wider.
+    """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimension.
 
-    ``x`` [T, H] of any float dtype, ``weight`` [H] -> [T, H] of ``x``'s dtype.
+    ``x`` [..., H] of any float dtype, ``weight`` [H] -> [..., H] of ``x``'s dtype. Computes in float32,
+    or in float64 for a float64 ``x``. Rounds once, after the multiplication by ``weight``; transformers'
+    Llama rounds before it, too.
+
+    Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019, arXiv:1910.07467).
     """
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + eps)
@@ -24,9 +28,11 @@ def rms_norm(
     residual: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """:func:`rms_norm_reference`, compiled: ``x`` [T, H] float32 or bfloat16, ``weight`` [H] float32.
+    """:func:`rms_norm_reference` plus ``residual``, compiled; returns ``out`` [T, H].
 
-    ``residual``, like ``x``, is added; ``out``, like ``x``, takes the result and may be ``residual``.
+    ``x``, ``residual`` and ``out`` [T, H] are of one dtype, float32 or bfloat16; ``weight`` [H] is
+    float32. ``residual`` is added *after* the norm. ``out`` is allocated if None; it may be ``residual``
+    or ``x``. ValueError for other shapes or dtypes, and for tensors that aren't contiguous.
     """
     width = x.shape[1]
     if len(weight) != width:

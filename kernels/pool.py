@@ -1,4 +1,4 @@
-"""One vector a sequence from its packed hidden rows."""
+"""Pooling: one vector per sequence, from its packed hidden rows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ def pool_reference(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> tor
     """Pool ``hidden`` [T, H] of any float dtype -> [R, H] float32, on ``hidden``'s device.
 
     Sequence ``r`` has the rows ``[starts[r], starts[r + 1])``, at least one; ``starts`` is int64
-    [R + 1], from 0 to T. Modes: "mean"; "max", number by number; "weighted", a mean that counts
-    the i-th row i times; "sqrt", the sum over the root of the number of rows; "first"; "last".
+    [R + 1], from 0 to T. ``mode`` is one of :data:`MODES`, as sentence-transformers' ``Pooling`` defines
+    them: "mean"; "max", elementwise; "weighted", the mean with weight i for the i-th row, from 1 on;
+    "sqrt", the sum divided by the square root of the number of rows; "first"; "last". ValueError for
+    an unknown mode, other shapes, and for ``starts`` on the CPU that don't increase from 0 to T.
     """
     _check(hidden, starts, mode)
     starts = starts.to(hidden.device)
@@ -38,9 +40,12 @@ def pool_reference(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> tor
 
 
 def pool(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
-    """:func:`pool_reference`, sums of float32 and bfloat16 compiled on the CPU. ValueError for what doesn't fit."""
-    loop = hidden.is_cpu and hidden.dtype in (torch.float32, torch.bfloat16)
-    if not loop or mode in ("max", "first", "last"):
+    """:func:`pool_reference`, with the same arguments, result and errors.
+
+    "mean", "weighted" and "sqrt" of float32 and bfloat16 tensors on the CPU run compiled.
+    """
+    compilable = hidden.is_cpu and hidden.dtype in (torch.float32, torch.bfloat16)
+    if not compilable or mode in ("max", "first", "last"):
         return pool_reference(hidden, starts, mode)
     _check(hidden, starts, mode)
     starts, hidden = starts.cpu().contiguous(), hidden.contiguous()
@@ -52,7 +57,10 @@ def _pick(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor
 
 
 def _check(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> None:
-    """ValueError for what doesn't fit; what ``starts`` holds is looked at only on the CPU, where that's free."""
+    """ValueError for arguments that don't fit. The values of ``starts`` are read on the CPU only.
+
+    On another device, reading them would wait for the device.
+    """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if hidden.ndim != 2 or starts.ndim != 1 or starts.dtype != torch.int64 or len(starts) == 0:

@@ -1,4 +1,4 @@
-"""Rotary position embedding of queries and keys, with their norms where a model has them."""
+"""Rotary position embedding of queries and keys, fused with their RMS norms where a model has them (Qwen3, Gemma 3)."""
 
 from __future__ import annotations
 
@@ -13,48 +13,55 @@ def rope_reference(
     qkv: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    queries: int,
-    keys: int,
+    q_heads: int,
+    k_heads: int,
     q_weight: torch.Tensor | None = None,
     k_weight: torch.Tensor | None = None,
     eps: float = 0.0,
 ) -> None:
-    """Turn the first ``queries + keys`` heads of ``qkv`` [T, heads, D] in place.
+    """Rotate the first ``q_heads + k_heads`` heads of ``qkv`` [T, heads, D] in place; value heads come after them.
 
-    ``cos`` and ``sin`` [T, R], R <= D even: the first R numbers of a head are turned, number i
-    together with number i + R / 2. With ``q_weight`` and ``k_weight`` [D] float32, each head is
-    RMS-normalised first.
+    ``qkv`` is of any float dtype. ``cos`` and ``sin`` [T, R], R <= D even, R being the rotary dimension: the
+    first R numbers of a head are rotated in pairs (i, i + R / 2), the others stay (partial rotary). With
+    ``q_weight`` and ``k_weight`` [D] float32, each head is RMS-normalised with ``eps`` first.
+
+    Source: Su et al., "RoFormer" (2021, arXiv:2104.09864), with the pairs of transformers' ``rotate_half``
+    (GPT-NeoX) instead of neighbouring numbers.
     """
-    exact = qkv[:, : queries + keys].to(torch.promote_types(qkv.dtype, torch.float32))
+    exact = qkv[:, : q_heads + k_heads].to(torch.promote_types(qkv.dtype, torch.float32))
     if q_weight is not None and k_weight is not None:
-        normed = [rms_norm_reference(exact[:, :queries], q_weight, eps)]
-        normed.append(rms_norm_reference(exact[:, queries:], k_weight, eps))
+        normed = [rms_norm_reference(exact[:, :q_heads], q_weight, eps)]
+        normed.append(rms_norm_reference(exact[:, q_heads:], k_weight, eps))
         exact = torch.cat(normed, dim=1)
     width = cos.shape[-1]
-    turned = exact[..., :width]
-    low, high = turned.chunk(2, dim=-1)
-    turned = turned * cos[:, None] + torch.cat([-high, low], dim=-1) * sin[:, None]
-    qkv[:, : queries + keys] = torch.cat([turned, exact[..., width:]], dim=-1).to(qkv.dtype)
+    rotated = exact[..., :width]
+    low, high = rotated.chunk(2, dim=-1)
+    rotated = rotated * cos[:, None] + torch.cat([-high, low], dim=-1) * sin[:, None]
+    qkv[:, : q_heads + k_heads] = torch.cat([rotated, exact[..., width:]], dim=-1).to(qkv.dtype)
 
 
 def rope(
     qkv: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    queries: int,
-    keys: int,
+    q_heads: int,
+    k_heads: int,
     q_weight: torch.Tensor | None = None,
     k_weight: torch.Tensor | None = None,
     eps: float = 0.0,
 ) -> None:
-    """:func:`rope_reference`, compiled; all of one dtype, float32 or bfloat16."""
+    """:func:`rope_reference`, compiled: ``qkv``, ``cos`` and ``sin`` of one dtype, float32 or bfloat16.
+
+    ValueError for shapes or dtypes that don't fit, for one of ``q_weight`` and ``k_weight`` without the
+    other, and for tensors that aren't contiguous.
+    """
     rows, _, width = qkv.shape
     if cos.shape != sin.shape or cos.dtype != qkv.dtype or sin.dtype != qkv.dtype or len(cos) != rows:
         raise ValueError("cos and sin must be [T, R] of qkv's dtype")
     if cos.shape[1] > width or cos.shape[1] % 2:
-        raise ValueError("the rotary width must be even and at most the head's")
+        raise ValueError("the rotary dimension must be even and at most the head's width")
     if (q_weight is None) != (k_weight is None):
-        raise ValueError("queries and keys are normalised both or not at all")
+        raise ValueError("give both q_weight and k_weight, or neither")
     if q_weight is not None and k_weight is not None and not len(q_weight) == len(k_weight) == width:
         raise ValueError(f"q_weight and k_weight must have the head's width {width}")
-    compiled.rope(qkv, cos, sin, queries, keys, q_weight, k_weight, eps)
+    compiled.rope(qkv, cos, sin, q_heads, k_heads, q_weight, k_weight, eps)

@@ -1,14 +1,14 @@
-"""Draw the next token of each row: temperature, top-k, top-p, min-p, reproducible noise.
+"""Sampling of the next token of each row: temperature, top-k, top-p, min-p, with reproducible noise.
 
-The noise of a token is a pure function of (seed, position, vocabulary id), so a draw doesn't
-depend on batch-mates, on retraction or on the backend.
+The noise of a token is a pure function of (seed, position, vocabulary id). So a sampled token depends
+neither on the other rows of the batch, nor on retractions, nor on the backend.
 """
 
 from __future__ import annotations
 
 import torch
 
-from trunkline.kernels.cpu.sampling.sample import SCRATCH, splitmix, task
+from trunkline.kernels.cpu.sampling.sample import SCRATCH, kernel, splitmix
 from trunkline.kernels.cpu.threads import team_size
 
 _LOW_32 = 0xFFFFFFFF
@@ -23,37 +23,43 @@ def sample_reference(
     seed: torch.Tensor,
     position: torch.Tensor,
 ) -> torch.Tensor:
-    """Plain torch: sort everything, draw by the exponential race. Returns int64 [R].
+    """Sampling in plain torch: sorts the vocabulary, then draws. Returns token ids, int64 [R].
 
-    ``logits`` float32 [R, V], -inf = forbidden. ``temperature``, ``top_p``, ``min_p`` float [R],
-    ``top_k`` int [R] (< 1 = off), ``seed`` and ``position`` int64 [R].
-    With p = softmax(logits / temperature), ordered by p, then by lower id, a token stays iff it is
-    among the first ``top_k``, the tokens before it hold less than ``top_p`` together, and its p is
-    at least ``min_p`` times the largest. Temperature 0 takes the first of that order.
-    A row with a NaN, with +inf or with nothing allowed gives -1.
+    ``logits`` float32 [R, V]; -inf forbids a token. ``temperature``, ``top_p``, ``min_p`` float [R],
+    ``top_k`` int [R] (below 1 = off), ``seed`` and ``position`` int64 [R].
+
+    Let p = softmax(logits / temperature). Tokens are ordered by falling p, equal ones by id. A token is
+    kept if it is among the first ``top_k``, if the tokens before it sum to less than ``top_p``, and if
+    its p is at least ``min_p`` times the largest. All three filters look at the unfiltered p. One of the
+    kept tokens is drawn with probability proportional to p. Temperature 0 takes the first token.
+    The result is -1 for a row with a NaN or +inf, or in which all tokens are forbidden.
+
+    The draw is the Gumbel-max trick in its exponential form: the token with the smallest
+    ``-log(1 - u) / p`` wins, ``u`` being the token's :func:`noise`.
     """
     scores = logits.double()
     largest = scores.amax(-1)
     broken = ~torch.isfinite(largest)
     best = logits.argmax(-1)
     greedy = (temperature <= 0) | (top_k == 1)
-    heat = torch.where(greedy, 1.0, temperature.double())
-    weights = torch.exp((scores - largest[:, None]) / heat[:, None])
+    temperature = torch.where(greedy, 1.0, temperature.double())
+    weights = torch.exp((scores - largest[:, None]) / temperature[:, None])
     ordered, ids = weights.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     rank = torch.arange(logits.shape[1], device=logits.device)
     keep = rank < torch.where(top_k < 1, logits.shape[1], top_k)[:, None]
     keep &= before < top_p.double()[:, None] * ordered.sum(-1, keepdim=True)
     keep &= ordered >= min_p.double()[:, None]
-    waits = -torch.log1p(-noise(seed, position, ids).double()) / ordered
-    drawn = ids.gather(-1, waits.masked_fill(~keep | (ordered == 0), torch.inf).argmin(-1, keepdim=True))[:, 0]
+    times = -torch.log1p(-noise(seed, position, ids).double()) / ordered
+    drawn = ids.gather(-1, times.masked_fill(~keep | (ordered == 0), torch.inf).argmin(-1, keepdim=True))[:, 0]
     return torch.where(broken, -1, torch.where(greedy, best, drawn))
 
 
 def noise(seed: torch.Tensor, position: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Uniform float32 in (0, 1), [R, N], for int64 ``seed`` and ``position`` [R] and ``ids`` [R, N].
+    """Uniform float32 [R, N] in the open interval (0, 1), for int64 ``seed`` and ``position`` [R] and ``ids`` [R, N].
 
-    A 64-bit key a row (two splitmix64 rounds), then two rounds of a 32-bit mixer over the id.
+    Two rounds of splitmix64 (Vigna) make a 64-bit key for each row. Two rounds of a 32-bit mixer over
+    the id, with the key's halves, make the number.
     """
     key = splitmix(splitmix(seed) + position)
     low, high = (key & _LOW_32)[:, None], ((key >> 32) & _LOW_32)[:, None]
@@ -62,7 +68,7 @@ def noise(seed: torch.Tensor, position: torch.Tensor, ids: torch.Tensor) -> torc
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
-    """A bijective 32-bit mixer with low bias, on int64 that holds uint32."""
+    """Bijective 32-bit mixing function with low bias, on uint32 values in int64 tensors."""
     x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _LOW_32
     x = ((x ^ (x >> 15)) * 0xD35A2D97) & _LOW_32
     return x ^ (x >> 15)
@@ -77,15 +83,19 @@ def sample_cpu(
     seed: torch.Tensor,
     position: torch.Tensor,
 ) -> torch.Tensor:
-    """The same by compiled loops, rows shared out over torch's threads; nothing is sorted."""
+    """:func:`sample_reference`, compiled, without sorting: :mod:`.cpu.sample`. Each of torch's threads takes rows.
+
+    Takes the same arguments, on the CPU, and converts their dtypes. ``logits`` may be of any float dtype.
+    Lengths aren't checked.
+    """
     rows, vocabulary = logits.shape
     logits = logits.contiguous().float()
     result = torch.empty(rows, dtype=torch.int64)
     temperature, top_p, min_p = (x.to(torch.float64).contiguous() for x in (temperature, top_p, min_p))
     top_k, seed, position = (x.to(torch.int64).contiguous() for x in (top_k, seed, position))
-    team = team_size(rows > 1 and rows * vocabulary > _SERIAL)
+    team = team_size(rows > 1 and rows * vocabulary > _MIN_PARALLEL)
     scratch = torch.empty(team, vocabulary + SCRATCH, dtype=torch.float32)
-    task().run(
+    kernel().run(
         team,
         logits=logits.data_ptr(),
         rows=rows,
@@ -103,4 +113,4 @@ def sample_cpu(
     return result
 
 
-_SERIAL = 1 << 15  # logits below which waking the other threads costs more than it saves
+_MIN_PARALLEL = 1 << 15  # logits; below, waking the other threads costs more than it saves

@@ -1,6 +1,6 @@
 """Which slots each running request holds; the only place where slots change owner.
 
-A slot is free (in the pool), cached (owned by the radix tree) or private to one request.
+A slot is free (owned by the slot pool), cached (owned by the radix tree) or private to one request.
 """
 
 from __future__ import annotations
@@ -19,20 +19,25 @@ from .radix import Node, RadixCache
 
 @dataclass(slots=True, eq=False)
 class Holding:
-    """One request's room. Of its table row, ``[0, held)`` belongs to the tree and is locked by
-    the request at ``node``, ``[held, allocated)`` is private, the rest is stale."""
+    """The slots of one request, in its row of the slot table::
+
+    position   0 ............ held ............ allocated ............ max_len
+    slots      | cached: owned  | private to     | stale: not           |
+               | by the tree,   | the request    | this request's       |
+               | locked at node |                |                      |
+    """
 
     request: Request
-    ids: np.ndarray  # int32, the request's tokens as far as they were needed as an array
-    regime: int = 0  # of its rotary embedding: keys of one regime are of no use in another
-    row: int = -1  # of the slot table; -1 = holds nothing
+    ids: np.ndarray  # int32: a prefix of the request's tokens, extended when more are needed as an array
+    regime: int = 0  # see regime_of; keys of one regime can't be used in another
+    row: int = -1  # of the slot table; -1 = none, and no slots
     node: Node | None = None
     held: int = 0
     allocated: int = 0
 
     @property
     def namespace(self) -> bytes:
-        """Which cached prefixes it may share: those of the same weights, salt and rotary regime."""
+        """The key of the cached prefixes that it may use: those of the same weights, salt and rotary regime."""
         return bytes([self.regime]) + self.request.namespace
 
     def tokens(self, end: int) -> np.ndarray:
@@ -43,7 +48,7 @@ class Holding:
         return self.ids[:end]
 
     def reusable(self) -> int:
-        """How much cached prefix may stand in: all but the last token at most."""
+        """How many tokens may come from the cache. Never the last one: its hidden row must be computed."""
         if not self.request.cacheable:
             return 0
         cap = self.request.needs.reuse_up_to
@@ -52,7 +57,10 @@ class Holding:
 
 
 def regime_of(length: int, boundaries: Sequence[int]) -> int:
-    """The rotary regime of a sequence of ``length`` tokens: how many of the sorted ``boundaries`` it exceeds."""
+    """The rotary regime of a sequence of ``length`` tokens: how many of the sorted ``boundaries`` it exceeds.
+
+    Each regime has rotary frequencies of its own (LongRoPE); see :mod:`trunkline.core.model.rotary`.
+    """
     return bisect_left(boundaries, length)
 
 
@@ -66,30 +74,30 @@ class Ledger:
 
     @property
     def available(self) -> int:
-        """Slots that can be allocated now, cached ones that may be evicted included."""
+        """Slots that can be allocated now: free ones and cached ones that can be evicted."""
         return self._pool.free + (self._radix.evictable if self._radix else 0)
 
     @property
     def caches(self) -> bool:
-        """Is there a radix tree?"""
+        """Whether there is a prefix cache."""
         return self._radix is not None
 
     @property
     def version(self) -> int:
-        """Unchanged as long as ``probe`` gives the same answers."""
+        """A number that changes whenever results of :meth:`cached_length` may change."""
         return self._radix.version if self._radix else 0
 
-    def probe(self, holding: Holding) -> int:
-        """How many tokens ``open`` would find cached. Changes nothing."""
+    def cached_length(self, holding: Holding) -> int:
+        """How many tokens :meth:`open` would find in the cache. Changes nothing."""
         reusable = holding.reusable()
         if self._radix is None or reusable == 0:
             return 0
-        return self._radix.probe(holding.namespace, holding.tokens(reusable))
+        return self._radix.match_length(holding.namespace, holding.tokens(reusable))
 
     def open(self, holding: Holding) -> bool:
-        """Give the request a table row and lock its cached prefix, which counts as computed.
+        """Assign a table row to the request, and lock its cached prefix, which then counts as computed.
 
-        False, and nothing changes, when the table is full.
+        False, and nothing changes, if the table has no free row.
         """
         row = self._table.take()
         if row is None:
@@ -109,27 +117,27 @@ class Ledger:
 
         The sum must be available. A holding that reaches its end already stays as it is.
         """
-        rows: list[int] = []  # single tokens, the bulk of a decode pass, are written in one go
+        rows: list[int] = []  # single tokens, most of a decode pass, are written in one operation
         columns: list[int] = []
-        stretches: list[tuple[int, int, int]] = []
+        ranges: list[tuple[int, int, int]] = []
         for holding, end in zip(holdings, ends, strict=True):
             start = holding.allocated
             if end == start + 1:
                 rows.append(holding.row)
                 columns.append(start)
             elif end > start:
-                stretches.append((holding.row, start, end))
+                ranges.append((holding.row, start, end))
             holding.allocated = max(start, end)
         singles = len(rows)
-        slots = self._take(singles + sum([end - start for _, start, end in stretches]))
+        slots = self._allocate(singles + sum([end - start for _, start, end in ranges]))
         self._table.slots[rows, columns] = slots[:singles]
         at = singles
-        for row, start, end in stretches:
+        for row, start, end in ranges:
             self._table.slots[row, start:end] = slots[at : at + end - start]
             at += end - start
 
     def store(self, holding: Holding) -> None:
-        """Give the computed prefix to the tree and go on holding it there."""
+        """Insert the computed tokens into the tree, and lock them there."""
         request, radix = holding.request, self._radix
         end = request.computed
         if radix is None or not request.cacheable or end <= holding.held:
@@ -138,15 +146,15 @@ class Ledger:
         inserted = radix.insert(holding.namespace, tokens, slots)
         radix.lock(inserted.node)
         radix.unlock(holding.node)
-        if inserted.existing > holding.held:  # somebody else computed the same meanwhile
-            doubled = slice(holding.held, inserted.existing)
-            duplicates = slots[doubled].copy()
-            slots[doubled] = radix.match(holding.namespace, tokens).slots[doubled]
+        if inserted.existing > holding.held:  # another request has inserted the same tokens: use its slots, free ours
+            overlap = slice(holding.held, inserted.existing)
+            duplicates = slots[overlap].copy()
+            slots[overlap] = radix.match(holding.namespace, tokens).slots[overlap]
             self._pool.release(duplicates)
         holding.node, holding.held = inserted.node, end
 
     def close(self, holding: Holding) -> None:
-        """Leave the computed prefix to the tree and give everything else back."""
+        """Insert the computed tokens into the tree, unlocked, and free all other slots and the table row."""
         self.store(holding)
         self._pool.release(self._table.slots[holding.row, holding.held : holding.allocated])
         if self._radix is not None:
@@ -155,7 +163,7 @@ class Ledger:
         holding.row, holding.node, holding.held, holding.allocated = -1, None, 0, 0
 
     def reset(self) -> None:
-        """Empty the tree. Nothing may be held."""
+        """Empty the tree and free its slots. AssertionError while a request holds any."""
         if self._radix is not None:
             self._pool.release(self._radix.reset())
 
@@ -164,7 +172,7 @@ class Ledger:
         if self._radix is not None:
             self._pool.release(self._radix.evict(self._radix.evictable))
 
-    def _take(self, count: int) -> np.ndarray:
+    def _allocate(self, count: int) -> np.ndarray:
         if count > self._pool.free and self._radix is not None:
             self._pool.release(self._radix.evict(count - self._pool.free))
         slots = self._pool.allocate(count)

@@ -1,6 +1,7 @@
 """The KV pool: memory for keys and values, the free slots, and the table from requests to slots.
 
-A *slot* is space for one token's keys and values in every layer of one model.
+A *slot* is space for one token's keys and values in every layer of one model. The docstring of
+:class:`trunkline.kernels.layout.Layout` shows how attention finds keys by row, slot table and pool.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ _ALIGNMENT = 64  # bytes; a cache line, and the widest vector load
 
 
 class SlotPool:
-    """Hands out slot numbers ``[0, capacity)``; each has one owner at a time."""
+    """Allocates slot numbers ``[0, capacity)``; each slot has at most one owner."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.free = capacity
-        self._stack = np.arange(capacity - 1, -1, -1, dtype=np.int32)  # the free ones are [0, free)
-        self._state = np.full(capacity, _FREE, dtype=np.int32)
+        self._stack = np.arange(
+            capacity - 1, -1, -1, dtype=np.int32
+        )  # free slots are at [0, free); the last of them is allocated next
+        self._state = np.full(capacity, _FREE, dtype=np.int32)  # _FREE, or any other value
 
     def allocate(self, count: int) -> np.ndarray | None:
-        """``count`` slots, int32; None (and nothing changes) when fewer are free."""
+        """Allocate ``count`` slots, int32 ``[count]``. None, and nothing changes, if fewer are free."""
         if count > self.free:
             return None
         slots = self._stack[self.free - count : self.free][::-1].copy()
@@ -36,9 +39,9 @@ class SlotPool:
         return slots
 
     def release(self, slots: np.ndarray) -> None:
-        """Take slots back. AssertionError when one is foreign, free already, or given twice.
+        """Free slots. AssertionError if one isn't of this pool, is already free, or is given twice.
 
-        The check is always on: a slot with two owners is silent corruption of somebody's text.
+        The check is always on: a slot with two owners would silently corrupt another request's result.
         """
         count = len(slots)
         if count == 0:
@@ -46,7 +49,7 @@ class SlotPool:
         if slots.min() < 0 or slots.max() >= self.capacity or (self._state[slots] == _FREE).any():
             raise AssertionError("a slot was released that is not allocated")
         order = np.arange(count, dtype=np.int32)
-        self._state[slots] = order  # a duplicate keeps only its last number
+        self._state[slots] = order  # of a duplicate, only the last number stays
         if (self._state[slots] != order).any():
             raise AssertionError("a slot was released twice in one call")
         self._state[slots] = _FREE
@@ -55,10 +58,10 @@ class SlotPool:
 
 
 class SlotTable:
-    """Where each running request's tokens lie: ``slots[row, position]``, int32 ``[rows, max_len]``.
+    """The slot of each running request's tokens: ``slots[row, position]``, int32 ``[rows, max_len]``.
 
-    Memory is touched only as far as it is written. A row's entries beyond its request's
-    allocated tokens are stale.
+    The operating system provides memory only for the pages that are written. A row's entries beyond the
+    allocated tokens of its request are stale.
     """
 
     def __init__(self, rows: int, max_len: int) -> None:
@@ -70,18 +73,18 @@ class SlotTable:
         return int(self.slots.shape[1])
 
     def take(self) -> int | None:
-        """A row for one request, or None when all are taken."""
+        """Assign a row to a request; None if all are taken."""
         return self._free.pop() if self._free else None
 
     def give(self, row: int) -> None:
-        """The row's request left. AssertionError when the row is free already."""
+        """Free a request's row. AssertionError if it is already free."""
         if row in self._free:
             raise AssertionError("a row of the slot table was given back twice")
         self._free.append(row)
 
 
 class KVPool:
-    """Keys and values of all slots: per layer ``[slots, kv_heads, dim]``, widths may differ."""
+    """Keys and values of all slots: for each layer ``[slots, kv_heads, dim]``; dims of keys and values may differ."""
 
     def __init__(self, shapes: Sequence[KVShape], slots: int, dtype: torch.dtype, device: torch.device | str) -> None:
         self.slots = slots
@@ -90,15 +93,15 @@ class KVPool:
 
     @staticmethod
     def bytes_per_token(shapes: Sequence[KVShape], dtype: torch.dtype) -> int:
-        """Bytes of one slot over all layers."""
+        """Bytes of one slot, over all layers."""
         return sum(heads * (key_dim + value_dim) for heads, key_dim, value_dim in shapes) * dtype.itemsize
 
 
 def _zeros(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """Zeroed memory that the operating system provides only where it is touched.
+    """Zeroed memory; on a CPU, the operating system provides pages only when they are first used.
 
-    Zeroed, because a kernel that reads past a row under a mask must not meet a NaN;
-    ``torch.zeros`` would touch gigabytes at start-up on a CPU.
+    Zeroed, because kernels may read masked slots, and a NaN there would spread in spite of the mask.
+    ``torch.zeros`` would write gigabytes at start-up on a CPU.
     """
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

@@ -1,8 +1,8 @@
 """The prefix cache: a radix tree over token ids whose nodes hold slots of the KV pool.
 
-A pure data structure over int32 arrays; it knows slots by number only. Token granular: an edge
-may be split anywhere. Locks are counted on every node from the locked one up to the root, so
-an unlocked node has no locked descendant and everything that counts as evictable can be freed.
+A pure data structure over int32 arrays; slots are only numbers to it. Edges can be split at any token (page
+size 1). Each lock is counted on the locked node and all its ancestors. So an unlocked node has no
+locked descendants, and all tokens that count as evictable can be freed.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ _EMPTY = np.empty(0, dtype=np.int32)
 
 
 class Node:
-    """An edge of the tree and what hangs below it. ``tokens`` and ``slots`` have equal lengths.
+    """A node and the edge that leads to it, with its ``tokens`` and their ``slots`` (int32, equal lengths).
 
-    The nodes right below the root stand for namespaces and hold no tokens.
+    The children of the root are namespaces and hold no tokens.
     """
 
     __slots__ = ("children", "key", "locks", "parent", "queued", "slots", "tokens", "used")
 
     def __init__(self, key: int | bytes, tokens: np.ndarray, slots: np.ndarray, parent: Node | None) -> None:
-        self.key = key  # among the parent's children: the first token, or the namespace
+        self.key = key  # in the parent's ``children``: the first token, or the namespace
         self.tokens = tokens
         self.slots = slots
         self.parent = parent
         self.children: dict[int | bytes, Node] = {}
         self.locks = 0
-        self.used = 0  # clock of the last match or insert that came by
+        self.used = 0  # clock of the last match or insert on this path
         self.queued = False  # has an entry in the eviction queue
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The longest cached prefix: its length, its slots (int32 ``[length]``), where it ends.
+    """The longest cached prefix: its length in tokens, its slots (int32 ``[length]``), the node where it ends.
 
-    ``node`` is None when nothing matched. Lock it before the tree changes again.
+    ``node`` is None when nothing matched. Callers lock it before the tree changes again.
     """
 
     length: int
@@ -48,7 +48,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Inserted:
-    """``existing`` leading tokens were in the tree already; ``node`` is where the sequence ends."""
+    """The result of an insertion: ``existing`` leading tokens were in the tree; the sequence ends at ``node``."""
 
     existing: int
     node: Node | None
@@ -58,15 +58,17 @@ class RadixCache:
     """Token prefixes by namespace, with reference counts and least-recently-used eviction."""
 
     def __init__(self) -> None:
-        self.evictable = 0  # of them in unlocked nodes
+        self.evictable = 0  # tokens in unlocked nodes
         self.version = 0  # changes whenever the set of cached prefixes does
         self._clock = 0
         self._root = Node(b"", _EMPTY, _EMPTY, None)
-        self._queue: list[tuple[int, int, Node]] = []  # heap of (used, tie-break, leaf), lazily corrected
+        self._queue: list[
+            tuple[int, int, Node]
+        ] = []  # heap of (used, tie-break, leaf); entries may be outdated, see evict
         self._pushes = 0
 
-    def probe(self, namespace: bytes, tokens: np.ndarray) -> int:
-        """Length of the longest cached prefix. Changes nothing, recency included."""
+    def match_length(self, namespace: bytes, tokens: np.ndarray) -> int:
+        """Length of the longest cached prefix, in tokens. Changes nothing, not even the order of eviction."""
         node = self._root.children.get(namespace)
         at = 0
         while node is not None and at < len(tokens):
@@ -79,17 +81,17 @@ class RadixCache:
         return at
 
     def match(self, namespace: bytes, tokens: np.ndarray) -> Match:
-        """The longest cached prefix of ``tokens`` (int32), marked as just used."""
+        """The longest cached prefix of ``tokens`` (int32); its nodes become the most recently used."""
         node, length = self._descend(namespace, tokens)
         if node is None or length == 0:
             return Match(0, _EMPTY, None)
         return Match(length, self._path_slots(node), node)
 
     def insert(self, namespace: bytes, tokens: np.ndarray, slots: np.ndarray) -> Inserted:
-        """Add a sequence (both int32, equally long); the tree then owns ``slots[existing:]``.
+        """Insert a sequence (both int32, of equal lengths). The tree then owns ``slots[existing:]``.
 
-        The leading ``existing`` tokens keep the slots that the tree had, which may differ from
-        the caller's. Arrays are copied.
+        For the ``existing`` leading tokens, the tree keeps its own slots, which may differ from the
+        caller's. Arrays are copied. AssertionError for different lengths.
         """
         if len(tokens) != len(slots):
             raise AssertionError("every inserted token needs its slot")
@@ -103,7 +105,7 @@ class RadixCache:
         return Inserted(existing, node)
 
     def lock(self, node: Node | None) -> None:
-        """Keep the prefix that ends at ``node``. Locks add up."""
+        """Protect the prefix that ends at ``node`` from eviction. Locks are counted."""
         while node is not None:
             if node.locks == 0:
                 self.evictable -= len(node.tokens)
@@ -111,7 +113,7 @@ class RadixCache:
             node = node.parent
 
     def unlock(self, node: Node | None) -> None:
-        """Undo one ``lock``. AssertionError when there was none."""
+        """Undo one :meth:`lock`. AssertionError if there is none."""
         while node is not None:
             if node.locks == 0:
                 raise AssertionError("a cached prefix was unlocked more often than locked")
@@ -122,16 +124,16 @@ class RadixCache:
             node = node.parent
 
     def evict(self, count: int) -> np.ndarray:
-        """Drop ``count`` tokens (fewer when fewer are evictable) and return their slots, int32.
+        """Remove ``count`` tokens, or all evictable ones if there are fewer; returns their slots, int32.
 
-        Least recently used leaves go first, from their ends: a shortened prefix is still a prefix.
+        The least recently used leaves are removed first, each from its end: the rest is still a prefix.
         """
         freed: list[np.ndarray] = []
         missing = count
         while missing > 0 and self._queue:
             used, _, node = heapq.heappop(self._queue)
             node.queued = False
-            if node.used != used:  # used since it was queued: back to its place
+            if node.used != used:  # used since it was queued: queue it again with its new time
                 self._enqueue(node)
             elif not node.locks and not node.children:
                 freed.append(self._shorten(node, missing))
@@ -142,7 +144,7 @@ class RadixCache:
         return np.concatenate(freed)
 
     def reset(self) -> np.ndarray:
-        """Forget everything and return all slots, int32. AssertionError while anything is locked."""
+        """Empty the tree and return all slots, int32. AssertionError while a prefix is locked."""
         if self._root.locks:
             raise AssertionError("the cache can't be reset while prefixes are locked")
         slots = [node.slots for node in self._nodes()]
@@ -155,7 +157,10 @@ class RadixCache:
     # -- inside --------------------------------------------------------------------------------
 
     def _descend(self, namespace: bytes, tokens: np.ndarray) -> tuple[Node | None, int]:
-        """Deepest node on the path of ``tokens`` and its depth; splits the edge where they part."""
+        """The deepest node on the path of ``tokens``, and its depth in tokens.
+
+        If the match ends inside an edge, the edge is split there.
+        """
         self._clock += 1
         node = self._root.children.get(namespace)
         if node is None:
@@ -174,9 +179,9 @@ class RadixCache:
         return node, at
 
     def _split(self, lower: Node, at: int) -> Node:
-        """Put a new node above ``lower`` that takes its first ``at`` tokens; returns the new one.
+        """Insert a node above ``lower`` that takes over its first ``at`` tokens; returns the new node.
 
-        The lower end keeps its identity: whoever holds ``lower`` holds the same prefix as before.
+        ``lower`` stays the node where the whole prefix ends, so that references to it remain valid.
         """
         parent = lower.parent
         assert parent is not None
@@ -198,7 +203,7 @@ class RadixCache:
         return leaf
 
     def _enqueue(self, node: Node) -> None:
-        """Queue a node for eviction if it is an unlocked leaf with tokens; once at most."""
+        """Queue a node for eviction if it is an unlocked leaf with tokens and isn't queued yet."""
         if node.queued or node.locks or node.children or len(node.tokens) == 0:
             return
         node.queued = True
@@ -206,7 +211,7 @@ class RadixCache:
         heapq.heappush(self._queue, (node.used, self._pushes, node))
 
     def _shorten(self, leaf: Node, count: int) -> np.ndarray:
-        """Cut up to ``count`` tokens off a leaf's end, the leaf itself when none is left."""
+        """Remove up to ``count`` tokens from a leaf's end, and the leaf if it has none left; returns their slots."""
         keep = max(0, len(leaf.tokens) - count)
         freed = leaf.slots[keep:]
         self.evictable -= len(freed)
@@ -222,17 +227,17 @@ class RadixCache:
         assert parent is not None
         del parent.children[leaf.key]
         if isinstance(parent.key, bytes) and parent is not self._root and not parent.children:
-            del self._root.children[parent.key]  # the last prefix of a namespace
+            del self._root.children[parent.key]  # it was the last prefix of its namespace
         else:
             self._enqueue(parent)
 
     def _path_slots(self, node: Node) -> np.ndarray:
-        parts = []
+        arrays = []
         at: Node | None = node
         while at is not None:
-            parts.append(at.slots)
+            arrays.append(at.slots)
             at = at.parent
-        return np.concatenate(parts[::-1])
+        return np.concatenate(arrays[::-1])
 
     def _nodes(self) -> list[Node]:
         found: list[Node] = []
@@ -245,7 +250,7 @@ class RadixCache:
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    """Number of leading elements that two int32 arrays share."""
+    """Number of leading elements that are equal in two int32 arrays."""
     length = min(len(a), len(b))
     if length == 0:
         return 0

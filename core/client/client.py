@@ -35,16 +35,15 @@ T = TypeVar("T", bound=Transport)
 
 
 class Client(Generic[T]):
-    """Implements :class:`trunkline.core.types.EngineClient`. Made, used and ended on one event loop.
+    """Implements :class:`trunkline.core.types.EngineClient`. Must be used from a single event loop.
 
-    A request counts as waiting from its submission until the engine says ``Started``.
+    A request is counted as waiting from its submission until the engine sends ``Started`` for it.
     """
 
     def __init__(self, config: Config, host: Host, connect: Callable[[Deliver, Down], T]) -> None:
         self._config = config
         self._host = host
         self.transport = connect(self._deliver, self._down)
-        self.status = Status(self.transport)
         self.metrics: MetricsPage | None = None
         self._observers = UNOBSERVED
         self._keys = itertools.count(1)
@@ -56,15 +55,16 @@ class Client(Generic[T]):
         self._tokenizers = Tokenizers(config, host)
         self._first_names: dict[str, str] = {}  # of models that weight updates renamed
         self._outbox: list[Any] = []
+        self.status = Status(self.transport, self._live, self._waiting.replies)
         self._timeouts = Timeouts(config.server, self._live, self._waiting.replies)
         self._threads = WorkThreads()
 
-    # -- life --------------------------------------------------------------------------------
+    # -- start and stop ----------------------------------------------------------------------
 
     async def start(self, prepare: Callable[[], None] = lambda: None) -> None:
-        """Start the engine; meanwhile ``prepare``, load the tokenizers and ask plugins for observers and metrics.
+        """Start the engine. Meanwhile run ``prepare``, load the tokenizers, and get the plugins' observers and metrics.
 
-        ModelError when the engine or a tokenizer can't be had, PluginError.
+        ModelError when the engine doesn't start or a tokenizer can't be loaded; PluginError.
         """
 
         def load() -> None:
@@ -80,14 +80,14 @@ class Client(Generic[T]):
         self._timeouts.start()
 
     async def stop(self, error: EngineDown | None = None) -> None:
-        """End the engine; whatever is in flight fails, with ``error`` if given."""
+        """Stop the engine. Requests and calls in flight fail, with ``error`` if given."""
         self._timeouts.stop()
         await self.transport.stop()
         self._down(error or engine_down("the server is shutting down"), [])
         self._threads.close()
 
     def _observe(self) -> None:
-        """Have core's metrics and the plugins' observers told of requests."""
+        """Register core's metrics and the plugins' observers."""
         host, settings, failures = self._host, self._config.settings, Failures()
         observers = [*host.request_observers(settings)]
         if self._config.server.enable_metrics:
@@ -112,7 +112,7 @@ class Client(Generic[T]):
         return choose_model(self.models, task, name)
 
     def settings(self, model: str) -> Settings:
-        pairs = zip(self.models, self._config.models, strict=True)  # updates rename models, they keep their places
+        pairs = zip(self.models, self._config.models, strict=True)  # updates rename models but keep their order
         own = next(own for served, own in pairs if model in (served.name, *served.aliases))
         return self._config.settings_of(own)
 
@@ -136,10 +136,10 @@ class Client(Generic[T]):
         self._check_up()
         check_rids([item.rid for item in items], self._rids)
         served = next((served for served in self.models if served.name == model), None)
-        unlucky = self._waiting.make_room(served, model, items)
+        to_displace = self._waiting.make_room(served, model, items)
         messages = [self._message(model, task, item) for item in items]  # encode all before one is queued
         ready = self._suspects.admit(messages, items)
-        for reply in unlucky:
+        for reply in to_displace:
             reply.drop(displaced())
         replies: list[EngineReply] = []
         for item, message in zip(items, messages, strict=True):
@@ -160,7 +160,7 @@ class Client(Generic[T]):
         if items and response_id.get() is None:
             response_id.set(items[0].rid)
         self._post(*ready)
-        for submitted in self._observers.submitted:  # last, because an observer may cancel what is posted now
+        for submitted in self._observers.submitted:  # last: an observer may cancel a request, which must be posted
             for reply in replies:
                 submitted(reply)
         return [*replies]
@@ -209,12 +209,13 @@ class Client(Generic[T]):
             salt=item.salt,
             cacheable=item.cacheable,
             second_at=item.second_at,
+            embeds=item.embeds,
         )
 
     # -- messages ----------------------------------------------------------------------------
 
     def _post(self, *messages: Any) -> None:
-        """Send with whatever else is posted in this turn of the event loop, as one frame."""
+        """Send messages. All that are posted in one iteration of the event loop go into one frame."""
         if messages and not self._outbox:
             asyncio.get_running_loop().call_soon(self._flush)
         self._outbox += messages
@@ -232,9 +233,10 @@ class Client(Generic[T]):
                 self._post(*self._suspects.ended(message.key, aborted=message.aborted))
             reply = self._live.get(message.key)
             if reply is None:
-                return  # dropped here while the message was on its way
+                return  # it was cancelled before the message arrived
             self._waiting.leave(reply)
             if isinstance(message, Started):
+                self.status.started(reply.prompt_tokens, message.cached)
                 reply.start(message, version_of(self.models, reply.model))
                 return
             self.status.count(len(message.tokens))
@@ -258,7 +260,7 @@ class Client(Generic[T]):
             waiter.set_result(message.value)
 
     def _drop(self, reply: EngineReply) -> None:
-        """Forget a live request here and in the engine; the reply ends itself."""
+        """Remove a live request here and abort it in the engine. The caller sets the reply's state."""
         if reply.key in self._live:
             self._forget(reply)
             self._waiting.leave(reply)
@@ -270,7 +272,7 @@ class Client(Generic[T]):
         self._rids.discard(reply.rid)
 
     def _down(self, error: EngineDown, working_on: Iterable[int]) -> None:
-        """The engine is gone, while it worked on these keys: everything in flight fails now."""
+        """The engine was lost while it ran the requests ``working_on``. All requests and calls in flight fail."""
         refused = self._suspects.engine_died(working_on)
         live, calls = list(self._live.values()), list(self._calls.items())
         self._live.clear()
@@ -282,4 +284,4 @@ class Client(Generic[T]):
         for key, call in calls:
             if not call.done():
                 call.set_exception(died_twice() if key in refused else error)
-                call.exception()  # its caller may be gone; that is no news
+                call.exception()  # marks it as retrieved: asyncio logs unretrieved ones, and the caller may be gone

@@ -15,7 +15,7 @@ log = logging.getLogger("trunkline.request")
 
 
 class Failures:
-    """Exceptions of plugins' observers and collectors. ``counts`` has their number by plugin and method."""
+    """Counts exceptions of plugins' observers and collectors: ``counts[plugin, method]``."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -31,7 +31,7 @@ class Failures:
 
 
 class CheckedObservers:
-    """The request observers of a client: for each method of RequestObserver, the calls to make, mostly none."""
+    """The request observers of a client: for each method of RequestObserver, the functions to call."""
 
     def __init__(self, provided: Iterable[Provided[RequestObserver]] = (), failures: Failures | None = None) -> None:
         """PluginError for an observer with a method that is a coroutine function."""

@@ -22,7 +22,7 @@ from .local import CLOSED, LocalTransport
 
 T = TypeVar("T")
 UNLIMITED = 1 << 31
-# Limits that protect a server from its clients. A script is its own client, and may still set them.
+# Limits that protect a server from its clients are off by default for scripts.
 OWN_LIMITS = {
     "max_batch_size": UNLIMITED,
     "max_queued_requests": UNLIMITED,
@@ -32,10 +32,10 @@ OWN_LIMITS = {
 
 
 class Ticket:
-    """One submitted request, for code that has no event loop. Its fields fill as the engine works.
+    """One submitted request, for code without an event loop. Its properties are updated while the engine runs it.
 
-    ``tokens`` are the output so far, ``results`` the stage's (dicts), ``data`` the last of them, ``finish`` the
-    finish reason once it is over; ``created`` and ``finished`` are ``time.perf_counter()``.
+    ``tokens``: the output so far. ``results``: the stage's results (dicts); ``data``: the last of them. ``finish``:
+    the finish reason, None before the end. ``created`` and ``finished``: times by ``time.perf_counter()``.
     """
 
     def __init__(self, engine: Engine, reply: Reply) -> None:
@@ -67,7 +67,7 @@ class Ticket:
         return self
 
     def __iter__(self) -> Iterator[int]:
-        """Output tokens as they come."""
+        """Iterate over the output tokens as they are generated."""
         seen = 0
         while True:
             over = self.done
@@ -81,7 +81,7 @@ class Ticket:
                 self._engine.run(self.reply.wait())
 
     def cancel(self) -> None:
-        """Abort it; harmless when it is over."""
+        """Abort the request. Does nothing when it has ended."""
         if not self.done:
             self._engine.start(_soon(self.reply.cancel))
 
@@ -95,7 +95,7 @@ class Engine:
     """
 
     def __init__(self, *models: str, host: Host | None = None, **options: Any) -> None:
-        """``host`` brings the plugins, by default all that are installed. ConfigError, ModelError."""
+        """``host`` has the plugins, by default all that are installed. ConfigError, ModelError."""
         self.host = host or Host.load()
         config = self.config = configure(self.host, models, OWN_LIMITS | options)
         started = build(config, self.host, announce=lambda what: None)
@@ -131,7 +131,7 @@ class Engine:
         return asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, timeout), self._events)
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """As :meth:`start`, and wait for the result. TimeoutError, and ``work`` is cancelled, when it is late."""
+        """As :meth:`start`, and wait for the result. After ``timeout`` seconds ``work`` is cancelled: TimeoutError."""
         future = self.start(work, timeout)
         try:
             return future.result()
@@ -140,7 +140,7 @@ class Engine:
             raise
 
     def service(self, kind: Callable[[EngineClient, Settings], T]) -> T:
-        """The one object of this class over :attr:`client`: for the ``offline`` modules of plugins."""
+        """The engine's instance of this class, made at the first call: for the ``offline`` modules of plugins."""
         key: Any = kind
         if key not in self._services:
             self._services[key] = kind(self.client, self.config.settings)
@@ -171,15 +171,15 @@ class Engine:
         return ticket
 
     def submit_all(self, task: str, items: Sequence[Submission], *, model: str = "") -> list[Ticket]:
-        """Queue requests of one task together, so that they share passes from the first one on."""
+        """Queue several requests of one task at once, so that they are batched from the first pass on."""
         name = self.served(model).name if self._open else ""
         return [Ticket(self, reply) for reply in self.run(_soon(self.client.submit, name, task, items))]
 
     @staticmethod
     def wait_for(tickets: Sequence[Ticket], timeout: float | None = None) -> None:
-        """Wait for the end of each, at most ``timeout`` seconds for one; raise what :meth:`Ticket.result` raises.
+        """Wait for the end of all, at most ``timeout`` seconds for each.
 
-        Then the others are cancelled.
+        If one fails, or takes too long, the others are cancelled and its exception is raised.
         """
         try:
             for ticket in tickets:
@@ -198,7 +198,7 @@ class Engine:
         return self.run(call())
 
     def served(self, model: str = "") -> ServedModel:
-        """What is known of a model, by default the first. RequestError for an unknown name."""
+        """The served model of this name or alias, by default the first. RequestError for an unknown name."""
         for served in self.models:
             if model in ("", served.name, *served.aliases):
                 return served
@@ -216,7 +216,7 @@ class Engine:
         return tokenizer.encode(text)
 
     def close(self) -> None:
-        """Stop after the pass that runs. Harmless when done twice."""
+        """Stop the engine after the running pass. Does nothing when it is closed already."""
         if not self._open:
             return
         stopping = self.start(self.client.stop(EngineDown(CLOSED)))
@@ -243,7 +243,7 @@ async def _soon(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def configure(host: Host, models: tuple[str, ...], options: dict[str, Any]) -> Config:
-    """A config from setting names, whichever table they belong to. ConfigError for unknown ones."""
+    """A config from names of settings of all tables. ConfigError for an unknown name."""
     groups = settings_groups(host)
     tables: dict[str, dict[str, Any]] = {}
     every_model: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Starts one engine process and holds the socket to it."""
+"""Starts one engine process and exchanges messages with it over a socket."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from trunkline.core.engine.pass_record import PassRecord, shared_file
 
 log = logging.getLogger("trunkline.supervisor")
 
-# How long OpenMP threads spin for each other: some microseconds bridge the barriers of a decode pass
-# (asleep at each, it takes half as long again); longer only takes the cores from others.
+# How long OpenMP threads spin at a barrier before they sleep. Some microseconds are enough for the barriers of a
+# decode pass, which takes 1.5 times as long if threads sleep at each; longer spinning takes cores from other processes.
 SPIN = {"GOMP_SPINCOUNT": "1000"}
-# What glibc keeps of freed memory: a pass's buffers. Taken anew page by page they can cost an eighth of it.
+# How much freed memory glibc keeps, so that the buffers of the next pass needn't be mapped again page by page, which
+# can take an eighth of the pass.
 KEEP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 
 
 class EngineProcess(asyncio.Protocol):
-    """The child, the socket to it, and the record of what it works on."""
+    """The child process, the socket to it, and the record of the requests that it runs."""
 
     def __init__(self, deliver: Callable[[list[EngineMessage]], None]) -> None:
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -38,8 +39,10 @@ class EngineProcess(asyncio.Protocol):
     async def spawn(
         cls, command: Sequence[str], first: Any, deliver: Callable[[list[EngineMessage]], None]
     ) -> EngineProcess:
-        """Start ``command FD`` and send ``first`` and the pass record's descriptor as the first frame. The child
-        has a process group of its own, so that Ctrl-C reaches the front alone, which then drains."""
+        """Start ``command FD``, then send ``first`` with the pass record's descriptor as the first frame.
+
+        The child is in a separate process group: Ctrl-C reaches the front only, which then drains.
+        """
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         process = cls(deliver)
@@ -66,7 +69,7 @@ class EngineProcess(asyncio.Protocol):
             self._transport.write(data)
 
     async def end(self, grace: float) -> int:
-        """Wait ``grace`` seconds for the child to leave, then kill it; its exit status."""
+        """Wait up to ``grace`` seconds for the child to exit, then kill it. Returns the exit status."""
         assert self._child is not None
         deadline = time.monotonic() + grace
         while self._child.poll() is None and time.monotonic() < deadline:
@@ -80,7 +83,7 @@ class EngineProcess(asyncio.Protocol):
     # -- asyncio.Protocol --------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class doesn't inherit from asyncio.Transport
 
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer
@@ -93,7 +96,7 @@ class EngineProcess(asyncio.Protocol):
                 return
             if len(buffer) - start < 4 + length:
                 break
-            # A copy: raw results keep pointing into what they were decoded from.
+            # Copy: decoded Raw values refer to the buffer, which is reused.
             body = bytes(buffer[start + 4 : start + 4 + length])
             start += 4 + length
             self._handle(body)

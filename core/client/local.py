@@ -12,7 +12,7 @@ from trunkline.core.engine.channel import LocalChannel
 from trunkline.core.engine.control.renew import Renewer
 from trunkline.core.engine.loop import EngineLoop
 from trunkline.core.engine.messages import Beat, Changed, EngineMessage, Stop
-from trunkline.core.engine.startup import Started
+from trunkline.core.engine.startup import LoadedEngine
 from trunkline.core.errors import EngineDown
 from trunkline.core.host import Host
 
@@ -25,12 +25,12 @@ BROKEN = "The engine broke; its log says why. Make a new one."
 
 
 class LocalTransport:
-    """See :class:`.transport.Transport`. An engine that breaks isn't started again."""
+    """See :class:`.transport.Transport`. An engine that fails isn't restarted."""
 
     restarts = 0
 
-    def __init__(self, started: Started, config: Config, host: Host, deliver: Deliver, down: Down) -> None:
-        """``started``: models that are loaded, of this ``config``."""
+    def __init__(self, started: LoadedEngine, config: Config, host: Host, deliver: Deliver, down: Down) -> None:
+        """``started``: the engine with the models of ``config``, loaded by :func:`.startup.build`."""
         self.ready = started.ready
         self.up = True
         self.beat = Beat(0, 0.0)
@@ -52,7 +52,7 @@ class LocalTransport:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Return after the pass that runs."""
+        """Return after the running pass."""
         self._channel.post(Stop())
         await self._clients.run_in_executor(None, self._thread.join)
 
@@ -65,7 +65,7 @@ class LocalTransport:
     def _run(self) -> None:
         try:
             self.loop.run()
-        except BaseException:  # a plugin may even try to exit
+        except BaseException:  # a plugin may raise SystemExit
             log.exception("the engine broke")
             self._why = BROKEN
         self._clients.call_soon_threadsafe(self._ended)

@@ -1,7 +1,7 @@
-"""Numbers for Prometheus under SGLang's names: those that every task has, and the page with those of plugins.
+"""Prometheus metrics under SGLang's names for requests of every task, and the text of ``GET /metrics``.
 
-Names and labels are those of SGLang's collector, so that its dashboards work; ``task`` is ours.
-Histograms and counters change when something happens to a request; gauges are read when asked for.
+Names and labels are those of SGLang's collector, so that its dashboards work; the label ``task`` is an addition.
+Counters and histograms are updated when a request ends; gauges are computed when ``/metrics`` is read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from trunkline.core.discovery import Found, Provided, describe
+from trunkline.core.discovery import Plugin, Provided, describe
 from trunkline.core.types import Reply, RequestObserver
 
 from .contracts import Failures
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("trunkline.server")
 
 LABELS = ("model_name", "task")
-# Seconds: from a short prompt on an idle GPU to a long one at the end of a queue.
+# Seconds, for requests from a short prompt on an idle GPU to a long one at the end of a queue.
 WHOLE = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 50, 100, 200, 400, 800)
 
 
 class CoreMetrics(Collector, RequestObserver):
-    """Requests since the start by model and task, what the models hold now, and failures of plugins."""
+    """Requests since the start by model and task, the current load of the models, and failures of plugins."""
 
     def __init__(
         self,
@@ -39,19 +39,20 @@ class CoreMetrics(Collector, RequestObserver):
         first_name: Callable[[str], str],
         failures: Failures,
     ) -> None:
-        """``loads``: what each model holds now; ``throughput``: output tokens a second, of all models.
+        """``loads``: current load of each model; ``throughput``: output tokens per second of all models.
 
-        ``first_name`` of a model labels its gauges: weight updates rename it, and series would grow without end.
+        ``first_name`` gives the label of a model's gauges: weight updates rename models, and each new name would
+        add a time series.
         """
 
         def counter(name: str, about: str) -> Counter:
             return Counter(f"sglang:{name}", about, LABELS, registry=None)
 
         self._prompt_tokens = counter("prompt_tokens", "Prompt tokens of requests that ended.")
-        self._cached_tokens = counter("cached_tokens", "Prompt tokens that the cache held already.")
-        self._requests = counter("num_requests", "Requests that ended, however they did.")
-        self._aborted = counter("num_aborted_requests", "Requests that clients ended, or numbers that weren't finite.")
-        self._failed = counter("num_failed_requests", "Requests that ended with an error, timeouts among them.")
+        self._cached_tokens = counter("cached_tokens", "Prompt tokens that were found in the prefix cache.")
+        self._requests = counter("num_requests", "Requests that ended, for any reason.")
+        self._aborted = counter("num_aborted_requests", "Requests aborted by clients or by numbers that aren't finite.")
+        self._failed = counter("num_failed_requests", "Requests that ended with an error, including timeouts.")
         self._latency = Histogram(
             "sglang:e2e_request_latency_seconds",
             "From arrival to the last result of a request.",
@@ -92,7 +93,7 @@ class CoreMetrics(Collector, RequestObserver):
         yield failures
 
     def _gauges(self) -> Iterator[Metric]:
-        """What is true now."""
+        """The current load of the models."""
         loads = list(self._loads())
 
         def by_model(name: str, about: str, value: Callable[[Load], float]) -> Metric:
@@ -103,11 +104,11 @@ class CoreMetrics(Collector, RequestObserver):
 
         yield by_model("num_running_reqs", "Requests that are being computed.", lambda load: load.running)
         yield by_model("num_queue_reqs", "Requests that wait in the engine.", lambda load: load.waiting)
-        yield by_model("num_used_tokens", "Slots that requests hold.", lambda load: load.used)
+        yield by_model("num_used_tokens", "KV slots that requests hold.", lambda load: load.used)
         yield by_model(
-            "token_usage", "Share of the slots that requests hold.", lambda load: load.used / max(1, load.slots)
+            "token_usage", "Share of the KV slots that requests hold.", lambda load: load.used / max(1, load.slots)
         )
-        yield GaugeMetricFamily("sglang:gen_throughput", "Output tokens a second.", value=self._throughput())
+        yield GaugeMetricFamily("sglang:gen_throughput", "Output tokens per second.", value=self._throughput())
         rate = self._cached / self._prompt if self._prompt else 0.0
         yield GaugeMetricFamily("sglang:cache_hit_rate", "Cached share of all prompt tokens so far.", value=rate)
 
@@ -116,10 +117,10 @@ class MetricsPage:
     """The text of ``GET /metrics``: core's metrics, then those of plugins."""
 
     def __init__(self, core: CoreMetrics, provided: Iterable[Provided[Collector]], failures: Failures) -> None:
-        """A collector that can't be read, or with names that an earlier one has, is logged and left out."""
+        """A collector that can't be read, or that has a name of an earlier one, is logged and left out."""
         self._failures = failures
-        registry = CollectorRegistry(auto_describe=True)  # knows the names; each collector is rendered by itself
-        own: Provided[Collector] = Provided(Found("core", "trunkline.core"), core)
+        registry = CollectorRegistry(auto_describe=True)  # only detects duplicate names; collectors are rendered singly
+        own: Provided[Collector] = Provided(Plugin("core", "trunkline.core"), core)
         self._shown = [one for one in (own, *provided) if _is_registered(one, registry)]
 
     @property
@@ -128,7 +129,7 @@ class MetricsPage:
         return [Provided(one.plugin, one.value) for one in self._shown if isinstance(one.value, RequestObserver)]
 
     def text(self) -> bytes:
-        """What the collectors say now; one that fails is left out."""
+        """The current values of all collectors; one that fails is left out."""
         parts = []
         for one in self._shown:
             try:

@@ -1,4 +1,4 @@
-"""Which served model a request means, by its name and task."""
+"""Chooses the served model for a request, by name and task."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from trunkline.core.types import ServedModel
 
 
 class ModelQuery(Struct):
-    """The query of routes about a model."""
+    """Query parameters of routes about a model."""
 
     model: Annotated[str, Meta(description="A served name or alias; by default the first model.")] = ""
 
 
 NO_NAME = ("default", "unknown", "dummy")
-"""What routers and SDKs send that have no model name; these count as no name, unless a model is called so."""
+"""Names that routers and SDKs send when they know no model name. They count as no name, unless a model has one of
+them."""
 
 
 def find(models: Sequence[ServedModel], name: str | None) -> ServedModel | None:
@@ -38,7 +39,7 @@ def named_model(models: Sequence[ServedModel], name: str | None) -> ServedModel 
 
 
 def named_or_primary(models: Sequence[ServedModel], name: str | None) -> ServedModel:
-    """The model that a call about a model means: the named one, else the primary. Errors as in :func:`named_model`."""
+    """The model for a route about models: the named one, else the primary. Errors as in :func:`named_model`."""
     if not models:
         raise EngineDown("No model is loaded yet; try again soon.")
     return named_model(models, name) or models[0]
@@ -47,8 +48,8 @@ def named_or_primary(models: Sequence[ServedModel], name: str | None) -> ServedM
 def choose_model(models: Sequence[ServedModel], task: str, name: str | None = None) -> ServedModel:
     """The model for a request: the named one; without a name, the first that serves ``task``.
 
-    An unknown name means the only model that serves the task. RequestError when several do (``model_not_found``,
-    with their names), when the named model doesn't serve it, and when none does.
+    If the name is unknown and only one model serves the task, that model is chosen. RequestError if several models
+    do (``model_not_found``, with their names), if the named model doesn't, and if none does.
     """
     if not models:
         raise EngineDown("No model is loaded yet; try again soon.")
@@ -57,7 +58,7 @@ def choose_model(models: Sequence[ServedModel], task: str, name: str | None = No
     if found is not None and found not in serving:
         raise RequestError(_refusal(found, task), param="model")
     if not serving:
-        raise RequestError(_nobody_serves(models, task), param="model")
+        raise RequestError(_no_model_serves(models, task), param="model")
     if found is None and name and name not in NO_NAME and len(serving) > 1:
         raise _unknown(name, serving)
     return found or serving[0]
@@ -76,7 +77,7 @@ def _refusal(model: ServedModel, task: str) -> str:
     return model.refused.get(task) or served
 
 
-def _nobody_serves(models: Sequence[ServedModel], task: str) -> str:
+def _no_model_serves(models: Sequence[ServedModel], task: str) -> str:
     if len(models) == 1:
         return _refusal(models[0], task)
     reasons = " ".join(f"{model.name}: {_refusal(model, task)}" for model in models)
@@ -84,5 +85,5 @@ def _nobody_serves(models: Sequence[ServedModel], task: str) -> str:
 
 
 def version_of(models: Sequence[ServedModel], name: str) -> str:
-    """The label of the weights that a model has now, "" for an unknown one."""
+    """The label of a model's current weights, "" for an unknown name."""
     return next((model.weight_version for model in models if name in (model.name, *model.aliases)), "")

@@ -1,4 +1,4 @@
-"""Work on many texts, divided into slices of bounded length, so that other requests' texts get a turn in between."""
+"""Divides work on many texts into slices of bounded length, between which texts of other requests are processed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trunkline.core.errors import RequestError
 from trunkline.core.types import EngineClient
 
 SLICE = 1 << 15  # characters of one slice
-MAX_CHARACTERS = 1 << 25  # of all texts of a request, a query counted for each of its documents
+MAX_CHARACTERS = 1 << 25  # of all texts of a request; a query counts once for each of its documents
 
 T = TypeVar("T")
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 async def run_in_slices(
     engine: EngineClient, lengths: Iterable[int], function: Callable[[int, int], list[T]]
 ) -> list[T]:
-    """The results of ``function(start, end)`` for each slice of some texts, run off the event loop, one after another.
+    """Run ``function(start, end)`` for each slice of the texts, one after another, off the event loop.
 
-    ``lengths`` has each text's number of characters, or a list's number of token ids. RequestError when a request
-    may not have so many.
+    ``lengths``: the number of characters of each text, or of token ids of each list. Returns the concatenated
+    results. RequestError when the sum exceeds the limit of a request.
     """
     results: list[T] = []
     for start, end, size in slices(lengths):
@@ -29,10 +29,10 @@ async def run_in_slices(
 
 
 def slices(lengths: Iterable[int]) -> Iterator[tuple[int, int, int]]:
-    """``(start, end, size)`` of each slice: the texts ``[start, end)``, and their number of characters.
+    """``(start, end, size)`` of each slice: it has the texts ``[start, end)``, which have ``size`` characters.
 
-    A slice has at most ``SLICE`` characters, or is one longer text. RequestError, before the first, when all texts
-    have more than ``MAX_CHARACTERS``.
+    A slice has at most ``SLICE`` characters, or is one longer text. RequestError, before the first slice, when the
+    texts together have more than ``MAX_CHARACTERS``.
     """
     sizes = list(lengths)
     if sum(sizes) > MAX_CHARACTERS:

@@ -1,7 +1,7 @@
 """Starts the engine process, watches it, and starts it again when it dies or hangs.
 
-Signs of life: the engine sends a heartbeat every second from a thread of its own, and each tells the age
-of the running pass. Silence means a stopped or dying process, an old pass means a hang.
+The engine sends a heartbeat every second from a separate thread, with the age of the running pass. Missing
+heartbeats mean that the process is stopped or dying; an old pass means that it hangs.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ STOP_SECONDS = 5.0  # for an engine that was told to stop
 LEAVE_SECONDS = 1.0  # for one that closed its socket
 
 
-class Patience(Struct, frozen=True):
-    """Limits in seconds, and ``crashes``."""
+class WatchdogLimits(Struct, frozen=True):
+    """Timeouts in seconds, and the number of crashes that ends the server."""
 
-    unhealthy: float = 10.0  # silence after which health checks fail
-    silent: float = 30.0  # silence after which the engine is replaced
-    one_pass: float = 300.0  # age of a pass that counts as a hang; after a third of it health checks fail
-    starting: float = 1200.0  # silence while models are loaded, and age of work that loads other weights
-    crashes: int = 5  # so many within ``window`` end the server
+    unhealthy: float = 10.0  # time without a message after which health checks fail
+    silent: float = 30.0  # time without a message after which the engine is restarted
+    one_pass: float = 300.0  # duration of a pass that counts as a hang; after a third of it health checks fail
+    starting: float = 1200.0  # time without a message while models are loaded; duration of a weight update
+    crashes: int = 5  # the server ends when the engine crashes this often within ``window``
     window: float = 300.0
-    tick: float = 0.5
+    tick: float = 0.5  # interval between checks
 
 
 class Supervisor:
@@ -53,9 +53,9 @@ class Supervisor:
         down: Down,
         *,
         command: Sequence[str] = COMMAND,
-        patience: Patience | None = None,
+        limits: WatchdogLimits | None = None,
     ) -> None:
-        self.ready: Ready | None = None  # the last engine's word, kept while it is replaced
+        self.ready: Ready | None = None  # sent by the latest engine; kept during a restart
         self.up = False  # an engine is there and takes requests
         self.restarts = 0
         self.beat = Beat(0, 0.0)
@@ -65,7 +65,7 @@ class Supervisor:
         self._deliver = deliver
         self._down = down
         self._command = command
-        self._patience = patience or Patience()
+        self._limits = limits or WatchdogLimits()
         self._process: EngineProcess | None = None
         self._silence = 0.0
         self._failure: str | None = None
@@ -75,9 +75,9 @@ class Supervisor:
 
     @property
     def healthy(self) -> bool:
-        """An engine is up, was heard of lately, and its pass isn't suspiciously old."""
-        progressing = bool(self.beat.work) or self.beat.age < self._patience.one_pass / 3
-        return self.up and self._silence < self._patience.unhealthy and progressing
+        """The engine is up, has sent a message recently, and no pass has run for too long."""
+        progressing = bool(self.beat.work) or self.beat.age < self._limits.one_pass / 3
+        return self.up and self._silence < self._limits.unhealthy and progressing
 
     @property
     def pid(self) -> int:
@@ -89,22 +89,22 @@ class Supervisor:
         await self._first
 
     async def stop(self) -> None:
-        """End the engine: politely if it listens, else not."""
+        """End the engine: with a Stop message and time to exit if it is up, else at once."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
 
     def write(self, messages: list[Any]) -> None:
-        """Send messages to the engine; lost when there is none."""
+        """Send messages to the engine. They are dropped while no engine process runs."""
         if self._process is not None and messages:
             for data in frames(messages):
                 self._process.write(data)
 
     def unavailable(self) -> EngineDown:
-        """What requests are told while no engine is there."""
+        """The error of requests that arrive during a restart."""
         return EngineDown("The engine is being started again; try again soon.")
 
-    # -- one engine after another ------------------------------------------------------------
+    # -- restarts ----------------------------------------------------------------------------
 
     async def _run(self) -> None:
         while True:
@@ -112,9 +112,9 @@ class Supervisor:
             if not self._first.done():
                 self._first.set_exception(ModelError(reason))
                 return
-            if self._is_loop():
+            if self._too_many_crashes():
                 self.ended.set_result(
-                    f"The engine failed {self._patience.crashes} times within {self._patience.window:g} s, "
+                    f"The engine failed {self._limits.crashes} times within {self._limits.window:g} s, "
                     f"the last time because {reason}."
                 )
                 return
@@ -123,7 +123,7 @@ class Supervisor:
             await asyncio.sleep(min(0.5 * (len(self._crashes) - 1), 2.0))
 
     async def _one_run(self) -> str:
-        """Run an engine to its end; why it ended."""
+        """Start an engine process and watch it until it ends; returns the reason."""
         self._silence, self._failure, self.beat = 0.0, None, Beat(0, 0.0)
         try:
             process = await EngineProcess.spawn(
@@ -135,9 +135,8 @@ class Supervisor:
         try:
             reason = await self._watch(process)
             self.up, self._process = False, None
-            self._down(
-                engine_down(reason), process.record.keys()
-            )  # before anything is waited for: clients are waiting already
+            # Fail the requests in flight before waiting for the process to exit.
+            self._down(engine_down(reason), process.record.keys())
             status = await process.end(LEAVE_SECONDS if process.lost.done() else 0.0)
             return self._failure or f"{reason} (exit status {status})"
         except asyncio.CancelledError:
@@ -149,34 +148,35 @@ class Supervisor:
 
     async def _watch(self, process: EngineProcess) -> str:
         """Return the reason when the process is lost or must be replaced."""
-        tick = self._patience.tick
+        tick = self._limits.tick
         while True:
             done, _ = await asyncio.wait({process.lost}, timeout=tick)
             if done:
                 return self._failure or process.lost.result()
-            # Silence is counted in our own ticks: time in which the front itself was stopped
-            # says nothing about the engine.
+            # Counted in ticks of this loop, not by the clock: while the front process itself is stopped, messages
+            # of the engine can't be read.
             self._silence += tick
-            hang = self._complaint()
-            if hang is not None:
-                return hang
+            problem = self._exceeded_limit()
+            if problem is not None:
+                return problem
 
-    def _complaint(self) -> str | None:
-        patience = self._patience
-        limit = patience.silent if self.up else patience.starting
+    def _exceeded_limit(self) -> str | None:
+        limits = self._limits
+        limit = limits.silent if self.up else limits.starting
         if self._silence > limit:
             return f"it was silent for {limit:g} s"
-        what, limit = ("loading weights", patience.starting) if self.beat.work else ("one pass", patience.one_pass)
+        what, limit = ("loading weights", limits.starting) if self.beat.work else ("one pass", limits.one_pass)
         if self.beat.age > limit:
             return f"{what} took longer than {limit:g} s"
         return None
 
-    def _is_loop(self) -> bool:
+    def _too_many_crashes(self) -> bool:
+        """Record a crash; whether the limit on crashes within the window is reached."""
         now = time.monotonic()
         self._crashes.append(now)
-        while now - self._crashes[0] > self._patience.window:
+        while now - self._crashes[0] > self._limits.window:
             self._crashes.popleft()
-        return len(self._crashes) >= self._patience.crashes
+        return len(self._crashes) >= self._limits.crashes
 
     # -- messages ----------------------------------------------------------------------------
 
@@ -203,7 +203,7 @@ class Supervisor:
                 self._deliver(message)
 
     def _change(self, message: Changed) -> None:
-        """From now on, and after a restart, other weights are served, or models are paused."""
+        """Update what is served, which models are paused, and the configuration with which an engine is restarted."""
         if self.ready is not None:
             self.ready = self.ready.after(message)
         self._config = {**self._config, "models": message.settings}
@@ -222,8 +222,8 @@ def _warn_of_lost_weights(before: Ready, after: Ready) -> None:
 
 
 def supervised(
-    config: Config, *, command: Sequence[str] = COMMAND, patience: Patience | None = None
+    config: Config, *, command: Sequence[str] = COMMAND, limits: WatchdogLimits | None = None
 ) -> Callable[[Deliver, Down], Supervisor]:
-    """How a :class:`.client.Client` reaches an engine process that ``command`` starts."""
-    patience = patience or Patience(one_pass=config.server.watchdog_timeout)
-    return lambda deliver, down: Supervisor(config.dump(), deliver, down, command=command, patience=patience)
+    """Returns the function with which a :class:`.client.Client` makes its transport to an engine process."""
+    limits = limits or WatchdogLimits(one_pass=config.server.watchdog_timeout)
+    return lambda deliver, down: Supervisor(config.dump(), deliver, down, command=command, limits=limits)

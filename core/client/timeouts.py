@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 
 from trunkline.core.errors import RequestError
 from trunkline.core.settings import ServerSettings
 
-from .replies import EngineReply
+from .replies import EngineReply, printable
+
+log = logging.getLogger("trunkline.request")
 
 SWEEP_SECONDS = 0.25  # between two looks
+# SGLang's sentences, which clients compare; the log names the setting.
+WAITED = "Request waiting timeout reached."
+RAN = "Request running timeout reached."
 
 
 class Timeouts:
@@ -37,16 +43,16 @@ class Timeouts:
         limits = self._limits
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            _expire(self._waiting, limits.queue_timeout, "waited in the queue", "--queue-timeout", 1.0)
-            _expire(self._live, limits.request_timeout, "ran", "--request-timeout", None)
+            _expire(self._waiting, limits.queue_timeout, WAITED, "--queue-timeout", 1.0)
+            _expire(self._live, limits.request_timeout, RAN, "--request-timeout", None)
 
 
 def _expire(
-    table: Mapping[int, EngineReply], limit: float | None, did: str, flag: str, retry_after: float | None
+    table: Mapping[int, EngineReply], limit: float | None, message: str, flag: str, retry_after: float | None
 ) -> None:
     if limit is None:
         return
     deadline = time.perf_counter() - limit
     for reply in [reply for reply in table.values() if reply.created < deadline]:
-        message = f"The request {did} for longer than {limit:g} s ({flag})."
+        log.warning("rid=%s is given up after %g s (%s)", printable(reply.rid), limit, flag)
         reply.drop(RequestError(message, status=503, retry_after=retry_after))

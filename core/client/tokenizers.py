@@ -37,7 +37,11 @@ class Tokenizers:
 
 
 def load_tokenizer(settings: ModelSettings, host: Host) -> Tokenizer | None:
-    """A model's tokenizer, with the user's chat template if one was given."""
+    """A model's tokenizer, with the user's chat template if one was given; None where it is skipped or missing."""
+    if settings.skip_tokenizer_init:
+        if settings.chat_template:
+            raise ConfigError("--chat-template has no effect with --skip-tokenizer-init; leave one of them out.")
+        return None
     tokenizer = host.tokenizer(host.resolve_model(settings.tokenizer_path or settings.reference))
     if tokenizer is not None and settings.chat_template:
         try:

@@ -13,19 +13,20 @@ Down = Callable[[EngineDown, Iterable[int]], None]
 
 
 class Transport(Protocol):
-    """The way to an engine and back. Lives on the client's event loop, where it calls ``deliver`` and ``down``.
+    """Sends messages to an engine and receives its messages. ``deliver`` and ``down`` are called on the client's
+    event loop.
 
     ``deliver`` gets every message about requests, calls and changed models. ``down`` is called when the engine is
-    lost: with the error for those who wait, and the keys of what it was working on.
+    lost, with the error for the requests in flight and the keys of those that were running.
     """
 
     @property
     def ready(self) -> Ready | None:
-        """What is served; it stays while the engine is replaced."""
+        """The served models; kept during a restart of the engine."""
 
     @property
     def up(self) -> bool:
-        """Is an engine there that takes requests?"""
+        """Whether an engine runs and accepts requests."""
 
     @property
     def beat(self) -> Beat:
@@ -33,16 +34,16 @@ class Transport(Protocol):
 
     @property
     def restarts(self) -> int:
-        """How often the engine was replaced."""
+        """How often the engine was restarted."""
 
     async def start(self) -> None:
-        """Return when the engine is ready. ModelError when it can't be."""
+        """Return when the engine is ready. ModelError when it can't start."""
 
     async def stop(self) -> None:
         """End the engine, and return when it has ended."""
 
     def write(self, messages: list[Any]) -> None:
-        """Hand messages to the engine in their order; lost when there is none."""
+        """Send messages to the engine in this order. They are dropped while there is no engine."""
 
     def unavailable(self) -> EngineDown:
-        """Why it isn't ``up``."""
+        """The error of requests while it isn't ``up``."""

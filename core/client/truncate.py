@@ -1,7 +1,7 @@
 """Cuts inputs that are too long and keeps their special tokens, or raises an error with the numbers.
 
-The time that tokenising takes is bounded before it begins, by numbers of characters: here those of a text in
-relation to the tokens that the model takes, in :mod:`.slices` those of a request and of one piece of work.
+To bound the time of tokenisation, the number of characters is checked before: of a text, in relation to the model's
+context length, in this module; of all texts of a request, and of each slice of them, in :mod:`.slices`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from trunkline.core.types import Tokenizer
 
 from .slices import SLICE
 
-PER_TOKEN = 16  # characters that a text may have for each token of the limit; most tokens have four or five …
-ALLOWANCE = 1 << 17  # … and this many more, for runs of spaces and other text of few tokens
-MOST_TOKENS_HAVE = 6  # characters: so many for each token are looked at first where a text is cut
-MARGIN = 256  # tokens beyond the limit that are looked at: where a text is cut, its last ones may differ
+# A text may have PER_TOKEN characters for each token of the limit (most tokens have four or five), and ALLOWANCE more,
+# because runs of spaces and other text of few tokens have more characters per token.
+PER_TOKEN = 16
+ALLOWANCE = 1 << 17
+FIRST_PER_TOKEN = 6  # characters per token of the limit that are tokenised first when a text is truncated
+MARGIN = 256  # tokens beyond the limit that this part must have: its last tokens may differ from the whole text's
 
 Truncation = Literal["none", "start", "end", "NONE", "START", "END"] | bool | None
-"""What bodies take: which end is cut off; true means the end, null and false none (TEI), case is free (Cohere)."""
+"""Field of request bodies: the end that is cut off. True is "end", null and false are "none" (TEI); case-insensitive
+(Cohere)."""
 
 
 def read_truncate(given: Truncation) -> str:
-    """``"none"``, ``"start"`` or ``"end"``: which end of a text that is too long is cut off."""
+    """The field as ``"none"``, ``"start"`` or ``"end"``."""
     if isinstance(given, bool) or given is None:
         return "end" if given else "none"
     return given.lower()
@@ -41,7 +44,7 @@ def most_characters(limit: int) -> int:
 
 
 def check_characters(count: int, limit: int) -> None:
-    """RequestError for a text of so many characters that it isn't tokenised where ``limit`` tokens are allowed."""
+    """RequestError for a text with more than :func:`most_characters`, which is not tokenised."""
     if count > most_characters(limit):
         raise RequestError(
             f"The input ({count} characters) is longer than the model's context length ({limit} tokens), for which at "
@@ -50,19 +53,20 @@ def check_characters(count: int, limit: int) -> None:
 
 
 def clip_text(tokenizer: Tokenizer, text: str, limit: int, how: str, *, special: bool = True) -> str:
-    """``text`` itself, or of a very long one a part with more than ``limit`` tokens, from the end that is kept.
+    """Clip a very long text before it is tokenised: the part at the end that is kept, with more than ``limit`` tokens.
 
-    ``how`` as in :func:`truncate_ids`. RequestError when the text may not be cut and has more than
-    :func:`most_characters`, or when so many of its characters have too few tokens.
+    ``how`` as in :func:`truncate_ids`. A shorter text is returned itself (the same object). RequestError when the
+    text has more than :func:`most_characters` and truncation is off, or when that many characters of it have fewer
+    than ``limit`` tokens.
     """
     most = most_characters(limit)
     if how == "none":
         check_characters(len(text), limit)
         return text
-    for look in (max(SLICE, MOST_TOKENS_HAVE * limit), most):
-        if len(text) <= look:
+    for count in (max(SLICE, FIRST_PER_TOKEN * limit), most):
+        if len(text) <= count:
             return text
-        part = text[-look:] if how == "start" else text[:look]
+        part = text[-count:] if how == "start" else text[:count]
         if len(token_ids(tokenizer, part, special)) > limit + MARGIN:
             return part
     raise RequestError(
@@ -72,11 +76,11 @@ def clip_text(tokenizer: Tokenizer, text: str, limit: int, how: str, *, special:
 
 
 def truncate_ids(ids: list[int], limit: int, how: str, head: int, tail: int) -> tuple[list[int], bool]:
-    """At most ``limit`` ids, and whether some were cut.
+    """Truncate to ``limit`` ids; the second value says whether any were removed.
 
-    ``how`` is the end that is cut off, ``"start"`` or ``"end"``, or ``"none"``. The first ``head``
-    and the last ``tail`` ids stay: the special tokens around the text. RequestError when it is too
-    long and ``how`` is ``"none"``, or when nothing of the text would be left.
+    ``how`` is the end that is cut off: ``"start"``, ``"end"`` or ``"none"``. The first ``head`` and the last
+    ``tail`` ids are kept, because they are the special tokens around the text. RequestError when there are too many
+    ids and ``how`` is ``"none"``, or when nothing of the text would be left.
     """
     if len(ids) <= limit:
         return ids, False
@@ -98,7 +102,7 @@ def special_token_counts(tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 def special_token_counts_of(ids: list[int], special: frozenset[int], ends: tuple[int, int]) -> tuple[int, int]:
-    """As :func:`special_token_counts`, for ids that came without text: ``ends``, or as many as are special ids."""
+    """As :func:`special_token_counts`, for ids that a client sent: at most ``ends``, and only ids that are special."""
     head, tail = ends
     first = next((index for index in range(head) if index >= len(ids) or ids[index] not in special), head)
     last = next((index for index in range(tail) if index >= len(ids) or ids[-1 - index] not in special), tail)

@@ -1,1 +1,1 @@
-"""The commands of ``trunkline``, one file each, and the flags made from settings; may import all of core, lazily."""
+"""The commands of ``trunkline``, one file each, and flags made from settings; may import all of core, in functions."""

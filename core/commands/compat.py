@@ -1,8 +1,8 @@
 """Flags of SGLang's ``launch_server`` that have no setting here.
 
-A command line written for SGLang should start, or say in one sentence why it can't. Flags in
-``IGNORED`` change no result and are accepted with a log line; flags in ``REFUSED`` ask for
-something that this version doesn't do.
+A command line written for SGLang should start the server, or fail with one sentence that gives the reason. Flags in
+``IGNORED`` change no result: they are accepted, and logged. Flags in ``REFUSED`` ask for something that isn't
+supported.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ GROUP = "sglang"
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
-    """A flag that is known but not ours. ``accepted``: the values that may be ignored, None = all."""
+class ForeignFlag:
+    """A flag of SGLang. ``accepted``: the values that can be ignored, None = all."""
 
     names: tuple[str, ...]
     why: str
@@ -39,35 +39,35 @@ class Foreign:
 
 
 IGNORED = (
-    Foreign(("--tp-size", "--tp", "--tensor-parallel-size"), "one device is used", accepted=("1",)),
-    Foreign(("--dp-size", "--dp", "--data-parallel-size"), "one engine is used", accepted=("1",)),
-    Foreign(("--device",), "models are computed on the CPU", accepted=("auto", "cpu")),
-    Foreign(("--page-size",), "the cache is shared token by token", accepted=("1",)),
-    Foreign(("--load-format",), "weights are read from safetensors", accepted=("auto", "safetensors")),
-    Foreign(("--json-model-override-args",), "there is nothing to override", accepted=("{}", "")),
-    Foreign(("--mem-fraction-static",), "there is no GPU memory to divide; --kv-cache-bytes sizes the pool"),
-    Foreign(("--max-prefill-tokens",), "--chunked-prefill-size bounds a pass"),
-    Foreign(("--sampling-backend",), "there is one sampler"),
-    Foreign(("--grammar-backend",), "there is no choice of grammar engines"),
-    Foreign(("--schedule-conservativeness",), "running requests are retracted when memory runs out"),
-    Foreign(("--cuda-graph-max-bs",), "graphs need no limit here"),
-    Foreign(("--disable-cuda-graph",), "graphs aren't used", switch=True),
-    Foreign(("--disable-overlap-schedule",), "passes don't overlap", switch=True),
-    Foreign(("--enable-memory-saver",), "memory can always be released", switch=True),
-    Foreign(("--enable-cache-report",), "replies always report cached tokens", switch=True),
-    Foreign(("--log-requests",), "each request is logged in one line, never with its text", switch=True),
+    ForeignFlag(("--tp-size", "--tp", "--tensor-parallel-size"), "one device is used", accepted=("1",)),
+    ForeignFlag(("--dp-size", "--dp", "--data-parallel-size"), "one engine is used", accepted=("1",)),
+    ForeignFlag(("--device",), "models are computed on the CPU", accepted=("auto", "cpu")),
+    ForeignFlag(("--page-size",), "the prefix cache has no pages: prefixes are shared token by token", accepted=("1",)),
+    ForeignFlag(("--load-format",), "weights are read from safetensors", accepted=("auto", "safetensors")),
+    ForeignFlag(("--json-model-override-args",), "config.json can't be overridden", accepted=("{}", "")),
+    ForeignFlag(("--mem-fraction-static",), "there is no GPU memory to divide; --kv-cache-bytes sizes the pool"),
+    ForeignFlag(("--max-prefill-tokens",), "--chunked-prefill-size bounds a pass"),
+    ForeignFlag(("--sampling-backend",), "there is one sampler"),
+    ForeignFlag(("--grammar-backend",), "there is no choice of grammar engines"),
+    ForeignFlag(("--schedule-conservativeness",), "running requests are retracted when memory runs out"),
+    ForeignFlag(("--cuda-graph-max-bs",), "CUDA graphs aren't used"),
+    ForeignFlag(("--disable-cuda-graph",), "CUDA graphs aren't used", switch=True),
+    ForeignFlag(("--disable-overlap-schedule",), "passes don't overlap", switch=True),
+    ForeignFlag(("--enable-memory-saver",), "memory can always be released", switch=True),
+    ForeignFlag(("--enable-cache-report",), "replies always report cached tokens", switch=True),
+    ForeignFlag(("--log-requests",), "each request is logged in one line, never with its text", switch=True),
 )
 
 REFUSED = (
-    Foreign(("--quantization",), "weights are used in the format they are stored in; choose a --dtype"),
-    Foreign(("--trust-remote-code",), "code that comes with models is never run", switch=True),
-    Foreign(("--stream-output", "--incremental-streaming-output"), "frames carry the whole text so far", switch=True),
-    Foreign(("--allow-auto-truncate",), "prompts that are too long are refused, never cut", switch=True),
-    Foreign(("--enable-return-hidden-states",), "hidden states aren't returned", switch=True),
-    Foreign(("--enable-custom-logit-processor",), "code from requests is never run; write a plugin", switch=True),
-    Foreign(("--skip-tokenizer-init",), "the server needs the tokenizer", switch=True),
-    Foreign(("--completion-template",), "there are no completion templates; --chat-template takes a file"),
-    Foreign(("--expert-balancedness-report-mode",), "GET /expert_distribution reports balancedness"),
+    ForeignFlag(("--quantization",), "quantised weights aren't supported; choose a --dtype"),
+    ForeignFlag(("--trust-remote-code",), "code that comes with models is never run", switch=True),
+    ForeignFlag(
+        ("--stream-output", "--incremental-streaming-output"), "each frame has the whole text so far", switch=True
+    ),
+    ForeignFlag(("--allow-auto-truncate",), "prompts that are too long are refused, never truncated", switch=True),
+    ForeignFlag(("--enable-custom-logit-processor",), "code from requests is never run; write a plugin", switch=True),
+    ForeignFlag(("--completion-template",), "there are no completion templates; --chat-template takes a file"),
+    ForeignFlag(("--expert-balancedness-report-mode",), "GET /expert_distribution reports balancedness"),
 )
 
 
@@ -76,8 +76,8 @@ def flags() -> list[Flag]:
     return [foreign.flag for foreign in (*IGNORED, *REFUSED)]
 
 
-def settle(given: dict[str, Any]) -> None:
-    """Log what is ignored among the ``given`` flags; ConfigError for what can't be honoured."""
+def check_foreign_flags(given: dict[str, Any]) -> None:
+    """Log the flags among ``given`` that are ignored; ConfigError for one that is refused."""
     for foreign in REFUSED:
         if given.get(foreign.field):
             raise ConfigError(f"{foreign.names[0]} isn't supported: {foreign.why}. Leave the flag out.")

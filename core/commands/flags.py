@@ -1,4 +1,4 @@
-"""Command-line flags, made from settings structs."""
+"""Makes command-line flags from settings structs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Flag:
     kind: type | Any  # bool, int, float, str or a Literal
     help: str = ""
     many: bool = False  # comma-separated, and may be repeated
-    default: str | None = None  # as shown; None = nothing to show
-    panel: str | None = None
+    default: str | None = None  # as shown in the help; None = not shown
+    panel: str | None = None  # heading in the help
     hidden: bool = False
-    per_model: bool = False  # after a model, it is for that one
+    per_model: bool = False  # after a model, it applies to that model
 
     @property
     def parameter(self) -> inspect.Parameter:
-        """What Typer makes an option of; its own default is None, which means "not given"."""
+        """The parameter from which Typer makes the option. Its default is None, which means "not given"."""
         about = self.help if self.default is None else f"{self.help} Default {self.default}."
         option = typer.Option(
             *(name + self._negation(name) for name in self.names),
@@ -44,18 +44,18 @@ class Flag:
         return inspect.Parameter(self.field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
     def _negation(self, name: str) -> str:
-        """Only a switch that is on by default needs a flag that turns it off."""
+        """``/--no-NAME`` for a switch that is on by default, else ""."""
         return f"/--no-{name[2:]}" if self.kind is bool and self.default == "on" else ""
 
     def value(self, given: Any) -> Any:
-        """The setting's value from the parser's."""
+        """The setting's value from the parsed one."""
         if not self.many:
             return given
         return tuple(part.strip() for text in given for part in text.split(",") if part.strip())
 
 
 def flags_of(group: SettingsGroup, panel: str) -> list[Flag]:
-    """The flags of a settings group; fields that no flag can carry (tables) are for TOML only."""
+    """The flags of a settings group. Fields whose type no flag can express (tables) can be set in TOML only."""
     described = schema_types.type_info(group.schema)
     assert isinstance(described, schema_types.StructType)
     flags = []
@@ -73,13 +73,13 @@ def flags_of(group: SettingsGroup, panel: str) -> list[Flag]:
 
 
 def signature(parameters: Iterable[inspect.Parameter]) -> tuple[inspect.Signature, dict[str, Any]]:
-    """``__signature__`` and ``__annotations__`` that make Typer see these parameters on a function."""
+    """``__signature__`` and ``__annotations__`` that give a function these parameters for Typer."""
     listed = list(parameters)
     return inspect.Signature(listed), {parameter.name: parameter.annotation for parameter in listed}
 
 
 def _unwrap(described: schema_types.Type) -> tuple[str, tuple[str, ...], schema_types.Type]:
-    """Description, aliases and the type that remains without annotations and ``| None``."""
+    """Description, aliases, and the type without annotations and without ``| None``."""
     about: str = ""
     aliases: tuple[str, ...] = ()
     while isinstance(described, schema_types.Metadata | schema_types.UnionType):

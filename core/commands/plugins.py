@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trunkline.core.config import Config
-from trunkline.core.discovery import Found, find
+from trunkline.core.discovery import Plugin, find
 from trunkline.core.errors import ConfigError, PluginError
 from trunkline.core.host import Host
 
@@ -20,10 +20,10 @@ from .flags import flags_of
 
 
 def add_plugins(app: typer.Typer, host: Host) -> None:
-    """Register the group of commands."""
-    group = typer.Typer(help="Show what is installed.", no_args_is_help=True)
+    """Add the command group ``plugins``."""
+    group = typer.Typer(help="Show installed plugins.", no_args_is_help=True)
 
-    @group.command("list", help="All installed plugins: where each comes from and which hooks it implements.")
+    @group.command("list", help="All installed plugins, with distribution, version and hooks.")
     def list_plugins() -> None:
         show_list(host, Console())
 
@@ -35,7 +35,7 @@ def add_plugins(app: typer.Typer, host: Host) -> None:
 
 
 def show_list(host: Host, console: Console) -> None:
-    """One line a plugin; quarantined ones come with their error."""
+    """One line per plugin; quarantined ones with their error."""
     table = Table("plugin", "distribution", "version", "hooks", box=None, pad_edge=False)
     for plugin in sorted(host.plugins.values(), key=lambda plugin: plugin.name):
         hooks = ", ".join(short(hook) for hook in plugin.hooks)
@@ -46,7 +46,7 @@ def show_list(host: Host, console: Console) -> None:
 
 
 def show_plugin(host: Host, name: str, console: Console) -> None:
-    """Everything one plugin answered. ConfigError when it isn't installed, its own error when quarantined."""
+    """What one plugin contributes. ConfigError when it isn't installed; its PluginError when it is quarantined."""
     if name in host.quarantined:
         raise host.quarantined[name][1]
     if name not in host.plugins:
@@ -66,7 +66,7 @@ def short(hook: str) -> str:
     return hook.removeprefix("trunkline_")
 
 
-def hook_rows(host: Host, plugin: Found) -> Iterable[tuple[str, str]]:
+def hook_rows(host: Host, plugin: Plugin) -> Iterable[tuple[str, str]]:
     """Each hook with the first sentence of its specification."""
     for hook in plugin.hooks:
         about = inspect.cleandoc(host.specification(hook).__doc__ or "")
@@ -84,7 +84,7 @@ def control_names(host: Host, name: str) -> list[str]:
 
 
 def route_rows(host: Host, name: str) -> Iterable[tuple[str, str, str]]:
-    """Methods, path and scope of the plugin's handlers, which are built but never run."""
+    """Methods, path and scope of the plugin's handlers, which are made but not called."""
     settings = Config.load({}, host).settings
     try:
         handlers = host.routes(NoEngine(), settings, of=[name])
@@ -100,11 +100,11 @@ def route_rows(host: Host, name: str) -> Iterable[tuple[str, str, str]]:
 
 
 class NeedsEngine(Exception):
-    """A plugin looked at the engine while it built its routes."""
+    """A plugin used the engine while it made its routes."""
 
 
 class NoEngine:
-    """Stands in for the engine client: routes may keep it, but there is nothing to ask it."""
+    """Used in place of the engine client when no engine runs: routes may keep it; any access raises NeedsEngine."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise NeedsEngine(name)

@@ -1,4 +1,4 @@
-"""``trunkline serve``: flags and file to a Config, then the server."""
+"""``trunkline serve``: makes a Config from flags and TOML file, then runs the server."""
 
 from __future__ import annotations
 
@@ -24,41 +24,43 @@ from . import compat
 from .flags import Flag, flags_of, signature
 
 MODEL_FLAGS = ("--model-path", "--model")
-PER_MODEL = " (after a model: that one; before the first: all)"
-SEGMENTS = "trunkline.segments"  # where the parser leaves what it found, in Context.meta
+PER_MODEL = " (after a model: for that model; before the first: for all)"
+SEGMENTS = "trunkline.segments"  # key in Context.meta of the parsed segments
 SELECTION = (
     Flag("plugins", "plugin", ("--plugin",), str, "Load only this plugin and core's own; repeatable.", True),
     Flag("plugins", "no_plugin", ("--no-plugin",), str, "Leave this plugin out; repeatable.", True),
 )
-FILE = Flag("", "config", ("--config",), str, "TOML file with tables [server], [engine], [[models]] and one a plugin.")
+FILE = Flag(
+    "", "config", ("--config",), str, "TOML file with tables [server], [engine], [[models]] and those of plugins."
+)
 
 
 @dataclass(slots=True)
-class Early:
-    """What must be known before the flags of plugins can be: their selection, and the file."""
+class StartupSelection:
+    """The configuration file and the selection of plugins, which must be read before the plugins' flags are known."""
 
-    data: dict[str, Any] = field(default_factory=dict)  # the file's, for Config.load
+    data: dict[str, Any] = field(default_factory=dict)  # of the file, for Config.load
     plugins: PluginSelection = field(default_factory=PluginSelection)
 
 
-def peek(args: Sequence[str]) -> Early:
-    """Read ``--config``, ``--plugin`` and ``--no-plugin`` out of the arguments of ``serve``."""
+def read_selection(args: Sequence[str]) -> StartupSelection:
+    """Read ``--config``, ``--plugin`` and ``--no-plugin`` from the arguments of ``serve``."""
     found: dict[str, list[str]] = {"--config": [], "--plugin": [], "--no-plugin": []}
     for position, token in enumerate(args):
         name, equals, value = token.partition("=")
         if name in found and (equals or position + 1 < len(args)):
             found[name].append(value if equals else args[position + 1])
     data = read_file(Path(found["--config"][-1])) if found["--config"] else {}
-    filed = convert(data.get("plugins", {}), PluginSelection, "plugins")
+    in_file = convert(data.get("plugins", {}), PluginSelection, "plugins")
     only, without = SELECTION[0].value(found["--plugin"]), SELECTION[1].value(found["--no-plugin"])
-    return Early(data, PluginSelection(only=only or filed.only, without=without or filed.without))
+    return StartupSelection(data, PluginSelection(only=only or in_file.only, without=without or in_file.without))
 
 
 class ServeCommand(TyperCommand):
-    """A command whose arguments fall into segments: common flags, then each model and its own."""
+    """A command whose arguments are divided into segments: common flags, then each model with its flags."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse each segment by itself, in a context of its own."""
+        """Parse each segment in a separate context."""
         parsed = []
         for segment in split(args, {name for param in self.params if takes_value(param) for name in param.opts}):
             own = type(ctx)(self, info_name=ctx.info_name, parent=ctx.parent)
@@ -74,9 +76,9 @@ def takes_value(param: Any) -> bool:
 
 
 def split(args: Sequence[str], valued: set[str]) -> list[list[str]]:
-    """Cut arguments before each model; ``valued`` are the options whose next argument is a value.
+    """Split arguments before each model. ``valued``: the options whose next argument is their value.
 
-    A model by position is rewritten to ``--model-path MODEL``. The first segment has none.
+    A positional model is rewritten to ``--model-path MODEL``. The first segment has no model.
     """
     segments: list[list[str]] = [[]]
     rest = iter(args)
@@ -110,12 +112,12 @@ def all_flags(host: Host) -> list[Flag]:
     return flags
 
 
-def add_serve(app: typer.Typer, host: Host, early: Early) -> None:
-    """Register the command; its flags come from the settings of ``host``'s plugins."""
+def add_serve(app: typer.Typer, host: Host, selection: StartupSelection) -> None:
+    """Add the command ``serve``, with flags for the settings of core and of ``host``'s plugins."""
     flags = all_flags(host)
 
     def serve(ctx: typer.Context, **_: Any) -> None:
-        config = configure(ctx.meta[SEGMENTS], flags, early, host)
+        config = configure(ctx.meta[SEGMENTS], flags, selection, host)
         from trunkline.core.server.front import serve as run
 
         run(host, config)
@@ -135,8 +137,10 @@ def add_serve(app: typer.Typer, host: Host, early: Early) -> None:
     app.command(cls=ServeCommand, help="Serve one or more models over HTTP.")(serve)
 
 
-def configure(segments: Sequence[Mapping[str, Any]], flags: Sequence[Flag], early: Early, host: Host) -> Config:
-    """The configuration of parsed ``segments`` laid over the file. ConfigError for what can't be used."""
+def configure(
+    segments: Sequence[Mapping[str, Any]], flags: Sequence[Flag], selection: StartupSelection, host: Host
+) -> Config:
+    """The configuration: the file's, overridden by the parsed ``segments``. ConfigError for invalid settings."""
     by_field = {flag.field: flag for flag in flags}
     settings: dict[str, dict[str, Any]] = {}
     scopes: list[dict[str, Any]] = []
@@ -153,10 +157,12 @@ def configure(segments: Sequence[Mapping[str, Any]], flags: Sequence[Flag], earl
                 settings.setdefault(flag.group, {})[name] = flag.value(given)
         scopes.append(own)
     common, *models = scopes
-    plugins = msgspec.structs.asdict(early.plugins)
-    config = Config.load(merge(early.data, settings=settings, every_model=common, models=models, plugins=plugins), host)
+    plugins = msgspec.structs.asdict(selection.plugins)
+    config = Config.load(
+        merge(selection.data, settings=settings, every_model=common, models=models, plugins=plugins), host
+    )
     if "served_model_name" in common and len(config.models) > 1:
         raise ConfigError("--served-model-name before the first model would name them all; put it after a model.")
     configure_logging(config.server.log_level)
-    compat.settle(foreign)
+    compat.check_foreign_flags(foreign)
     return config

@@ -1,4 +1,4 @@
-"""A batch as the scheduler hands it to the runner, and the draft that it is made from."""
+"""The batch of one forward pass, from scheduler to runner, and the draft in which the scheduler builds it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .waiting import Entry
 
 @dataclass(slots=True)
 class Row:
-    """One request's share of a batch: compute positions ``[start, end)`` over ``[0, start)`` cached.
+    """One request's share of a batch: positions ``[start, end)`` are computed; ``[0, start)`` are cached.
 
-    The slots of ``[0, end)`` stand in the slot table at row ``table_row``.
+    The slots of ``[0, end)`` are in row ``table_row`` of the slot table; see :class:`trunkline.kernels.layout.Layout`.
     """
 
     request: Request
@@ -24,37 +24,37 @@ class Row:
 
     @property
     def final(self) -> bool:
-        """Does the row reach the request's last known token?"""
+        """Whether the row reaches the request's last known token, so that the pass gives a result."""
         return self.end == len(self.request.tokens)
 
 
 @dataclass(slots=True)
 class Batch:
-    """Rows of one forward pass; the first ``decodes`` rows have one token each and are decoding."""
+    """The rows of one forward pass. The first ``decodes`` rows are decoding, with one token each."""
 
     rows: list[Row]
     decodes: int
-    started: list[Request] = field(default_factory=list)  # first scheduled in this pass
-    retracted: list[Request] = field(default_factory=list)  # gave their slots back: to be computed anew
+    started: list[Request] = field(default_factory=list)  # run for the first time in this pass
+    retracted: list[Request] = field(default_factory=list)  # lost their slots and will be recomputed
 
     @property
     def tokens(self) -> int:
         return sum(row.end - row.start for row in self.rows)
 
     def without(self, keys: set[int]) -> Batch:
-        """The batch less the rows of these requests."""
+        """The batch without the rows of the requests with these keys."""
         decodes = sum(row.request.key not in keys for row in self.rows[: self.decodes])
         return Batch([row for row in self.rows if row.request.key not in keys], decodes)
 
 
 @dataclass(slots=True)
 class Draft:
-    """A pass in the making."""
+    """A batch while it is being built."""
 
     budget: int  # tokens that prompts may still take
     entries: list[Entry] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
-    slots: int = 0  # to be allocated for the above
+    slots: int = 0  # to be allocated for these entries
     started: list[Request] = field(default_factory=list)
     restarted: list[Request] = field(default_factory=list)
     retracted: list[Request] = field(default_factory=list)
@@ -65,8 +65,8 @@ class Draft:
         self.slots += end - min(end, entry.allocated)
 
 
-def groups(rows: Sequence[Row]) -> list[Sequence[Row]]:
-    """The rows of each forward pass: all together, but for requests that must be computed alone."""
+def forward_passes(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """Divide a batch's rows into forward passes: one for all rows, and one for each request that must run alone."""
     alone: list[Sequence[Row]] = [[row] for row in rows if row.request.alone]
     if not alone:
         return [rows]

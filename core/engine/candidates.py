@@ -1,4 +1,4 @@
-"""Models before they are loaded: resolved, their tasks chosen, their memory demand known."""
+"""Prepares models before they are loaded: resolves them, chooses their tasks, computes their memory demand."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ModelInfo, ModelSource, Serves, Settings
 from trunkline.kernels.cpu.processor import has_bfloat16
 
-# What a CPU does in less than a second, by dtype: bounds the default chunk.
+# Floating-point operations that a CPU does in less than a second; they determine the default chunk size.
 STEP_FLOP = {torch.bfloat16: 3e11, torch.float32: 1.5e11}
-CHUNKS = (32, 2048)  # least and most tokens of the default chunk
-OUTDONE = "The model was launched for {alone} alone; add `--task {alone},{task}` to serve {task} too."
+CHUNKS = (32, 2048)  # smallest and largest default chunk size, tokens
+SERVED_ALONE = "The model was launched for {alone} alone; add `--task {alone},{task}` to serve {task} too."
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that is decided on but not loaded. ``refused``: why it doesn't serve the other tasks."""
+    """A model that will be loaded. ``refused``: for each task that it doesn't serve, the plugin's answer."""
 
     settings: ModelSettings
     source: ModelSource
@@ -40,12 +40,12 @@ class Candidate:
 
     @cached_property
     def pass_tokens(self) -> int | None:
-        """The token budget of one pass, None for no limit."""
+        """Limit on the tokens of one pass, None = no limit."""
         return chunk_size(self.settings.chunked_prefill_size, self.plan.active_parameters, self.plan.dtype)
 
 
 def examine(settings: ModelSettings, every: Settings, host: Host) -> Candidate:
-    """Resolve one model and decide its tasks, without loading anything heavy. ``every``: what hooks get."""
+    """Resolve one model and choose its tasks, without loading weights. ``every``: all settings, for hooks."""
     source = host.resolve_model(settings.reference)
     tokenizer_source = host.resolve_model(settings.tokenizer_path) if settings.tokenizer_path else source
     info = read_info(source, settings)
@@ -56,7 +56,7 @@ def examine(settings: ModelSettings, every: Settings, host: Host) -> Candidate:
 def choose_tasks(
     settings: ModelSettings, info: ModelInfo, answers: Mapping[str, Serves]
 ) -> tuple[list[str], dict[str, Serves]]:
-    """The tasks to serve: those asked for with ``--task``, else the checkpoint's defaults."""
+    """The tasks to serve: those of ``--task``, else the checkpoint's defaults; and the answers for all others."""
     alone = [task for task, answer in answers.items() if answer.when == "alone"]
     defaults = alone or [task for task, answer in answers.items() if answer.when == "default"]
     if settings.task:
@@ -71,7 +71,7 @@ def choose_tasks(
     refused = {task: answer for task, answer in answers.items() if task not in tasks}
     for task, answer in refused.items():
         if answer.when == "default" and alone:
-            refused[task] = Serves(task, "on_request", OUTDONE.format(task=task, alone=",".join(alone)))
+            refused[task] = Serves(task, "on_request", SERVED_ALONE.format(task=task, alone=",".join(alone)))
     if not tasks:
         reasons = " ".join(f"{task}: {answer.reason}" for task, answer in refused.items() if answer.reason)
         raise ModelError(
@@ -82,8 +82,8 @@ def choose_tasks(
 
 
 def chunk_size(asked: int | None, parameters: int, dtype: torch.dtype) -> int | None:
-    """Tokens per pass: the user's, with values <= 0 meaning whole prompts; by default what a CPU
-    computes in less than a second, as a power of two."""
+    """Limit on the tokens of a pass. ``asked``: the user's, <= 0 means no limit (None); by default the power of two
+    that a CPU computes in less than a second."""
     if asked is not None:
         return asked if asked > 0 else None
     flop = STEP_FLOP[torch.bfloat16 if dtype == torch.bfloat16 and has_bfloat16() else torch.float32]

@@ -1,8 +1,8 @@
-"""The engine's end of the connection to the front: threads that read and write, so that the loop never waits.
+"""The engine's end of the connection to the front. Threads read and write, so that the engine loop never blocks on it.
 
-``SocketChannel`` speaks frames over an inherited socket; ``LocalChannel`` is the same thing
-inside one process. Both coalesce: of each request at most one unsent Progress is kept (one more after each weight
-update), so a front that stops reading costs the memory of the live outputs and nothing more.
+``SocketChannel`` exchanges frames over an inherited socket; ``LocalChannel`` connects both ends within one process.
+Unsent Progress messages of one request are merged (up to the next weight update), so that a front that doesn't read
+makes the queue no larger than the outputs of the live requests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .messages import MAX_FRAME, Changed, Progress, frames, front_decoder
 
 
 class Outbox:
-    """Unsent messages in order; consecutive Progress of one request are merged."""
+    """A queue of unsent messages; consecutive Progress messages of one request are merged."""
 
     def __init__(self) -> None:
         self._items: list[Any] = []
@@ -38,7 +38,7 @@ class Outbox:
             self._ready.notify()
 
     def _merge(self, new: Progress) -> bool:
-        """Fold ``new`` into the request's unsent Progress; False when it must stand alone."""
+        """Merge ``new`` into the request's unsent Progress. False if it must be sent separately."""
         last = self._open.get(new.key)
         if last is None or last.last or last.data is not None:
             self._open[new.key] = new
@@ -48,7 +48,7 @@ class Outbox:
         return True
 
     def take(self) -> list[Any] | None:
-        """Wait for messages and take them all; None after ``close`` once everything is taken."""
+        """Wait for messages and take all of them. None after ``close``, when the queue is empty."""
         with self._ready:
             while not self._items and not self._closed:
                 self._ready.wait()
@@ -72,11 +72,11 @@ class LocalChannel:
         self._writer.start()
 
     def post(self, *messages: Any) -> None:
-        """The front's side: hand messages (None = hang up) to the engine, which receives them together."""
+        """Called by the front: send messages to the engine, which gets them together. None closes the connection."""
         self._inbox.put(messages)
 
     def receive(self, *, wait: bool) -> list[Any]:
-        """The messages that have arrived; with ``wait`` at least one. A None in it = the front left."""
+        """The messages that have arrived; with ``wait``, block until there is one. None: the front is gone."""
         messages: list[Any] = []
         try:
             messages += self._inbox.get(block=wait)
@@ -89,7 +89,7 @@ class LocalChannel:
         self._outbox.put(messages)
 
     def close(self) -> None:
-        """Deliver what is unsent, then stop."""
+        """Send the unsent messages, then stop."""
         self._outbox.close()
         self._writer.join(timeout=5)
 
@@ -98,7 +98,7 @@ class LocalChannel:
             while (messages := self._outbox.take()) is not None:
                 self._deliver(messages)
         finally:
-            self.post(None)  # whatever happened, nobody hears the engine any more
+            self.post(None)  # messages can't be sent any more, so the engine must stop
 
 
 class SocketChannel(LocalChannel):
@@ -129,11 +129,11 @@ class SocketChannel(LocalChannel):
             while (body := read_frame(self._socket)) is not None:
                 self.post(*front_decoder.decode(body))
         finally:
-            self.post(None)  # also after a frame that makes no sense
+            self.post(None)  # also after a frame that can't be decoded
 
 
 def read_frame(sock: socket.socket) -> bytes | None:
-    """One frame's body; None when the peer closed or sent nonsense."""
+    """The body of one frame. None when the peer has closed the socket or the length is invalid."""
     head = _read_exactly(sock, 4)
     if head is None:
         return None

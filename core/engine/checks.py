@@ -1,4 +1,4 @@
-"""Checks of the values that plugins return: each gives the error's text, "" when nothing is wrong."""
+"""Checks of values that plugins return. Each returns the text of an error, "" if the value is valid."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def problem_of_new_needs(needs: Any, request: Request) -> str:
 
 
 def problem_of_launched(launched: Any, rows: int) -> str:
-    """``rows``: of the part."""
+    """``rows``: number of rows of the part."""
     if not isinstance(launched, Launched):
         return f"{type(launched).__name__}, not Launched"
     ids: Any = launched.next_ids
@@ -60,7 +60,7 @@ def problem_of_launched(launched: Any, rows: int) -> str:
 
 
 def problem_of_step(step: Step, final: bool, vocabulary: int) -> str:
-    """All but its data. ``final``: the pass reached the request's last known token."""
+    """Checks all fields but ``data``. ``final``: the pass computed the request's last known token."""
     if not isinstance(step.tokens, tuple | list) or not are_tokens(step.tokens, vocabulary):
         return f"tokens must be ids in [0, {vocabulary}), not {step.tokens!r:.200}"
     if step.tokens and not final:
@@ -75,21 +75,21 @@ def _problem_of_finish(finish: Any) -> str:
         return f'finish must be a dict with a string "type", not {finish!r:.200}'
     try:
         msgspec.msgpack.decode(_encoder.encode(finish), type=dict[str, Any])
-        msgspec.json.encode(finish)  # clients get it as it is
+        msgspec.json.encode(finish)  # it is sent to clients unchanged
     except Exception as error:
         return f"finish can't be sent: {describe(error)}"
     return ""
 
 
 def are_tokens(ids: Iterable[Any], vocabulary: int) -> bool:
-    for token in ids:  # noqa: SIM110 (all() takes twice the time)
+    for token in ids:  # noqa: SIM110 (all() takes twice as long)
         if type(token) is not int or not 0 <= token < vocabulary:
             return False
     return True
 
 
 def encoded(value: Any, schema: type[Struct] | None = None) -> Raw:
-    """A value as msgpack, after reading it back as its consumers do. ValueError when that can't be done."""
+    """A value as msgpack. ValueError if it can't be encoded, or decoded again as ``schema``."""
     try:
         raw = _encoder.encode(value)
         back = msgspec.msgpack.decode(raw)
@@ -103,7 +103,7 @@ def encoded(value: Any, schema: type[Struct] | None = None) -> Raw:
 
 
 def is_sendable(error: Any) -> bool:
-    """Is it a RequestError that can be sent to a client as it is?"""
+    """Whether it is a RequestError that can be sent to a client."""
     if not isinstance(error, RequestError):
         return False
     try:

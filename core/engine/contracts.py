@@ -1,8 +1,8 @@
 """Calls to plugins' code in the engine: results are checked, and failures name the plugin.
 
-The loop, the lanes and the runner call stages and controls only through the classes below. Whatever a plugin
-raises, SystemExit and KeyboardInterrupt included, becomes a PluginError, which ends one request; a RequestError is
-the plugin's answer to its client and passes.
+The loop, the lanes and the runner call stages and controls only through the classes below. Every exception of a
+plugin, SystemExit and KeyboardInterrupt included, becomes a PluginError, which ends one request. RequestErrors are
+passed on: they are for the client.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from .messages import FAILED
 
 log = logging.getLogger("trunkline.engine")
 
-MAX_FAILURES = 5  # requests of a task that fail in a row through its plugin, after which the task is switched off
-MAX_STEPS = 1024  # per row that a stage may give for one pass
-SLOW = 0.1  # seconds; a stage that holds up the loop for longer is warned about once
+MAX_FAILURES = 5  # requests in a row that fail through a plugin, after which its task is switched off
+MAX_STEPS = 1024  # limit on the steps of one row in one pass
+SLOW = 0.1  # seconds; a call of a stage that blocks the loop for longer is logged once per method
 
 
 class CheckedStage:
-    """A stage as the engine calls it. ``failures`` counts requests that failed through it, one after another."""
+    """Calls a stage and checks its results. ``failures``: number of requests in a row that failed through it."""
 
     def __init__(self, provided: Provided[Stage], vocabulary: int) -> None:
-        """``vocabulary``: token ids that the stage gives lie below."""
+        """``vocabulary``: size of the model's vocabulary, for checks of token ids."""
         self.stage = provided.value
         self.task = provided.value.task
         self.plugin = provided.plugin
@@ -62,7 +62,7 @@ class CheckedStage:
         return params
 
     def admit(self, request: Request) -> Needs:
-        """What the request needs. RequestError for the client; PluginError."""
+        """The request's needs. RequestError for the client; PluginError."""
         if self.failures >= MAX_FAILURES:
             name = self.plugin.name
             raise RequestError(
@@ -93,7 +93,7 @@ class CheckedStage:
         return needs
 
     def reset(self, request: Request) -> Needs:
-        """What the request needs from now on. PluginError."""
+        """The request's needs after a retraction. PluginError."""
         try:
             needs: Any = self.stage.reset(request)
         except BaseException as error:
@@ -120,10 +120,10 @@ class CheckedStage:
         return launched
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> tuple[list[Step], PluginError | None]:
-        """The part's steps in order, and the error that ended them, if any.
+        """The part's steps in order, and the exception that ``collect`` raised, if any.
 
-        A wrong step for a request of the part becomes the failure of that request; a value that belongs to none
-        is logged and left out.
+        An invalid step becomes the failure of its request; a value that belongs to no request of the part is logged
+        and left out.
         """
         began = time.perf_counter()
         steps: list[Step] = []
@@ -149,7 +149,7 @@ class CheckedStage:
         return steps, None
 
     def probe(self, key: int) -> Request:
-        """The stage's smallest request; negative keys are the engine's own."""
+        """The stage's smallest request, for warm-up and health checks. Their keys are negative."""
         try:
             prompt, params = self.stage.probe()
             ids = list(prompt)
@@ -180,7 +180,7 @@ class CheckedStage:
     # -- failures --------------------------------------------------------------------------------
 
     def fault(self, method: str, what: str) -> PluginError:
-        """The error for something that a method of the stage did."""
+        """The error for a failure of a method of the stage."""
         return self._provided.failed(f"{method} of task {self.task!r} {what}")
 
     def fail(self, request: Request, error: PluginError) -> Step:
@@ -192,7 +192,7 @@ class CheckedStage:
         return self.fault(method, f"raised {describe(error)}")
 
     def _problem_of(self, step: Step, final: bool) -> str:
-        """What is wrong with a step, "" if nothing is; then its data is encoded."""
+        """The text of an error in a step, "" if it is valid; then its data is encoded."""
         problem = problem_of_step(step, final, self._vocabulary)
         if not problem and step.data is not None:
             try:
@@ -209,14 +209,14 @@ class CheckedStage:
 
 
 class CheckedControl:
-    """A control as the loop calls it."""
+    """Calls a control and checks its result."""
 
     def __init__(self, name: str, provided: Provided[Callable[..., Any]]) -> None:
         self._name = name
         self._provided = provided
 
     def __call__(self, model: Any, **arguments: Any) -> Any:
-        """What the control returned, which can be sent. RequestError for the caller; PluginError."""
+        """The control's return value, which was checked to be encodable. RequestError for the caller; PluginError."""
         with guarded(self._raised, self._name):
             answer = self._provided.value(model, **arguments)
         try:
@@ -234,8 +234,8 @@ class CheckedControl:
 
 @contextmanager
 def guarded(fault: Callable[[str, BaseException], PluginError], method: str) -> Iterator[None]:
-    """Turn what the block raises into a PluginError, except what is meant for the client: RequestErrors, and
-    msgspec's errors about values that the client sent."""
+    """Turn exceptions of the block into PluginErrors, except those for the client: RequestErrors, and msgspec's errors
+    about values that the client sent."""
     try:
         yield
     except BaseException as error:
@@ -245,7 +245,7 @@ def guarded(fault: Callable[[str, BaseException], PluginError], method: str) -> 
 
 
 def failed_step(request: Request, error: Exception) -> Step:
-    """The last step of a request that the engine gives up; ``error`` goes to the log."""
+    """The last step of a request that fails in the engine. ``error`` is logged; the client gets a generic 500."""
     log.error("request %r of task %s fails: %s", request.rid, request.task, error, exc_info=error.__cause__)
     return Step(request, error=RequestError(FAILED, status=500))
 

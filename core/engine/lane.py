@@ -1,4 +1,4 @@
-"""One served model in the engine: its stages, queue, cache and pool. The loop gives lanes turns."""
+"""One served model in the engine: its stages, queue, cache and pool. The engine loop runs lanes in turn."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.core.discovery import describe
 from trunkline.core.errors import PluginError, RequestError
+from trunkline.core.model.embeds import check_embeds
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import Request, ServedModel, Step
 
-from .batch import Batch, Row, groups
+from .batch import Batch, Row, forward_passes
 from .candidates import Candidate
 from .contracts import CheckedStage, failed_step
 from .memory import Grant
@@ -31,7 +32,7 @@ EPOCH_BYTES = 4  # of a namespace; the rest is the request's salt
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """All of a lane that other weights bring with them. ``sent``: they aren't those in the candidate's folder."""
+    """Everything of a lane that a weight update replaces. ``sent``: the weights aren't those in a folder."""
 
     candidate: Candidate
     served: ServedModel
@@ -42,13 +43,13 @@ class Renewal:
 
 
 class Lane:
-    """A model's requests from admission to release.
+    """A model's requests, from admission to release.
 
-    ``spent`` is the time that the lane's passes have taken by ``clock`` (seconds); the loop
-    compares it between lanes to be fair. ``epoch`` counts the weights that it has had before.
-    ``note`` is told the keys of the requests of each forward pass before it runs. ``candidate`` and ``grant``
-    are what it was loaded from and its memory, which weight updates need; ``settings`` those in force.
-    ``sent``: its weights were sent and are in no folder, so that an engine that is started again can't have them.
+    ``spent`` is the time in seconds, by ``clock``, that the lane's passes have taken; the loop compares
+    it between lanes, to share the device evenly. ``epoch`` counts weight updates. ``note`` is called
+    before each forward pass with the keys of its requests. ``candidate`` and ``grant`` are what it was
+    loaded from and its memory, which weight updates need; ``settings`` those in force.
+    ``sent``: its weights were sent and are in no folder, so an engine that is started again can't have them.
     ``paused``: nothing is scheduled until the front says continue. ``released``: memory that it has given back for
     the time being ("weights", "kv_cache"), without which nothing can be scheduled either; ``put_aside``: the
     contents of released weights.
@@ -82,7 +83,7 @@ class Lane:
         self.note: Callable[[Sequence[int]], None] = lambda keys: None
 
     def load(self, held: int = 0) -> Load:
-        """What is in hand, and ``held`` requests more that wait for new weights."""
+        """The lane's load figures; ``held`` more requests wait for a weight update to end."""
         scheduler = self.scheduler
         return Load(
             self.served.name,
@@ -102,15 +103,15 @@ class Lane:
         return self.paused or bool(self.released)
 
     def namespace(self, salt: bytes) -> bytes:
-        """What separates a request's cached prefixes from others': those of other weights, of other salts."""
+        """The part of the prefix cache that a request uses: separate for each epoch and salt."""
         return self.epoch.to_bytes(EPOCH_BYTES, "little") + salt
 
     def renew(self, new: Renewal) -> list[Step]:
-        """Serve with other weights from now on, and forget what was computed with the old ones.
+        """Serve with new weights from now on, and drop everything that was computed with the old ones.
 
-        Nothing may wait or run unless the lane is halted. Then running requests that have output go on with the keys
-        of the old weights, and all others are computed from their beginning: no vector and no first token is of both.
-        The steps are of requests that ended by it.
+        Nothing may wait or run unless the lane is halted (AssertionError). Then running requests that have output go
+        on with the keys of the old weights, and all others are computed from their beginning: no vector and no first
+        token is of both. The steps are of requests that ended by it.
         """
         if self.busy and not self.halted:
             raise AssertionError(f"{self.served.name} still has requests of its old weights")
@@ -152,13 +153,15 @@ class Lane:
         ]
 
     def admit(self, request: Request) -> None:
-        """Validate and queue. RequestError when the request can't be served, PluginError when its stage fails."""
+        """Validate and queue a request. RequestError if it can't be served, PluginError if its stage fails."""
         stage = self.stages.get(request.task)
         if stage is None:
             raise RequestError(self.served.refused.get(request.task, f"{self.served.name} doesn't serve this task."))
         self._check_ids(request)
+        if request.embeds is not None:
+            check_embeds(self.model, request.embeds)
         if request.second_at is not None and self.model.token_types:
-            request.cacheable = False  # the radix tree knows prefixes by their ids alone
+            request.cacheable = False  # the cache key has token ids but no token types
         request.needs = stage.admit(request)
         try:
             self._check_length(request)
@@ -168,7 +171,7 @@ class Lane:
             raise
 
     def _check_ids(self, request: Request) -> None:
-        """RequestError for ids that would be looked up outside the embedding table."""
+        """RequestError for ids outside the embedding table."""
         vocabulary = self.served.info.vocab_size
         if request.tokens and (min(request.tokens) < 0 or max(request.tokens) >= vocabulary):
             raise RequestError(f"The input_ids contains values outside the vocabulary; ids lie in [0, {vocabulary}).")
@@ -186,27 +189,29 @@ class Lane:
             )
 
     def schedule(self) -> Batch | None:
-        """What to compute next; None when nothing waits or runs."""
+        """The batch to compute next; None when no request waits or runs."""
         return self.scheduler.plan()
 
     def run(self, batch: Batch) -> list[Step]:
-        """Compute a batch. The steps are applied to their requests; those that ended have left."""
+        """Compute a batch and apply its steps to their requests. Requests that ended are removed."""
         began = self._clock()
         resets = [step for request in batch.retracted for step in self._reset(request)]
-        steps = [step for rows in groups(batch.rows) for step in self._compute(rows)]
-        # What a failed request computed may be garbage: it must not reach the prefix cache.
-        doomed = {step.request.key for step in steps if failed_with(step)}
-        self.scheduler.commit(batch.without(doomed) if doomed else batch)
+        steps = [step for rows in forward_passes(batch.rows) for step in self._compute(rows)]
+        # Keys and values of a failed request may be wrong, so they must not reach the prefix cache.
+        failed_keys = {step.request.key for step in steps if failed_with(step)}
+        self.scheduler.commit(batch.without(failed_keys) if failed_keys else batch)
         applied = [done for step in (*resets, *steps) for done in self._apply(step)]
-        # A final row without a step: nothing would ever bring its request forward.
-        mute = [row.request for row in batch.rows if self.scheduler.holds(row.request) and not row.request.extend_len]
-        for request in mute:
+        # A final row without a step: its request would never make progress.
+        stalled = [
+            row.request for row in batch.rows if self.scheduler.holds(row.request) and not row.request.extend_len
+        ]
+        for request in stalled:
             applied += self._apply(self._fault(request, "gave no step for the request's last token"))
         self.spent += self._clock() - began
         return applied
 
     def _apply(self, step: Step) -> list[Step]:
-        """Bring a step's request up to date. What was done instead, where the stage broke its contract."""
+        """Apply a step to its request. Returns it, or what replaces it if the stage broke its contract."""
         request = step.request
         stage = self.stages[request.task]
         if not self.scheduler.holds(request):
@@ -222,12 +227,12 @@ class Lane:
         return [step]
 
     def _fault(self, request: Request, what: str) -> Step:
-        """The failure of a request whose stage's ``collect`` did something wrong."""
+        """The failed step of a request whose stage's ``collect`` broke its contract."""
         stage = self.stages[request.task]
         return stage.fail(request, stage.fault("collect", what))
 
     def _reset(self, request: Request) -> list[Step]:
-        """Tell the stage of a retraction; the failed step, if it can't cope."""
+        """Tell the stage that a request was retracted. Returns the failed step if that raises."""
         stage = self.stages[request.task]
         try:
             request.needs = stage.reset(request)
@@ -236,14 +241,14 @@ class Lane:
         return []
 
     def end(self, request: Request) -> None:
-        """The request leaves: finished, failed or aborted. Harmless when it has left."""
+        """Remove a request that finished, failed or was aborted. Does nothing if it is already removed."""
         if not self.scheduler.holds(request):
             return
         self.scheduler.finish(request)
         self.stages[request.task].release(request)
 
     def _compute(self, rows: Sequence[Row]) -> list[Step]:
-        """Run rows together, and those that failed once more, each alone; what fails then ends its request."""
+        """Run rows together. Those that fail are run once more, each alone; a second failure ends the request."""
         steps, failed = self._attempt(rows)
         for row, _ in failed:
             more, again = self._attempt([row])
@@ -265,16 +270,16 @@ class Lane:
             log.warning("a pass over %d rows failed: %s", len(rows), describe(error), exc_info=error)
             return [], [(row, error) for row in rows]
         steps: list[Step] = []
-        broken: dict[int, Exception] = {}
+        errors: dict[int, Exception] = {}
         for part, tensors in parts:
             own, problem = self.stages[part.task].collect(part, tensors)
             steps += own
             if problem is not None:
                 done = {step.request.key for step in own}
-                broken |= {row.request.key: problem for row in part.rows if row.request.key not in done}
-        return steps, [(row, broken[row.request.key]) for row in rows if row.request.key in broken]
+                errors |= {row.request.key: problem for row in part.rows if row.request.key not in done}
+        return steps, [(row, errors[row.request.key]) for row in rows if row.request.key in errors]
 
 
 def failed_with(step: Step) -> bool:
-    """Did the request end because something is wrong with it? Non-finite rows end as aborts."""
+    """Whether the step ends its request because of a failure; rows with non-finite numbers end as aborts."""
     return step.error is not None or (step.finish or {}).get("type") == "abort"

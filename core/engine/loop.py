@@ -1,4 +1,4 @@
-"""The engine loop: receive, schedule, prepare, run, collect. One thread owns everything below it."""
+"""The engine loop: receive, schedule, run, collect, report. One thread owns everything below it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from trunkline.core.engine.control.updates import Renew, Updates
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Request, Step
 
+from .embeds import content_salt, read_embeds
 from .lane import Lane
 from .messages import Abort, Answer, Beat, Call, Progress, Started, Stop, Submit, as_wire
 from .pass_record import PassRecord
@@ -145,6 +146,7 @@ class EngineLoop:
             stage = lane.stages.get(message.task)
             params = stage.decode_params(message.params) if stage else None  # without a stage it is refused
             prompt: list[int] = np.frombuffer(message.prompt, np.int32).tolist()
+            embeds = read_embeds(message.embeds, len(prompt)) if message.embeds else None
             self._admit(lane, Request(
                 key=message.key,
                 rid=message.rid,
@@ -153,10 +155,11 @@ class EngineLoop:
                 tokens=prompt,
                 prompt_len=len(prompt),
                 priority=message.priority,
-                namespace=lane.namespace(message.salt),
+                namespace=lane.namespace(message.salt + content_salt(message.embeds)),
                 cacheable=message.cacheable,
                 second_at=message.second_at,
                 alone=message.alone,
+                embeds=embeds,
                 arrived=time.monotonic(),
             ))  # fmt: skip
         except Exception as error:

@@ -9,16 +9,16 @@ from trunkline.core.errors import ModelError
 
 from .candidates import Candidate
 
-CPU_SHARE = 0.4  # of what is left after all weights
-CPU_LIMIT = 4 << 30  # bytes; more is rarely used by a CPU server and only slows its start
-WORTHWHILE = 16  # a pool of so many full contexts is enough for anybody
+CPU_SHARE = 0.4  # of the memory that all weights leave free
+CPU_LIMIT = 4 << 30  # bytes; a CPU server rarely uses more, and a larger pool slows its start
+MAX_CONTEXTS = 16  # a pool holds at most this many sequences of full context length
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a model gets: slots (tokens) in its pool, and the context that fits them.
+    """The memory of one model: slots (tokens) of its KV pool, and the context length that fits in them.
 
-    Without a pool, slots only bound the tokens of one pass.
+    Without a pool (``kv_bytes`` 0), slots only bound the tokens of one pass.
     """
 
     kv_bytes: int
@@ -27,11 +27,11 @@ class Grant:
 
 
 def plan(candidates: Sequence[Candidate], *, available: int, budget: int | None = None) -> list[Grant]:
-    """Split the KV budget evenly over the models that use one.
+    """Divide the memory for keys and values evenly among the models that have a KV pool.
 
-    ``available`` is free memory in bytes. ``budget`` is the user's bound in bytes; None = 40% of what the
-    weights leave, 4 GiB at most. A model with ``--max-total-tokens`` gets as many slots. Raises ModelError,
-    naming the numbers, when weights don't fit, no token does, or more was asked for than is free.
+    ``available``: bytes that this process may use. ``budget``: the user's bound for all pools, in bytes;
+    None = 40% of what the weights leave, at most 4 GiB. ModelError, with the numbers, when the weights
+    don't fit, when a pool has no room for a token, or when pools and weights exceed ``available``.
     """
     weights = sum(one.plan.weight_bytes for one in candidates)
     if weights >= available:
@@ -57,12 +57,12 @@ def plan(candidates: Sequence[Candidate], *, available: int, budget: int | None 
 def _grant(one: Candidate, share: int) -> Grant:
     context, token_bytes, asked = one.info.context_length, one.plan.kv_bytes_per_token, one.settings.max_total_tokens
     if not token_bytes:  # an encoder keeps nothing between passes
-        one_pass = one.pass_tokens or WORTHWHILE * context
-        most = asked or max(one_pass, context)  # a text is computed in one pass
+        one_pass = one.pass_tokens or MAX_CONTEXTS * context
+        most = asked or max(one_pass, context)  # a text is computed in one pass, so it must fit
         return Grant(0, most, min(context, most))
     slots = asked
     if slots is None:
-        slots = min(share // token_bytes, WORTHWHILE * context)
+        slots = min(share // token_bytes, MAX_CONTEXTS * context)
     if slots < 1:
         raise ModelError(
             f"No room for the KV cache of {one.name}: a token takes {token_bytes} bytes "
@@ -73,5 +73,5 @@ def _grant(one: Candidate, share: int) -> Grant:
 
 
 def gib(count: float) -> str:
-    """Bytes for people."""
+    """``count`` bytes as text, in GiB."""
     return f"{count / 2**30:.2f} GiB"

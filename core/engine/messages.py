@@ -1,7 +1,7 @@
 """The messages between front and engine: msgpack frames over a socketpair, never pickle.
 
 A frame is a 4-byte little-endian length and a msgpack array of messages. Params and results
-travel as msgpack within msgpack, decoded by whoever knows the task's structs.
+are msgpack inside msgpack, which the task's code decodes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trunkline.core.types import ServedModel
 
 log = logging.getLogger("trunkline.engine")
 
-NOT_FOUND = "Failed to get weights iterator: {} (repository not found)."  # SGLang's words, which clients compare
+NOT_FOUND = "Failed to get weights iterator: {} (repository not found)."  # SGLang's text, which clients compare
 MAX_FRAME = 256 << 20  # bytes; a longer frame means a broken peer
 FAILED = "The request failed inside the engine; the server's log has the reason."
 
@@ -38,6 +38,7 @@ class Submit(Struct, tag=True, array_like=True):
     cacheable: bool = True  # False: neither reads nor fills the cache (health probes)
     second_at: int | None = None  # where the second text of a pair begins
     alone: bool = False  # compute it in forward passes of its own
+    embeds: bytes = b""  # see Submission
 
 
 class Abort(Struct, tag=True, array_like=True):
@@ -52,7 +53,7 @@ class Call(Struct, tag=True, array_like=True):
 
 
 class Stop(Struct, tag=True, array_like=True):
-    """Finish nothing, leave: the front has drained or wants out."""
+    """Stop now, without finishing running requests: the front has drained, or stops without draining."""
 
 
 # engine -> front
@@ -70,14 +71,14 @@ class Ready(Struct, tag=True, array_like=True):
     seconds: dict[str, float]  # start-up phases
 
     def after(self, changed: Changed) -> Ready:
-        """The same with the models as they are now."""
+        """A copy with the models of ``changed``."""
         plan = [{**row, "model": model.name} for row, model in zip(self.plan, changed.models, strict=True)]
         return structs.replace(self, models=changed.models, plan=plan)
 
 
 class Changed(Struct, tag=True, array_like=True):
-    """Weights, their label, or a pause were changed: what is served from now on, and with which ``[[models]]`` tables
-    an engine must be started to serve the same. ``paused``: which models only collect requests, in their order."""
+    """Weights, their label, or a pause were changed: the served models, and the ``[[models]]`` tables with which a
+    restarted engine serves the same. ``paused``: which models only collect requests, in their order."""
 
     models: list[ServedModel]
     settings: list[dict[str, Any]]
@@ -85,13 +86,13 @@ class Changed(Struct, tag=True, array_like=True):
 
 
 class Failed(Struct, tag=True, array_like=True):
-    """The engine can't start or go on; it exits after this."""
+    """The engine can't start, or has failed; it exits after this message."""
 
     message: str
 
 
 class Load(Struct, array_like=True):
-    """What a model's scheduler holds: requests, and slots that new tokens could take."""
+    """The load of a model: waiting and running requests, free slots (including those of evictable prefixes), slots."""
 
     model: str
     waiting: int
@@ -101,14 +102,14 @@ class Load(Struct, array_like=True):
 
     @property
     def used(self) -> int:
-        """Slots that requests hold; cached prefixes that nobody uses don't count."""
+        """Slots that requests hold; cached prefixes that no request uses aren't counted."""
         return self.slots - self.free_slots
 
 
 class Beat(Struct, tag=True, array_like=True):
-    """Once a second from a thread of its own. ``passes`` counts loop passes, ``age`` is the
-    running pass's age in seconds (0 when idle). ``work`` says what it does where that may take long
-    (loading weights); age then counts from the beginning of that work."""
+    """The heartbeat, sent once a second by a separate thread. ``passes``: number of passes so far. ``age``: seconds
+    since the running pass began, 0 when idle. ``work``: description of long work other than a pass (loading weights),
+    "" if there is none; then ``age`` counts from its beginning."""
 
     passes: int
     age: float
@@ -117,7 +118,7 @@ class Beat(Struct, tag=True, array_like=True):
 
 
 class Started(Struct, tag=True, array_like=True):
-    """First scheduled: left the waiting queue."""
+    """A request was scheduled for the first time: it has left the waiting queue."""
 
     key: int
     cached: int
@@ -125,7 +126,7 @@ class Started(Struct, tag=True, array_like=True):
 
 
 class Progress(Struct, tag=True, array_like=True):
-    """New results of one request since the last Progress; ``finish`` or ``error`` is the last."""
+    """New results of one request since the last Progress. The last one has ``finish`` or ``error``."""
 
     key: int
     tokens: list[int]
@@ -160,13 +161,13 @@ engine_decoder = msgspec.msgpack.Decoder(list[EngineMessage])
 
 
 def frame(content: Any) -> bytes:
-    """Length prefix and msgpack of what a frame holds, which is a list of messages after the first frame."""
+    """Length prefix and msgpack of a frame's content: a list of messages in all frames but the first."""
     body = encoder.encode(content)
     return len(body).to_bytes(4, "little") + body
 
 
 def frames(messages: list[Any]) -> Iterator[bytes]:
-    """The messages in as many frames as it takes to keep each below ``MAX_FRAME``."""
+    """The messages, divided into frames of at most ``MAX_FRAME`` bytes."""
     whole = frame(messages)
     if len(whole) <= MAX_FRAME or len(messages) < 2:
         yield whole
@@ -177,7 +178,8 @@ def frames(messages: list[Any]) -> Iterator[bytes]:
 
 
 def as_wire(error: Exception) -> tuple[int, str, str | None]:
-    """Status, message and field of an error. What isn't meant for clients is logged; they get a generic 500."""
+    """Status, message and field of an error for the client. Internal errors are logged; the client gets a generic
+    500."""
     if isinstance(error, RequestError):
         return error.status, error.message, error.param
     if isinstance(error, msgspec.DecodeError):

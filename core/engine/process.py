@@ -29,33 +29,33 @@ from .channel import SocketChannel, read_frame
 from .messages import Failed, Loading, frame
 
 if TYPE_CHECKING:
-    from .startup import Started
+    from .startup import LoadedEngine
 
 log = logging.getLogger("trunkline.engine")
 
 
 def main() -> int:
-    """Serve until the front stops us or goes away. Exit status 1: could not start or broke."""
+    """Run the engine until the front stops it or exits. The exit status is 1 if it can't start or fails."""
     faulthandler.enable()
     forbid_pickle()
-    # The front decides when to stop; a Ctrl-C in the terminal reaches both processes.
+    # The front stops the engine, after it has drained. SIGINT may reach both processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sock = socket.socket(fileno=int(sys.argv[1]))
     first = read_frame(sock)
     if first is None:
         return 0
-    orders = msgspec.msgpack.decode(first)
+    start_options = msgspec.msgpack.decode(first)
     try:
-        host, config = configure(orders["config"])
+        host, config = configure(start_options["config"])
         configure_logging(config.server.log_level)
         started = start(config, host, announce=lambda what: sock.sendall(frame([Loading(what)])))
-    except BaseException as error:  # of a plugin, it may be SystemExit
+    except BaseException as error:  # a plugin may raise SystemExit
         if not isinstance(error, TrunklineError):
             log.exception("the engine could not start")
         sock.sendall(frame([Failed(str(error) or type(error).__name__)]))
         return 1
     sock.sendall(frame([started.ready]))
-    gc.freeze()  # models and modules stay: no collection has to walk over them, nor the last one at exit
+    gc.freeze()  # exempts models and modules from garbage collection, which would scan them each time
     from trunkline.core.engine.control.renew import Renewer
 
     from .loop import EngineLoop
@@ -63,8 +63,8 @@ def main() -> int:
 
     try:
         renewer = Renewer(started.lanes, config, host)
-        record = PassRecord(orders.get("record", -1))
-        for lane, paused in zip(started.lanes, orders.get("paused", []), strict=False):
+        record = PassRecord(start_options.get("record", -1))
+        for lane, paused in zip(started.lanes, start_options.get("paused", []), strict=False):
             lane.paused = paused
         interval = config.engine.decode_log_interval
         EngineLoop(started.lanes, SocketChannel(sock), started.controls, renewer, record, interval).run()
@@ -75,17 +75,17 @@ def main() -> int:
 
 
 def configure(raw: dict[str, Any]) -> tuple[Host, Config]:
-    """The plugin host and the settings that the front has decided on."""
+    """The plugin host and the settings, as the front has sent them."""
     selection = raw.get("plugins", {})
     host = Host.load(only=selection.get("only"), without=selection.get("without") or [])
     return host, Config.load(raw, host)
 
 
-def start(config: Config, host: Host, announce: Callable[[str], None]) -> Started:
-    """Import what computes, then load the models.
+def start(config: Config, host: Host, announce: Callable[[str], None]) -> LoadedEngine:
+    """Import torch and what depends on it, then load the models.
 
-    Meanwhile the garbage collector rests, and then takes what was imported for granted: to walk over
-    the modules of torch and transformers again and again would take a fifth of the start.
+    Garbage collection is off during the imports, and ``gc.freeze`` exempts the imported modules from it: scanning the
+    modules of torch and transformers repeatedly would take a fifth of the start-up time.
     """
     clock = time.perf_counter()
     gc.disable()

@@ -1,4 +1,4 @@
-"""Turns rows into tensors, runs the model once, and gives each stage the hidden rows that it asked for."""
+"""Runs one forward pass: packs rows into tensors, runs the model, gives each stage the hidden rows it asked for."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from trunkline.core.types import Launched, Part, PartRow
 from trunkline.kernels.layout import Layout
 
 from .batch import Row
+from .embeds import embeds_of
 
 
 class Forward(Protocol):
-    """What the runner needs of a loaded model."""
+    """The part of a loaded model that the runner uses."""
 
     device: torch.device
-    token_types: bool  # does it tell the second text of a pair from the first?
+    token_types: bool  # whether it distinguishes the two texts of a pair
 
     @property
     def length_boundaries(self) -> Sequence[int]:
@@ -35,23 +36,25 @@ class Forward(Protocol):
         token_types: torch.Tensor | None = None,
         wanted: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
+        embeds: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Ids, positions and token types int64 ``[T]`` -> hidden ``[T, hidden_size]`` after the final norm.
+        """Ids, positions and token types int64 ``[T]`` -> hidden rows ``[T, hidden_size]`` after the final norm.
 
-        With ``wanted``, int64 ``[W]``: the hidden rows of these tokens, in this order. ``lengths`` int64
-        ``[T]``: how many tokens each token's sequence has; None where none exceeds a boundary.
+        With ``wanted``, int64 ``[W]``, only the hidden rows of these tokens, in this order. ``lengths``
+        int64 ``[T]``: the length of each token's sequence, in tokens; None if none exceeds a boundary.
+        ``embeds``: int64 ``[N]``, indices of tokens, and float32 ``[N, width]``, in place of their ids' embeddings.
         """
 
 
 class Launcher(Protocol):
-    """What the runner needs of a stage."""
+    """The part of a stage that the runner uses."""
 
     def prepare(self, part: Part) -> None: ...
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched: ...
 
 
 class Runner:
-    """One model's forward passes."""
+    """Runs the forward passes of one model."""
 
     def __init__(
         self,
@@ -69,28 +72,29 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> list[tuple[Part, dict[str, torch.Tensor]]]:
-        """One pass: a part and its tensors on the CPU for each task that has a wanted row."""
+        """Run one pass. Returns a part, and its stage's tensors on the CPU, for each task that wants hidden rows."""
         if self._experts is None:
             return self._run(rows)
         with self._experts.watching(rows):
             return self._run(rows)
 
     def _run(self, rows: Sequence[Row]) -> list[tuple[Part, dict[str, torch.Tensor]]]:
-        parts = split(rows)
+        parts = split_by_task(rows)
         for part, _ in parts:
             self._stages[part.task].prepare(part)
         ids, positions, layout = self._inputs(rows)
-        wanted = [index for _, some in parts for index in some]
-        every = len(wanted) == len(ids) and wanted == list(range(len(ids)))
-        chosen = None if every else torch.tensor(wanted, dtype=torch.int64, device=self._model.device)
+        wanted = [index for _, indices in parts for index in indices]
+        all_rows = len(wanted) == len(ids) and wanted == list(range(len(ids)))
+        chosen = None if all_rows else torch.tensor(wanted, dtype=torch.int64, device=self._model.device)
         hidden = self._model.forward(
-            ids, positions, layout, self.pool, self._token_types(rows), chosen, self._lengths(rows)
+            ids, positions, layout, self.pool, self._token_types(rows), chosen, self._lengths(rows), embeds_of(rows)
         )
-        shares = torch.split(hidden, [len(some) for _, some in parts])
+        shares = torch.split(hidden, [len(indices) for _, indices in parts])
         launched = [
-            (part, self._stages[part.task].launch(part, own)) for (part, _), own in zip(parts, shares, strict=True)
+            (part, self._stages[part.task].launch(part, part_hidden))
+            for (part, _), part_hidden in zip(parts, shares, strict=True)
         ]
-        return [(part, on_host(result)) for part, result in launched]
+        return [(part, to_host(result)) for part, result in launched]
 
     def _inputs(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, Layout]:
         lengths = np.fromiter((row.end - row.start for row in rows), np.int32, len(rows))
@@ -114,7 +118,7 @@ class Runner:
         return torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), layout
 
     def _lengths(self, rows: Sequence[Row]) -> torch.Tensor | None:
-        """int64 ``[T]``, the known tokens of each token's request; None where no request exceeds a boundary."""
+        """The number of known tokens of each token's request, int64 ``[T]``; None if none exceeds a boundary."""
         boundaries = self._model.length_boundaries
         known = [len(row.request.tokens) for row in rows]
         if not boundaries or max(known) <= boundaries[0]:
@@ -123,7 +127,7 @@ class Runner:
         return torch.from_numpy(lengths).to(self._model.device)
 
     def _token_types(self, rows: Sequence[Row]) -> torch.Tensor | None:
-        """int64 ``[T]``, 1 in the second text of a pair; None where all are 0 or the model has none."""
+        """Token types, int64 ``[T]``: 1 in the second text of a pair. None if all are 0 or the model has none."""
         if not self._model.token_types or all(row.request.second_at is None for row in rows):
             return None
         types: list[np.ndarray] = []
@@ -134,7 +138,7 @@ class Runner:
 
 
 def leading_decodes(rows: Sequence[Row]) -> int:
-    """How many rows at the front compute one token that was generated, not one of the prompt."""
+    """How many rows at the start of a batch decode: their one token was generated and isn't of the prompt."""
     count = 0
     for row in rows:
         if row.end - row.start != 1 or row.start < row.request.prompt_len:
@@ -143,8 +147,8 @@ def leading_decodes(rows: Sequence[Row]) -> int:
     return count
 
 
-def split(rows: Sequence[Row]) -> list[tuple[Part, list[int]]]:
-    """Rows by task, with the packed indices of the hidden rows that each part wants."""
+def split_by_task(rows: Sequence[Row]) -> list[tuple[Part, list[int]]]:
+    """Group rows by task: the part of each task, and the packed indices of the hidden rows that it wants."""
     parts: dict[str, tuple[Part, list[int]]] = {}
     packed = 0  # index of the row's first token in the packed axis
     for row in rows:
@@ -158,13 +162,14 @@ def split(rows: Sequence[Row]) -> list[tuple[Part, list[int]]]:
 
 
 def first_wanted(row: Row) -> int:
-    """First position whose hidden row the stage wants; ``row.end`` when it wants none of them."""
+    """The first position whose hidden row the stage wants; ``row.end`` if it wants none of this row."""
     if row.request.needs.rows_from is None:
         return row.end - 1 if row.final else row.end
     return max(row.start, row.request.needs.rows_from)
 
 
-def on_host(launched: Launched) -> dict[str, torch.Tensor]:
+def to_host(launched: Launched) -> dict[str, torch.Tensor]:
+    """Copy a launch's tensors to the CPU, by name; this waits for the device."""
     tensors = {name: tensor.cpu() for name, tensor in launched.tensors.items()}
     if launched.next_ids is not None:
         tensors["next_ids"] = launched.next_ids.cpu()

@@ -1,8 +1,9 @@
 """Decides what each forward pass computes: continuous batching with chunked prefill.
 
 One batch mixes decoding requests (one token each) and chunks of prompts under a token budget.
-Liveness: every pass computes at least one token of the request that was admitted first, and
-that one is never retracted, so it ends; then the next one is first.
+
+Liveness: every pass computes at least one token of the running request that was admitted first, and that
+request is never retracted. So it ends, and then the same holds for the next one.
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ from trunkline.core.cache.radix import RadixCache
 from trunkline.core.types import Request
 
 from .batch import Batch, Draft, Row
-from .waiting import Entry, InFlight, WaitingQueue, sort_running
+from .waiting import Entry, InFlight, WaitingQueue, retraction_cost, sort_running
 
-_EXPECTED_NEW = 4096  # tokens; nobody's limit on new tokens counts for more at admission
-_SHARE_START = 0.5  # of the new tokens that a request may add, this much is set aside …
-_SHARE_FLOOR = 0.1
-_SHARE_DECAY = 0.99  # … less with every pass that went well …
-_SHARE_RISE = 2.0  # … and more after each retraction
+_MAX_EXPECTED_NEW = 4096  # tokens: at admission, a larger limit on new tokens counts as this
+
+# Most requests end before their limit on new tokens. So only a share of these tokens is reserved at admission,
+# the new-token ratio (as in SGLang): it falls with each pass and rises with each retraction.
+_RATIO_START = 0.5
+_RATIO_MIN = 0.1
+_RATIO_DECAY = 0.99  # factor per pass
+_RATIO_RISE = 2.0  # factor per retraction
 
 
 class Scheduler:
-    """Requests, their slots and their order, for one model. Not thread-safe.
+    """The requests of one model: which of them run, in which order, and with which slots. Not thread-safe.
 
-    ``chunk`` is the token budget of a pass; None: prompts are computed whole (models that look
-    both ways), as many as the pool holds. Decoding requests always take part, and leave prompts
-    a quarter of the chunk at least. ``boundaries``: see :attr:`boundaries`.
+    ``chunk`` is the token budget of a pass. With None, prompts are computed whole, as many as the pool
+    holds (models with bidirectional attention). Decoding requests are in every batch; at least a quarter
+    of the budget is left for prompts. ``max_running``: how many requests run at a time. ``policy``:
+    see :class:`.WaitingQueue`. ``boundaries``: see :attr:`boundaries`.
     """
 
     def __init__(
@@ -46,16 +51,16 @@ class Scheduler:
         policy: str,
         boundaries: Sequence[int] = (),
     ) -> None:
-        self.boundaries = boundaries  # lengths in tokens beyond which a sequence must be computed anew
+        self.boundaries = boundaries  # lengths in tokens; a longer sequence is recomputed with other rotary frequencies
         self.max_request_tokens = min(pool.capacity, table.max_len)
         self._capacity = pool.capacity
         self._ledger = Ledger(pool, table, radix)
         self._chunk = chunk
         self._max_running = max_running
-        self._waiting = WaitingQueue(policy, patience=2 * max_running)
+        self._waiting = WaitingQueue(policy, max_overtakes=2 * max_running)
         self._running: list[Entry] = []  # in order of admission
         self._arrivals = 0
-        self._share = _SHARE_START
+        self._new_token_ratio = _RATIO_START
 
     @property
     def waiting(self) -> int:
@@ -70,15 +75,15 @@ class Scheduler:
         return not self._running and not self._waiting
 
     def free_slots(self) -> int:
-        """Slots that new tokens could take now, at the cost of cached prefixes."""
+        """Slots that can be allocated now: free ones, and those of cached prefixes that no request uses."""
         return self._ledger.available
 
     def holds(self, request: Request) -> bool:
-        """Does it wait or run here?"""
+        """Whether the request waits or runs here."""
         return request.schedule is not None
 
     def flush(self, *, paused: bool = False) -> bool:
-        """Forget all cached prefixes; False (and nothing happens) when anything runs, or waits unless ``paused``."""
+        """Drop all cached prefixes. False, and nothing is dropped, while a request runs, or waits unless ``paused``."""
         if self._running or not (paused or self.idle):
             return False
         self._ledger.reset()
@@ -103,11 +108,11 @@ class Scheduler:
         self._ledger.forget()
         waiting = list(self._waiting)
         for entry in waiting:
-            entry.regime, entry.probed = regime_of(len(entry.request.tokens), boundaries), -1
+            entry.regime, entry.cached_version = regime_of(len(entry.request.tokens), boundaries), -1
         return [entry.request for entry in (*self._running, *waiting)]
 
     def add(self, request: Request) -> None:
-        """Queue a request. The caller has checked it against ``max_request_tokens``."""
+        """Queue a request. ValueError unless it has 1 to ``max_request_tokens`` tokens; callers check that before."""
         if not 0 < len(request.tokens) <= self.max_request_tokens:
             raise ValueError(f"a request has 1 to {self.max_request_tokens} tokens, not {len(request.tokens)}")
         entry = Entry(request, np.array(request.tokens, dtype=np.int32), order=self._arrivals)
@@ -117,9 +122,9 @@ class Scheduler:
         self._waiting.add(entry)
 
     def finish(self, request: Request) -> None:
-        """Take a request out, whatever its state, between two passes; what it computed stays cached.
+        """Remove a request, whether it waits or runs; its computed tokens stay in the prefix cache.
 
-        Harmless for a request that isn't here.
+        Called between two passes. Does nothing for a request that isn't here.
         """
         entry: Entry | None = request.schedule
         if entry is None:
@@ -132,17 +137,17 @@ class Scheduler:
             self._waiting.remove(entry)
 
     def plan(self) -> Batch | None:
-        """The next forward pass, its slots allocated and in the table.
+        """The batch of the next forward pass; its slots are allocated and in the slot table.
 
-        None when nothing can run; then nothing waits or runs. The same work is planned again
-        when the last batch wasn't committed.
+        None only if no request waits or runs. If the last batch wasn't committed, its tokens are
+        planned again.
         """
         draft = Draft(budget=self._capacity)
-        self._share = max(_SHARE_FLOOR, self._share * _SHARE_DECAY)
+        self._new_token_ratio = max(_RATIO_MIN, self._new_token_ratio * _RATIO_DECAY)
         if self.boundaries:
             self._restart_outgrown(draft)
         decoding, prefilling = sort_running(self._running)
-        while self._room(draft) < len(decoding) and self._retract(draft):
+        while self._slots_left(draft) < len(decoding) and self._retract(draft):
             decoding, prefilling = sort_running(self._running)
         for entry in decoding:
             draft.add(entry, len(entry.request.tokens))
@@ -158,28 +163,28 @@ class Scheduler:
         return self._allocate(draft, decodes)
 
     def commit(self, batch: Batch) -> None:
-        """The pass succeeded: its tokens are computed, and prompts may be shared from now on."""
+        """Mark the batch's tokens as computed, and insert computed prompts into the prefix cache."""
         for row in batch.rows[: batch.decodes]:
             row.request.computed = row.end
         for row in batch.rows[batch.decodes :]:
             entry: Entry | None = row.request.schedule
-            if entry is not None:  # None: its caller gave it up after this pass was planned
+            if entry is not None:  # None: aborted after this pass was planned
                 row.request.computed = row.end
                 self._ledger.store(entry)
 
     # -- steps of plan ---------------------------------------------------------------------------
 
     def _restart_outgrown(self, draft: Draft) -> None:
-        """Queue requests again whose length has crossed a boundary: their keys are of the regime before it.
+        """Queue requests again whose length has exceeded a boundary: their keys have the old rotary frequencies.
 
-        This happens once per boundary and request, so that the first request still ends.
+        This happens at most once per request and boundary, so the oldest request still ends.
         """
         for entry in tuple(self._running):
             if entry.regime != regime_of(len(entry.request.tokens), self.boundaries):
                 self._requeue(entry)
                 draft.restarted.append(entry.request)
 
-    def _room(self, draft: Draft) -> int:
+    def _slots_left(self, draft: Draft) -> int:
         return self._ledger.available - draft.slots
 
     def _continue_prompts(self, draft: Draft, prefilling: list[Entry]) -> None:
@@ -187,41 +192,42 @@ class Scheduler:
             self._add_chunk(draft, entry)
 
     def _add_chunk(self, draft: Draft, entry: Entry) -> None:
-        """As much of the prompt as budget and room allow: maybe nothing; all or nothing without chunks."""
+        """Add as much of the prompt as the token budget and free slots allow; without chunking, all or nothing."""
         request = entry.request
         missing = len(request.tokens) - request.computed
-        allocated = entry.allocated - request.computed  # left from a pass that failed
-        take = min(missing, draft.budget, allocated + self._room(draft))
+        allocated = entry.allocated - request.computed  # slots left from a pass that failed
+        take = min(missing, draft.budget, allocated + self._slots_left(draft))
         if take > 0 and (self._chunk is not None or take == missing):
             draft.budget -= take
             draft.add(entry, request.computed + take)
 
     def _retract(self, draft: Draft) -> bool:
-        """Queue the cheapest running request again and free its slots; False when only one runs.
+        """Free the slots of the cheapest running request and queue it again; False when only one runs.
 
-        Cheapest: lowest priority, then least to compute again, then latest. Never the first.
+        Cheapest means: lowest priority, then fewest tokens to recompute, then admitted last. Never the
+        request that was admitted first.
         """
         if len(self._running) < 2:
             return False
-        victim = min(reversed(self._running[1:]), key=_loss)
+        victim = min(reversed(self._running[1:]), key=retraction_cost)
         self._requeue(victim)
-        self._share = min(1.0, self._share * _SHARE_RISE)
+        self._new_token_ratio = min(1.0, self._new_token_ratio * _RATIO_RISE)
         draft.retracted.append(victim.request)
         return True
 
     def _requeue(self, entry: Entry) -> None:
-        """Make a running request a waiting one that has computed nothing, ahead of others of its priority."""
+        """Move a running request back to the queue, before others of its priority, with nothing computed."""
         self._running.remove(entry)
         self._ledger.close(entry)
-        entry.regime, entry.probed = regime_of(len(entry.request.tokens), self.boundaries), -1
+        entry.regime, entry.cached_version = regime_of(len(entry.request.tokens), self.boundaries), -1
         entry.request.computed = 0
         entry.running = False
-        self._waiting.put_back(entry)
+        self._waiting.requeue(entry)
 
     def _admit(self, draft: Draft) -> None:
-        """Start waiting requests as long as budget, places and slots last, in the queue's order.
+        """Start waiting requests in the queue's order, while token budget, ``max_running`` and slots allow.
 
-        The first that doesn't fit ends it: passing it by would let large requests starve.
+        Stops at the first request that doesn't fit; if smaller ones overtook it, large requests could starve.
         """
         if not self._waiting or draft.budget <= 0 or len(self._running) >= self._max_running:
             return
@@ -229,10 +235,10 @@ class Scheduler:
         if self._running and reserved >= self._ledger.available:
             return
         in_flight = self._prompts_in_flight()
-        for entry in self._waiting.candidates(self._probe):
+        for entry in self._waiting.candidates(self._cached_length):
             if draft.budget <= 0 or len(self._running) >= self._max_running:
                 return
-            if in_flight.covers(entry, self._probe(entry)):
+            if in_flight.covers(entry, self._cached_length(entry)):
                 continue
             if not self._start(entry, reserved):
                 return
@@ -245,13 +251,14 @@ class Scheduler:
             self._add_chunk(draft, entry)
 
     def _start(self, entry: Entry, reserved: int) -> bool:
-        """Make a waiting request a running one, if its slots and those set aside for others are there."""
-        alone = not self._running  # then it fits, whatever the cache holds
-        if not alone and reserved + self._reserve(entry) - self._probe(entry) > self._ledger.available:
+        """Move a waiting request to the running ones, if there are slots for it beside the ``reserved`` ones."""
+        alone = not self._running  # then it fits: every cached prefix can be evicted
+        if not alone and reserved + self._reserve(entry) - self._cached_length(entry) > self._ledger.available:
             return False
         if not self._ledger.open(entry):
             return False
-        if not alone and reserved + self._reserve(entry) > self._ledger.available:  # its prefix is locked now
+        # Locking its prefix may have made slots unavailable.
+        if not alone and reserved + self._reserve(entry) > self._ledger.available:
             self._ledger.close(entry)
             entry.request.computed = 0
             return False
@@ -261,16 +268,16 @@ class Scheduler:
         return True
 
     def _reserve(self, entry: Entry) -> int:
-        """Slots to set aside for a request: known tokens, and a share of those it may add."""
+        """Slots to reserve for a request: for its known tokens, and for a share of its new tokens."""
         request = entry.request
         known = len(request.tokens)
-        new = min(request.needs.new_tokens - known + request.prompt_len, _EXPECTED_NEW)
-        return known - entry.allocated + max(0, int(new * self._share))
+        new = min(request.needs.new_tokens - known + request.prompt_len, _MAX_EXPECTED_NEW)
+        return known - entry.allocated + max(0, int(new * self._new_token_ratio))
 
-    def _probe(self, entry: Entry) -> int:
+    def _cached_length(self, entry: Entry) -> int:
         version = self._ledger.version
-        if entry.probed != version:
-            entry.cached, entry.probed = self._ledger.probe(entry), version
+        if entry.cached_version != version:
+            entry.cached, entry.cached_version = self._ledger.cached_length(entry), version
         return entry.cached
 
     def _prompts_in_flight(self) -> InFlight:
@@ -290,9 +297,3 @@ class Scheduler:
         ]
         self._ledger.grow(entries, draft.ends)
         return Batch(rows, decodes, draft.started, [*draft.restarted, *draft.retracted])
-
-
-def _loss(entry: Entry) -> tuple[int, int]:
-    """What a retraction costs: the request's priority, and the tokens to compute again."""
-    request = entry.request
-    return request.priority, request.computed - request.cached

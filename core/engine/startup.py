@@ -28,9 +28,9 @@ from trunkline.kernels.cpu import objects
 from .candidates import Candidate, examine
 from .contracts import CheckedControl, CheckedStage
 from .lane import Lane
-from .machine import available_bytes, set_threads
 from .memory import Grant, plan
 from .messages import Ready
+from .resources import available_bytes, set_threads
 from .runner import Runner
 from .scheduler import Scheduler
 
@@ -41,22 +41,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trunkline.engine")
 
-MAX_RUNNING = 256  # requests in a batch unless the user or the pool says less
+MAX_RUNNING = 256  # default limit on running requests; the size of the pool may lower it
 
 
 @dataclass(slots=True)
-class Started:
-    """What start-up hands to the loop and to the front."""
+class LoadedEngine:
+    """The result of start-up: all that the engine loop and the front need."""
 
     lanes: list[Lane]
     controls: dict[str, Callable[..., Any]]
-    ready: Ready  # what the engine's clients are told of it
+    ready: Ready  # the message to the front
 
 
-def build(config: Config, host: Host, announce: Callable[[str], None]) -> Started:
-    """Load every model of the configuration. ``announce`` is told what is going on.
+def build(config: Config, host: Host, announce: Callable[[str], None]) -> LoadedEngine:
+    """Load every model of the configuration. ``announce`` is called with a description of each step.
 
-    Raises ModelError when a model can't be found, served or held in memory.
+    Raises ModelError when a model can't be found or served, or doesn't fit into memory.
     """
     engine = config.engine
     objects.keep_in(cache_folder() / "kernels")
@@ -78,11 +78,13 @@ def build(config: Config, host: Host, announce: Callable[[str], None]) -> Starte
     controls: dict[str, Callable[..., Any]] = {}
     for name, provided in host.controls().items():
         controls[name] = CheckedControl(name, provided)
-    return Started(lanes, controls, Ready([lane.served for lane in lanes], memory_plan(candidates, grants), seconds))
+    return LoadedEngine(
+        lanes, controls, Ready([lane.served for lane in lanes], memory_plan(candidates, grants), seconds)
+    )
 
 
 def memory_plan(candidates: Sequence[Candidate], grants: Sequence[Grant]) -> list[dict[str, Any]]:
-    """One row a model, as the front shows it."""
+    """The memory plan for the front: one dict per model."""
     return [
         {"model": one.name, "weight_bytes": one.plan.weight_bytes, "kv_bytes": grant.kv_bytes, "tokens": grant.slots}
         for one, grant in zip(candidates, grants, strict=True)
@@ -94,7 +96,8 @@ def load(candidate: Candidate, grant: Grant, settings: Settings, host: Host) -> 
     if grant.context < candidate.info.context_length:
         holder = "the KV pool holds" if grant.kv_bytes else "--max-total-tokens allows"
         log.warning("%s: context reduced to %d tokens, all that %s", candidate.name, grant.context, holder)
-    served, model, stages = assemble(candidate, grant, settings, host, host.tokenizer(candidate.tokenizer_source))
+    tokenizer = None if candidate.settings.skip_tokenizer_init else host.tokenizer(candidate.tokenizer_source)
+    served, model, stages = assemble(candidate, grant, settings, host, tokenizer)
     watch = model.expert_watch
     if watch is not None and not watch.layers.unseen:
         watch.provided = host.expert_observers(model, settings)
@@ -112,7 +115,7 @@ def assemble(
     tokenizer: Tokenizer | None,
     weights: Iterable[tuple[str, torch.Tensor | StoredTensor]] | None = None,
 ) -> tuple[ServedModel, LoadedModel, dict[str, CheckedStage]]:
-    """What the front gets to know of the model, the model with its weights and heads, and its stages.
+    """The description of the model for the front, the model with its weights and heads, and its stages.
 
     ``weights``: tensors by name, by default the checkpoint's.
     """
@@ -139,7 +142,7 @@ def assemble(
 def keep_stages(
     candidate: Candidate, stages: Mapping[str, Provided[Stage]], model: LoadedModel
 ) -> tuple[dict[str, Provided[Stage]], dict[str, str]]:
-    """The active tasks' stages whose heads were proven; what falls away is refused with its reason."""
+    """The stages of active tasks whose heads were verified, and for each other task the reason why it is refused."""
     kept: dict[str, Provided[Stage]] = {}
     refused = {}
     for task in candidate.tasks:
@@ -148,20 +151,20 @@ def keep_stages(
             continue
         missing = [head for head in stages[task].value.heads if head not in model.heads]
         if missing:
-            nobody = f"There is no head {missing[0]!r} for {candidate.info.architecture}."
-            refused[task] = model.refused.get(missing[0], nobody)
+            no_head = f"There is no head {missing[0]!r} for {candidate.info.architecture}."
+            refused[task] = model.refused.get(missing[0], no_head)
         else:
             kept[task] = stages[task]
     if not kept:
         raise ModelError(f"{candidate.name} can't be served. {' '.join(refused[task] for task in candidate.tasks)}")
     generates = any(stage.value.decodes for stage in kept.values())
     for task, answer in candidate.refused.items():
-        refused[task] = (generates and answer.reason_beside_generation) or answer.reason
+        refused[task] = (generates and answer.reason_beside_decoding) or answer.reason
     return kept, refused
 
 
 def memory(candidate: Candidate, grant: Grant, model: LoadedModel) -> tuple[KVPool | None, SlotTable]:
-    """Room for keys and values, none for models that keep nothing, and who has which of it."""
+    """The KV pool (None for models without KV cache) and the table from requests to slots."""
     pool = KVPool(model.kv_shapes, grant.slots, model.dtype, model.device) if grant.kv_bytes else None
     return pool, SlotTable(max_running(candidate.settings, grant), grant.context)
 
@@ -169,7 +172,7 @@ def memory(candidate: Candidate, grant: Grant, model: LoadedModel) -> tuple[KVPo
 def schedule(
     candidate: Candidate, grant: Grant, pool: KVPool | None, table: SlotTable, boundaries: Sequence[int]
 ) -> Scheduler:
-    """A scheduler over that memory. Models that keep nothing get whole texts and no cache."""
+    """The scheduler of a model. Without a KV pool, it computes prompts whole and has no prefix cache."""
     own = candidate.settings
     return Scheduler(
         SlotPool(grant.slots),
@@ -183,7 +186,7 @@ def schedule(
 
 
 def max_running(own: ModelSettings, grant: Grant) -> int:
-    """Requests that may run at the same time; each needs a slot at least."""
+    """Limit on running requests; each needs at least one slot."""
     return min(own.max_running_requests or MAX_RUNNING, grant.slots)
 
 
@@ -213,11 +216,12 @@ def describe(
         attention_backend=backend.name,
         weight_version=candidate.settings.weight_version,
         fused=model.fused,
+        skip_tokenizer_init=candidate.settings.skip_tokenizer_init,
     )
 
 
 def warm_up(lane: Lane) -> None:
-    """Run each stage's smallest request to its end: compiles kernels and proves the path."""
+    """Run each stage's smallest request to its end: compiles kernels, and finds errors before clients do."""
     for number, stage in enumerate(lane.stages.values()):
         request = stage.probe(key=-1 - number)
         lane.admit(request)

@@ -1,4 +1,4 @@
-"""The requests that wait for slots, and the order in which they get them."""
+"""The queue of requests that wait to run, and the order in which they start."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 from trunkline.core.cache.ledger import Holding
 
-_WINDOW = 64  # how many of the first in line are compared by cached prefix
-_SHARED = 32  # tokens; a shorter common prefix isn't worth waiting for
+_LPM_WINDOW = 64  # requests at the head of the queue that are ordered by cached prefix
+_MIN_SHARED = 32  # tokens; for a shorter common prefix, waiting doesn't pay
 
 
 @dataclass(slots=True, eq=False)
 class Entry(Holding):
-    """What the scheduler knows of one request (``Request.schedule``): its slots, and its place in line."""
+    """The scheduler's state of one request (``Request.schedule``): its slots, and its position in the queue."""
 
-    order: int = 0  # of arrival
-    deadline: int = 0  # count of admissions from which on nobody overtakes it; 0 = nobody ever
+    order: int = 0  # number in order of arrival
+    deadline: int = 0  # number of admissions after which no other request overtakes it; 0 = none ever does
     running: bool = False
-    cached: int = 0  # last probe of the cache …
-    probed: int = -1  # … and the cache version that it is true for
+    cached: int = 0  # length of its cached prefix, in tokens …
+    cached_version: int = -1  # … in this version of the cache
 
 
 def sort_running(running: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
@@ -38,18 +38,24 @@ def sort_running(running: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
     return decoding, prefilling
 
 
-class WaitingQueue:
-    """Priority first (higher number earlier), then retracted requests, then the policy.
+def retraction_cost(entry: Entry) -> tuple[int, int]:
+    """The order in which requests are retracted: priority, then the number of tokens to recompute."""
+    request = entry.request
+    return request.priority, request.computed - request.cached
 
-    ``lpm``: longest cached prefix first; a request that was overtaken for too long comes before
-    all of that, so nothing starves. ``fcfs``: in order of arrival.
+
+class WaitingQueue:
+    """Ordered by priority (higher first), then retracted requests first, then by the policy.
+
+    ``fcfs``: in order of arrival. ``lpm``: longest cached prefix first. Under ``lpm``, a request that has
+    been overtaken too often comes before the others of its priority, so that none starves.
     """
 
-    def __init__(self, policy: str, patience: int) -> None:
-        """``patience``: how many admissions a request may lose to later ones under ``lpm``."""
+    def __init__(self, policy: str, max_overtakes: int) -> None:
+        """``max_overtakes``: how many later requests may be admitted before a request under ``lpm``."""
         self._by_prefix = policy == "lpm"
-        self._patience = patience
-        self._entries: list[Entry] = []  # sorted by _line
+        self._max_overtakes = max_overtakes
+        self._entries: list[Entry] = []  # sorted by _queue_order
         self._admissions = 0
 
     def __len__(self) -> int:
@@ -59,57 +65,60 @@ class WaitingQueue:
         return iter(self._entries)
 
     def add(self, entry: Entry) -> None:
-        """A new request."""
-        entry.deadline = self._admissions + len(self._entries) + self._patience
-        insort(self._entries, entry, key=_line)
+        """Queue a new request."""
+        entry.deadline = self._admissions + len(self._entries) + self._max_overtakes
+        insort(self._entries, entry, key=_queue_order)
 
-    def put_back(self, entry: Entry) -> None:
-        """A retracted request: ahead of all others of its priority."""
+    def requeue(self, entry: Entry) -> None:
+        """Queue a retracted request, before all others of its priority."""
         entry.deadline = 0
-        insort(self._entries, entry, key=_line)
+        insort(self._entries, entry, key=_queue_order)
 
     def admit(self, entry: Entry) -> None:
-        """It got its room."""
+        """Remove a request that starts to run."""
         self._admissions += 1
         self._entries.remove(entry)
 
     def remove(self, entry: Entry) -> None:
-        """It left without."""
+        """Remove a request that ended before it ran."""
         self._entries.remove(entry)
 
-    def candidates(self, probe: Callable[[Entry], int]) -> list[Entry]:
-        """The first in line, best first. ``probe`` tells an entry's cached prefix length."""
-        first = self._entries[:_WINDOW]
+    def candidates(self, cached_length: Callable[[Entry], int]) -> list[Entry]:
+        """The requests to start next, in order. ``cached_length`` gives the length of an entry's cached prefix."""
+        first = self._entries[:_LPM_WINDOW]
         if self._by_prefix and len(first) > 1:
-            first.sort(key=lambda entry: self._rank(entry, probe))
+            first.sort(key=lambda entry: self._rank(entry, cached_length))
         return first
 
-    def _rank(self, entry: Entry, probe: Callable[[Entry], int]) -> tuple[int, int, int, int]:
+    def _rank(self, entry: Entry, cached_length: Callable[[Entry], int]) -> tuple[int, int, int, int]:
         aged = entry.deadline <= self._admissions
-        return (-entry.request.priority, not aged, 0 if aged else -probe(entry), entry.order)
+        return (-entry.request.priority, not aged, 0 if aged else -cached_length(entry), entry.order)
 
 
-def _line(entry: Entry) -> tuple[int, bool, int]:
+def _queue_order(entry: Entry) -> tuple[int, bool, int]:
     return (-entry.request.priority, entry.deadline != 0, entry.order)
 
 
 class InFlight:
-    """Prefixes that running requests are about to compute, so that others can wait for them."""
+    """Prefixes that running requests will compute in the next pass, so that other requests can wait for them."""
 
     def __init__(self) -> None:
         self._next: dict[tuple[bytes, int, bytes], Holding] = {}
 
     def add(self, holding: Holding) -> None:
-        """A request with uncomputed prompt."""
+        """Add a running request; without effect unless it has at least ``_MIN_SHARED`` tokens to compute."""
         request = holding.request
-        start, end = request.computed, request.computed + _SHARED
+        start, end = request.computed, request.computed + _MIN_SHARED
         if request.cacheable and end <= len(request.tokens):
             tokens = holding.tokens(end)
             self._next[holding.namespace, start, tokens[start:].tobytes()] = holding
 
     def covers(self, holding: Holding, cached: int) -> bool:
-        """Will the next pass lengthen this waiting request's cached prefix by a good deal?"""
-        end = cached + _SHARED
+        """Whether the next pass adds at least ``_MIN_SHARED`` tokens to this waiting request's cached prefix.
+
+        ``cached``: the prefix's length now, in tokens.
+        """
+        end = cached + _MIN_SHARED
         if not self._next or end > holding.reusable():
             return False
         tokens = holding.tokens(end)

@@ -1,4 +1,4 @@
-"""Which transformers class a checkpoint is, and why some can't be served."""
+"""Finds the transformers class of a checkpoint, and the reason why some can't be served."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def resolve(info: ModelInfo) -> tuple[Any, Any]:
         )
     try:
         config = AutoConfig.from_pretrained(info.path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # config classes raise whatever comes up
+    except Exception as error:  # config classes raise various exceptions
         raise ModelError(f"{info.path}/config.json is refused by transformers: {error}") from error
     if reason := why_not(cls, config):
         raise ModelError(f"{info.architecture} can't be served: {reason}")
     if not info.causal and not info.score_rows:
-        # What predicts masked tokens, answers or tags on top isn't used by anybody.
+        # Heads that predict masked tokens, answers or tags aren't used.
         cls = base_class(config, cls) or cls
     return cls, config
 
@@ -57,12 +57,12 @@ def base_class(config: Any, cls: Any) -> Any:
 
 
 def padded_only(cls: Any, info: ModelInfo) -> bool:
-    """An encoder whose attention transformers can't replace; it runs padded batches."""
+    """Whether it is an encoder whose attention can't be replaced in transformers; it runs padded batches."""
     return not info.causal and not cls._supports_attention_backend
 
 
 def options(cls: Any, info: ModelInfo) -> dict[str, Any]:
-    """What to tell a class when it is made: whose attention, whose experts, no pooler that nobody would call."""
+    """Arguments for the constructor of a class: our attention and experts functions, and no unused pooler."""
     attend = attention.EAGER if padded_only(cls, info) else attention.NAME
     given: dict[str, Any] = {"attn_implementation": attend, "experts_implementation": attention.NAME}
     if "add_pooling_layer" in inspect.signature(cls.__init__).parameters:
@@ -71,7 +71,7 @@ def options(cls: Any, info: ModelInfo) -> dict[str, Any]:
 
 
 def why_not(cls: Any, config: Any) -> str:
-    """The reason against a model that its class and config give away; "" when there is none."""
+    """The reason why a model can't be served, as far as its class and config show; "" if there is none."""
     text = config.get_text_config()
     if getattr(cls, "_is_stateful", False) or RECURRENT_LAYERS & set(getattr(text, "layer_types", None) or ()):
         return "it keeps a recurrent state, which can be neither shared between requests nor cut at a token."
@@ -87,14 +87,14 @@ def why_not(cls: Any, config: Any) -> str:
 
 
 def backbone_of(whole: Any) -> Any:
-    """What a class with a head runs underneath it: ids in, last hidden state after the final norm out."""
+    """The module below the head: from token ids to the last hidden state after the final norm."""
     base = whole.base_model
-    # Some classes with a head have the prefix of another class, and then call themselves their own base.
+    # ``base_model`` is the object itself in classes with a head whose ``base_model_prefix`` is another class's.
     return getattr(whole, "model", whole) if base is whole else base
 
 
 def output_matrix(whole: Any) -> Any:
-    """The module that makes logits from hidden rows; None in classes without one."""
+    """The module that computes logits from hidden rows; None in classes without one."""
     try:
         return whole.get_output_embeddings()
     except (AttributeError, NotImplementedError):
@@ -102,10 +102,10 @@ def output_matrix(whole: Any) -> Any:
 
 
 def adapt(whole: Any) -> None:
-    """Make a model fit for packed rows.
+    """Prepare a model for packed rows.
 
-    Turns off a check that they don't need and that reads ids back from the device each pass, and
-    numbers attention modules that have no number.
+    Disables a check for padding, which isn't needed and reads ids back from the device in each pass, and numbers
+    attention modules without ``layer_idx``.
     """
     backbone = backbone_of(whole)
     backbone.warn_if_padding_and_no_attention_mask = lambda *_: None
@@ -119,13 +119,13 @@ def adapt(whole: Any) -> None:
 
 
 def has_token_types(backbone: Any) -> bool:
-    """Does the model tell the second text of a pair from the first by an embedding?"""
+    """Whether the model has token types, that is, an embedding that marks the second text of a pair."""
     types = getattr(backbone.config, "type_vocab_size", None) or 0
     return types > 1 and "token_type_ids" in inspect.signature(backbone.forward).parameters
 
 
 def position_table(backbone: Any) -> nn.Embedding | None:
-    """The learned embeddings of absolute positions, for the classes that call them so."""
+    """The learned embeddings of absolute positions, in classes that name them ``position_embeddings``."""
     for name, module in backbone.named_modules():
         if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
             return module
@@ -133,13 +133,13 @@ def position_table(backbone: Any) -> nn.Embedding | None:
 
 
 def position_offset(backbone: Any) -> int:
-    """Where the first token stands in the table of positions: RoBERTa and its kin begin after the padding's."""
+    """Index of the first token's position in the position table: padding index + 1 in RoBERTa and similar models."""
     table = position_table(backbone)
     return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
 
 
 def layer_count(config: Any) -> int:
-    """How many attention layers one forward pass goes through. ModelError when the config doesn't count them."""
+    """Number of attention layers. ModelError when the config doesn't have it."""
     text = config.get_text_config()
     layers = getattr(text, "num_hidden_layers", None)
     if layers is None:
@@ -148,7 +148,7 @@ def layer_count(config: Any) -> int:
 
 
 def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
-    """The torch dtype for ``--dtype``. ``auto`` is bfloat16 where the hardware multiplies it, else float32."""
+    """The torch dtype for ``--dtype``. ``auto`` is bfloat16 if the hardware has instructions for it, else float32."""
     if asked == "auto":
         native = device.type != "cpu" or has_bfloat16()
         return torch.bfloat16 if native else torch.float32

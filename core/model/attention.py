@@ -1,9 +1,9 @@
 """Our attention function, registered in transformers' ``AttentionInterface``.
 
 Every architecture that transformers routes through that interface runs on
-:class:`trunkline.kernels.backend.Backend`: tokens of a batch packed as ``[1, T]``, no cache
-object, and what the batch looks like in a :class:`ForwardContext` that the model's ``forward``
-passes through as the keyword ``trunk``.
+:class:`trunkline.kernels.backend.Backend`. The tokens of a batch are packed as ``[1, T]``, and there is no
+cache object. A :class:`ForwardContext` describes the batch; the model's ``forward`` passes it on to
+attention as the keyword argument ``trunk``.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from trunkline.core.cache.pool import KVPool, KVShape
     from trunkline.kernels.backend import Backend
 
-NAME = "trunkline"  # transformers gives a meaning to names with sdpa, flash, flex, "/" or "|" in them
-EAGER = "eager"  # transformers' plain one: what ours is compared with, and what padded batches run on
+NAME = "trunkline"  # names with sdpa, flash, flex, "/" or "|" in them have a special meaning in transformers
+EAGER = "eager"  # transformers' implementation in plain torch: our reference, and used for padded batches
 
 
 @dataclass(slots=True)
 class ForwardContext:
-    """What attention needs to know of one forward pass.
+    """What attention needs to know about one forward pass.
 
-    ``pool`` is None where nothing is kept: encoders and warm-up. ``seen`` collects, per layer
-    index, what the layer handed over; ``calls`` counts. Neither notes a pass that is played back.
-    ``wanted`` (int64 token indices) are the only rows whose hidden state anybody looks at. A backbone
-    that computes just these in its last layer says so by the attribute ``picked`` of its output.
+    ``pool`` is None where no keys and values are kept: encoders and warm-up. ``wanted`` (int64 token
+    indices) are the only hidden rows that are needed. A backbone that computes only these in its last
+    layer sets the attribute ``picked`` of its output. For verification, ``calls`` counts calls of
+    attention, and ``kv_shapes`` collects each layer's key and value shape; a replayed pass sets neither.
     """
 
     layout: Layout
@@ -42,14 +42,14 @@ class ForwardContext:
     backend: Backend
     wanted: torch.Tensor | None = None
     calls: int = 0
-    seen: dict[int, KVShape] = field(default_factory=dict)
+    kv_shapes: dict[int, KVShape] = field(default_factory=dict)
 
 
 def register() -> None:
-    """Make ``attn_implementation=NAME`` known to transformers. Harmless when done twice.
+    """Make ``attn_implementation=NAME`` known to transformers. May be called more than once.
 
-    No mask function goes with it: models then build no mask at all, which is right for packed
-    rows and would be wrong for padded ones.
+    We register no mask function for it. So models build no mask, which is right for packed rows and would
+    be wrong for padded ones.
     """
     from transformers import AttentionInterface
 
@@ -73,22 +73,23 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention of one layer over packed rows; called by transformers' attention modules.
 
-    ``query`` is ``[1, H, T, D]``, ``key`` ``[1, KV, T, D]``, ``value`` ``[1, KV, T, Dv]``, after
-    rotary embedding. Returns ``[1, T, H, Dv]``. ``is_causal`` as a keyword (decoders made
-    bidirectional by their config) wins over the module's own.
+    ``query`` is ``[1, H, T, D]``, ``key`` ``[1, KV, T, D]``, ``value`` ``[1, KV, T, Dv]``, after rotary
+    embedding. Returns ``[1, T, H, Dv]``. ``s_aux`` are attention sinks ``[H]``. The keyword ``is_causal``,
+    which decoders pass that their config makes bidirectional, overrides the module's attribute.
+    UnsuitedAttention for calls that our kernels can't compute.
     """
     if trunk is None:
         raise UnsuitedAttention("the model's layers don't pass keyword arguments on to attention")
     if attention_mask is not None:
         raise UnsuitedAttention("the model hands a mask of its own to attention")
     tokens = int(trunk.layout.q_start[-1])
-    # Kernels read and write as many rows as the layout says, wherever tensors end.
+    # Kernels read and write as many rows as the layout says, without checking the tensors' sizes.
     if query.shape[0] != 1 or not query.shape[2] == key.shape[2] == value.shape[2] == tokens:
         raise UnsuitedAttention(f"a layer computes {query.shape[2]} queries and {key.shape[2]} keys of {tokens} tokens")
     layer: int = module.layer_idx  # type: ignore[assignment]
     pool = trunk.pool
     trunk.calls += 1
-    trunk.seen[layer] = (key.shape[1], key.shape[3], value.shape[3])
+    trunk.kv_shapes[layer] = (key.shape[1], key.shape[3], value.shape[3])
     out = trunk.backend.attention(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
@@ -107,7 +108,7 @@ def attend(
 
 
 def chunk_size(module: Any) -> int:
-    """Length of attention chunks, 0 for none. Llama 4 passes it to nobody: it stands in the config."""
+    """Length of attention chunks in tokens, 0 for none. Llama 4 doesn't pass it to attention; it is in the config."""
     config: Any = getattr(module, "config", None)
     kinds = getattr(config, "layer_types", None)
     if not kinds or kinds[module.layer_idx] != "chunked_attention":
@@ -116,7 +117,7 @@ def chunk_size(module: Any) -> int:
 
 
 def packed_layout(lengths: Sequence[int]) -> Layout:
-    """Whole sequences one after another, nothing cached and nothing kept."""
+    """The layout of whole sequences of these lengths (tokens), without a cached prefix and without a pool."""
     q_start = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=q_start[1:])
     return Layout(
@@ -130,10 +131,10 @@ def packed_layout(lengths: Sequence[int]) -> Layout:
 
 
 def paged_layout(table: np.ndarray, spans: Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> Layout:
-    """Row ``r`` computes positions ``spans[r] = (start, end)`` over ``[0, start)`` in the pool.
+    """The layout of rows that compute positions ``spans[r] = (start, end)``; ``[0, start)`` are in the pool.
 
-    ``table`` is int32 ``[rows, max_len]``: the slot of each row's position. Rows of one token
-    over a cached prefix come first.
+    ``table`` is the slot table, int32 ``[rows, max_len]``. Leading rows with one token over a cached prefix
+    count as decoding.
     """
     lengths = [end - start for start, end in spans]
     layout = packed_layout(lengths)

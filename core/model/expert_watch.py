@@ -1,7 +1,7 @@
-"""Shows observers which experts a model's tokens were sent to.
+"""Calls expert observers with the routing of each layer with experts.
 
-While nobody observes, an experts layer pays for one look at an empty tuple. What is run outside of
-a pass of the engine (warm-up, proofs at load) is shown to nobody.
+While no observer is active, the overhead is a check of an empty tuple per layer. Forward passes outside of the
+engine's (verification at load) aren't observed.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from trunkline.core.types import ExpertLayers, ExpertObserver, PassRow
 
 log = logging.getLogger("trunkline.model")
 
-TAP = "trunk_tap"  # attribute of experts modules: (watch, number of the decoder layer)
+TAP = "trunk_tap"  # attribute of experts modules and routers: (watch, number of the decoder layer)
 LAYER = re.compile(r"\.(\d+)\.")  # "model.layers.3.mlp.experts": the first number is the decoder layer's
 
 
 class ExpertWatch:
-    """The observers of one model, and those of the pass that is running."""
+    """The observers of one model, and which of them observe the running pass."""
 
     def __init__(self, layers: ExpertLayers, provided: Sequence[Provided[ExpertObserver]] = ()) -> None:
         self.layers = layers
         self.provided = tuple(provided)
-        self.active: tuple[Provided[ExpertObserver], ...] = ()  # empty between passes, and while nobody wants to know
-        self._shown: Sequence[PassRow] = ()  # rows of the last pass that observers saw to its end
+        self.active: tuple[Provided[ExpertObserver], ...] = ()  # observers of the running pass; () between passes
+        self._shown: Sequence[PassRow] = ()  # rows of the last completed pass that was observed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExpertWatch:
-        """Copies of layers (proofs make some) share the watch, or they would copy what observers hold."""
+        """Copies of layers, which verification makes, share this object and so the observers."""
         return self
 
     @contextmanager
     def watching(self, rows: Sequence[PassRow]) -> Iterator[None]:
-        """Around one pass over packed ``rows``. Observers are told of its end only if it didn't raise.
+        """Wraps one pass over packed ``rows``. ``end_pass`` is called only if the pass didn't raise.
 
-        A row of a pass that was shown and whose results couldn't be used runs once more, alone: it isn't shown twice.
+        If the results of an observed pass couldn't be used, each of its rows runs again alone; these passes aren't
+        observed.
         """
         again = bool(rows) and all(any(row is shown for shown in self._shown) for row in rows)
         self.active = () if again else tuple(one for one in self.provided if _is_active(one))
@@ -56,7 +57,8 @@ class ExpertWatch:
             self.active = ()
 
     def observe(self, layer: int, chosen: torch.Tensor) -> None:
-        """Tokens of the pass were sent to experts ``chosen``, int64 ``[T, k]``, in decoder layer ``layer``."""
+        """Tell the observers that tokens were sent to the experts ``chosen``, int64 ``[T, k]``, in decoder layer
+        ``layer``."""
         self._tell("observe", layer, chosen)
 
     @property
@@ -64,7 +66,7 @@ class ExpertWatch:
         return tuple(one.value for one in self.provided)
 
     def _tell(self, method: str, *arguments: Any) -> None:
-        """Call a method of those who watch. One that fails sees no more of this pass; no request fails with it."""
+        """Call a method of the active observers. One that raises isn't called again in this pass; no request fails."""
         for one in self.active:
             try:
                 getattr(one.value, method)(*arguments)
@@ -87,10 +89,9 @@ def _log_failure(one: Provided[ExpertObserver], method: str, error: BaseExceptio
 
 
 def watch_experts(model: Any) -> ExpertWatch | None:
-    """Tap the experts of a loaded model; None when it is dense.
+    """Attach the watch to the layers with experts of a loaded model; None when it is dense.
 
-    Call it when modules are final, and again after some were replaced. Where the choices can't be seen,
-    ``layers.unseen`` says why.
+    Must be called again after modules were replaced. If the routing can't be observed, ``layers.unseen`` says why.
     """
     if not model.info.num_experts:
         return None
@@ -109,7 +110,7 @@ def watch_experts(model: Any) -> ExpertWatch | None:
 
 
 def _taps(backbone: Any) -> dict[int, Any]:
-    """By decoder layer: modules that run through our experts function, else routers that say what they chose."""
+    """By decoder layer: modules that call our experts function, else Llama 4's routers, whose output is used."""
     experts: dict[int, Any] = {}
     routers: dict[int, Any] = {}
     for name, module in backbone.named_modules(prefix="backbone"):
@@ -122,7 +123,7 @@ def _taps(backbone: Any) -> dict[int, Any]:
 
 
 def _from_router(module: Any, _: Any, output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """Forward hook of Llama 4's router, which gives scores and logits: it keeps the ``top_k`` largest."""
+    """Forward hook of Llama 4's router, which returns scores and logits: tokens go to the ``top_k`` largest."""
     watch, layer = getattr(module, TAP)
     if watch.active:
         watch.observe(layer, torch.topk(output[1], module.top_k, dim=1).indices)

@@ -1,7 +1,7 @@
 """Our experts function, registered in transformers' ``ExpertsInterface``.
 
-The one place through which every routed token of every mixture-of-experts layer passes (Llama 4
-excepted, which runs all experts on all tokens in a module of its own).
+All routed tokens of all mixture-of-experts layers pass through it, except in Llama 4, which runs all experts
+on all tokens in its own module.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .expert_watch import TAP
 
 
 def register() -> None:
-    """Make ``experts_implementation=NAME`` known to transformers. Harmless when done twice."""
+    """Make ``experts_implementation=NAME`` known to transformers. May be called more than once."""
     from transformers.integrations.moe import ExpertsInterface
 
     ExpertsInterface.register(NAME, run_experts)
@@ -25,16 +25,15 @@ def register() -> None:
 def run_experts(
     module: Any, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Send each token through its experts and add up the weighted results.
+    """Run each token through its ``k`` experts and add the weighted results.
 
-    ``hidden`` is ``[T, hidden_size]``, ``top_k_index`` int64 ``[T, k]``, ``top_k_weights``
-    ``[T, k]``; returns ``[T, hidden_size]``. Token-expert pairs are sorted by expert, so that
-    each expert's weights are read once and by one matrix product a projection. Observers, if there
-    are some, are shown ``top_k_index``.
+    ``hidden`` is ``[T, hidden_size]``, ``top_k_index`` int64 ``[T, k]``, ``top_k_weights`` ``[T, k]``;
+    returns ``[T, hidden_size]``. Token-expert pairs are sorted by expert, so that each expert's weights
+    are read once, by one matrix product per projection. Observers are shown ``top_k_index``.
     """
-    if hidden.is_meta:  # a dry run for shapes: there are no indices to sort by
+    if hidden.is_meta:  # a pass on the meta device, for shapes: there are no indices to sort by
         return torch.empty_like(hidden)
-    tap = module.__dict__.get(TAP)  # nn.Module's own look-up is slow for what isn't there
+    tap = module.__dict__.get(TAP)  # nn.Module.__getattr__ is slow for missing attributes
     if tap is not None and tap[0].active:
         tap[0].observe(tap[1], top_k_index)
     tokens, k = top_k_index.shape
@@ -55,7 +54,7 @@ def run_experts(
 
 
 def _expert(module: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
-    """One expert's feed-forward on its rows ``x [n, hidden_size]``."""
+    """One expert's MLP on its rows ``x [n, hidden_size]``."""
     if module.has_gate:
         x = module._apply_gate(_project(module, "gate_up_proj", expert, x))
     else:
@@ -67,7 +66,7 @@ def _expert(module: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
 
 
 def _project(module: Any, name: str, expert: int, x: torch.Tensor) -> torch.Tensor:
-    """``x`` times one expert's matrix: ``[out, in]``, or ``[in, out]`` in transposed layouts."""
+    """``x`` times one expert's matrix, ``[out, in]``, or ``[in, out]`` if the module stores it transposed."""
     weight = getattr(module, name)[expert]
     bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
     return F.linear(x, weight.t() if module.is_transposed else weight, bias)

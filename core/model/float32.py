@@ -1,6 +1,7 @@
-"""Heads in float32, whatever the dtype of the model below them.
+"""Heads that compute in float32, whatever the model's dtype.
 
-A score near 8 has steps of 1/16 in bfloat16: documents that differ would get the same score, or change places.
+Near 8, neighbouring bfloat16 numbers are 1/16 apart. Documents that differ would get the same score, or
+the wrong order.
 """
 
 from __future__ import annotations
@@ -19,22 +20,23 @@ from .architecture import backbone_of, output_matrix
 
 
 def float32_view(whole: Any, stored: Mapping[str, torch.Tensor | StoredTensor], *, pack: bool = False) -> Any:
-    """A view of a transformers model with float32 copies of what comes after its layers.
+    """A view of a transformers model, with float32 copies of the modules that come after its layers.
 
-    Those are the modules beside the backbone, except the matrix that makes logits, and poolers. All others are the
-    model's own. ``stored`` are the checkpoint's tensors by name: copies have their exact values. With ``pack`` their
-    linear layers are our own, which give a row the same bits whatever rows are beside it; torch's don't.
+    These are poolers, and the modules beside the backbone except the output matrix of logits. All other
+    modules are shared with the model. ``stored`` are the checkpoint's tensors by name; copies take their
+    values from it, unrounded. With ``pack``, linear layers become :class:`PackedLinear`: unlike torch's,
+    their result for a row doesn't depend on the other rows.
     """
     names = {id(parameter): name for name, parameter in whole.named_parameters()}
     backbone, logits = backbone_of(whole), output_matrix(whole)
 
     def widened(module: nn.Module) -> nn.Module:
-        twin = copy.deepcopy(module).float()
-        for mine, theirs in zip(twin.parameters(), module.parameters(), strict=True):
+        clone = copy.deepcopy(module).float()
+        for mine, theirs in zip(clone.parameters(), module.parameters(), strict=True):
             exact = stored.get(names[id(theirs)])
             if exact is not None and exact.shape == mine.shape:
                 mine.data.copy_(exact.to(mine.device, torch.float32))
-        return _packed(twin) if pack else twin
+        return _packed(clone) if pack else clone
 
     if backbone is whole:
         return whole
@@ -49,7 +51,7 @@ def float32_view(whole: Any, stored: Mapping[str, torch.Tensor | StoredTensor], 
 
 
 def _packed(module: nn.Module) -> nn.Module:
-    """The module, changed in place, or what replaces it if it is a linear layer itself."""
+    """Replace a module's linear layers by packed ones, in place; returns it, or its replacement if it is one itself."""
     if type(module) is nn.Linear:
         return PackedLinear(module.weight.detach(), module.bias)
     for name, child in module.named_children():
@@ -58,7 +60,7 @@ def _packed(module: nn.Module) -> nn.Module:
 
 
 def _with_children(module: Any, children: Mapping[str, nn.Module]) -> Any:
-    """The same module, not a copy of its parameters, with some children replaced."""
-    twin = copy.copy(module)
-    twin._modules = {**module._modules, **children}
-    return twin
+    """A shallow copy of a module, which shares its parameters, with some children replaced."""
+    clone = copy.copy(module)
+    clone._modules = {**module._modules, **children}
+    return clone

@@ -1,7 +1,7 @@
-"""The head "lm": logits for the hidden rows that need them.
+"""The head "lm": logits of hidden rows.
 
-Every causal checkpoint with an output matrix has it, whatever tasks are served, so that no plugin
-has to know what a class does between its last hidden state and its logits.
+Every causal checkpoint with an output matrix has it, whatever tasks are served. So no plugin has to
+know what a class does between its last hidden state and its logits.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from trunkline.core.types import Head
 
 from .architecture import output_matrix
 
-CLASSES = ("ForCausalLM", "LMHeadModel")  # how the names of classes with this head end
+CLASSES = ("ForCausalLM", "LMHeadModel")  # suffixes of the names of classes with this head
 
 
 def build(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Hidden rows ``[R, hidden_size]`` after the final norm -> logits ``[R, vocab_size]``.
+    """Make the function from hidden rows ``[R, hidden_size]``, after the final norm, to logits ``[R, vocab_size]``.
 
-    Some models do more in ``forward`` than call the head: Cohere multiplies, Granite divides,
-    Gemma 2 caps. Core compares with :func:`reference` and refuses what isn't covered here.
+    Some models do more in ``forward`` than call the head: Cohere multiplies the logits, Granite divides
+    them, Gemma 2 applies a softcap. Core compares the result with :func:`reference`, and refuses models
+    that do anything else.
     """
-    project = attrgetter(_head_path(model))  # looked up at each call: the linear may be repacked after load
+    project = attrgetter(_head_path(model))  # looked up at each call: fusion replaces the module after load
     config = model.config.get_text_config()
     scale = _scale(model, config)
     cap = getattr(config, "final_logit_softcapping", None)
@@ -43,8 +44,8 @@ def build(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def reference(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    """The class's own logits of the last position, ``[1, vocab_size]``, for ids ``[1, T]``."""
-    # Not logits_to_keep=1: models whose last layers share keys would compute these layers for one token only.
+    """The logits of the last position ``[1, vocab_size]`` by the class's own ``forward``, for ids ``[1, T]``."""
+    # Not logits_to_keep=1: with it, models whose last layers share keys compute these layers for one token only.
     last: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits[:, -1]
     return last
 
@@ -66,5 +67,5 @@ def _scale(model: Any, config: Any) -> float:
     return 1.0
 
 
-# A product with the whole vocabulary in float32 takes 14 times as long on CPUs that compute in bfloat16.
+# Not in float32: on CPUs with bfloat16 instructions, the product with the output matrix would take 14 times as long.
 HEAD = Head("lm", build=build, reference=reference, float32=False)

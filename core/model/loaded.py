@@ -1,4 +1,4 @@
-"""``LoadedModel``, a model that is ready to run: weights, heads, forward pass, tensors by name."""
+"""``LoadedModel``: a model with weights, heads and forward pass, and its tensors by name."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class LoadedModel:
-    """Weights, heads and the one way to run them; implements :class:`trunkline.core.types.Model`.
+    """Weights, heads and forward pass; implements :class:`trunkline.core.types.Model`.
 
-    ``whole`` is the transformers object, ``backbone`` what it runs under its head. ``refused`` maps
-    a head to the reason why it can't be used. ``stages`` is filled when they are built.
+    ``whole`` is the transformers object, ``backbone`` its module below the head. ``refused`` maps
+    a head to the reason why it can't be used. ``stages`` is set after loading.
     """
 
     name: str
@@ -47,14 +47,14 @@ class LoadedModel:
     stages: dict[str, Stage] = field(default_factory=dict)
     max_request_tokens: int = 0
     expert_watch: ExpertWatch | None = None  # of a mixture of experts
-    unused: frozenset[str] = frozenset()  # the checkpoint's tensors that the class has no place for
+    unused: frozenset[str] = frozenset()  # names of the checkpoint's tensors that the class doesn't use
     stored: Mapping[str, StoredTensor] = field(default_factory=dict)  # the checkpoint's tensors that can be read again
-    padded: bool = False  # runs rows as a batch with a mask, because its attention can't be replaced
+    padded: bool = False  # rows run as a padded batch with a mask, because its attention can't be replaced
     backbone: Any = field(init=False)
     token_types: bool = field(init=False)
-    position_offset: int = field(init=False)  # of the first token, in the model's own position table
+    position_offset: int = field(init=False)  # index of position 0 in the model's position table
     rotary: RotaryRegimes = field(init=False)
-    takes: frozenset[str] = field(init=False)  # keywords of the backbone's forward
+    takes: frozenset[str] = field(init=False)  # parameter names of the backbone's forward
 
     def __post_init__(self) -> None:
         self.backbone = backbone_of(self.whole)
@@ -65,12 +65,12 @@ class LoadedModel:
 
     @property
     def expert_layers(self) -> ExpertLayers | None:
-        """Where tokens are sent to experts; None for a dense model."""
+        """The layers with experts; None for a dense model."""
         return None if self.expert_watch is None else self.expert_watch.layers
 
     @property
     def expert_observers(self) -> tuple[ExpertObserver, ...]:
-        """Who is shown what experts are chosen."""
+        """The observers of this model's routing."""
         return () if self.expert_watch is None else self.expert_watch.observers
 
     @property
@@ -80,7 +80,7 @@ class LoadedModel:
 
     @property
     def attention(self) -> str:
-        """The attention implementation that transformers is told to use."""
+        """The name of the attention implementation in transformers."""
         return EAGER if self.padded else NAME
 
     def forward(
@@ -92,15 +92,18 @@ class LoadedModel:
         token_types: torch.Tensor | None = None,
         wanted: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
+        embeds: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """One pass over packed rows: int64 ``[T]`` each -> hidden ``[T, hidden_size]``, or of the tokens ``wanted``.
+        """One pass over packed rows, int64 ``[T]`` each: returns the hidden rows ``[T, hidden_size]`` after the final
+        norm, or only those of the tokens ``wanted``.
 
-        Positions count from 0 in every row, ``token_types`` None are all 0. Hidden is what heads
-        want: after the final norm. With a pool the new tokens' keys and values are put where
-        ``layout.out_slots`` says. ``lengths``: how many tokens each token's whole sequence has; None
-        where none exceeds a boundary of :attr:`length_boundaries`.
+        Positions count from 0 in every row; ``token_types`` None means 0. With a pool, keys and values of the new
+        tokens are written to the slots ``layout.out_slots``. ``lengths``: the length of each token's sequence; None
+        if none exceeds a boundary of :attr:`length_boundaries`. ``embeds``: int64 ``[N]``, indices of tokens, and
+        float32 ``[N, width]``, which replace the embeddings of their ids.
         """
-        return self.run(input_ids, positions, ForwardContext(layout, pool, self.backend, wanted), token_types, lengths)
+        context = ForwardContext(layout, pool, self.backend, wanted)
+        return self.run(input_ids, positions, context, token_types, lengths, embeds)
 
     @torch.inference_mode()
     def run(
@@ -110,20 +113,27 @@ class LoadedModel:
         context: ForwardContext,
         token_types: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
+        embeds: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """:meth:`forward` with a context of the caller's, who may look at it afterwards."""
-        tokens = {"input_ids": input_ids} | self.keywords(positions, token_types)
+        """:meth:`forward` with the caller's context, which has more results after the pass."""
+        tokens = self.keywords(positions, token_types)
+        if embeds is None:
+            tokens["input_ids"] = input_ids
+        else:
+            indices, values = embeds
+            looked_up: torch.Tensor = self.backbone.get_input_embeddings()(input_ids)
+            tokens["inputs_embeds"] = looked_up.index_put((indices.to(looked_up.device),), values.to(looked_up))
         if self.padded:
             hidden, picked = forward_padded(self.backbone, tokens, context.layout, self.length_boundaries), False
         else:
             rows = {name: values[None] for name, values in tokens.items()}
-            with self.rotary.chosen(lengths):
+            with self.rotary.for_lengths(lengths):
                 output = self.backbone(**rows, **self.cacheless, trunk=context)
             hidden, picked = output.last_hidden_state[0], getattr(output, "picked", False)
         return hidden if picked or context.wanted is None else hidden[context.wanted]
 
     def keywords(self, positions: torch.Tensor, token_types: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """What the backbone's ``forward`` takes beside ids, int64 ``[T]`` each."""
+        """Arguments of the backbone's ``forward`` beside ids, int64 ``[T]`` each."""
         given = {}
         if "position_ids" in self.takes:
             given["position_ids"] = positions + self.position_offset if self.position_offset else positions
@@ -132,10 +142,10 @@ class LoadedModel:
         return given
 
     def tensor(self, name: str, rows: int) -> torch.Tensor | None:
-        """The first ``rows`` of a checkpoint's tensor as it is in memory; None when there is none of that name."""
+        """The first ``rows`` rows of a checkpoint's tensor, read from memory; None when no tensor has this name."""
         return read(self.whole, name, rows)
 
     @property
     def cacheless(self) -> dict[str, Any]:
-        """The keywords that keep transformers' own cache out."""
+        """Arguments that disable transformers' own cache."""
         return {"past_key_values": None, "use_cache": False} if "past_key_values" in self.takes else {}

@@ -33,7 +33,7 @@ from .attention import NAME, ForwardContext, packed_layout
 from .expert_watch import watch_experts
 from .float32 import float32_view
 from .loaded import LoadedModel
-from .proof import prove_attention, prove_head, shapes_of, wrong_heads
+from .proof import shapes_of, verify_attention, verify_head, wrong_heads
 from .refusal import BYPASSED, explained, failed_pass, reason_of
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ log = logging.getLogger("trunkline.model")
 
 Tensors = dict[str, torch.Tensor | StoredTensor]
 CPU = torch.device("cpu")
-DRY_RUN = 4  # tokens of the pass that finds out shapes
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what a checkpoint's parameters may be
+DRY_RUN = 4  # tokens of the pass that determines shapes
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # allowed dtypes of stored parameters
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """What a model will take. ``active_parameters``: those that one token passes through."""
+    """The memory demand of a model. ``active_parameters``: number of parameters that are used for one token."""
 
     weight_bytes: int
     kv_shapes: list[KVShape]
@@ -64,16 +64,16 @@ class ModelPlan:
 def plan(source: ModelSource, info: ModelInfo, settings: ModelSettings, device: torch.device = CPU) -> ModelPlan:
     """Sizes of weights and of one token's keys and values, without loading weights.
 
-    The class runs once on the meta device; where that can't be done (a forward that looks at
-    values), the config's numbers stand in. ModelError when the model can't be served.
+    They come from a pass on the meta device. If that fails (because the forward reads values of tensors), they are
+    estimated from the config. ModelError when the model can't be served.
     """
     cls, config = resolve(info)
     dtype = choose_dtype(settings.dtype, device)
     with quiet(), torch.device("meta"):
         try:
             whole = cls._from_config(config, dtype=dtype, **options(cls, info))
-        except Exception as error:  # model classes raise whatever comes up
-            if error.args == (NAME,):  # a class that looks its attention up in a table of its own
+        except Exception as error:  # model classes raise various exceptions
+            if error.args == (NAME,):  # KeyError of a class with its own table of attention functions
                 raise ModelError(f"{info.architecture} can't be served: {BYPASSED}") from error
             raise ModelError(f"{source.reference} can't be built from its config: {reason_of(error)}") from error
     adapt(whole)
@@ -102,10 +102,11 @@ def load(
     weights: Iterable[tuple[str, torch.Tensor | StoredTensor]] | None = None,
     device: torch.device = CPU,
 ) -> LoadedModel:
-    """Load, prove and fuse. ``weights`` is the checkpoint's stream, by default its safetensors files.
+    """Load a model, verify it, and fuse its layers. ``weights``: stream of tensors, by default of its safetensors
+    files.
 
-    ``name`` (by default what the user wrote), ``tokenizer`` and ``max_request_tokens`` (by default the context
-    length) are what stages find in the model.
+    ``name`` (by default the reference), ``tokenizer`` and ``max_request_tokens`` (by default the context length) are
+    attributes of the result for stages.
 
     ModelError when weights are missing or don't fit, or when the model can't be served; a head
     that can't be proven, or whose weights alone are missing, only ends up in ``refused``.
@@ -130,7 +131,7 @@ def load(
     )
     heads = list(heads)
     with quiet():
-        model.kv_shapes = prove_attention(model)
+        model.kv_shapes = verify_attention(model)
         wrong = wrong_heads(model, heads)
     if model.padded:
         model.fused = "padded batches, because its attention can't be replaced"
@@ -140,7 +141,7 @@ def load(
         model.fused = fuse(whole, backend).sentence
     view = float32_view(whole, tensors, pack=backend.name == "cpu")
     for head in heads:
-        if reason := wrong.get(head.name) or prove_head(model, head, view):
+        if reason := wrong.get(head.name) or verify_head(model, head, view):
             model.refused[head.name] = f"{reason} {lacking}".strip()
             log.warning("%s: %s", model.name, model.refused[head.name])
     model.expert_watch = watch_experts(model)
@@ -149,7 +150,7 @@ def load(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and advice: what matters is raised or logged by us."""
+    """Disable transformers' progress bars and warnings; problems are raised or logged by us."""
     from transformers.utils import logging as theirs
 
     bars, level = theirs.is_progress_bar_enabled(), theirs.get_verbosity()
@@ -166,11 +167,10 @@ def quiet() -> Iterator[None]:
 def _fill(
     cls: Any, config: Any, dtype: torch.dtype, tensors: Tensors, info: ModelInfo, reference: str
 ) -> tuple[Any, str, frozenset[str]]:
-    """An instance of ``cls`` with the checkpoint's tensors, the sentence about what it lacks, "" if nothing,
-    and the names that it has no place for.
+    """An instance of ``cls`` with the checkpoint's tensors, a sentence about missing tensors, "" if none is missing,
+    and the names of unused tensors.
 
-    Where the head's tensors alone are missing (embedding models are published so), it is an
-    instance of the class without head.
+    If only tensors of the head are missing, as in many embedding models, it is an instance of the class without head.
     """
     mapped = {one.untyped_storage().data_ptr() for one in tensors.values() if isinstance(one, torch.Tensor)}
     whole, missing, unused = _instance(cls, config, dtype, tensors, info, reference)
@@ -187,7 +187,7 @@ def _fill(
         if missing:
             raise ModelError(lacking)
     for parameter in whole.parameters():
-        # A parameter that still lies in the mapped file would change, or fault, with the file.
+        # A parameter in a memory-mapped file would change when the file does, or crash the process.
         if parameter.untyped_storage().data_ptr() in mapped:
             parameter.data = parameter.data.clone()
     adapt(whole)
@@ -197,7 +197,7 @@ def _fill(
 def _instance(
     cls: Any, config: Any, dtype: torch.dtype, tensors: Tensors, info: ModelInfo, reference: str
 ) -> tuple[Any, list[str], frozenset[str]]:
-    """An instance of ``cls``, the names that the tensors lack, and those that they have too many.
+    """An instance of ``cls``, the names of missing tensors, and those of unused ones.
 
     ModelError where shapes or number formats don't fit.
     """
@@ -212,7 +212,7 @@ def _instance(
                 ignore_mismatched_sizes=True,  # reported below, by name
                 **options(cls, info),
             )
-        except Exception as error:  # shapes that don't fit, damaged files, classes' own checks
+        except Exception as error:  # wrong shapes, damaged files, checks of the class
             raise ModelError(f"{reference} can't be loaded: {error}") from error
     if mismatched := sorted(report["mismatched_keys"]):
         name, given, expected = mismatched[0]
@@ -234,7 +234,7 @@ def _instance(
 
 
 def _check_positions(whole: Any, info: ModelInfo) -> None:
-    """ModelError when the table of positions is shorter than the context that is to be served."""
+    """ModelError when the position table is shorter than the context length."""
     backbone = backbone_of(whole)
     table = position_table(backbone)
     if table is not None and table.num_embeddings - position_offset(backbone) < info.context_length:
@@ -243,7 +243,7 @@ def _check_positions(whole: Any, info: ModelInfo) -> None:
 
 
 class _DryRun:
-    """Stands in for a backend on the meta device: results have shapes but no values."""
+    """A backend for the meta device, on which tensors have shapes but no values."""
 
     @staticmethod
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
@@ -258,17 +258,17 @@ def _dry_run(whole: Any, info: ModelInfo) -> list[KVShape]:
     try:
         with torch.inference_mode(), quiet():
             backbone_of(whole)(input_ids=ids, position_ids=ids, past_key_values=None, use_cache=False, trunk=context)
-    except Exception as error:  # a forward that looks at values; load finds the truth
+    except Exception as error:  # the forward reads values of tensors; exact shapes are known after loading
         log.info("%s: no dry run (%s), sizes are the config's", info.architecture, error)
         try:
             return [_shape_in_config(whole.config.get_text_config())] * layers
-        except Exception:  # a config without these sizes
+        except Exception:  # the config doesn't have these sizes
             raise ModelError(f"{info.architecture} can't be served: {failed_pass(error)}") from error
     return shapes_of(context, layers, info.architecture)
 
 
 def _shape_in_config(config: Any) -> KVShape:
-    """As much as a layer may keep: a plan that is too large wastes memory, one that is too small exceeds it."""
+    """Upper bound on the shapes of a layer's keys and values: if the plan is too small, memory runs out later."""
     heads = int(config.num_attention_heads)
     widths = [config.hidden_size // heads]
     widths += [getattr(config, name, None) or 0 for name in ("head_dim", "qk_head_dim", "v_head_dim")]
@@ -276,7 +276,7 @@ def _shape_in_config(config: Any) -> KVShape:
 
 
 def _active_parameters(whole: Any, config: Any) -> int:
-    """Parameters outside the embeddings, experts' counted for the share that a token visits."""
+    """Number of parameters without embeddings; experts count in proportion to the share that a token uses."""
     text = config.get_text_config()
     table = getattr(whole.get_input_embeddings(), "weight", None)  # some classes have several tables
     total = 0.0

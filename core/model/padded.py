@@ -10,26 +10,26 @@ import torch
 from trunkline.core.cache.ledger import regime_of
 from trunkline.kernels.layout import Layout
 
-EVEN = 0.8  # the shortest row of a padded batch has at least this share of the longest one's tokens
+MIN_LENGTH_RATIO = 0.8  # of the shortest to the longest row of a padded batch
 
 
 def forward_padded(
     backbone: Any, tokens: Mapping[str, torch.Tensor], layout: Layout, boundaries: Sequence[int] = ()
 ) -> torch.Tensor:
-    """Packed ids (and positions, token types), int64 ``[T]`` each -> packed hidden ``[T, hidden_size]``.
+    """Packed ``tokens`` (ids, positions, token types; int64 ``[T]`` each) -> packed hidden ``[T, hidden_size]``.
 
-    Rows of about the same length share a batch, so that little is computed for padding. Rows on different
-    sides of one of the ``boundaries`` (lengths in tokens) don't.
+    Rows of similar length share a padded batch, so that little is computed for padding. Rows on different
+    sides of one of the ``boundaries`` (lengths in tokens) never share one.
     """
     lengths = [int(end - start) for start, end in zip(layout.q_start, layout.q_start[1:], strict=False)]
     hidden: torch.Tensor | None = None
-    for rows in groups(lengths, boundaries):
+    for rows in batches(lengths, boundaries):
         width = max(lengths[row] for row in rows)
         index = torch.zeros(len(rows), width, dtype=torch.int64)
         mask = torch.zeros(len(rows), width, dtype=torch.int64)
         for line, row in enumerate(rows):
             start, length = int(layout.q_start[row]), lengths[row]
-            index[line] = start  # padding: any token will do, the mask hides it
+            index[line] = start  # padding: any token, since the mask hides it
             index[line, :length] = torch.arange(start, start + length)
             mask[line, :length] = 1
         some = tokens["input_ids"]
@@ -40,18 +40,22 @@ def forward_padded(
             hidden = output.new_empty(len(some), output.shape[2])
         real = mask.bool()
         hidden[index[real]] = output[real]
-    assert hidden is not None  # a pass has at least one row
+    assert hidden is not None  # since a pass has at least one row
     return hidden
 
 
-def groups(lengths: Sequence[int], boundaries: Sequence[int] = ()) -> Iterator[list[int]]:
-    """Rows by batches, longest first: each at least :data:`EVEN` of its batch's longest, in the same regime."""
+def batches(lengths: Sequence[int], boundaries: Sequence[int] = ()) -> Iterator[list[int]]:
+    """Divide rows into padded batches, longest rows first.
+
+    All rows of a batch are of one rotary regime, and at least :data:`MIN_LENGTH_RATIO` times as long as its
+    longest.
+    """
     group: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         if group:
             longest = lengths[group[0]]
             crosses = regime_of(lengths[row], boundaries) != regime_of(longest, boundaries)
-            if crosses or lengths[row] < EVEN * longest:
+            if crosses or lengths[row] < MIN_LENGTH_RATIO * longest:
                 yield group
                 group = []
         group.append(row)

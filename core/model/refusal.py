@@ -1,4 +1,4 @@
-"""Turns exceptions of foreign model code into an error that says which model can't be served, and why."""
+"""Turns exceptions of transformers' model code into a ModelError that names the model and the reason."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ T = TypeVar("T")
 
 log = logging.getLogger("trunkline.model")
 
-LONGEST = 300  # characters of another library's message
+MAX_MESSAGE = 300  # characters of another library's message; the rest is cut off
 BYPASSED = "transformers doesn't route its attention through a registered function, so requests can't be packed."
 
 
 class UnsuitedAttention(ValueError):
-    """Raised by our attention function for calls that packed requests don't allow; the message says which."""
+    """Raised by our attention function when it is called in a way that can't work on packed rows."""
 
 
 def explained(function: Callable[Concatenate[ModelSource, P], T]) -> Callable[Concatenate[ModelSource, P], T]:
-    """A decorator: every exception of the function that isn't one of ours becomes a ModelError.
+    """Decorator: every exception of the function that isn't a TrunklineError becomes a ModelError.
 
-    Its message names the model by its source, the function's first argument.
+    Its message names the model, by the function's first argument.
     """
 
     @wraps(function)
@@ -48,7 +48,7 @@ def explained(function: Callable[Concatenate[ModelSource, P], T]) -> Callable[Co
 
 
 def failed_pass(error: Exception, *, padded: bool = False) -> str:
-    """The sentence against a model whose forward raised ``error`` on the inputs that requests would give it."""
+    """The reason for refusing a model whose forward raised ``error`` on inputs like those of requests."""
     if isinstance(error, UnsuitedAttention):
         return f"{error}."
     given = "padded batches of token ids" if padded else "token ids and positions alone, without a mask or a cache"
@@ -56,6 +56,6 @@ def failed_pass(error: Exception, *, padded: bool = False) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """An exception's kind and message in one line of bounded length."""
+    """An exception's type and message in one line of bounded length."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text if len(text) <= LONGEST else text[: LONGEST - 1] + '…'}"
+    return f"{type(error).__name__}: {text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + '…'}"

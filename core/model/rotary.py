@@ -1,14 +1,15 @@
 """Rotary embeddings whose frequencies depend on the length of the sequence.
 
-transformers chooses such frequencies once per forward pass, by the largest position in it, and for
-``dynamic`` also by the passes before. Here a sequence must get the same result whatever else is in
-the batch, in the cache or was computed before:
+transformers chooses such frequencies once per forward pass, by the largest position in it; for ``dynamic``,
+earlier passes matter, too. Here the result of a sequence must not depend on the rest of the batch, on
+the cache, or on earlier passes:
 
 * **LongRoPE** has two sets of factors, one for sequences up to ``original_max_position_embeddings``
   tokens and one for longer ones. Each sequence has a *regime*: the number of boundaries that its
-  length exceeds. A pass says per token which regime it belongs to, and the embedding is computed in
-  each of them; keys of one regime are never used in another (the regime is part of the cache key).
-* **Dynamic NTK** scaling has a base for each length. One is used for all: that of the context length.
+  length exceeds. Each token of a pass uses the frequencies of its sequence's regime. Keys of one
+  regime are never used in another (the regime is part of the cache key).
+* **Dynamic NTK** scaling has a different base for each length. We use one base for all sequences: that
+  of the context length, as vLLM does.
 
 The other types of ``modeling_rope_utils`` (default, linear, yarn, llama3, proportional) don't depend
 on the length.
@@ -26,7 +27,7 @@ LONG, DYNAMIC, FIXED = "longrope", "dynamic", "default"
 
 
 class RotaryRegimes:
-    """Makes the rotary embeddings of one model independent of the rest of the batch.
+    """Makes the rotary embedding of each sequence independent of the rest of the batch, for one model.
 
     ``boundaries``: the sorted lengths in tokens beyond which frequencies change; () for most models.
     """
@@ -34,7 +35,7 @@ class RotaryRegimes:
     def __init__(self, backbone: torch.nn.Module, context_length: int) -> None:
         """Change the rotary modules of ``backbone`` in place.
 
-        ``context_length``, in tokens, decides the base of dynamic scaling, and which boundaries can be exceeded.
+        ``context_length``, in tokens, gives the base of dynamic scaling, and limits which boundaries can be exceeded.
         """
         found: set[int] = set()
         self._embeddings: list[_LongRotary] = []
@@ -51,10 +52,10 @@ class RotaryRegimes:
         self.boundaries = tuple(sorted(length for length in found if length < context_length))
 
     @contextmanager
-    def chosen(self, lengths: torch.Tensor | None) -> Iterator[None]:
-        """Around a pass over packed tokens.
+    def for_lengths(self, lengths: torch.Tensor | None) -> Iterator[None]:
+        """Use the frequencies for sequences of these lengths, in a pass over packed tokens.
 
-        ``lengths`` int64 ``[T]``: how many tokens each token's sequence has. None: none exceeds a boundary.
+        ``lengths`` int64 ``[T]``: the length of each token's sequence, in tokens; None if none exceeds a boundary.
         """
         for embedding in self._embeddings:
             embedding.lengths = lengths
@@ -66,10 +67,10 @@ class RotaryRegimes:
 
 
 class _LongRotary:
-    """Stands in for the ``forward`` of a LongRoPE module.
+    """Replaces the ``forward`` of a LongRoPE module.
 
-    ``lengths`` int64 ``[T]``: how many tokens the sequence of each packed token has. None leaves the choice to
-    the module, which is right when no sequence of the pass exceeds the boundary.
+    ``lengths`` int64 ``[T]``: the length of each packed token's sequence. With None, the module chooses the
+    frequencies, which is right if no sequence of the pass exceeds the boundary.
     """
 
     def __init__(self, original: Any, boundaries: dict[str | None, int]) -> None:
@@ -83,7 +84,8 @@ class _LongRotary:
         boundary = self.boundaries.get(layer_type)
         if self.lengths is None or boundary is None:
             return self.original(x, position_ids, **own)
-        # The module goes by the largest position: no position beyond the boundary, or one that certainly is.
+        # The module chooses by the largest position. Clamped positions force the short frequencies (the clamped
+        # ones themselves aren't used), and one appended position beyond the boundary forces the long ones.
         beyond = torch.full_like(position_ids[:, :1], boundary)
         short = self.original(x, position_ids.clamp(max=boundary - 1), **own)
         long = self.original(x, torch.cat([position_ids, beyond], dim=1), **own)
@@ -94,7 +96,7 @@ class _LongRotary:
 
 
 def unknown_type(config: Any) -> str:
-    """A rope type in a transformers config that transformers has no function for; "" when there is none."""
+    """The first rope type in a transformers config that transformers doesn't implement; "" if there is none."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     parameters = getattr(config, "rope_parameters", None) or {}
@@ -105,7 +107,7 @@ def unknown_type(config: Any) -> str:
 
 
 def _types(module: torch.nn.Module) -> dict[str | None, str]:
-    """The rope type of a rotary module by layer type, or by None for all layers; {} for other modules."""
+    """The rope types of a rotary module by layer type, None standing for all layers; {} for other modules."""
     given: Any = getattr(module, "rope_type", None)
     if isinstance(given, dict):
         return dict(given)
@@ -119,7 +121,7 @@ def _boundary(module: Any, layer_type: str | None) -> int:
 
 
 def _fix_dynamic(module: Any, layer_type: str | None, context_length: int) -> None:
-    """Let the module choose its base for a sequence of the context length, and never again."""
+    """Make the module compute its base for a sequence of the context length, then keep it from ever changing."""
     own = {} if layer_type is None else {"layer_type": layer_type}
     last = torch.tensor([[context_length - 1]])
     module(torch.zeros(1), last, **own)

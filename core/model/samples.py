@@ -8,16 +8,16 @@ import torch
 
 from .loaded import LoadedModel
 
-WARM_UP = (6, 19)  # tokens of the two warm-up sequences; the first ends in a decode step
-WHOLE_WARM_UP = (6, 16, 19)  # the same for encoders; the last two share a padded batch
-FAR = 8  # tokens of the sequences that begin at later positions
+WARM_UP = (6, 19)  # lengths in tokens of the two warm-up sequences; the first ends with a decode step
+WHOLE_WARM_UP = (6, 16, 19)  # the same for encoders; the last two are in one padded batch
+FAR = 8  # length in tokens of the sequences that begin at later positions
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A warm-up sequence: ids int64 ``[n]``, at positions from ``start`` on, of a sequence of ``length`` tokens.
+    """A warm-up sequence: ids, int64 ``[n]``, at the positions ``[start, length)``.
 
-    Only in rotary embeddings and position tables does ``start`` make a difference.
+    ``start`` has an effect only on rotary embeddings and position tables.
     """
 
     ids: torch.Tensor
@@ -35,7 +35,7 @@ class Sample:
 def samples(model: LoadedModel) -> list[Sample]:
     """Sequences of different lengths from position 0 on, then short ones at later positions.
 
-    Those are at the end of the context, and across each length beyond which rotary frequencies change.
+    The latter are at the end of the context, and across each length beyond which rotary frequencies change.
     """
     context = model.info.context_length
     wanted = WARM_UP if model.info.causal else WHOLE_WARM_UP
@@ -49,9 +49,9 @@ def samples(model: LoadedModel) -> list[Sample]:
 
 
 def warm_up_ids(model: LoadedModel, count: int) -> torch.Tensor:
-    """int64 ``[count]``: arbitrary ids, the same on every run, and none is the padding's.
+    """Arbitrary ids, int64 ``[count]``: the same on every run, and without the padding id.
 
-    Classes take that one for no token at all, in positions as in scores.
+    Some classes treat the padding id differently, when they number positions or choose the row to score.
     """
     vocabulary = model.info.vocab_size
     ids = (torch.arange(count) * 7919 + 11) % vocabulary

@@ -1,10 +1,12 @@
-"""The head "score" of sequence classification classes, for the rows that they would pool.
+"""The head "score" of sequence classification classes, applied to the hidden rows that they pool.
 
-A class's own ``forward`` gives one score a padded row, so packed rows need the head alone. Which
-rows it wants is :attr:`ModelInfo.score_rows`: causal classes score the last token, encoders the
-first or the mean. transformers looks for the last token whose id isn't the padding's, which is
-the one before where padding is a real token (many chat models end their turns with it). Here
-the last token is the last token: requests aren't padded.
+The ``forward`` of such a class expects padded rows and returns one score for each, so for packed rows we
+apply the head by itself. :attr:`ModelInfo.score_rows` says which hidden rows it takes: the last token of
+causal classes, the first token or the mean of encoders.
+
+For the last token, transformers takes the last id that isn't the padding id. That is wrong if a text
+ends with the padding id, as in many chat models, whose end-of-turn token is also the padding token.
+Requests aren't padded here, so the last token is always scored.
 """
 
 from __future__ import annotations
@@ -24,15 +26,15 @@ Apply = Callable[[torch.Tensor], torch.Tensor]
 
 
 def head(info: ModelInfo) -> Head:
-    """The head "score" of a model whose ``score_rows`` isn't ""."""
+    """The head "score" of a model with ``score_rows``, which must not be ""."""
     return Head(NAME, build=score_head, reference=reference, rows=info.score_rows)
 
 
 def score_head(model: Any) -> Apply:
-    """Pooled hidden rows ``[R, hidden_size]`` -> scores ``[R, labels]``, without activation.
+    """Make the function from pooled hidden rows ``[R, hidden_size]`` to scores ``[R, labels]``, without activation.
 
-    The head's modules are found by the names that transformers' families give them; what a class
-    does beside them shows when core compares with :func:`reference`.
+    The head's modules are found by the names that transformers' model families use. Core compares the
+    result with :func:`reference`, which shows if a class does anything else. ModelError for unknown names.
     """
     if isinstance(getattr(model, "score", None), torch.nn.Module):  # all decoders
         return lambda rows: model.score(rows)
@@ -49,19 +51,19 @@ def score_head(model: Any) -> Apply:
 
 
 def reference(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    """The class's own scores ``[1, labels]`` for ids ``[1, T]``; the last one isn't the padding's."""
+    """The scores ``[1, labels]`` by the class's own ``forward``, for ids ``[1, T]`` that don't end with padding."""
     scores: torch.Tensor = model(input_ids=input_ids).logits
     return scores
 
 
 def _pooler(model: Any) -> Apply | None:
-    """What a class does to the first row before its classifier; None where the classifier does it all."""
+    """The pooler that a class applies to the first row before its classifier; None if it has none."""
     if (own := getattr(model, "pooler", None)) is not None:  # DeBERTa keeps it beside the backbone
         return lambda rows: own(rows[:, None])
     backbone = backbone_of(model)
     below = getattr(backbone, "pooler", None)
     if below is None:
         return None
-    if (activation := getattr(backbone, "pooler_activation", None)) is not None:  # ALBERT's, a module of its own
+    if (activation := getattr(backbone, "pooler_activation", None)) is not None:  # ALBERT has it as a separate module
         return lambda rows: activation(below(rows))
     return lambda rows: below(rows[:, None])

@@ -1,7 +1,8 @@
-"""Conditions under which warm-up passes show differences that they would otherwise hide.
+"""Conditions under which warm-up passes reveal differences that would otherwise be hidden.
 
-A model is compared with transformers on a few tokens, in its own dtype. What differs only on longer texts, by less
-than rounding, or after other requests, would go unnoticed.
+At load, a model is compared with transformers' own on short texts, in its own dtype. A difference would be missed
+if it appears only in texts longer than an attention window, if it is smaller than rounding, or if it
+depends on earlier requests.
 """
 
 from __future__ import annotations
@@ -24,33 +25,36 @@ from .refusal import reason_of
 
 log = logging.getLogger("trunkline.model")
 
-NARROW = 4  # tokens; warm-up sequences are several times as long
-LENGTHS = re.compile(r"window|chunk|block_size|index_topk|topk_blocks|floor|local_attention")  # in names of settings
-NARROWER = (torch.bfloat16, torch.float16)
-SMALL = 1 << 22  # numbers in an embedding
+SHORT_WINDOW = 4  # tokens; warm-up sequences are several times as long
+# Parts of the names of config settings that bound attention, in tokens.
+WINDOW_SETTINGS = re.compile(r"window|chunk|block_size|index_topk|topk_blocks|floor|local_attention")
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+SMALL_EMBEDDING = 1 << 22  # numbers in an embedding
 
 
 @contextmanager
 def strict(model: LoadedModel) -> Iterator[None]:
-    """All conditions of this module together. ModelError when the passes changed the model."""
-    with in_float32(model), narrowed(model), unchanged(model):
+    """All conditions of this module together. ModelError if a pass inside changes the model."""
+    with in_float32(model), short_windows(model), unchanged(model):
         yield
 
 
 @contextmanager
 def in_float32(model: LoadedModel) -> Iterator[None]:
-    """Every module computes in float32 with its own weights, which take twice the memory for one module at a time.
+    """Every module computes in float32, with its own weights.
 
-    Large embeddings are looked up as they are stored and widened afterwards; other modules may use small ones.
+    A module's weights are converted only while it runs, so the extra memory is that of one module. Vectors
+    of large embeddings are converted after the look-up. Small embeddings are converted throughout, because
+    other modules may use their weights.
     """
     dtype, model.dtype = model.dtype, torch.float32
     with ExitStack() as stack:
         stack.callback(setattr, model, "dtype", dtype)
         for module in model.whole.modules():
-            stored = [tensor for tensor in _tensors(module) if tensor.dtype in NARROWER]
+            stored = [tensor for tensor in _tensors(module) if tensor.dtype in LOW_PRECISION]
             if not isinstance(module, nn.Embedding):
                 handles = _hooks(module, stored)
-            elif module.weight.numel() > SMALL:
+            elif module.weight.numel() > SMALL_EMBEDDING:
                 handles = [module.register_forward_hook(lambda _, __, vectors: vectors.float())]
             else:
                 handles = []
@@ -62,7 +66,7 @@ def in_float32(model: LoadedModel) -> Iterator[None]:
 
 
 def _hooks(module: nn.Module, stored: list[torch.Tensor]) -> list[Any]:
-    """Hooks that make the module's own tensors float32 while it runs; none when it has none."""
+    """Register hooks that convert a module's own tensors to float32 while it runs; [] if there are none."""
     if not stored:
         return []
     narrow = [tensor.data for tensor in stored]
@@ -86,53 +90,57 @@ def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
 
 
 @contextmanager
-def narrowed(model: LoadedModel) -> Iterator[None]:
-    """Windows, chunks and the like are NARROW tokens wide, so that warm-up sequences are longer than they are.
+def short_windows(model: LoadedModel) -> Iterator[None]:
+    """Set attention windows and chunks to SHORT_WINDOW tokens, so that warm-up sequences are longer.
 
-    Settings of at least the context length stay: no text is longer. What modules derive from a setting when they
-    are made is taken from a twin without weights.
+    Settings of at least the context length stay, since no text exceeds them. Values that modules derived from
+    a setting when they were constructed are taken from a model on the meta device.
     """
     whole, limit = model.whole, model.info.context_length
-    twin = _twin(model) if any(_lengths(config, limit) for config in _configs(whole.config)) else None
+    meta = _meta_model(model) if any(_window_settings(config, limit) for config in _configs(whole.config)) else None
     with ExitStack() as stack:
-        if twin is not None:
-            for mine, theirs in zip(whole.modules(), twin.modules(), strict=True):
-                derived = {name: value for name, value in vars(theirs).items() if LENGTHS.search(name)}
+        if meta is not None:
+            for mine, theirs in zip(whole.modules(), meta.modules(), strict=True):
+                derived = {name: value for name, value in vars(theirs).items() if WINDOW_SETTINGS.search(name)}
                 _replace(stack, mine, {name: value for name, value in derived.items() if type(value) is int})
                 for config in _configs(vars(mine).get("config")):
-                    _replace(stack, config, dict.fromkeys(_lengths(config, limit), NARROW))
+                    _replace(stack, config, dict.fromkeys(_window_settings(config, limit), SHORT_WINDOW))
         yield
 
 
-def _twin(model: LoadedModel) -> Any:
-    """The same class of a config with narrow windows, on the meta device; None when the class refuses them."""
-    cls, shorter = type(model.whole), copy.deepcopy(model.whole.config)
-    for config in _configs(shorter):
-        for name in _lengths(config, model.info.context_length):
-            setattr(config, name, NARROW)
+def _meta_model(model: LoadedModel) -> Any:
+    """A model of the same class on the meta device, with short windows; None if its class refuses them."""
+    cls, short = type(model.whole), copy.deepcopy(model.whole.config)
+    for config in _configs(short):
+        for name in _window_settings(config, model.info.context_length):
+            setattr(config, name, SHORT_WINDOW)
     try:
         with torch.device("meta"):
-            return cls._from_config(shorter, dtype=model.dtype, **options(cls, model.info))
-    except Exception as error:  # settings may have to fit others
-        log.info("%s is checked with its own windows: %s", model.info.architecture, reason_of(error))
+            return cls._from_config(short, dtype=model.dtype, **options(cls, model.info))
+    except Exception as error:  # for example, because settings must be consistent
+        log.info("%s is verified with its own windows: %s", model.info.architecture, reason_of(error))
         return None
 
 
 def _replace(stack: ExitStack, owner: Any, values: dict[str, int]) -> None:
-    """Set attributes until the stack is left."""
+    """Set attributes; the stack restores them."""
     for name, value in values.items():
         stack.callback(setattr, owner, name, getattr(owner, name))
         setattr(owner, name, value)
 
 
-def _lengths(config: Any, limit: int) -> list[str]:
-    """Settings that bound how far attention looks, in tokens, and that a text of ``limit`` tokens can exceed."""
+def _window_settings(config: Any, limit: int) -> list[str]:
+    """Names of settings that bound attention, in tokens, and that a text of ``limit`` tokens can exceed."""
     values = vars(config).items()
-    return [name for name, value in values if type(value) is int and NARROW < value < limit and LENGTHS.search(name)]
+    return [
+        name
+        for name, value in values
+        if type(value) is int and SHORT_WINDOW < value < limit and WINDOW_SETTINGS.search(name)
+    ]
 
 
 def _configs(config: Any) -> list[Any]:
-    """A transformers config and those inside it; [] for anything else."""
+    """A transformers config and the configs nested in it; [] for anything else."""
     from transformers import PreTrainedConfig
 
     if not isinstance(config, PreTrainedConfig):
@@ -142,7 +150,7 @@ def _configs(config: Any) -> list[Any]:
 
 @contextmanager
 def unchanged(model: LoadedModel) -> Iterator[None]:
-    """ModelError when a pass changes the model: what it computes next would depend on what it has computed before."""
+    """ModelError if a pass inside changes the model, since later results would then depend on earlier requests."""
     before = _state(model.backbone)
     yield
     after = _state(model.backbone)
@@ -154,7 +162,7 @@ def unchanged(model: LoadedModel) -> Iterator[None]:
 
 
 def _state(whole: nn.Module) -> dict[str, Any]:
-    """Class, numbers and words of every module, by its name."""
+    """The class of every module, and its attributes that are numbers or strings, by module and attribute name."""
     return {
         f"{name}.{key}": value
         for name, module in whole.named_modules()

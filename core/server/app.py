@@ -1,4 +1,4 @@
-"""Builds the application from core's and the plugins' routes."""
+"""Builds the Litestar application from the routes of core and of the plugins."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from trunkline.core.server.routes.weights import fetch, weight_routes
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import EngineClient, ServedModel, Settings
 
-from .auth import SCOPES, Doorkeeper
+from .auth import SCOPES, Authorizer
 from .docs import docs_routes, openapi_config
-from .faults import add_request_id, on_error, on_http_error, on_request_error
+from .exception_handlers import add_request_id, on_error, on_http_error, on_request_error
 from .info import Facts
 from .lifecycle import Lifecycle
 from .openapi import Document, check_declarations
@@ -45,16 +45,16 @@ def create_app(
     status: Callable[[ServedModel], dict[str, Any]] = lambda model: {},
     metrics: MetricsPage | None = None,
 ) -> Litestar:
-    """The application over an engine that is ready; ``metrics``: what ``GET /metrics`` shows.
+    """The application for an engine that is ready. ``metrics``: the content of ``GET /metrics``.
 
-    Asks the hooks ``routes`` and ``app_config``, and ``info`` again after a weight update. Raises
-    PluginError when a route declares no scope, or is claimed twice.
+    Calls the hooks ``routes`` and ``app_config``, and ``info``, the latter again after a weight update. PluginError
+    when a handler declares no scope, or when there is another one for its path and method.
     """
     server = settings["server"]
     lifecycle = lifecycle or Lifecycle()
     facts = Facts(settings, models, lambda model: host.info(model, engine.settings(model.name)), status)
     for model in engine.models:
-        facts.model_info(model)  # so that a plugin's wrong answer shows at start
+        facts.model_info(model)  # so that wrong return values of plugins fail the start
     locked = {"infer": bool(server.api_key), "admin": bool(server.api_key or server.admin_api_key)}
     document = Document(locked)
     core = (
@@ -75,7 +75,7 @@ def create_app(
     origins = list(server.cors_origins)
     return Litestar(
         handlers,
-        guards=[_guard(Doorkeeper(server.api_key, server.admin_api_key), lifecycle)],
+        guards=[_guard(Authorizer(server.api_key, server.admin_api_key), lifecycle)],
         exception_handlers={
             RequestError: on_request_error,
             HTTPException: on_http_error,
@@ -92,9 +92,10 @@ def create_app(
 
 
 def check_routes(found: Iterable[tuple[str, Any]]) -> list[HTTPRouteHandler]:
-    """The handlers of (plugin, handler) pairs, each with a scope and a path and method of its own.
+    """The handlers of (plugin, handler) pairs.
 
-    PluginError for one without, and for declarations that ``/openapi.json`` can't hold.
+    PluginError for a handler without scope, for two handlers with the same path and method, and for declarations that
+    can't be described in ``/openapi.json``.
     """
     owners: dict[tuple[str, str], str] = {}
     handlers = []
@@ -108,7 +109,7 @@ def check_routes(found: Iterable[tuple[str, Any]]) -> list[HTTPRouteHandler]:
             )
         try:
             check_declarations(handler)
-        except Exception as error:  # whatever a plugin wrote there
+        except Exception as error:  # depends on what the plugin declares
             raise PluginError(plugin, f"{where}: its opt declares what can't be described: {error}") from error
         for path in handler.paths:
             for method in handler.http_methods:
@@ -128,14 +129,14 @@ def _hooked(host: Host) -> Any:
     return on_app_init
 
 
-def _guard(doorkeeper: Doorkeeper, lifecycle: Lifecycle) -> Any:
-    """One guard for all routes; Litestar copies the handler for each guard that it calls."""
+def _guard(authorizer: Authorizer, lifecycle: Lifecycle) -> Any:
+    """A single guard, because Litestar copies the handler for each guard that it calls."""
 
     async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         if connection.scope.get("method") == "OPTIONS":
             return
-        scope = str(handler.opt.get("scope", "admin"))  # Litestar's own handlers could come without
-        doorkeeper.check(connection, scope)
+        scope = str(handler.opt.get("scope", "admin"))  # Litestar's own handlers may have none
+        authorizer.check(connection, scope)
         if lifecycle.draining and scope == "infer":
             raise EngineDown("The server is shutting down; send the request elsewhere or later.")
 

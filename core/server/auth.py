@@ -1,4 +1,4 @@
-"""Which key may call which route. Every route declares a scope: ``public``, ``infer`` or ``admin``."""
+"""Checks API keys. Every route declares a scope, ``public``, ``infer`` or ``admin``, which says who may call it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ FORWARDING = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forw
 Connection = ASGIConnection[Any, Any, Any, Any]
 
 
-class Unauthorized(RequestError):
-    """No key, or not one that opens this route. ``reason`` says which of the two."""
+class InvalidKey(RequestError):
+    """The key is missing or wrong for this route. ``reason`` says which."""
 
     def __init__(self, *, missing: bool) -> None:
         super().__init__("Unauthorized", status=401)
@@ -27,11 +27,11 @@ class Unauthorized(RequestError):
         self.reason = f"the API key is {hint}"
 
 
-class Doorkeeper:
-    """Checks keys; without any, admits everybody to inference and only local callers to admin.
+class Authorizer:
+    """Checks API keys. If none is configured, inference is open to all clients, and admin routes to local ones.
 
-    Keys are compared as SHA-256 digests in constant time, and all of them every time, so that
-    the time taken tells neither which key was close nor how close.
+    Keys are compared as SHA-256 digests in constant time, and each request with all keys, so that the time taken
+    reveals nothing about them.
     """
 
     def __init__(self, api_key: str | None, admin_api_key: str | None) -> None:
@@ -39,11 +39,11 @@ class Doorkeeper:
         self._admin = _digest(admin_api_key)
 
     def check(self, connection: Connection, scope: str) -> None:
-        """Raise Unauthorized (401) or RequestError 403 unless the caller may use ``scope``."""
+        """Raise InvalidKey (401) or RequestError 403 unless the caller may use ``scope``."""
         if scope == "public":
             return
         is_api, is_admin = self._known(connection)
-        unauthorized = Unauthorized(missing="authorization" not in connection.headers)
+        unauthorized = InvalidKey(missing="authorization" not in connection.headers)
         if scope == "infer":
             if self._api is not None and not (is_api or is_admin):
                 raise unauthorized
@@ -62,7 +62,7 @@ class Doorkeeper:
             )
 
     def _known(self, connection: Connection) -> tuple[bool, bool]:
-        """Does the caller show the API key, the admin key?"""
+        """Whether the request has the API key, and whether it has the admin key."""
         scheme, _, key = connection.headers.get("authorization", "").partition(" ")
         given = sha256(key.strip().encode("latin-1", "replace")).digest()
         bearer = scheme.lower() == "bearer"
@@ -72,10 +72,10 @@ class Doorkeeper:
 
 
 def is_local(connection: Connection) -> bool:
-    """Does the request come from this machine, and not through a proxy or a web page?
+    """Whether the request comes from this machine, neither through a proxy nor from a web page of another origin.
 
-    The peer must be a loopback address, the Host a local name (else a name that an attacker
-    controls was pointed at us: DNS rebinding), and no browser may have sent it for another origin.
+    The peer must be a loopback address and the Host header a local name. (With DNS rebinding, an attacker's host name
+    resolves to the loopback address.)
     """
     headers = connection.headers
     client = connection.client
@@ -88,7 +88,7 @@ def is_local(connection: Connection) -> bool:
     origin = headers.get("origin")
     if origin is not None and not _is_loopback(_hostname(origin)):
         return False
-    # Pages may send GET requests without Origin; browsers label those.
+    # Web pages can send GET requests without Origin; browsers mark them with Sec-Fetch-Site.
     return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
 
 

@@ -17,11 +17,11 @@ from trunkline.core.host import Host
 from trunkline.core.logs import escape_controls
 from trunkline.core.types import ServedModel
 
-WIDTH = 100  # columns where the output is no terminal
+WIDTH = 100  # columns, if the output is not a terminal
 
 
 def show(host: Host, config: Config, engine: Client[Supervisor], app: Litestar, address: tuple[Any, ...]) -> None:
-    """One panel: address, models and their tasks, memory plan, routes, plugins."""
+    """Print a panel: address, models and their tasks, memory plan, routes, plugins."""
     ready = engine.transport.ready
     assert ready is not None
     name = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -59,13 +59,13 @@ def memory(row: dict[str, Any]) -> str:
 
 
 def paths(app: Litestar) -> list[str]:
-    """The routes' paths, documentation aside."""
+    """The paths of all routes but those of the documentation."""
     own = {route.path for route in app.routes if not route.path.startswith(("/docs", "/openapi"))}
     return sorted(own - {"/"})
 
 
 def size(count: int) -> str:
-    """Bytes for people: 1536 -> ``1.5 KiB``."""
+    """Bytes in readable form: 1536 -> ``1.5 KiB``."""
     number, units = float(count), ["B", "KiB", "MiB", "GiB"]
     while number >= 1024 and len(units) > 1:
         number /= 1024

@@ -1,4 +1,4 @@
-"""OpenAPI at ``/openapi.json`` and a page made from it at ``/docs``, which needs no network."""
+"""The OpenAPI document at ``/openapi.json``, and at ``/docs`` a page made from it that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DocsPage(OpenAPIRenderPlugin):
 
 
 class JsonPage(OpenAPIRenderPlugin):
-    """The document itself, beside the table."""
+    """The OpenAPI document as JSON."""
 
     def __init__(self, document: Document) -> None:
         super().__init__(path="/openapi.json", media_type=MediaType.JSON)
@@ -53,7 +53,7 @@ class JsonPage(OpenAPIRenderPlugin):
 
 
 def openapi_config(version: str, document: Document) -> OpenAPIConfig:
-    """Litestar's settings; its own pages fetch scripts from elsewhere, so they aren't used."""
+    """Litestar's OpenAPI settings. Its own pages load scripts from other servers, so they aren't used."""
     router = Router("/docs", route_handlers=[], include_in_schema=False, opt={"scope": "infer"})
     return OpenAPIConfig(
         title="trunkline",

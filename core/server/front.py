@@ -1,4 +1,4 @@
-"""The HTTP process, from the engine's start to the last answer."""
+"""The main function of the front process: starts the engine, serves HTTP, and drains on SIGTERM."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trunkline.server")
 
-ROLLING = "The server is fired up and ready to roll!"  # scripts wait for this line
-TICK = 0.05
+READY_MESSAGE = "The server is fired up and ready to roll!"  # SGLang's text; scripts wait for this line
+TICK = 0.05  # seconds between checks
 
 
 def serve(host: Host, config: Config, *, command: Sequence[str] = COMMAND) -> None:
@@ -45,8 +45,8 @@ def serve(host: Host, config: Config, *, command: Sequence[str] = COMMAND) -> No
 
 
 def bind(server: ServerSettings) -> socket.socket:
-    """A bound socket that doesn't listen yet: a taken port is known before a model is loaded, and
-    nobody can connect before one is there."""
+    """A bound socket that doesn't listen yet: a port in use is reported before models are loaded, and clients can't
+    connect until they are."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, protocol)
@@ -69,21 +69,21 @@ def _runner() -> Callable[[Coroutine[Any, Any, None]], None]:
 
 
 def prepare() -> None:
-    """Import what the front needs once the engine is ready; both processes are busy with imports at first."""
+    """Import the HTTP server while the engine starts."""
     import_without_torch()
-    from . import app, banner, transport  # noqa: F401
+    from . import app, banner, http_protocol  # noqa: F401
 
 
 class Front:
-    """One life of the server."""
+    """Runs the server once: starts the engine, serves, drains."""
 
     def __init__(self, host: Host, config: Config, sock: socket.socket, command: Sequence[str]) -> None:
         self._host = host
         self._config = config
         self._socket = sock
         self._command = command  # starts the engine process
-        self._stop = asyncio.Event()  # SIGTERM or SIGINT came
-        self._hurry = asyncio.Event()  # and came again
+        self._stop = asyncio.Event()  # SIGTERM or SIGINT was received: drain and stop
+        self._stop_now = asyncio.Event()  # a second signal was received: stop without waiting for running requests
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -105,14 +105,14 @@ class Front:
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
-            self._hurry.set()
+            self._stop_now.set()
         self._stop.set()
 
     async def _serve(self, engine: Client[Supervisor], stopping: asyncio.Task[Any]) -> None:
         from .app import create_app
         from .banner import show
+        from .http_protocol import Server, uvicorn_config
         from .lifecycle import Lifecycle
-        from .transport import Server, uvicorn_config
 
         status = engine.status
         lifecycle = Lifecycle(warm=False, healthy=lambda: engine.transport.healthy, results=lambda: status.results)
@@ -133,8 +133,8 @@ class Front:
                 return
             lifecycle.warm = True
             show(self._host, self._config, engine, app, self._socket.getsockname())
-            gc.freeze()  # modules and tokenizers stay: no collection has to walk over them, nor the last one at exit
-            print(ROLLING, flush=True)
+            gc.freeze()  # exempts modules and tokenizers from garbage collection, which would scan them each time
+            print(READY_MESSAGE, flush=True)
             await asyncio.wait({serving, stopping, ended}, return_when=asyncio.FIRST_COMPLETED)
             if self._stop.is_set():
                 lifecycle.draining = True
@@ -142,7 +142,7 @@ class Front:
             if ended.done():
                 raise TrunklineError(ended.result())
         finally:
-            await engine.stop()  # what is still in flight is answered now
+            await engine.stop()  # requests still in flight fail
             server.should_exit = True
             await serving
 
@@ -153,7 +153,7 @@ class Front:
         serving: asyncio.Task[None],
         stopping: asyncio.Task[Any],
     ) -> bool:
-        """Open the port and let every model answer once; False when a stop came first."""
+        """Listen, and run one request per model. False when the server was stopped meanwhile."""
         while not server.started:
             if serving.done():
                 serving.result()
@@ -174,13 +174,13 @@ class Front:
         return True
 
     async def _drain(self, engine: Client[Supervisor], server: uvicorn.Server) -> None:
-        """Wait until the requests that were accepted are answered, ``--drain-timeout`` s at most."""
+        """Wait until accepted requests are answered, for ``--drain-timeout`` seconds at most."""
         log.info("draining: %d requests in flight", len(server.server_state.tasks))
         deadline = asyncio.get_running_loop().time() + self._config.server.drain_timeout
-        for model in engine.models:  # paused ones would wait for ever
-            with contextlib.suppress(EngineDown):  # nobody waits for the answers
+        for model in engine.models:  # requests of paused models would wait until the deadline
+            with contextlib.suppress(EngineDown):  # the answers are not needed
                 engine.call("drain", model=model.name)
-        while server.server_state.tasks and not self._hurry.is_set():
+        while server.server_state.tasks and not self._stop_now.is_set():
             if asyncio.get_running_loop().time() > deadline:
                 log.warning("%d requests did not finish in time", len(server.server_state.tasks))
                 return

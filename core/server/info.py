@@ -1,4 +1,4 @@
-"""What the server says about itself and its models. Collected once; answers are built from it."""
+"""Builds the replies of the routes about the server and its models: model info, server info, model cards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PREFERRED = "preferred_sampling_params"  # a key of the contract; a plugin gives
 
 
 class Facts:
-    """``extra`` gives the plugins' keys about a model (hook ``info``), ``status`` a model's live numbers."""
+    """``extra`` returns the plugins' keys about a model (hook ``info``), ``status`` its current load."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Facts:
         self._version = version("trunkline")
 
     def model_info(self, model: ServedModel) -> dict[str, Any]:
-        """The five keys that clients compare; not one more."""
+        """Exactly the five keys of SGLang's ``/get_model_info``."""
         return {
             "model_path": model.model_path,
             "is_generation": model.is_generation,
@@ -46,7 +46,7 @@ class Facts:
         }
 
     def long_model_info(self, model: ServedModel) -> dict[str, Any]:
-        """The five keys, with objects instead of JSON strings, and what else is known."""
+        """The five keys, with objects instead of JSON strings, and more keys."""
         keys = {**self._extra(model), **self.model_info(model)}
         if isinstance(keys[PREFERRED], str):
             keys[PREFERRED] = json.loads(keys[PREFERRED])
@@ -66,8 +66,8 @@ class Facts:
         }
 
     def server_info(self, model: ServedModel) -> dict[str, Any]:
-        """One flat object: settings under their flags' names, then what is in force."""
-        in_force = {
+        """One flat object: settings under their flags' names, overridden by the values in effect."""
+        in_effect = {
             "model_path": model.model_path,
             "tokenizer_path": model.tokenizer_path,
             "served_model_name": model.name,
@@ -80,17 +80,17 @@ class Facts:
             "weight_version": model.weight_version,
             "device": "cpu",
             "load_format": "auto",
-            "mem_fraction_static": None,  # SGLang's clients look it up; pools are sized in bytes here
+            "mem_fraction_static": None,  # read by SGLang's clients; here, pools are sized in bytes
             "page_size": 1,
             "tp_size": 1,
             "dp_size": 1,
         }
         settings: dict[str, Any] = {
-            "max_req_input_len": max(0, model.max_request_tokens - 1),  # unless a plugin knows better
+            "max_req_input_len": max(0, model.max_request_tokens - 1),  # plugins may override it
             **self._settings,
             **self._given(model),
             **self._extra(model),
-            **in_force,
+            **in_effect,
         }
         return settings | {
             "status": "ready",
@@ -99,8 +99,12 @@ class Facts:
             "internal_states": [settings | self._status(model)],
         }
 
+    def load(self, model: ServedModel) -> dict[str, Any]:
+        """What the model does now, as in ``internal_states``."""
+        return self._status(model)
+
     def card(self, model: ServedModel) -> dict[str, Any]:
-        """OpenAI's description of a model. ``owned_by`` is what SGLang's clients see there."""
+        """OpenAI's description of a model. ``owned_by`` has SGLang's value."""
         return {
             "id": model.name,
             "object": "model",
@@ -112,12 +116,12 @@ class Facts:
         }
 
     def _given(self, model: ServedModel) -> dict[str, Any]:
-        """A model's settings; after an update of its weights it may be known by the name it had before."""
+        """A model's settings. They are found by an alias where a weight update has renamed the model."""
         given = next((self._models[name] for name in (model.name, *model.aliases) if name in self._models), {})
         return given if given.get("model_path") == model.model_path else given | {"revision": None}
 
     def _extra(self, model: ServedModel) -> dict[str, Any]:
-        """Asked once, and again after an update."""
+        """The plugins' keys, computed at the first use and again after a weight update."""
         known = self._extras.get(model.name)
         if known is None or known[0] is not model:
             for former in model.aliases:
@@ -127,7 +131,7 @@ class Facts:
 
 
 def redacted(settings: Settings) -> dict[str, Any]:
-    """All settings by field name, secrets blotted out."""
+    """All settings by field name; keys are replaced by ``***``."""
     flat: dict[str, Any] = {}
     for group in settings.values():
         flat.update(msgspec.to_builtins(group))

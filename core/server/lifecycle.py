@@ -1,4 +1,4 @@
-"""The state of the server between its start and its end: warm, healthy, draining."""
+"""The state of the server, as health routes report it: warm, healthy, draining."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Lifecycle:
-    """Where the server stands between its start and its end."""
+    """The state of the server."""
 
-    warm: bool = True  # the first request to oneself was answered
-    draining: bool = False  # on its way out
-    healthy: Callable[[], bool] = field(default=lambda: True)  # of the engine
-    results: Callable[[], int] = field(default=lambda: 0)  # results that the engine has sent so far
+    warm: bool = True  # the warm-up requests were answered
+    draining: bool = False  # it is shutting down
+    healthy: Callable[[], bool] = field(default=lambda: True)  # whether the engine is healthy
+    results: Callable[[], int] = field(default=lambda: 0)  # number of results that the engine has sent so far
 
     @property
     def ready(self) -> bool:

@@ -1,16 +1,16 @@
-"""Builds ``/openapi.json`` from what Litestar knows of the routes and what they declare in ``opt``.
+"""Builds ``/openapi.json`` from Litestar's document and from the declarations of handlers in ``opt``.
 
 Beside ``scope`` and ``dialect`` a handler declares
 
 * ``body``: the Struct that it reads with ``read_body``; ``body_required``: False where it may be missing
 * ``raw_body``: the media type of a body that is no JSON
 * ``query``: a Struct with its query parameters
-* ``replies``: what it answers with, by status and media type. A type alone is JSON with status 200; a tuple holds
-  alternatives, None is an empty body. In an event stream the type is that of an event's data
+* ``replies``: types of its replies by status and media type. A single type is JSON with status 200, a tuple has
+  alternatives, None is an empty body; for an event stream, the type is that of an event's data
 * ``reply_headers``: headers of its replies, by status: name -> description
 
-for example ``opt={"scope": "infer", "body": ShoutBody, "replies": {200: {JSON: Shout, SSE: Shout}}}``. Errors that
-every route of the scope and dialect can give are added here.
+for example ``opt={"scope": "infer", "body": ShoutBody, "replies": {200: {JSON: Shout, SSE: Shout}}}``. The errors of
+all routes of the same scope and dialect are added here.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ HEADERS: dict[int, dict[str, Any]] = {
 PHRASES = {499: "Request aborted"}  # statuses that http.HTTPStatus doesn't know
 DONE = {"const": "[DONE]", "description": "The end of a stream that has one."}
 
-Content = dict[str, tuple[Any, ...]]  # media type -> types of what it may hold
+Content = dict[str, tuple[Any, ...]]  # media type -> alternative types of the body
 
 
 class Document:
-    """The OpenAPI document of an application, made when it is first asked for."""
+    """The OpenAPI document of an application, built at the first request for it."""
 
     def __init__(self, locked: Mapping[str, bool]) -> None:
-        """``locked``: which scopes need a key."""
+        """``locked``: scope -> whether it needs a key."""
         self._locked = locked
         self._json: bytes | None = None
 
@@ -58,7 +58,7 @@ class Document:
 
 
 def describe(app: Litestar, locked: Mapping[str, bool]) -> dict[str, Any]:
-    """Litestar's document, completed by what the handlers declare."""
+    """Litestar's document, completed by the handlers' declarations."""
     document: dict[str, Any] = deepcopy(app.openapi_schema.to_schema())
     operations = [
         Operation(document["paths"][route.path_format][method.lower()], route.path_format, handler)
@@ -91,14 +91,14 @@ class Operation:
         return str(self.handler.opt.get("scope", "admin"))
 
     def kinds(self) -> Iterator[Any]:
-        """All types that the handler and its errors refer to."""
+        """All types in the declarations of the handler and in its errors."""
         yield from kinds_of(self.handler)
         for content in self.errors().values():
             for kinds in content.values():
                 yield from kinds
 
     def errors(self) -> dict[int, Content]:
-        """The errors that a route of this scope and dialect can give."""
+        """The errors of a route of this scope and dialect."""
         if self.scope == "public":
             return {}
         opt = self.handler.opt
@@ -125,7 +125,7 @@ class Operation:
         return found
 
     def complete(self, schemas: Mapping[Any, dict[str, Any]]) -> None:
-        """Put what the handler declares into ``item``; ``schemas`` has all of :meth:`kinds`."""
+        """Add the handler's declarations to ``item``; ``schemas`` has the schema of each of :meth:`kinds`."""
         opt, item = self.handler.opt, self.item
         errors = self.errors()
         if "raw_body" in opt:
@@ -150,7 +150,7 @@ class Operation:
 
 
 def check_declarations(handler: HTTPRouteHandler) -> None:
-    """Raises whatever comes up when what a handler declares can't be described."""
+    """Raises (various exceptions) when a handler's declarations can't be described."""
     msgspec.json.schema_components(kinds_of(handler))
     if "query" in handler.opt:
         _of_query(handler.opt["query"])
@@ -166,7 +166,7 @@ def kinds_of(handler: HTTPRouteHandler) -> Iterator[Any]:
 
 
 def replies_of(handler: HTTPRouteHandler) -> dict[int, Content]:
-    """What a handler declares that it answers with; {} for one that leaves that to Litestar."""
+    """The declared replies of a handler by status; {} if it declares none and Litestar describes them."""
     declared = handler.opt.get("replies", {})
     by_status = declared if isinstance(declared, Mapping) else {200: declared}
     return {int(status): _content(content) for status, content in by_status.items()}
@@ -180,7 +180,7 @@ def _content(declared: Any) -> Content:
 
 
 def _merged(first: dict[int, Content], second: dict[int, Content]) -> dict[int, Content]:
-    """Both together, with the alternatives of the same status and media type joined."""
+    """The union of both; alternatives of the same status and media type are joined."""
     merged = {status: dict(content) for status, content in first.items()}
     for status, content in second.items():
         known = merged.setdefault(status, {})
@@ -199,7 +199,7 @@ def _response(status: int, content: Content, schemas: Mapping[Any, dict[str, Any
 
 
 def _schema(media: str, schemas: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of the body; in an event stream of each event."""
+    """The schema of a body, or of each event in an event stream."""
     schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
     if media != SSE:
         return schema
@@ -208,7 +208,7 @@ def _schema(media: str, schemas: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _of_path(parameter: dict[str, Any]) -> dict[str, Any]:
-    """A parameter as Litestar describes it, which calls paths with slashes URIs."""
+    """Litestar's description of a parameter; a path with slashes is made a string, not a URI."""
     return {**parameter, "schema": STRING} if parameter["in"] == "path" else parameter
 
 

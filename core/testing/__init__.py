@@ -1,15 +1,14 @@
-"""The test kit for plugin authors: tiny checkpoints that behave like big ones; only tests import it.
+"""The test kit for plugin authors: tiny checkpoints of real architectures; only tests import it.
 
-Also a pytest plugin: ``pytest_plugins = ["trunkline.core.testing"]`` in the root conftest gives the
+Also a pytest plugin: with ``pytest_plugins = ["trunkline.core.testing"]`` in the root conftest there is a
 fixture ``zoo``, a function from a checkpoint's name to a local folder. Causal language models are
 in :data:`ZOO`, base models in :data:`ENCODERS` and :data:`DECODERS`, sequence classification in
 :data:`SCORERS`.
 
-Default initialisation makes tiny models insensitive: reordering the context moves nothing, and
-forgotten biases pass because they are zero. So matrices have standard deviation 1/sqrt(fan in),
-norms and biases are noise, windows are 8 tokens, soft caps bite and rope scaling is on. The final
-norm is large, so that logits spread, and embeddings are small, so that tied ones don't just repeat
-the last token.
+With default initialisation, tiny models hide bugs: results hardly depend on the order of the context, and an omitted
+bias makes no difference because it is zero. So matrices have standard deviation 1/sqrt(fan in), norms and biases are
+random, windows are 8 tokens, soft caps are small enough to have an effect, and rope scaling is on. The final norm is
+large, so that logits differ, and embeddings are small, so that tied ones don't just repeat the last token.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import pytest
 
 from .causal import BOS, CONTEXT, DENSE, EOS, PAD, VOCABULARY, ZOO
 from .chain import write_chain
-from .more import ANSWERERS, DECODERS, ENCODERS, SCORERS, Chain, Checkpoint
+from .checkpoints import ANSWERERS, DECODERS, ENCODERS, SCORERS, Chain, Checkpoint
 from .noise import randomize
 from .tokenizers import CHAT_TEMPLATE, write_tokenizer
 
@@ -48,7 +47,7 @@ __all__ = [
     "zoo",
 ]
 
-_MORE = {**ENCODERS, **DECODERS, **SCORERS, **ANSWERERS}
+_CHECKPOINTS = {**ENCODERS, **DECODERS, **SCORERS, **ANSWERERS}
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +65,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def build_checkpoint(name: str, folder: Path, **overrides: Any) -> Path:
     """Write the tiny float32 checkpoint ``name`` with a tokenizer to ``folder``; the same bytes on every run.
 
-    ``overrides`` go into its config.
+    ``overrides`` replace values of its config.
     """
     import torch
     import transformers
@@ -89,14 +88,14 @@ def build_checkpoint(name: str, folder: Path, **overrides: Any) -> Path:
 
 
 def _described(name: str) -> Checkpoint:
-    if name in _MORE:
-        return _MORE[name]
+    if name in _CHECKPOINTS:
+        return _CHECKPOINTS[name]
     architecture, own = ZOO[name]
     return Checkpoint(architecture, {**DENSE, **own})
 
 
 def _declare(folder: Path, architecture: str) -> None:
-    """Put another class into config.json than the one that was saved."""
+    """Change the class in config.json."""
     import json
 
     path = folder / "config.json"

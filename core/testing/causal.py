@@ -108,4 +108,4 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "cohere": ("CohereForCausalLM", {"logit_scale": 0.5}),
 }
-"""Name -> (transformers class, what its config has beyond the common tiny sizes)."""
+"""Name -> (transformers class, its config beside the common tiny sizes)."""

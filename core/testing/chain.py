@@ -1,4 +1,4 @@
-"""The files that make a transformers folder a sentence-transformers folder."""
+"""Writes the additional files of a sentence-transformers folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .more import Chain
+from .checkpoints import Chain
 
 # Name of a mode -> its key in 1_Pooling/config.json.
 KEYS = {
@@ -20,7 +20,7 @@ KEYS = {
 
 
 def write_chain(folder: Path, hidden: int, chain: Chain, seed: int = 0) -> None:
-    """Write modules.json and the folders of its modules beside a model that gives ``hidden`` numbers a token."""
+    """Write modules.json and the folders of its modules; ``hidden`` is the model's hidden size."""
     modules = [("", "Transformer")]
     settings = {"max_seq_length": chain.max_tokens, "do_lower_case": False} if chain.max_tokens else {}
     if settings:
@@ -45,7 +45,7 @@ def write_chain(folder: Path, hidden: int, chain: Chain, seed: int = 0) -> None:
 
 
 def _add(folder: Path, modules: list[tuple[str, str]], kind: str) -> Path:
-    """Number a module, make its folder, and say where its config goes."""
+    """Append a module to the list and make its folder. Returns the path for its config."""
     path = f"{len(modules)}_{kind}"
     modules.append((path, kind))
     (folder / path).mkdir()

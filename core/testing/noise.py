@@ -1,4 +1,4 @@
-"""Random weights under which a forgotten part of a model changes the results."""
+"""Random weights with which omitting any part of a model changes the results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LAST_NORMS = ("model.norm.weight", "ln_f.weight")
 
 
 def randomize(model: torch.nn.Module, seed: int = 0) -> None:
-    """Give every parameter and persistent buffer a value that shows when it is left out."""
+    """Set every parameter and persistent buffer to a random value that has an effect on the results."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -40,7 +40,7 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> None:
 
 
 def _weight(model: Any, method: str) -> Any:
-    """The matrix of the module that a method gives, None in models without one."""
+    """The matrix of the module that a method returns, None in models without one."""
     try:
         return getattr(getattr(model, method)(), "weight", None)
     except NotImplementedError:
@@ -48,7 +48,7 @@ def _weight(model: Any, method: str) -> Any:
 
 
 def _fan_in(name: str, tensor: torch.Tensor) -> int:
-    """Inputs of a matrix: the last axis of a Linear, the first of GPT-2's, either of experts'."""
+    """Inputs of a matrix: the last axis for Linear, the first for GPT-2, one of the two for experts."""
     if tensor.ndim == 3:  # some architectures transpose, but the hidden size is always the larger
         return min(tensor.shape[1:]) if "down_proj" in name else max(tensor.shape[1:])
     return tensor.shape[0] if name.startswith("transformer.h.") else tensor.shape[1]

@@ -1,8 +1,8 @@
-"""Tiny configs for any transformers class, so that a whole family of classes can be tried in a moment.
+"""Tiny configs for any transformers class, to test many classes in little time.
 
-Sizes are set by the names that config classes give them. Windows and similar limits are :data:`LIMIT` tokens: longer
-than the sequences with which a model is checked at load, shorter than :data:`CONTEXT`. Multipliers and soft caps get
-values that show when one is forgotten.
+Sizes are found by their names in config classes. Windows and similar limits are :data:`LIMIT` tokens: longer than the
+sequences with which a model is checked at load, shorter than :data:`CONTEXT`. Multipliers and soft caps get values
+with which omitting one changes the results.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SIZES: dict[Any, str] = {
     1.5: "routed_scaling_factor route_scale",
 }
 SIZES = {name: size for size, names in _SIZES.items() for name in names.split()}
-# Set where a class leaves them to be derived from large sizes.
+# Set also if their default is None: they would be derived from large sizes.
 _EVEN_IF_NONE = {"vocab_size", "head_dim", "num_attention_heads", "num_experts", "n_routed_experts"} | {
     "num_experts_per_tok",
     "moe_intermediate_size",
@@ -58,8 +58,8 @@ _HYBRID = {"layer_types": ["mamba", "hybrid", "hybrid"], "num_hidden_layers": 3}
 _SINGLE = {"num_key_value_heads": 4}  # no grouped queries
 _SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}  # of half a head's width
 _HALF = {"rope_parameters": {**_SECTIONS, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}}
-# What the rules above don't get right, by model type.
-_MORE: dict[str, dict[str, Any]] = {
+# Values that the rules above get wrong, by model type.
+_OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_d_head": 16},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2}},
@@ -96,7 +96,7 @@ _MORE: dict[str, dict[str, Any]] = {
 def tiny_config(cls: Any, **given: Any) -> Any:
     """A small instance of a transformers config class, with the values ``given``.
 
-    Raises whatever the class raises for sizes that it can't combine.
+    Raises the class's exception if it can't combine these sizes.
     """
     default = cls()
     known: dict[str, Any] = default.to_dict()
@@ -106,14 +106,14 @@ def tiny_config(cls: Any, **given: Any) -> Any:
         inner = getattr(default, name, None)
         if inner is not None and not isinstance(inner, dict):
             values[name] = tiny_config(type(inner))
-    if "kv_lora_rank" in values and "num_key_value_heads" in values:  # latent attention has as many keys as queries
+    if "kv_lora_rank" in values and "num_key_value_heads" in values:  # latent attention: one KV head per query head
         values["num_key_value_heads"] = values["num_attention_heads"]
-    values |= _layers(known) | _rope(known, values.get("head_dim", 16)) | _MORE.get(cls.model_type, {}) | given
+    values |= _layers(known) | _rope(known, values.get("head_dim", 16)) | _OVERRIDES.get(cls.model_type, {}) | given
     return cls(**values)
 
 
 def _layers(known: dict[str, Any]) -> dict[str, Any]:
-    """Two layers or more, one of each kind at least."""
+    """At least two layers, with at least one of each kind."""
     values: dict[str, Any] = {}
     if kinds := list(dict.fromkeys(known.get("layer_types") or ())):
         values["layer_types"] = kinds * 2 if len(kinds) == 1 else kinds

@@ -1,4 +1,4 @@
-"""Tokenizers of :data:`VOCABULARY` entries, built by hand: what trainers make differs from run to run."""
+"""Tokenizers with :data:`VOCABULARY` entries, without training, whose results differ from run to run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_tokenizer(folder: Path, kind: str = "decoder") -> None:
 
 
 def _decoder(folder: Path, single: str = "", marks: tuple[str, ...] = (), merges: Sequence[str] = ()) -> None:
-    """Byte-level BPE with a chat template; ``single`` is what is put around a text, "" for nothing."""
+    """Byte-level BPE with a chat template; ``single``: template of the special tokens around a text, "" for none."""
     specials = (*DECODER, *marks)
     tokenizer = byte_level(specials, merges)
     if single:
@@ -47,7 +47,7 @@ def _decoder(folder: Path, single: str = "", marks: tuple[str, ...] = (), merges
 
 
 def _roberta(folder: Path) -> None:
-    """Byte-level BPE in RoBERTa's frame, with its ids of special tokens."""
+    """Byte-level BPE with RoBERTa's special tokens and their ids."""
     tokenizer = byte_level(ROBERTA)
     _surround(tokenizer, "<s> $A </s>", "<s> $A </s> </s> $B </s>", ROBERTA)
     names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -56,7 +56,7 @@ def _roberta(folder: Path) -> None:
 
 
 def _modernbert(folder: Path) -> None:
-    """Byte-level BPE in BERT's frame, without token types."""
+    """Byte-level BPE with BERT's special tokens, without token types."""
     tokenizer = byte_level(BERT)
     _surround(tokenizer, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", BERT)
     _save(tokenizer, folder, **_BERT_NAMES, model_input_names=["input_ids", "attention_mask"])
@@ -84,9 +84,9 @@ def _wordpiece(folder: Path, types: bool = True) -> None:
 
 
 def byte_level(specials: Sequence[str], words: Sequence[str] = ()) -> Tokenizer:
-    """Byte-level BPE. Its merges are arithmetic, not trained: common English pairs first, then pairs of letters.
+    """Byte-level BPE. Its merges aren't trained: they are pairs of common English letters, also after a space.
 
-    Each of ``words`` becomes one token of its own.
+    Each of ``words`` is a single token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -116,7 +116,7 @@ def byte_level(specials: Sequence[str], words: Sequence[str] = ()) -> Tokenizer:
 
 
 def _surround(tokenizer: Tokenizer, single: str, pair: str, specials: Sequence[str]) -> None:
-    """Special tokens around texts, by templates of the library tokenizers; ``pair`` "" joins two texts as they are."""
+    """Add special tokens around texts, by templates of the library tokenizers; ``pair`` "" joins two texts directly."""
     from tokenizers import processors
 
     ids = [(token, tokenizer.token_to_id(token)) for token in specials]
@@ -152,4 +152,4 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "wordpiece": _wordpiece,
     "wordpiece-untyped": lambda folder: _wordpiece(folder, types=False),
 }
-"""Kind -> what writes it into a folder."""
+"""Kind -> function that writes a tokenizer of this kind into a folder."""

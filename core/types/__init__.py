@@ -1,7 +1,7 @@
 """Values that cross the plugin boundary, one file per subject; imports only ``core.errors`` and the kernels' types.
 
-Plugins see these and :mod:`trunkline.core.hookspecs`, never the classes behind them. Heavy libraries are imported for
-type checkers only: these modules must stay cheap, because ``trunkline --help`` imports them.
+Plugins use these and :mod:`trunkline.core.hookspecs`, not the classes that implement them. Heavy libraries are imported
+for type checkers only, because ``trunkline --help`` imports these modules.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What expert observers are shown: which experts tokens are sent to."""
+"""Expert observers of mixture-of-experts models, and their arguments."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class ExpertLayers(Struct, frozen=True):
-    """``layers``: the numbers of the decoder layers, of ``depth``, whose tokens choose among ``experts``.
+    """The layers with experts: ``layers`` are their numbers among ``depth`` decoder layers, each has ``experts``.
 
-    ``unseen`` says why choices can't be observed, "" where they can.
+    ``unseen``: the reason why their routing can't be observed, "" if it can.
     """
 
     layers: tuple[int, ...]
@@ -42,16 +42,16 @@ class PassRow(Protocol):
 
 
 class ExpertObserver(Protocol):
-    """Sees the experts that tokens are sent to, one object per loaded model.
+    """Observes to which experts tokens are sent; one object per loaded model.
 
-    Called in the engine's thread: ``begin_pass``, ``observe`` once per layer with experts,
-    ``end_pass``. A pass that fails has no end, and its rows come again. One that raises misses
+    Called in the engine's thread: ``begin_pass``, ``observe`` once per layer with experts, ``end_pass``. After a pass
+    that fails, ``end_pass`` isn't called, and its rows are computed again. An observer that raises isn't called for
     the rest of the pass.
     """
 
     @property
     def active(self) -> bool:
-        """Asked before each pass; while it is false the pass is not shown, which costs nothing."""
+        """Read before each pass. If it is false, the observer isn't called for this pass, and there is no overhead."""
 
     def begin_pass(self, rows: Sequence[PassRow]) -> None:
         """A pass over these rows begins."""
@@ -59,8 +59,8 @@ class ExpertObserver(Protocol):
     def observe(self, layer: int, chosen: torch.Tensor) -> None:
         """``chosen``: the experts of each packed token, int64 ``[T, k]``, in decoder layer ``layer``.
 
-        On the model's device. Keep it if you like, don't change it, and don't wait for the device.
+        On the model's device. It may be kept, but not changed; don't synchronise with the device.
         """
 
     def end_pass(self) -> None:
-        """All layers of the pass were shown, and its results are on the CPU."""
+        """The pass is complete: all layers were observed, and its results are on the CPU."""

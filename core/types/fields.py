@@ -10,7 +10,7 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 Int64 = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
 Count = Annotated[int, Meta(ge=0, le=INT64_MAX)]
-TokenId = Int64  # the vocabulary is checked later, by code whose error names it
-# Bounded, because they are copied for every sequence of a batch.
+TokenId = Int64  # compared with the vocabulary later, when the model is known
+# Bounded, because they are copied for every sequence of a request.
 RequestId = Annotated[str, Meta(max_length=256)]
 CacheKey = Annotated[str, Meta(max_length=1024)]

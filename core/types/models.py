@@ -1,4 +1,4 @@
-"""Checkpoints and loaded models: what is known before loading, what stages get, what the front knows."""
+"""Descriptions of checkpoints before loading, of loaded models for stages, and of served models for the front."""
 
 from __future__ import annotations
 
@@ -18,60 +18,60 @@ if TYPE_CHECKING:
 
 
 class ModelSource(Struct, frozen=True):
-    """Where a model's files are. ``reference`` is what the user wrote, ``path`` a local folder."""
+    """Where a model's files are. ``reference`` is the user's reference, ``path`` a local folder."""
 
     reference: str
     path: str
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
-    """What a checkpoint is, read from its folder before anything heavy is loaded."""
+    """Description of a checkpoint, read from the JSON files in its folder without loading weights."""
 
     path: str  # local folder
     architecture: str  # transformers class, config.json "architectures"[0]
     model_type: str
-    context_length: int  # tokens; the config's limit, or the smaller one that was asked for
+    context_length: int  # tokens; the config's limit, or --context-length
     vocab_size: int
     hidden_size: int
     causal: bool
     num_experts: int = 0  # 0 = dense
     eos_token_ids: tuple[int, ...] = ()
-    score_rows: str = ""  # what the head "score" is applied to: the "first", "last" or "mean" row; "" = no such head
-    config: dict[str, Any] = {}  # config.json as it stands
+    score_rows: str = ""  # the row that the head "score" is applied to: "first", "last" or "mean"; "" = no such head
+    config: dict[str, Any] = {}  # the content of config.json
 
 
 class Serves(Struct, frozen=True):
-    """A task's answer to "can you serve this checkpoint?".
+    """Whether a task can be served from a checkpoint.
 
-    ``when`` is ``"default"``, ``"on_request"`` (only with ``--task``), ``"no"``, or ``"alone"``: by default,
-    and what other tasks serve by default is on request then. ``reason`` is the sentence that users see for
-    "on_request" and "no"; ``reason_beside_generation`` the one where the model has a stage that decodes,
-    if that differs.
+    ``when`` is ``"default"``; ``"on_request"``: only with ``--task``; ``"no"``; or ``"alone"``: by default, and other
+    tasks only with ``--task``. ``reason`` is the sentence for users with "on_request" and "no";
+    ``reason_beside_decoding``, if given, replaces it where another stage of the model decodes.
     """
 
     task: str
     when: str
     reason: str = ""
-    reason_beside_generation: str = ""
+    reason_beside_decoding: str = ""
 
 
 class ServedModel(Struct, frozen=True, kw_only=True):
-    """A model as the front process knows it, after the engine has loaded it."""
+    """Description of a loaded model for the front process."""
 
     name: str
     aliases: tuple[str, ...] = ()
     model_path: str  # as the user gave it
     tokenizer_path: str
     info: ModelInfo
-    tasks: dict[str, bool]  # task -> does its stage decode
-    refused: dict[str, str] = {}  # task -> why this model doesn't serve it
-    max_total_tokens: int  # KV slots, or tokens of one pass where nothing is kept; bounds a request, too
+    tasks: dict[str, bool]  # task -> whether its stage decodes
+    refused: dict[str, str] = {}  # task -> reason why this model doesn't serve it
+    max_total_tokens: int  # KV slots, or tokens of one pass for models without KV pool; bounds a request, too
     max_running_requests: int
-    chunked_prefill_size: int = -1  # most tokens of one pass, -1 = no limit
+    chunked_prefill_size: int = -1  # limit on the tokens of one pass, -1 = no limit
     dtype: str
     attention_backend: str
     weight_version: str = "default"
-    fused: str = ""  # what became of the layers (core/model/fusion), for /model_info
+    fused: str = ""  # a sentence about fused layers (core/model/fusion), for /model_info
+    skip_tokenizer_init: bool = False  # whether it has no tokenizer because the user said so
 
     @property
     def is_generation(self) -> bool:
@@ -98,22 +98,22 @@ class Tokenizer(Protocol):
         """The text of token ids, by default with special tokens."""
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
-        """The prompt of a chat, as transformers makes it; raises whatever the template raises."""
+        """The prompt of a chat, as transformers makes it; a template may raise any exception."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
     """Modules on top of the backbone.
 
-    ``build(model)`` gets the loaded transformers class (backbone and its own head modules) and
+    ``build(model)`` gets the loaded transformers model (backbone and head modules) and
     returns ``f(hidden [R, hidden_size]) -> Tensor [R, ...]``.
-    ``reference(model, input_ids [1, T])`` runs the class's own ``forward`` and returns what
-    ``f`` must give for the row that ``rows`` names, ``[1, ...]``; core compares both at load and
-    refuses the head's tasks when they differ (models whose ``forward`` does more than its parts).
+    ``reference(model, input_ids [1, T])`` runs the class's own ``forward`` and returns the expected result of
+    ``f`` for the row that ``rows`` names, ``[1, ...]``. Core compares both at load and
+    refuses the head's tasks if they differ (if the ``forward`` does more than its modules show).
     ``rows``: the ``"last"`` or the ``"first"`` position's row, or the ``"mean"`` of all.
 
-    With ``float32``, ``f`` gets float32 rows, and the modules that ``build`` finds beside the backbone
-    are float32 copies. Without it (heads as wide as the vocabulary) both have the model's dtype.
+    With ``float32``, ``f`` gets float32 rows, and modules outside the backbone that ``build`` uses
+    are float32 copies. Without it (for heads as wide as the vocabulary) both have the model's dtype.
     """
 
     name: str
@@ -124,7 +124,7 @@ class Head:
 
 
 class Model(Protocol):
-    """A loaded model, as stages see it (engine process)."""
+    """The interface of a loaded model for stages (engine process)."""
 
     name: str
     info: ModelInfo
@@ -149,8 +149,8 @@ class Model(Protocol):
 
     @property
     def expert_layers(self) -> ExpertLayers | None:
-        """Where tokens are sent to experts; None for a dense model."""
+        """The layers with experts; None for a dense model."""
 
     @property
     def expert_observers(self) -> Sequence[ExpertObserver]:
-        """Those that ``trunkline_expert_observers`` gave for this model."""
+        """The observers that the hook ``trunkline_expert_observers`` returned for this model."""

@@ -1,4 +1,4 @@
-"""What request observers are told."""
+"""Request observers: their methods, and when each is called."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from .clients import Reply
 
 
 class RequestObserver:
-    """Is told of every request, whatever its task, of the server (in the front) or of a ``trunkline.core.Engine``.
+    """Its methods are called for every request of any task, in a server (in the front) or a ``trunkline.core.Engine``.
 
-    For one request: ``submitted``, then ``started``, then ``progressed`` for each message with results, then
-    ``ended``. ``ended`` is called exactly once and may come after any of the others: a request can be aborted while
+    The order for one request: ``submitted``, then ``started``, then ``progressed`` for each message with results, then
+    ``ended``. ``ended`` is called exactly once, possibly without some of the others: a request can be aborted while
     it waits, and one that its stage refuses never starts. The fields of the reply have model, task, tokens and times.
 
-    All methods run on the client's event loop, which serves every request: they must be short and never wait.
-    Override those that you need; the others aren't called. What a method raises ends no request: the first time it is
-    logged with the plugin's name, and each time it is counted.
+    All methods run on the client's event loop, which serves every request: they must be short and must not block.
+    Override only those that you need; the others aren't called. An exception ends no request: each is counted, and the
+    first one of each method is logged with the plugin's name.
     """
 
     def submitted(self, reply: Reply) -> None:
-        """The request is queued. Requests that are refused before that (full queue, wrong id) have no reply."""
+        """The request is queued. Not called for requests that are rejected before (full queue, wrong id)."""
 
     def started(self, reply: Reply) -> None:
         """The request has left the queue; ``reply.cached_tokens`` is known."""
 
     def progressed(self, reply: Reply, tokens: int) -> None:
-        """A message with results has come: ``tokens`` new output tokens, 0 for a vector or a score.
+        """A message with results has arrived: ``tokens`` new output tokens, 0 for a vector or a score.
 
         Called once per message, which may hold many tokens, and before the message is added to the reply:
         ``reply.tokens``, ``reply.first`` and ``reply.latest`` don't include it yet.
         """
 
     def ended(self, reply: Reply) -> None:
-        """The request is over, whoever ended it.
+        """The request has ended, for any reason.
 
-        ``reply.error`` is set when it failed (the loss of the engine and timeouts included); otherwise
-        ``reply.finish["type"]`` says how it ended, "abort" when a client gave it up.
+        ``reply.error`` is set if it failed (also by a timeout or because the engine died); otherwise
+        ``reply.finish["type"]`` is the reason, "abort" if a client aborted it.
         """

@@ -1,4 +1,4 @@
-"""What plugins contribute to other plugins."""
+"""Contributions of plugins to other plugins."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from trunkline.core.errors import PluginError
 
 
 class Contribution(Protocol):
-    """One item of what a plugin returned from another plugin's hook."""
+    """One item of the list that a plugin returned from another plugin's hook."""
 
     @property
     def value(self) -> Any:
         """The item."""
 
     def failed(self, message: str) -> PluginError:
-        """The error for what the item did wrong; it names its plugin and distribution."""
+        """The error for a failure of the item; it names its plugin and distribution."""
 
 
 class Ask(Protocol):

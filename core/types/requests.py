@@ -1,20 +1,23 @@
-"""One request in the engine, and what it needs from the scheduler."""
+"""A request in the engine, and its requirements for the scheduler."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 class Needs(Struct, frozen=True):
-    """What a request wants of the scheduler; the answer of ``Stage.admit``.
+    """Requirements of a request for the scheduler, returned by ``Stage.admit``.
 
-    ``new_tokens`` bounds how many tokens it may add (0: it holds room for none).
-    ``rows_from`` is the first position whose hidden row the stage wants; None = the last only.
-    ``reuse_up_to`` caps how many cached prefix tokens may stand in for computing; None = all but
-    the last. ``lockstep``: its next step needs this one collected first (no running ahead).
+    ``new_tokens``: limit on output tokens; 0 reserves no slots for them.
+    ``rows_from``: first position whose hidden row the stage gets; None = only the last position's.
+    ``reuse_up_to``: limit on prefix tokens that are taken from the cache; None = all but the last.
+    ``lockstep``: the next step may be launched only after this one was collected (no overlap).
     """
 
     new_tokens: Annotated[int, Meta(ge=0)] = 0
@@ -43,12 +46,13 @@ class Request:
     cacheable: bool = True  # False: neither reads nor fills the cache (health probes)
     second_at: int | None = None  # where the second text of a pair begins: token type 1 from here on
     alone: bool = False  # computed in forward passes of its own
+    embeds: np.ndarray | None = None  # float32 [prompt_len, width]: what the model gets in place of the prompt's ids
     arrived: float = 0.0  # time.monotonic()
     started: float = 0.0  # first scheduled, 0 = never
     computed: int = 0
     cached: int = 0  # prompt tokens taken from the cache when first scheduled
-    state: Any = None  # the stage's own
-    schedule: Any = None  # the scheduler's own
+    state: Any = None  # set and used by the stage
+    schedule: Any = None  # set and used by the scheduler
 
     @property
     def output(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Settings as plugins declare and receive them."""
+"""Declares a plugin's settings; the type of all settings."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ class SettingsGroup(Struct, frozen=True):
     """One TOML table and one panel of flags, described by a frozen ``msgspec.Struct``.
 
     Every field needs a default and ``Annotated[..., Meta(description=...)]``; the flag is the
-    field's name with dashes. A field name claimed by two groups stops start-up.
+    field's name with dashes. Start-up fails if two groups have a field of the same name.
 
-    With ``per_model`` every model has the group for itself: its fields may stand in a ``[[models]]`` table, and
-    flags after a model are for that one. It is then in the settings that hooks about a model get, and in
-    ``engine.settings(name)``.
+    With ``per_model`` the fields can be set for each model: in its ``[[models]]`` table, or by flags after it. The
+    values of a model are in the settings that hooks about this model get, and in ``engine.settings(name)``.
     """
 
     name: str

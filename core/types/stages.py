@@ -1,4 +1,4 @@
-"""A task's code in the engine, and the parts of a pass that it gets."""
+"""``Stage``, a task's code in the engine, and the values that are passed to it and returned by it."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class PartRow:
 
 @dataclass(slots=True)
 class Part:
-    """One task's rows in a batch. A request with no wanted row is not in it."""
+    """One task's rows in a batch. A request is left out if its stage gets no hidden row of it."""
 
     task: str
     rows: list[PartRow]
-    inputs: Any = None  # whatever ``prepare`` wants to hand to ``launch``
+    inputs: Any = None  # passed from ``prepare`` to ``launch``
 
 
 @dataclass(slots=True)
 class Launched:
-    """Device tensors of a part. ``next_ids`` int64 ``[len(rows)]`` feeds the next decode step."""
+    """Device tensors of a part. ``next_ids``, int64 ``[len(rows)]``, are the inputs of the next decode step."""
 
     next_ids: torch.Tensor | None = None
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -65,17 +65,16 @@ class Stage(ABC):
     """A task's code in the engine, one object per loaded model.
 
     Called by the loop in this order: ``admit`` once (or ``adopt``, after a weight update in a
-    pause); per batch ``prepare``, ``launch``, ``collect``; ``reset`` when the request was
-    retracted; ``release`` exactly once per successful ``admit`` or ``adopt``. An exception in a
-    per-request call ends that request only, and so does a value that is not what the method
-    should return. When five requests in a row fail so, the task answers 503 until
-    ``POST /plugins/NAME/enable`` or a restart. ``admit`` and ``collect`` hold up all other
-    requests: keep them well below 100 ms.
+    pause); per batch ``prepare``, ``launch``, ``collect``; ``reset`` when the request was retracted;
+    ``release`` exactly once per successful ``admit`` or ``adopt``. An exception, or a wrong return
+    value, in a call for one request ends only that request. When five requests in a row fail in this
+    way, the task answers 503 until ``POST /plugins/NAME/enable`` or a restart. ``admit`` and ``collect``
+    block all other requests: keep them well below 100 ms.
     """
 
     task: ClassVar[str]
     decodes: ClassVar[bool] = False
-    heads: ClassVar[tuple[str, ...]] = ()  # names of the heads it calls; without them it is refused
+    heads: ClassVar[tuple[str, ...]] = ()  # names of the heads that it calls; a model without them doesn't serve it
     params: ClassVar[type[Struct]]
     result: ClassVar[type[Struct]]
 
@@ -84,10 +83,10 @@ class Stage(ABC):
         """Validate and build ``request.state``. ``RequestError`` becomes the client's 4xx."""
 
     def reset(self, request: Request) -> Needs | None:
-        """The request was retracted, and will be computed again from its first token that isn't cached.
+        """The request was retracted, and will be recomputed from its first token that isn't cached.
 
-        Drop state that will be recomputed. Rows from ``Needs.rows_from`` on come again; a stage that has sent the
-        results of some returns other needs (with the same ``new_tokens``). None: they stay as they are.
+        Discard state that will be recomputed. The stage gets the rows from ``Needs.rows_from`` on again. If it has
+        sent results of some of these already, it returns other needs (with the same ``new_tokens``). None: no change.
         """
 
     def adopt(self, request: Request) -> Needs:
@@ -100,7 +99,7 @@ class Stage(ABC):
         return self.admit(request)
 
     def prepare(self, part: Part) -> None:
-        """Host side, before the forward pass; may fill ``part.inputs``."""
+        """Host side, before the forward pass; may set ``part.inputs``."""
 
     @abstractmethod
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
@@ -110,8 +109,8 @@ class Stage(ABC):
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
         """Host side. ``tensors`` is ``Launched.tensors`` on the CPU, with ``"next_ids"`` added.
 
-        A final row needs a step, and no step may follow the one with ``finish`` or ``error``; a
-        request has at most ``Needs.new_tokens`` tokens of output. Where this is broken, the
+        A final row needs a step; no step may follow the one with ``finish`` or ``error``; a
+        request has at most ``Needs.new_tokens`` output tokens. If one of these is violated, the
         request fails.
         """
 

@@ -1,8 +1,8 @@
-"""Numbers in memory as compiled CPU kernels read and write them: float32, or bfloat16 on the way.
+"""How compiled CPU kernels get at tensors: addresses, and reading and writing numbers as float32 or bfloat16.
 
-Kernels take addresses instead of arrays: turning a tensor into an array costs as much as a
-kernel over one row. A launcher therefore checks shapes, dtypes and strides (:func:`address`)
-before it hands them out.
+Kernels take addresses instead of arrays, because converting a tensor to an array costs as much as
+a kernel over one row. So the function that launches a kernel checks shapes, dtypes and strides first
+(:func:`address`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trunkline.kernels.layout import Layout
 
 from .threads import OPTIONS, float32s, team_size, uint16s
 
-LOOPS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "arcp"}, **OPTIONS}  # NaN and infinity stay what they are
+LOOPS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "arcp"}, **OPTIONS}  # NaN and infinity are preserved
 
 
 def _float_of_bits(typing: Any, bits: Any) -> Any:
@@ -53,36 +53,36 @@ def _write_float(address: int, i: int, value: Any) -> None:
 
 
 def access(dtype: torch.dtype) -> tuple[Any, Any, int]:
-    """Compiled ``read(address, i) -> float32`` and ``write(address, i, float32)``, and bytes a number."""
+    """Compiled ``read(address, i) -> float32`` and ``write(address, i, float32)``, and the bytes of one number."""
     if dtype == torch.bfloat16:
         return njit(**OPTIONS)(_read_half), njit(**OPTIONS)(_write_half), 2
     return njit(**OPTIONS)(_read_float), njit(**OPTIONS)(_write_float), 4
 
 
 def address(tensor: torch.Tensor, name: str, dtype: torch.dtype | None = None) -> int:
-    """Where a contiguous CPU tensor of ``dtype`` (None: float32 or bfloat16) starts; ValueError otherwise."""
+    """The address of a contiguous CPU tensor of ``dtype`` (None: float32 or bfloat16); ValueError for any other."""
     known = tensor.dtype in (torch.float32, torch.bfloat16) if dtype is None else tensor.dtype == dtype
     if not (known and tensor.is_contiguous() and tensor.is_cpu):
         raise ValueError(f"{name} must be a contiguous CPU tensor of {dtype or 'float32 or bfloat16'}")
     return tensor.data_ptr()
 
 
-def layout_of(layout: Layout, which: np.ndarray) -> dict[str, int]:
-    """The arguments that tell an attention loop where its rows are: those of numbers ``which``, int32."""
+def layout_of(layout: Layout, row_ids: np.ndarray) -> dict[str, int]:
+    """The layout as arguments of an attention kernel that computes the rows ``row_ids``, int32 [N]."""
     return {
         "table": _start(layout.table),
         "max_len": layout.table.shape[1],
         "table_row": _start(layout.table_row),
         "q_start": _start(layout.q_start),
         "kv_len": _start(layout.kv_len),
-        "which": _start(which),
+        "row_ids": _start(row_ids),
     }
 
 
 def _start(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])  # ``array.ctypes.data`` takes several times longer
+    return int(array.__array_interface__["data"][0])  # several times faster than ``array.ctypes.data``
 
 
 def team_for(elements: int) -> int:
-    """Threads worth using for one pass over so many numbers: waking them takes some microseconds."""
+    """How many threads to use for one pass over ``elements`` numbers: one if waking the others costs more."""
     return team_size(elements > 1 << 15)

@@ -1,13 +1,26 @@
-"""Matrix products with packed weights on CPUs: ``x Wᵀ + addend``.
+"""GEMM with packed weights on CPUs: ``x Wᵀ + addend``, x [M, K], W [N, K].
 
-Decoding reads every weight once for a handful of rows, so its speed is the memory's. A
-checkpoint in bfloat16 that runs in float32 holds no more than 16 bits a weight: kept as such and
-widened in registers, the same results come out of half the bytes. CPUs that multiply bfloat16
-themselves (AVX512_BF16) get rows in bfloat16, too.
+A decode pass reads every weight once for a handful of rows, so memory bandwidth limits its speed. If a
+bfloat16 checkpoint is served in float32, its weights stay in bfloat16 and are converted in registers:
+the results are the same, from half the bytes. CPUs with AVX512_BF16 also get the rows in bfloat16.
 
-Weights lie in panels of output columns. For float32 rows, ``[N / P, K, P]``; for bfloat16 rows, with
-the weights of two neighbouring inputs side by side, ``[N / P, K / 2, P, 2]``. Tiles compute a few
-rows of one panel (:mod:`.gemm_tiles`).
+Weights are packed in panels of P output columns (BLIS calls them micro-panels). For float32 rows the
+layout is ``[N / P, K, P]``, P = 16; for bfloat16 rows ``[N / P, K / 2, P, 2]``, P = 32, with two
+neighbouring inputs side by side, as VDPBF16PS takes them. A unit of work is one panel times one block
+of rows; threads claim units in the order of this loop nest::
+
+    for each block of rows of x              L2: at most 256 KiB of x (BLOCK_BYTES); K = 576 in float32: 108 rows
+      for each panel of W                    read from memory once per block of rows, then L1 or L2:
+                                             16 columns, K = 576: 36 KiB in float32, 18 KiB in bfloat16
+        for each tile of 6 rows (pairs: 12)  registers: 6 x 2 of 16 AVX (pairs: 12 x 2 of 32 AVX-512) accumulate
+          for k in range(K)                  + 2 with weights, + 1 with a number of x in all lanes = 15 of 16 (27)
+            load 2 vectors of the panel; prefetch the same place in the next panel to L2
+            for each row: broadcast x[row, k]; 2 multiply-adds
+          epilogue: + addend (bias or residual), round, store
+
+A larger tile does more multiply-adds per load; these are the largest whose accumulators fit in the
+registers beside the operands. BLOCK_BYTES is at most half of the L2 cache of server CPUs with AVX2
+(512 KiB on Zen 2 and 3; 1 MiB and more on Zen 4 and on Intel since Skylake-SP).
 """
 
 from __future__ import annotations
@@ -19,30 +32,30 @@ import torch
 
 from .elements import address
 from .gemm_tiles import FLOAT_PANEL, PAIR_PANEL, float_panel, pair_panel
-from .threads import Task, claim, team_size
+from .threads import Kernel, claim, team_size
 
-_SERIAL = 1 << 20  # multiplications below which waking the other threads costs more than it saves
-_CLAIM = 1 << 18  # multiplications that a thread claims at a time: as many as make the claim's cost vanish
-BLOCK_BYTES = 256 << 10  # of x, so that it stays in the L2 cache while panels pass by
+_MIN_PARALLEL = 1 << 20  # multiply-adds; below, waking the other threads costs more than it saves
+_CLAIM = 1 << 18  # multiply-adds that a thread claims at a time: enough to make the claim's cost negligible
+BLOCK_BYTES = 256 << 10  # of x: a block of rows stays in the L2 cache while it is multiplied by all panels
 
 
 class Arguments:
-    """What the loop gets: addresses, sizes, strides in elements."""
+    """The kernel's arguments: addresses, sizes, strides in elements."""
 
     x: int
     weight: int
     addend: int
-    addend_row: int  # numbers from row to row, 0 for one row
+    addend_row: int  # elements from row to row; 0: one row for all (bias)
     out: int
     rows: int
     inputs: int
     outputs: int
-    block: int  # rows that a unit has
-    claimed: int  # units, by all threads
+    block: int  # rows of x of a unit of work
+    claimed: int  # units that threads have claimed so far
 
 
 def pack(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``weight`` [N, K] for rows in float32, as ``dtype``: [ceil(N / P), K, P], filled up with zeros."""
+    """Pack ``weight`` [N, K] for float32 rows, stored as ``dtype``: [ceil(N / P), K, P], padded with zeros."""
     outputs, inputs = weight.shape
     panels = -(-outputs // FLOAT_PANEL)
     packed = torch.zeros(panels, inputs, FLOAT_PANEL, dtype=dtype)
@@ -54,7 +67,7 @@ def pack(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def pack_pairs(weight: torch.Tensor) -> torch.Tensor:
-    """``weight`` [N, K], K even, for rows in bfloat16: [ceil(N / P), K / 2, P, 2], filled up with zeros."""
+    """Pack ``weight`` [N, K], K even, for bfloat16 rows: [ceil(N / P), K / 2, P, 2], padded with zeros."""
     outputs, inputs = weight.shape
     panels = -(-outputs // PAIR_PANEL)
     packed = torch.zeros(panels, inputs // 2, PAIR_PANEL, 2, dtype=torch.bfloat16)
@@ -67,7 +80,7 @@ def pack_pairs(weight: torch.Tensor) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, rows: slice) -> torch.Tensor:
-    """These rows of the weight [N, K] that was packed, as they were."""
+    """Rows ``rows`` of the weight [N, K] that was packed, in the dtype in which it is stored."""
     width = packed.shape[2]
     first = rows.start // width
     panels = packed[first : -(-rows.stop // width)]
@@ -77,22 +90,25 @@ def unpack(packed: torch.Tensor, rows: slice) -> torch.Tensor:
 
 
 def width_of(packed: torch.Tensor) -> int:
-    """Outputs of a packed matrix, filled up to whole panels."""
+    """Output columns of a packed weight, padding included: a multiple of the panel's width."""
     return packed.shape[0] * packed.shape[2]
 
 
 def inputs_of(packed: torch.Tensor) -> int:
-    """Inputs of a packed matrix."""
+    """Inputs K of a packed weight."""
     return packed.shape[1] * (packed.shape[3] if packed.ndim == 4 else 1)
 
 
 def rows_dtype(packed: torch.Tensor) -> torch.dtype:
-    """What rows and results must be for a packed matrix."""
+    """The dtype of rows and addends for a packed weight: float32, or bfloat16 if it is packed in pairs."""
     return torch.float32 if packed.ndim == 3 else torch.bfloat16
 
 
 def product_reference(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor) -> torch.Tensor:
-    """``x`` [M, K] times packed weights plus ``addend`` ([N] or [M, N]), N a multiple of the panel's width."""
+    """``x`` [M, K] times a packed weight, plus ``addend`` [N] or [M, N] -> [M, N] of ``x``'s dtype.
+
+    N is :func:`width_of` the weight. Any float dtypes; computes in float32, or in float64 for a float64 ``x``.
+    """
     exact = torch.promote_types(x.dtype, torch.float32)
     weight = packed.to(exact)
     if packed.ndim == 4:
@@ -102,10 +118,10 @@ def product_reference(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tenso
 
 
 def product(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor, out: torch.Tensor) -> None:
-    """:func:`product_reference` into ``out`` [M, N], compiled.
+    """:func:`product_reference`, compiled, written to ``out`` [M, N].
 
-    All contiguous and of :func:`rows_dtype`, sums in float32, which ``out`` takes as they are if it
-    is float32. ``out`` may be ``addend`` itself.
+    All tensors are contiguous and on the CPU. ``x`` and ``addend`` are of :func:`rows_dtype`; ``out`` is
+    too, or float32. Sums are float32. ``out`` may be ``addend`` itself. ValueError for anything else.
     """
     rows, inputs = x.shape
     outputs, kind = width_of(packed), rows_dtype(packed)
@@ -113,8 +129,8 @@ def product(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor, out: to
         raise ValueError(f"x {tuple(x.shape)}, weights {tuple(packed.shape)} and out {tuple(out.shape)} don't fit")
     if addend.ndim == 2 and addend.shape[0] != rows:
         raise ValueError(f"addend has {addend.shape[0]} rows, x has {rows}")
-    _task(kind, packed.dtype, out.dtype).run(
-        team_size(packed.numel() * rows > _SERIAL),
+    _kernel(kind, packed.dtype, out.dtype).run(
+        team_size(packed.numel() * rows > _MIN_PARALLEL),
         x=address(x, "x", kind),
         weight=address(packed, "packed"),
         addend=address(addend, "addend", kind),
@@ -129,8 +145,8 @@ def product(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor, out: to
 
 
 @cache
-def _task(kind: torch.dtype, stored: torch.dtype, result: torch.dtype) -> Task:
-    """For rows of dtype ``kind``, weights stored as ``stored`` and results of dtype ``result``."""
+def _kernel(kind: torch.dtype, stored: torch.dtype, result: torch.dtype) -> Kernel:
+    """The kernel for rows of dtype ``kind``, weights stored as ``stored`` and results of dtype ``result``."""
     pairs = kind == torch.bfloat16
     panel = pair_panel(result == torch.float32) if pairs else float_panel(stored == torch.bfloat16)
     width, size = (PAIR_PANEL, 2) if pairs else (FLOAT_PANEL, stored.itemsize)
@@ -146,4 +162,4 @@ def _task(kind: torch.dtype, stored: torch.dtype, result: torch.dtype) -> Task:
                 panel(a, a.weight + p * a.inputs * width * size, m, min(m + a.block, a.rows), p * width)
             first = claim(a, chunk)
 
-    return Task(body, Arguments)
+    return Kernel(body, Arguments)

@@ -1,4 +1,4 @@
-"""The loop of :mod:`trunkline.kernels.glu`."""
+"""The compiled CPU kernel of :mod:`trunkline.kernels.glu`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from numba import njit
 
 from .elements import LOOPS, access, address, float_of_bits, team_for
-from .threads import Task, thread, threads
+from .threads import Kernel, thread, threads
 
 
 class Arguments:
-    """What the loop gets: addresses, sizes, strides in elements."""
+    """The kernel's arguments: addresses, sizes, strides in elements."""
 
     gate_up: int
     out: int
@@ -25,10 +25,10 @@ class Arguments:
 def glu(gate_up: torch.Tensor, activation: str, out: torch.Tensor) -> None:
     """``activation(gate) * up`` of ``gate_up`` [T, 2 * I], into ``out`` [T, I]; "silu" or "gelu_tanh".
 
-    ValueError for a tensor that isn't contiguous or of another dtype than the loop reads.
+    ValueError for a tensor that isn't contiguous, or whose dtype isn't supported.
     """
     rows, width = out.shape
-    _task(gate_up.dtype, activation).run(
+    _kernel(gate_up.dtype, activation).run(
         team_for(gate_up.numel()),
         gate_up=address(gate_up, "gate_up"),
         out=address(out, "out", gate_up.dtype),
@@ -46,7 +46,7 @@ _GELU_SCALE, _GELU_CUBE = np.float32(0.7978845608), np.float32(0.044715)
 
 
 def _exp(x: Any) -> Any:
-    """Cephes' expf, 2 ulp, without branches so that the loop around it is vectorised."""
+    """``exp(x)`` within 2 ulp, as in Cephes' ``expf``, without branches, so that the loop around it is vectorised."""
     x = min(max(x, -_LIMIT), _LIMIT)
     n = np.floor(x * _LOG2E + _HALF)
     r = x - n * _LN2_HIGH - n * _LN2_LOW
@@ -67,17 +67,17 @@ def _gelu_tanh(x: Any) -> Any:
 
 
 @cache
-def _task(dtype: torch.dtype, activation: str) -> Task:
+def _kernel(dtype: torch.dtype, activation: str) -> Kernel:
     read, write, size = access(dtype)
     function = njit(**LOOPS)(_silu if activation == "silu" else _gelu_tanh)
 
     def body(a: Any) -> None:
         width = a.width
-        part, parts = np.int64(thread()), np.int64(threads())
-        for t in range(a.rows * part // parts, a.rows * (part + 1) // parts):
+        worker, workers = np.int64(thread()), np.int64(threads())
+        for t in range(a.rows * worker // workers, a.rows * (worker + 1) // workers):
             gate, out = a.gate_up + 2 * t * width * size, a.out + t * width * size
             up = gate + width * size
             for i in range(width):
                 write(out, i, function(read(gate, i)) * read(up, i))
 
-    return Task(body, Arguments, **LOOPS)
+    return Kernel(body, Arguments, **LOOPS)

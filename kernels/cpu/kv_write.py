@@ -1,4 +1,4 @@
-"""The loop of :mod:`trunkline.kernels.kv_write`."""
+"""The compiled CPU kernel of :mod:`trunkline.kernels.kv_write`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from numba import njit
 
-from .threads import OPTIONS, Task, int32s, int64s, team_size, thread, threads, uint16s
+from .threads import OPTIONS, Kernel, int32s, int64s, team_size, thread, threads, uint16s
 
-_SERIAL = 1 << 16  # elements of keys below which waking the other threads costs more than it saves
+_MIN_PARALLEL = 1 << 16  # elements of ``k``; below, waking the other threads costs more than it saves
 
 
 class Arguments:
-    """What the loop gets: addresses, sizes, strides in elements."""
+    """The kernel's arguments: addresses, sizes, strides in elements."""
 
     slots: int
     rows: int
-    groups: int  # heads of keys and values
-    size: int  # bytes a number
+    kv_heads: int
+    size: int  # bytes of one number
     k: int
     k_token: int
     k_head: int
@@ -33,12 +33,16 @@ class Arguments:
 
 
 def write(k: torch.Tensor, v: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out_slots: torch.Tensor) -> None:
-    """``keys[out_slots[t]] = k[t]``, likewise values; elements of 2 or 4 bytes, heads of ``k`` and ``v`` contiguous."""
-    _task().run(
-        team_size(k.numel() > _SERIAL),
+    """``keys[out_slots[t]] = k[t]`` and ``values[out_slots[t]] = v[t]``; the caller checks the arguments.
+
+    ``k`` [T, KV, D] and ``v`` [T, KV, Dv] have contiguous heads; ``keys`` [slots, KV, D] and ``values``
+    [slots, KV, Dv] are contiguous. All have elements of the same 2 or 4 bytes. ``out_slots`` int64 [T].
+    """
+    _kernel().run(
+        team_size(k.numel() > _MIN_PARALLEL),
         slots=out_slots.data_ptr(),
         rows=k.shape[0],
-        groups=k.shape[1],
+        kv_heads=k.shape[1],
         size=keys.element_size(),
         k=k.data_ptr(),
         k_token=k.stride(0),
@@ -54,7 +58,7 @@ def write(k: torch.Tensor, v: torch.Tensor, keys: torch.Tensor, values: torch.Te
 
 
 @cache
-def _task() -> Task:
+def _kernel() -> Kernel:
     def copy(source: int, target: int, n: int, size: int) -> None:
         if size == 4:
             wide, wide_target = int32s(source), int32s(target)
@@ -70,8 +74,8 @@ def _task() -> Task:
     def body(a: Any) -> None:
         for t in range(a.rows * thread() // threads(), a.rows * (thread() + 1) // threads()):
             slot = int64s(a.slots)[t]
-            for g in range(a.groups):
-                place = slot * a.groups + g
+            for g in range(a.kv_heads):
+                place = slot * a.kv_heads + g
                 copy(
                     a.k + (t * a.k_token + g * a.k_head) * a.size,
                     a.keys + place * a.k_width * a.size,
@@ -85,4 +89,4 @@ def _task() -> Task:
                     a.size,
                 )
 
-    return Task(body, Arguments)
+    return Kernel(body, Arguments)

@@ -1,4 +1,4 @@
-"""The loop of :mod:`trunkline.kernels.layer_norm`."""
+"""The compiled CPU kernel of :mod:`trunkline.kernels.layer_norm`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from .elements import LOOPS, access, address, team_for
-from .recording import hold
-from .threads import Task, float32s, thread, threads
+from .recording import keep_alive
+from .threads import Kernel, float32s, thread, threads
 
 
 class Arguments:
-    """What the loop gets: addresses, sizes, strides in elements."""
+    """The kernel's arguments: addresses, sizes, strides in elements."""
 
     x: int
     residual: int  # 0: none
@@ -35,14 +35,14 @@ def layer_norm(
     residual: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
-    """Layer norm of ``x + residual`` [T, H], into ``out``; shapes are the caller's to check.
+    """Layer norm of ``x + residual`` [T, H], into ``out``; the caller checks shapes.
 
-    ValueError for a tensor that isn't contiguous or of another dtype than the loop reads.
+    ValueError for a tensor that isn't contiguous, or whose dtype isn't supported.
     """
     rows, width = x.shape
     team = team_for(x.numel())
-    scratch = hold(torch.empty(team, width))
-    _task(x.dtype, residual is not None).run(
+    scratch = keep_alive(torch.empty(team, width))
+    _kernel(x.dtype, residual is not None).run(
         team,
         x=address(x, "x"),
         residual=0 if residual is None else address(residual, "residual", x.dtype),
@@ -57,14 +57,15 @@ def layer_norm(
 
 
 @cache
-def _task(dtype: torch.dtype, added: bool) -> Task:
+def _kernel(dtype: torch.dtype, added: bool) -> Kernel:
     read, write, size = access(dtype)
 
     def body(a: Any) -> None:
         width, weight, bias = a.width, float32s(a.weight), float32s(a.bias)
-        part, parts = np.int64(thread()), np.int64(threads())
-        sums = float32s(a.scratch + part * width * 4)  # a row in float32, so that it is widened once
-        for t in range(a.rows * part // parts, a.rows * (part + 1) // parts):
+        worker, workers = np.int64(thread()), np.int64(threads())
+        # The row in float32: bfloat16 is converted once, not three times.
+        sums = float32s(a.scratch + worker * width * 4)
+        for t in range(a.rows * worker // workers, a.rows * (worker + 1) // workers):
             row = t * width * size
             x, residual, out = a.x + row, a.residual + row, a.out + row
             total = np.float32(0)
@@ -80,4 +81,4 @@ def _task(dtype: torch.dtype, added: bool) -> Task:
             for i in range(width):
                 write(out, i, (sums[i] - mean) * scale * weight[i] + bias[i])
 
-    return Task(body, Arguments, **LOOPS)
+    return Kernel(body, Arguments, **LOOPS)

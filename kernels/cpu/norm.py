@@ -1,4 +1,4 @@
-"""The loop of :mod:`trunkline.kernels.norm`."""
+"""The compiled CPU kernel of :mod:`trunkline.kernels.norm`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from .elements import LOOPS, access, address, team_for
-from .threads import Task, float32s, thread, threads
+from .threads import Kernel, float32s, thread, threads
 
 
 class Arguments:
-    """What the loop gets: addresses, sizes, strides in elements."""
+    """The kernel's arguments: addresses, sizes, strides in elements."""
 
     x: int
     weight: int
@@ -27,12 +27,12 @@ class Arguments:
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None, out: torch.Tensor
 ) -> None:
-    """RMS norm of ``x`` [T, H] and ``+ residual``, into ``out``; shapes are the caller's to check.
+    """RMS norm of ``x`` [T, H], plus ``residual``, into ``out``; the caller checks shapes.
 
-    ValueError for a tensor that isn't contiguous or of another dtype than the loop reads.
+    ValueError for a tensor that isn't contiguous, or whose dtype isn't supported.
     """
     rows, width = x.shape
-    _task(x.dtype, residual is not None).run(
+    _kernel(x.dtype, residual is not None).run(
         team_for(x.numel()),
         x=address(x, "x"),
         weight=address(weight, "weight", torch.float32),
@@ -45,13 +45,13 @@ def rms_norm(
 
 
 @cache
-def _task(dtype: torch.dtype, added: bool) -> Task:
+def _kernel(dtype: torch.dtype, added: bool) -> Kernel:
     read, write, size = access(dtype)
 
     def body(a: Any) -> None:
         width, weight = a.width, float32s(a.weight)
-        part, parts = np.int64(thread()), np.int64(threads())
-        for t in range(a.rows * part // parts, a.rows * (part + 1) // parts):
+        worker, workers = np.int64(thread()), np.int64(threads())
+        for t in range(a.rows * worker // workers, a.rows * (worker + 1) // workers):
             row = t * width * size
             x, out, residual = a.x + row, a.out + row, a.residual + row
             total = np.float32(0)
@@ -62,4 +62,4 @@ def _task(dtype: torch.dtype, added: bool) -> Task:
                 normed = read(x, i) * scale * weight[i]
                 write(out, i, normed + read(residual, i) if added else normed)
 
-    return Task(body, Arguments, **LOOPS)
+    return Kernel(body, Arguments, **LOOPS)

@@ -1,8 +1,9 @@
-"""Compiled kernels kept on disk as plain machine code, so that only the first start compiles.
+"""A cache of compiled kernels on disk, as object files, so that only the first start compiles.
 
-numba's own cache unpickles; this one keeps the object file that LLVM emitted, behind a digest,
-in a folder that only its owner can enter. A file is named by everything that it depends on: the
-sources of all kernels, the constants of the kernel, numba, LLVM and the processor.
+numba's own cache can't be used, because it unpickles. This one stores the object file that LLVM emits,
+after its SHA-256 digest, in a folder that only its owner can access. A file's name is a hash of
+everything that the code depends on: the sources of all kernels, the constants that the kernel was
+compiled with, numba, LLVM and the processor.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 
 logger = logging.getLogger(__name__)
-_DIGEST = 32
-_folder: list[Path] = []  # at most one; see keep_in
+_DIGEST = 32  # bytes of a SHA-256 digest
+_folder: list[Path] = []  # the cache's folder, or empty; see keep_in
 
 
 def keep_in(folder: Path | None) -> None:
-    """Keep compiled kernels below ``folder`` from now on (None: nowhere, the default).
+    """Store compiled kernels in ``folder`` from now on; None, the default, turns the cache off.
 
-    The folder is made with mode 0700. One that others can write to, or that belongs to another
-    user, isn't used.
+    The folder is created with mode 0700. A folder that other users can access, or that belongs to
+    another user, isn't used; a warning is logged.
     """
     _folder.clear()
     if folder is None:
@@ -42,16 +43,19 @@ def keep_in(folder: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.stat()
     except OSError as error:
-        logger.warning("compiled kernels aren't kept: %s", error)
+        logger.warning("compiled kernels aren't cached: %s", error)
         return
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
-        logger.warning("compiled kernels aren't kept: %s must be yours alone (chmod 700)", folder)
+        logger.warning("compiled kernels aren't cached: no other user may have access to %s (chmod 700)", folder)
         return
     _folder.append(folder)
 
 
 def fingerprint(value: Any) -> str:
-    """What a function's compiled code depends on beyond the sources of all kernels; "" when that can't be told."""
+    """What compiled code depends on besides the sources of all kernels: names, constants and closures, recursively.
+
+    "" for values whose meaning is unknown here; such a kernel isn't cached.
+    """
     if value is None or isinstance(value, (bool, int, float, str, np.generic)):
         return repr(value)
     if isinstance(value, (tuple, list)):
@@ -75,30 +79,33 @@ def _all(parts: list[str]) -> str:
 
 
 def load(identity: str) -> tuple[Any, int] | None:
-    """The code kept for ``identity`` (a ``fingerprint``): its owner, to be kept alive, and its address."""
+    """The code cached for ``identity`` (a :func:`fingerprint`): its owner, which must stay alive, and its address.
+
+    None when there is none, or when it can't be used.
+    """
     path = _path(identity)
     if path is None or not path.is_file():
         return None
     data = path.read_bytes()
     digest, content = data[:_DIGEST], data[_DIGEST:]
     if hashlib.sha256(content).digest() != digest:
-        logger.warning("a compiled kernel is damaged and is made again: %s", path)
+        logger.warning("a cached kernel is damaged and is compiled again: %s", path)
         return None
     header, _, code = content.partition(b"\n")
     name, symbols = json.loads(header)
-    rtsys.initialize(cpu_target.target_context)  # makes numba's own symbols known
+    rtsys.initialize(cpu_target.target_context)  # registers the symbols of numba's runtime
     if not all(llvm.address_of_symbol(symbol) for symbol in symbols):
         return None  # LLVM would leave the call at address 0
     triple, processor, features = cpu_target.target_context.codegen().magic_tuple()
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, features=features, opt=3, jit=True)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)  # takes the machine over
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)  # takes ownership of ``machine``
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     return engine, int(engine.get_function_address(name))
 
 
 def store(identity: str, function: Any) -> None:
-    """Keep a compiled numba ``cfunc`` for ``identity``; a full or read-only disk is no error."""
+    """Cache a compiled numba ``cfunc`` for ``identity``; a full or read-only disk only causes a warning."""
     path = _path(identity)
     if path is None:
         return
@@ -112,7 +119,7 @@ def store(identity: str, function: Any) -> None:
             partial.write(hashlib.sha256(content).digest() + content)
         os.replace(partial.name, path)
     except OSError as error:
-        logger.warning("a compiled kernel can't be kept: %s", error)
+        logger.warning("a compiled kernel can't be cached: %s", error)
 
 
 def _path(identity: str) -> Path | None:
@@ -133,5 +140,5 @@ def _environment() -> str:
 
 
 def _sources() -> list[Path]:
-    """Every file below ``kernels/``: a kernel may use functions of any of them."""
+    """Every Python file below ``kernels/``, since a kernel may use functions of any of them."""
     return sorted(Path(__file__).parents[1].rglob("*.py"))

@@ -1,4 +1,4 @@
-"""The loop of :mod:`trunkline.kernels.pool`."""
+"""The compiled CPU kernel of :mod:`trunkline.kernels.pool`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from .elements import LOOPS, access, address, team_for
-from .threads import Task, float32s, int64s, thread, threads
+from .threads import Kernel, float32s, int64s, thread, threads
 
 
 class Arguments:
-    """What the loop gets: addresses, sizes, strides in elements."""
+    """The kernel's arguments: addresses, sizes, strides in elements."""
 
     x: int
     starts: int
@@ -21,17 +21,18 @@ class Arguments:
     rows: int  # sequences
     width: int
     weighted: int
-    rooted: int
+    sqrt_length: int
 
 
 def pool(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
-    """The mean, weighted mean or sum over the root of each sequence's rows of ``hidden`` [T, H] -> [R, H] float32.
+    """Pool each sequence's rows of ``hidden`` [T, H] -> [R, H] float32.
 
-    ``mode`` is "mean", "weighted" or "sqrt". ValueError for a tensor that isn't contiguous or of another dtype.
+    ``starts`` int64 [R + 1]. ``mode`` is "mean", "weighted" or "sqrt", see :func:`.pool_reference`. ValueError
+    for a tensor that isn't contiguous, or whose dtype isn't supported.
     """
     rows, width = len(starts) - 1, hidden.shape[1]
     out = torch.empty(rows, width)
-    _task(hidden.dtype).run(
+    _kernel(hidden.dtype).run(
         team_for(hidden.numel()),
         x=address(hidden, "hidden"),
         starts=address(starts, "starts", torch.int64),
@@ -39,27 +40,27 @@ def pool(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
         rows=rows,
         width=width,
         weighted=int(mode == "weighted"),
-        rooted=int(mode == "sqrt"),
+        sqrt_length=int(mode == "sqrt"),
     )
     return out
 
 
 @cache
-def _task(dtype: torch.dtype) -> Task:
+def _kernel(dtype: torch.dtype) -> Kernel:
     read, _, size = access(dtype)
 
     def body(a: Any) -> None:
         starts, width = int64s(a.starts), a.width
-        part, parts = np.int64(thread()), np.int64(threads())
+        worker, workers = np.int64(thread()), np.int64(threads())
         total = starts[a.rows]
         for r in range(a.rows):
-            # Sequences are of any lengths: a thread gets those that begin in its share of all rows.
-            if starts[r] * parts // total != part:
+            # Sequences differ in length. A thread takes those that begin in its equal share of all rows.
+            if starts[r] * workers // total != worker:
                 continue
             out, n = float32s(a.out + r * width * 4), starts[r + 1] - starts[r]
             x = a.x + starts[r] * width * size
             weights = np.float32(n * (n + 1)) * np.float32(0.5) if a.weighted != 0 else np.float32(n)
-            factor = np.float32(1) / (np.sqrt(weights) if a.rooted != 0 else weights)
+            factor = np.float32(1) / (np.sqrt(weights) if a.sqrt_length != 0 else weights)
             for i in range(width):
                 out[i] = np.float32(0)
             for t in range(n):
@@ -67,4 +68,4 @@ def _task(dtype: torch.dtype) -> Task:
                 for i in range(width):
                     out[i] += weight * read(x + t * width * size, i)
 
-    return Task(body, Arguments, **LOOPS)
+    return Kernel(body, Arguments, **LOOPS)

@@ -1,4 +1,4 @@
-"""What this CPU multiplies."""
+"""Which bfloat16 instructions this CPU has."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 
 
 def has_bfloat16() -> bool:
-    """Does this CPU multiply bfloat16, through oneDNN?"""
+    """Whether oneDNN multiplies bfloat16 matrices with instructions of this CPU (AVX512_BF16, AMX, Arm's BF16)."""
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     if platform.machine() not in ("x86_64", "AMD64"):
         return True
-    # oneDNN says yes to any AVX-512 and then emulates, slower than float32
+    # oneDNN reports support on any AVX-512 CPU; without these instructions it emulates, slower than float32.
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def has_bfloat16_pairs() -> bool:
-    """Does this CPU multiply vectors of pairs of bfloat16, and has no tiles, which are faster still?"""
+    """Whether to use our own kernels on AVX512_BF16: the CPU has it, but not AMX, which is faster still (oneDNN)."""
     return bool(torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported())

@@ -1,4 +1,7 @@
-"""Launches noted once and run again, without Python between them: what decoding one row spends most on."""
+"""Records a sequence of kernel launches and replays it without Python between them, like a CUDA graph.
+
+When one row is decoded, launches from Python take most of the time.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,25 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .threads import Task, barrier, int64s, recorder, team_size, thread
+from .threads import Kernel, barrier, int64s, recorder, team_size, thread
 
 
 class Recording:
-    """A list of launches. Inside ``with recording:`` this thread's kernels are noted, not run.
+    """A list of launches. Inside ``with recording:``, this thread's launches are recorded and not run.
 
-    :meth:`run` does them in order, in one parallel region with a barrier after each. The number of
-    rows may be another each time; addresses and all else stay, so inputs, outputs and scratch must
-    live as long as the recording. Only our kernels are noted: torch's operators run as ever.
+    :meth:`run` runs them in order, in one parallel region, with a barrier after each. The number of rows
+    may differ between runs. All other arguments stay, addresses too, so inputs, outputs and scratch
+    memory must live as long as the recording. Only our kernels are recorded; torch's operators run
+    immediately, once.
     """
 
     def __init__(self) -> None:
-        self._launches: list[tuple[Task, bytes, bool]] = []
-        self.held: list[torch.Tensor] = []
+        self._launches: list[tuple[Kernel, bytes, bool]] = []
+        self.kept_alive: list[torch.Tensor] = []
         self._blocks = self._program = self._rows = self._claimed = np.empty(0, np.int64)
 
     def __enter__(self) -> Recording:
-        assert recorder.recording is None, "recordings don't nest"
+        assert recorder.recording is None, "recordings can't be nested"
         recorder.recording = self
         return self
 
@@ -38,7 +42,7 @@ class Recording:
             self._link()
 
     def _link(self) -> None:
-        """Lay the launches' arguments out where :func:`_player` finds them."""
+        """Copy the launches' argument records into one array, and write the program that :func:`_replay` runs."""
         blocks = [np.frombuffer(block, np.int64) for _, block, _ in self._launches]
         starts = np.cumsum([0, *(len(block) for block in blocks)])[:-1]
         self._blocks = np.concatenate(blocks)
@@ -50,32 +54,35 @@ class Recording:
         self._claimed = np.array([place["claimed"] for place in places if "claimed" in place], np.int64)
         functions = [task.address for task, _, _ in self._launches]
         addresses = self._blocks.ctypes.data + 8 * starts
-        alone = [alone for _, _, alone in self._launches]
-        self._program = np.ascontiguousarray(np.stack([functions, addresses, alone], axis=1), dtype=np.int64)
+        single_thread = [single_thread for _, _, single_thread in self._launches]
+        self._program = np.ascontiguousarray(np.stack([functions, addresses, single_thread], axis=1), dtype=np.int64)
 
-    def take(self, task: Task, block: bytes, alone: bool) -> None:
-        """Note one launch; kernels' own affair."""
-        self._launches.append((task, block, alone))
+    def add(self, task: Kernel, block: bytes, single_thread: bool) -> None:
+        """Record one launch; called by :meth:`.Kernel.run`."""
+        self._launches.append((task, block, single_thread))
 
-    def hold(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Keep scratch memory alive as long as the launches that use it."""
-        self.held.append(tensor)
+    def keep_alive(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Keep ``tensor`` alive as long as the recording; returns it."""
+        self.kept_alive.append(tensor)
         return tensor
 
     def run(self, rows: int) -> None:
-        """Do it all over the first ``rows`` rows."""
+        """Replay the launches over the first ``rows`` rows of the recorded tensors."""
         self._blocks[self._rows] = rows
         self._blocks[self._claimed] = 0
-        _player().run(team_size(), program=self._program.ctypes.data, launches=len(self._program))
+        _replay().run(team_size(), program=self._program.ctypes.data, launches=len(self._program))
 
 
-def hold(tensor: torch.Tensor) -> torch.Tensor:
-    """``tensor``, which a kernel's launch uses after the launcher returns if it is being recorded."""
-    return tensor if recorder.recording is None else recorder.recording.hold(tensor)
+def keep_alive(tensor: torch.Tensor) -> torch.Tensor:
+    """Keep scratch memory alive as long as the recording, if launches are being recorded; returns ``tensor``.
+
+    A recorded launch uses the memory after the function that allocated it has returned.
+    """
+    return tensor if recorder.recording is None else recorder.recording.keep_alive(tensor)
 
 
 def _call(typing: Any, function: Any, argument: Any) -> Any:
-    """Call the function at one address with another as its argument."""
+    """``call(function, argument)``: call the function at an address, with another address as its argument."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         pointer = ir.FunctionType(ir.VoidType(), [ir.IntType(64)]).as_pointer()
@@ -89,14 +96,14 @@ call = intrinsic(_call)
 
 
 class Arguments:
-    """What the player gets: for each launch the function, its arguments' address, and whether one thread does it."""
+    """``program`` has three int64 for each launch: function, address of its arguments, 1 if one thread runs it."""
 
     program: int
     launches: int
 
 
 @cache
-def _player() -> Task:
+def _replay() -> Kernel:
     def body(a: Any) -> None:
         program = int64s(a.program)
         for i in range(a.launches):
@@ -104,4 +111,4 @@ def _player() -> Task:
                 call(program[3 * i], program[3 * i + 1])
             barrier()
 
-    return Task(body, Arguments)
+    return Kernel(body, Arguments)

@@ -1,4 +1,4 @@
-"""The loop of :mod:`trunkline.kernels.rope`."""
+"""The compiled CPU kernel of :mod:`trunkline.kernels.rope`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from .elements import LOOPS, access, address, team_for
-from .threads import Task, float32s, thread, threads
+from .threads import Kernel, float32s, thread, threads
 
 
 class Arguments:
-    """What the loop gets: addresses, sizes, strides in elements."""
+    """The kernel's arguments: addresses, sizes, strides in elements."""
 
     qkv: int
     cos: int
@@ -22,10 +22,10 @@ class Arguments:
     k_weight: int
     rows: int
     heads: int
-    queries: int
-    keys: int
+    q_heads: int
+    k_heads: int
     width: int  # of a head
-    turned: int  # numbers of a head that are turned
+    rotary_dim: int  # numbers of a head that are rotated
     eps: float
 
 
@@ -33,18 +33,18 @@ def rope(
     qkv: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    queries: int,
-    keys: int,
+    q_heads: int,
+    k_heads: int,
     q_weight: torch.Tensor | None,
     k_weight: torch.Tensor | None,
     eps: float,
 ) -> None:
-    """Turn the first ``queries + keys`` heads of ``qkv`` [T, heads, D] in place; shapes are the caller's to check.
+    """Rotate the first ``q_heads + k_heads`` heads of ``qkv`` [T, heads, D] in place; the caller checks shapes.
 
-    ValueError for a tensor that isn't contiguous or of another dtype than the loop reads.
+    ValueError for a tensor that isn't contiguous, or whose dtype isn't supported.
     """
     rows, heads, width = qkv.shape
-    _task(qkv.dtype, q_weight is not None).run(
+    _kernel(qkv.dtype, q_weight is not None).run(
         team_for(qkv.numel()),
         qkv=address(qkv, "qkv"),
         cos=address(cos, "cos"),
@@ -53,27 +53,27 @@ def rope(
         k_weight=0 if k_weight is None else address(k_weight, "k_weight", torch.float32),
         rows=rows,
         heads=heads,
-        queries=queries,
-        keys=keys,
+        q_heads=q_heads,
+        k_heads=k_heads,
         width=width,
-        turned=cos.shape[1],
+        rotary_dim=cos.shape[1],
         eps=eps,
     )
 
 
 @cache
-def _task(dtype: torch.dtype, normed: bool) -> Task:
+def _kernel(dtype: torch.dtype, normed: bool) -> Kernel:
     read, write, size = access(dtype)
 
     def body(a: Any) -> None:
-        width, half = a.width, a.turned // 2
-        part, parts = np.int64(thread()), np.int64(threads())
-        for t in range(a.rows * part // parts, a.rows * (part + 1) // parts):
+        width, half = a.width, a.rotary_dim // 2
+        worker, workers = np.int64(thread()), np.int64(threads())
+        for t in range(a.rows * worker // workers, a.rows * (worker + 1) // workers):
             cos, sin = a.cos + t * 2 * half * size, a.sin + t * 2 * half * size
-            for h in range(a.queries + a.keys):
+            for h in range(a.q_heads + a.k_heads):
                 head = a.qkv + (t * a.heads + h) * width * size
                 if normed:
-                    weight = float32s(a.q_weight if h < a.queries else a.k_weight)
+                    weight = float32s(a.q_weight if h < a.q_heads else a.k_weight)
                     total = np.float32(0)
                     for i in range(width):
                         total += read(head, i) * read(head, i)
@@ -86,4 +86,4 @@ def _task(dtype: torch.dtype, normed: bool) -> Task:
                     write(head, i, x * read(cos, i) - y * read(sin, i))
                     write(high, i, y * read(cos, half + i) + x * read(sin, half + i))
 
-    return Task(body, Arguments, **LOOPS)
+    return Kernel(body, Arguments, **LOOPS)

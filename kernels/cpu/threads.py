@@ -1,14 +1,14 @@
 """Run compiled loops on torch's own OpenMP threads.
 
-Two pools on the same cores fight: the workers of the one spin while those of the other wait for
-a core. numba's ``omp`` threading layer loads the system's libgomp beside the one that torch
-carries, so it *is* a second pool. Here a numba ``cfunc`` is handed to the ``GOMP_parallel`` that
-torch itself is linked with: the same team of threads alternates between torch's operators and
-ours, and a parallel region costs a few microseconds. Where torch has no such symbol (no OpenMP,
-or another runtime) the loops run on the calling thread.
+Two thread pools on the same cores slow each other down: idle threads of one pool spin while those of
+the other wait for a core. numba's ``omp`` threading layer would be such a second pool, because it loads
+the system's libgomp beside the one that torch brings. So we pass a numba ``cfunc`` to the
+``GOMP_parallel`` that torch itself is linked with. torch's operators and our kernels then use the same
+team of threads, and a parallel region costs a few microseconds. Where torch has no such symbol (no
+OpenMP, or another runtime), kernels run on the calling thread.
 
-A task is a function of one record of arguments (addresses, sizes, strides, floats); each thread
-finds its share with :func:`thread` and :func:`threads`.
+A :class:`Kernel` is a function of one record of arguments (addresses, sizes, strides, floats). Each
+thread of the team runs it, and finds its share of the work with :func:`thread` and :func:`threads`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cpython_wr
 
 
 def _openmp() -> Any:
-    """torch's extension module; a symbol looked up in it is searched in the libraries it links."""
+    """torch's extension module with the symbols of its OpenMP runtime, or None if it lacks one of them.
+
+    A symbol that is looked up in it is also searched in the libraries that it is linked with.
+    """
     library = ctypes.CDLL(torch._C.__file__)
     try:
         library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
@@ -47,11 +50,14 @@ def _openmp() -> Any:
 
 _library = _openmp()
 _count = ctypes.CFUNCTYPE(ctypes.c_int)
-_alone = _count(lambda: 0), _count(lambda: 1)  # without OpenMP: thread 0 of 1, which waits for nobody
+_serial = _count(lambda: 0), _count(lambda: 1)  # without OpenMP: thread 0 of 1, whose barrier returns at once
 
 
 def _external(symbol: str, function: Any) -> Any:
-    """A function without arguments that compiled code calls by name: addresses differ from start to start."""
+    """A function without arguments for compiled code, which calls it by name.
+
+    Its address differs between processes, but code may be loaded from disk (:mod:`.objects`).
+    """
     llvm.add_symbol(symbol, ctypes.cast(function, ctypes.c_void_p).value)
 
     def call(context: Any) -> Any:
@@ -64,15 +70,16 @@ def _external(symbol: str, function: Any) -> Any:
     return intrinsic(call)
 
 
-thread = _external("trunkline_thread", _library.omp_get_thread_num if _library else _alone[0])
-threads = _external("trunkline_threads", _library.omp_get_num_threads if _library else _alone[1])
-barrier = _external("trunkline_barrier", _library.GOMP_barrier if _library else _alone[0])
+thread = _external("trunkline_thread", _library.omp_get_thread_num if _library else _serial[0])
+threads = _external("trunkline_threads", _library.omp_get_num_threads if _library else _serial[1])
+barrier = _external("trunkline_barrier", _library.GOMP_barrier if _library else _serial[0])
 
 
 def _claim(typing: Any, arguments: Any, count: Any) -> Any:
-    """``claim(a, n)``: add ``n`` to the field ``claimed`` of a task's arguments, atomically; what it was before.
+    """``claim(a, n)``: atomically add ``n`` to the field ``claimed`` of a kernel's arguments; returns its old value.
 
-    A thread that a neighbour of this machine slows down claims less of the work.
+    Threads claim units of work one after another (dynamic scheduling). So a thread whose core is shared
+    with other processes does less of the work, and the others don't wait for it.
     """
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -88,7 +95,7 @@ claim = intrinsic(_claim)
 
 
 class _Recorder(threading.local):
-    """The recording that takes this thread's launches in place of running them, see :mod:`.recording`."""
+    """The recording that stores this thread's launches instead of running them, see :mod:`.recording`."""
 
     recording: Any = None
 
@@ -96,13 +103,14 @@ class _Recorder(threading.local):
 recorder = _Recorder()
 
 
-class Task:
-    """A compiled loop. ``body(arguments)`` runs once on every thread of the team."""
+class Kernel:
+    """A compiled function, ``body(arguments)``, that runs once on every thread of the team."""
 
     def __init__(self, body: Callable[[Any], None], arguments: type, **options: Any) -> None:
         """Compile ``body`` for a record with the fields that the class ``arguments`` annotates as int or float.
 
-        Takes 0.3 to 2 s, or milliseconds when an earlier start kept the code (:mod:`.objects`).
+        ``options`` are numba's. Takes 0.3 to 2 s, or milliseconds when an earlier process stored the code
+        (:mod:`.objects`).
         """
         options = OPTIONS | options
         kinds = get_type_hints(arguments)
@@ -110,7 +118,7 @@ class Task:
         record = [(name, np.float64 if kind is float else np.int64) for name, kind in kinds.items()]
         identity = objects.fingerprint((body, record, options))
         self._owner, self.address = objects.load(identity) or self._compile(identity, body, record, options)
-        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
+        self._run_serial = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
         self._pack = struct.Struct("".join("d" if kind is float else "q" for kind in kinds.values())).pack
         self._in_order = itemgetter(*self.fields)
 
@@ -126,31 +134,32 @@ class Task:
         objects.store(identity, function)
         return function, int(function.address)
 
-    def run(self, team: int, alone: bool = False, /, **arguments: float) -> None:
+    def run(self, team: int, single_thread: bool = False, /, **arguments: float) -> None:
         """Run on at most ``team`` threads, see :func:`team_size`; returns when all are done.
 
-        ``arguments``: a value for each field. ``alone``: the body is for one thread, whatever the size of the team.
+        ``arguments``: a value for each field. ``single_thread``: only one thread may run the body, also in a
+        recording, which is replayed by the whole team. TypeError for missing or unknown fields.
         """
         if len(arguments) != len(self.fields):
             raise TypeError(f"the fields are {self.fields}, not {tuple(arguments)}")
-        block = self._pack(*self._in_order(arguments))  # new each time, so that bodies may write to it (``claim``)
+        block = self._pack(*self._in_order(arguments))  # a new record for each launch: ``claim`` writes to it
         if recorder.recording is not None:
-            recorder.recording.take(self, block, alone)
-        elif team > 1 and not alone and _library is not None:
+            recorder.recording.add(self, block, single_thread)
+        elif team > 1 and not single_thread and _library is not None:
             _library.GOMP_parallel(self.address, block, team, 0)
         else:
-            self._alone(block)
+            self._run_serial(block)
 
 
 def team_size(parallel: bool = True) -> int:
-    """torch's number of threads, so that its team is reused, or 1 when the work is too small."""
+    """torch's number of threads, so that its team is reused; 1 if not ``parallel``, or without OpenMP."""
     return torch.get_num_threads() if parallel and _library is not None else 1
 
 
 def _pointer_to(element: Any) -> Any:
-    """An intrinsic that turns an int64 address into a C pointer: ``p = floats(address); p[i] = x``.
+    """An intrinsic that casts an int64 address to a C pointer: ``p = float32s(address); p[i] = x``.
 
-    Bare pointers compile several times faster than arrays, and the vectoriser sees through them.
+    Pointers compile several times faster than numba's arrays, and LLVM vectorises loops over them.
     """
 
     def cast(context: Any, address: Any) -> Any:

@@ -1,7 +1,9 @@
-"""Vector code written for LLVM by hand, for what its loop vectoriser can't do.
+"""SIMD code as LLVM IR, for what LLVM's loop vectoriser can't do.
 
-It keeps no two-dimensional block of sums in registers, transposes nothing and hesitates before
-every ``exp``. A :class:`Vectors` writes such code inside a numba ``intrinsic``.
+The vectoriser doesn't keep a two-dimensional block of accumulators in registers, doesn't transpose, and
+doesn't vectorise ``exp``. A :class:`Vectors` emits such code inside a numba ``intrinsic``.
+
+A *lane* is one element of a vector register.
 """
 
 from __future__ import annotations
@@ -12,18 +14,19 @@ from typing import Any
 from llvmlite import ir
 from numba.core.cgutils import get_or_insert_function
 
-from .exponential import POWER_OF_TWO
+from .exponential import EXP2_COEFFICIENTS
 
-LANES = 8  # float32 numbers in an AVX register; LLVM splits or joins them for other CPUs
-BYTES = 4 * LANES
+LANES = 8  # float32 lanes of an AVX register; LLVM splits the vectors for CPUs with narrower registers
+BYTES = 4 * LANES  # of a vector
 INT = ir.IntType(64)
 WIDE = ir.VectorType(ir.FloatType(), LANES)
 BITS = ir.VectorType(ir.IntType(32), LANES)
 
-ROUND = 12582912.0  # 1.5 * 2**23: added to a small number, it leaves no bits behind the point
-_LEAST = -127.0  # 2**-127 is written as zero
+ROUND = 12582912.0  # 1.5 * 2**23: adding it to a small float32 rounds that to an integer
+_LEAST = -127.0  # the result of 2**-127 is zero
 
-# Pairs of vectors (so far apart) exchange one, two, four numbers; only the last step crosses half a vector.
+# Steps of the 8 x 8 transpose: the distance between the two rows of a pair, and the shuffles that make the
+# pair's new rows. Only the last step moves numbers between the two 128-bit halves of a register.
 _EXCHANGES = (
     (1, [0, 8, 2, 10, 4, 12, 6, 14], [1, 9, 3, 11, 5, 13, 7, 15]),
     (2, [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]),
@@ -32,12 +35,12 @@ _EXCHANGES = (
 
 
 def all_lanes(number: float) -> Any:
-    """A constant vector."""
+    """A constant vector with ``number`` in all lanes."""
     return WIDE([number] * LANES)
 
 
 def _kinds(lanes: int) -> list[Any]:
-    """Types of float32, of its bits and of bfloat16: vectors, or single numbers."""
+    """The LLVM types float32, int32 and int16: as vectors, or scalars for one lane."""
     kinds = [ir.FloatType(), ir.IntType(32), ir.IntType(16)]
     return kinds if lanes == 1 else [ir.VectorType(kind, lanes) for kind in kinds]
 
@@ -47,35 +50,35 @@ def _same(kind: Any, number: int) -> Any:
 
 
 class Vectors:
-    """Writes instructions at a builder's place. Addresses are int64 values, in bytes."""
+    """Emits instructions at the position of an LLVM builder. Addresses are int64 values, in bytes."""
 
     def __init__(self, builder: Any) -> None:
         self.builder = builder
 
     def at(self, base: Any, step: Any, count: Any) -> Any:
-        """``base + step * count``, each a value or an int."""
+        """The address ``base + step * count``; ``step`` and ``count`` are LLVM values or ints."""
         step, count = (INT(x) if isinstance(x, int) else x for x in (step, count))
         return self.builder.add(base, self.builder.mul(step, count))
 
     def pointer(self, where: Any, kind: Any) -> Any:
         return self.builder.inttoptr(where, kind.as_pointer())
 
-    def load(self, where: Any, half: bool = False, lanes: int = LANES) -> Any:
-        """A vector (one number if ``lanes`` is 1) of float32, widened from bfloat16 if ``half``."""
+    def load(self, where: Any, bf16: bool = False, lanes: int = LANES) -> Any:
+        """Load float32 numbers, or bfloat16 ones as float32 if ``bf16``: a vector, or a scalar for one lane."""
         wide, bits, halves = _kinds(lanes)
-        if not half:
+        if not bf16:
             return self.builder.load(self.pointer(where, wide), align=4)
         number = self.builder.zext(self.builder.load(self.pointer(where, halves), align=2), bits)
         return self.builder.bitcast(self.builder.shl(number, _same(bits, 16)), wide)
 
     def load_int(self, where: Any) -> Any:
-        """One int64."""
+        """Load one int64."""
         return self.builder.load(self.pointer(where, INT))
 
-    def store(self, value: Any, where: Any, half: bool = False, lanes: int = LANES) -> None:
-        """Counterpart of :meth:`load`; rounds to bfloat16 (to nearest, ties to even) if ``half``."""
+    def store(self, value: Any, where: Any, bf16: bool = False, lanes: int = LANES) -> None:
+        """The counterpart of :meth:`load`; rounds to bfloat16 (to nearest, ties to even) if ``bf16``."""
         wide, bits, halves = _kinds(lanes)
-        if not half:
+        if not bf16:
             self.builder.store(value, self.pointer(where, wide), align=4)
             return
         builder, number = self.builder, self.builder.bitcast(value, bits)
@@ -84,48 +87,50 @@ class Vectors:
         builder.store(builder.trunc(rounded, halves), self.pointer(where, halves), align=2)
 
     def bits(self, value: Any) -> Any:
-        """A vector of float32 seen as int32."""
+        """The bits of a float32 vector, as int32."""
         return self.builder.bitcast(value, BITS)
 
-    def spread(self, number: Any, lanes: int = LANES) -> Any:
-        """A number in all lanes."""
+    def broadcast(self, number: Any, lanes: int = LANES) -> Any:
+        """A vector with ``number`` in all lanes."""
         undefined = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
         single = self.builder.insert_element(undefined, number, ir.IntType(32)(0))
         return self.builder.shuffle_vector(single, undefined, ir.VectorType(ir.IntType(32), lanes)([0] * lanes))
 
-    def spread_from(self, where: Any) -> Any:
-        return self.spread(self.load(where, lanes=1))
+    def load_broadcast(self, where: Any) -> Any:
+        """Load one float32 into all lanes."""
+        return self.broadcast(self.load(where, lanes=1))
 
     def call(self, name: str, *operands: Any) -> Any:
-        """LLVM's own function ``name`` of vectors."""
+        """Call the LLVM intrinsic ``name`` with float32 vectors."""
         kind = ir.FunctionType(WIDE, [WIDE] * len(operands))
         function = get_or_insert_function(self.builder.module, kind, f"llvm.{name}.v{LANES}f32")
         return self.builder.call(function, operands)
 
     def fma(self, x: Any, y: Any, z: Any) -> Any:
+        """``x * y + z``, fused on CPUs with FMA."""
         return self.call("fmuladd", x, y, z)
 
-    def larger(self, x: Any, y: Any) -> Any:
-        """``x > y ? x : y``: one instruction, and ``y`` where either is NaN."""
+    def maximum(self, x: Any, y: Any) -> Any:
+        """``x > y ? x : y``, which is one instruction on x86; the result is ``y`` where either is NaN."""
         return self.builder.select(self.builder.fcmp_ordered(">", x, y), x, y)
 
-    def two_to_the(self, x: Any) -> Any:
+    def exp2(self, x: Any) -> Any:
         """``2 ** x`` for ``x`` <= 1; below -127 exactly 0; NaN stays NaN."""
         builder = self.builder
-        x = self.larger(all_lanes(_LEAST), x)
+        x = self.maximum(all_lanes(_LEAST), x)
         shifted = builder.fadd(x, all_lanes(ROUND + 127.0))  # low bits: the exponent, biased
         rest = builder.fsub(x, builder.fsub(shifted, all_lanes(ROUND + 127.0)))
-        power = all_lanes(POWER_OF_TWO[-1])
-        for factor in reversed(POWER_OF_TWO[:-1]):
+        power = all_lanes(EXP2_COEFFICIENTS[-1])
+        for factor in reversed(EXP2_COEFFICIENTS[:-1]):
             power = self.fma(power, rest, all_lanes(factor))
         exponent = builder.shl(self.bits(shifted), BITS([23] * LANES))
         return builder.fmul(power, builder.bitcast(exponent, WIDE))
 
     def tanh(self, x: Any) -> Any:
-        """Right to 3e-7 of itself: near zero by its series, where ``1 - exp`` would lose digits."""
+        """``tanh(x)`` with a relative error of 3e-7. Near zero, where ``1 - exp`` cancels, it is the Taylor series."""
         builder = self.builder
         size, square = self.call("fabs", x), builder.fmul(x, x)
-        small = self.two_to_the(builder.fmul(size, all_lanes(-2.8853900817779268)))  # exp(-2 |x|)
+        small = self.exp2(builder.fmul(size, all_lanes(-2.8853900817779268)))  # exp(-2 |x|)
         far = builder.fdiv(builder.fsub(all_lanes(1.0), small), builder.fadd(all_lanes(1.0), small))
         series = all_lanes(-17 / 315)
         for factor in (2 / 15, -1 / 3):
@@ -134,14 +139,14 @@ class Vectors:
         return builder.select(builder.fcmp_ordered("<", size, all_lanes(0.25)), near, self.call("copysign", far, x))
 
     def prefetch(self, where: Any) -> None:
-        """Have the cache line at ``where`` in the L2 cache soon."""
+        """Prefetch the cache line at ``where`` into the L2 cache."""
         byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
         function = get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
         self.builder.call(function, [self.pointer(where, ir.IntType(8)), i32(0), i32(2), i32(1)])
 
     def transposed(self, rows: Sequence[Any]) -> list[Any]:
-        """LANES vectors as the columns of what they were the rows of."""
+        """The transpose of LANES vectors: row ``i`` of the result has lane ``i`` of each of ``rows``."""
         shuffle = self.builder.shuffle_vector
         rows = list(rows)
         for apart, low, high in _EXCHANGES:
@@ -153,8 +158,8 @@ class Vectors:
             rows = following
         return rows
 
-    def sums_of(self, rows: Sequence[Any]) -> Any:
-        """One vector: lane ``i`` is the sum of all lanes of vector ``i`` of LANES."""
+    def sum_each(self, rows: Sequence[Any]) -> Any:
+        """One vector, whose lane ``i`` is the sum over the lanes of vector ``i``; ``rows`` are LANES vectors."""
         shuffle, rows = self.builder.shuffle_vector, list(rows)
         for _, low, high in _EXCHANGES:
             rows = [
@@ -163,14 +168,17 @@ class Vectors:
             ]
         return rows[0]
 
-    def largest_in_all(self, x: Any) -> Any:
-        """The largest number of a vector, in all lanes."""
+    def max_across_lanes(self, x: Any) -> Any:
+        """The largest lane of ``x``, in all lanes."""
         for apart in (4, 2, 1):
-            x = self.larger(x, self.builder.shuffle_vector(x, x, BITS([i ^ apart for i in range(LANES)])))
+            x = self.maximum(x, self.builder.shuffle_vector(x, x, BITS([i ^ apart for i in range(LANES)])))
         return x
 
     def loop(self, count: Any, start: Sequence[Any], body: Callable[[Any, list[Any]], Sequence[Any]]) -> list[Any]:
-        """``state = body(i, state)`` for ``i`` below ``count`` (at least 1); returns the last state."""
+        """Emit a loop: ``state = body(i, state)`` for ``i`` in ``range(count)``, which must not be empty.
+
+        Returns the last state. The loop-carried values stay in registers.
+        """
         builder = self.builder
         before = builder.block
         inside, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
@@ -189,7 +197,7 @@ class Vectors:
 
 
 def generator(emit: Callable[..., None]) -> Any:
-    """The code of a numba ``intrinsic`` without a result: ``emit(vectors, *values)`` writes it."""
+    """The code generator of a numba ``intrinsic`` without a result; ``emit(vectors, *values)`` emits its body."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         emit(Vectors(builder), *values)

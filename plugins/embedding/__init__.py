@@ -1,7 +1,7 @@
-"""Sentence vectors: ``/encode``, ``/v1/embeddings`` and ``/embed``.
+"""Sentence embeddings: ``/encode``, ``/v1/embeddings`` and ``/embed``.
 
-What runs in the engine is ``stage.py`` (pooling and what follows it); everything else runs in the
-front. ``recipe.py`` reads from a checkpoint's folder how its vectors are made.
+``stage.py`` (pooling and the modules after it) runs in the engine; everything else runs in the
+front. ``recipe.py`` reads from a checkpoint's folder how its vectors are computed.
 """
 
 from __future__ import annotations

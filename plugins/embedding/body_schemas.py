@@ -1,4 +1,4 @@
-"""What the routes take."""
+"""The request bodies of the routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows pooling in a sentence-transformers folder: Dense, LayerNorm and Normalize, in float32."""
+"""The modules after pooling in a sentence-transformers folder, Dense, LayerNorm and Normalize, in float32."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from trunkline.core.errors import ModelError
 
 from .recipe import Module, activation_name
 
-Step = Callable[[Tensor], Tensor]
+Transform = Callable[[Tensor], Tensor]
 """Vectors ``[R, in]`` -> ``[R, out]``, float32."""
 
 
-def build(modules: Sequence[Module], width: int, device: torch.device) -> Step:
-    """All modules in a row; ``width`` numbers go in. ModelError when weights are missing or don't fit."""
-    steps: list[Step] = []
+def build(modules: Sequence[Module], width: int, device: torch.device) -> Transform:
+    """A function that applies all modules, to vectors of length ``width``. ModelError for missing or wrong weights."""
+    transforms: list[Transform] = []
     for module in modules:
         if module.kind == "Dense":
-            steps.append(_dense(module, width, device))
+            transforms.append(_dense(module, width, device))
         elif module.kind == "LayerNorm":
-            steps.append(_layer_norm(module, width, device))
+            transforms.append(_layer_norm(module, width, device))
         else:
-            steps.append(normalize)
+            transforms.append(normalize)
         width = module.width
 
     def apply(vectors: Tensor) -> Tensor:
-        for step in steps:
-            vectors = step(vectors)
+        for transform in transforms:
+            vectors = transform(vectors)
         return vectors
 
     return apply
 
 
 def normalize(vectors: Tensor) -> Tensor:
-    """Scaled to length 1; zeros stay zeros."""
+    """Scale each vector to length 1; zero vectors are unchanged."""
     return functional.normalize(vectors, p=2, dim=-1)
 
 
-def _dense(module: Module, width: int, device: torch.device) -> Step:
+def _dense(module: Module, width: int, device: torch.device) -> Transform:
     bias = module.config.get("bias", True) is not False
     residual = module.config.get("use_residual") is True
     shapes: dict[str, tuple[int, ...]] = {"linear.weight": (module.width, width)}
@@ -53,7 +53,7 @@ def _dense(module: Module, width: int, device: torch.device) -> Step:
     if residual and module.width != width:
         shapes["residual.weight"] = (module.width, width)
     weights = _load(Path(module.folder), shapes, device)
-    activation: Step = getattr(torch.nn, activation_name(module.config))()
+    activation: Transform = getattr(torch.nn, activation_name(module.config))()
 
     def apply(vectors: Tensor) -> Tensor:
         out = activation(functional.linear(vectors, weights["linear.weight"], weights.get("linear.bias")))
@@ -65,7 +65,7 @@ def _dense(module: Module, width: int, device: torch.device) -> Step:
     return apply
 
 
-def _layer_norm(module: Module, width: int, device: torch.device) -> Step:
+def _layer_norm(module: Module, width: int, device: torch.device) -> Transform:
     weights = _load(Path(module.folder), {"norm.weight": (width,), "norm.bias": (width,)}, device)
     return lambda vectors: functional.layer_norm(vectors, (width,), weights["norm.weight"], weights["norm.bias"])
 
@@ -73,7 +73,7 @@ def _layer_norm(module: Module, width: int, device: torch.device) -> Step:
 def _load(folder: Path, shapes: dict[str, tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:
     path = folder / "model.safetensors"
     try:
-        stored = load(path.read_bytes())  # a mapped file that is cut short would end the process
+        stored = load(path.read_bytes())  # not memory-mapped: if a mapped file is truncated, the process is killed
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} can't be read: {error}") from error
     for name, shape in shapes.items():

@@ -10,7 +10,7 @@ import numpy as np
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import Truncation, parse_inputs
 
-from .service import Array, Service, Wish
+from .service import Array, EmbeddingRequest, Service
 
 if TYPE_CHECKING:
     from trunkline.core import Engine
@@ -30,14 +30,14 @@ def encode(
 ) -> Array:
     """Vectors of texts or lists of token ids, float32 ``[len(texts), dimensions]``.
 
-    Options are those of ``POST /encode``; the engine's settings apply as they do in a server. Raises RequestError
-    for what the server would answer 4xx, TimeoutError when all of it takes more than ``timeout`` seconds.
+    Options are those of ``POST /encode``; the engine's settings apply as in a server. RequestError where the server
+    would respond with 4xx; TimeoutError when the call takes more than ``timeout`` seconds.
     """
     inputs = parse_inputs(texts)
     if not all(isinstance(text, str) for text in inputs.texts):
         raise RequestError("Pairs of texts aren't embedded; join them yourself, or use a reranker.")
     service = engine.service(Service)
-    wish = Wish(
+    request = EmbeddingRequest(
         inputs=inputs,
         model=model and engine.served(model).name,
         prompt=prompt,
@@ -46,7 +46,7 @@ def encode(
         normalize=normalize,
         dimensions=dimensions,
     )
-    embedded = engine.run(service.embed(wish), timeout)
+    embedded = engine.run(service.embed(request), timeout)
     vectors = embedded.vectors()
     width = dimensions or service.recipes.get(embedded.served).dimensions
     return np.stack(vectors) if vectors else np.empty((0, width), np.float32)

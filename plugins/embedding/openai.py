@@ -22,13 +22,13 @@ from trunkline.core.server.api import (
 
 from .body_schemas import EmbeddingsBody
 from .reply_schemas import EmbeddingsEntry, EmbeddingsReply
-from .service import Array, Embedded, Service, Wish
+from .service import Array, EmbeddedInputs, EmbeddingRequest, Service
 
 FORMATS = ("float", "base64")
 
 
 def openai_routes(service: Service) -> list[Any]:
-    """Handlers, bound to the service."""
+    """The handlers, which use ``service``."""
 
     @post(
         "/v1/embeddings",
@@ -42,7 +42,7 @@ def openai_routes(service: Service) -> list[Any]:
         form = body.encoding_format or "float"
         if form not in FORMATS:
             raise RequestError(f"encoding_format must be float or base64, not {form!r}.", param="encoding_format")
-        wish = Wish(
+        embedding_request = EmbeddingRequest(
             inputs=read_input(body.input),
             model=body.model,
             prompt=body.prompt,
@@ -55,14 +55,14 @@ def openai_routes(service: Service) -> list[Any]:
             salt=read_salt(body.cache_salt, body.extra_key),
             guard_ids=True,
         )
-        embedded = await while_connected(request, service.embed(wish))
+        embedded = await while_connected(request, service.embed(embedding_request))
         return json_response(await service.off_loop(len(embedded.items), lambda: encode_json(_answer(embedded, form))))
 
     return [embeddings]
 
 
 def read_input(given: str | list[str | int | list[int]]) -> Inputs:
-    """``input``: a text, texts, token ids, or lists of them. RequestError for empty and mixed ones."""
+    """``input``: a text, texts, token ids, or lists of token ids. RequestError for empty inputs and mixed types."""
     if not given:
         raise RequestError("Input cannot be empty", param="input")
     if isinstance(given, str):
@@ -93,7 +93,7 @@ def _text_at(index: int, text: str) -> str:
         return _text(text)
 
 
-def _answer(embedded: Embedded, form: str) -> EmbeddingsReply:
+def _answer(embedded: EmbeddedInputs, form: str) -> EmbeddingsReply:
     data = [_entry(index, vector, form) for index, vector in enumerate(embedded.vectors())]
     for entry, item in zip(data, embedded.items, strict=True):
         if item.cut:

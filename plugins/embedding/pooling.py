@@ -1,7 +1,7 @@
-"""From hidden rows to one pooled vector a sequence, all of them in one pass or in several.
+"""Pools hidden rows to one vector per sequence; a sequence may be computed in several passes.
 
-Rows of whole sequences go through the kernel. Where a sequence comes in chunks, or begins with a
-prompt that isn't pooled, each chunk leaves sums behind and the last one adds them up.
+Rows of whole sequences are pooled by the kernel. If a sequence is computed in chunks, or begins with a
+prompt that isn't pooled, partial sums of each chunk are kept and added up after the last one.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ KERNEL_MODES = {
 }
 
 Partial = dict[str, Tensor]
-"""What a chunk leaves: by mode, float32 ``[H]``."""
+"""Partial results of a chunk: mode -> float32 ``[H]``."""
 
 
 class Pooler:
-    """Pools by ``modes`` (sentence-transformers' names) and joins the results."""
+    """Pools by ``modes`` (sentence-transformers' names) and concatenates the results."""
 
     def __init__(self, modes: tuple[str, ...]) -> None:
         self._modes = modes
         self._only_last = set(modes) == {"lasttoken"}
 
     def needs(self, skip: int) -> Needs:
-        """Of a request whose first ``skip`` tokens aren't pooled.
+        """The needs of a request whose first ``skip`` tokens aren't pooled.
 
-        Only the last token's row may come from a computation that began with a cached prefix.
+        A cached prefix can be used only with last-token pooling, because cached tokens have no hidden rows.
         """
         return Needs() if self._only_last else Needs(rows_from=skip, reuse_up_to=0)
 
     def pool(self, rows: Sequence[PartRow], hidden: Tensor, skips: Sequence[int]) -> Tensor:
-        """Float32 ``[F, modes * H]`` for the F final rows; what other rows give is kept in their requests' state."""
+        """Float32 ``[F, modes * H]`` for the F final rows; partial results of others are kept in ``request.state``."""
         if self._only_last:
             last = [row.offset + row.end - row.first - 1 for row in rows if row.final]
             picked = hidden if len(last) == len(hidden) else hidden[torch.tensor(last, device=hidden.device)]
@@ -56,9 +56,9 @@ class Pooler:
         return torch.stack(vectors) if vectors else hidden.new_empty(0, 0, dtype=torch.float32)
 
     def _chunk(self, row: PartRow, hidden: Tensor, skip: int) -> Tensor | None:
-        """Keep what the row's positions ``[first, end)`` give; the whole sequence's vector if they are the last.
+        """Keep the partial result of the positions ``[first, end)``. After the last chunk, return the vector.
 
-        Kept by first position, so that a pass that is run again after a failure counts once.
+        It is stored under ``first``, so that a pass that is repeated after a failure counts once.
         """
         chunks: dict[int, Partial] = row.request.state
         chunks[row.first] = self._partial(hidden[row.offset : row.offset + row.end - row.first].float(), row.first)
@@ -85,9 +85,9 @@ class Pooler:
 
 
 def _join(mode: str, chunks: list[Partial], skip: int, end: int) -> Tensor:
-    """One mode's vector from a sequence's chunks in order; its positions ``[skip, end)`` were pooled.
+    """The vector of one mode from the partial results of a sequence's chunks, pooled over positions ``[skip, end)``.
 
-    A token weighs its position in the whole text, prompt included, counted from 1.
+    With weighted mean, a token's weight is its position in the whole text, prompt included, counted from 1.
     """
     parts = [chunk[mode] for chunk in chunks]
     if mode == "cls":

@@ -1,4 +1,4 @@
-"""What is put before a text, and how it is written, as sentence-transformers does it."""
+"""Prompts before texts, and lower-casing, as in sentence-transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAMPLE = "THE QUICK BROWN FOX JUMPS OVER A LAZY DOG"
 
 
 def choose_prompt(recipe: Recipe, prompt: str | None, name: str | None) -> str:
-    """The text to put in front: the request's own, else the one it names, else the model's default."""
+    """The prompt: the request's own, else the one it names, else the model's default."""
     if prompt is not None:
         if name is not None:
             raise RequestError("prompt and prompt_name can't be given both; leave one out.", param="prompt_name")
@@ -30,16 +30,16 @@ def choose_prompt(recipe: Recipe, prompt: str | None, name: str | None) -> str:
 
 
 def prompt_tokens(tokenizer: Tokenizer, recipe: Recipe, prompt: str) -> int:
-    """How many tokens of a text that begins with ``prompt`` are the prompt's.
+    """Number of tokens of the prompt in a text that begins with ``prompt``.
 
-    Counted as sentence-transformers counts: the prompt alone with its special tokens, but for one at the end.
+    Counted as in sentence-transformers: the tokens of the prompt alone with special tokens, without one at the end.
     """
     ids = tokenizer.encode(lowered(tokenizer, recipe, prompt), add_special_tokens=True)
     return len(ids) - (bool(ids) and ids[-1] in tokenizer.all_special_ids)
 
 
-def dresser(tokenizer: Tokenizer | None, recipe: Recipe, prompt: str) -> Callable[[str], str] | None:
-    """What makes of a text what is tokenised: the prompt before it, in lower case where needed; None for the text."""
+def text_preprocessor(tokenizer: Tokenizer | None, recipe: Recipe, prompt: str) -> Callable[[str], str] | None:
+    """A function that adds the prompt to a text and lower-cases it if the model needs that; None if neither applies."""
     if tokenizer is None or not (prompt or recipe.lower_case):
         return None
     known = tokenizer
@@ -47,7 +47,7 @@ def dresser(tokenizer: Tokenizer | None, recipe: Recipe, prompt: str) -> Callabl
 
 
 def lowered(tokenizer: Tokenizer, recipe: Recipe, text: str) -> str:
-    """The text in lower case where the model asks for it and its tokenizer doesn't see to it; special tokens stay."""
+    """The text, lower-cased except for special tokens if the model needs it and its tokenizer doesn't do it."""
     known: Any = tokenizer
     if not recipe.lower_case or _lowers(known):
         return text
@@ -68,5 +68,5 @@ def _cut(specials: tuple[str, ...], text: str) -> list[str]:
 
 
 def _lower(text: str) -> str:
-    """Letter by letter, as tokenizers does: Python's own makes a sigma at the end of a word another letter."""
+    """Lower-case each letter by itself, as the library tokenizers does: ``str.lower`` has a rule for final sigmas."""
     return "".join(map(str.lower, text)) if "Σ" in text else text.lower()

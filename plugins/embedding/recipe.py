@@ -1,6 +1,6 @@
-"""How a checkpoint's vectors are made, read from its folder: sentence-transformers' files, else a default.
+"""Reads from a checkpoint's folder how its vectors are computed: from sentence-transformers' files, else a default.
 
-Needs neither torch nor weights; both processes read it.
+Needs neither torch nor weights; both processes use it.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ ACTIVATIONS = ("Tanh", "Identity", "ReLU", "GELU", "SiLU", "Sigmoid", "ELU", "Le
 
 
 class Module(Struct, frozen=True):
-    """A step after pooling. ``kind`` is Dense, LayerNorm or Normalize; ``folder`` holds its weights."""
+    """A module after pooling. ``kind`` is Dense, LayerNorm or Normalize; ``folder`` has its weights."""
 
     kind: str
     folder: str = ""
-    width: int = 0  # of what comes out
+    width: int = 0  # length of its output vectors
     config: dict[str, Any] = {}
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
-    """From hidden rows to a vector, and from a text to tokens.
+    """How a text is prepared, and how its hidden rows become a vector.
 
-    ``modes`` are pooled separately and joined. ``normalize``: the last step scales to length 1 (it
-    isn't among ``modules``, as requests may do without). ``matryoshka`` lists the lengths that
-    vectors may be cut to, () = any, None = none.
+    ``modes``: pooling modes, whose results are concatenated. ``normalize``: whether the last step scales vectors to
+    length 1 (it isn't in ``modules``, because requests can switch it off). ``matryoshka``: the lengths to which
+    vectors may be shortened, () = any, None = none.
     """
 
     modes: tuple[str, ...]
@@ -59,7 +59,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     max_length: int | None = None  # tokens
     lower_case: bool = False
     prompts: dict[str, str] = {}
-    default_prompt: str | None = None  # its name
+    default_prompt: str | None = None  # name of the default prompt
     matryoshka: tuple[int, ...] | None = None
     similarity: str = "cosine"
 
@@ -79,7 +79,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
 
 
 def serves(info: ModelInfo, settings: EmbeddingSettings) -> Serves:
-    """Whether a checkpoint can be embedded with, and whether it is by default."""
+    """Whether a checkpoint can serve embeddings, and whether it does by default."""
     name = info.architecture
     if name.endswith(("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "RewardModel")):
         reason = f"{name} gives labels or scores, not embeddings: see /classify and /v1/rerank, or serve another model."
@@ -99,7 +99,7 @@ def serves(info: ModelInfo, settings: EmbeddingSettings) -> Serves:
 def read_recipe(info: ModelInfo, settings: EmbeddingSettings) -> Recipe:
     """The recipe of the checkpoint in ``info.path``.
 
-    ModelError when its modules.json asks for something that isn't served; the sentence says what.
+    ModelError, with the reason, when its modules.json contains something that isn't supported.
     """
     folder = Path(info.path)
     matryoshka = _matryoshka(folder, info, settings)
@@ -139,7 +139,7 @@ def read_recipe(info: ModelInfo, settings: EmbeddingSettings) -> Recipe:
 
 
 def _default_mode(info: ModelInfo) -> str:
-    """Decoders sum a text up in its last token, also those that were made to look both ways."""
+    """Last token for decoders, also for those that were made bidirectional; else the first token."""
     two_way = info.config.get("is_causal") is False or info.config.get("use_bidirectional_attention") is True
     return "lasttoken" if info.causal or two_way else "cls"
 
@@ -161,7 +161,7 @@ def _pipeline(folder: Path) -> list[tuple[Path, dict[str, Any], str]]:
         if not dotted.startswith("sentence_transformers."):
             raise ModelError(f"{folder / 'modules.json'} asks for {dotted}, code of its own, which is never run.")
         kind = dotted.rpartition(".")[2]
-        if kind != "Dropout":  # which does nothing but in training
+        if kind != "Dropout":  # which has an effect in training only
             found.append((own, _read(own / "config.json") if path else {}, kind))
     kinds = [kind for _, _, kind in found]
     if kinds[:2] != ["Transformer", "Pooling"] or found[0][0] != folder.resolve():
@@ -188,7 +188,7 @@ def _modes(pooling: tuple[Path, dict[str, Any], str], info: ModelInfo) -> tuple[
 
 
 def _modules(found: list[tuple[Path, dict[str, Any], str]], width: int) -> tuple[Module, ...]:
-    """What follows pooling; ``width`` numbers go in."""
+    """The modules after pooling, whose input vectors have the length ``width``."""
     modules = []
     for folder, config, kind in found:
         for key in ("module_input_name", "module_output_name"):
@@ -216,7 +216,7 @@ def _check_dense(folder: Path, config: dict[str, Any], width: int) -> None:
 
 
 def activation_name(config: dict[str, Any]) -> str:
-    """The class of a Dense module's activation in torch.nn; "" for code from elsewhere."""
+    """The class name of a Dense module's activation in torch.nn; "" for a class of another module."""
     dotted = str(config.get("activation_function", "torch.nn.Tanh"))
     return dotted.rpartition(".")[2] if dotted.startswith("torch.nn.") else ""
 
@@ -257,7 +257,7 @@ def _transformer_config(folder: Path) -> dict[str, Any]:
 
 def _tokenizer_limit(folder: Path) -> int | None:
     limit = _number(_read(folder / "tokenizer_config.json").get("model_max_length"))
-    return limit if limit is not None and limit < 1 << 31 else None  # transformers writes 10**30 for none
+    return limit if limit is not None and limit < 1 << 31 else None  # transformers writes 10**30 for no limit
 
 
 def _matryoshka(folder: Path, info: ModelInfo, settings: EmbeddingSettings) -> tuple[int, ...] | None:
@@ -271,7 +271,7 @@ def _matryoshka(folder: Path, info: ModelInfo, settings: EmbeddingSettings) -> t
 
 
 def _number(value: Any) -> int | None:
-    """A whole number above 0, else None."""
+    """The value as an int if it is a number of at least 1, else None."""
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 else None
 
 

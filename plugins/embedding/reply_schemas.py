@@ -1,4 +1,4 @@
-"""What the routes answer."""
+"""The replies of the routes."""
 
 from __future__ import annotations
 

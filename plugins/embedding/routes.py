@@ -20,11 +20,11 @@ from trunkline.core.server.api import (
 
 from .body_schemas import EncodeBody
 from .reply_schemas import EncodeRecord
-from .service import Service, Wish
+from .service import EmbeddingRequest, Service
 
 
 def encode_routes(service: Service) -> list[Any]:
-    """Handlers, bound to the service."""
+    """The handlers, which use ``service``."""
     replies = EncodeRecord, list[EncodeRecord]
     opt = {"scope": "infer", "dialect": "native", "body": EncodeBody, "replies": replies}
 
@@ -41,7 +41,7 @@ def encode_routes(service: Service) -> list[Any]:
         inputs = read_inputs(body.text, body.input_ids)
         if any(not isinstance(text, str) for text in inputs.texts):
             raise RequestError("Pairs of texts are for cross-encoders; see /v1/rerank.", param="text")
-        wish = Wish(
+        embedding_request = EmbeddingRequest(
             inputs=inputs,
             model=body.model,
             prompt=body.prompt,
@@ -53,7 +53,7 @@ def encode_routes(service: Service) -> list[Any]:
             priority=body.priority,
             salt=read_salt(body.cache_salt, body.extra_key),
         )
-        embedded = await while_connected(request, service.embed(wish))
+        embedded = await while_connected(request, service.embed(embedding_request))
 
         def write() -> bytes:
             pairs = zip(embedded.vectors(), embedded.metas(), strict=True)

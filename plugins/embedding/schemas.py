@@ -1,4 +1,4 @@
-"""What crosses the process boundary."""
+"""Parameters and results that are sent between front and engine."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-MAX_TOKENS = 1 << 31  # outer bound of token counts and vector lengths
+MAX_TOKENS = 1 << 31  # upper bound on token counts and vector lengths
 
 Dimensions = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
 
 
 class EmbeddingParams(Struct, frozen=True, omit_defaults=True):
-    """How one sequence becomes a vector; the engine's part of the request.
+    """How the vector of a sequence is computed.
 
-    The first ``skip`` tokens (a prompt) aren't pooled. ``normalize`` None does as the model does.
-    ``dimensions`` cuts the vector, before it is normalised.
+    The first ``skip`` tokens (a prompt) aren't pooled. ``normalize``: None = the model's default.
+    ``dimensions``: the vector is cut to this length before it is normalised.
     """
 
     skip: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] = 0

@@ -1,4 +1,4 @@
-"""From what a body asks for to vectors; all dialects' routes go through here."""
+"""Computes the vectors of a request; used by the routes of all dialects and from Python."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from trunkline.core.server.api import (
     assign_rids,
     check_batch,
     check_characters,
+    check_tokenizer,
     item_meta,
     locate_errors,
     prepare_inputs,
@@ -30,7 +31,7 @@ from trunkline.core.server.api import (
 )
 from trunkline.core.types import EngineClient, Reply, ServedModel, Settings, Tokenizer
 
-from .prompts import choose_prompt, dresser, prompt_tokens
+from .prompts import choose_prompt, prompt_tokens, text_preprocessor
 from .recipe import Recipe, read_recipe
 from .schemas import EmbeddingParams, EmbeddingResult
 from .settings import GROUP, TASK, EmbeddingSettings
@@ -40,10 +41,10 @@ ON_LOOP = 8  # vectors whose JSON is written on the event loop; more go to a thr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """What a request wants, whichever dialect it came in. None: as the model or the server does.
+class EmbeddingRequest:
+    """A request in any dialect. None: the default of the model or of the server.
 
-    ``guard_ids``: token ids may come from a client that knows no tokenizer but OpenAI's.
+    ``guard_ids``: token ids may be OpenAI's, so they are checked against this model's tokenizer.
     """
 
     inputs: Inputs
@@ -60,8 +61,8 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
-    """Vectors of one request, in its order."""
+class EmbeddedInputs:
+    """The vectors of one request, in the order of its inputs."""
 
     served: ServedModel
     items: list[PreparedInput]
@@ -79,7 +80,7 @@ class Embedded:
 
 
 class Service:
-    """The front's part of embedding: prompts, limits, tokenising, submitting."""
+    """The embedding task in the front: chooses prompts, checks limits, tokenises, submits."""
 
     def __init__(self, engine: EngineClient, settings: Settings) -> None:
         self.engine = engine
@@ -90,52 +91,51 @@ class Service:
         settings: EmbeddingSettings = self.engine.settings(served.name)[GROUP]
         return settings
 
-    async def embed(self, wish: Wish) -> Embedded:
-        """Compute. RequestError for whatever is wrong with the request; then nothing was computed."""
-        served = self.engine.choose(TASK, wish.model)
+    async def embed(self, request: EmbeddingRequest) -> EmbeddedInputs:
+        """Compute the vectors. RequestError for an invalid request, before anything is computed."""
+        served = self.engine.choose(TASK, request.model)
         settings = self._settings(served)
         recipe = self.recipes.get(served)
-        inputs, single = wish.inputs, wish.inputs.single
+        inputs, single = request.inputs, request.inputs.single
         check_batch(len(inputs), self._max_batch, inputs.field)
-        check_dimensions(wish.dimensions, recipe)
-        prompt = choose_prompt(recipe, wish.prompt, wish.prompt_name) if inputs.texts else ""
-        truncate = settings.embedding_truncate if wish.truncate is None else wish.truncate
-        rids = assign_rids(wish.rid, len(inputs), single=single, number=False)
-        if wish.guard_ids:
+        check_dimensions(request.dimensions, recipe)
+        prompt = choose_prompt(recipe, request.prompt, request.prompt_name) if inputs.texts else ""
+        truncate = settings.embedding_truncate if request.truncate is None else request.truncate
+        rids = assign_rids(request.rid, len(inputs), single=single, number=False)
+        if request.guard_ids:
             check_ids(inputs, served)
             if settings.embedding_ids == "check":
                 check_special_tokens(inputs, self.engine.tokenizer(served.name))
         keep = await self._prompt_tokens(served, recipe, prompt, truncate)
-        dress = dresser(self.engine.tokenizer(served.name), recipe, prompt)
+        preprocess = text_preprocessor(self.engine.tokenizer(served.name), recipe, prompt)
         items = await prepare_inputs(
             self.engine, served, inputs, truncate=truncate, limit=recipe.max_length, keep=keep, lead=len(prompt),
-            dress=dress,
+            preprocess=preprocess,
         )  # fmt: skip
         params = EmbeddingParams(
-            skip=0 if recipe.include_prompt else keep, normalize=wish.normalize, dimensions=wish.dimensions
+            skip=0 if recipe.include_prompt else keep, normalize=request.normalize, dimensions=request.dimensions
         )
         replies = await run_all(
             self.engine, served, TASK, items, params, rids,
-            priority=wish.priority or 0, salt=wish.salt, single=single, field=inputs.field,
+            priority=request.priority or 0, salt=request.salt, single=single, field=inputs.field,
         )  # fmt: skip
-        return Embedded(served, items, replies)
+        return EmbeddedInputs(served, items, replies)
 
     async def off_loop(self, count: int, function: Callable[[], bytes]) -> msgspec.Raw:
-        """JSON of ``count`` vectors, written where it doesn't hold up other requests."""
+        """JSON of ``count`` vectors, encoded in a thread if there are many, so that other requests aren't blocked."""
         return msgspec.Raw(function() if count <= ON_LOOP else await self.engine.off_loop(function))
 
     async def _prompt_tokens(self, served: ServedModel, recipe: Recipe, prompt: str, truncate: Truncation) -> int:
-        """How many tokens the prompt takes, where that matters."""
+        """Number of tokens of the prompt, if it is needed, else 0."""
         if not prompt or (recipe.include_prompt and read_truncate(truncate) != "start"):
             return 0
-        tokenizer = self.engine.tokenizer(served.name)
-        assert tokenizer is not None  # prompts are for texts, and prepare refuses those without a tokenizer
+        tokenizer = check_tokenizer(self.engine.tokenizer(served.name), served)  # prompts are for texts
         check_characters(len(prompt), served.max_request_tokens)
         return int(await self.engine.off_loop(prompt_tokens, tokenizer, recipe, prompt, size=len(prompt)))
 
 
 def check_dimensions(dimensions: int | None, recipe: Recipe) -> None:
-    """RequestError for a length that the model's vectors can't have. Their own is always allowed."""
+    """RequestError for a length to which the model's vectors can't be cut. Their full length is always allowed."""
     if dimensions is None or dimensions == recipe.dimensions:
         return
     if recipe.matryoshka is None:
@@ -159,7 +159,7 @@ LANGCHAIN = "Send text instead (LangChain's OpenAIEmbeddings: check_embedding_ct
 
 
 def check_ids(inputs: Inputs, served: ServedModel) -> None:
-    """RequestError with advice for ids outside the vocabulary: they are another tokenizer's."""
+    """RequestError for ids outside the vocabulary, which are from another tokenizer."""
     vocabulary = served.info.vocab_size
     for index, ids in enumerate(inputs.ids):
         with locate_errors(inputs.field, index, single=inputs.single):
@@ -171,10 +171,10 @@ def check_ids(inputs: Inputs, served: ServedModel) -> None:
 
 
 def check_special_tokens(inputs: Inputs, tokenizer: Tokenizer | None) -> None:
-    """RequestError for ids without the special tokens that this tokenizer puts around every text.
+    """RequestError for ids without the special tokens that this tokenizer adds to every text.
 
-    OpenAI's clients send ids of OpenAI's tokenizer (LangChain by default), and most of them are in the
-    vocabulary of other models too. A tokenizer that adds no special tokens accepts all.
+    Clients of OpenAI's API may send ids of OpenAI's tokenizer (LangChain does by default), most of which are in the
+    vocabularies of other models, too. If the tokenizer adds no special tokens, all ids are accepted.
     """
     if tokenizer is None or not inputs.ids:
         return
@@ -193,12 +193,12 @@ def check_special_tokens(inputs: Inputs, tokenizer: Tokenizer | None) -> None:
 
 @lru_cache(maxsize=64)  # more models than one server has
 def special_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that a tokenizer puts before and after each text."""
+    """The special tokens that a tokenizer adds before and after each text."""
     head, tail = special_token_counts(tokenizer)
     ids = tokenizer.encode("a", add_special_tokens=True)
     return tuple(ids[:head]), tuple(ids[len(ids) - tail :])
 
 
 def vector_of(data: Any) -> Array:
-    """The float32 vector in a stage's result."""
+    """The float32 vector of a stage's result."""
     return np.frombuffer(msgspec.convert(data, EmbeddingResult).vector, np.dtype("<f4"))

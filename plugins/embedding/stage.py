@@ -1,4 +1,4 @@
-"""The engine's part of embedding: pool hidden rows, apply what follows, hand out float32 bytes."""
+"""The stage of the embedding task: pools hidden rows, applies the modules after it, returns float32 bytes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ NOT_FINITE = "The model's embedding was not finite (NaN or infinity); the reques
 
 
 class EmbeddingStage(Stage):
-    """One vector a request, at its last row.
+    """Computes one vector per request, when its last row is computed.
 
-    ``request.state`` maps first positions to what a chunk left (see :mod:`.pooling`).
+    ``request.state``: first position of a chunk -> its partial results (see :mod:`.pooling`).
     """
 
     task = TASK
@@ -53,7 +53,7 @@ class EmbeddingStage(Stage):
         return Launched(tensors={"vectors": vectors})
 
     def _finish(self, vectors: torch.Tensor, params: list[EmbeddingParams]) -> torch.Tensor:
-        """Cut (to zeros, the bytes are cut later) and normalised as each request wants, all in one go."""
+        """Cut vectors (set the rest to zero; ``collect`` cuts the bytes) and normalise them, as each request asks."""
         width = vectors.shape[1]
         if any(each.dimensions is not None for each in params):
             lengths = torch.tensor([each.dimensions or width for each in params], device=vectors.device)

@@ -1,6 +1,7 @@
 """Text generation: ``/generate``, ``/v1/chat/completions`` and ``trunkline chat``.
 
-What runs in the engine is ``stage.py`` (sampling, stops); everything else runs in the front.
+What runs in the engine is ``stage.py`` (sampling, stops); everything else runs in the front. ``hooks.py`` specifies the
+hooks by which other plugins take part in it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,30 @@ from trunkline.core.types import Serves, SettingsGroup
 from .settings import GROUP, TASK, GenerationSettings, input_limit
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import typer
     from prometheus_client.registry import Collector
 
-    from trunkline.core.types import EngineClient, Model, ModelInfo, ServedModel, Settings, Stage
+    from trunkline.core.types import (
+        Ask,
+        EngineClient,
+        ExpertObserver,
+        Model,
+        ModelInfo,
+        ServedModel,
+        Settings,
+        Stage,
+    )
+
+EXTENSION_HOOKS = ("trunkline_logits_processors", "trunkline_stop_conditions")
+
+
+@hookimpl
+def trunkline_hookspecs() -> ModuleType:
+    from . import hooks
+
+    return hooks
 
 
 @hookimpl
@@ -37,10 +58,20 @@ def trunkline_serves(model: ModelInfo) -> Serves:
 
 
 @hookimpl
-def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
+def trunkline_stages(model: Model, settings: Settings, ask: Ask) -> Iterable[Stage]:
+    from .sampling.extensions import Extensions
     from .stage import GenerationStage
 
-    return [GenerationStage(model, model.backend.sample)]
+    asked = [ask(hook, model=model, settings=settings) for hook in EXTENSION_HOOKS]
+    return [GenerationStage(model, model.backend.sample, model.backend.adjust, Extensions(*asked))]
+
+
+@hookimpl
+def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[ExpertObserver]:
+    from .sampling.experts import ChoiceKeeper
+
+    assert model.expert_layers is not None  # core asks for such models only
+    return [ChoiceKeeper(model.expert_layers)]
 
 
 @hookimpl

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from trunkline.core.server.api import FinishReason, Usage
+
+LogprobEntry = tuple[float | None, int, str | None]
+"""Log-probability, token id, and the token's text with ``return_text_in_logprobs``."""
 
 
 class WeightSpan(TypedDict):
@@ -16,7 +19,10 @@ class WeightSpan(TypedDict):
 
 
 class GenerateMeta(TypedDict):
-    """``meta_info`` of a sequence. ``finish_reason`` is null while it runs."""
+    """``meta_info`` of a sequence. ``finish_reason`` is null while it runs.
+
+    Lists of log-probabilities have an item for each token; of the first of the prompt's there is no value.
+    """
 
     id: str
     finish_reason: FinishReason | None
@@ -25,6 +31,14 @@ class GenerateMeta(TypedDict):
     completion_tokens: int
     cached_tokens: int
     weight_versions: NotRequired[list[WeightSpan]]  # where the weights were updated in a pause
+    input_token_logprobs: NotRequired[list[LogprobEntry]]
+    output_token_logprobs: NotRequired[list[LogprobEntry]]
+    input_top_logprobs: NotRequired[list[list[LogprobEntry] | None]]  # most likely first
+    output_top_logprobs: NotRequired[list[list[LogprobEntry] | None]]
+    input_token_ids_logprobs: NotRequired[list[list[LogprobEntry] | None]]  # in the order of token_ids_logprob
+    output_token_ids_logprobs: NotRequired[list[list[LogprobEntry] | None]]
+    hidden_states: NotRequired[list[Any]]  # a matrix, then vectors; or one vector (OpenAPI can't say so)
+    routed_experts: NotRequired[str]  # base64 of int32 [positions, layers, experts of a token]; when it has ended
     e2e_latency: NotRequired[float]  # seconds; when it has ended
 
 
@@ -33,6 +47,7 @@ class GenerateRecord(TypedDict):
 
     text: NotRequired[str]
     output_ids: list[int]
+    prompt_token_ids: NotRequired[list[int]]  # with return_prompt_token_ids
     meta_info: GenerateMeta
     index: NotRequired[int]
 

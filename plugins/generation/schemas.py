@@ -52,24 +52,27 @@ class GenerationParams(Struct, frozen=True, omit_defaults=True):
 
 class LogprobTable(Struct, frozen=True, array_like=True):
     """Log-probabilities of rows, little-endian: of the chosen id ``[R]``, the ``top`` ids and theirs ``[R, top]``,
-    those of the asked-for ``ids`` ``[R, len(ids)]``; int32 and float32. NaN where there is none."""
+    those of the asked-for ``ids`` ``[R, len(ids)]``; int32 and float32. NaN where there is none. ``chosen_ids``:
+    what was chosen, of output rows; those of the prompt are its tokens."""
 
     chosen: bytes
     top_ids: bytes = b""
     top: bytes = b""
     ids: bytes = b""
+    chosen_ids: bytes = b""
 
 
 class GenerationResult(Struct, frozen=True, omit_defaults=True):
     """Data beside token ids (which travel in ``Step.tokens``), of those requests only that ask for some.
 
-    ``output``: one row per token of the step. ``prompt``: rows of a chunk, the first for the token at position
-    ``first``. ``hidden``: float32 ``[rows, hidden_size]`` of the pass. ``experts``: int32 ``[positions, layers, k]``,
-    with the last step.
+    ``output``: one row per token that was sampled. ``prompt``: rows of a chunk, the first for the token at position
+    ``first``. ``hidden``: float32 ``[rows, hidden_size]`` of positions from ``hidden_at`` on. ``experts``: int32
+    ``[positions, layers, k]``, when the sequence has ended. What is long comes in several results.
     """
 
     output: LogprobTable | None = None
     prompt: LogprobTable | None = None
     first: Count = 0
     hidden: bytes = b""
+    hidden_at: Count = 0
     experts: bytes = b""

@@ -22,6 +22,9 @@ class GenerationSettings(Struct, frozen=True):
         Meta(description="Sampling defaults as a JSON object, e.g. '{\"temperature\": 0}'; a request overrides them."),
     ] = None
     stream_interval: Annotated[int, Meta(ge=1, le=4096, description="Send a stream frame every so many tokens.")] = 1
+    enable_return_hidden_states: Annotated[
+        bool, Meta(description="Let requests ask for hidden states (return_hidden_states).")
+    ] = False
     max_n: Annotated[int, Meta(ge=1, le=1024, description="Most samples (n) of one prompt in a request.")] = 64
     sampling_defaults: Annotated[
         Literal["model", "openai"],

@@ -1,6 +1,6 @@
-"""Which experts tokens are sent to in mixture-of-experts models: recorded, dumped, shown live.
+"""Records to which experts tokens are sent in mixture-of-experts models; dumps the record and shows it live.
 
-What runs in the engine is ``recorder.py``; there is no request of this task, so it has no ``Stage``.
+``recorder.py`` runs in the engine. There are no requests for this plugin, so it has no ``Stage``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def trunkline_settings() -> SettingsGroup:
 def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[ExpertObserver]:
     from .recorder import Recorder
 
-    assert model.expert_layers is not None  # core asks for such models only
+    assert model.expert_layers is not None  # the hook is called for mixture-of-experts models only
     return [Recorder(model.name, model.expert_layers, settings[GROUP])]
 
 

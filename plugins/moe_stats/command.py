@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHADES = " ░▒▓█"
-COLUMNS = 64  # widest heat line; more experts share a column
+COLUMNS = 64  # limit on the characters of a heat line; with more experts, neighbours share a character
 
 
 def experts(
@@ -24,7 +24,7 @@ def experts(
         str | None, typer.Option(envvar="TRUNKLINE_API_KEY", help="Key of a server that asks for one.")
     ] = None,
 ) -> None:
-    """Show which experts a running server's tokens are sent to, without disturbing the record."""
+    """Show to which experts a running server's tokens are sent; the record isn't changed."""
     import httpx
 
     headers = {} if api_key is None else {b"Authorization": f"Bearer {api_key}".encode()}
@@ -48,7 +48,7 @@ def experts(
 
 
 def summary(report: dict[str, Any]) -> str:
-    """One line about the record."""
+    """A line about the record."""
     state = "recording" if report["recording"] else "not recording"
     balance = report["balancedness"]
     return (
@@ -59,7 +59,7 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def table(report: dict[str, Any], top: int) -> Table:
-    """A row for each layer with experts."""
+    """A table with a row per layer with experts."""
     from rich.table import Table
     from rich.text import Text
 
@@ -82,7 +82,7 @@ def table(report: dict[str, Any], top: int) -> Table:
 
 
 def heat(counts: list[int]) -> str:
-    """A character for each expert, or each group of neighbours, darker for more; blank only for 0."""
+    """A character for each expert, or group of neighbouring experts, darker for higher counts; a space only for 0."""
     size = -(-len(counts) // COLUMNS)
     loads = [sum(counts[start : start + size]) for start in range(0, len(counts), size)]
     most = max(loads)
@@ -90,7 +90,7 @@ def heat(counts: list[int]) -> str:
 
 
 def _refusal(status: int, body: bytes) -> str:
-    """The message in any of the server's error shapes."""
+    """The message of an error in any of the server's formats."""
     with suppress(ValueError, AttributeError):
         answer = json.loads(body)
         error = answer.get("error", answer)

@@ -1,4 +1,4 @@
-"""Files of dumps: whose folder, which name (rule R-9: both are the server's), and how they are written."""
+"""Writes dump files. The server chooses folder and name, not the client (security rule R-9)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger("trunkline.moe_stats")
 def write(contents: dict[str, Any], folder: str, *, per_rank: bool) -> Path:
     """Write ``contents`` with ``torch.save`` to a new file in ``folder`` and return its path.
 
-    Readers see the whole file or none. RequestError 500 when it can't be written.
+    The file is created atomically. RequestError 500 when it can't be written.
     """
     import torch
 
@@ -34,7 +34,7 @@ def write(contents: dict[str, Any], folder: str, *, per_rank: bool) -> Path:
             part.replace(where / name)
         finally:
             part.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch's word for a full disk
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
         log.error("the expert dump can't be written: %s", error)
         raise RequestError(
             "The expert dump can't be written; nothing recorded is lost, and the server's log has the reason. "
@@ -45,14 +45,14 @@ def write(contents: dict[str, Any], folder: str, *, per_rank: bool) -> Path:
 
 
 def _for_us_alone(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)  # token ids are what clients wrote
+    return os.open(path, flags, 0o600)  # the file has the clients' texts, as token ids
 
 
 def folder_of(setting: str) -> Path:
-    """The folder of dumps, made if missing."""
+    """The folder of dumps, which is created if it doesn't exist."""
     chosen = setting or os.environ.get(FOLDER_VARIABLE)
     if not chosen:
-        if not _private_folder().is_dir():  # temporary folders are swept
+        if not _private_folder().is_dir():  # the system may remove temporary folders
             _private_folder.cache_clear()
         return _private_folder()
     folder = Path(chosen)
@@ -62,7 +62,7 @@ def folder_of(setting: str) -> Path:
 
 @functools.cache
 def _private_folder() -> Path:
-    """A folder that nobody else can read, one a process."""
+    """A temporary folder that only this user can read; the same one for all dumps of the process."""
     folder = Path(tempfile.mkdtemp(prefix="trunkline-experts-"))
     log.info("expert dumps go to %s; --expert-dump-dir names another folder", folder)
     return folder

@@ -1,4 +1,4 @@
-"""The record while it grows: as JSON, as a stream of events, as a page. None of them changes it."""
+"""Routes that show the record while it is made: as JSON, as an event stream and as a page. They don't change it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EVENT_SECONDS = 1.0
 
 
 def live_routes(service: Service) -> list[Any]:
-    """Handlers, bound to the service."""
+    """The handlers, which use ``service``."""
     admin = {"scope": "admin", "dialect": "native", "query": ModelQuery}
     page_opt = {"scope": "public", "replies": {200: {HTML: str}}}
 
@@ -46,13 +46,14 @@ def live_routes(service: Service) -> list[Any]:
         summary="Expert choices, about once a second",
     )
     async def stream(request: AnyRequest) -> Response[Any]:
-        """The same object as a server-sent event about once a second, until the client or the server goes."""
-        first = await service.run(LOOK, model_of(request))  # what is wrong with the request is told with its status
+        """The same object as a server-sent event about once a second, until the client or the server disconnects."""
+        first = await service.run(LOOK, model_of(request))  # before the stream begins, so that errors have a status
         return EventStream(_events(service, request, first), lambda: None)
 
     @get("/expert_distribution/page", opt=page_opt, summary="Heat map of experts")
     async def page() -> Response[bytes]:
-        """A page that draws the stream as a heat map. It holds no data: it asks with the key that is typed into it."""
+        """A page that draws the stream as a heat map. It contains no data; it requests them with the key that the user
+        enters."""
         return Response(PAGE, media_type=HTML, headers=HEADERS)
 
     return [look, stream, page]
@@ -60,6 +61,6 @@ def live_routes(service: Service) -> list[Any]:
 
 async def _events(service: Service, request: AnyRequest, first: Snapshot) -> AsyncIterator[bytes]:
     yield event_frame(report(first))
-    while not is_draining(request):  # nobody waits for a stream that has no end
+    while not is_draining(request):  # the server must not wait for streams without an end
         await asyncio.sleep(EVENT_SECONDS)
         yield event_frame(report(await service.run(LOOK, model_of(request))))

@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 
 def start(engine: Engine, model: str = "") -> Report:
-    """Record from now on, from nothing. All functions raise RequestError for a model without expert choices."""
+    """Clear the record and start recording. All functions raise RequestError for a model that can't be recorded."""
     return _run(engine, START, model)
 
 
 def stop(engine: Engine, model: str = "") -> Report:
-    """Record no more; the report of what was recorded."""
+    """Stop recording. Returns the report of the record, which is kept."""
     return _run(engine, STOP, model)
 
 
 def dump(engine: Engine, model: str = "") -> Report:
-    """Write what was recorded to the file that the report's ``file`` names, and forget it."""
+    """Write the record to a file, whose path is the report's ``file``, and clear it."""
     return _run(engine, DUMP, model)
 
 
 def look(engine: Engine, model: str = "") -> Report:
-    """The report of what was recorded so far."""
+    """The report of the record so far."""
     return _run(engine, LOOK, model)
 
 

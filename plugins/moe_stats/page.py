@@ -1,7 +1,7 @@
-"""The heat map: one file of HTML with its script and style, nothing from elsewhere.
+"""The page with the heat map: one HTML file with its script and style, which loads nothing from elsewhere.
 
-The Content-Security-Policy allows exactly these two by their hashes. The script writes texts with
-``textContent`` only, so that no name of a model or message of a server can become markup.
+The Content-Security-Policy allows only this script and this style, by their hashes. The script inserts texts with
+``textContent`` only, so that a model's name or a server's message can't be interpreted as markup.
 """
 
 from __future__ import annotations

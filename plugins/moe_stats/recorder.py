@@ -1,7 +1,4 @@
-"""The engine's part of expert statistics: one recorder a model, and the controls that drive it.
-
-It is no stage of any request: it looks on while the model computes for other tasks.
-"""
+"""Expert statistics in the engine: one recorder per model, and the controls that start, stop, dump and read it."""
 
 from __future__ import annotations
 
@@ -25,10 +22,10 @@ log = logging.getLogger("trunkline.moe_stats")
 
 
 class Recorder:
-    """Counts which experts the tokens of requests are sent to; an ExpertObserver.
+    """Counts to which experts the tokens of requests are sent; an ExpertObserver.
 
-    Every computed token counts once a layer, whichever task it belongs to; tokens that the prefix
-    cache stands in for are not computed. Health probes and warm-up don't count.
+    Every computed token of any task counts once per layer. Tokens of cached prefixes aren't computed, so they aren't
+    counted; nor are health probes and warm-up.
     """
 
     def __init__(self, name: str, layers: ExpertLayers, settings: MoeStatsSettings) -> None:
@@ -38,12 +35,12 @@ class Recorder:
         self._settings = settings
         self._number = 0
         self._rows: list[PassRow] = []
-        self._counted: list[bool] = []  # of all rows, which are requests'
-        self._shown: dict[int, torch.Tensor] = {}
+        self._counted: list[bool] = []  # for each row, whether it is a client's request
+        self._shown: dict[int, torch.Tensor] = {}  # layer -> the experts of each token in this pass
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was recorded."""
+        """Clear the record."""
         layers, settings = self._layers, self._settings
         self._passes = self._tokens = self._top_k = 0
         self._total: Ints = np.zeros((layers.depth, layers.experts), np.int64)
@@ -63,7 +60,7 @@ class Recorder:
         self._shown = {}
 
     def observe(self, layer: int, chosen: torch.Tensor) -> None:
-        self._shown[layer] = chosen  # looked at when the pass is over: no waiting for the device before
+        self._shown[layer] = chosen  # read in end_pass, to avoid synchronising with the device in each layer
 
     def end_pass(self) -> None:
         shown, self._shown = self._shown, {}
@@ -94,23 +91,23 @@ class Recorder:
         counts = np.bincount((chosen + shift).ravel(), minlength=self._layers.depth * experts)
         return counts.reshape(self._layers.depth, experts)
 
-    # -- what controls do --------------------------------------------------------------------
+    # -- controls ----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Record from the next pass on, from nothing."""
+        """Clear the record and record from the next pass on."""
         if self.active:
             log.warning("%s: recording was on already; what was recorded is dropped", self.name)
         self.clear()
         self.active = True
 
     def stop(self) -> None:
-        """Record no more; what was recorded stays."""
+        """Stop recording; the record is kept."""
         if not self.active:
             log.warning("%s: nothing is being recorded; /start_expert_distribution_record begins", self.name)
         self.active = False
 
     def dump(self) -> Snapshot:
-        """Write the file, then forget what it holds. RequestError 500, and nothing forgotten, when it can't be."""
+        """Write the record to a file, then clear it. RequestError 500, and it isn't cleared, when writing fails."""
         file = write(self._records.contents(), self._settings.expert_dump_dir, per_rank=self._records.per_rank)
         told = msgspec.structs.replace(self.snapshot(), file=str(file))
         log.info("%s: expert choices of %d passes written to %s", self.name, self._passes, file)
@@ -118,7 +115,7 @@ class Recorder:
         return told
 
     def snapshot(self) -> Snapshot:
-        """What was recorded so far."""
+        """The record so far."""
         layers = self._layers
         return Snapshot(
             model=self.name,
@@ -136,7 +133,7 @@ class Recorder:
 
 
 def recorder_of(model: Model) -> Recorder:
-    """The model's recorder. RequestError 400 that says why there is none."""
+    """The model's recorder. RequestError 400 with the reason when there is none."""
     layers = model.expert_layers
     if layers is None:
         raise RequestError(
@@ -147,29 +144,29 @@ def recorder_of(model: Model) -> Recorder:
     if layers.unseen:
         raise RequestError(f"The expert choices of {model.name} can't be recorded. {layers.unseen}", param="model")
     recorder = next(observer for observer in model.expert_observers if isinstance(observer, Recorder))
-    recorder.name = model.name  # which may change while it is served
+    recorder.name = model.name  # weight updates rename models
     return recorder
 
 
 def start(model: Model) -> Any:
-    """Control: begin; the snapshot, as builtins."""
+    """Control: start recording. Returns the snapshot as builtin types."""
     recorder = recorder_of(model)
     recorder.start()
     return msgspec.to_builtins(recorder.snapshot())
 
 
 def stop(model: Model) -> Any:
-    """Control: end; the snapshot."""
+    """Control: stop recording. Returns the snapshot."""
     recorder = recorder_of(model)
     recorder.stop()
     return msgspec.to_builtins(recorder.snapshot())
 
 
 def dump(model: Model) -> Any:
-    """Control: write a file; the snapshot of what it holds."""
+    """Control: write the record to a file and clear it. Returns the snapshot of the dumped record."""
     return msgspec.to_builtins(recorder_of(model).dump())
 
 
 def look(model: Model) -> Any:
-    """Control: the snapshot, and nothing changes."""
+    """Control: return the snapshot; changes nothing."""
     return msgspec.to_builtins(recorder_of(model).snapshot())

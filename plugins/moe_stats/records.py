@@ -1,4 +1,4 @@
-"""What a dump holds, in the three layouts of SGLang's files. Everything is on the CPU."""
+"""Records of passes in the three layouts of SGLang's dump files. All tensors are on the CPU."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Ints = NDArray[np.int64]
 
 RANK = 0
 EXTEND, DECODE, MIXED = 1, 2, 3  # SGLang's forward modes
-LEAST_WIDTH = 8  # columns of a token's choices that readers of the files expect at least
+LEAST_WIDTH = 8  # smallest number of columns per token that readers of the files expect
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One pass without the engine's own rows.
+    """One pass, without rows of health probes and warm-up.
 
-    ``rows`` are packed in this order; ``chosen`` int64 ``[L, T, k]`` for the ``layers`` that have
-    experts, ``counts`` int64 ``[depth, experts]`` with zero rows for those that have none.
+    ``rows`` are packed in this order. ``chosen``: the experts of each token, int64 ``[L, T, k]``, in the ``layers``
+    with experts. ``counts``: int64 ``[depth, experts]``, with zeros for layers without experts.
     """
 
     number: int
@@ -40,18 +40,18 @@ class Pass:
 
 
 class Records(ABC):
-    """Keeps passes until they are dumped, in at most ``limit`` bytes."""
+    """Stores passes until they are dumped, in at most ``limit`` bytes."""
 
-    per_rank = False  # SGLang's file name tells the rank then
+    per_rank = False  # whether SGLang's file name has the rank
 
     def __init__(self, depth: int, experts: int, limit: int) -> None:
         self.shape = (depth, experts)
         self.limit = limit
         self.bytes = 0
-        self.refused = 0  # passes for which there was no room
+        self.refused = 0  # number of passes that would have exceeded the limit
 
     def add(self, one: Pass) -> None:
-        """Keep a pass, unless there is no room."""
+        """Store a pass, unless it would exceed the limit."""
         needed = self.size(one)
         if self.bytes + needed > self.limit:
             self.refused += 1
@@ -61,22 +61,22 @@ class Records(ABC):
 
     @abstractmethod
     def size(self, one: Pass) -> int:
-        """Bytes that keeping it adds."""
+        """Bytes that storing the pass would take."""
 
     @abstractmethod
     def keep(self, one: Pass) -> None:
-        """Store what the dump will hold of it."""
+        """Store the pass."""
 
     @abstractmethod
     def contents(self) -> dict[str, Any]:
-        """The dump: tensors, numbers, texts, lists and dicts only."""
+        """The content of the dump: only tensors, numbers, strings, lists and dicts."""
 
 
 class StatRecords(Records):
     """Counts of each pass, ``[steps, depth, experts]``.
 
-    SGLang overwrites the oldest passes when its buffer is full. Here the oldest step takes the next
-    one in, so that the sum over steps is exact however long was recorded.
+    SGLang overwrites the oldest passes when its buffer is full. Here, the oldest entry is added to the second oldest,
+    so that the sum over all entries is exact.
     """
 
     def __init__(self, depth: int, experts: int, limit: int, steps: int) -> None:
@@ -109,7 +109,7 @@ class StatRecords(Records):
 
 
 class PassRecords(Records):
-    """One record a pass, with its counts."""
+    """One record per pass, with its counts."""
 
     per_rank = True
 
@@ -137,7 +137,7 @@ class PassRecords(Records):
 
 
 class TokenRecords(PassRecords):
-    """One record a pass, with every token's id, position, request and choices."""
+    """One record per pass, with the id, position, request and experts of every token."""
 
     def size(self, one: Pass) -> int:
         depth, _ = self.shape
@@ -159,13 +159,13 @@ class TokenRecords(PassRecords):
             "forward_mode": mode,
             "topk_ids_of_layer": choices,
             "misc_objects": [],
-            "rids": [row.request.rid for row in one.rows],  # with the lengths they say whose each token is
+            "rids": [row.request.rid for row in one.rows],  # in the order of the tokens
         }
 
 
 def forward_mode(rows: Sequence[PassRow]) -> int:
-    """SGLang's number for what a pass does: prompts, next tokens, or both."""
-    # After a retraction a request's own output comes again in chunks.
+    """SGLang's number for a pass that extends prompts, decodes, or does both."""
+    # After a retraction, a request's output is recomputed in chunks, which counts as extend.
     decoding = [row.end - row.start == 1 and row.start >= row.request.prompt_len for row in rows]
     return DECODE if all(decoding) else MIXED if any(decoding) else EXTEND
 

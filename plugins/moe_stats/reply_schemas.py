@@ -1,4 +1,4 @@
-"""What the routes answer."""
+"""The replies of the routes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from msgspec import Meta, Struct
 
 
 class ExpertQuery(Struct):
-    """The query of the routes that start, stop and dump the record."""
+    """Query parameters of the routes that start, stop and dump the record."""
 
     model: Annotated[str, Meta(description="A served name or alias; by default the first model.")] = ""
-    format: Annotated[Literal["json", "text"] | None, Meta(description="By default what Accept asks for.")] = None
+    format: Annotated[
+        Literal["json", "text"] | None, Meta(description="By default according to the header Accept.")
+    ] = None
 
 
 class BusyExpert(TypedDict):
@@ -29,7 +31,7 @@ class LayerReport(TypedDict):
 
 
 class Report(TypedDict):
-    """Which experts tokens were sent to, by layer."""
+    """How often tokens were sent to each expert, by layer."""
 
     model: str
     mode: str

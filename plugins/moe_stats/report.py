@@ -1,4 +1,4 @@
-"""A snapshot as clients see it: shares, busiest experts, balancedness."""
+"""Makes the report for clients from a snapshot: shares, busiest experts, balancedness."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from .reply_schemas import LayerReport, Report
 from .schemas import Snapshot
 
-TOP = 5  # busiest experts named a layer
+TOP = 5  # number of busiest experts per layer in the report
 
 
 def report(snapshot: Snapshot) -> Report:
-    """The JSON object of a snapshot.
+    """The report of a snapshot.
 
-    Balancedness is mean / maximum of a layer's counts: 1 when all experts have the same load,
-    1/experts when one has it all, null when nothing was counted. The model's is the mean of its layers'.
+    Balancedness is mean / maximum of a layer's counts: 1 if all experts have the same load,
+    1/experts if one has all of it, null if nothing was counted. The model's is the mean of its layers'.
     """
     layers = [_layer(layer, counts) for layer, counts in zip(snapshot.layers, snapshot.counts, strict=True)]
     known = [layer["balancedness"] for layer in layers if layer["balancedness"] is not None]

@@ -14,28 +14,28 @@ from .report import report
 from .service import Service, model_of, wants_json
 from .settings import DUMP, START, STOP
 
-# path -> (control, SGLang's answer word for word, what the route does)
+# path -> (control, SGLang's text of the response, description of the route)
 RECORD = {
     "/start_expert_distribution_record": (
         START,
         "Start recording the expert distribution.\n",
-        "Count from now on, from nothing, which experts tokens are sent to.",
+        "Clear the record and start recording to which experts tokens are sent.",
     ),
     "/stop_expert_distribution_record": (
         STOP,
         "Stop recording the expert distribution.\n",
-        "Count no more; what was counted stays.",
+        "Stop recording; the record is kept.",
     ),
     "/dump_expert_distribution_record": (
         DUMP,
         "Dump expert distribution record.\n",
-        "Write what was counted to a file of the server's and forget it.",
+        "Write the record to a file on the server and clear it.",
     ),
 }
 
 
 def record_routes(service: Service) -> list[Any]:
-    """Handlers, bound to the service."""
+    """The handlers, which use ``service``."""
     return [_route(service, path, *about) for path, about in RECORD.items()]
 
 

@@ -1,4 +1,4 @@
-"""What crosses the process boundary."""
+"""The result of all controls, which is sent from the engine to the front."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from trunkline.core.types import Count
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
-    """What was recorded since the last start or dump.
+    """Totals of the record since the last start or dump.
 
-    ``counts[i][e]``: how often tokens chose expert ``e`` in decoder layer ``layers[i]``; each row
-    adds up to ``tokens * top_k``. ``unrecorded`` passes are in the counts but not in the dump's
-    records, for which there was no memory.
+    ``counts[i][e]``: how often tokens were sent to expert ``e`` in decoder layer ``layers[i]``; each row
+    adds up to ``tokens * top_k``. ``unrecorded``: number of passes that are in the counts but not in the dump,
+    because of the limit on its memory.
     """
 
     model: str
@@ -26,4 +26,4 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     layers: list[Count]
     counts: list[list[Count]]
     unrecorded: Count = 0
-    file: str = ""  # of the dump, where one was written
+    file: str = ""  # path of the dump, if one was written

@@ -1,4 +1,4 @@
-"""From a request to a snapshot: all routes go through here."""
+"""Runs controls and returns snapshots; used by all routes and from Python."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from .schemas import Snapshot
 
 
 class Service:
-    """The front's part of expert statistics."""
+    """Expert statistics in the front."""
 
     def __init__(self, engine: EngineClient) -> None:
         self._engine = engine
 
     async def run(self, control: str, model: str | None) -> Snapshot:
-        """Run a control on the model of that name, by default on the primary one.
+        """Run a control on a model, by default on the primary one.
 
-        RequestError 400 for an unknown name and for a model whose choices can't be counted.
+        RequestError 400 for an unknown name and for a model that can't be recorded.
         """
         served = named_or_primary(self._engine.models, model)
         return msgspec.convert(await self._engine.call(control, model=served.name), Snapshot)
 
 
 def model_of(request: AnyRequest) -> str | None:
-    """The model that ``?model=`` names."""
+    """The query parameter ``model``."""
     return request.query_params.get("model")
 
 
 def wants_json(request: AnyRequest) -> bool:
-    """Did the client ask for JSON, by ``?format=`` or by its Accept header? InvalidBody for another format."""
+    """Whether the client wants JSON, by ``?format=`` or its Accept header. InvalidBody for another format."""
     given = request.query_params.get("format")
     if given not in (None, "json", "text"):
         raise InvalidBody(f"format must be 'json' or 'text', got {given!r}.")

@@ -19,8 +19,8 @@ class MoeStatsSettings(Struct, frozen=True):
     expert_distribution_recorder_mode: Annotated[
         Mode,
         Meta(
-            description="What dumps of expert choices hold: counts a pass (stat; stat_approx is the same), one record "
-            "a pass, or every token's choices."
+            description="Content of expert dumps: counts per pass (stat; stat_approx is the same), a record per pass "
+            "(per_pass), or also the experts of each token (per_token)."
         ),
     ] = "stat"
     expert_distribution_recorder_buffer_size: Annotated[
@@ -28,23 +28,22 @@ class MoeStatsSettings(Struct, frozen=True):
         Meta(
             ge=-1,
             le=1_000_000,
-            description="Passes that a stat dump tells apart, the oldest holding all before it; 0 or -1: all passes.",
+            description="Number of passes in a stat dump, of which the first includes all older ones; 0 or -1: as many "
+            "as --expert-record-bytes allows.",
         ),
     ] = 1000
     enable_expert_distribution_metrics: Annotated[
-        bool, Meta(description="Record expert choices from the start, without waiting for a call.")
+        bool, Meta(description="Record expert statistics from the start.")
     ] = False
     expert_dump_dir: Annotated[
         str,
-        Meta(
-            description=f"Folder of expert dumps; default what {FOLDER_VARIABLE} says, else a private temporary folder."
-        ),
+        Meta(description=f"Folder of expert dumps; default {FOLDER_VARIABLE}, else a private temporary folder."),
     ] = ""
     expert_record_bytes: Annotated[
         int,
         Meta(
             ge=1 << 16,
             le=1 << 44,
-            description="Memory for records of one model between dumps; passes beyond it are counted in totals only.",
+            description="Limit on the memory of a model's record, bytes; passes beyond it are counted in totals only.",
         ),
     ] = 1 << 30

@@ -1,7 +1,7 @@
 """Reranking: ``/v1/rerank``, ``/rerank``, ``/v2/rerank``, ``/score`` and ``/v1/score``.
 
-A model judges how well a document answers a query: a cross-encoder with its score head, or a
-causal model by the logits of its answer tokens. What runs in the engine is ``stage.py``.
+A model scores how well a document answers a query: a cross-encoder with its score head, or a
+causal model by the logits of its answer tokens. ``stage.py`` runs in the engine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the routes take; each dialect uses its own fields, unknown ones are ignored."""
+"""The request bodies of the routes. Each dialect uses its own fields; unknown fields are ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's files say about reranking; neither torch nor a tokenizer is needed for it."""
+"""Detects from a checkpoint's files whether it is a reranker, and its activation; needs neither torch nor tokenizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trunkline.core.types import ModelInfo, Serves
 from .settings import TASK
 
 ON_REQUEST = "To have it rerank by answering yes or no, add `--task rerank` (with its other tasks: `--task a,rerank`)."
-README_BYTES = 4096  # where the metadata of a model card stands
+README_BYTES = 4096  # the beginning of a model card, with its metadata
 LOGIT_SCORE = "LogitScore"  # sentence-transformers' module of causal rerankers
 
 
@@ -33,17 +33,17 @@ ACTIVATIONS: dict[str, Callable[[float], float]] = {
     "ReLU": lambda x: max(x, 0.0),
     "Softplus": softplus,
 }
-"""By the last part of torch's name; all grow with their argument, so they don't change a ranking."""
+"""By the last part of torch's name. All are monotonic, so they don't change a ranking."""
 
 
 def serves(model: ModelInfo) -> Serves:
-    """The task's answer for a checkpoint; the reasons are what clients of the wrong model read."""
+    """Whether the checkpoint can rerank; clients get the reasons as error messages."""
     name = model.architecture
     if is_language_model(model):
         if is_reranker(model):
             return Serves(TASK, "default")
         reason, beside = f"{name} is not a cross-encoder model. {ON_REQUEST}", f"{NOT_EMBEDDING_MODEL} {ON_REQUEST}"
-        return Serves(TASK, "on_request", reason, reason_beside_generation=beside)
+        return Serves(TASK, "on_request", reason, reason_beside_decoding=beside)
     if not name.endswith("ForSequenceClassification"):
         return Serves(TASK, "no", f"{name} is not a cross-encoder model: it has no score head. Try another model.")
     if (labels := label_count(model.config)) != 1:
@@ -58,12 +58,12 @@ def serves(model: ModelInfo) -> Serves:
 
 
 def is_language_model(model: ModelInfo) -> bool:
-    """Does it score by the logits of tokens?"""
+    """Whether it scores by the logits of answer tokens."""
     return model.causal and model.architecture.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def label_count(config: dict[str, Any]) -> int:
-    """Outputs of the score head, by the rules of transformers' config classes."""
+    """Number of outputs of the score head, by the rules of transformers' config classes."""
     names = config.get("id2label")
     if isinstance(names, dict) and names:
         return len(names)
@@ -72,7 +72,7 @@ def label_count(config: dict[str, Any]) -> int:
 
 
 def activation_name(model: ModelInfo) -> str:
-    """What the checkpoint wants done to its logit, ``Identity`` unless it says so."""
+    """The activation for the logit that the checkpoint's files name, else ``Identity``."""
     own = model.config.get("sentence_transformers")
     named = own.get("activation_fn") if isinstance(own, dict) else None
     named = named or model.config.get("sbert_ce_default_activation_function")
@@ -81,7 +81,7 @@ def activation_name(model: ModelInfo) -> str:
 
 
 def is_reranker(model: ModelInfo) -> bool:
-    """Was a causal model trained to rerank? Its name, its model card or its files say so."""
+    """Whether a causal model was trained to rerank, according to its name, its model card or its files."""
     folder = Path(model.path)
     return (
         any("rerank" in name.lower() for name in _names(model, folder))
@@ -93,7 +93,7 @@ def is_reranker(model: ModelInfo) -> bool:
 
 
 def logit_score(folder: Path) -> tuple[int, int | None] | None:
-    """Ids of the answer tokens for relevant and irrelevant, where sentence-transformers' files give them."""
+    """Ids of the answer tokens for relevant and irrelevant in sentence-transformers' files; None without them."""
     modules = _read_json(folder / "modules.json", list)
     for module in modules:
         if isinstance(module, dict) and str(module.get("type", "")).endswith(LOGIT_SCORE):
@@ -105,7 +105,7 @@ def logit_score(folder: Path) -> tuple[int, int | None] | None:
 
 
 def knows_pair_roles(template: str) -> bool:
-    """Does a chat template look for turns of the roles ``query`` and ``document``?"""
+    """Whether a chat template handles the roles ``query`` and ``document``."""
     return all(f"'{role}'" in template or f'"{role}"' in template for role in ("query", "document"))
 
 
@@ -118,13 +118,13 @@ def chat_template_in(folder: Path) -> str:
 
 
 def _names(model: ModelInfo, folder: Path) -> list[str]:
-    """What the checkpoint is called: its folder, its entry in the hub's cache, its config's word for it."""
+    """Names of the checkpoint: its folder, its entry in the hub's cache, ``_name_or_path`` in its config."""
     cached = folder.parent.parent.name if folder.parent.name == "snapshots" else ""
     return [folder.name, cached, str(model.config.get("_name_or_path", ""))]
 
 
 def _read_text(path: Path, size: int = -1) -> str:
-    """The beginning of an optional file, "" when it isn't there."""
+    """The beginning of an optional file, "" if it doesn't exist."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             return file.read(size)
@@ -133,7 +133,7 @@ def _read_text(path: Path, size: int = -1) -> str:
 
 
 def _read_json(path: Path, kind: type = dict) -> Any:
-    """An optional JSON file, empty when it isn't there, is broken or holds something else."""
+    """An optional JSON file; an empty value if it doesn't exist, is damaged or has another type."""
     try:
         values = json.loads(_read_text(path))
     except ValueError:

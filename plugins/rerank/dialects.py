@@ -1,4 +1,4 @@
-"""One ranking in the shapes that different clients parse."""
+"""Renders a ranking in the formats of different APIs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trunkline.core.server.api import TruncationReport
 
 from .detect import sigmoid
 from .reply_schemas import CohereMeta, CohereReply, JinaReply, Result, SglangEntry, TeiEntry
-from .service import Scored, usage
+from .service import ScoredPair, usage
 
 SEARCH_UNIT = 100  # documents that Cohere counts as one search
 
@@ -22,23 +22,23 @@ class Ranking(Struct, frozen=True, kw_only=True):
 
     id: str
     model: str
-    scored: list[Scored]
-    documents: list[str | dict[str, Any]]  # as they came
-    texts: list[str]  # what of them was scored
+    scored: list[ScoredPair]
+    documents: list[str | dict[str, Any]]  # as the client sent them
+    texts: list[str]  # their texts that were scored
     order: list[int]
     with_documents: bool
     raw_scores: bool = False
     version: str = "1"  # of Cohere's API
 
 
-def ranked(scored: list[Scored], top_n: int | None) -> list[int]:
-    """Indices, best first; equal ones in the order of the request."""
+def ranked(scored: list[ScoredPair], top_n: int | None) -> list[int]:
+    """Indices, best first; ties in the order of the request."""
     order = sorted(range(len(scored)), key=lambda index: -scored[index].logit)
     return order[:top_n]
 
 
 def sglang(ranking: Ranking) -> list[SglangEntry]:
-    """A bare list; the score is what the checkpoint asks for: mostly the raw logit."""
+    """A bare list; the score has the checkpoint's activation, usually none."""
     answer = []
     for index in ranking.order:
         one = ranking.scored[index]
@@ -64,7 +64,7 @@ def tei(ranking: Ranking) -> list[TeiEntry]:
 
 
 def jina(ranking: Ranking) -> JinaReply:
-    """The object of Jina, Infinity and vLLM; scores lie in [0, 1]."""
+    """The object of Jina, Infinity and vLLM; scores are in [0, 1]."""
     return {
         "id": ranking.id,
         "model": ranking.model,
@@ -74,7 +74,7 @@ def jina(ranking: Ranking) -> JinaReply:
 
 
 def cohere(ranking: Ranking) -> CohereReply:
-    """Cohere's object; scores lie in [0, 1]. What was cut is told in ``meta.warnings``."""
+    """Cohere's object; scores are in [0, 1]. Truncated documents are listed in ``meta.warnings``."""
     counts = usage(ranking.scored)
     meta: CohereMeta = {
         "api_version": {"version": ranking.version},
@@ -107,13 +107,14 @@ def _results(ranking: Ranking, *, cuts: bool = True) -> list[Result]:
     return results
 
 
-def relevance(ranking: Ranking, one: Scored) -> float:
-    """A probability whatever the checkpoint says, so that thresholds mean the same for all; or the raw logit."""
+def relevance(ranking: Ranking, one: ScoredPair) -> float:
+    """The sigmoid of the logit, whatever the checkpoint's activation, so that thresholds mean the same for all models;
+    with ``raw_scores``, the logit."""
     return one.logit if ranking.raw_scores else sigmoid(one.logit)
 
 
-def cut(one: Scored) -> TruncationReport:
-    """The report of a document that was truncated, for dialects without a place of their own for it."""
+def cut(one: ScoredPair) -> TruncationReport:
+    """The keys about truncation of a document, {} if it wasn't truncated."""
     return one.report
 
 

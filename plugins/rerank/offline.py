@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from trunkline.core.server.api import Truncation
 
 from .reranker import Limits
-from .service import Job, Service, new_id
+from .service import ScoringRequest, Service, new_id
 
 if TYPE_CHECKING:
     from trunkline.core import Engine
@@ -25,22 +25,22 @@ def rerank(
     model: str = "",
     timeout: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Documents by how well they answer ``query``, best first, all in one batch.
+    """Rank documents by how well they answer ``query``, best first.
 
-    Each record has ``index``, ``score`` (what the checkpoint makes of its logit), ``logit``,
-    ``prompt_tokens``, ``cached_tokens``, and ``truncated`` with ``original_tokens`` where the
-    document was cut. ``model`` is by default the first that reranks. Raises RequestError for what
-    the server would answer 4xx, TimeoutError when all of it takes more than ``timeout`` seconds.
+    Each record has ``index``, ``score`` (with the checkpoint's activation), ``logit``,
+    ``prompt_tokens``, ``cached_tokens``, and ``truncated`` with ``original_tokens`` if the
+    document was truncated. ``model`` is by default the first that reranks. RequestError where
+    the server would respond with 4xx; TimeoutError when the call takes more than ``timeout`` seconds.
     """
     service = engine.service(Service)
     reranker = service.reranker(model and engine.served(model).name)
-    job = Job(
+    request = ScoringRequest(
         queries=[query] * len(documents),
         documents=list(documents),
         limits=Limits.of(reranker.served, truncate),
         instruct=instruct,
     )
-    scored = engine.run(service.score(reranker, job, new_id("rerank")), timeout)
+    scored = engine.run(service.score(reranker, request, new_id("rerank")), timeout)
     records: list[dict[str, Any]] = []
     for index, one in enumerate(scored):
         record = {"index": index, "score": one.score, "logit": one.logit, "prompt_tokens": one.prompt_tokens}

@@ -1,6 +1,6 @@
-"""How a query and a document become token ids, for each kind of model.
+"""Makes token ids from a query and a document, for each kind of model.
 
-A prompt keeps its document apart, so that only the document is cut where it is too long.
+The document's ids are kept separately, because only the document is truncated.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ JUDGE = (
     'Note that the answer can only be "yes" or "no".'
 )
 INSTRUCT = "Given a web search query, retrieve relevant passages that answer the query"
-# Stand for the texts while the chat template is rendered, so that no text is taken for template.
+# Placeholders for the texts while the chat template is rendered, so that texts aren't interpreted by the template.
 PLACES = {"instruct": "\u27e6instruct\u27e7", "query": "\u27e6query\u27e7", "document": "\u27e6document\u27e7"}
 PLACE = re.compile("|".join(PLACES.values()))
 
 
 class Prompt(Struct, frozen=True):
-    """Token ids before, of and after the document. ``second_at``: where token type 1 begins, if it does."""
+    """Token ids before, of and after the document. ``second_at``: index at which token type 1 begins, None if none."""
 
     head: list[int]
     document: list[int]
@@ -39,7 +39,7 @@ class Prompt(Struct, frozen=True):
 
 
 class Prompter(Protocol):
-    """Makes one prompt a pair; pure CPU work."""
+    """Makes one prompt per pair; only CPU work."""
 
     takes_instruct: bool
 
@@ -47,7 +47,7 @@ class Prompter(Protocol):
 
 
 class PairPrompter:
-    """The tokenizer's own form for two texts, with the special tokens and token types that it gives them."""
+    """Joins query and document as the tokenizer joins pairs of texts, with its special tokens and token types."""
 
     takes_instruct = False
 
@@ -68,15 +68,15 @@ class PairPrompter:
 
 
 class JudgePrompter:
-    """A chat turn that asks for yes or no.
+    """Makes a chat prompt that asks for yes or no.
 
-    Templates that know the roles ``query`` and ``document`` get them (and the instruction as the
-    system's turn); others get the turns that Qwen3-Reranker was trained with. The instruction and
-    the query stand before the document, so that a query's documents share them in the cache.
+    Templates that handle the roles ``query`` and ``document`` get these (and the instruction as the
+    system message); others get the messages that Qwen3-Reranker was trained with. The instruction and
+    the query come before the document, so that they are a common cached prefix of a query's documents.
     """
 
     def __init__(self, tokenizer: Any, instruct: str | None = None) -> None:
-        """``instruct`` is the default instruction. RequestError when the chat template can't hold a pair."""
+        """``instruct`` is the default instruction. RequestError when the chat template doesn't render a pair."""
         self._tokenizer = tokenizer
         self._roles = knows_pair_roles(tokenizer.chat_template)
         self._default = instruct or (None if self._roles else INSTRUCT)
@@ -85,7 +85,7 @@ class JudgePrompter:
         self.takes_instruct = PLACES["instruct"] in self._instructed
 
     def _skeleton(self, *, with_instruct: bool) -> str:
-        """The rendered chat with places for the texts."""
+        """The rendered chat with placeholders for the texts."""
         if self._roles:
             turns = [{"role": role, "content": PLACES[role]} for role in ("query", "document")]
             if with_instruct:
@@ -100,7 +100,7 @@ class JudgePrompter:
                 add_generation_prompt=True,
                 enable_thinking=False,
             )
-        except Exception as error:  # templates raise whatever they like
+        except Exception as error:  # a template may raise anything
             raise RequestError(f"The model's chat template can't be used for reranking: {error}") from error
         if text.count(PLACES["document"]) != 1 or PLACES["query"] not in text:
             raise RequestError(
@@ -121,9 +121,9 @@ class JudgePrompter:
 def split_prompts(
     tokenizer: Any, heads: Sequence[str], documents: Sequence[str], tails: Sequence[str], *, special: bool
 ) -> list[Prompt]:
-    """Each text tokenised as a whole, then taken apart where its document begins and ends.
+    """Tokenise each text as a whole, then split its ids where the document begins and ends.
 
-    A token over a border belongs to the document. ``special`` adds the tokenizer's special tokens.
+    A token that spans such a border belongs to the document. ``special`` adds the tokenizer's special tokens.
     """
     texts = [head + document + tail for head, document, tail in zip(heads, documents, tails, strict=True)]
     encodings = _encode(tokenizer, texts, None, special=special)
@@ -135,7 +135,7 @@ def split_prompts(
 
 
 def _span(encoding: Any, begin: int, end: int) -> tuple[int, int]:
-    """Indices of the tokens that touch the characters ``[begin, end)``; special tokens touch none."""
+    """Range of the tokens that overlap the characters ``[begin, end)``; special tokens don't."""
     touching = [
         index
         for index, (owner, (start, stop)) in enumerate(zip(encoding.sequence_ids, encoding.offsets, strict=True))
@@ -143,12 +143,12 @@ def _span(encoding: Any, begin: int, end: int) -> tuple[int, int]:
     ]
     if touching:
         return touching[0], touching[-1] + 1
-    before = sum(stop <= begin for _, stop in encoding.offsets)  # special tokens lie at (0, 0)
+    before = sum(stop <= begin for _, stop in encoding.offsets)  # special tokens have the offsets (0, 0)
     return before, before
 
 
 def _encode(tokenizer: Any, texts: Sequence[str], seconds: Sequence[str] | None, *, special: bool = True) -> list[Any]:
-    """``tokenizers.Encoding`` of each text or pair, neither padded nor cut."""
+    """``tokenizers.Encoding`` of each text or pair, neither padded nor truncated."""
     if not getattr(tokenizer, "is_fast", False):
         raise RequestError("Reranking needs a fast tokenizer (tokenizer.json), which this model doesn't have.")
     batch = tokenizer(list(texts), None if seconds is None else list(seconds), add_special_tokens=special)
@@ -157,6 +157,6 @@ def _encode(tokenizer: Any, texts: Sequence[str], seconds: Sequence[str] | None,
 
 
 def _fill(text: str, **values: str) -> str:
-    """Put texts in their places, all at once: what a text holds is never taken for a place."""
+    """Replace all placeholders at once, so that a placeholder in a text isn't replaced."""
     names = {place: name for name, place in PLACES.items()}
     return PLACE.sub(lambda match: values[names[match.group()]], text)

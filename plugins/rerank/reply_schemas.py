@@ -1,4 +1,4 @@
-"""What the routes answer, by dialect."""
+"""The replies of the routes, by dialect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .settings import Format
 
 
 class FormatQuery(Struct):
-    """The query of the rerank routes."""
+    """Query parameters of the rerank routes."""
 
     format: Format | None = None
 
@@ -81,7 +81,7 @@ class CohereReply(TypedDict):
 
 
 RANKING = list[SglangEntry], list[TeiEntry], JinaReply, CohereReply
-"""Every rerank route answers in any dialect, by ``?format=``."""
+"""Replies of every rerank route: ``?format=`` can choose any dialect."""
 
 
 class PairScore(TruncationReport):

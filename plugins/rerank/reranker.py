@@ -1,4 +1,4 @@
-"""What one served model needs to rerank: its prompts, its answer tokens, what its scores mean."""
+"""``Reranker``: prompts, answer tokens and scores of one served model."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from .prompts import JudgePrompter, PairPrompter, Prompt, Prompter
 from .schemas import RerankParams, RerankResult
 from .settings import RerankSettings
 
-MAX_CHUNKED = 1 << 16  # tokens of a document that are split into chunks
-WORDS = (("yes", "no"), ("Yes", "No"))  # what causal rerankers answer; the first pair that are tokens
+MAX_CHUNKED = 1 << 16  # limit on the tokens of a document that is split into chunks
+WORDS = (("yes", "no"), ("Yes", "No"))  # answers of causal rerankers; the first pair of single tokens is used
 
 
 class Limits(Struct, frozen=True):
-    """How long prompts may be, in tokens, and what happens to longer ones.
+    """Limits on prompts in tokens, and the treatment of longer ones.
 
-    ``how`` is the end of the document that is cut, or "none". ``document`` bounds the document
-    alone and always cuts. With ``chunks`` > 1 a document that is too long becomes up to so many
-    prompts, and its score is the best of theirs.
+    ``how``: the end of the document that is cut off, or "none". ``document``: limit on the document
+    alone, to which it is always cut. ``chunks`` > 1: a document that is too long is split into up to
+    ``chunks`` prompts, and the best of their scores counts.
     """
 
     prompt: int
@@ -55,7 +55,7 @@ class Limits(Struct, frozen=True):
 
 
 class Field(Struct, frozen=True):
-    """A field of the body as the client spelled it, for errors. ``single``: it holds one text for all pairs."""
+    """A field of the body under the client's name, for errors. ``single``: it has one text for all pairs."""
 
     name: str
     single: bool = False
@@ -65,7 +65,7 @@ QUERY, DOCUMENTS = Field("query", single=True), Field("documents")
 
 
 class Reranker:
-    """Pure CPU work, with or without a server."""
+    """Makes prompts and interprets results for one model. Only CPU work; usable without a server."""
 
     def __init__(self, served: ServedModel, tokenizer: Tokenizer | None, settings: RerankSettings) -> None:
         """RequestError when the model can't rerank with this tokenizer or these settings."""
@@ -83,7 +83,7 @@ class Reranker:
 
     @property
     def prompter(self) -> Prompter:
-        """Made when it is first needed: plain label scoring can do without a chat template."""
+        """Made at the first use: label scoring doesn't need a chat template."""
         if self._prompter is None:
             self._prompter = self._make_prompter()
         return self._prompter
@@ -103,13 +103,13 @@ class Reranker:
 
     @property
     def params(self) -> RerankParams:
-        """What the engine is asked for: the answer tokens of causal models, nothing for score heads."""
+        """Parameters for the engine: the answer tokens of causal models; none for score heads."""
         if self._answers is None:
             self._answers = RerankParams(self._answer_tokens() if self.by_labels else ())
         return self._answers
 
     def _answer_tokens(self) -> tuple[int, ...]:
-        """Ids for relevant and, mostly, for irrelevant."""
+        """Ids of the answer tokens for relevant and, in most models, for irrelevant."""
         if (given := logit_score(Path(self.served.info.path))) is not None:
             return tuple(token for token in given if token is not None)
         for words in WORDS:
@@ -130,11 +130,11 @@ class Reranker:
         first: int = 0,
         fields: tuple[Field, Field] = (QUERY, DOCUMENTS),
     ) -> list[list[PreparedInput]]:
-        """Prompts of each pair: one, or several where a document falls into chunks.
+        """The prompts of each pair: one, or several if the document is split into chunks.
 
-        For errors, ``first`` is the index of the first pair in its request, and ``fields`` are those that the
-        queries and the documents came in. RequestError for pairs that are too long, and for an instruction where
-        the model's prompt has no place for it.
+        For errors, ``first`` is the index of the first pair in its request, and ``fields`` are the fields of
+        the queries and the documents. RequestError for pairs that are too long, and for an instruction if
+        the model's prompt has none.
         """
         if instruct and not self.prompter.takes_instruct:
             raise RequestError(f"{self.served.name} takes no instruction; leave `instruct` out.", param="instruct")
@@ -156,7 +156,7 @@ class Reranker:
         first: int = 0,
         fields: tuple[Field, Field] = (QUERY, DOCUMENTS),
     ) -> list[list[PreparedInput]]:
-        """Prompts of the lengths that ``limits`` allow. RequestError names the text that is too long for them."""
+        """Truncate or split prompts as ``limits`` say. RequestError for a text that is too long."""
         pieces = []
         of_query, of_document = fields
         for index, prompt in enumerate(prompts, first):
@@ -167,7 +167,7 @@ class Reranker:
         return pieces
 
     def bounded(self, text: str, limits: Limits) -> str:
-        """The text, or of a very long one the part that matters. RequestError when it may not be cut."""
+        """Clip a very long text before it is tokenised. RequestError if truncation is off."""
         how = limits.how if limits.how == "start" or not limits.cuts else "end"
         wanted = limits.prompt * limits.chunks
         tokens = min(wanted, max(limits.prompt, MAX_CHUNKED))
@@ -181,30 +181,30 @@ class Reranker:
         return part
 
     def prepare(self) -> None:
-        """Find prompt form and answer tokens now: rendering a template takes a while. RequestError when it can't."""
+        """Make the prompter and the answer tokens, which may take a while. RequestError when the model can't rerank."""
         _ = self.prompter, self.params
 
     # -- scores ------------------------------------------------------------------------------
 
     def logit(self, data: Any) -> float:
-        """The raw score in an engine result: a head's logit, or the log odds of relevant."""
+        """The raw score of a stage's result: the head's logit, or the log odds of relevant."""
         values = read_values(data)
         if not self.by_labels or len(self.params.labels) == 1:
             return float(values[0])
         return float(values[0]) - float(values[1])
 
     def score(self, logit: float) -> float:
-        """As the checkpoint asks for it: p(yes) for causal models, else its activation of the logit."""
+        """The score: p(yes) for causal models, else the checkpoint's activation of the logit."""
         return self._activation(logit)
 
 
 def read_values(data: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """float32 ``[n]`` of a stage's result."""
+    """The values of a stage's result, float32 ``[n]``."""
     return np.frombuffer(msgspec.convert(data, RerankResult).values, "<f4")
 
 
 def check_room(prompt: Prompt, limits: Limits) -> None:
-    """RequestError when what stands around the document leaves no room for it."""
+    """RequestError when the rest of the prompt leaves no room for the document."""
     fixed = len(prompt.head) + len(prompt.tail)
     if limits.prompt - fixed < min(1, len(prompt.document)):
         raise RequestError(
@@ -235,7 +235,7 @@ def fit_prompt(prompt: Prompt, limits: Limits) -> list[PreparedInput]:
 def uncounted(
     pieces: list[list[PreparedInput]], texts: Sequence[str], kept: Sequence[str]
 ) -> list[list[PreparedInput]]:
-    """The pieces, without a count of tokens where only a part of the text was ``kept`` for tokenising."""
+    """The same pieces, without the number of tokens before truncation where the text was clipped to ``kept``."""
     for items, text, part in zip(pieces, texts, kept, strict=True):
         if part is not text:
             for item in items:

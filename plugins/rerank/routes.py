@@ -1,4 +1,4 @@
-"""``/v1/rerank``, ``/rerank`` and ``/v2/rerank``: one ranking, in the dialect that the client speaks."""
+"""``/v1/rerank``, ``/rerank`` and ``/v2/rerank``: a ranking, in the format that the client expects."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .body_schemas import RerankBody
 from .dialects import DIALECTS, WITH_DOCUMENTS, Ranking, ranked
 from .reply_schemas import RANKING, FormatQuery
 from .reranker import DOCUMENTS, QUERY, Field, Limits
-from .service import Job, Service, check_documents, check_query, check_texts, new_id
+from .service import ScoringRequest, Service, check_documents, check_query, check_texts, new_id
 
-DOCUMENT_TOKENS = 4096  # of a document, where Cohere's v2 API isn't told
-CHUNKS = 10  # of a document, where Cohere's v1 API isn't told
+DOCUMENT_TOKENS = 4096  # default limit on a document's tokens in Cohere's v2 API
+CHUNKS = 10  # default limit on a document's chunks in Cohere's v1 API
 MAX_CHUNKS = 1000
-OBJECTS = ("jina", "cohere")  # formats that are no bare list
+OBJECTS = ("jina", "cohere")  # formats that are objects, not bare lists
 TEXTS = Field("texts")  # TEI's name for documents
 
 
 def rerank_routes(service: Service) -> list[Any]:
-    """Handlers, bound to the service."""
+    """The handlers, which use ``service``."""
     opt = {"scope": "infer", "dialect": "openai", "body": RerankBody, "query": FormatQuery, "replies": RANKING}
     methods = [HttpMethod.POST, HttpMethod.PUT]
 
@@ -63,10 +63,10 @@ def rerank_routes(service: Service) -> list[Any]:
 
 
 def _of_v1(service: Service, request: AnyRequest, body: RerankBody) -> str:
-    """The format of a request with ``documents`` to /v1/rerank, where clients of several APIs post to.
+    """The format for a request with ``documents`` to /v1/rerank, which clients of several APIs use.
 
-    Cohere's SDKs (``cohere``, ``cohere-ai``, ``com.cohere…``) and LiteLLM are known by their headers, other clients
-    of Cohere's API by their fields.
+    Cohere's SDKs (``cohere``, ``cohere-ai``, ``com.cohere…``) and LiteLLM are recognised by their headers, other
+    clients of Cohere's API by their fields.
     """
     sdk, agent = (request.headers.get(name, "").lower() for name in ("x-fern-sdk-name", "user-agent"))
     from_cohere = "cohere" in sdk or agent.startswith(("cohere/", "cohere-ai/"))
@@ -83,7 +83,7 @@ async def _answer(service: Service, request: AnyRequest, body: RerankBody, diale
     documents, texts = _documents(body)
     reranker = service.reranker(body.model)
     _check(body, texts)
-    job = Job(
+    scoring_request = ScoringRequest(
         queries=[body.query] * len(texts),
         documents=texts,
         limits=limits(reranker.served, body, dialect, version, service.max_batch),
@@ -93,7 +93,7 @@ async def _answer(service: Service, request: AnyRequest, body: RerankBody, diale
         fields=(QUERY, DOCUMENTS if body.texts is None else TEXTS),
     )
     name = new_id("rerank")
-    scored = await while_connected(request, service.score(reranker, job, name))
+    scored = await while_connected(request, service.score(reranker, scoring_request, name))
     wanted = body.return_documents if body.return_text is None else body.return_text
     ranking = Ranking(
         id=name,
@@ -127,7 +127,7 @@ def _check(body: RerankBody, texts: list[str]) -> None:
 
 
 def _documents(body: RerankBody) -> tuple[list[str | dict[str, Any]], list[str]]:
-    """The documents as they came, and the text of each."""
+    """The documents as the client sent them, and the text of each."""
     if body.documents is None and body.texts is None:
         raise InvalidBody("Object missing required field `documents` (or `texts`)")
     if body.documents is not None and body.texts is not None:
@@ -141,7 +141,7 @@ def _documents(body: RerankBody) -> tuple[list[str | dict[str, Any]], list[str]]
 
 
 def _text(document: dict[str, Any], fields: list[str], index: int) -> str:
-    """The fields of a document object, in their order: the value of one, ``field: value`` lines of several."""
+    """The text of a document object: the value of its field, or lines ``field: value`` if there are several."""
     found = [(field, document[field]) for field in fields if document.get(field) is not None]
     if not found:
         raise RequestError(
@@ -153,25 +153,25 @@ def _text(document: dict[str, Any], fields: list[str], index: int) -> str:
 
 
 def limits(served: ServedModel, body: RerankBody, dialect: str, version: str, most: int) -> Limits:
-    """How long documents may be. Cohere's APIs cut by themselves; the others only when they are told to.
+    """The limits on documents. Cohere's APIs truncate by default; the others only if the request says so.
 
-    ``most`` bounds the chunks of all documents where the request doesn't say how many a document may have.
+    ``most``: limit on the chunks of all documents, if the request doesn't have ``max_chunks_per_doc``.
     """
-    truncate, by_itself = body.truncate, dialect == "cohere"
+    truncate, truncates_by_default = body.truncate, dialect == "cohere"
     if truncate is True and (body.truncation_direction or "").lower() == "left":
         truncate = "start"
-    if truncate is None and by_itself:
+    if truncate is None and truncates_by_default:
         truncate = "end"
     shared = max(1, most // max(1, len(body.documents or ())))
-    usual_chunks = min(CHUNKS, shared) if by_itself and version == "1" else 1
-    usual_tokens = DOCUMENT_TOKENS if by_itself and version == "2" else None
+    default_chunks = min(CHUNKS, shared) if truncates_by_default and version == "1" else 1
+    default_tokens = DOCUMENT_TOKENS if truncates_by_default and version == "2" else None
     return replace(
         Limits.of(served, truncate),
-        document=usual_tokens if body.max_tokens_per_doc is None else body.max_tokens_per_doc,
-        chunks=usual_chunks if body.max_chunks_per_doc is None else body.max_chunks_per_doc,
+        document=default_tokens if body.max_tokens_per_doc is None else body.max_tokens_per_doc,
+        chunks=default_chunks if body.max_chunks_per_doc is None else body.max_chunks_per_doc,
     )
 
 
 def _priority(body: RerankBody, dialect: str) -> int:
-    """Ours grow with importance; Cohere's 0 goes first and 999 last."""
+    """The priority, higher first. Cohere's is from 0, first, to 999, last."""
     return -(body.priority or 0) if dialect == "cohere" else body.priority or 0

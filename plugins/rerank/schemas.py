@@ -1,4 +1,4 @@
-"""What crosses the process boundary, and what both processes check of it."""
+"""Parameters and results that are sent between front and engine, and a check that both do."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from msgspec import Meta, Struct
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Int64
 
-MAX_LABELS = 4096  # label tokens of one request
+MAX_LABELS = 4096  # limit on the label tokens of a request
 
 
 class RerankParams(Struct, frozen=True, omit_defaults=True):
-    """``labels``: the answer tokens whose logits are wanted; none for models with a score head."""
+    """``labels``: the tokens whose logits are returned; () for models with a score head."""
 
     labels: Annotated[tuple[Int64, ...], Meta(max_length=MAX_LABELS)] = ()
 
@@ -22,15 +22,14 @@ class RerankParams(Struct, frozen=True, omit_defaults=True):
 class RerankResult(Struct, frozen=True):
     """``values``: little-endian float32.
 
-    With a score head its logit; else the logits of the labels and the logsumexp over the whole
-    vocabulary after them.
+    With a score head, its logit; else the logits of the labels, then the logsumexp over the whole vocabulary.
     """
 
     values: bytes
 
 
 def check_labels(labels: Iterable[int], vocabulary: int) -> None:
-    """RequestError for no labels, or ones outside the vocabulary."""
+    """RequestError if there are no labels, or one is outside the vocabulary."""
     known = list(labels)
     if not known:
         raise RequestError("label_token_ids must be provided", param="label_token_ids")

@@ -37,11 +37,11 @@ from .prompts import Prompt, split_prompts
 from .reply_schemas import PairScores, Scoring
 from .reranker import QUERY, Field, Limits, Reranker, read_values, uncounted
 from .schemas import RerankParams, check_labels
-from .service import Job, Scored, Service, check_texts, lengths, new_id, usage
+from .service import ScoredPair, ScoringRequest, Service, check_texts, lengths, new_id, usage
 
 
 def score_routes(service: Service) -> list[Any]:
-    """Handlers, bound to the service."""
+    """The handlers, which use ``service``."""
 
     @route(
         ["/score", "/v1/score"],
@@ -49,7 +49,7 @@ def score_routes(service: Service) -> list[Any]:
         opt={"scope": "infer", "dialect": "openai", "body": ScoreBody, "replies": (PairScores, Scoring)},
         status_code=200,
         summary="Score pairs of texts, or the tokens that may follow an item",
-        description="`text_1`, `text_2` as vLLM has them; `query`, `items`, `label_token_ids` as SGLang does.",
+        description="vLLM's fields `text_1`, `text_2`, or SGLang's `query`, `items`, `label_token_ids`.",
     )
     async def score(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, ScoreBody)
@@ -68,7 +68,7 @@ def score_routes(service: Service) -> list[Any]:
 
 
 async def _pairs(service: Service, request: AnyRequest, body: ScoreBody) -> Response[Any]:
-    """vLLM's form: one text against each of several, or one to one."""
+    """vLLM's form: one first text with each second text, or the texts in pairs."""
     if body.text_1 is None or body.text_2 is None:
         raise InvalidBody("Object missing required field `text_1` or `text_2`")
     _refuse(body, "label_token_ids", "apply_softmax", "item_first")
@@ -128,11 +128,11 @@ async def _scored(
     pairs: tuple[list[str], list[str]],
     fields: tuple[Field, Field],
     name: str,
-) -> list[Scored]:
-    """Scores of the pairs; their first and second texts came in ``fields``."""
+) -> list[ScoredPair]:
+    """Scores of the pairs. ``fields``: the fields of their first and second texts."""
     for texts, field in zip(pairs, fields, strict=True):
         check_texts(texts, field)
-    job = Job(
+    scoring_request = ScoringRequest(
         queries=pairs[0],
         documents=pairs[1],
         limits=Limits.of(reranker.served, body.truncate),
@@ -141,11 +141,11 @@ async def _scored(
         salt=read_salt(body.cache_salt, body.extra_key),
         fields=fields,
     )
-    return await while_connected(request, service.score(reranker, job, name))
+    return await while_connected(request, service.score(reranker, scoring_request, name))
 
 
-def _values(scored: Sequence[Scored], body: ScoreBody) -> list[float]:
-    """What the checkpoint makes of its logit; ``use_activation`` says a probability, or the raw logit."""
+def _values(scored: Sequence[ScoredPair], body: ScoreBody) -> list[float]:
+    """The scores with the checkpoint's activation; with ``use_activation`` true, probabilities, false, logits."""
     if body.use_activation is None:
         return [one.score for one in scored]
     return [sigmoid(one.logit) if body.use_activation else one.logit for one in scored]
@@ -161,7 +161,7 @@ def _refuse(body: ScoreBody, *fields: str) -> None:
 
 
 async def _labels(service: Service, request: AnyRequest, body: ScoreBody) -> Response[Any]:
-    """SGLang's form for causal models: how likely is each label token after query and item?"""
+    """SGLang's form for causal models: the probability of each label token after query and item."""
     reranker = service.reranker(body.model)
     if not reranker.by_labels:
         raise RequestError(
@@ -196,7 +196,7 @@ def _refuse_labels(body: ScoreBody) -> None:
 
 
 def probabilities(reply: Reply, *, softmax: bool) -> list[float]:
-    """p(label) over the whole vocabulary, or with ``softmax`` over the labels alone."""
+    """p(label) over the whole vocabulary, or with ``softmax`` over the labels only."""
     values = read_values(reply.data).astype(np.float64)
     logits, whole = values[:-1], values[-1]
     if softmax:
@@ -206,7 +206,7 @@ def probabilities(reply: Reply, *, softmax: bool) -> list[float]:
 
 
 async def _label_items(service: Service, reranker: Reranker, body: ScoreBody) -> list[list[PreparedInput]]:
-    """Query and item of each, joined. Only items are truncated."""
+    """The prompts: query and item joined. Only items are truncated."""
     query, items = body.query, _listed(body.items)
     if not items or not query:
         raise RequestError(f"{'items' if query else 'query'} cannot be empty", param="items" if query else "query")

@@ -1,4 +1,4 @@
-"""From checked pairs of texts to scores; the routes of all dialects go through here."""
+"""Scores pairs of texts; used by the routes of all dialects and from Python."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from .schemas import RerankParams
 from .settings import GROUP, TASK, RerankSettings
 
 
-class Job(Struct, frozen=True, kw_only=True):
-    """Pairs of texts that are scored together. ``fields``: those that the queries and the documents came in."""
+class ScoringRequest(Struct, frozen=True, kw_only=True):
+    """Pairs of texts to score, and options. ``fields``: the client's fields of the queries and the documents."""
 
     queries: list[str]
     documents: list[str]
@@ -39,19 +39,19 @@ class Job(Struct, frozen=True, kw_only=True):
     fields: tuple[Field, Field] = (QUERY, DOCUMENTS)
 
 
-class Scored(Struct, frozen=True):
-    """A pair's result. ``logit`` is the raw score, ``score`` what the checkpoint makes of it."""
+class ScoredPair(Struct, frozen=True):
+    """A pair's result. ``logit`` is the raw score; ``score`` has the checkpoint's activation."""
 
     logit: float
     score: float
     prompt_tokens: int
     cached_tokens: int
-    report: TruncationReport  # of a document that was cut, see PreparedInput.report
+    report: TruncationReport  # see PreparedInput.report
     meta: ItemMeta
 
 
 class Service:
-    """The front's part of reranking."""
+    """The rerank task in the front."""
 
     def __init__(self, engine: EngineClient, settings: Settings) -> None:
         self.engine = engine
@@ -59,37 +59,43 @@ class Service:
         self._rerankers = PerModel(self._reranker)
 
     def reranker(self, model: str | None) -> Reranker:
-        """The reranker that a request means. RequestError when its model can't."""
+        """The reranker of the model that a request names. RequestError when it can't rerank."""
         return self._rerankers.get(self.engine.choose(TASK, model))
 
     def _reranker(self, served: ServedModel) -> Reranker:
         settings: RerankSettings = self.engine.settings(served.name)[GROUP]
         return Reranker(served, self.engine.tokenizer(served.name), settings)
 
-    async def score(self, reranker: Reranker, job: Job, rid: str) -> list[Scored]:
-        """Score all pairs, in their order. Raises the first error; when the caller is cancelled all is."""
-        field = next((field for field in reversed(job.fields) if not field.single), job.fields[1])
-        check_batch(len(job.documents), self.max_batch, field.name)
+    async def score(self, reranker: Reranker, request: ScoringRequest, rid: str) -> list[ScoredPair]:
+        """Score all pairs, in their order. Raises the first error; if the caller is cancelled, all are."""
+        field = next((field for field in reversed(request.fields) if not field.single), request.fields[1])
+        check_batch(len(request.documents), self.max_batch, field.name)
         await self.engine.off_loop(reranker.prepare)
-        pieces = await self._prompts(reranker, job)
+        pieces = await self._prompts(reranker, request)
         replies = await self.run(
-            reranker, pieces, reranker.params, rid, priority=job.priority, salt=job.salt, field=job.fields[1]
+            reranker,
+            pieces,
+            reranker.params,
+            rid,
+            priority=request.priority,
+            salt=request.salt,
+            field=request.fields[1],
         )
         return [self._scored(reranker, own, some) for own, some in zip(pieces, replies, strict=True)]
 
-    async def _prompts(self, reranker: Reranker, job: Job) -> list[list[PreparedInput]]:
-        """Prompts of all pairs. RequestError when documents fall into more chunks than a request may have items."""
+    async def _prompts(self, reranker: Reranker, request: ScoringRequest) -> list[list[PreparedInput]]:
+        """The prompts of all pairs. RequestError when there are more chunks than ``--max-batch-size``."""
         chunks = 0
 
         def prompts(start: int, end: int) -> list[list[PreparedInput]]:
             nonlocal chunks
             pieces = reranker.items(
-                job.queries[start:end],
-                job.documents[start:end],
-                job.limits,
-                instruct=job.instruct,
+                request.queries[start:end],
+                request.documents[start:end],
+                request.limits,
+                instruct=request.instruct,
                 first=start,
-                fields=job.fields,
+                fields=request.fields,
             )
             chunks += sum(map(len, pieces))
             if chunks > self.max_batch:
@@ -100,7 +106,7 @@ class Service:
                 )
             return pieces
 
-        return await run_in_slices(self.engine, lengths(job.queries, job.documents, job.instruct), prompts)
+        return await run_in_slices(self.engine, lengths(request.queries, request.documents, request.instruct), prompts)
 
     async def run(
         self,
@@ -113,7 +119,7 @@ class Service:
         salt: bytes = b"",
         field: Field = DOCUMENTS,
     ) -> list[list[Reply]]:
-        """Run every piece at once; replies grouped as ``pieces`` are. Ids of requests begin with ``rid``."""
+        """Run all pieces together; the replies are grouped like ``pieces``. Ids of requests begin with ``rid``."""
         flat = [item for items in pieces for item in items]
         rids = [rid] if len(flat) == 1 else [f"{rid}_{index}" for index in range(len(flat))]
         replies = iter(
@@ -126,31 +132,31 @@ class Service:
                 rids,
                 priority=priority,
                 salt=salt,
-                single=field.single or len(flat) > len(pieces),  # the index would be a chunk's
+                single=field.single or len(flat) > len(pieces),  # with chunks, the index isn't a document's
                 field=field.name,
             )
         )
         return [[next(replies) for _ in items] for items in pieces]
 
     @staticmethod
-    def _scored(reranker: Reranker, items: Sequence[PreparedInput], replies: Sequence[Reply]) -> Scored:
-        """The best of a document's chunks, with the tokens of all."""
+    def _scored(reranker: Reranker, items: Sequence[PreparedInput], replies: Sequence[Reply]) -> ScoredPair:
+        """The best score of a document's chunks, with the number of tokens of all chunks."""
         logits = [reranker.logit(reply.data) for reply in replies]
         best = max(range(len(logits)), key=logits.__getitem__)
         meta = item_meta(replies[best], reranker.served, items[best], cached=True)
         tokens, cached = sum(len(item.ids) for item in items), sum(reply.cached_tokens for reply in replies)
         meta |= {"prompt_tokens": tokens, "cached_tokens": cached}
-        return Scored(logits[best], reranker.score(logits[best]), tokens, cached, items[best].report, meta)
+        return ScoredPair(logits[best], reranker.score(logits[best]), tokens, cached, items[best].report, meta)
 
 
 def lengths(queries: Sequence[str], documents: Sequence[str], instruct: str | None = None) -> list[int]:
-    """Characters of each pair, with the instruction that each gets."""
+    """Number of characters of each pair, including the instruction."""
     more = len(instruct or "")
     return [len(query) + len(document) + more for query, document in zip(queries, documents, strict=True)]
 
 
 def check_query(query: str) -> None:
-    """RequestError as SGLang words it."""
+    """RequestError with SGLang's text for an empty query."""
     if not query:
         raise RequestError("Query cannot be empty", param="query")
     if not query.strip():
@@ -158,7 +164,7 @@ def check_query(query: str) -> None:
 
 
 def check_documents(documents: Sequence[str]) -> None:
-    """RequestError as SGLang words it."""
+    """RequestError with SGLang's text for no documents, or an empty one."""
     if not documents:
         raise RequestError("Documents cannot be empty", param="documents")
     for index, document in enumerate(documents):
@@ -178,11 +184,11 @@ def check_texts(texts: Sequence[str], field: Field) -> None:
             raise RequestError(f"{place} cannot be empty{' or whitespace only' if text else ''}", param=place)
 
 
-def usage(scored: Sequence[Scored]) -> Usage:
+def usage(scored: Sequence[ScoredPair]) -> Usage:
     """OpenAI's object for the tokens of all pairs."""
     return token_usage(sum(one.prompt_tokens for one in scored), cached=sum(one.cached_tokens for one in scored))
 
 
 def new_id(kind: str) -> str:
-    """An id for an answer; the engine's requests get it with an index."""
+    """An id for a response; ids of its requests have an index appended."""
     return f"{kind}-{new_rid()}"

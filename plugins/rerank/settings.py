@@ -18,16 +18,16 @@ class RerankSettings(Struct, frozen=True):
 
     rerank_format: Annotated[
         Format,
-        Meta(description="Answers of /v1/rerank to clients that are not recognised; `?format=` overrides it."),
+        Meta(description="Format of /v1/rerank for clients that are not recognised; `?format=` overrides it."),
     ] = "sglang"
     rerank_instruct: Annotated[
         str | None,
-        Meta(description="Default instruction of causal rerankers; by default the one that they were trained with."),
+        Meta(description="Instruction for causal rerankers; by default that of Qwen3-Reranker, or none."),
     ] = None
     rerank_prompt: Annotated[
         PromptStyle,
         Meta(
-            description="How causal models see a pair: `judge` asks for yes or no in a chat turn, `pair` joins the "
-            "texts, `auto` does what the checkpoint was trained with."
+            description="Prompt of causal models: `judge` asks for yes or no in a chat turn, `pair` joins the texts, "
+            "`auto` chooses by the checkpoint."
         ),
     ] = "auto"

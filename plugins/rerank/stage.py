@@ -1,4 +1,4 @@
-"""The engine's part of reranking: one score a sequence, from a score head or from answer tokens."""
+"""The stages of the rerank task: one score per sequence, from a score head or from the logits of answer tokens."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trunkline.kernels.pool import pool
 from .schemas import RerankParams, RerankResult, check_labels
 from .settings import TASK
 
-SLICE_BYTES = 64 << 20  # float32 logits held at a time
+SLICE_BYTES = 64 << 20  # limit on float32 logits in memory at a time
 FINISH = {"type": "length", "length": 0}
 
 
 class ScoreStage(Stage):
-    """Models with a score head: of the first, the last or the mean row, as their class has it."""
+    """For models with a score head, which is applied to the first, last or mean row, depending on the class."""
 
     task = TASK
     heads = ("score",)
@@ -33,14 +33,9 @@ class ScoreStage(Stage):
         return Needs() if self._rows == "last" else Needs(rows_from=0, reuse_up_to=0)
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
-        if self._rows == "last":
-            rows = hidden
-        elif self._rows == "first":
-            rows = hidden[torch.tensor([row.offset for row in part.rows], device=hidden.device)]
-        else:
-            starts = torch.tensor([*(row.offset for row in part.rows), len(hidden)])
-            rows = pool(hidden, starts, "mean")
-        return Launched(tensors={"values": self._model.heads["score"](rows)})
+        starts = torch.tensor([*(row.offset for row in part.rows), len(hidden)])
+        pooled = hidden if len(part.rows) == len(hidden) else pool(hidden, starts, self._rows)
+        return Launched(tensors={"values": self._model.heads["score"](pooled)})
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
         for row, values in zip(part.rows, tensors["values"], strict=True):
@@ -51,7 +46,7 @@ class ScoreStage(Stage):
 
 
 class LabelStage(Stage):
-    """Causal models: the logits of the request's label tokens after its last one."""
+    """For causal models: the logits of the request's label tokens at its last position."""
 
     task = TASK
     heads = ("lm",)
@@ -67,7 +62,7 @@ class LabelStage(Stage):
         return Needs()
 
     def prepare(self, part: Part) -> None:
-        """Label ids ``[R, most labels of a row]``; rows with fewer are filled up with id 0."""
+        """Label ids ``[R, largest number of labels]``; rows with fewer labels are padded with id 0."""
         labels = [row.request.params.labels for row in part.rows]
         width = max(map(len, labels))
         part.inputs = torch.tensor([(*ids, *[0] * (width - len(ids))) for ids in labels])
@@ -94,7 +89,7 @@ class LabelStage(Stage):
 
 
 def result(request: Request, values: torch.Tensor) -> Step:
-    """The last step of a request, with its float32 values; an error when one isn't finite."""
+    """The last step of a request, with its float32 values; an error if one isn't finite."""
     if not bool(values.isfinite().all()):
         return Step(request, error=RequestError("The model's score is not finite (NaN or infinity).", status=500))
     return Step(request, data=RerankResult(values.numpy().astype("<f4").tobytes()), finish=dict(FINISH))

@@ -1,6 +1,6 @@
-"""Scores of sequence-classification heads, reward models among them: ``/classify`` and ``/v1/classify``.
+"""Scores of sequence-classification heads, including reward models: ``/classify`` and ``/v1/classify``.
 
-What runs in the engine is ``stage.py``; the head itself is core's.
+``stage.py`` runs in the engine; the head itself is in core.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def trunkline_serves(model: ModelInfo) -> Serves:
         return Serves(TASK, "default")
     need = f"/classify needs a …ForSequenceClassification checkpoint, and {model.architecture} has no such head."
     beside = f"{NOT_EMBEDDING_MODEL} It serves /encode then; {need}"
-    return Serves(TASK, "no", f"{need} Use /encode for vectors.", reason_beside_generation=beside)
+    return Serves(TASK, "no", f"{need} Use /encode for vectors.", reason_beside_decoding=beside)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""What the routes take."""
+"""The request bodies of the routes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from trunkline.core.server.api import Ignored, OpenAIPoolingBody, Refused, SGLan
 
 
 class ClassifyBody(SGLangPoolingBody):
-    """``POST /classify``, the request of SGLang's /encode. Unknown top-level fields are ignored.
+    """``POST /classify``: the body of SGLang's /encode. Unknown top-level fields are ignored.
 
-    ``text`` may hold pairs of texts, joined as the model's tokenizer does it.
+    ``text`` may contain pairs of texts, which the model's tokenizer joins.
     """
 
     dimensions: Annotated[Any, Refused("{field} is for /encode; scores aren't cut.")] = None
@@ -19,10 +19,10 @@ class ClassifyBody(SGLangPoolingBody):
 
 
 class OpenAIClassifyBody(OpenAIPoolingBody):
-    """``POST /v1/classify``, as vLLM has it.
+    """``POST /v1/classify``, as in vLLM.
 
-    ``use_activation`` false gives the scores themselves in ``probs`` (``activation`` is vLLM's
-    older name of it).
+    With ``use_activation`` false, ``probs`` are the scores themselves (``activation`` is vLLM's
+    older name of the field).
     """
 
     use_activation: bool | None = None

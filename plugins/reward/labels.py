@@ -1,4 +1,4 @@
-"""What a checkpoint's config says about its scores: the labels' names, and how scores become probabilities."""
+"""Names of labels and probabilities of scores, according to a checkpoint's config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Array = NDArray[np.float32]
 
 
 def label_of(config: dict[str, Any], index: int) -> str:
-    """``id2label``'s name of a label, ``LABEL_0`` and so on without one."""
+    """The label's name in ``id2label``, else ``LABEL_0`` and so on."""
     names = config.get("id2label") or {}
     return str(names.get(str(index), f"LABEL_{index}"))
 
@@ -19,8 +19,8 @@ def label_of(config: dict[str, Any], index: int) -> str:
 def probabilities(config: dict[str, Any], scores: Array) -> Array:
     """Scores ``[labels]`` -> probabilities, by ``problem_type``.
 
-    Labels that don't exclude each other and single labels go through a sigmoid, all others through
-    a softmax. Scores of a regression are no logits and stay as they are.
+    Multi-label classification and single labels use a sigmoid, others a softmax. Scores of a regression
+    are no logits and are returned unchanged.
     """
     kind = config.get("problem_type")
     if kind == "regression":

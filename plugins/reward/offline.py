@@ -22,11 +22,11 @@ def classify(
     truncate: Truncation = None,
     timeout: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Score texts, pairs of texts or lists of token ids, all in one batch; one record each, in order.
+    """Score texts, pairs of texts or lists of token ids. Returns one record each, in order.
 
-    A record has ``scores`` (one a label, as the head gives them), ``probs``, ``label``,
-    ``prompt_tokens`` and ``cached_tokens``. Raises RequestError for what the server would answer
-    4xx (nothing is computed then), TimeoutError when all of it takes more than ``timeout`` seconds.
+    A record has ``scores`` (one per label, without activation), ``probs``, ``label``,
+    ``prompt_tokens`` and ``cached_tokens``. RequestError where the server would respond with
+    4xx (then nothing is computed); TimeoutError when the call takes more than ``timeout`` seconds.
     """
     work = engine.service(Service).score(
         parse_inputs(texts), model=model and engine.served(model).name, truncate=truncate

@@ -1,4 +1,4 @@
-"""``POST /v1/classify``: labels and probabilities, as vLLM answers."""
+"""``POST /v1/classify``: labels and probabilities, in vLLM's format."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from trunkline.core.server.api import (
 from .body_schemas import OpenAIClassifyBody
 from .labels import label_of, probabilities
 from .reply_schemas import LabelEntry, LabelsReply
-from .service import Scored, Service
+from .service import ScoredInputs, Service
 
 
 def openai_routes(service: Service) -> list[Any]:
-    """Handlers, bound to the service."""
+    """The handlers, which use ``service``."""
 
     @post(
         "/v1/classify",
@@ -67,8 +67,8 @@ def _inputs(body: OpenAIClassifyBody) -> Inputs:
     return Inputs(ids=ids, single=single)
 
 
-def answer(scored: Scored, *, activate: bool) -> LabelsReply:
-    """The answer's object; ``activate`` false leaves the scores as they are."""
+def answer(scored: ScoredInputs, *, activate: bool) -> LabelsReply:
+    """The reply; with ``activate`` false, ``probs`` are the scores themselves."""
     config = scored.served.info.config
     data: list[LabelEntry] = []
     for index, (scores, item) in enumerate(zip(scored.scores(), scored.items, strict=True)):

@@ -1,4 +1,4 @@
-"""What the routes answer."""
+"""The replies of the routes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trunkline.core.server.api import ItemMeta, TruncationReport, Usage
 
 
 class ClassifyRecord(TypedDict):
-    """An input's scores, as ``/classify`` gives them: one for each label."""
+    """An input's scores in the reply of ``/classify``, one per label."""
 
     embedding: list[float]
     meta_info: ItemMeta

@@ -15,7 +15,7 @@ from .service import Service
 
 
 def classify_routes(service: Service) -> list[Any]:
-    """Handlers, bound to the service."""
+    """The handlers, which use ``service``."""
     replies = ClassifyRecord, list[ClassifyRecord]
     opt = {"scope": "infer", "dialect": "native", "body": ClassifyBody, "replies": replies}
 
@@ -25,7 +25,7 @@ def classify_routes(service: Service) -> list[Any]:
         opt=opt,
         status_code=200,
         summary="Score texts or token ids with a classification head",
-        description="`embedding` holds one score a label. One object for a single input, else a list in their order.",
+        description="`embedding` has one score per label. One object for a single input, else a list in their order.",
     )
     async def classify(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, ClassifyBody)

@@ -1,4 +1,4 @@
-"""What crosses the process boundary."""
+"""Parameters and results that are sent between front and engine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ TASK = "reward"
 
 
 class RewardParams(Struct, frozen=True):
-    """Nothing to choose: the activation is the front's work."""
+    """No parameters: activations are applied in the front."""
 
 
 class RewardResult(Struct, frozen=True):
-    """``scores``: float32, little endian, one a label, as the head gives them."""
+    """``scores``: float32, little endian, one per label, without activation."""
 
     scores: bytes

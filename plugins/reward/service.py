@@ -1,4 +1,4 @@
-"""From what a body asks for to scores; both dialects' routes go through here."""
+"""Computes the scores of a request; used by the routes of both dialects and from Python."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from .schemas import TASK, RewardParams, RewardResult
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """Scores of one request, in its order."""
+class ScoredInputs:
+    """The scores of one request, in the order of its inputs."""
 
     served: ServedModel
     items: list[PreparedInput]
     replies: list[Reply]
 
     def scores(self) -> list[Array]:
-        """Float32 ``[labels]`` each."""
+        """Of each input, float32 ``[labels]``."""
         return [scores_of(reply.data) for reply in self.replies]
 
     def metas(self) -> list[ItemMeta]:
@@ -43,7 +43,7 @@ class Scored:
 
 
 class Service:
-    """The front's part of classification: limits, tokenising, submitting."""
+    """The classification task in the front: checks limits, tokenises, submits."""
 
     def __init__(self, engine: EngineClient, settings: Settings) -> None:
         self.engine = engine
@@ -58,8 +58,8 @@ class Service:
         rid: str | list[str] | None = None,
         priority: int | None = None,
         salt: bytes = b"",
-    ) -> Scored:
-        """Compute. RequestError for whatever is wrong with the request; then nothing was computed."""
+    ) -> ScoredInputs:
+        """Compute the scores. RequestError for an invalid request, before anything is computed."""
         served = self.engine.choose(TASK, model)
         check_batch(len(inputs), self._max_batch, inputs.field)
         rids = assign_rids(rid, len(inputs), single=inputs.single, number=False)
@@ -68,9 +68,9 @@ class Service:
             self.engine, served, TASK, items, RewardParams(), rids,
             priority=priority or 0, salt=salt, single=inputs.single, field=inputs.field,
         )  # fmt: skip
-        return Scored(served, items, replies)
+        return ScoredInputs(served, items, replies)
 
 
 def scores_of(data: Any) -> Array:
-    """The float32 scores in a stage's result."""
+    """The float32 scores of a stage's result."""
     return np.frombuffer(msgspec.convert(data, RewardResult).scores, np.dtype("<f4"))

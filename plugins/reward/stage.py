@@ -1,4 +1,4 @@
-"""The engine's part of classification: the head's scores of each sequence."""
+"""The stage of the classification task: applies the score head to each sequence."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ NOT_FINITE = "The model's scores were not finite (NaN or infinity); the request 
 
 
 class RewardStage(Stage):
-    """One vector of scores a sequence: of its last row in causal models, of its first or mean row in encoders.
+    """One vector of scores per sequence: of its last row in causal models, of its first or mean row in encoders.
 
-    Causal models may compute a sequence in chunks and reuse a cached prefix: its last row is all
-    that counts. Encoders come whole.
+    In causal models a sequence may be computed in chunks and use a cached prefix, because only its last row is
+    needed. In encoders it is computed whole.
     """
 
     task = TASK

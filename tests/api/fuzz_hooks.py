@@ -1,4 +1,4 @@
-"""Loaded by schemathesis in test_fuzz.py: what counts as a body that must be refused.
+"""Loaded by schemathesis in test_fuzz.py: what counts as a body that must be refused, and calls that must be undone.
 
 Bodies are decoded laxly, as SGLang's clients expect: "1" is a number, 0 and "false" are false, "null" is null.
 The document names the types that routes mean, so schemathesis's own check would report each of those.
@@ -34,7 +34,10 @@ def lax(schema: Any) -> Any:
     return {"anyOf": [inner, LAX[kind]]} if isinstance(kind, str) and kind in LAX else inner
 
 
-document = httpx.get(os.environ["TRUNKLINE_OPENAPI"], headers={"authorization": os.environ["TRUNKLINE_KEY"]}).json()
+server = httpx.Client(
+    base_url=os.environ["TRUNKLINE_URL"], headers={"authorization": os.environ["TRUNKLINE_KEY"]}, timeout=60
+)
+document = server.get("/openapi.json").json()
 COMPONENTS = {"components": lax(document["components"])}
 VALIDATORS = {
     (method.upper(), path): jsonschema_rs.validator_for(
@@ -44,6 +47,32 @@ VALIDATORS = {
     for method, operation in operations.items()
     if "application/json" in operation.get("requestBody", {}).get("content", {})
 }
+
+# The server answers nothing more, or slowly, after the call on the left; the one on the right ends that.
+UNDONE_BY: dict[str, tuple[str, Any]] = {
+    "/pause_generation": ("/continue_generation", {}),
+    "/release_memory_occupation": ("/resume_memory_occupation", {}),
+    "/slow_down": ("/slow_down", {"forward_sleep_time": None}),
+    "/start_profile": ("/stop_profile", None),
+}
+
+
+def undo(path: str) -> None:
+    """Whatever the call's reply was: it may have had its effect before it failed."""
+    if path in UNDONE_BY:
+        other, body = UNDONE_BY[path]
+        answer = server.post(other, json=body)
+        assert answer.status_code < 500, f"{other} after {path}: {answer.status_code} {answer.text[:500]}"
+
+
+@schemathesis.hook
+def after_call(context: Any, case: Any, response: Any) -> None:
+    undo(case.operation.path)
+
+
+@schemathesis.hook
+def after_network_error(context: Any, case: Any, request: Any) -> None:
+    undo(case.operation.path)
 
 
 @schemathesis.check

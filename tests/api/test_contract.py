@@ -86,6 +86,40 @@ def test_streaming_equals_whole(http: httpx.Client) -> None:
     assert (last["text"], last["output_ids"]) == (whole["text"], whole["output_ids"])
 
 
+def test_logprobs_whole_and_streamed(http: httpx.Client) -> None:
+    """SGLang's layout: entries of three, the first of the prompt without value, top lists beside them."""
+    http.post("/flush_cache")
+    body: dict[str, Any] = {
+        "input_ids": list(range(5, 25)),
+        "return_logprob": True,
+        "logprob_start_len": 15,
+        "top_logprobs_num": 2,
+        "token_ids_logprob": [9, 7],
+        "return_text_in_logprobs": True,
+        "sampling_params": GREEDY,
+    }
+    whole = http.post("/generate", json=body).json()
+    meta = whole["meta_info"]
+    assert [entry[1] for entry in meta["input_token_logprobs"]] == list(range(20, 25))
+    assert meta["input_token_logprobs"][0][0] is None
+    assert meta["input_top_logprobs"][0] is meta["input_token_ids_logprobs"][0] is None
+    assert [entry[1] for entry in meta["output_token_logprobs"]] == whole["output_ids"]
+    assert meta["output_token_logprobs"] == [top[0] for top in meta["output_top_logprobs"]]
+    assert {tuple(entry[1] for entry in entries) for entries in meta["output_token_ids_logprobs"]} == {(9, 7)}
+    assert all(isinstance(text, str) and value <= 0 for value, _, text in meta["output_token_logprobs"])
+    frames = http.post("/generate", json=body | {"stream": True}).text.split("\n\n")
+    last = json.loads(frames[-3].removeprefix("data: "))["meta_info"]
+    assert last["cached_tokens"] == 15
+    for name in ("input_token_logprobs", "output_token_logprobs"):
+        assert [entry[1:] for entry in last[name]] == [entry[1:] for entry in meta[name]]
+        values = [[entry[0] or 0.0 for entry in one[name]] for one in (last, meta)]
+        assert values[0] == pytest.approx(values[1], abs=1e-3)
+    scored = http.post("/generate", json=body | {"sampling_params": GREEDY | {"max_new_tokens": 0}}).json()
+    assert (scored["text"], scored["output_ids"], len(scored["meta_info"]["output_token_logprobs"])) == ("", [], 1)
+    plain = http.post("/generate", json={"input_ids": [5, 6], "return_logprob": True, "sampling_params": GREEDY})
+    assert plain.json()["meta_info"]["input_token_logprobs"] == []
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -99,7 +133,9 @@ def test_streaming_equals_whole(http: httpx.Client) -> None:
         b'{"text": "a", "sampling_params": {"temperature": "hot"}}',
         b'{"text": "a", "sampling_params": {"n": 1000000}}',
         b'{"text": "a", "sampling_params": {"max_new_tokens": 100000}}',
-        b'{"text": "a", "return_logprob": true}',
+        b'{"text": "a", "return_logprob": true, "logprob_start_len": 99}',
+        b'{"text": "a", "return_hidden_states": true}',
+        b'{"text": "a", "return_routed_experts": true}',
         b'{"input_ids": [' + b"5," * 2000 + b"5]}",
         b"[" * 100_000,
     ],

@@ -14,6 +14,7 @@ import pytest
 
 KEY = "key-of-clients"
 LOCKED_SECONDS = 60  # of the budget, for the server with a key
+LEFT_SECONDS = 120  # of the budget, for test_fuzz_sampling.py
 RESERVE = 90.0  # seconds of the budget for the start of the second server, and for the start of schemathesis
 EXAMPLES = 200  # a route and mode without a budget
 # 400: much that makes a body valid can't be said in a schema, from token ids to what a model's prompts are called.
@@ -51,10 +52,16 @@ def run(url: str, key: str, seconds: float | None, seed: int, folder: Path) -> N
     command += ["--max-examples", str(EXAMPLES)] if seconds is None else ["--max-time", str(int(seconds))]
     if key:
         command += ["--header", f"Authorization: Bearer {key}"]
-    own = {"TRUNKLINE_OPENAPI": f"{url}/openapi.json", "TRUNKLINE_KEY": f"Bearer {key or None}"}
+    own = {"TRUNKLINE_URL": url, "TRUNKLINE_KEY": f"Bearer {key or None}"}
     environment = {**os.environ, **own, "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+
+
+@pytest.fixture(autouse=True)
+def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/start_profile writes files, and would do so to /tmp."""
+    monkeypatch.setenv("SGLANG_TORCH_PROFILER_DIR", str(tmp_path))
 
 
 @pytest.mark.field
@@ -68,9 +75,12 @@ def test_every_task_on_one_port(
     files = ["--allow-weights-dir", str(folders[0]), "--expert-dump-dir", str(folders[1]), "--enable-metrics"]
     models = [str(zoo("llama")), "--task", "generation,embedding", *(str(zoo(name)) for name in MODELS)]
     server = live("--dtype", "float32", "--threads", "1", *files, *models)
-    limit = None if suite.seconds is None else max(30.0, suite.left - LOCKED_SECONDS - RESERVE)
+    limit = None if suite.seconds is None else max(30.0, suite.left - LOCKED_SECONDS - LEFT_SECONDS - RESERVE)
     run(server.url, "", limit, suite.seed, tmp_path)
     assert httpx.get(f"{server.url}/health_generate", timeout=60).status_code == 200
+    body = {"input_ids": [3, 4, 5], "sampling_params": {"max_new_tokens": 2}}
+    answer = httpx.post(f"{server.url}/generate", json=body, timeout=60)  # a paused server doesn't answer
+    assert answer.status_code == 200, answer.text
     assert httpx.get(f"{server.url}/server_info").json()["internal_states"][0]["engine_restarts"] == 0
     suite.notes.append(f"schemathesis, seed {suite.seed}, {'no limit' if limit is None else f'{limit:.0f} s'}")
 

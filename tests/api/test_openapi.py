@@ -53,11 +53,21 @@ SCORE = [
     bad({"query": "a", "items": [], "model": "ranks"}),
 ]
 VECTORS = [ok({"text": "a"}), ok({"text": ["a", LONG], "truncate": "end"}), bad({"text": ""}), bad({"text": 5})]
+TOKENIZE = [
+    ok({"prompt": "a"}),
+    ok({"prompt": ["a", "b"]}),
+    ok({"messages": MESSAGES["messages"]}),
+    bad({}),
+    ({"prompt": "a", "model": "x"}, {}, 404),
+]
+DETOKENIZE = [ok({"tokens": [5]}), ok({"tokens": [[5], []]}), bad({"tokens": [-1]})]
 UPDATES = [bad({"model_path": "no/where"}), bad({"model_path": "x", "load_format": "dummy"}), bad({})]
 CASES: dict[str, list[Case]] = {
     "/generate": [
         ok({"text": "a", "sampling_params": SAMPLING}),
-        ok({"text": ["a", "b"], "sampling_params": SAMPLING}),
+        ok({"text": ["a", "b"], "sampling_params": SAMPLING, "return_prompt_token_ids": True}),
+        bad({"text": "a", "session_params": {"id": "nobody"}}),
+        bad({"input_embeds": [[0.5]], "sampling_params": SAMPLING}),
         ok({"text": ["a", "b"], "sampling_params": SAMPLING, "stream": True}),
         ok({"input_ids": [9], "sampling_params": SAMPLING, "stream": True}),
         ok({"input_ids": [9999], "stream": True}),  # an error inside a stream
@@ -90,6 +100,12 @@ CASES: dict[str, list[Case]] = {
         bad({"input": ""}),
         ({"input": "a", "model": "x"}, {}, 404),
     ],
+    "/open_session": [ok({"capacity_of_str_len": 1}), bad({"capacity_of_str_len": 1, "timeout": 0}), bad({})],
+    "/close_session": [ok({"session_id": "s"}), bad({})],
+    "/tokenize": TOKENIZE,
+    "/v1/tokenize": TOKENIZE,
+    "/detokenize": DETOKENIZE,
+    "/v1/detokenize": DETOKENIZE,
     "/abort_request": [ok({"rid": "nobody"}), bad({"rid": []})],
     "/pause_generation": [ok({"mode": "retract"}), bad({"mode": "x"}), bad({}, model="nobody")],
     "/continue_generation": [ok({}), bad({}, model="nobody")],
@@ -245,7 +261,8 @@ def test_replies_without_bodies_are_described(http: httpx.Client, document: Any)
             http.post("/start_profile")
         description.check(http.request(method, target, params=about), 200)
         if any(parameter["name"] == "format" for parameter in document["paths"][path][method].get("parameters", ())):
-            description.check(http.request(method, target, params=about | {"format": "json"}), 200)
+            for name in ("json", "prometheus") if path == "/v1/loads" else ("json",):
+                description.check(http.request(method, target, params=about | {"format": name}), 200)
             description.check(http.request(method, target, params=about | {"format": "xml"}), 400)
         if any(parameter["name"] == "model" for parameter in document["paths"][path][method].get("parameters", ())):
             description.check(http.request(method, target, params={"model": "nobody"}), 400)

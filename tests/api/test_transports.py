@@ -88,14 +88,14 @@ async def ask(engine: EngineClient, settings: Any) -> dict[str, Any]:
     answers["max_n"] = await refusal(plan(talk, too_many))
     answers["vocabulary"] = await refusal(plan(talk, GenerateBody(input_ids=[10**6])))
     for wish in (
-        embedding.Wish(inputs=parse_inputs(["the sea"]), rid=["e-0"]),
-        embedding.Wish(inputs=parse_inputs([LONG]), rid=["e-1"]),  # cut, as the engine's settings say
-        embedding.Wish(inputs=parse_inputs(["the sea"]), rid=["e-2"], dimensions=16),  # --matryoshka
+        embedding.EmbeddingRequest(inputs=parse_inputs(["the sea"]), rid=["e-0"]),
+        embedding.EmbeddingRequest(inputs=parse_inputs([LONG]), rid=["e-1"]),  # cut, as the engine's settings say
+        embedding.EmbeddingRequest(inputs=parse_inputs(["the sea"]), rid=["e-2"], dimensions=16),  # --matryoshka
     ):
         embedded = await embed.embed(wish)
         answers[f"vector {embedded.replies[0].rid}"] = [vector.tolist() for vector in embedded.vectors()]
     reranker = ranks.reranker(ranker)
-    job = rerank.Job(queries=["sea"], documents=["the sea"], limits=Limits.of(reranker.served, None))
+    job = rerank.ScoringRequest(queries=["sea"], documents=["the sea"], limits=Limits.of(reranker.served, None))
     answers["rerank"] = [(one.logit, one.score) for one in await ranks.score(reranker, job, "r")]
     scored = await score.score(parse_inputs(["the sea"]), model=labels, rid=["s"])
     answers["reward"] = [scores.tolist() for scores in scored.scores()]

@@ -13,11 +13,12 @@ EXCEPTIONS = (
     "*_reference",  # what kernels are compared with
     "hook_calls",  # counted, so that a test sees that none is made while requests are served
     "begin_pass", "end_pass",  # called by name in ExpertWatch
-    "__signature__", "__annotations__", "__call__", "extra_repr", "__getattr__",
+    "__signature__", "__annotations__", "__call__", "extra_repr", "__getattr__", "render",
     "data_received", "to_asgi_response", "capture_signals", "disconnected", "should_exit",
     "normalizer", "pre_tokenizer", "post_processor", "decoder", "model_max_length", "disabled",
     "warn_if_padding_and_no_attention_mask",
     "_owner",  # keeps compiled code alive
+    "max_mem", "log_errors",  # RE2's options
     "list_plugins", "inspect_plugin",  # typer's commands
 )  # fmt: skip
 DECORATORS = ["@hookimpl", "@hookspec", "@route", "@get", "@post"]

@@ -16,6 +16,7 @@ from trunkline.core.config import settings_groups
 from trunkline.core.host import Host
 from trunkline.core.server import api
 from trunkline.core.settings import EngineSettings, ModelSettings, ServerSettings
+from trunkline.plugins.rerank.settings import RerankSettings
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,24 @@ def test_a_name_that_is_gone_is_found(tmp_path: Path) -> None:
     assert missing(page, tmp_path) == ["a.py: A.c", "b.py: c", "a.py: d"]
 
 
+def test_no_page_has_the_marks_of_a_merge(repository: Path) -> None:
+    for page in (*repository.glob("*.md"), *(repository / "docs").glob("*.md")):
+        assert not re.search(r"^(<{7}|={7}|>{7})", page.read_text(), re.MULTILINE), page.name
+
+
+def test_files_that_pages_name_exist(repository: Path) -> None:
+    """Paths of our folders in backticks; those in tables of tests begin below tests/."""
+    roots = [repository, repository / "tests", repository / "tests" / "api"]
+    for page in (*repository.glob("*.md"), *(repository / "docs").glob("*.md")):
+        named = set(
+            re.findall(
+                r"`((?:core|kernels|plugins|tests|benchmarks|examples|security)/[\w/.-]+\.\w+)[`:]", page.read_text()
+            )
+        )
+        lost = [name for name in named if not any((root / name).exists() for root in roots)]
+        assert lost == [], page.name
+
+
 def test_links_between_pages_lead_somewhere(repository: Path) -> None:
     for page in (*repository.glob("*.md"), *(repository / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!\w+:)([^)#]+)", page.read_text()):
@@ -111,27 +130,48 @@ def test_links_between_pages_lead_somewhere(repository: Path) -> None:
 OWNERS = {
     ServerSettings: ["server", "limits", "_limits", '["server"]'],
     EngineSettings: ["engine", '["engine"]'],
-    ModelSettings: ["settings", "own", "old", "self"],
+    ModelSettings: ["settings", "model_settings", "own", "old"],
 }
 OF_PLUGINS = ["settings", "_settings", "[GROUP]", "settings(served)", "settings(job.served)"]
 
 
-def unread(schema: type[Struct], text: str) -> list[str]:
-    """Fields that ``text`` nowhere reads off an object of these settings, which code calls by one of OWNERS."""
-    owner = "|".join(
-        ("" if name[0] == "[" else r"(?<!\w)") + re.escape(name) for name in OWNERS.get(schema, OF_PLUGINS)
-    )
-    return [name for name in schema.__struct_fields__ if not re.search(rf"(?:{owner})\.{name}\b(?! = )", text)]
+def unread(schema: type[Struct], files: dict[str, str]) -> list[str]:
+    """Settings that no file (name -> text) reads from an object that code names as in OWNERS.
+
+    Settings of a plugin must be read in the plugin's folder. In the file of the struct, ``self`` is such an object.
+    """
+    module = schema.__module__.removeprefix("trunkline.")
+    package = module.rpartition(".")[0]
+    left = list(schema.__struct_fields__)
+    for name, text in files.items():
+        if package.startswith("plugins.") and not f"{name}.".startswith(f"{package}."):
+            continue
+        objects = [*OWNERS.get(schema, OF_PLUGINS), *(["self"] if name == module else [])]
+        owner = "|".join(("" if one[0] == "[" else r"(?<!\w)") + re.escape(one) for one in objects)
+        left = [field for field in left if not re.search(rf"(?:{owner})\.{field}\b(?! = )", text)]
+    return left
 
 
 def test_every_setting_is_used(sources: dict[str, Any]) -> None:
-    """A setting that nothing reads would be a promise that nobody keeps."""
-    together = "\n".join(source.text for source in sources.values())
-    schemas = [ModelSettings, *(group.schema for group in settings_groups(Host.load()).values())]
+    """A setting that no code reads would have no effect."""
+    files = {source.name: source.text for source in sources.values()}
+    groups = settings_groups(Host.load()).values()
+    schemas = [ModelSettings, *(group.schema for group in groups if group.schema.__module__ in sources)]
     assert len(schemas) >= 6
-    assert [f"{schema.__name__}.{name}" for schema in schemas for name in unread(schema, together)] == []
+    assert [f"{schema.__name__}.{name}" for schema in schemas for name in unread(schema, files)] == []
 
 
 @pytest.mark.parametrize("text", ["model.threads", "engine.threads = 1", 'settings["threads"]', "threads"])
-def test_a_setting_that_is_read_off_something_else_is_found(text: str) -> None:
-    assert "threads" in unread(EngineSettings, text)
+def test_a_setting_that_is_read_from_another_object_is_found(text: str) -> None:
+    assert "threads" in unread(EngineSettings, {"core.engine.startup": text})
+    assert "threads" not in unread(EngineSettings, {"core.engine.startup": f"{text}; engine.threads"})
+
+
+@pytest.mark.parametrize(("file", "count"), [("core.settings", 0), ("core.model.loader", 1)])
+def test_self_is_a_settings_object_in_its_own_file_only(file: str, count: int) -> None:
+    assert unread(ModelSettings, {file: "self.model_path"}).count("model_path") == count
+
+
+@pytest.mark.parametrize(("file", "count"), [("plugins.rerank.routes", 0), ("plugins.reranking", 1), ("core.app", 1)])
+def test_a_plugin_s_settings_are_read_in_its_folder(file: str, count: int) -> None:
+    assert unread(RerankSettings, {file: "settings.rerank_format"}).count("rerank_format") == count

@@ -13,14 +13,24 @@ import pytest
 from msgspec import Meta, Struct
 
 from trunkline.core import hookspecs, types
-from trunkline.core.discovery import Found
+from trunkline.core.discovery import Plugin
 from trunkline.core.host import Host
+from trunkline.plugins import generation
+from trunkline.plugins.generation import hooks as generation_hooks
 
-HOOKS = {
-    name: function
-    for name, function in vars(hookspecs).items()
-    if inspect.isfunction(function) and hasattr(function, "trunkline_spec")
-}
+
+def specified(module: ModuleType) -> dict[str, Any]:
+    """The hooks that a module specifies, by name."""
+    return {
+        name: function
+        for name, function in vars(module).items()
+        if inspect.isfunction(function) and hasattr(function, "trunkline_spec")
+    }
+
+
+HOOKS = specified(hookspecs)
+OF_GENERATION = specified(generation_hooks)
+ALL = HOOKS | OF_GENERATION
 
 
 def example(function: Any) -> str:
@@ -32,35 +42,37 @@ def example(function: Any) -> str:
 
 def test_there_are_hooks() -> None:
     assert len(HOOKS) >= 10
+    assert len(OF_GENERATION) >= 2
 
 
-@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize("name", ALL)
 def test_documented_with_process_and_moment(name: str) -> None:
     """The first paragraph says what the hook is for, the second when it is called."""
-    first, second = inspect.cleandoc(HOOKS[name].__doc__ or "").split("\n\n")[:2]
+    first, second = inspect.cleandoc(ALL[name].__doc__ or "").split("\n\n")[:2]
     assert first.endswith("."), first
     assert re.match(r"(Front|Engine): once", second), "the second paragraph says in which process and how often"
 
 
-@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize("name", ALL)
 def test_annotated(name: str) -> None:
-    signature = inspect.signature(HOOKS[name])
+    signature = inspect.signature(ALL[name])
     assert signature.return_annotation is not inspect.Signature.empty
     for parameter in signature.parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty
 
 
-@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize("name", ALL)
 def test_the_example_runs_and_is_a_plugin(name: str) -> None:
     module = ModuleType(f"example_{name}")
     names = vars(types) | {"hookimpl": hookspecs.hookimpl, "Struct": Struct, "Annotated": Annotated, "Meta": Meta}
     space = names | {"__name__": module.__name__}
-    exec(compile(example(HOOKS[name]), f"<{name}>", "exec"), space)
+    exec(compile(example(ALL[name]), f"<{name}>", "exec"), space)
     assert name in space, "the example implements its own hook"
     setattr(module, name, space[name])
     if name == "trunkline_hookspecs":
         return  # its example names a module of the author's
-    host = Host([Found("example", module.__name__, module=module)], required=["example"])
+    specifying = [Plugin("generation", generation.__name__)] if name in OF_GENERATION else []
+    host = Host([*specifying, Plugin("example", module.__name__, module=module)], required=["example"])
     assert host.plugins["example"].hooks == [name]
 
 
@@ -83,4 +95,11 @@ def test_answers_are_used(method: str, sources: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", HOOKS)
 def test_tested(name: str, repository: Path) -> None:
     texts = [path.read_text() for path in (repository / "tests" / "core").rglob("test_*.py")]
+    assert any(name in text for text in texts)
+
+
+@pytest.mark.parametrize("name", OF_GENERATION)
+def test_those_of_generation_are_asked_and_tested(name: str, sources: dict[str, Any], repository: Path) -> None:
+    assert f'"{name}"' in sources["trunkline.plugins.generation"].text
+    texts = [path.read_text() for path in (repository / "tests" / "plugins" / "generation").rglob("test_*.py")]
     assert any(name in text for text in texts)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 # what a distribution is imported as, where that isn't its own name
-IMPORTED_AS = {"huggingface-hub": "huggingface_hub"}
+IMPORTED_AS = {"google-re2": "re2", "huggingface-hub": "huggingface_hub"}
 
 
 @pytest.fixture(scope="module")

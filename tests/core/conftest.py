@@ -18,9 +18,9 @@ from litestar import Litestar, Request, Response, post, route
 from msgspec import Struct
 
 from trunkline.core.client.client import Client
-from trunkline.core.client.supervisor import Patience, Supervisor, supervised
+from trunkline.core.client.supervisor import Supervisor, WatchdogLimits, supervised
 from trunkline.core.config import Config
-from trunkline.core.discovery import Found
+from trunkline.core.discovery import Plugin
 from trunkline.core.errors import RequestError
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.host import Host
@@ -34,8 +34,8 @@ from trunkline.core.server.api import (
     while_connected,
 )
 from trunkline.core.server.app import create_app
+from trunkline.core.server.http_protocol import Server, uvicorn_config
 from trunkline.core.server.lifecycle import Lifecycle
-from trunkline.core.server.transport import Server, uvicorn_config
 from trunkline.core.types import ModelSource, Reply, Submission
 
 
@@ -141,14 +141,14 @@ def echo_routes(engine: Any, settings: Any) -> list[Any]:
 
 
 @pytest.fixture
-def plugin() -> Callable[..., Found]:
+def plugin() -> Callable[..., Plugin]:
     """``plugin("shout", trunkline_settings=function)``: a plugin with these hooks, not installed."""
 
-    def make(name: str, *, mark: bool = True, **functions: Callable[..., Any]) -> Found:
+    def make(name: str, *, mark: bool = True, **functions: Callable[..., Any]) -> Plugin:
         module = ModuleType(f"plugin_{name}")
         for hook, function in functions.items():
             setattr(module, hook, hookimpl(function) if mark else function)
-        return Found(name, module.__name__, module=module)
+        return Plugin(name, module.__name__, module=module)
 
     return make
 
@@ -165,7 +165,7 @@ def command() -> list[str]:
 
 
 @pytest.fixture
-def host(plugin: Callable[..., Found]) -> Host:
+def host(plugin: Callable[..., Plugin]) -> Host:
     """A host that resolves every model and knows a tokenizer."""
     return Host([plugin(
         "fake",
@@ -188,12 +188,12 @@ def configure(host: Host) -> Callable[..., Config]:
 
 @pytest.fixture
 async def start(host: Host, command: list[str], configure: Callable[..., Config]) -> AsyncIterator[Callable[..., Any]]:
-    """``await start(*models, patience=..., **server settings)``: a client that is ready."""
+    """``await start(*models, limits=..., **server settings)``: a client that is ready."""
     engines: list[Client[Supervisor]] = []
 
-    async def make(*models: dict[str, Any], patience: Patience | None = None, **server: Any) -> Client[Supervisor]:
+    async def make(*models: dict[str, Any], limits: WatchdogLimits | None = None, **server: Any) -> Client[Supervisor]:
         config = configure(*models, **server)
-        engine = Client(config, host, supervised(config, command=command, patience=patience))
+        engine = Client(config, host, supervised(config, command=command, limits=limits))
         engines.append(engine)
         await engine.start()
         return engine

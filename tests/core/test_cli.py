@@ -8,13 +8,13 @@ import pytest
 import typer
 
 from trunkline.core import cli
-from trunkline.core.discovery import Found
+from trunkline.core.discovery import Plugin
 from trunkline.core.errors import ModelError
 from trunkline.core.host import Host
 
 
 def test_plugins_add_commands(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plugin: Callable[..., Found]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plugin: Callable[..., Plugin]
 ) -> None:
     def commands(app: typer.Typer) -> None:
         @app.command()

@@ -9,13 +9,13 @@ import pytest
 from msgspec import Meta, Struct
 
 from trunkline.core.config import DEFAULT_MODEL, Config, merge, read_file, settings_groups
-from trunkline.core.discovery import Found
+from trunkline.core.discovery import Plugin
 from trunkline.core.errors import ConfigError
 from trunkline.core.host import Host
 from trunkline.core.settings import EngineSettings, ModelSettings, ServerSettings
 from trunkline.core.types import SettingsGroup
 
-Plugin = Callable[..., Found]
+MakePlugin = Callable[..., Plugin]
 
 
 class ShoutSettings(Struct, frozen=True):
@@ -32,7 +32,7 @@ def group(name: str, schema: type[Struct], *, per_model: bool = False) -> Callab
 
 
 @pytest.fixture
-def host(plugin: Plugin) -> Host:
+def host(plugin: MakePlugin) -> Host:
     return Host([
         plugin("shout", trunkline_settings=group("shout", ShoutSettings)),
         plugin("whisper", trunkline_settings=group("whisper", WhisperSettings, per_model=True)),
@@ -101,7 +101,7 @@ def test_what_cannot_be_used_is_named(host: Host, data: dict[str, Any], words: l
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_a_flag_belongs_to_one_group(plugin: Plugin) -> None:
+def test_a_flag_belongs_to_one_group(plugin: MakePlugin) -> None:
     class Other(Struct, frozen=True):
         port: int = 1
 
@@ -116,7 +116,7 @@ def test_a_revision_is_part_of_the_reference_and_not_of_the_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["server", "models", "plugins"])
-def test_groups_of_core_cannot_be_taken(plugin: Plugin, name: str) -> None:
+def test_groups_of_core_cannot_be_taken(plugin: MakePlugin, name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         settings_groups(Host([plugin("other", trunkline_settings=group(name, ShoutSettings))]))
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from trunkline.core.discovery import CORE, Found, find, select
+from trunkline.core.discovery import CORE, Plugin, find, select
 from trunkline.core.errors import ConfigError, PluginError
 from trunkline.core.host import Host
 
-INSTALLED = [Found(name, f"module_{name}") for name in (CORE, "shout", "whisper")]
+INSTALLED = [Plugin(name, f"module_{name}") for name in (CORE, "shout", "whisper")]
 
 
 def names(only: list[str] | None = None, without: tuple[str, ...] = ()) -> list[str]:

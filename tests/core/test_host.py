@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from msgspec import Struct
 
-from trunkline.core.discovery import CORE, Found
+from trunkline.core.discovery import CORE, Plugin
 from trunkline.core.errors import ModelError, PluginError, RequestError, TrunklineError
 from trunkline.core.hookspecs import hookimpl, hookspec
 from trunkline.core.host import Host
@@ -24,7 +24,7 @@ from trunkline.core.types import (
     Stage,
 )
 
-Plugin = Callable[..., Found]
+MakePlugin = Callable[..., Plugin]
 
 MODEL = ModelInfo(path="", architecture="A", model_type="a", context_length=8, vocab_size=9, hidden_size=4, causal=True)
 SERVED = cast(ServedModel, None)
@@ -34,7 +34,7 @@ class Good(Struct, frozen=True):
     level: int = 1
 
 
-def quarantine_of(*plugins: Found) -> str:
+def quarantine_of(*plugins: Plugin) -> str:
     """The one error in quarantine."""
     [(_, error)] = Host(plugins).quarantined.values()
     return str(error)
@@ -57,8 +57,8 @@ class OtherStage(FakeStage):
 # -- loading ---------------------------------------------------------------------------------
 
 
-def test_a_broken_import_is_quarantined_and_the_rest_works(plugin: Plugin) -> None:
-    host = Host([Found("broken", "no.such.module"), plugin("good", trunkline_info=lambda: {"a": 1})])
+def test_a_broken_import_is_quarantined_and_the_rest_works(plugin: MakePlugin) -> None:
+    host = Host([Plugin("broken", "no.such.module"), plugin("good", trunkline_info=lambda: {"a": 1})])
     assert list(host.plugins) == ["good"]
     assert "ModuleNotFoundError" in str(host.quarantined["broken"][1])
     assert host.info(SERVED, {}) == {"a": 1}
@@ -66,33 +66,33 @@ def test_a_broken_import_is_quarantined_and_the_rest_works(plugin: Plugin) -> No
 
 def test_a_broken_import_is_fatal_when_asked_for_by_name() -> None:
     with pytest.raises(PluginError, match=r"'broken'.*can't be imported"):
-        Host([Found("broken", "no.such.module")], required=["broken"])
+        Host([Plugin("broken", "no.such.module")], required=["broken"])
 
 
 def test_a_module_that_raises_anything_at_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "exploding_plugin.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert "ZeroDivisionError" in quarantine_of(Found("boom", "exploding_plugin"))
+    assert "ZeroDivisionError" in quarantine_of(Plugin("boom", "exploding_plugin"))
     assert "exploding_plugin" not in sys.modules
 
 
-def test_an_unknown_hook_is_named_with_the_likely_one(plugin: Plugin) -> None:
+def test_an_unknown_hook_is_named_with_the_likely_one(plugin: MakePlugin) -> None:
     error = quarantine_of(plugin("typo", trunkline_setings=lambda: None))
     assert "'typo'" in error
     assert "trunkline_setings; did you mean trunkline_settings?" in error
 
 
-def test_a_wrong_argument_name_is_named(plugin: Plugin) -> None:
+def test_a_wrong_argument_name_is_named(plugin: MakePlugin) -> None:
     error = quarantine_of(plugin("args", trunkline_serves=lambda checkpoint: None))
     assert "'args'" in error
     assert "checkpoint" in error
 
 
-def test_an_unmarked_hook_is_named(plugin: Plugin) -> None:
+def test_an_unmarked_hook_is_named(plugin: MakePlugin) -> None:
     assert "isn't marked with @hookimpl" in quarantine_of(plugin("bare", mark=False, trunkline_settings=lambda: None))
 
 
-def test_wrappers_are_refused(plugin: Plugin) -> None:
+def test_wrappers_are_refused(plugin: MakePlugin) -> None:
     found = plugin("wrap")
     assert found.module is not None
 
@@ -104,7 +104,7 @@ def test_wrappers_are_refused(plugin: Plugin) -> None:
     assert "nothing to wrap" in quarantine_of(found)
 
 
-def test_a_plugin_that_fails_to_register_leaves_nothing_behind(plugin: Plugin) -> None:
+def test_a_plugin_that_fails_to_register_leaves_nothing_behind(plugin: MakePlugin) -> None:
     def settings() -> SettingsGroup:
         raise AssertionError("a quarantined plugin was asked")
 
@@ -113,7 +113,7 @@ def test_a_plugin_that_fails_to_register_leaves_nothing_behind(plugin: Plugin) -
     assert "bad" in host.quarantined
 
 
-def test_plugins_define_hooks_for_plugins(plugin: Plugin) -> None:
+def test_plugins_define_hooks_for_plugins(plugin: MakePlugin) -> None:
     specs = ModuleType("specs")
 
     @hookspec
@@ -130,7 +130,7 @@ def test_plugins_define_hooks_for_plugins(plugin: Plugin) -> None:
 # -- asking ----------------------------------------------------------------------------------
 
 
-def test_wrong_answers_and_exceptions_carry_the_plugins_name(plugin: Plugin) -> None:
+def test_wrong_answers_and_exceptions_carry_the_plugins_name(plugin: MakePlugin) -> None:
     def broken() -> Any:
         raise ValueError("what now")
 
@@ -140,7 +140,7 @@ def test_wrong_answers_and_exceptions_carry_the_plugins_name(plugin: Plugin) -> 
         assert caught.value.plugin == "guilty"
 
 
-def test_an_exception_inside_a_generator_is_blamed_too(plugin: Plugin) -> None:
+def test_an_exception_inside_a_generator_is_blamed_too(plugin: MakePlugin) -> None:
     def stages(model: Any, settings: Any) -> Iterator[Stage]:
         yield FakeStage()
         raise KeyError("later")
@@ -151,7 +151,7 @@ def test_an_exception_inside_a_generator_is_blamed_too(plugin: Plugin) -> None:
 
 @pytest.mark.field
 @pytest.mark.parametrize("error", [SystemExit, GeneratorExit])
-def test_a_hook_that_exits_is_blamed_with_its_distribution(plugin: Plugin, error: type[BaseException]) -> None:
+def test_a_hook_that_exits_is_blamed_with_its_distribution(plugin: MakePlugin, error: type[BaseException]) -> None:
     def settings() -> None:
         raise error
 
@@ -174,25 +174,25 @@ def test_a_module_that_exits_when_it_is_imported_is_quarantined(
 ) -> None:
     (tmp_path / "quitting_plugin.py").write_text("import sys; sys.exit(1)")
     monkeypatch.syspath_prepend(tmp_path)
-    host = Host([Found("quits", "quitting_plugin")])
+    host = Host([Plugin("quits", "quitting_plugin")])
     assert "SystemExit" in str(host.quarantined["quits"][1])
 
 
 @pytest.mark.field
 @pytest.mark.parametrize("attributes", [{"task": None}, {"params": dict}, {"result": None}, {"params": Good("x")}])
-def test_a_stage_without_its_class_attributes_is_named(plugin: Plugin, attributes: dict[str, Any]) -> None:
+def test_a_stage_without_its_class_attributes_is_named(plugin: MakePlugin, attributes: dict[str, Any]) -> None:
     stage = type("Odd", (FakeStage,), attributes)()
     with pytest.raises(PluginError, match=r"'odd'.*Odd\.(task|params|result) must be"):
         Host([plugin("odd", trunkline_stages=lambda: [stage])]).stages(cast(Any, None), {}, ["shout"])
 
 
 @pytest.mark.field
-def test_a_control_that_is_no_function_is_named(plugin: Plugin) -> None:
+def test_a_control_that_is_no_function_is_named(plugin: MakePlugin) -> None:
     with pytest.raises(PluginError, match="the control 'c' is 5, not a function"):
         Host([plugin("odd", trunkline_controls=lambda: {"c": 5})]).controls()
 
 
-def test_errors_made_for_users_pass_unchanged(plugin: Plugin) -> None:
+def test_errors_made_for_users_pass_unchanged(plugin: MakePlugin) -> None:
     def resolve(reference: str) -> ModelSource:
         raise ModelError("no room")
 
@@ -200,7 +200,7 @@ def test_errors_made_for_users_pass_unchanged(plugin: Plugin) -> None:
         Host([plugin("disk", trunkline_resolve_model=resolve)]).resolve_model("x")
 
 
-def test_settings_are_asked_once(plugin: Plugin) -> None:
+def test_settings_are_asked_once(plugin: MakePlugin) -> None:
     host = Host([plugin("a", trunkline_settings=lambda: SettingsGroup("a", Good))])
     host.settings()
     before = host.hook_calls
@@ -217,12 +217,12 @@ class Mutable(Struct):
 
 
 @pytest.mark.parametrize(("schema", "words"), [(Required, "'level' has no default"), (Mutable, "must be frozen")])
-def test_settings_structs_are_frozen_and_have_defaults(plugin: Plugin, schema: type[Struct], words: str) -> None:
+def test_settings_structs_are_frozen_and_have_defaults(plugin: MakePlugin, schema: type[Struct], words: str) -> None:
     with pytest.raises(PluginError, match=words):
         Host([plugin("a", trunkline_settings=lambda: SettingsGroup("a", schema))]).settings()
 
 
-def test_what_two_plugins_claim_is_an_error(plugin: Plugin) -> None:
+def test_what_two_plugins_claim_is_an_error(plugin: MakePlugin) -> None:
     def twice(**functions: Callable[..., Any]) -> Host:
         return Host([plugin("one", **functions), plugin("two", **functions)])
 
@@ -238,8 +238,8 @@ def test_what_two_plugins_claim_is_an_error(plugin: Plugin) -> None:
         twice(trunkline_info=lambda: {"k": 1}).info(SERVED, {})
 
 
-def test_heads_are_asked_of_the_active_tasks_plugins_only(plugin: Plugin) -> None:
-    def make(task: str) -> Found:
+def test_heads_are_asked_of_the_active_tasks_plugins_only(plugin: MakePlugin) -> None:
+    def make(task: str) -> Plugin:
         return plugin(
             f"p_{task}",
             trunkline_serves=lambda: Serves(task, "default"),
@@ -251,7 +251,7 @@ def test_heads_are_asked_of_the_active_tasks_plugins_only(plugin: Plugin) -> Non
     assert [head.name for head in host.heads(MODEL, {}, ["whisper"])] == ["whisper"]
 
 
-def test_cores_own_heads_are_for_every_task(plugin: Plugin) -> None:
+def test_cores_own_heads_are_for_every_task(plugin: MakePlugin) -> None:
     core = plugin(CORE, trunkline_heads=lambda: [Head("score", build=lambda model: model)])
     shout = plugin("shout", trunkline_serves=lambda: Serves("shout", "default"))
     host = Host([core, shout])
@@ -259,17 +259,17 @@ def test_cores_own_heads_are_for_every_task(plugin: Plugin) -> None:
     assert [head.name for head in host.heads(MODEL, {}, ["shout"])] == ["score"]
 
 
-def test_serves_has_three_answers(plugin: Plugin) -> None:
+def test_serves_has_three_answers(plugin: MakePlugin) -> None:
     with pytest.raises(PluginError, match="'maybe'"):
         Host([plugin("p", trunkline_serves=lambda: Serves("shout", "maybe"))]).serves(MODEL, {})
 
 
-def test_stages_of_inactive_tasks_are_dropped(plugin: Plugin) -> None:
+def test_stages_of_inactive_tasks_are_dropped(plugin: MakePlugin) -> None:
     host = Host([plugin("p", trunkline_stages=lambda: [FakeStage(), OtherStage()])])
     assert list(host.stages(cast(Any, None), {}, ["whisper"])) == ["whisper"]
 
 
-def test_the_first_answer_wins_and_trylast_is_last(plugin: Plugin) -> None:
+def test_the_first_answer_wins_and_trylast_is_last(plugin: MakePlugin) -> None:
     core = plugin("models")
     assert core.module is not None
 
@@ -288,13 +288,13 @@ def test_the_first_answer_wins_and_trylast_is_last(plugin: Plugin) -> None:
         assert host.resolve_model("x").path == "/core"
 
 
-def test_a_list_of_tensors_is_one_answer(plugin: Plugin) -> None:
+def test_a_list_of_tensors_is_one_answer(plugin: MakePlugin) -> None:
     tensors: list[Any] = [("a", 1), ("b", 2)]
     host = Host([plugin("p", trunkline_weights=lambda: tensors)])
     assert host.weights(ModelSource("", "")) is tensors
 
 
-def test_a_plugins_tokenizer_is_used(plugin: Plugin) -> None:
+def test_a_plugins_tokenizer_is_used(plugin: MakePlugin) -> None:
     tokenizer = object()
     host = Host([plugin("p", trunkline_tokenizer=lambda source: tokenizer)])
     assert host.tokenizer(ModelSource("x", "/x")) is tokenizer
@@ -309,20 +309,22 @@ def test_nobody_answers() -> None:
         host.weights(ModelSource("x", "/x"))
 
 
-def test_routes_come_with_their_plugin(plugin: Plugin) -> None:
+def test_routes_come_with_their_plugin(plugin: MakePlugin) -> None:
     host = Host([plugin("a", trunkline_routes=lambda engine: [1, 2]), plugin("b", trunkline_routes=lambda: [3])])
     assert host.routes(cast(Any, None), {}) == [("a", 1), ("a", 2), ("b", 3)]
     assert host.routes(cast(Any, None), {}, of=["b"]) == [("b", 3)]
 
 
-def test_app_config_and_commands_are_handed_over(plugin: Plugin) -> None:
+def test_app_config_and_commands_are_handed_over(plugin: MakePlugin) -> None:
     seen: list[Any] = []
     host = Host([plugin("a", trunkline_app_config=lambda config: seen.append(config))])
     host.app_config(cast(Any, "config"))
     assert seen == ["config"]
 
 
-def test_one_plugins_failing_commands_do_not_take_the_others(plugin: Plugin, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_plugins_failing_commands_do_not_take_the_others(
+    plugin: MakePlugin, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(app: Any) -> None:
         raise RequestError("no") if app is None else ValueError("no")
 
@@ -333,7 +335,7 @@ def test_one_plugins_failing_commands_do_not_take_the_others(plugin: Plugin, cap
     assert "'a'" in caplog.text
 
 
-def test_every_hook_call_is_counted(plugin: Plugin) -> None:
+def test_every_hook_call_is_counted(plugin: MakePlugin) -> None:
     host = Host([plugin("a", trunkline_controls=lambda: {}), plugin("b", trunkline_controls=lambda: {})])
     before = host.hook_calls
     host.controls()
@@ -349,7 +351,7 @@ def test_the_projects_own_plugins_load_through_entry_points() -> None:
     assert host.plugins["models"].distribution == "trunkline"
 
 
-def test_expert_observers_of_all_plugins_are_collected(plugin: Plugin) -> None:
+def test_expert_observers_of_all_plugins_are_collected(plugin: MakePlugin) -> None:
     asked: list[Any] = []
 
     def observers(model: Any, settings: Any) -> list[str]:
@@ -367,7 +369,7 @@ def test_expert_observers_of_all_plugins_are_collected(plugin: Plugin) -> None:
         wrong.expert_observers(cast(Any, None), {})
 
 
-def test_request_observers_and_collectors_come_with_their_plugin(plugin: Plugin) -> None:
+def test_request_observers_and_collectors_come_with_their_plugin(plugin: MakePlugin) -> None:
     observers = {name: RequestObserver() for name in "ab"}
     collectors = {name: object() for name in "ab"}
     host = Host([
@@ -386,7 +388,7 @@ def test_request_observers_and_collectors_come_with_their_plugin(plugin: Plugin)
         wrong.request_observers({})
 
 
-def test_plugins_ask_hooks_that_plugins_have_specified(plugin: Plugin) -> None:
+def test_plugins_ask_hooks_that_plugins_have_specified(plugin: MakePlugin) -> None:
     specified = ModuleType("shout_hooks")
 
     def trunkline_shouters(model: str) -> list[str]: ...

@@ -150,7 +150,7 @@ def four_threads(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Four threads, for work of any size."""
     before = torch.get_num_threads()
     torch.set_num_threads(4)
-    monkeypatch.setattr(attention_decode, "_SERIAL", 0)
+    monkeypatch.setattr(attention_decode, "_MIN_PARALLEL", 0)
     yield
     torch.set_num_threads(before)
 
@@ -171,8 +171,8 @@ def test_rows_shared_by_threads(data: st.DataObject) -> None:
 @pytest.mark.usefixtures("four_threads")
 def test_a_lost_merge_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seeded bug: when the parts of a shared row aren't merged, the comparison above sees it."""
-    run = paged.Task.run
-    monkeypatch.setattr(paged.Task, "run", lambda self, team, alone=False, **given: alone or run(self, team, **given))
+    run = paged.Kernel.run
+    monkeypatch.setattr(paged.Kernel, "run", lambda self, team, alone=False, **given: alone or run(self, team, **given))
     case = Case.build((9, 3, 64, 64), [150], [1], torch.float32)
     difference = case.run(choose("cpu", "cpu")) - case.run(choose("torch_native", "cpu"))
     assert not difference.abs().max() < 2e-5

@@ -41,8 +41,8 @@ def test_equals_the_formula(
     added = torch.randn(rows, outputs).to(dtype) if residual else None
     before = None if added is None else added.clone()
     result = PackedLinear(weight, shift)(x, added)
-    wide = [None if part is None else part.double() for part in (x, weight, shift, added)]
-    expected = linear_reference(*wide)  # type: ignore[arg-type]
+    float32_out = [None if part is None else part.double() for part in (x, weight, shift, added)]
+    expected = linear_reference(*float32_out)  # type: ignore[arg-type]
     assert result.dtype == dtype
     torch.testing.assert_close(result.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     assert added is None or torch.equal(added, before)  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ def test_wide_results_are_the_sums(
     weight, shift = weights(outputs, 64, dtype, exact=True), torch.full((outputs,), 24.0, dtype=dtype)
     for rows in (1, 2, 5, 13, 20):
         x = torch.randn(rows, 64).to(dtype)
-        result = PackedLinear(weight, shift, wide=True)(x)
+        result = PackedLinear(weight, shift, float32_out=True)(x)
         assert result.dtype == torch.float32
         exact = linear_reference(x.double(), weight.double(), shift.double())
         torch.testing.assert_close(result.double(), exact, rtol=1e-5, atol=1e-5)
@@ -76,7 +76,7 @@ def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("outputs", [16, 40, 320])
 def test_panels_shared_by_threads(monkeypatch: pytest.MonkeyPatch, outputs: int) -> None:
     """More threads than panels, as many, and fewer."""
-    monkeypatch.setattr(gemm, "_SERIAL", 0)
+    monkeypatch.setattr(gemm, "_MIN_PARALLEL", 0)
     monkeypatch.setattr(gemm, "team_size", lambda parallel: 3 if parallel else 1)
     weight, x = weights(outputs, 40, torch.float32, exact=True), torch.randn(7, 40)
     torch.testing.assert_close(PackedLinear(weight)(x), linear_reference(x, weight, None), rtol=1e-5, atol=1e-5)
@@ -112,7 +112,7 @@ def test_float32_rows_when_the_cpu_has_no_pairs(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(linear, "has_bfloat16", lambda: False)
     weight, x = torch.randn(32, 24).bfloat16(), torch.randn(5, 24).bfloat16()
     layer = PackedLinear(weight)
-    assert not layer.plain
+    assert not layer.recordable
     torch.testing.assert_close(layer(x), linear_reference(x, weight, None), rtol=1e-2, atol=1e-2)
 
 
@@ -123,7 +123,7 @@ def test_onednn_in_earnest(monkeypatch: pytest.MonkeyPatch) -> None:
     residual = torch.randn(5, 40).bfloat16()
     layer = PackedLinear(weight, bias)
     assert layer.onednn
-    assert not layer.plain
+    assert not layer.recordable
     torch.testing.assert_close(layer(x, residual), linear_reference(x, weight, bias, residual), rtol=3e-2, atol=3e-2)
 
 

@@ -47,9 +47,9 @@ def test_refuses_what_does_not_fit() -> None:
         rope(qkv, *angles(3, 8), 1, 1)
     with pytest.raises(ValueError, match="cos and sin must be"):
         rope(qkv, *angles(2, 8, torch.bfloat16), 1, 1)
-    with pytest.raises(ValueError, match="rotary width"):
+    with pytest.raises(ValueError, match="rotary dimension"):
         rope(qkv, *angles(2, 10), 1, 1)
-    with pytest.raises(ValueError, match="both or not at all"):
+    with pytest.raises(ValueError, match="or neither"):
         rope(qkv, *angles(2, 8), 1, 1, torch.ones(8))
     with pytest.raises(ValueError, match="the head's width 8"):
         rope(qkv, *angles(2, 8), 1, 1, torch.ones(4), torch.ones(4))

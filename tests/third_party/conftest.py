@@ -1,4 +1,4 @@
-"""A fresh environment with a plugin from outside the project, built and installed as users do it."""
+"""A fresh environment with plugins from outside the project, built and installed as users do it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+EXAMPLES = ("trunkline-surprise", "trunkline-no-digits")
+
 
 @pytest.fixture(scope="session")
 def outside(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``bin`` of a virtual environment where ``examples/trunkline-surprise`` is installed.
+    """``bin`` of a virtual environment where the packages of ``examples/`` are installed.
 
-    It sees this environment's packages, so that nothing is downloaded, but the plugin is in
+    It sees this environment's packages, so that nothing is downloaded, but the plugins are in
     the fresh one only.
     """
     home = tmp_path_factory.mktemp("outside")
@@ -28,8 +30,9 @@ def outside(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     lines = [f"import site; site.addsitedir({folder!r})" for folder in site.getsitepackages()]
     Path(purelib.strip(), "parent.pth").write_text("\n".join(lines) + "\n")
-    source = home / "source"
-    shutil.copytree(repository / "examples" / "trunkline-surprise", source)
+    sources = [home / name for name in EXAMPLES]
+    for source in sources:
+        shutil.copytree(repository / "examples" / source.name, source)
     command: list[str | Path] = [
         python,
         "-m",
@@ -39,7 +42,7 @@ def outside(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--no-deps",
         "--no-build-isolation",
         "--quiet",
-        source,
+        *sources,
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

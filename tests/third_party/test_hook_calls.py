@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from trunkline.core import Engine, hookspecs
+from trunkline.plugins.generation import hooks as generation_hooks
 
 PLUGIN = """
 import os
@@ -26,6 +27,7 @@ from msgspec import Struct
 from trunkline.core import hookspecs
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.types import Launched, Needs, RequestObserver, Serves, SettingsGroup, Stage, Step
+from trunkline.plugins.generation import hooks
 
 class Nothing(Struct, frozen=True):
     pass
@@ -59,6 +61,8 @@ ANSWERS = {
     "trunkline_controls": dict,
     "trunkline_info": dict,
     "trunkline_routes": list,
+    "trunkline_logits_processors": list,
+    "trunkline_stop_conditions": list,
 }
 
 def counted(name):
@@ -71,7 +75,8 @@ def counted(name):
 
     return hookimpl(function)
 
-globals().update({name: counted(name) for name in vars(hookspecs) if name.startswith("trunkline_")})
+names = [name for module in (hookspecs, hooks) for name in vars(module) if name.startswith("trunkline_")]
+globals().update({name: counted(name) for name in names})
 """
 
 # Hook -> calls with one model and --enable-metrics: at the start in the front and in the engine, at an update in the
@@ -93,6 +98,8 @@ CALLS = {
     "trunkline_info": (1, 0, 1, 0),
     "trunkline_routes": (1, 0, 0, 0),
     "trunkline_app_config": (1, 0, 0, 0),
+    "trunkline_logits_processors": (0, 1, 0, 1),
+    "trunkline_stop_conditions": (0, 1, 0, 1),
 }
 # Called for a client, wherever it is.
 CLIENT = ("trunkline_resolve_model", "trunkline_tokenizer", "trunkline_request_observers")
@@ -142,7 +149,8 @@ def column(index: int) -> Counter[str]:
 
 def test_the_table_is_what_the_hooks_say(load_script: Callable[[str], ModuleType]) -> None:
     generator = load_script("docs/generate.py")
-    assert set(CALLS) == {name for name in vars(hookspecs) if name.startswith("trunkline_")}
+    specified = {*vars(hookspecs), *vars(generation_hooks)}
+    assert set(CALLS) == {name for name in specified if name.startswith("trunkline_")}
     for hook, (front, engine, *update) in CALLS.items():
         expected = {"Front": front, "Engine": engine, "Update": sum(update)}
         assert generator.when_called(hook).keys() == {where for where, count in expected.items() if count}, hook

@@ -19,6 +19,7 @@ def test_listed_beside_the_projects_own(outside: Path) -> None:
     lines = {line.split()[0]: line for line in trunkline(outside, "plugins", "list").splitlines()}
     assert "trunkline-surprise" in lines["surprise"]
     assert "0.1.0" in lines["surprise"]
+    assert lines["no_digits"].split()[1] == "trunkline-no-digits"
     assert "models" in lines
 
 
@@ -26,6 +27,22 @@ def test_inspected_with_flags_routes_and_scopes(outside: Path) -> None:
     out = trunkline(outside, "plugins", "inspect", "surprise")
     assert "--surprise-max-tokens" in out
     assert [line.split() for line in out.splitlines() if "/surprise" in line][-1] == ["POST", "/surprise", "infer"]
+
+
+def test_hooks_of_plugins_are_inspected_like_core_s(outside: Path) -> None:
+    out = trunkline(outside, "plugins", "inspect", "no_digits")
+    assert "logits_processors" in out
+    assert "Objects that change the logits of requests before the next token is" in out
+    assert "stop_conditions" in out
+    assert "trunkline-no-digits 0.1.0" in out
+
+
+def test_without_the_plugin_that_specifies_its_hooks_it_is_left_out(outside: Path) -> None:
+    code = """
+from trunkline.core.host import Host
+print(Host.load(without=["generation"]).quarantined["no_digits"][1])
+"""
+    assert "there is no hook trunkline_logits_processors" in python(outside, code)
 
 
 def test_its_flag_and_command_are_in_the_cli(outside: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from trunkline.core import Engine
 from trunkline.core.client.client import Client
 from trunkline.core.client.supervisor import supervised
-from trunkline.core.discovery import Found, find
+from trunkline.core.discovery import Plugin, find
 from trunkline.core.engine.batch import Batch
 from trunkline.core.host import Host
 from trunkline.core.server.app import create_app
@@ -25,16 +25,16 @@ PROMPT = list(range(10, 40))
 
 
 @pytest.fixture
-def surprise(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Found]:
+def surprise(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plugin]:
     """The example plugin, imported from its folder."""
     monkeypatch.syspath_prepend(repository / "examples" / "trunkline-surprise")
-    yield Found("surprise", "trunkline_surprise")
+    yield Plugin("surprise", "trunkline_surprise")
     for name in [name for name in sys.modules if name.startswith("trunkline_surprise")]:
         del sys.modules[name]
 
 
 @pytest.fixture
-def engine(zoo: Callable[[str], Path], surprise: Found) -> Iterator[Engine]:
+def engine(zoo: Callable[[str], Path], surprise: Plugin) -> Iterator[Engine]:
     with Engine(
         str(zoo("llama")), host=Host([*find(), surprise]), dtype="float32", chunked_prefill_size=16, threads=1
     ) as engine:
@@ -119,7 +119,7 @@ async def test_the_front_calls_no_hook_either(zoo: Callable[[str], Path]) -> Non
 
 @pytest.mark.field
 @pytest.mark.parametrize("name", ["llama", "gemma2", "cohere", "granite"])
-def test_its_bits_are_those_of_the_class_s_own_logits(name: str, zoo: Callable[[str], Path], surprise: Found) -> None:
+def test_its_bits_are_those_of_the_class_s_own_logits(name: str, zoo: Callable[[str], Path], surprise: Plugin) -> None:
     """Cohere scales its logits, Granite divides them and Gemma 2 caps them: the head "lm" does all of it."""
     import transformers
     from trunkline_surprise.stage import SurpriseParams

@@ -12,7 +12,7 @@ import pytest
 
 from trunkline.core import Engine
 from trunkline.core.client.engine import Ticket
-from trunkline.core.discovery import Found, find
+from trunkline.core.discovery import Plugin, find
 from trunkline.core.errors import RequestError
 from trunkline.core.host import Host
 from trunkline.plugins.generation.schemas import GenerationParams
@@ -54,7 +54,7 @@ def plugin() -> ModuleType:
 
 @pytest.fixture
 def engine(zoo: Callable[[str], Path], plugin: ModuleType) -> Iterator[Engine]:
-    host = Host([*find(), Found("trace", "trace_plugin", module=plugin)])
+    host = Host([*find(), Plugin("trace", "trace_plugin", module=plugin)])
     with Engine(str(zoo("llama")), host=host, dtype="float32", threads=1, served_model_name="tiny") as engine:
         yield engine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -80,3 +82,55 @@ def test_its_errors_are_the_servers_errors(server: str) -> None:
     assert long.status_code == 400
     assert "the limit is 100" in long.json()["error"]["message"]
     assert httpx.post(f"{server}/surprise", json={"text": 3}).status_code == 400
+
+
+# -- a plugin of the generation plugin -------------------------------------------------------
+
+DIGITS = {*"0123456789"}
+
+
+def generate(server: str, custom: dict[str, object] | None, **sampling: object) -> httpx.Response:
+    sampling = {"temperature": 1, "sampling_seed": 5, "max_new_tokens": 80, "ignore_eos": True, **sampling}
+    body = {"text": TEXT, "sampling_params": {**sampling, "custom_params": custom}}
+    return httpx.post(f"{server}/generate", json=body, timeout=60)
+
+
+def test_a_logits_processor_acts_on_the_requests_that_ask_for_it(server: str) -> None:
+    plain = generate(server, None).json()
+    assert DIGITS & {*plain["text"]}
+    with ThreadPoolExecutor(2) as pool:
+        asking, other = pool.map(lambda custom: generate(server, custom).json(), [{"no_digits": True}, None])
+    assert not DIGITS & {*asking["text"]}
+    assert len(asking["output_ids"]) == 80
+    assert other["output_ids"] == plain["output_ids"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_condition_ends_the_requests_that_ask_for_it(server: str, stream: bool) -> None:
+    sampling = {"logit_bias": {str(token): 4 for token in range(4, 40)}, "max_new_tokens": 200}
+    custom = {"max_sentences": 2}
+    if stream:
+        body = {"text": TEXT, "stream": True, "sampling_params": {**sampling, "custom_params": custom}}
+        frames = httpx.post(f"{server}/generate", json=body, timeout=60).text.split("\n\n")
+        answer = json.loads(frames[-3].removeprefix("data: "))
+    else:
+        answer = generate(server, custom, **sampling).json()
+    assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": "max_sentences"}
+    assert sum(map(answer["text"].count, ".!?")) == 2
+    assert answer["text"][-1] in ".!?", "nothing is cut off"
+
+
+def test_a_third_party_refuses_what_clients_send(server: str) -> None:
+    answer = generate(server, {"max_sentences": "two"})
+    assert (answer.status_code, answer.json()) == (400, {"error": {"message": "max_sentences must be an integer."}})
+
+
+def test_chat_has_custom_params_too(server: str) -> None:
+    body = {"messages": [{"role": "user", "content": TEXT}], "max_tokens": 60, "seed": 3, "ignore_eos": True}
+    texts = [
+        httpx.post(f"{server}/v1/chat/completions", json={**body, "custom_params": custom}, timeout=60).json()[
+            "choices"
+        ][0]["message"]["content"]
+        for custom in (None, {"no_digits": True})
+    ]
+    assert [bool(DIGITS & {*text}) for text in texts] == [True, False]

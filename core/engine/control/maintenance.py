@@ -29,7 +29,7 @@ class Pace(Struct, kw_only=True):
     forward_sleep_time: Annotated[float, Meta(le=MOST_SLEEP)] | None = None
 
 
-class Loop(Protocol):
+class MaintainableLoop(Protocol):
     """What is needed of the engine loop."""
 
     lanes: list[Lane]
@@ -42,7 +42,7 @@ class Loop(Protocol):
 class Maintenance:
     """The controls ``flush_cache``, ``enable_plugin``, ``freeze_gc``, ``log_level`` and ``slow_down``."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: MaintainableLoop) -> None:
         self._loop = loop
         self._sleep_seconds = 0.0
         self.controls: dict[str, Callable[[Lane, Call], None]] = {

@@ -1,4 +1,4 @@
-"""Gives a model's memory back while nobody needs it, and takes it again: weights, keys and values, or both."""
+"""Releases a model's memory (weights, KV cache, or both) to the operating system, and takes it again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Tag = Literal["weights", "kv_cache"]
 BUSY = "release_memory_occupation should be called only when server is idle."  # SGLang's words
 
 
-class Memory(Struct, kw_only=True):
+class MemoryTags(Struct, kw_only=True):
     """Arguments of both controls. No ``tags`` mean all; ``everywhere``: of all models."""
 
     tags: list[Tag] = []
@@ -35,7 +35,7 @@ class Memory(Struct, kw_only=True):
         return frozenset(self.tags or ("weights", "kv_cache"))
 
 
-class Loop(Protocol):
+class OccupiedLoop(Protocol):
     """What is needed of the engine loop."""
 
     lanes: list[Lane]
@@ -52,7 +52,7 @@ class Occupation:
     of one that was lost has all of its memory.
     """
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: OccupiedLoop) -> None:
         self._loop = loop
         self.controls: dict[str, Callable[[Lane, Call], None]] = {
             "release_memory": self.release,
@@ -61,7 +61,7 @@ class Occupation:
 
     def release(self, lane: Lane, call: Call) -> None:
         """Give memory back. RequestError, and nothing is given, while a request needs it."""
-        order = msgspec.convert(call.arguments, Memory)
+        order = msgspec.convert(call.arguments, MemoryTags)
         lanes = self._loop.lanes if order.everywhere else [lane]
         if not supported() or any(one.model.device.type != "cpu" for one in lanes):
             raise RequestError("Memory can be released only on Linux, and only that of models on the CPU.")
@@ -104,7 +104,7 @@ class Occupation:
 
     def resume(self, lane: Lane, call: Call) -> None:
         """Take memory again; what wasn't released is left alone."""
-        order = msgspec.convert(call.arguments, Memory)
+        order = msgspec.convert(call.arguments, MemoryTags)
         with self._loop.long_work("taking memory again"):
             for one in self._loop.lanes if order.everywhere else [lane]:
                 tags = order.chosen & one.released

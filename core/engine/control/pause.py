@@ -1,4 +1,4 @@
-"""Pauses lanes and lets them go on: a paused lane computes nothing, and whoever asks it for something waits."""
+"""Pauses and continues lanes: a paused lane computes nothing, and its requests wait."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Pause(Struct, kw_only=True):
     mode: Literal["abort", "retract", "in_place"] = "abort"
 
 
-class Loop(Protocol):
+class PausableLoop(Protocol):
     """What pausing needs of the engine loop."""
 
     requests: dict[int, tuple[Lane, Request]]
@@ -40,7 +40,7 @@ class Pauser:
     was lost is told which lanes were paused.
     """
 
-    def __init__(self, loop: Loop, changed: Callable[[], None]) -> None:
+    def __init__(self, loop: PausableLoop, changed: Callable[[], None]) -> None:
         """``changed`` tells the front what the lanes are now."""
         self._loop = loop
         self._changed = changed

@@ -44,7 +44,7 @@ class Order(Struct, kw_only=True):
     record_shapes: bool = False
 
 
-class Loop(Protocol):
+class ProfiledLoop(Protocol):
     """What is needed of the engine loop."""
 
     passes: int
@@ -57,7 +57,7 @@ class Loop(Protocol):
 class Profiles:
     """The controls ``start_profile`` and ``stop_profile``; one profile at a time."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: ProfiledLoop) -> None:
         self._loop = loop
         self._order: Order | None = None  # of the profile that is wanted or runs
         self._profile: profile | None = None  # that runs

@@ -13,9 +13,9 @@ import msgspec
 from trunkline.core.config import Config
 from trunkline.core.engine.candidates import Candidate, choose_tasks
 from trunkline.core.engine.lane import Lane, Renewal
-from trunkline.core.engine.machine import available_bytes
 from trunkline.core.engine.memory import Grant, gib
 from trunkline.core.engine.messages import NOT_FOUND
+from trunkline.core.engine.resources import available_bytes
 from trunkline.core.engine.runner import Runner
 from trunkline.core.engine.startup import assemble
 from trunkline.core.errors import ModelError, TrunklineError

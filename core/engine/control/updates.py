@@ -68,7 +68,7 @@ Order = UpdateWeights | UpdateTensors
 Renew = Callable[[Lane, Order], Renewal]
 
 
-class Loop(Protocol):
+class UpdatableLoop(Protocol):
     """What weight updates need of the engine loop."""
 
     lanes: list[Lane]
@@ -95,7 +95,7 @@ class Pending:
 class Updates:
     """The loop's part of weight updates."""
 
-    def __init__(self, loop: Loop, renew: Renew | None) -> None:
+    def __init__(self, loop: UpdatableLoop, renew: Renew | None) -> None:
         """``renew`` loads a checkpoint beside a lane's own; None: this engine can't."""
         self._loop = loop
         self._renew = renew

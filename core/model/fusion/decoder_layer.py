@@ -1,4 +1,4 @@
-"""The fused decoder layer, and the forward pass over all of them: what :mod:`.find_decoder` puts in."""
+"""The fused decoder layer, and the forward pass over fused layers; :mod:`.find_decoder` puts them into a model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from trunkline.kernels.norm import rms_norm
 from trunkline.kernels.rope import rope
 
 from .origins import Origins
-from .recorded import Decoding, Scratch
+from .recorded import RecordedDecode, Scratch
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """RMS norm: float32 ``weight`` as it is multiplied (Gemma's ``1 + w`` added up already)."""
+    """RMS norm. ``weight`` is the float32 factor itself: for Gemma, it already is ``1 + w``."""
 
     weight: torch.Tensor
     eps: float
@@ -34,7 +34,7 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
-    """What a layer hands to :meth:`Backend.attention` beside tensors; the same in every pass."""
+    """A layer's arguments of :meth:`.Backend.attention` that are the same in every pass."""
 
     layer: int
     heads: int
@@ -49,7 +49,7 @@ class AttentionCall:
 
 @dataclass(frozen=True, slots=True)
 class Matrices:
-    """A layer's packed linear maps; None where the layer keeps its own MLP module."""
+    """A layer's merged and packed linear layers; ``gate_up`` and ``down`` are None if it keeps its own MLP module."""
 
     qkv: PackedLinear
     out: PackedLinear
@@ -76,7 +76,7 @@ class Matrices:
 
 @dataclass(frozen=True, slots=True)
 class Biases:
-    """Biases of merged maps, None for none."""
+    """The biases of the merged linear layers, None for none."""
 
     qkv: torch.Tensor | None = None
     out: torch.Tensor | None = None
@@ -86,7 +86,7 @@ class Biases:
 
 @dataclass(frozen=True, slots=True)
 class Norms:
-    """A layer's norms: before attention and MLP; after each (Gemma); of queries and keys."""
+    """A layer's norms: before attention and MLP; after each of them (Gemma); of queries and keys."""
 
     attention: Norm
     mlp: Norm
@@ -97,9 +97,9 @@ class Norms:
 
 
 class FusedLayer(nn.Module):
-    """A pre-norm decoder layer with rotary attention and a gated MLP, in as few calls as it takes.
+    """A pre-norm decoder layer with rotary attention and a gated MLP, in about eight kernel calls.
 
-    With ``mlp`` given (a mixture of experts), that module stays and only attention is fused.
+    With ``mlp`` (a mixture of experts), that module is kept, and only attention is fused.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class FusedLayer(nn.Module):
         trunk: ForwardContext,
         **_: Any,
     ) -> torch.Tensor:
-        """As transformers calls a layer: ``[1, T, H]`` -> ``[1, T, H]``; cos and sin ``[1, T, R]``."""
+        """The interface of transformers' layers: ``[1, T, H]`` -> ``[1, T, H]``; cos and sin ``[1, T, R]``."""
         cos, sin = position_embeddings
         return self.step(hidden_states[0], cos[0], sin[0], trunk)[None]
 
@@ -131,7 +131,7 @@ class FusedLayer(nn.Module):
         trunk: ForwardContext,
         wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """``x`` [T, H], ``cos`` and ``sin`` [T, R] -> [T, H], or of the rows ``wanted`` only."""
+        """``x`` [T, H], ``cos`` and ``sin`` [T, R] -> [T, H], or [W, H] with only the rows ``wanted`` (int64 [W])."""
         attended = self._attend(self.qkv.forward(self.norms.attention(x)), cos, sin, trunk)
         if wanted is not None:
             attended, x = attended[wanted], x[wanted]
@@ -157,7 +157,7 @@ class FusedLayer(nn.Module):
         trunk: ForwardContext,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Merged ``qkv`` [T, (H + 2 KV) D], turned in place -> [T, H D]."""
+        """Attention of the merged ``qkv`` [T, (H + 2 KV) D] -> [T, H D]; rotates queries and keys in place."""
         call, norms, pool = self.call, self.norms, trunk.pool
         heads = qkv.view(len(qkv), call.heads + 2 * call.kv_heads, call.width)
         if norms.queries is None or norms.keys is None:
@@ -167,7 +167,7 @@ class FusedLayer(nn.Module):
             rope(heads, cos, sin, call.heads, call.kv_heads, queries.weight, keys.weight, queries.eps)
         q, k, v = torch.split(heads, [call.heads, call.kv_heads, call.kv_heads], 1)
         trunk.calls += 1
-        trunk.seen[call.layer] = self.kv_shape
+        trunk.kv_shapes[call.layer] = self.kv_shape
         attended = trunk.backend.attention(
             q,
             k,
@@ -186,14 +186,14 @@ class FusedLayer(nn.Module):
 
     @property
     def kv_shape(self) -> tuple[int, int, int]:
-        """Heads of keys and values, width of a key, width of a value."""
+        """The layer's number of KV heads, width of a key, width of a value."""
         return self.call.kv_heads, self.call.width, self.call.width
 
     @property
-    def plain(self) -> bool:
-        """Can :meth:`record` do it: is it causal and made of launches of our own kernels alone?"""
+    def recordable(self) -> bool:
+        """Whether :meth:`record` supports the layer: it is causal and runs only kernels that can be recorded."""
         linears = self.qkv, self.out, self.gate_up, self.down
-        # A bias where a residual is added takes one more operation.
+        # The GEMM epilogue adds a bias or a residual, not both.
         biased = any(
             after is None and linear is not None and linear.bias is not None
             for after, linear in ((self.norms.after_attention, self.out), (self.norms.after_mlp, self.down))
@@ -203,36 +203,36 @@ class FusedLayer(nn.Module):
             and self.mlp is None
             and self.activation in COMPILED
             and not biased
-            and all(linear is not None and linear.plain for linear in linears)
+            and all(linear is not None and linear.recordable for linear in linears)
         )
 
     def record(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext, scratch: Scratch
     ) -> None:
-        """:meth:`step` of a :attr:`plain` layer, in place on ``x``, in memory that ``scratch`` owns."""
+        """:meth:`step` of a :attr:`recordable` layer, in place on ``x``; intermediate results are in ``scratch``."""
         assert self.gate_up is not None
         assert self.down is not None
         norms, width = self.norms, x.shape[1]
         normed = norms.attention(x, out=scratch("normed", width))
-        qkv = self.qkv.into(normed, scratch("qkv", self.qkv.out_features))
+        qkv = self.qkv.forward_into(normed, scratch("qkv", self.qkv.out_features))
         attended = self._attend(qkv, cos, sin, trunk, scratch("attended", self.out.in_features))
         if norms.after_attention is None:
-            self.out.into(attended, x, x)
+            self.out.forward_into(attended, x, x)
         else:
-            norms.after_attention(self.out.into(attended, scratch("added", width)), x, x)
+            norms.after_attention(self.out.forward_into(attended, scratch("added", width)), x, x)
         normed = norms.mlp(x, out=scratch("normed", width))
-        gate_up = self.gate_up.into(normed, scratch("gate_up", self.gate_up.out_features))
+        gate_up = self.gate_up.forward_into(normed, scratch("gate_up", self.gate_up.out_features))
         gated = glu(gate_up, self.activation, scratch("gated", self.down.in_features))
         if norms.after_mlp is None:
-            self.down.into(gated, x, x)
+            self.down.forward_into(gated, x, x)
         else:
-            norms.after_mlp(self.down.into(gated, scratch("added", width)), x, x)
+            norms.after_mlp(self.down.forward_into(gated, scratch("added", width)), x, x)
 
 
-class Walk:
+class FusedForward:
     """Replaces ``forward`` of a base model whose layers are all fused and share one rotary embedding.
 
-    A pass that asks for more than the last hidden state goes through the class's own forward.
+    Calls that request more than the last hidden state run the class's own ``forward``.
     """
 
     def __init__(self, base: Any, layers: list[FusedLayer], norm: Norm, output: type) -> None:
@@ -240,20 +240,26 @@ class Walk:
         self.original, self.output = base.forward, output
         self.embed, self.rotary = base.embed_tokens, base.rotary_emb
         self.layers, self.norm = layers, norm
-        self.playback = False  # may passes of lone tokens be recorded? see :func:`plays_back`
-        self._decoding: Decoding | None = None
+        self.replay = False  # whether decode-only passes are recorded and replayed, see can_replay
+        self._recorded: RecordedDecode | None = None
 
     def __call__(
         self,
         input_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         trunk: ForwardContext | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **others: Any,
     ) -> Any:
-        """Ids and positions ``[1, T]``; returns transformers' output object, hidden ``[1, T, H]``."""
-        if input_ids is None or position_ids is None or trunk is None or any(map(_asks, others.values())):
-            return self.original(input_ids=input_ids, position_ids=position_ids, trunk=trunk, **others)
-        x = self.embed(input_ids)
+        """Ids and positions ``[1, T]``; returns transformers' output object, hidden ``[1, T, H]``.
+
+        ``inputs_embeds`` ``[1, T, H]`` may stand in place of ids, and is overwritten.
+        """
+        one_input = (input_ids is None) != (inputs_embeds is None)
+        if not one_input or position_ids is None or trunk is None or any(map(_is_requested, others.values())):
+            given = {} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+            return self.original(input_ids=input_ids, position_ids=position_ids, trunk=trunk, **given, **others)
+        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         cos, sin = self.rotary(x, position_ids)
         x, picked = self._layers(x[0], cos[0].contiguous(), sin[0].contiguous(), trunk)
         result = self.output(last_hidden_state=self.norm(x)[None])
@@ -263,18 +269,19 @@ class Walk:
     def _layers(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext
     ) -> tuple[torch.Tensor, bool]:
-        """Hidden rows, and whether they are those of ``trunk.wanted`` only."""
-        if self.playback and trunk.pool is not None and trunk.layout.decodes == trunk.layout.rows:
-            if self._decoding is None or not self._decoding.covers(trunk):
-                self._decoding = Decoding(self.layers, trunk, x, cos)
-            return self._decoding.run(x, cos, sin, trunk), False
+        """The hidden rows after all layers, and whether they are only those of ``trunk.wanted``."""
+        if self.replay and trunk.pool is not None and trunk.layout.decodes == trunk.layout.rows:
+            if self._recorded is None or not self._recorded.covers(trunk):
+                self._recorded = RecordedDecode(self.layers, trunk, x, cos)
+            return self._recorded.run(x, cos, sin, trunk), False
         for layer in self.layers[:-1]:
             x = layer.step(x, cos, sin, trunk)
         last = self.layers[-1]
-        if last.mlp is not None:  # experts are shown every token: who counts them counts all
+        if last.mlp is not None:  # a mixture of experts must see all tokens: observers count them
             return last.step(x, cos, sin, trunk), False
         return last.step(x, cos, sin, trunk, trunk.wanted), trunk.wanted is not None
 
 
-def _asks(value: Any) -> bool:
+def _is_requested(value: Any) -> bool:
+    """Whether an optional argument of ``forward`` asks for something: it is neither None nor False."""
     return value is not None and value is not False

@@ -1,4 +1,4 @@
-"""The fused encoder layer, and the forward pass over all of them: what :mod:`.find_encoder` puts in."""
+"""The fused encoder layer, and the forward pass over fused layers; :mod:`.find_encoder` puts them into a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trunkline.kernels.layer_norm import layer_norm
 from .decoder_layer import AttentionCall, Matrices
 from .origins import Origins
 
-TOKENS = 1024  # whose intermediate numbers are made and used up while they are in the cache
+BLOCK_TOKENS = 1024  # tokens that pass through the MLP together, so that intermediate results stay in the CPU cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ class LayerNorm:
 
 
 class FusedEncoderLayer(nn.Module):
-    """Attention over whole sequences and an MLP without a gate, each with its residual normed afterwards."""
+    """A post-norm encoder layer: attention over whole sequences, and an MLP without a gate."""
 
     def __init__(
         self, call: AttentionCall, matrices: Matrices, attention_norm: LayerNorm, mlp_norm: LayerNorm, activation: str
     ) -> None:
-        """``matrices.gate_up`` has no gate here; it and ``down`` must be given."""
+        """``matrices.gate_up`` is the MLP's first linear layer, without a gate; it and ``down`` must not be None."""
         super().__init__()
         assert matrices.gate_up is not None
         assert matrices.down is not None
@@ -57,21 +57,21 @@ class FusedEncoderLayer(nn.Module):
         trunk: ForwardContext | None = None,
         **__: Any,
     ) -> torch.Tensor:
-        """As transformers calls a layer: ``[1, T, H]`` -> ``[1, T, H]``. ValueError for padded batches."""
+        """The interface of transformers' layers: ``[1, T, H]`` -> ``[1, T, H]``. ValueError for padded batches."""
         if trunk is None or attention_mask is not None or len(hidden_states) != 1:
-            raise ValueError("fused layers run packed sequences: no mask, and a context that says where each begins")
+            raise ValueError("fused layers run packed sequences: they need a ForwardContext, and take no mask")
         return self.step(hidden_states[0], trunk)[None]
 
     def step(self, x: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
         """``x`` [T, H] -> [T, H]."""
         attended = self._attend(x, trunk)
         result = torch.empty_like(x)
-        for first in range(0, len(x), TOKENS):
-            some = slice(first, first + TOKENS)
-            y = self.attention_norm(self.out.forward(attended[some]), x[some])
+        for first in range(0, len(x), BLOCK_TOKENS):
+            block = slice(first, first + BLOCK_TOKENS)
+            y = self.attention_norm(self.out.forward(attended[block]), x[block])
             h = self.up.forward(y)
             h = gelu(h) if self.activation == "gelu" else activate(h, self.activation)
-            self.mlp_norm(self.down.forward(h), y, result[some])
+            self.mlp_norm(self.down.forward(h), y, result[block])
         return result
 
     def _attend(self, x: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
@@ -79,7 +79,7 @@ class FusedEncoderLayer(nn.Module):
         qkv = self.qkv.forward(x).view(len(x), call.heads + 2 * call.kv_heads, call.width)
         q, k, v = torch.split(qkv, [call.heads, call.kv_heads, call.kv_heads], 1)
         trunk.calls += 1
-        trunk.seen[call.layer] = (call.kv_heads, call.width, call.width)
+        trunk.kv_shapes[call.layer] = (call.kv_heads, call.width, call.width)
         out = trunk.backend.attention(
             q,
             k,
@@ -97,13 +97,15 @@ class FusedEncoderLayer(nn.Module):
 
 
 class FusedEmbeddings:
-    """Vectors of ids, positions and token types, added and normed."""
+    """The embedding layer of an encoder: the sum of id, position and token type embeddings, layer-normalised."""
 
-    def __init__(self, words: torch.Tensor, places: torch.Tensor, types: torch.Tensor | None, norm: LayerNorm) -> None:
-        """Tables ``[ids, H]``, ``[positions, H]`` and ``[types, H]``."""
-        self.words, self.places, self.types, self.norm = words, places, types, norm
-        # Most passes are all of type 0.
-        self.first = places if types is None else (places.float() + types[0].float()).to(places.dtype)
+    def __init__(
+        self, words: torch.Tensor, positions: torch.Tensor, types: torch.Tensor | None, norm: LayerNorm
+    ) -> None:
+        """Embedding tables: ``words`` [ids, H], ``positions`` [positions, H], ``types`` [types, H]."""
+        self.words, self.positions, self.types, self.norm = words, positions, types, norm
+        # Most passes have only tokens of type 0, whose vector is added to the positions' in advance.
+        self.first = positions if types is None else (positions.float() + types[0].float()).to(positions.dtype)
 
     def __call__(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None
@@ -112,18 +114,18 @@ class FusedEmbeddings:
         words = F.embedding(input_ids[0], self.words)
         if token_type_ids is None or self.types is None:
             return self.norm(words, F.embedding(position_ids[0], self.first))[None]
-        places = F.embedding(position_ids[0], self.places) + F.embedding(token_type_ids[0], self.types)
-        return self.norm(words, places)[None]
+        positions = F.embedding(position_ids[0], self.positions) + F.embedding(token_type_ids[0], self.types)
+        return self.norm(words, positions)[None]
 
 
-class EncoderWalk:
-    """Replaces ``forward`` of a base model that is embeddings, fused layers and at most a pooler.
+class FusedEncoderForward:
+    """Replaces ``forward`` of a base model that consists of embeddings, fused layers and at most a pooler.
 
-    A pass that asks for more goes through the class's own forward.
+    Calls that request more run the class's own ``forward``.
     """
 
     def __init__(self, base: Any, layers: list[FusedEncoderLayer], output: type, embeddings: Any) -> None:
-        """``output``: the class of what ``base`` returns; ``embeddings``: its own, or what does the same."""
+        """``output``: the class of what ``base`` returns; ``embeddings``: its own, or equivalent ones."""
         self.original, self.output = base.forward, output
         self.embeddings, self.pooler = embeddings, getattr(base, "pooler", None)
         self.layers = layers
@@ -139,7 +141,7 @@ class EncoderWalk:
     ) -> Any:
         """Ids, token types and positions ``[1, T]``; returns transformers' output object, hidden ``[1, T, H]``."""
         given = {"input_ids": input_ids, "position_ids": position_ids}
-        if token_type_ids is not None:  # models without token types don't know the word
+        if token_type_ids is not None:  # models without token types don't accept the argument
             given["token_type_ids"] = token_type_ids
         asked = (value is not None and value is not False for value in (attention_mask, *others.values()))
         packed = input_ids is not None and len(input_ids) == 1 and position_ids is not None and trunk is not None

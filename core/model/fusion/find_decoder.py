@@ -1,9 +1,10 @@
 """Finds decoder layers that can be fused, replaces them, and compares each with its original.
 
-Layers are recognised by their parts; what a layer hands to attention is seen in a warm-up pass.
-That two layers have the same parts doesn't make them the same (multipliers live in ``forward``),
-so each fused layer must give what its original gives, in float32, with noise in norms and biases
-that a fresh or careless checkpoint leaves at 1 and 0. Otherwise the original stays.
+Layers are recognised by their modules. A layer's arguments of attention are observed in a warm-up pass.
+Layers with the same modules may still compute different things, because ``forward`` may contain multipliers. So
+the result of each fused layer is compared with that of its original, in float32. Noise is added to norms
+and biases, since some checkpoints leave them at 1 and 0, which would hide errors. If results differ, the
+original is kept.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from trunkline.core.model.architecture import output_matrix
 from trunkline.core.model.attention import ForwardContext, packed_layout
 from trunkline.kernels.linear import PackedLinear
 
-from .decoder_layer import AttentionCall, FusedLayer, Matrices, Walk
-from .decoder_parts import Mismatch, norm_of, parts_of
+from .decoder_layer import AttentionCall, FusedForward, FusedLayer, Matrices
+from .decoder_modules import Mismatch, decoder_modules, norm_of
 from .find_encoder import encoder_layers, fuse_encoder
-from .recorded import plays_back
+from .recorded import can_replay
 from .warm_up import (
     ROUNDING,
     TOLERANCE,
     FuseReport,
-    Seen,
-    check_proof,
-    check_walk,
-    largest,
+    ObservedLayer,
+    check_fused_forward,
+    check_layer,
+    max_abs,
     noisy_copy,
     noisy_matrices,
     relative_error,
@@ -48,10 +49,10 @@ log = logging.getLogger("trunkline.model")
 
 @torch.inference_mode()
 def fuse(model: Any, backend: Backend) -> FuseReport:
-    """Replace what can be replaced in a loaded transformers ``model`` on the CPU, in place.
+    """Replace layers of a loaded transformers ``model`` on the CPU by fused ones, in place.
 
-    The originals' memory is freed as their replacements take over. Never raises for a model that
-    it doesn't understand: such a model stays as it is.
+    Each original's memory is freed when it is replaced. Never raises for an unknown kind of model; it is
+    left unchanged.
     """
     report = FuseReport()
     base = model.base_model
@@ -66,10 +67,12 @@ def fuse(model: Any, backend: Backend) -> FuseReport:
 
 
 def _fuse_decoder(base: Any, layers: nn.ModuleList, backend: Backend, report: FuseReport) -> bool:
-    """As :func:`.find_encoder.fuse_encoder` does."""
-    warmed = replace_layers(base, layers, backend, report, lambda _, layer, seen: _replace(layer, seen, backend))
+    """The counterpart of :func:`.find_encoder.fuse_encoder` for decoders, with the same result."""
+    warmed = replace_layers(
+        base, layers, backend, report, lambda _, layer, observed: _replace(layer, observed, backend)
+    )
     if warmed is not None and not report.kept:
-        report.walk = _walk(base, layers, *warmed, backend)
+        report.fused_forward = _fuse_forward(base, layers, *warmed, backend)
     return warmed is not None
 
 
@@ -80,75 +83,87 @@ def _decoder_layers(base: Any) -> nn.ModuleList | None:
     return None
 
 
-def _replace(layer: Any, seen: Seen, backend: Backend) -> FusedLayer:
-    """The proven replacement of one layer; Mismatch when there is none."""
-    if seen.call is None:
+def _replace(layer: Any, observed: ObservedLayer, backend: Backend) -> FusedLayer:
+    """The verified replacement of one layer; Mismatch if there is none."""
+    if observed.call is None:
         raise Mismatch("attention with sinks or with values of another width")
-    if "position_embeddings" not in seen.keywords:
+    if "position_embeddings" not in observed.keywords:
         raise Mismatch("no rotary embedding")
-    parts = parts_of(layer)
-    call = replace(seen.call, layer=parts.index)
-    if parts.norms.queries is not None and len(parts.norms.queries.weight) != call.width:
+    modules = decoder_modules(layer)
+    call = replace(observed.call, layer=modules.index)
+    if modules.norms.queries is not None and len(modules.norms.queries.weight) != call.width:
         raise Mismatch("queries are normalised over all heads together")
-    matrices = parts.matrices()
-    check_proof(parts.index, lambda: _error(layer, call, matrices, seen, backend))
-    fused = FusedLayer(call, matrices, parts.norms, parts.activation, parts.other_mlp)
-    fused.origins = parts.origins(layer, matrices)
+    matrices = modules.matrices()
+    check_layer(modules.index, lambda: _error(layer, call, matrices, observed, backend))
+    fused = FusedLayer(call, matrices, modules.norms, modules.activation, modules.other_mlp)
+    fused.origins = modules.origins(layer, matrices)
     return fused
 
 
-def _error(layer: Any, call: AttentionCall, matrices: Matrices, seen: Seen, backend: Backend) -> float:
-    """How far the fused layer is from its original, in float32 with noise: the worst token's share of what is added."""
-    mlp = parts_of(layer).other_mlp  # one that stays is left out
+def _error(layer: Any, call: AttentionCall, matrices: Matrices, observed: ObservedLayer, backend: Backend) -> float:
+    """The fused layer's largest relative error over all tokens, in float32 with noise.
+
+    It is relative to what the layer adds to its input.
+    """
+    mlp = decoder_modules(layer).other_mlp  # a kept MLP is left out of the comparison
     original = noisy_copy(layer, {} if mlp is None else {id(mlp): nn.Identity()})
-    parts = parts_of(original)
-    candidate = FusedLayer(call, noisy_matrices(layer, matrices, parts), parts.norms, parts.activation, parts.other_mlp)
-    hidden = seen.hidden.float()
-    cos, sin = seen.keywords["position_embeddings"]
+    modules = decoder_modules(original)
+    candidate = FusedLayer(
+        call, noisy_matrices(layer, matrices, modules), modules.norms, modules.activation, modules.other_mlp
+    )
+    hidden = observed.hidden.float()
+    cos, sin = observed.keywords["position_embeddings"]
     layout = packed_layout([hidden.shape[1]])
-    keywords = {**seen.keywords, "position_embeddings": (cos.float(), sin.float())}
+    keywords = {**observed.keywords, "position_embeddings": (cos.float(), sin.float())}
     keywords["trunk"] = ForwardContext(layout, None, backend)
     expected = original(hidden, **keywords)
-    difference = largest(candidate(hidden, **keywords) - expected)
-    # Some tokens' residuals are a thousand times what a layer adds; what is added is rounded to them.
-    scale = largest(expected - hidden) + ROUNDING / TOLERANCE * largest(hidden)
+    difference = max_abs(candidate(hidden, **keywords) - expected)
+    # The input of some tokens is a thousand times what the layer adds, so the sum's rounding error counts, too.
+    scale = max_abs(expected - hidden) + ROUNDING / TOLERANCE * max_abs(hidden)
     return float((difference / scale).max())
 
 
-def _walk(base: Any, layers: nn.ModuleList, seen: list[Seen], output: Any, backend: Backend) -> bool:
-    """Call fused layers one after another, if all share the rotary embedding and the result stays the same."""
+def _fuse_forward(
+    base: Any, layers: nn.ModuleList, observed: list[ObservedLayer], output: Any, backend: Backend
+) -> bool:
+    """Replace the base model's ``forward`` by :class:`.FusedForward`; returns whether that was possible.
+
+    All layers must share one rotary embedding, and the result must equal ``output``.
+    """
     expected = output.last_hidden_state
-    embeddings = {id(one.keywords["position_embeddings"]) for one in seen}
+    embeddings = {id(one.keywords["position_embeddings"]) for one in observed}
     norm = norm_of(base.norm) if isinstance(getattr(base, "norm", None), nn.Module) else None
     if len(embeddings) != 1 or norm is None or not hasattr(base, "embed_tokens") or not hasattr(base, "rotary_emb"):
         return False
-    base.forward = walk = Walk(base, list(layers), norm, type(output))  # type: ignore[arg-type]
+    base.forward = fused_forward = FusedForward(base, list(layers), norm, type(output))  # type: ignore[arg-type]
 
     def error() -> float:
         return relative_error(run(base, warm_up_context(base, backend)).last_hidden_state, expected)
 
-    if check_walk(base, expected.dtype, error):
-        turned = seen[0].keywords["position_embeddings"][0].shape[-1]
-        walk.playback = plays_back(walk.layers, expected.shape[-1], turned, expected.dtype, backend, TOLERANCE)
+    if check_fused_forward(base, expected.dtype, error):
+        rotary_dim = observed[0].keywords["position_embeddings"][0].shape[-1]
+        fused_forward.replay = can_replay(
+            fused_forward.layers, expected.shape[-1], rotary_dim, expected.dtype, backend, TOLERANCE
+        )
         return True
     del base.forward
     return False
 
 
 def _pack_head(model: Any) -> bool:
-    """Replace the linear layer that makes logits by a packed one; not when that gives other logits."""
+    """Replace the output matrix by a packed linear layer, unless its logits differ; returns whether it was replaced."""
     head = output_matrix(model)
     if type(head) is not nn.Linear:
         return False
-    # Logits of 16 and more are an eighth apart in bfloat16: ties and wrong winners that the sums don't have.
-    packed = PackedLinear(head.weight, head.bias, wide=True)
+    # float32 results: from 16 on, bfloat16 numbers are 1/8 apart, so rounded logits would have ties.
+    packed = PackedLinear(head.weight, head.bias, float32_out=True)
     rows = torch.randn(4, head.in_features, generator=torch.Generator().manual_seed(2)).to(head.weight.dtype)
     expected = head(rows).float()
     error = relative_error(packed(rows), expected)
     if error > tolerance(head.weight.dtype):
-        log.warning("%s: the output matrix is off by %.1e when packed and stays as it is", type(model).__name__, error)
+        log.warning("%s: the output matrix isn't packed, its relative error would be %.1e", type(model).__name__, error)
         return False
-    # Not by set_output_embeddings: in some classes it needs a bias that is a parameter.
+    # Not with set_output_embeddings: in some classes it needs a bias that is a parameter.
     name = next(name for name, module in model.named_modules() if module is head)
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, packed)

@@ -1,9 +1,9 @@
 """Finds encoder layers that can be fused, replaces them, and compares each with its original.
 
-The counterpart of :mod:`.find_decoder` for encoders with norms after their residuals (BERT, RoBERTa,
-XLM-R, ELECTRA, DistilBERT and what is built like them), by the same method: layers are recognised
-by their parts, and each must give what its original gives, in float32 with noise in norms and
-biases. Otherwise the original stays.
+The counterpart of :mod:`.find_decoder` for post-norm encoders (BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT and
+similar ones), with the same method: layers are recognised by their modules, and the result of each is
+compared with that of its original, in float32 with noise in norms and biases. If results differ, the
+original is kept.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from trunkline.core.model.attention import ForwardContext, packed_layout
 from trunkline.kernels.linear import PackedLinear
 
 from .decoder_layer import AttentionCall, Biases, Matrices
-from .decoder_parts import Mismatch, activation_name, covered, merged, merged_bias
-from .encoder_layer import EncoderWalk, FusedEmbeddings, FusedEncoderLayer, LayerNorm
+from .decoder_modules import Mismatch, activation_name, covered, merged, merged_bias
+from .encoder_layer import FusedEmbeddings, FusedEncoderForward, FusedEncoderLayer, LayerNorm
 from .origins import origins
 from .warm_up import (
     FuseReport,
-    Seen,
-    check_proof,
-    check_walk,
-    largest,
+    ObservedLayer,
+    check_fused_forward,
+    check_layer,
+    max_abs,
     noisy_copy,
     noisy_matrices,
     relative_error,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trunkline.model")
 
-# Where classes keep queries, keys, values; output; norm; the two maps of the MLP; norm; activation.
+# Attribute paths in known classes: query, key, value; output, norm; the MLP's two linear layers, norm, activation.
 _PATHS = (
     (
         ("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -58,8 +58,8 @@ _PATHS = (
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderParts:
-    """A layer's parts; norms come after attention and MLP, each with its residual added."""
+class EncoderModules:
+    """The modules of an encoder layer; its norms are applied after attention and MLP, with the residual added."""
 
     qkv: tuple[nn.Linear, ...]
     out: nn.Linear
@@ -70,7 +70,7 @@ class EncoderParts:
     activation: str
 
     def matrices(self) -> Matrices:
-        """Merged and packed; the caller may drop the layer then."""
+        """Merge and pack the linear layers. The result holds copies, so the layer can be freed."""
         biases = self.biases()
         return Matrices(
             qkv=PackedLinear(merged(self.qkv), biases.qkv),
@@ -87,29 +87,29 @@ class EncoderParts:
 
 
 def fuse_encoder(base: Any, layers: nn.ModuleList, backend: Backend, report: FuseReport) -> bool:
-    """Replace what can be replaced of an encoder's ``layers`` on the CPU, in place, and add it to ``report``.
+    """Replace an encoder's ``layers`` on the CPU by fused ones, in place, and add them to ``report``.
 
-    False, and nothing changed, when the model doesn't do a warm-up pass. Never raises.
+    False, and nothing is changed, if the warm-up pass fails. Never raises for an unknown kind of layer.
     """
     warmed = replace_layers(
-        base, layers, backend, report, lambda index, layer, seen: _replace(index, layer, seen, backend)
+        base, layers, backend, report, lambda index, layer, observed: _replace(index, layer, observed, backend)
     )
     if warmed is not None and not report.kept:
-        report.walk = _walk(base, layers, warmed[1], backend)
+        report.fused_forward = _fuse_forward(base, layers, warmed[1], backend)
     return warmed is not None
 
 
-def encoder_parts(layer: Any) -> EncoderParts:
-    """The parts of an encoder layer; Mismatch when it has too few, or some that aren't known."""
-    for maps, ends, mlp in _PATHS:
-        found = [_at(layer, path) for path in (*maps, *ends, *mlp)]
+def encoder_modules(layer: Any) -> EncoderModules:
+    """The modules of an encoder layer; Mismatch if one is missing or unknown."""
+    for qkv_paths, out_paths, mlp_paths in _PATHS:
+        found = [_at(layer, path) for path in (*qkv_paths, *out_paths, *mlp_paths)]
         if all(module is not None for module in found):
             break
     else:
         raise Mismatch("another kind of attention or MLP")
     *qkv, out, attention_norm, up, down, mlp_norm, function = found
     if any(type(module) is not nn.Linear for module in (*qkv, out, up, down)):
-        raise Mismatch("linear maps of another kind")
+        raise Mismatch("linear layers of another kind")
     if any(type(module) is not nn.LayerNorm for module in (attention_norm, mlp_norm)):
         raise Mismatch("norms of another kind")
     activation = activation_name(function)
@@ -117,7 +117,7 @@ def encoder_parts(layer: Any) -> EncoderParts:
         raise Mismatch("another activation")
     if not covered(layer, [*qkv, out, up, down, attention_norm, mlp_norm]):
         raise Mismatch("parameters beyond those of the common encoder layer")
-    return EncoderParts(
+    return EncoderModules(
         qkv=tuple(qkv),
         out=out,
         up=up,
@@ -129,7 +129,7 @@ def encoder_parts(layer: Any) -> EncoderParts:
 
 
 def encoder_layers(base: Any) -> nn.ModuleList | None:
-    """The stack of layers with attention of their own, None when there isn't exactly one."""
+    """The ``ModuleList`` of layers that have attention; None unless there is exactly one."""
     found = [
         module
         for module in base.modules()
@@ -139,7 +139,7 @@ def encoder_layers(base: Any) -> nn.ModuleList | None:
 
 
 def _at(owner: Any, path: str) -> Any:
-    """What stands at a dotted path, None for nothing."""
+    """The attribute at a dotted path; None if there is none."""
     for name in path.split("."):
         owner = getattr(owner, name, None)
     return owner
@@ -155,34 +155,34 @@ def _norm(module: nn.LayerNorm) -> LayerNorm:
     )
 
 
-def _replace(index: int, layer: Any, seen: Seen, backend: Backend) -> FusedEncoderLayer:
-    """The proven replacement of one layer; Mismatch when there is none."""
-    if seen.call is None:
-        raise Mismatch("attention that isn't ours")
-    parts, call = encoder_parts(layer), replace(seen.call, layer=index)
-    matrices = parts.matrices()
-    check_proof(index, lambda: _error(layer, call, matrices, seen, backend))
-    fused = parts.layer(call, matrices)
-    maps = ((matrices.qkv, parts.qkv), (matrices.out, (parts.out,)), (matrices.gate_up, (parts.up,)))
-    fused.origins = origins(layer, (*maps, (matrices.down, (parts.down,))))
+def _replace(index: int, layer: Any, observed: ObservedLayer, backend: Backend) -> FusedEncoderLayer:
+    """The verified replacement of one layer; Mismatch if there is none."""
+    if observed.call is None:
+        raise Mismatch("attention that doesn't call ours")
+    modules, call = encoder_modules(layer), replace(observed.call, layer=index)
+    matrices = modules.matrices()
+    check_layer(index, lambda: _error(layer, call, matrices, observed, backend))
+    fused = modules.layer(call, matrices)
+    linears = ((matrices.qkv, modules.qkv), (matrices.out, (modules.out,)), (matrices.gate_up, (modules.up,)))
+    fused.origins = origins(layer, (*linears, (matrices.down, (modules.down,))))
     return fused
 
 
-def _error(layer: Any, call: AttentionCall, matrices: Matrices, seen: Seen, backend: Backend) -> float:
-    """How far the fused layer is from its original, in float32 with noise: the worst token's largest share."""
+def _error(layer: Any, call: AttentionCall, matrices: Matrices, observed: ObservedLayer, backend: Backend) -> float:
+    """The fused layer's largest relative error over all tokens, in float32 with noise."""
     original = noisy_copy(layer, {})
-    parts = encoder_parts(original)
-    candidate = parts.layer(call, noisy_matrices(layer, matrices, parts))
-    hidden = seen.hidden.float()
+    modules = encoder_modules(original)
+    candidate = modules.layer(call, noisy_matrices(layer, matrices, modules))
+    hidden = observed.hidden.float()
     half = hidden.shape[1] // 2
     context = ForwardContext(packed_layout([half, hidden.shape[1] - half]), None, backend)
-    keywords = {**seen.keywords, "trunk": context}
+    keywords = {**observed.keywords, "trunk": context}
     expected = original(hidden, **keywords)
-    return float((largest(candidate(hidden, **keywords) - expected) / largest(expected)).max())
+    return float((max_abs(candidate(hidden, **keywords) - expected) / max_abs(expected)).max())
 
 
 def _embeddings(module: Any) -> FusedEmbeddings | None:
-    """The same as ``module`` by its parts, None when they aren't known."""
+    """Fused embeddings equivalent to ``module``; None if it has other modules than expected."""
     found = [
         getattr(module, name, None) for name in ("word_embeddings", "position_embeddings", "token_type_embeddings")
     ]
@@ -190,12 +190,15 @@ def _embeddings(module: Any) -> FusedEmbeddings | None:
     tables = [table for table in found if isinstance(table, nn.Embedding)]
     if found[0] is None or found[1] is None or type(norm) is not nn.LayerNorm or not covered(module, [*tables, norm]):
         return None
-    words, places, *types = (table.weight for table in tables)
-    return FusedEmbeddings(words, places, types[0] if types else None, _norm(norm))
+    words, positions, *types = (table.weight for table in tables)
+    return FusedEmbeddings(words, positions, types[0] if types else None, _norm(norm))
 
 
-def _walk(base: Any, layers: nn.ModuleList, output: Any, backend: Backend) -> bool:
-    """Call embeddings and fused layers one after another, if all outputs stay the same, token types included."""
+def _fuse_forward(base: Any, layers: nn.ModuleList, output: Any, backend: Backend) -> bool:
+    """Replace the base model's ``forward`` by :class:`.FusedEncoderForward`; returns whether that was possible.
+
+    All outputs must equal the original ones, with and without token types.
+    """
     if not isinstance(getattr(base, "embeddings", None), nn.Module):
         return False
     typed: dict[str, Any] = {}
@@ -209,11 +212,13 @@ def _walk(base: Any, layers: nn.ModuleList, output: Any, backend: Backend) -> bo
 
     def error(embeddings: Any) -> float:
         expected = [*output.to_tuple(), *results()[len(output) :]]
-        base.forward = EncoderWalk(base, list(layers), type(output), embeddings)  # type: ignore[arg-type]
+        base.forward = FusedEncoderForward(base, list(layers), type(output), embeddings)  # type: ignore[arg-type]
         return max(relative_error(mine, theirs) for mine, theirs in zip(results(), expected, strict=True))
 
     for embeddings in (_embeddings(base.embeddings), base.embeddings):
-        if embeddings is not None and check_walk(base, output.last_hidden_state.dtype, partial(error, embeddings)):
+        if embeddings is not None and check_fused_forward(
+            base, output.last_hidden_state.dtype, partial(error, embeddings)
+        ):
             return True
         base.__dict__.pop("forward", None)
     return False

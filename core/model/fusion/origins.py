@@ -1,4 +1,4 @@
-"""Where each of a checkpoint's tensors went, so that it can be read again by its name."""
+"""Where the tensors of a checkpoint are in fused layers, so that they can still be read by name."""
 
 from __future__ import annotations
 
@@ -14,29 +14,33 @@ from trunkline.kernels.linear import PackedLinear
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
-    """The rows ``[start, stop)`` of a packed matrix are a tensor of the checkpoint."""
+    """A tensor of the checkpoint that is the rows ``[start, stop)`` of a packed linear layer's weight."""
 
     packed: PackedLinear
     start: int
     stop: int
 
     def read(self, most: int) -> torch.Tensor:
+        """At most the first ``most`` rows of the tensor."""
         return self.packed.weight(slice(self.start, min(self.stop, self.start + most)))
 
 
 Origins = dict[str, PackedRows | torch.Tensor]
-"""By the name of a parameter inside its layer. Norms and biases, which may be stored changed, are copies."""
+"""By the name of a parameter in its layer. Norms and biases are copies, since fused layers may store them changed."""
 
 
-def origins(layer: nn.Module, maps: Iterable[tuple[PackedLinear | None, Iterable[nn.Linear]]]) -> Origins:
-    """The parameters of a layer whose linear maps were merged, in this order, and packed."""
+def origins(layer: nn.Module, linears: Iterable[tuple[PackedLinear | None, Iterable[nn.Linear]]]) -> Origins:
+    """The origins of a layer's parameters.
+
+    ``linears``: packed linear layers, each with the originals that were merged into it, in this order.
+    """
     names = {id(parameter): name for name, parameter in layer.named_parameters()}
     found: Origins = {
         name: parameter.detach().clone() for name, parameter in layer.named_parameters() if parameter.ndim == 1
     }
-    for packed, linears in maps:
+    for packed, merged in linears:
         start = 0
-        for linear in linears:
+        for linear in merged:
             assert packed is not None
             found[names[id(linear.weight)]] = PackedRows(packed, start, start + linear.out_features)
             start += linear.out_features
@@ -44,9 +48,9 @@ def origins(layer: nn.Module, maps: Iterable[tuple[PackedLinear | None, Iterable
 
 
 def read(whole: Any, name: str, most: int) -> torch.Tensor | None:
-    """The first ``most`` rows of a parameter or buffer by its name in transformers, None for an unknown one.
+    """The first ``most`` rows of a parameter or buffer, by its name in transformers; None if it is unknown.
 
-    With or without the prefix that classes with a head put before their base's names.
+    The name may have or lack the prefix of the base model, which classes with a head put before its names.
     """
     prefix = f"{whole.base_model_prefix}."
     for known in (name, name.removeprefix(prefix), prefix + name):
@@ -66,7 +70,7 @@ def _find(whole: nn.Module, name: str) -> PackedRows | torch.Tensor | None:
             known: Origins = inside
             if (found := known.get(".".join(steps[at:]))) is not None:
                 return found
-            fused = True  # its own packed matrices aren't the checkpoint's
+            fused = True  # packed layers inside a fused layer aren't tensors of the checkpoint
         if isinstance(owner, PackedLinear):
             if fused or steps[at:] not in (["weight"], ["bias"]):
                 return None

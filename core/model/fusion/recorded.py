@@ -1,4 +1,4 @@
-"""Decode passes recorded once and replayed: all fused layers as one list of kernel calls, without Python between."""
+"""Decode-only passes, recorded once and replayed: all fused layers are one list of kernel launches without Python."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Scratch:
-    """Memory that layers use one after another: ``[rows, width]`` by name."""
+    """Scratch memory that all layers share: buffers ``[rows, width]`` by name and width."""
 
     def __init__(self, rows: int, dtype: torch.dtype) -> None:
         self.rows, self.dtype = rows, dtype
@@ -31,32 +31,34 @@ class Scratch:
 
 
 class Layer(Protocol):
-    """What is recorded: a decoder layer over packed rows ``x`` [T, H], with ``cos`` and ``sin`` [T, R]."""
+    """The interface of a decoder layer over packed rows ``x`` [T, H], with ``cos`` and ``sin`` [T, R]."""
 
     @property
     def kv_shape(self) -> tuple[int, int, int]:
-        """Heads of keys and values, width of a key, width of a value."""
+        """Number of KV heads, width of a key, width of a value."""
 
     @property
-    def plain(self) -> bool:
-        """Can :meth:`record` do it?"""
+    def recordable(self) -> bool:
+        """Whether :meth:`record` supports the layer."""
 
     def step(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor: ...
     def record(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext, scratch: Scratch
     ) -> None:
-        """:meth:`step`, in place on ``x``, in memory that ``scratch`` owns."""
+        """:meth:`step`, in place on ``x``; intermediate results are in ``scratch``."""
 
 
-class Decoding:
-    """All layers over rows of one token each, recorded once for a pool and played back in every such pass."""
+class RecordedDecode:
+    """All layers over decoding rows, recorded once for a KV pool and replayed in every decode-only pass."""
 
     def __init__(self, layers: Sequence[Layer], trunk: ForwardContext, x: torch.Tensor, cos: torch.Tensor) -> None:
-        """For up to twice the rows of ``trunk``, of which ``x`` and ``cos`` are like those of :meth:`run`."""
+        """Record for up to twice the rows of ``trunk``; ``x`` and ``cos`` give the widths and dtype for :meth:`run`."""
         self.pool, self.table = trunk.pool, trunk.layout.table
         self.capacity = rows = max(32, 2 * trunk.layout.rows)
         self.layout = packed_layout([1] * rows)
-        self.layout.kv_len.fill(self.table.shape[1])  # launchers size their work by it
+        self.layout.kv_len.fill(
+            self.table.shape[1]
+        )  # the largest possible: launches choose their number of threads by it
         self.layout.table, self.layout.decodes = self.table, rows
         self.layout.out_slots = torch.zeros(rows, dtype=torch.int64)
         self.scratch = Scratch(rows, x.dtype)
@@ -70,12 +72,12 @@ class Decoding:
                 layer.record(self.x, self.cos, self.sin, context, self.scratch)
 
     def covers(self, trunk: ForwardContext) -> bool:
-        """Was it recorded for this pool, and for as many rows?"""
+        """Whether the recording fits the pass: it has the same pool and slot table, and enough rows."""
         layout = trunk.layout
         return trunk.pool is self.pool and layout.table is self.table and layout.rows <= self.capacity
 
     def run(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
-        """``x`` [T, H], ``cos`` and ``sin`` [T, R] -> [T, H], which is valid until the next pass."""
+        """``x`` [T, H], ``cos`` and ``sin`` [T, R] -> [T, H], which the next call overwrites."""
         rows, layout = len(x), trunk.layout
         self.layout.kv_len[:rows] = layout.kv_len
         self.layout.table_row[:rows] = layout.table_row
@@ -85,15 +87,15 @@ class Decoding:
         return self.x[:rows]
 
 
-def plays_back(
-    layers: Sequence[Layer], hidden: int, turned: int, dtype: torch.dtype, backend: Backend, tolerance: float
+def can_replay(
+    layers: Sequence[Layer], hidden: int, rotary_dim: int, dtype: torch.dtype, backend: Backend, tolerance: float
 ) -> bool:
-    """Can :class:`Decoding` do these layers? It must give what they give one by one, on noise.
+    """Whether :class:`RecordedDecode` supports these layers and gives the same results, on random inputs.
 
-    ``hidden`` and ``turned``: widths of ``x`` and of cos and sin; ``tolerance``: of the largest
+    ``hidden`` and ``rotary_dim``: widths of ``x`` and of cos and sin. ``tolerance``: bound of the largest
     difference, relative to the largest number.
     """
-    if backend.name != "cpu" or not all(layer.plain for layer in layers):
+    if backend.name != "cpu" or not all(layer.recordable for layer in layers):
         return False
     rows, cached = 3, 5
     shapes = [layer.kv_shape for layer in layers]
@@ -103,9 +105,9 @@ def plays_back(
         tensor.normal_(generator=noise)
     table = np.arange(rows * (cached + 1), dtype=np.int32)[::-1].reshape(rows, -1).copy()
     trunk = ForwardContext(paged_layout(table, [(cached, cached + 1)] * rows), pool, backend)
-    x, cos, sin = (torch.randn(rows, width, generator=noise).to(dtype) for width in (hidden, turned, turned))
+    x, cos, sin = (torch.randn(rows, width, generator=noise).to(dtype) for width in (hidden, rotary_dim, rotary_dim))
     expected = x
     for layer in layers:
         expected = layer.step(expected, cos, sin, trunk)
-    played = Decoding(layers, trunk, x, cos).run(x, cos, sin, trunk)
+    played = RecordedDecode(layers, trunk, x, cos).run(x, cos, sin, trunk)
     return bool((played - expected).abs().max() <= tolerance * expected.abs().max())

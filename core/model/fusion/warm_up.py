@@ -1,4 +1,4 @@
-"""What both searches for fusible layers share: the warm-up pass, its noise, the report."""
+"""Shared by :mod:`.find_decoder` and :mod:`.find_encoder`: the warm-up pass, verification with noise, the report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 from trunkline.core.model.attention import ForwardContext, packed_layout
 
 from .decoder_layer import AttentionCall, Biases, Matrices
-from .decoder_parts import Mismatch
+from .decoder_modules import Mismatch
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 log = logging.getLogger("trunkline.model")
 
 TOKENS = 24  # of the warm-up sequence
-TOLERANCE = 1e-4  # relative to what a layer adds to its input
-ROUNDING = 1e-6  # relative to the input that it is added to
-LOW_PRECISION = 0.1  # the walk over layers, in dtypes narrower than float32
-NOISE = 0.3
+TOLERANCE = 1e-4  # of a layer: relative to what it adds to its input
+ROUNDING = 1e-6  # allowed in addition: relative to the input
+LOW_PRECISION = 0.1  # tolerance of the whole forward pass in dtypes narrower than float32
+NOISE = 0.3  # standard deviation
 
 
 @dataclass(slots=True)
 class FuseReport:
-    """Numbers of fused layers, and why the others stayed."""
+    """Which layers were fused, and why the others were kept."""
 
     fused: list[int] = field(default_factory=list)
     kept: dict[int, str] = field(default_factory=dict)
-    walk: bool = False  # are layers called without transformers' loop?
-    head: bool = False  # is the output matrix packed?
+    fused_forward: bool = False  # whether the base model's forward is replaced, too
+    head: bool = False  # whether the output matrix is packed
 
     @property
     def sentence(self) -> str:
-        """For logs and model info."""
+        """The report as one sentence, for logs and model info."""
         total = len(self.fused) + len(self.kept)
         if not total:
             return "no layers to fuse found"
@@ -52,16 +52,16 @@ class FuseReport:
 
 
 @dataclass(slots=True)
-class Seen:
-    """One layer in the warm-up pass: its keywords, its input [1, T, H], its call of attention."""
+class ObservedLayer:
+    """One layer in the warm-up pass: its input [1, T, H], its keyword arguments, its call of attention."""
 
     hidden: torch.Tensor
     keywords: dict[str, Any]
     call: AttentionCall | None = None
 
 
-class Parts(Protocol):
-    """A layer's parts, as both searches find them."""
+class LayerModules(Protocol):
+    """The interface of a layer's modules, of decoders and of encoders."""
 
     def matrices(self) -> Matrices: ...
 
@@ -69,7 +69,7 @@ class Parts(Protocol):
 
 
 class _Recorder:
-    """Stands in for the backend: notes each call, then lets the backend do it."""
+    """Replaces the backend in the warm-up pass: stores each call's arguments and passes the call on."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -89,45 +89,45 @@ def replace_layers(
     layers: nn.ModuleList,
     backend: Backend,
     report: FuseReport,
-    replacement: Callable[[int, Any, Seen], nn.Module],
-) -> tuple[list[Seen], Any] | None:
-    """Put ``replacement(index, layer, seen)`` in place of each layer for which it raises no Mismatch.
+    replacement: Callable[[int, Any, ObservedLayer], nn.Module],
+) -> tuple[list[ObservedLayer], Any] | None:
+    """Replace each layer by ``replacement(index, layer, observed)``, unless that raises Mismatch.
 
-    What layers got and did in the warm-up pass, and its output; None when the model can't do one.
+    Returns what was observed of each layer in the warm-up pass, and the pass's output; None if the pass fails.
     """
     try:
-        seen, output = _warm_up(base, layers, backend)
-    except Exception as error:  # whatever a foreign forward raises
+        observed, output = _warm_up(base, layers, backend)
+    except Exception as error:  # foreign code may raise anything
         log.info("%s: not fused, the warm-up pass failed: %s", type(base).__name__, error)
         return None
     for index in range(len(layers)):
         try:
-            layers[index] = replacement(index, layers[index], seen[index])
+            layers[index] = replacement(index, layers[index], observed[index])
             report.fused.append(index)
         except Mismatch as error:
             report.kept[index] = str(error)
-    return seen, output
+    return observed, output
 
 
-def _warm_up(base: Any, layers: nn.ModuleList, backend: Backend) -> tuple[list[Seen], Any]:
-    """What each layer got and did in one pass, and the pass's output."""
+def _warm_up(base: Any, layers: nn.ModuleList, backend: Backend) -> tuple[list[ObservedLayer], Any]:
+    """Run one pass; returns what was observed of each layer, and the pass's output."""
     recorder = _Recorder(backend)
-    seen: list[Seen] = []
+    observed: list[ObservedLayer] = []
 
     def before(_: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         keywords = dict(keywords)
         hidden = args[0] if args else keywords.pop("hidden_states")
         recorder.last = None
-        seen.append(Seen(hidden.clone(), keywords))
+        observed.append(ObservedLayer(hidden.clone(), keywords))
 
     def after(module: nn.Module, _: Any, __: Any) -> None:
-        seen[-1].call = recorder.last
+        observed[-1].call = recorder.last
 
     with _hooks(layers, before, after):
         output = run(base, warm_up_context(base, recorder))
-    if len(seen) != len(layers):
-        raise ValueError(f"{len(seen)} of {len(layers)} layers were called")
-    return seen, output
+    if len(observed) != len(layers):
+        raise ValueError(f"{len(observed)} of {len(layers)} layers were called")
+    return observed, output
 
 
 @contextmanager
@@ -142,65 +142,68 @@ def _hooks(layers: nn.ModuleList, before: Any, after: Any) -> Iterator[None]:
 
 
 def warm_up_context(base: Any, backend: Any) -> ForwardContext:
-    """Of one sequence of TOKENS, or fewer if the model can't do so many."""
+    """The context of one sequence of TOKENS, or of fewer if the model has fewer positions."""
     limit = getattr(base.config.get_text_config(), "max_position_embeddings", None) or TOKENS
     return ForwardContext(packed_layout([min(TOKENS, limit)]), None, backend)
 
 
 def run(base: Any, context: ForwardContext, **given: Any) -> Any:
-    """One pass over arbitrary ids; ``given`` goes to the model, too."""
+    """Run one pass over arbitrary ids; ``given`` are further arguments of the model."""
     tokens = int(context.layout.kv_len[0])
     ids = (torch.arange(tokens) * 7919 + 11) % base.get_input_embeddings().num_embeddings
-    places = torch.arange(tokens)[None]
-    return base(input_ids=ids[None], position_ids=places, past_key_values=None, use_cache=False, trunk=context, **given)
+    positions = torch.arange(tokens)[None]
+    return base(
+        input_ids=ids[None], position_ids=positions, past_key_values=None, use_cache=False, trunk=context, **given
+    )
 
 
-def check_proof(index: int, error: Callable[[], float]) -> None:
-    """Mismatch unless ``error()``, how far a fused layer is from its original, can be found and is small enough."""
+def check_layer(index: int, error: Callable[[], float]) -> None:
+    """Mismatch unless ``error()``, a fused layer's relative error, is at most TOLERANCE; also if it raises."""
     try:
         found = error()
     except (RuntimeError, TypeError, ValueError, AttributeError) as trouble:
-        raise Mismatch(f"the proof fails with: {trouble}") from trouble
+        raise Mismatch(f"the comparison fails with: {trouble}") from trouble
     if not found <= TOLERANCE:
-        log.info("layer %d is off by %.1e from its original when fused", index, found)
-        raise Mismatch("forward does more than its parts say")
+        log.info("layer %d has a relative error of %.1e when fused", index, found)
+        raise Mismatch("forward does more than its modules show")
 
 
-def check_walk(base: Any, dtype: torch.dtype, error: Callable[[], float]) -> bool:
-    """Whether ``error()``, how far the walk over fused layers is from transformers' loop, is small enough."""
+def check_fused_forward(base: Any, dtype: torch.dtype, error: Callable[[], float]) -> bool:
+    """Whether ``error()``, the relative error of the fused forward pass, is small enough; False if it raises."""
     try:
         return error() <= tolerance(dtype)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as trouble:
-        log.info("%s keeps transformers' loop over layers: %s", type(base).__name__, trouble)
+        log.info("%s keeps transformers' forward pass over its layers: %s", type(base).__name__, trouble)
         return False
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """The largest relative error that a replacement may have where no noise is added."""
+    """The largest relative error allowed in a comparison without noise."""
     return TOLERANCE if dtype == torch.float32 else LOW_PRECISION
 
 
 def relative_error(mine: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Of all numbers together; infinite for NaN, which ``max`` would pass over."""
+    """The relative error of ``mine`` by norm; infinite for NaN, which ``max`` would ignore."""
     error = float((mine - theirs).float().norm() / theirs.float().norm())
     return error if error >= 0 else float("inf")
 
 
-def noisy_matrices(layer: Any, matrices: Matrices, noisy: Parts) -> Matrices:
-    """The matrices of a noisy copy's parts; those of the layer itself, with other biases, where they are float32."""
+def noisy_matrices(layer: Any, matrices: Matrices, noisy: LayerModules) -> Matrices:
+    """The matrices of a noisy copy's modules. A float32 layer's own ones, with the noisy biases, save memory."""
     shared = next(layer.parameters()).dtype == torch.float32
     return matrices.with_biases(noisy.biases()) if shared else noisy.matrices()
 
 
-def largest(rows: torch.Tensor) -> torch.Tensor:
-    """Largest absolute number of each token."""
+def max_abs(rows: torch.Tensor) -> torch.Tensor:
+    """The largest absolute value of each token's row."""
     return rows.abs().amax(dim=-1)
 
 
 def noisy_copy(layer: Any, shared: dict[int, Any]) -> Any:
-    """The layer in float32 with noise in norms and biases; objects in ``shared``, by ``id``, aren't copied.
+    """A copy of the layer in float32, with noise in norms and biases.
 
-    Nor are matrices that are float32 already, and configs.
+    Not copied, but shared, are configs, matrices that already are float32, and the objects in ``shared``,
+    a mapping from ``id`` to what replaces them.
     """
     known = dict(shared)
     for module in layer.modules():

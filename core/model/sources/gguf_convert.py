@@ -1,7 +1,7 @@
 """Converts a Llama checkpoint in GGUF to a transformers folder: config, bf16 safetensors, tokenizer.
 
-Run as ``python -m trunkline.core.model.sources.gguf_convert FILE FOLDER`` in a process of its own, so that
-the dequantised float32 tensors and transformers' parser never weigh on the server's memory.
+Run as ``python -m trunkline.core.model.sources.gguf_convert FILE FOLDER`` in a separate process, so that
+the dequantised float32 tensors and transformers' parser don't use the server's memory.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _field(reader: GGUFReader, key: str) -> Any:
 
 
 def _config(reader: GGUFReader) -> dict[str, Any]:
-    """LlamaConfig's arguments. The GGUF keeps float32 numbers: round to what was meant (1e-05)."""
+    """Arguments of LlamaConfig. GGUF stores float32 numbers, so epsilon is rounded to six digits (1e-05)."""
     hidden, heads = _field(reader, "llama.embedding_length"), _field(reader, "llama.attention.head_count")
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -90,7 +90,7 @@ def _write_config(config: dict[str, Any], folder: Path) -> None:
 
 
 def _write_weights(reader: GGUFReader, config: dict[str, Any], folder: Path) -> None:
-    """Every tensor in bf16: one float32 tensor at a time is in memory."""
+    """Write every tensor in bf16; only one float32 tensor at a time is in memory."""
     import torch
     from gguf import dequantize
     from safetensors.torch import save_file
@@ -118,8 +118,8 @@ def hf_name(name: str) -> str:
 def unpermute(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     """Rows of a ``[heads * head_dim, hidden]`` projection in transformers' order.
 
-    GGUF pairs the two numbers that rotary embedding turns together (0 1 | 2 3 | …); transformers
-    keeps them half a head apart.
+    In GGUF, the two elements that rotary embedding rotates together are adjacent (0 1 | 2 3 | …); in transformers
+    they are half a head apart.
     """
     rows, hidden = weight.shape
     pairs = weight.reshape(heads, rows // heads // 2, 2, hidden)

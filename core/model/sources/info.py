@@ -1,4 +1,4 @@
-"""Reads what a checkpoint is from its JSON files; torch is not needed for it."""
+"""Reads the description of a checkpoint from its JSON files, usually without torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .folder import check_folder
 if TYPE_CHECKING:
     from trunkline.core.settings import ModelSettings
 
-# The same number under the names that older config classes gave it.
+# Names of the same value in different config classes.
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
 HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "emb_dim")
 SCALED = ("linear", "dynamic", "yarn")  # rope types whose factor multiplies the context length
 EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
-# Families whose attention sees both directions unless the config says is_decoder.
+# Model types with bidirectional attention, unless the config says is_decoder.
 # fmt: off
 ENCODERS = {
     "albert", "bert", "bert-generation", "big_bird", "camembert", "canine", "convbert", "deberta", "deberta-v2",
@@ -32,7 +32,7 @@ ENCODERS = {
     "splinter", "squeezebert", "tapas", "tipsv2_text_model", "ultrabert", "visual_bert", "xlm", "xlm-roberta",
     "xlm-roberta-xl", "xlnet", "xmod", "yoso",
 }
-# Those of them that count positions from after the padding token's id on.
+# Those of them whose positions begin at the padding token's id + 1.
 SHIFTED = {
     "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet",
     "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
@@ -85,15 +85,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The language model's part of a config; multimodal ones nest it."""
+    """The config of the language model, which is nested in multimodal configs."""
     nested = config.get("text_config")
     return {**config, **nested} if isinstance(nested, dict) else config
 
 
 def _with_defaults(folder: Path, text: dict[str, Any], architecture: str, asked: int | None) -> dict[str, Any]:
-    """Fill in what the file leaves to its config class. Rare and slow: this imports torch.
+    """Add the defaults of the config class for missing values. Rarely needed, and slow: this imports torch.
 
-    ``asked``, the user's context length, stands in where the model has no limit of its own.
+    ``asked`` is the user's context length, for models without a limit.
     """
     import transformers
     from transformers import AutoConfig
@@ -120,14 +120,14 @@ def _with_defaults(folder: Path, text: dict[str, Any], architecture: str, asked:
 
 
 def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
-    """The first of ``names`` that holds a number."""
+    """The value of the first of ``names`` that is a number."""
     values = (config.get(name) for name in names)
     return next((value for value in values if isinstance(value, int)), None)
 
 
 def _context_length(text: dict[str, Any], asked: int | None, reference: str) -> int:
     limit = _first(text, CONTEXT)
-    assert limit is not None  # _with_defaults has seen to it
+    assert limit is not None  # _with_defaults has set it, or raised
     limit = _scaled(limit, text)
     if text.get("model_type") in SHIFTED and text.get("position_embedding_type", "absolute") == "absolute":
         padding = text.get("pad_token_id")
@@ -167,7 +167,7 @@ def _is_causal(text: dict[str, Any]) -> bool:
 
 
 def _score_rows(architecture: str, text: dict[str, Any]) -> str:
-    """Which hidden row a sequence classification head is applied to; "" for classes without one."""
+    """The hidden row that a sequence classification head is applied to; "" for classes without one."""
     if not architecture.endswith("ForSequenceClassification"):
         return ""
     if text.get("model_type") not in ENCODERS:
@@ -176,9 +176,9 @@ def _score_rows(architecture: str, text: dict[str, Any]) -> str:
 
 
 def _eos_token_ids(folder: Path, text: dict[str, Any]) -> tuple[int, ...]:
-    """Every id that any of the folder's *config.json files calls an end of sequence.
+    """The end-of-sequence ids of all *config.json files in the folder.
 
-    Chat models often name their end-of-turn token in one of the other files only.
+    Chat models often have their end-of-turn token only in generation_config.json.
     """
     found: set[int] = set()
     for values in (text, *(_read_json(path) for path in folder.glob("*config.json"))):
@@ -191,5 +191,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # a side file: what it would have added is optional
+        return {}  # these files are optional
     return values if isinstance(values, dict) else {}

@@ -7,18 +7,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, done, total): bytes, or total 0 for what can't be counted.
-
-Called again and again with the same words while the work goes on.
-"""
+ProgressCallback = Callable[[str, int, int], None]
+"""Called repeatedly with (description of the step, bytes done, bytes in total); total 0 if it isn't known."""
 
 _log = logging.getLogger("trunkline.model")
 
 
 @contextmanager
-def console_progress(title: str) -> Iterator[Progress]:
-    """A rich bar on stderr when that is a terminal, else one log line for each thing begun."""
+def console_progress(title: str) -> Iterator[ProgressCallback]:
+    """A progress bar on stderr if that is a terminal, else one log line per step."""
     if not sys.stderr.isatty():
         yield _log_progress(title)
         return
@@ -36,7 +33,7 @@ def console_progress(title: str) -> Iterator[Progress]:
         yield report
 
 
-def _log_progress(title: str) -> Progress:
+def _log_progress(title: str) -> ProgressCallback:
     said = ""
 
     def report(what: str, done: int, total: int) -> None:

@@ -1,8 +1,8 @@
 """Reads safetensors files with plain read calls.
 
-A mapped file is read by page faults: a slow file system then stops whatever thread touches it, with Python's lock
-held while the file is opened, and a file that is cut short kills the process. A read call lets other threads run
-(the engine's heartbeat is one) and fails with an error.
+A memory-mapped file is read by page faults: with a slow file system they block the thread that accesses it, even while
+it holds the GIL, and if the file is truncated they kill the process. Read calls release the GIL, so that other threads
+(such as the engine's heartbeat) can run, and fail with an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from msgspec import Meta, Raw, Struct
 from trunkline.core.errors import ModelError
 
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
-PIECE = 1 << 20  # bytes that are read at a time where they are converted: they stay in the processor's cache
+PIECE = 1 << 20  # bytes that are read at a time if the dtype is converted: they fit the CPU's cache
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -46,8 +46,8 @@ DTYPES = {
 Size = Annotated[int, Meta(ge=0)]
 
 
-class _Entry(Struct):
-    """A tensor in the header: offsets are from the header's end."""
+class _TensorHeader(Struct):
+    """A tensor's entry in the header; its offsets count from the end of the header."""
 
     dtype: str
     shape: tuple[Size, ...]
@@ -55,15 +55,15 @@ class _Entry(Struct):
 
 
 class StoredTensor:
-    """A tensor that is still in its file.
+    """A tensor in a file, which is read when it is needed.
 
-    It can do what transformers does with a tensor of a checkpoint: ``stored[...].to(device, dtype)`` reads it.
+    It has the methods that transformers calls on a checkpoint's tensor: ``stored[...].to(device, dtype)`` reads it.
     """
 
     owner: object = None  # what must live as long as the tensor is to be read
 
     def __init__(self, path: Path, identity: tuple[int, ...], dtype: torch.dtype, shape: torch.Size, at: int) -> None:
-        """``identity``: of the file that the header was read from. ``at``: first byte of the data."""
+        """``identity``: of the file, see ``_identity``. ``at``: offset of the first byte of the data."""
         self.dtype = dtype
         self.shape = shape
         self._path = path
@@ -71,7 +71,7 @@ class StoredTensor:
         self._at = at
 
     def __getitem__(self, index: EllipsisType) -> StoredTensor:
-        """All of it, not read yet."""
+        """The whole tensor (the index is ``...``); nothing is read."""
         return self
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -94,7 +94,7 @@ class StoredTensor:
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file by name. ModelError when it is damaged, or no file at all."""
+    """The tensors of a file by name. ModelError when it is damaged or isn't a regular file."""
     with open_regular(path) as file:
         identity = _identity(file)
         try:
@@ -110,7 +110,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
             entries = msgspec.json.decode(header, type=dict[str, Raw])
             size = os.fstat(file.fileno()).st_size
             return {
-                name: _stored(path, identity, msgspec.json.decode(raw, type=_Entry), 8 + length, size)
+                name: _stored(path, identity, msgspec.json.decode(raw, type=_TensorHeader), 8 + length, size)
                 for name, raw in entries.items()
                 if name != "__metadata__"
             }
@@ -118,7 +118,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
             raise ModelError(f"{path} is damaged ({error}). Download it again.") from error
 
 
-def _stored(path: Path, identity: tuple[int, ...], entry: _Entry, data: int, size: int) -> StoredTensor:
+def _stored(path: Path, identity: tuple[int, ...], entry: _TensorHeader, data: int, size: int) -> StoredTensor:
     """ValueError when the entry doesn't fit the file."""
     dtype = DTYPES.get(entry.dtype)
     if dtype is None:
@@ -133,7 +133,7 @@ def _stored(path: Path, identity: tuple[int, ...], entry: _Entry, data: int, siz
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[FileIO]:
-    """A file to read. ModelError for what isn't one: nobody waits for a pipe or a device."""
+    """Open a file for reading. ModelError if it isn't a regular file; opening a pipe or a device doesn't block."""
     try:
         with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

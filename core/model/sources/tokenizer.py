@@ -23,16 +23,16 @@ COMPLETE = ("tokenizer.json", "tekken.json", "vocab.json", "vocab.txt")
 
 
 def import_without_torch() -> None:
-    """Import transformers for its tokenizers only, unless torch is there already.
+    """Import transformers without torch, for its tokenizers only. Does nothing if torch is imported already.
 
-    Wherever torch is installed its tokenizers import it too, which takes seconds and 200 MB, though
-    they do all their work without. transformers looks for torch once, when it is imported.
+    If torch is installed, transformers imports it, too, which takes seconds and 200 MB, but tokenizers don't need it.
+    transformers checks for torch only once, when it is imported.
     """
     if "torch" in sys.modules:
         return
     advice = logging.getLogger("transformers")
-    advice.disabled = True  # it would warn that models can't be loaded
-    sys.modules["torch"] = None  # type: ignore[assignment]  # not to be found
+    advice.disabled = True  # suppresses the warning that models can't be loaded
+    sys.modules["torch"] = None  # type: ignore[assignment]  # makes its import fail
     try:
         import transformers  # noqa: F401
     finally:
@@ -43,7 +43,7 @@ def import_without_torch() -> None:
 def load(source: ModelSource) -> Tokenizer | None:
     """The tokenizer in ``source.path``, None when there is none.
 
-    Raises ModelError when it is broken, or when a package that transformers reads it with isn't installed.
+    Raises ModelError when it is damaged, or when a package that is needed to read it isn't installed.
     """
     folder = Path(source.path)
     if not _has_file(folder, FILES):
@@ -55,7 +55,7 @@ def load(source: ModelSource) -> Tokenizer | None:
 
     try:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers and tokenizers raise whatever comes up
+    except Exception as error:  # transformers and tokenizers raise various exceptions
         reason = " ".join(str(error).split())
         raise ModelError(f"The tokenizer in {folder} can't be loaded: {reason}") from error
     return tokenizer
@@ -68,8 +68,8 @@ def _has_file(folder: Path, patterns: tuple[str, ...]) -> bool:
 def _check_vocabulary(path: Path) -> None:
     """ModelError when a SentencePiece or tiktoken vocabulary is damaged, or the package to read it is missing.
 
-    transformers tries tiktoken on whatever it can't read as SentencePiece, so its own error may name the
-    wrong package.
+    transformers tries tiktoken for every file that it can't read as SentencePiece, so its error may name the wrong
+    package.
     """
     from transformers.utils import is_protobuf_available, is_sentencepiece_available, is_tiktoken_available
 
@@ -94,17 +94,17 @@ def _check_vocabulary(path: Path) -> None:
 
 
 def _is_tiktoken(path: Path) -> bool:
-    """Is this a text file whose lines are a token in base64 and its rank?"""
+    """Whether the lines of the file have a token in base64 and its rank."""
     with path.open("rb") as file:
         words = file.readline(1024).split()
     return len(words) == 2 and words[1].isdigit()
 
 
 def public_path(typed: str, source: ModelSource) -> str:
-    """The path or id by which other programs can load the tokenizer.
+    """The path or hub id by which other programs can load the tokenizer.
 
-    What the user typed, or the folder where only this server's plugins know what that means (``demo:NAME``; hub
-    ids have no colon).
+    The user's reference, or the local folder if only plugins can resolve the reference (``demo:NAME``; hub ids have no
+    colon).
     """
     return typed if ":" not in typed or Path(typed).expanduser().is_dir() else source.path
 
@@ -112,8 +112,8 @@ def public_path(typed: str, source: ModelSource) -> str:
 def token_ids(tokenizer: Tokenizer, text: str, special: bool = True) -> list[int]:
     """Ids of a text, with the special tokens that the tokenizer adds if ``special``.
 
-    What ``tokenizer.encode`` gives; where it is one of the tokenizers library in three quarters of
-    its time, because nobody needs to know where in the text a token stood.
+    The result of ``tokenizer.encode``. For tokenizers of the library tokenizers it takes three quarters of the time,
+    because it doesn't compute each token's place in the text.
     """
     backend = _backend(cast("Hashable", tokenizer))
     if backend is None:
@@ -126,5 +126,5 @@ def token_ids(tokenizer: Tokenizer, text: str, special: bool = True) -> list[int
 def _backend(tokenizer: Any) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        tokenizer.encode("a")  # transformers hands its settings over when it is called: no truncation, no padding
+        tokenizer.encode("a")  # this call sets the backend's options: no truncation, no padding
     return backend

@@ -1,4 +1,4 @@
-"""Streams checkpoint tensors from safetensors files; no other format, because the others run code."""
+"""Finds a checkpoint's safetensors files and streams their tensors. Pickles aren't read, because they can run code."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 def files(folder: str | Path) -> list[Path]:
     """The checkpoint's safetensors files, by the rules of transformers' ``from_pretrained``.
 
-    In this order: the file that config.json names as ``transformers_weights``; model.safetensors, whatever an
-    index beside it says (saving into a folder again leaves old files behind); the shards of the index. Shards
-    without an index, which transformers refuses, are taken when their names say that the set is complete.
+    In this order: the file that config.json names as ``transformers_weights``; model.safetensors, even if there is an
+    index (saving into a folder again leaves the old index); the shards in the index. Shards without an index, which
+    transformers refuses, are used if their names show that the set is complete.
 
-    Raises ModelError when there are none, one is missing, or a name leads out of the folder.
+    ModelError when there are none, one is missing, or a name leads out of the folder.
     """
     folder = Path(folder)
     named = _named_in_config(folder)
@@ -40,18 +40,18 @@ def files(folder: str | Path) -> list[Path]:
     if shards := _complete_set(folder):
         return shards
     if (folder / SINGLE).is_symlink() or (folder / SINGLE).exists():
-        return [folder / SINGLE]  # no file: whoever opens it says what it is
+        return [folder / SINGLE]  # not a regular file: opening it raises the error
     raise ModelError(_why_none(folder))
 
 
 def absent(folder: str | Path) -> bool:
-    """Is there no file of weights at all, in whatever format?"""
+    """Whether the folder has no file of weights in any format."""
     patterns = ("*.safetensors", INDEX, "*.gguf", *PICKLES)
     return not any(True for pattern in patterns for _ in Path(folder).glob(pattern))
 
 
 def stream(folder: str | Path) -> Iterator[tuple[str, StoredTensor]]:
-    """Name and tensor of everything in the checkpoint; the data is read when a tensor is indexed."""
+    """(name, tensor) of all tensors in the checkpoint; the data is read by ``StoredTensor.to``."""
     from .tensor_file import stored_tensors
 
     for path in files(folder):
@@ -63,7 +63,7 @@ def _named_in_config(folder: Path) -> str:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return ""  # whoever needs the config reports what is wrong with it
+        return ""  # read_config reports the error
     named = config.get("transformers_weights") if isinstance(config, dict) else None
     if named and not str(named).endswith((SUFFIX, INDEX_SUFFIX)):
         raise ModelError(f'{folder}: "transformers_weights" in config.json is {named!r}, which isn\'t safetensors.')
@@ -71,7 +71,7 @@ def _named_in_config(folder: Path) -> str:
 
 
 def _existing(folder: Path, names: list[str], source: str) -> list[Path]:
-    """The paths of these files. ModelError, with ``source`` in it, for one that is missing or outside the folder."""
+    """The paths of these files. ModelError, with ``source`` in it, if one is missing or outside the folder."""
     if strange := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
         raise ModelError(f"{folder}: {source} {strange[0]!r}, which leads out of the folder.")
     if missing := [name for name in names if not (folder / name).is_file()]:
@@ -80,7 +80,7 @@ def _existing(folder: Path, names: list[str], source: str) -> list[Path]:
 
 
 def _complete_set(folder: Path) -> list[Path]:
-    """The files model-00001-of-00002.safetensors and so on, if all of one set are there and nothing of another."""
+    """The files model-00001-of-00002.safetensors and so on, if they are exactly one complete set; else []."""
     found = {path: match for path in sorted(folder.iterdir()) if (match := SHARD.fullmatch(path.name))}
     numbers = [int(match[1]) for match in found.values()]
     counts = {int(match[2]) for match in found.values()}

@@ -1,4 +1,4 @@
-"""What routes need: bodies, inputs, replies, streams, errors; the only part of the server that plugins may import.
+"""For routes: bodies, inputs, replies, streams, errors; the only part of the server that plugins may import.
 
 Modules of core import from the files here. Every name is used by one of the project's own plugins or by the example.
 """
@@ -20,8 +20,8 @@ from trunkline.core.client.truncate import (
 from .bodies import DONE, AnyRequest, encode_json, error_frame, event_frame, is_draining, json_response, read_body
 from .body_limits import InvalidBody
 from .body_schemas import OpenAIPoolingBody, SGLangPoolingBody
-from .chat_templates import shape_contents, template_variables
-from .deadline import TEMPLATE_SECONDS, TookTooLong, deadline
+from .chat_prompts import TemplateOptions, count_characters, read_message, render_chat, template_options
+from .chat_templates import shape_contents
 from .fields import (
     Accounting,
     Ignored,
@@ -51,7 +51,7 @@ from .inputs import (
 )
 from .media_types import HTML, JSON, SSE, TEXT
 from .per_model import PerModel
-from .prepare import PreparedInput, check_tokenizer, prepare_inputs
+from .prepare import PreparedInput, check_tokenizer, empty_text, prepare_inputs
 from .reply_schemas import FinishReason, ItemMeta, OpenAIError, TruncationReport, Usage
 from .streams import EventStream, while_connected
 
@@ -60,7 +60,6 @@ __all__ = [
     "HTML",
     "JSON",
     "SSE",
-    "TEMPLATE_SECONDS",
     "TEXT",
     "Accounting",
     "AnyRequest",
@@ -82,7 +81,7 @@ __all__ = [
     "PreparedInput",
     "Refused",
     "SGLangPoolingBody",
-    "TookTooLong",
+    "TemplateOptions",
     "TruncateTokens",
     "Truncation",
     "TruncationReport",
@@ -97,7 +96,8 @@ __all__ = [
     "check_tokenizer",
     "check_vocabulary",
     "clip_text",
-    "deadline",
+    "count_characters",
+    "empty_text",
     "encode_json",
     "error_frame",
     "event_frame",
@@ -111,13 +111,15 @@ __all__ = [
     "prepare_inputs",
     "read_body",
     "read_inputs",
+    "read_message",
     "read_salt",
     "read_truncate",
+    "render_chat",
     "run_all",
     "run_in_slices",
     "shape_contents",
     "special_token_counts",
-    "template_variables",
+    "template_options",
     "token_usage",
     "too_long_error",
     "truncate_ids",

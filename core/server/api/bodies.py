@@ -28,14 +28,14 @@ AnyRequest = Request[Any, Any, Any]
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream."""
 DEFAULT_TIMEOUT = 60.0
-"""Seconds; what ``--stream-timeout`` defaults to."""
-SLOWEST_BODY = 8 << 10  # bytes a second, on average over `--stream-timeout`
+"""Seconds: the default of ``--stream-timeout``."""
+SLOWEST_BODY = 8 << 10  # bytes per second: the lowest rate of a body, averaged over `--stream-timeout`
 
 _encoder = msgspec.json.Encoder()
 
 
 class ClientGone(RequestError):
-    """The client hung up; nobody is there to read an answer."""
+    """The client closed the connection, so the response isn't sent."""
 
     def __init__(self) -> None:
         super().__init__("The client closed the connection.", status=499)
@@ -62,10 +62,9 @@ def empty_response(status: int = 200) -> Response[bytes]:
 async def read_body(request: AnyRequest, kind: type[S]) -> S:
     """The request's JSON body as ``kind``, with lax coercion of scalars; unknown fields are ignored.
 
-    Raises InvalidBody when it is malformed, missing or has wrong types, RequestError when a field asks for
-    what ``kind`` declares as :class:`Refused`, 413 when the body is longer than ``--max-body-bytes``, 408
-    when it arrives too slowly, 503 when the bodies of all running requests are longer than
-    ``--max-held-body-bytes``.
+    Raises InvalidBody when it is malformed, missing or has wrong types. RequestError when a field that ``kind``
+    declares as :class:`Refused` is set; with status 413 when the body is longer than ``--max-body-bytes``, 408 when
+    it arrives too slowly, 503 when the bodies of all running requests exceed ``--max-held-body-bytes``.
     """
     _check_content_type(request)
     return await _decode(request, await read_bytes(request), kind)
@@ -96,33 +95,33 @@ async def read_bytes(request: AnyRequest) -> bytes:
             f"The body is larger than the limit of {limit} bytes; split the request or raise --max-body-bytes.",
             status=413,
         ) from None
-    except InternalServerException:  # Litestar's word for a disconnect in mid-body
+    except InternalServerException:  # raised by Litestar when the client disconnects before the body's end
         raise ClientGone from None
     except LitestarException as error:
         raise InvalidBody(error.detail) from None
 
 
 async def _read(request: AnyRequest) -> list[bytes]:
-    """The pieces of the body. They must arrive in time, and have room among those of other requests."""
-    patience, take = patience_of(request), _limits(request).account()
+    """The body in pieces. RequestError 408 if they arrive too slowly, 503 if all requests' bodies exceed the limit."""
+    stall_seconds, take = stall_limit(request), _limits(request).account()
     declared = int(request.headers.get("content-length", 0))
-    if declared <= (request.route_handler.resolve_request_max_body_size() or declared):  # else it is refused below
+    if declared <= (request.route_handler.resolve_request_max_body_size() or declared):  # else stream() raises
         take(declared)
     chunks: list[bytes] = []
-    recent = 0  # bytes since the deadline was last put off
+    recent = 0  # bytes since the deadline was last extended
     try:
-        async with asyncio.timeout(patience) as deadline:
+        async with asyncio.timeout(stall_seconds) as deadline:
             async for chunk in request.stream():
                 if not declared:
                     take(len(chunk))
                 chunks.append(chunk)
                 recent += len(chunk)
-                if recent >= SLOWEST_BODY * patience:
+                if recent >= SLOWEST_BODY * stall_seconds:
                     recent = 0
-                    deadline.reschedule(asyncio.get_running_loop().time() + patience)
+                    deadline.reschedule(asyncio.get_running_loop().time() + stall_seconds)
     except TimeoutError:
         raise RequestError(
-            f"The body arrived too slowly: less than {SLOWEST_BODY} bytes a second for {patience:g} s.", status=408
+            f"The body arrived too slowly: less than {SLOWEST_BODY} bytes a second for {stall_seconds:g} s.", status=408
         ) from None
     return chunks
 
@@ -142,8 +141,8 @@ def _check_content_type(request: AnyRequest) -> None:
     raise InvalidBody(f"{message}; set the header 'Content-Type: application/json'.")
 
 
-def patience_of(request: AnyRequest) -> float:
-    """Seconds that the peer may keep the connection still."""
+def stall_limit(request: AnyRequest) -> float:
+    """Seconds after which a client that stops reading a stream, or stops sending its body, is cut off."""
     server = request.app.state.get("server")
     return DEFAULT_TIMEOUT if server is None else float(server.stream_timeout)
 
@@ -152,23 +151,23 @@ def patience_of(request: AnyRequest) -> float:
 
 
 def is_draining(request: AnyRequest) -> bool:
-    """Whether the server is shutting down; streams that have no end of their own must end then."""
+    """Whether the server is shutting down. Streams without an end must end then."""
     return bool(request.app.state["lifecycle"].draining)
 
 
 def dialect_of(request: AnyRequest) -> str:
-    """``"native"`` or ``"openai"``: how the request's route words its errors."""
+    """``"native"`` or ``"openai"``: the format of the errors of the request's route."""
     handler = request.scope.get("route_handler")
     return "native" if handler is None else str(handler.opt.get("dialect", "native"))
 
 
 def error_status(error: RequestError, dialect: str) -> int:
-    """The HTTP status of an error. OpenAI's clients expect 404 for a model that isn't there."""
+    """The HTTP status of an error. OpenAI's clients expect 404 for an unknown model."""
     return 404 if dialect == "openai" and error.code == "model_not_found" else error.status
 
 
 def render_error(error: RequestError, dialect: str = "native") -> dict[str, Any]:
-    """The JSON body of an error, in one of the shapes that clients of each dialect parse."""
+    """The JSON body of an error, in the format that clients of the dialect parse."""
     status = error_status(error, dialect)
     if dialect == "openai" and error.code == "model_not_found":
         detail = {"message": error.message, "type": "invalid_request_error", "param": "model", "code": error.code}
@@ -187,7 +186,7 @@ def _flat(error: RequestError, kind: str, status: int) -> dict[str, Any]:
 
 
 def error_response(error: RequestError, dialect: str = "native") -> Response[bytes]:
-    """An error as a response, with ``Retry-After`` where trying again may help."""
+    """An error as a response, with ``Retry-After`` if the request may be retried."""
     headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
     return json_response(render_error(error, dialect), error_status(error, dialect), headers)
 

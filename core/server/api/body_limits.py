@@ -18,10 +18,10 @@ from .nesting import MAX_DEPTH, measure, too_deep
 
 S = TypeVar("S", bound=Struct)
 
-LARGE_BODY = 1 << 17  # bytes; answering it leaves so much freed memory behind that it is given back
-SMALL_BODY = 1 << 16  # bytes; decoded on the event loop, and read however many bytes are held
-# Decoding holds the global lock: some 45 ms for that many numbers of five digits, 30 ms for that many arrays, objects
-# and strings. A larger --max-body-bytes allows as many more as it is larger.
+LARGE_BODY = 1 << 17  # bytes; after the response, freed memory is returned to the system
+SMALL_BODY = 1 << 16  # bytes; decoded on the event loop, and accepted even if --max-held-body-bytes is exceeded
+# Decoding holds the GIL: about 45 ms for MAX_ITEMS numbers of five digits, 30 ms for MAX_NODES arrays, objects and
+# strings. The limits grow in proportion with --max-body-bytes.
 MAX_ITEMS = 1 << 20
 MAX_NODES = 1 << 16
 DEFAULT_BODY = ServerSettings().max_body_bytes
@@ -34,7 +34,7 @@ class InvalidBody(RequestError):
 
 
 async def run_here(function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
-    """``function(*args)`` on the event loop: stands in for ``off_loop`` where there is no engine."""
+    """``function(*args)`` on the event loop: replaces ``off_loop`` where there is no engine."""
     return function(*args)
 
 
@@ -43,16 +43,16 @@ class BodyLimits:
 
     def __init__(self, server: ServerSettings, off_loop: Callable[..., Awaitable[Any]] = run_here) -> None:
         self.held = 0  # bytes of the bodies of running requests
-        self._most_held = max(server.max_held_body_bytes, server.max_body_bytes)  # one body always has room
+        self._most_held = max(server.max_held_body_bytes, server.max_body_bytes)  # at least one body is accepted
         scale = max(1.0, server.max_body_bytes / DEFAULT_BODY)
         self._most_items, self._most_nodes = int(MAX_ITEMS * scale), int(MAX_NODES * scale)
         self._off_loop = off_loop
         self._cleaning: asyncio.Task[None] | None = None
 
     def account(self) -> Callable[[int], None]:
-        """A function that counts bytes as held until the current task, which answers the request, ends.
+        """Returns a function that counts bytes as held until the end of the current task, which handles the request.
 
-        It raises RequestError 503 when all bodies together are too large; small ones always pass.
+        The function raises RequestError 503 when all bodies together are too large; small bodies are always accepted.
         """
         taken = 0
 
@@ -79,11 +79,11 @@ class BodyLimits:
         return take
 
     async def _clean(self) -> None:
-        with suppress(RuntimeError):  # the threads have ended
+        with suppress(RuntimeError):  # the thread pool is shut down
             await self._off_loop(give_memory_back, size=LARGE_BODY)
 
     async def decode(self, body: bytes, kind: type[S]) -> S:
-        """JSON as ``kind``; InvalidBody when it can't be, or has more values than the limits allow."""
+        """Decode JSON as ``kind``. InvalidBody when it doesn't fit, or has more values than the limits allow."""
         if len(body) <= SMALL_BODY:
             return decode(body, kind)
         found: S = await self._off_loop(self._decode_large, body, kind, size=len(body))

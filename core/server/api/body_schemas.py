@@ -1,4 +1,4 @@
-"""Bodies of routes with one result per input, as other servers define them; a plugin's bodies add their own fields."""
+"""Bodies of routes with one result per input, as other servers define them; plugins' bodies inherit from these."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which form of message contents a chat template needs, found by rendering a probe and in its syntax tree.
+"""Detects which form of message contents a chat template needs, by rendering test messages and by its syntax tree.
 
 Templates are written for one of two forms of a message's ``content``: a string, or a list of parts
-``{"type": "text", "text": …}``. A template that needs parts renders nothing of a string, and one
-that needs strings prints the list as Python writes it; neither is an error. Some raise for the other form.
+``{"type": "text", "text": …}``. With the other form, most templates raise no error: one that needs parts omits a
+string, and one that needs strings prints the list in Python's notation.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from .deadline import TEMPLATE_SECONDS, TookTooLong, deadline
 log = logging.getLogger("trunkline.server")
 
 TAG = re.compile(r"\{%[-+]?\s*(\w+)")
-ROUNDS = 16  # assignments that depend on one another; more are not followed
+ROUNDS = 16  # longest chain of assignments that is followed
 ELEMENTS = {"messages": "message", "contents": "content", "content": "part"}
-SAME = {"default", "d", "list", "reject", "reverse", "select", "sort", "unique"}  # filters that keep what a value is
+SAME = {"default", "d", "list", "reject", "reverse", "select", "sort", "unique"}  # filters that keep the kind of value
 PART_KEYS = {"text", "type"}
-CHOOSE = {"selectattr", "rejectattr"}  # filters that look into the elements, and keep what a value is
-MARKER = "50273916840"  # the text of probe messages; digits are the same in upper and lower case
-# Roles of probe conversations; templates refuse or leave out those that they don't know. The last is for rerankers.
+CHOOSE = {"selectattr", "rejectattr"}  # filters that read attributes of the elements, and keep the kind of value
+MARKER = "50273916840"  # the text of test messages; digits, because templates may change the case of letters
+# Roles of test conversations; templates refuse or leave out roles that they don't know. The last is for rerankers.
 PROBES = (("system", "user", "assistant", "user"), ("user", "assistant", "user"), ("user",), ("query", "document"))
 
-_decided: dict[str, bool] = {}  # template -> whether it needs parts; a server has at most one template for each model
+_decided: dict[str, bool] = {}  # template -> whether it needs parts; a server has at most one template per model
 
 
 def shape_contents(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with every ``content`` (a string or a list of text parts) in the form the template needs."""
+    """The messages with every ``content`` (a string or a list of text parts) in the form that the template needs."""
     shape = _as_parts if needs_parts(tokenizer) else _as_string
     return [message | {"content": shape(message["content"])} for message in messages]
 
 
 def template_variables(tokenizer: Tokenizer) -> frozenset[str]:
-    """Names that the tokenizer's chat template reads and doesn't set itself."""
+    """Names of the variables that the tokenizer's chat template reads and doesn't set itself."""
     tree = _parse(template_of(tokenizer))
     try:
         return frozenset() if tree is None else frozenset(meta.find_undeclared_variables(tree))
@@ -52,7 +52,7 @@ def template_variables(tokenizer: Tokenizer) -> frozenset[str]:
 
 
 def template_of(tokenizer: Tokenizer) -> str:
-    """The chat template that is used when no other is named, "" when there is none."""
+    """The default chat template, "" when there is none."""
     template: Any = tokenizer.chat_template
     if isinstance(template, dict):  # of named templates
         template = template.get("default")
@@ -60,10 +60,10 @@ def template_of(tokenizer: Tokenizer) -> str:
 
 
 def needs_parts(tokenizer: Tokenizer) -> bool:
-    """Does the tokenizer's chat template need lists of parts?
+    """Whether the tokenizer's chat template needs lists of parts.
 
-    It does if it renders the text of parts and not that of strings. Where it renders both or neither, or a probe
-    takes too long, the syntax tree decides. Each template is probed once.
+    It does if it renders the text of parts but not of strings. If it renders both or neither, or if rendering takes
+    too long, the syntax tree decides. Each template is tested once.
     """
     template = template_of(tokenizer)
     if template and template not in _decided:
@@ -86,20 +86,20 @@ def _decide(tokenizer: Tokenizer, template: str) -> bool:
 
 
 def _keeps_text(tokenizer: Tokenizer, roles: Sequence[str], shape: Callable[[str], Any]) -> bool:
-    """Are the texts of all messages rendered, other than as fields of a list that is printed as a whole?"""
+    """Whether the texts of all messages are rendered, other than inside a list in Python's notation."""
     texts = [f"{MARKER}{index}" for index in range(len(roles))]
     messages = [{"role": role, "content": shape(text)} for role, text in zip(roles, texts, strict=True)]
     try:
         rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except TookTooLong:
         raise
-    except Exception:  # whatever a program may raise
+    except Exception:  # a template may raise anything
         return False
     return all(text in rendered.replace(f"'text': '{text}'", "") for text in texts)
 
 
 def goes_through_parts(template: str) -> bool:
-    """Does the template, by its syntax tree, go through a content's parts without asking whether it is a string?
+    """Whether, by its syntax tree, the template accesses the parts of a content without testing for a string first.
 
     False for a template that can't be parsed, and for one that handles both forms.
     """
@@ -122,7 +122,7 @@ def _as_string(content: str | list[dict[str, Any]]) -> str:
 
 
 class _Blocks(Extension):
-    """Block tags that jinja2 itself doesn't have, such as the one transformers adds; what is inside counts."""
+    """Parses block tags that jinja2 itself doesn't have, such as the one that transformers adds, as their content."""
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         tag = next(parser.stream).value
@@ -142,9 +142,9 @@ def _parse(template: str) -> nodes.Template | None:
 
 
 class _Values:
-    """What expressions of a template hold: the messages, one message, a content, or one part of it.
+    """The kinds of values of a template's expressions: the messages, one message, a content, or a part of it.
 
-    Names are followed through assignments, loops and calls of macros, without regard to scopes and order.
+    Values are followed through assignments, loops and calls of macros, without regard to scope and order.
     """
 
     def __init__(self, tree: nodes.Template) -> None:
@@ -160,7 +160,7 @@ class _Values:
                 return
 
     def of(self, node: nodes.Node | None) -> set[str]:
-        """The kinds of value that an expression may have, of those that matter."""
+        """The kinds of value that an expression may have; other kinds are left out."""
         match node:
             case nodes.Name():
                 return self._names.get(node.name, set())
@@ -198,19 +198,19 @@ class _Values:
         return {"contents"} if node.name == "map" and takes_content and "messages" in kinds else set()
 
     def looks_into_content(self, node: nodes.Node) -> bool:
-        """Does this node use a content as a list of parts?"""
+        """Whether this node uses a content as a list of parts."""
         match node:
             case nodes.For():
                 return "content" in self.of(node.iter)
             case nodes.Filter(name=name, node=value):
                 return (name in CHOOSE or name == "map") and "content" in self.of(value)
             case nodes.Getattr(node=owner, attr=name) | nodes.Getitem(node=owner, arg=nodes.Const(value=name)):
-                # names are left out: one that holds a part here may hold something else there
+                # Not for names: the same name may have another kind of value elsewhere.
                 return name in PART_KEYS and not isinstance(owner, nodes.Name) and "part" in self.of(owner)
         return False
 
     def asks_for_string(self, test: nodes.Node) -> bool:
-        """Does a condition ask whether a content is a string?"""
+        """Whether a condition tests if a content is a string."""
         tests = (test, *test.find_all(nodes.Test))
         return any(isinstance(t, nodes.Test) and t.name == "string" and "content" in self.of(t.node) for t in tests)
 
@@ -224,7 +224,7 @@ def _is(node: nodes.Node, value: str) -> bool:
 
 
 def _bindings(tree: nodes.Template, macros: dict[str, nodes.Macro]) -> Iterator[tuple[str, nodes.Node, bool]]:
-    """(name, value, whether the name gets the value's elements) of all places where a template gives a name a value."""
+    """All assignments of a template: (name, value, whether the name gets the value's elements)."""
     for node in tree.find_all((nodes.Assign, nodes.For, nodes.With, nodes.Call)):
         match node:
             case nodes.Assign(target=nodes.Name(name=name)):
@@ -243,7 +243,7 @@ def _bindings(tree: nodes.Template, macros: dict[str, nodes.Macro]) -> Iterator[
 
 
 def _without_string_test(node: nodes.Node, values: _Values) -> Iterator[nodes.Node]:
-    """The nodes that are reached without a condition that asks whether a content is a string."""
+    """The nodes that aren't below a condition that tests if a content is a string."""
     if isinstance(node, nodes.CondExpr) and values.asks_for_string(node.test):
         return
     if isinstance(node, nodes.If):

@@ -11,19 +11,19 @@ from typing import Any, get_type_hints
 import msgspec
 from litestar.handlers import HTTPRouteHandler
 
-from trunkline.core.discovery import Found, describe
+from trunkline.core.discovery import Plugin, describe
 from trunkline.core.errors import PluginError
 
 from .bodies import AnyRequest
 
-OWNER = "plugin"  # key of a handler's ``opt``: whose it is, for the log
+OWNER = "plugin"  # key of a handler's ``opt``: the plugin that it is from, for the log
 
 
-def contain(handler: HTTPRouteHandler, plugin: Found) -> None:
-    """Have the handler raise exceptions only that end its request, and return what its annotation says.
+def contain(handler: HTTPRouteHandler, plugin: Plugin) -> None:
+    """Wrap the handler so that its failures end only its request, and its return value is checked.
 
-    SystemExit and KeyboardInterrupt become PluginErrors, and so does a value that is not the msgspec.Struct of
-    the annotation. PluginError for a handler without annotation.
+    SystemExit and KeyboardInterrupt become PluginErrors; so does a return value that isn't the msgspec.Struct of
+    the annotation. PluginError for a handler without return annotation.
     """
     function: Callable[..., Any] = handler.fn
     name = getattr(function, "__name__", repr(function))
@@ -42,7 +42,7 @@ def contain(handler: HTTPRouteHandler, plugin: Found) -> None:
                 msgspec.convert(msgspec.to_builtins(value), schema)
             except msgspec.ValidationError as error:
                 raise fault(f"returned what is not a {schema.__name__}: {error}") from error
-            except TypeError:  # of a type that only Litestar knows how to write
+            except TypeError:  # of a type that Litestar serialises and msgspec doesn't
                 pass
         return value
 
@@ -68,13 +68,13 @@ def contain(handler: HTTPRouteHandler, plugin: Found) -> None:
 
 
 def owner_of(request: AnyRequest) -> str:
-    """Whose handler answers the request, for the log."""
+    """The plugin and handler of the request's route, for the log."""
     handler = request.scope.get("route_handler")
     return "core" if handler is None else str(handler.opt.get(OWNER, "core"))
 
 
 def _returned_struct(function: Callable[..., Any]) -> type[msgspec.Struct] | None:
-    """The struct that a handler is annotated to return, None where it returns something else."""
+    """The struct in a handler's return annotation, None if it is something else."""
     try:
         kind = get_type_hints(function).get("return")
     except Exception:  # names that exist for type checkers only

@@ -1,4 +1,4 @@
-"""A time limit for Python code of others, such as chat templates, which may loop forever."""
+"""A time limit for foreign Python code, such as chat templates, which may loop forever."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 TEMPLATE_SECONDS = 5.0
-"""Time limit for one chat template: a program of the checkpoint's author, fed with what clients send."""
+"""Time limit for rendering a chat template, which is a program of the checkpoint's author on input from clients."""
 
 
 class TookTooLong(Exception):
-    """Raised in a thread whose time is up, between two bytecodes."""
+    """Raised in a thread, between two bytecodes, when its time limit is exceeded."""
 
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raise :class:`TookTooLong` in this thread unless the block ends in time.
+    """Raise :class:`TookTooLong` in this thread unless the block ends within ``seconds``.
 
-    One long call into C isn't interrupted, only what comes after it.
+    A call into C isn't interrupted: the exception is raised after it.
     """
     thread, lock, over = ctypes.c_ulong(threading.get_ident()), threading.Lock(), False
 
@@ -34,6 +34,6 @@ def deadline(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        with lock:  # from here on it can't fire any more
+        with lock:  # fire() does nothing from here on
             over = True
         timer.cancel()

@@ -1,13 +1,13 @@
-"""Declarations of body fields that are refused or ignored, made where the body is.
+"""Annotations of body fields that are refused or ignored.
 
-A field is honoured, which means that the route reads it, unless its type says otherwise::
+A field without one of them is honoured, that is, the route reads it::
 
     class Body(Struct):
         text: str
-        logprobs: Annotated[Any, Refused()] = None  # any value that asks for something is a 400
+        logprobs: Annotated[Any, Refused()] = None  # a value that requests something is a 400
         user: Annotated[Any, Ignored("it doesn't change the answer")] = None
 
-:func:`read_body` refuses, so no route has to; ``docs/fields.md`` is made from the same declarations.
+:func:`read_body` checks refused fields for all routes; ``docs/fields.md`` is made from the same annotations.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from trunkline.core.errors import RequestError
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Refused:
-    """A field that the server knows and doesn't serve.
+    """A field that the server knows and doesn't support.
 
-    ``message`` is the error; ``{field}`` in it becomes the field's name. Null passes, and so do values
-    that ask for nothing: ``neutral`` ones, and with ``empty`` also false, 0, "", an empty object and arrays
-    without anything else (an empty object in an array stands for something, such as a tool).
+    ``message`` is the error; ``{field}`` in it is replaced by the field's name. Null is accepted, and so are values
+    that request nothing: those in ``neutral`` and, with ``empty``, also false, 0, "", an empty object, and arrays that
+    contain nothing else (but an empty object in an array counts as a value, for example as a tool).
     """
 
     message: str = "{field} is not supported yet; leave it out or set it to null."
@@ -36,7 +36,7 @@ class Refused:
     empty: bool = True
 
     def allows(self, value: Any) -> bool:
-        """Whether a value asks for nothing and so passes."""
+        """Whether a value requests nothing and is accepted."""
         if value is None or value in self.neutral:
             return True
         if isinstance(value, list):
@@ -46,15 +46,15 @@ class Refused:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Ignored:
-    """A field that may have any value and has no effect; ``why`` is for the documentation."""
+    """A field that accepts any value and has no effect; ``why`` is for the documentation."""
 
     why: str
 
 
 Unsupported = Annotated[Any, Refused()]
-"""Type of a field that isn't supported; null and what is empty pass."""
+"""Type of a field that isn't supported; null and empty values are accepted."""
 OnlyNull = Annotated[Any, Refused(empty=False)]
-"""Type of a field that isn't supported and of which 0 or {} asks for something, too; only null passes."""
+"""Type of a field that isn't supported and for which 0 or {} is a request, too; only null is accepted."""
 UnsupportedMedia = Annotated[Any, Refused("{field} is not supported: this server takes text only. Leave it out.")]
 """Type of a field that carries images, video or audio: refused."""
 MediaOption = Annotated[Any, Ignored("it is about images, video or audio, which are refused")]
@@ -96,7 +96,7 @@ def fields_of(schema: type[Struct], path: str = "") -> Iterator[tuple[str, Refus
 
 
 def check_refused(body: Struct, path: str = "") -> None:
-    """RequestError for the first refused field that asks for something, in ``body`` or the structs in it."""
+    """RequestError for the first refused field with a value that isn't allowed, in ``body`` or the structs in it."""
     refused, nested = _plan(type(body))
     for name, mark in refused:
         if not mark.allows(getattr(body, name)):
@@ -106,7 +106,7 @@ def check_refused(body: Struct, path: str = "") -> None:
             check_refused(value, f"{path}{label}.")
 
 
-@lru_cache(maxsize=256)  # more bodies than there are routes
+@lru_cache(maxsize=256)  # more than there are routes
 def _plan(schema: type[Struct]) -> tuple[list[tuple[str, Refused]], list[str]]:
     """Refused fields, and the honoured ones whose value may be or hold a struct."""
     marks, hints = declared(schema), get_type_hints(schema)

@@ -1,4 +1,4 @@
-"""Runs all items of a request together and waits for them; for routes without streams."""
+"""Runs all items of a request and waits for the results; for routes without streams."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ async def run_all(
     single: bool = False,
     field: str = "input",
 ) -> list[Reply]:
-    """Submit all items at once and wait until the last is over; the replies are in their order.
+    """Submit all items at once and wait until all have ended. Returns the replies in the same order.
 
-    When one fails its error is raised (``text[3]: …`` for ``field`` "text", unless ``single``). Then, and when the
-    caller is cancelled, the others are cancelled.
+    When one fails, its error is raised (with ``text[3]: …`` for ``field`` "text", unless ``single``) and the others
+    are cancelled; all are when the caller is cancelled.
     """
     submissions = [
         Submission(prompt=item.ids, params=params, rid=rid, priority=priority, salt=salt, second_at=item.second_at)
@@ -43,7 +43,7 @@ async def run_all(
         await wait_for_all(replies)
     except RequestError as error:
         failed = next((index for index, reply in enumerate(replies) if reply.error is error), None)
-        if failed is None or error.status == 503:  # that is the server's state, not the item's fault
+        if failed is None or error.status == 503:  # 503 is about the server, not about the item
             raise
         raise locate_error(error, field, None if single else failed) from None
     for index, reply in enumerate(replies):
@@ -53,7 +53,7 @@ async def run_all(
 
 
 async def wait_for_all(replies: Sequence[Reply]) -> None:
-    """Wait until all replies are over. When one fails (its error is raised), or the caller is cancelled, all are."""
+    """Wait until all replies have ended. When one fails, or the caller is cancelled, all are cancelled."""
     try:
         if len(replies) == 1:
             await replies[0].result()
@@ -73,9 +73,9 @@ def check_finish(reply: Reply) -> None:
 
 
 def item_meta(reply: Reply, served: ServedModel, item: PreparedInput, *, cached: bool = False) -> ItemMeta:
-    """``meta_info`` of an item that produced no tokens, as SGLang has it, with ``cached_tokens`` on request.
+    """SGLang's ``meta_info`` for an item without output tokens; with ``cached``, including ``cached_tokens``.
 
-    For an item that was cut: ``truncated`` and, where it was counted, ``original_tokens``.
+    A truncated item also has ``truncated`` and, if its tokens were counted, ``original_tokens``.
     """
     meta: ItemMeta = {
         "id": reply.rid,

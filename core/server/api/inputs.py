@@ -1,4 +1,4 @@
-"""The inputs of a body: one text or many, pairs of texts or token ids, and an id for each of them."""
+"""Reads the inputs of a body: one or several texts, pairs of texts or lists of token ids, and their request ids."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Text = str | list[str]
 
 
 class Inputs(Struct, frozen=True):
-    """What a request wants to run: texts or lists of token ids. ``single``: it wasn't a list.
+    """The inputs of a request: texts or lists of token ids. ``single``: the client sent one input, not a list.
 
-    ``field`` is what the client called them; errors say so.
+    ``field`` is the client's name of the field, for errors.
     """
 
     texts: list[Text] = []
@@ -39,7 +39,7 @@ class Inputs(Struct, frozen=True):
 def parse_inputs(given: Sequence[Any]) -> Inputs:
     """The inputs of a Python caller (argument ``texts``): texts and pairs of texts, or lists of token ids.
 
-    RequestError names an entry that is none of them, and what is mixed.
+    RequestError for an entry of another type, and for texts mixed with token ids.
     """
     texts: list[Text] = []
     ids: list[list[int]] = []
@@ -58,7 +58,7 @@ def parse_inputs(given: Sequence[Any]) -> Inputs:
 
 
 def read_inputs(text: str | list[str | list[str]] | None, input_ids: list[int | list[int]] | None) -> Inputs:
-    """The inputs of a body with ``text`` (one, several, pairs) or ``input_ids``. RequestError as SGLang words it."""
+    """The inputs of a body with ``text`` (one, several, pairs) or ``input_ids``. RequestErrors have SGLang's texts."""
     if text is None and input_ids is None:
         raise RequestError("At least one of text, input_ids, or image should be provided")
     if text is not None and input_ids is not None:
@@ -76,7 +76,7 @@ def read_inputs(text: str | list[str | list[str]] | None, input_ids: list[int | 
 
 
 def as_id_lists(input_ids: list[int | list[int]], field: str = "input_ids") -> tuple[list[list[int]], bool]:
-    """Lists of ids, and whether it was a single one. RequestError for empty and mixed ones."""
+    """Lists of ids, and whether the client sent a single one. RequestError for empty lists and mixed types."""
     if not input_ids:
         raise RequestError(f"{field} cannot be empty.", param=field)
     kinds = set(map(type, input_ids))  # there may be a million
@@ -95,9 +95,9 @@ def as_id_lists(input_ids: list[int | list[int]], field: str = "input_ids") -> t
 def assign_rids(
     given: str | list[str] | None, count: int, *, single: bool, samples: int = 1, number: bool = True
 ) -> list[str]:
-    """One id for each sequence: the client's, or fresh ones; several samples of an input always get fresh ones.
+    """A request id for each sequence: the client's, or new ones. Several samples of an input always get new ones.
 
-    One id for a batch gets the item's index appended, or is a RequestError unless ``number``.
+    If the client sent one id for several inputs, the input's index is appended; RequestError unless ``number``.
     """
     if isinstance(given, str) and given and not single and not number:
         raise RequestError("rid must be a list with one id an input for a batch.", param="rid")
@@ -112,18 +112,18 @@ def assign_rids(
 
 
 def new_rid() -> str:
-    """A fresh request id: 32 hexadecimal digits."""
+    """A new request id: 32 hexadecimal digits."""
     return uuid.uuid4().hex
 
 
 def read_salt(cache_salt: str | None, extra_key: str | None = None) -> bytes:
-    """A request's salt: requests with other salts share no cached prefix. Each field protects for itself."""
+    """A request's salt. Requests with different salts share no cached prefix; either field alone is enough."""
     salt = (extra_key or "").encode()
     return salt + b"\xff" + cache_salt.encode() if cache_salt else salt  # 0xff is in no UTF-8 text
 
 
 def check_vocabulary(ids: Sequence[int], served: ServedModel, field: str = "input_ids") -> None:
-    """RequestError for ids that the model has no row for."""
+    """RequestError for ids outside the model's vocabulary."""
     vocabulary = served.info.vocab_size
     if max(ids) >= vocabulary:
         raise RequestError(
@@ -143,7 +143,7 @@ def check_batch(count: int, most: int, field: str) -> None:
 
 @contextmanager
 def locate_errors(field: str, index: int, *, single: bool = False) -> Iterator[None]:
-    """Errors inside are about a field of the body: item ``index`` of a list, or the whole field if ``single``."""
+    """Add the field to RequestErrors of the block: item ``index`` of a list, or the whole field if ``single``."""
     try:
         yield
     except RequestError as error:

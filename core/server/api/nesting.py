@@ -1,6 +1,7 @@
-"""Measures JSON before it is decoded: how deep it is nested, and how many values it has.
+"""Measures JSON before it is decoded: its nesting depth and number of values.
 
-Decoding holds Python's global lock, so its time must be bounded; what walks a decoded value may recurse.
+Decoding holds the GIL, so its time is bounded by a limit on values. Functions that traverse a decoded value may
+recurse, so the depth is limited, too.
 """
 
 from __future__ import annotations
@@ -9,31 +10,30 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-MAX_DEPTH = 64  # more than any client needs, far less than what overflows a stack
+MAX_DEPTH = 64  # more than any client needs, and far below Python's recursion limit
 
-_BLOCK = 1 << 16  # bytes; other threads get their turn between two blocks
+_BLOCK = 1 << 16  # bytes; other threads can run between two blocks
 _STEPS = np.zeros(256, np.int8)
 _STEPS[list(b"[{")] = 1
 _STEPS[list(b"]}")] = -1
 
 
 class Shape(Struct, frozen=True):
-    """Of valid JSON; of other bytes, numbers without meaning."""
+    """Size of a JSON text. For invalid JSON the numbers are undefined."""
 
-    depth: int = 0  # arrays and objects in one another
-    nodes: int = 0  # arrays, objects and strings, names of members included
-    items: int = 0  # values in arrays and objects, less one for each of these that isn't empty
+    depth: int = 0  # of nested arrays and objects
+    nodes: int = 0  # number of arrays, objects and strings, keys included
+    items: int = 0  # number of commas outside strings: values in arrays and objects, less one per non-empty one
 
 
 def measure(body: bytes) -> Shape:
-    """The shape of JSON. Takes about 5 ms for a megabyte, and lets other threads run meanwhile."""
-    if b"\\" in body:  # without escaped backslashes, a quote behind a backslash is escaped; without those …
+    """Measure JSON. Takes about 5 ms per megabyte; other threads can run meanwhile."""
+    if b"\\" in body:  # remove escaped backslashes, then escaped quotes: the other quotes begin or end a string
         body = body.replace(rb"\\", b"").replace(rb"\"", b"")
     depth = deepest = nodes = quotes = items = 0
     in_string = False
     for start in range(0, len(body), _BLOCK):
         block = np.frombuffer(body, np.uint8, min(_BLOCK, len(body) - start), start)
-        # … every quote begins or ends a string.
         quote = block == ord('"')
         within = np.logical_xor.accumulate(quote) ^ in_string
         in_string = bool(within[-1])
@@ -54,7 +54,7 @@ def _count(block: NDArray[np.uint8], characters: str) -> int:
 
 
 def too_deep(body: bytes) -> bool:
-    """Are arrays and objects of valid JSON nested more than :data:`MAX_DEPTH` deep?"""
+    """Whether valid JSON is nested more than :data:`MAX_DEPTH` levels deep."""
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return False
     return measure(body).depth > MAX_DEPTH

@@ -20,7 +20,7 @@ class PerModel(Generic[T]):
     def get(self, served: ServedModel) -> T:
         """The model's value. Raises what ``make`` raises."""
         known = self._known.get(served.name)
-        if known is None or known[0] is not served:  # an update may bring another checkpoint
+        if known is None or known[0] is not served:  # a weight update makes a new ServedModel
             for former in served.aliases:
                 self._known.pop(former, None)
             known = self._known[served.name] = served, self._make(served)

@@ -1,7 +1,6 @@
-"""From texts to checked token ids of the length that a model takes, one item each, in order.
+"""Tokenises and truncates the inputs of a request, and checks them against the model's vocabulary and length.
 
-Whatever is wrong with one item of a batch is an error that begins with ``text[3]: ``, and nothing
-of that batch is computed.
+An error in one item begins with ``text[3]: `` and fails the request before anything is computed.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from trunkline.core.types import EngineClient, ServedModel, Tokenizer
 from .inputs import Inputs, Text, check_vocabulary, locate_errors
 from .reply_schemas import TruncationReport
 
-LEAD_MARGIN = 256  # characters after a prompt that may change how its last ones are tokenised
+LEAD_MARGIN = 256  # characters after a prompt that may change how the prompt's end is tokenised
 
 
 class PreparedInput(Struct):
@@ -38,12 +37,12 @@ class PreparedInput(Struct):
 
     ids: list[int]
     second_at: int | None = None  # where the second text of a pair begins
-    cut: bool = False
-    whole: int = 0  # tokens before it was cut; 0 where nobody counted them: of a text that is longer by far
+    cut: bool = False  # it was truncated
+    whole: int = 0  # tokens before truncation; 0 if it wasn't truncated, or was clipped before it was tokenised
 
     @property
     def report(self) -> TruncationReport:
-        """What clients are told of an item that was cut."""
+        """Keys for clients about truncation; {} if the item wasn't truncated."""
         if not self.cut:
             return {}
         return {"truncated": True, "original_tokens": self.whole} if self.whole else {"truncated": True}
@@ -58,24 +57,30 @@ async def prepare_inputs(
     limit: int | None = None,
     keep: int = 0,
     lead: int = 0,
-    dress: Callable[[str], str] | None = None,
+    preprocess: Callable[[str], str] | None = None,
 ) -> list[PreparedInput]:
-    """Token ids of all inputs, computed off the event loop, alternating with other requests.
+    """Token ids of all inputs, computed off the event loop, in slices that alternate with other requests'.
 
-    ``limit`` (tokens, special ones included) is by default what the model takes. ``truncate`` says
-    which end of a longer one is cut off; of a pair, the second text's. ``dress`` is applied to each
-    text first and puts a prompt of ``lead`` characters before it, of which the first ``keep`` tokens
-    are never cut off. RequestError for an empty text, ids outside the vocabulary, or an input that is too long.
+    ``limit`` (tokens, special ones included) is by default the model's. ``truncate`` says which end of a longer input
+    is cut off; of a pair, only the second text is truncated. ``preprocess`` is applied to each text before it is
+    tokenised: it adds a prompt of ``lead`` characters at the beginning, whose first ``keep`` tokens are never cut off.
+    RequestError for an empty text, ids outside the vocabulary, or an input that is too long.
     """
     preparer = InputPreparer(
-        engine.tokenizer(served.name), served, truncate=truncate, limit=limit, keep=keep, lead=lead, dress=dress
+        engine.tokenizer(served.name),
+        served,
+        truncate=truncate,
+        limit=limit,
+        keep=keep,
+        lead=lead,
+        preprocess=preprocess,
     )
     return await run_in_slices(engine, preparer.lengths(inputs), partial(preparer.items, inputs))
 
 
 @lru_cache(maxsize=64)  # more models than one server has
 def _ends_and_ids(tokenizer: Hashable) -> tuple[tuple[int, int], frozenset[int]]:
-    """Of a tokenizer (or None): special tokens before and after a text, and the ids of all. Found once each."""
+    """Numbers of special tokens that a tokenizer (or None) adds before and after a text, and all its special ids."""
     if tokenizer is None:
         return (0, 0), frozenset()
     known = cast("Tokenizer", tokenizer)
@@ -83,7 +88,7 @@ def _ends_and_ids(tokenizer: Hashable) -> tuple[tuple[int, int], frozenset[int]]
 
 
 class InputPreparer:
-    """Tokenises and cuts for one model. Plain CPU work, with or without a server."""
+    """Tokenises and truncates for one model. Only CPU work; usable without a server."""
 
     def __init__(
         self,
@@ -94,17 +99,17 @@ class InputPreparer:
         limit: int | None = None,
         keep: int = 0,
         lead: int = 0,
-        dress: Callable[[str], str] | None = None,
+        preprocess: Callable[[str], str] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._served = served
         self._how = read_truncate(truncate)
         self._limit = served.max_request_tokens if limit is None else min(limit, served.max_request_tokens)
         self._ends, self._special = _ends_and_ids(cast("Hashable", tokenizer))
-        self._keep, self._lead, self._dress = keep, lead, dress
+        self._keep, self._lead, self._preprocess = keep, lead, preprocess
 
     def lengths(self, inputs: Inputs) -> list[int]:
-        """Characters of each text or pair, what is put before it included; or numbers of ids."""
+        """Number of characters of each text or pair, including a prompt before it; or number of ids."""
         if not inputs.texts:
             return [len(ids) for ids in inputs.ids]
         return [len(text) + self._lead if isinstance(text, str) else sum(map(len, text)) for text in inputs.texts]
@@ -128,13 +133,13 @@ class InputPreparer:
         tokenizer = check_tokenizer(self._tokenizer, self._served)
         if not isinstance(text, str):
             return self._pair(tokenizer, text[0], text[1])
-        whole = text if self._dress is None else self._dress(text)
+        whole = text if self._preprocess is None else self._preprocess(text)
         part = clip_text(tokenizer, whole, self._limit, self._how)
         if part is not whole and self._how == "start" and self._keep:
-            part = whole[: self._lead + LEAD_MARGIN] + part  # of the beginning, only the prompt will stay
+            part = whole[: self._lead + LEAD_MARGIN] + part  # truncation keeps only the prompt's tokens of this
         ids = token_ids(tokenizer, part)
         if not whole or not ids:
-            raise empty()
+            raise empty_text()
         head, tail = self._ends
         return self._cut(ids, (max(head, self._keep), tail), counted=part is whole)
 
@@ -144,7 +149,7 @@ class InputPreparer:
 
     def _pair(self, tokenizer: Tokenizer, first: str, second: str) -> PreparedInput:
         if not first or not second:
-            raise empty()
+            raise empty_text()
         check_characters(len(first), self._limit)
         part = clip_text(tokenizer, second, self._limit, self._how)
         ids, begin, end, typed = encode_pair(tokenizer, first, part)
@@ -165,23 +170,27 @@ class InputPreparer:
 
 def check_tokenizer(tokenizer: Tokenizer | None, served: ServedModel) -> Tokenizer:
     """RequestError when a model that was sent text has no tokenizer."""
-    if tokenizer is None:
-        raise RequestError(f"{served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids.")
-    return tokenizer
+    if tokenizer is not None:
+        return tokenizer
+    if served.skip_tokenizer_init:  # SGLang's words
+        raise RequestError(
+            "The engine initialized with skip_tokenizer_init=True cannot accept text prompts. Please provide "
+            "input_ids or re-initialize the engine with skip_tokenizer_init=False."
+        )
+    raise RequestError(f"{served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids.")
 
 
-def empty() -> RequestError:
-    """The error for a text without tokens. The words are SGLang's."""
+def empty_text() -> RequestError:
+    """The error for a text without tokens, with SGLang's message."""
     return RequestError("texts cannot be empty and tokenizer must be initialized")
 
 
 def encode_pair(tokenizer: Tokenizer, first: str, second: str) -> tuple[list[int], int, int, bool]:
-    """Ids of a pair as the tokenizer joins them, and the range ``[begin, end)`` of the second text in them.
+    """Ids of a pair as the tokenizer joins it, and the range ``[begin, end)`` of the second text in them.
 
-    The last value says whether token types tell the second text from the first: it is the tokenizer's
-    files that decide, also for models with an embedding of token types. RequestError when the
-    tokenizer doesn't know which text a token belongs to (one without a ``tokenizer.json``), or
-    when the second text has no token.
+    The last value says whether the second text has token type 1; this depends on the tokenizer's files only, also for
+    models with an embedding of token types. RequestError when the tokenizer can't say which text a token belongs to
+    (one without a ``tokenizer.json``), or when the second text has no token.
     """
     join: Any = tokenizer
     joined = join(first, second)
@@ -191,5 +200,5 @@ def encode_pair(tokenizer: Tokenizer, first: str, second: str) -> tuple[list[int
         raise RequestError("This model's tokenizer can't join pairs of texts; send token ids.") from None
     of_second = [index for index, text in enumerate(texts) if text == 1]
     if not of_second:
-        raise empty()
+        raise empty_text()
     return joined["input_ids"], of_second[0], of_second[-1] + 1, 1 in joined.get("token_type_ids", ())

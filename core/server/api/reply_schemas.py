@@ -20,7 +20,7 @@ class NativeError(TypedDict):
 
 
 class FlatError(TypedDict):
-    """SGLang's object for bodies that can't be decoded, for its OpenAI routes, and for the server's own failures."""
+    """SGLang's object for bodies that can't be decoded, for its OpenAI routes, and for failures of the server."""
 
     object: Literal["error"]
     message: str
@@ -65,7 +65,7 @@ class FinishReason(TypedDict):
 
 
 class TruncationReport(TypedDict, total=False):
-    """What became of an input that was too long: it was cut, of so many tokens where they were counted."""
+    """Keys of a truncated input: its number of tokens before truncation, if they were counted."""
 
     truncated: bool
     original_tokens: int
@@ -133,7 +133,7 @@ class LongModelInfo(TypedDict):
 
 
 class ServerInfo(TypedDict):
-    """Settings under their flags' names, and what is in force; plugins add keys."""
+    """Settings under their flags' names, and the values in effect; plugins add keys."""
 
     model_path: str
     tokenizer_path: str

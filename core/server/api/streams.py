@@ -15,7 +15,7 @@ from litestar.types import Receive, Scope, Send
 from trunkline.core.discovery import describe
 from trunkline.core.errors import RequestError
 
-from .bodies import DONE, AnyRequest, ClientGone, dialect_of, error_frame, patience_of
+from .bodies import DONE, AnyRequest, ClientGone, dialect_of, error_frame, stall_limit
 from .contracts import owner_of
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ ABORT_EXTENSION = "trunkline.abort"
 
 @asynccontextmanager
 async def until_gone(receive: Receive) -> AsyncGenerator[None]:
-    """Cancel the block and raise ClientGone when the client hangs up. The body must have been read."""
+    """Cancel the block and raise ClientGone when the client disconnects. The body must have been read before."""
     owner = asyncio.current_task()
     assert owner is not None
     before, gone = owner.cancelling(), False
@@ -52,7 +52,7 @@ async def until_gone(receive: Receive) -> AsyncGenerator[None]:
 
 
 async def while_connected(request: AnyRequest, work: Awaitable[T]) -> T:
-    """The result of ``work``, which is cancelled (ClientGone) when the client hangs up. Read the body before."""
+    """The result of ``work``. When the client disconnects, ``work`` is cancelled: ClientGone. Read the body before."""
     async with until_gone(request.receive):
         return await work
 
@@ -60,10 +60,10 @@ async def while_connected(request: AnyRequest, work: Awaitable[T]) -> T:
 class EventStream(Response[None]):
     """A ``text/event-stream`` response.
 
-    ``frames`` is asked for its next frame only when the socket has taken the last one, so it can
-    merge what piled up meanwhile. ``on_close`` runs exactly once, however the stream ends: all
-    frames sent, client gone, client not reading for ``--stream-timeout`` (the connection is then
-    dropped), or an error, which becomes an error frame followed by ``DONE``.
+    The next frame is requested from ``frames`` only after the last one was written to the socket, so a slow client
+    gets merged frames. ``on_close`` is called exactly once, however the stream ends: all frames sent; client
+    disconnected; client hasn't read for ``--stream-timeout`` (then the connection is dropped); or an error, which is
+    sent as an error frame followed by ``DONE``.
     """
 
     def __init__(self, frames: AsyncIterator[bytes], on_close: Callable[[], None]) -> None:
@@ -72,28 +72,28 @@ class EventStream(Response[None]):
         self.on_close = on_close
 
     def to_asgi_response(self, app: Any, request: AnyRequest, **_: Any) -> ASGIResponse:
-        """Litestar's seam; what it offers beyond the request doesn't apply to a stream."""
-        return _EventStream(self.frames, self.on_close, patience_of(request), dialect_of(request), owner_of(request))
+        """Called by Litestar; its other arguments don't apply to a stream."""
+        return _EventStream(self.frames, self.on_close, stall_limit(request), dialect_of(request), owner_of(request))
 
 
 class _EventStream(ASGIResponse):
     _should_set_content_length = False
 
     def __init__(
-        self, frames: AsyncIterator[bytes], on_close: Callable[[], None], patience: float, dialect: str, owner: str
+        self, frames: AsyncIterator[bytes], on_close: Callable[[], None], stall_seconds: float, dialect: str, owner: str
     ) -> None:
         super().__init__(
             headers={
                 "content-type": "text/event-stream; charset=utf-8",
                 "cache-control": "no-cache",
-                "x-accel-buffering": "no",  # a proxy that collects frames would undo streaming
+                "x-accel-buffering": "no",  # tells nginx not to buffer the stream
             }
         )
         self.frames = frames
         self.on_close = on_close
-        self.patience = patience
+        self.stall_seconds = stall_seconds
         self.dialect = dialect
-        self.owner = owner  # whose handler made it, for the log
+        self.owner = owner  # the plugin and handler, for the log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -103,7 +103,7 @@ class _EventStream(ASGIResponse):
         except ClientGone:
             pass
         except TimeoutError:
-            log.info("closed a stream that its client left unread for %g s", self.patience)
+            log.info("closed a stream that its client left unread for %g s", self.stall_seconds)
             extensions: dict[str, Any] = scope.get("extensions") or {}
             if ABORT_EXTENSION in extensions:
                 extensions[ABORT_EXTENSION]()
@@ -118,7 +118,7 @@ class _EventStream(ASGIResponse):
             await self._send(send, error_frame(error, self.dialect) + DONE)
         except TimeoutError:
             raise
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # of the plugin whose frames they are
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # raised by the plugin's generator
             log.error("a stream failed (%s): %s", self.owner, describe(error), exc_info=error)
             await self._send(send, error_frame(RequestError("Internal Server Error", status=500), self.dialect) + DONE)
         finally:
@@ -128,5 +128,5 @@ class _EventStream(ASGIResponse):
         await self._send(send, b"", more=False)
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
-        async with asyncio.timeout(self.patience):
+        async with asyncio.timeout(self.stall_seconds):
             await send({"type": "http.response.body", "body": body, "more_body": more})

@@ -12,16 +12,20 @@ from trunkline.core.types import EngineClient
 
 from .admin import admin_routes
 from .health import health_routes
+from .loads import load_routes
 from .maintenance import maintenance_routes
 from .memory import memory_routes
 from .models import model_routes
 from .pause import pause_routes
+from .tokenizers import tokenizer_routes
 
 
 def routes(engine: EngineClient, lifecycle: Lifecycle, facts: Facts) -> Iterator[HTTPRouteHandler]:
-    """Health, information and administration; weights, metrics and documentation have their own makers."""
+    """Health, information, tokenizers and administration; weights, metrics and documentation have their own makers."""
     yield from health_routes(engine, lifecycle)
     yield from model_routes(engine, facts)
+    yield from load_routes(engine, facts)
+    yield from tokenizer_routes(engine)
     yield from admin_routes(engine)
     yield from pause_routes(engine)
     yield from memory_routes(engine)

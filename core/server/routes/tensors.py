@@ -20,7 +20,7 @@ from msgspec import Meta, Struct
 from trunkline.core.client.models import named_or_primary
 from trunkline.core.errors import RequestError
 from trunkline.core.model.sources.catalogue import cache_folder
-from trunkline.core.server.api.bodies import SLOWEST_BODY, AnyRequest, ClientGone, json_response, patience_of
+from trunkline.core.server.api.bodies import SLOWEST_BODY, AnyRequest, ClientGone, json_response, stall_limit
 from trunkline.core.server.api.body_limits import InvalidBody
 from trunkline.core.types import EngineClient, Settings
 
@@ -113,7 +113,7 @@ async def received(request: AnyRequest, limit: int) -> AsyncIterator[Path]:
 
 async def _write(request: AnyRequest, file: IO[bytes], limit: int) -> None:
     _check_size(int(request.headers.get("content-length", 0)), limit)
-    room, patience = shutil.disk_usage(os.path.dirname(file.name)).free, patience_of(request)
+    room, patience = shutil.disk_usage(os.path.dirname(file.name)).free, stall_limit(request)
     loop = asyncio.get_running_loop()
     total = recent = 0  # bytes; ``recent``: since the deadline was last put off
     pieces: list[bytes] = []  # that aren't written yet

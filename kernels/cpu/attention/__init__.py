@@ -1,1 +1,1 @@
-"""The inner loops of attention on CPUs: one query per row (paged), and many queries per row (flash)."""
+"""Attention kernels for CPUs: one query per row (paged), and many queries per row (flash)."""

@@ -1,14 +1,15 @@
-"""The ``cpu`` backend's attention for rows with many queries: one walk over the keys, no score kept.
+"""The ``cpu`` backend's attention for rows with many queries: FlashAttention, blocked for CPU caches.
 
-Work is divided into units of one row, one head of keys and a block of queries, with all query
-heads that share the keys. A query of one head is a *lane*; 16 lanes are a panel, and a panel's
-queries, scores and sums lie transposed, ``[.., 16]``: every number of a key or value meets all
-lanes at once, largest scores and sums of weights need nothing across lanes, and a panel reads
-exactly the keys that one of its queries sees. Keys and values are copied a block at a time, from
-the pool by slot or from the new tokens, and serve all panels of the unit.
+A *query vector* is one token's query of one head. Work is divided into units of one row, one KV head and
+one block of queries, with the query vectors of all heads that share the KV head. A *panel* is 16 query
+vectors, transposed to ``[width, 16]``: each of them has a lane of its own, and so have its scores, its sums
+over values and its softmax state. So each number of a key or value is multiplied by all 16 at once, the
+softmax needs no reduction across lanes, and a panel reads only the keys that one of its queries sees.
+Keys and values are copied block by block, from the KV pool by slot or from the new tokens; all panels
+of the unit use the copy. :mod:`.flash_arguments` shows the blocks in the caches.
 
-Blocks of keys begin at multiples of their size, so that a query's result depends neither on the
-queries beside it nor on the number of threads.
+Blocks of keys begin at multiples of their size. So a query's result depends neither on the queries
+beside it nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -22,22 +23,35 @@ import torch
 from numba import njit
 
 from trunkline.kernels.cpu.exponential import LOG2E
-from trunkline.kernels.cpu.threads import OPTIONS, Task, claim, float32s, int32s, thread
+from trunkline.kernels.cpu.threads import OPTIONS, Kernel, claim, float32s, int32s, thread
 from trunkline.kernels.cpu.vectors import LANES
 
 from . import flash_pairs
 from .flash_arguments import Arguments
-from .flash_tiles import BOUNDS, LOWEST, PANEL, ROW, SPARE, SUMS, cap, hide, move, softmax, tile, transpose
+from .flash_tiles import (
+    BOUNDS,
+    LOWEST,
+    PANEL,
+    ROW,
+    SPARE,
+    SUMS,
+    apply_softcap,
+    convert,
+    mask,
+    register_tile,
+    softmax,
+    transpose,
+)
 from .paged_blocks import prefetch
 
 _ONE, _ZERO, _LOWEST, _LN2 = np.float32(1), np.float32(0), np.float32(LOWEST), np.float32(math.log(2))
 
 
-_tile6, _tile4 = tile(6), tile(4)
+_tile6, _tile4 = register_tile(6), register_tile(4)
 
 
 def _product(a: Any, a_row: Any, a_step: Any, b: Any, n: Any, c: Any, rows: Any, factor: Any) -> None:
-    """``rows`` rows, or up to three more, of the product that :func:`.tile` describes."""
+    """The product that :func:`.register_tile` describes, for ``rows`` rows; up to three more may be written."""
     r = np.int64(0)
     while r < rows:
         left = rows - r
@@ -53,45 +67,50 @@ product = njit(**OPTIONS)(_product)
 
 
 def _attend(a: Any, low: Any, high: Any, k_block: Any, v_block: Any, s: Any, panel: Any, _: Any) -> None:
-    """One panel over the copied keys [low, high): scores, softmax so far, values."""
+    """One panel over the keys ``[low, high)`` in ``k_block``: scores, online softmax, sums over values.
+
+    ``s`` is scratch memory for the scores, [keys, PANEL] float32.
+    """
     first, end = int32s(panel + BOUNDS), int32s(panel + BOUNDS + ROW)
     begin, last = max(low, np.int64(first[0])), min(high, np.int64(end[PANEL - 1]))
     n = last - begin
     if n <= 0:
         return
     queries = panel + SUMS + (a.v_rows + SPARE) * ROW
-    product(k_block + (begin - low) * a.k_line, a.k_line, np.int64(4), queries, a.key_dim, s, n, np.int64(0))
+    product(k_block + (begin - low) * a.k_stride, a.k_stride, np.int64(4), queries, a.key_dim, s, n, np.int64(0))
     if a.softcap > 0:
-        cap(s, n, np.float32(a.softcap * LOG2E))
-    # All lanes see the keys [first of the last lane, end of the first lane).
-    part = begin if begin < np.int64(first[PANEL - 1]) else max(begin, np.int64(end[0]))
-    if part < last:
-        hide(s + (part - begin) * ROW, last - part, part, panel + BOUNDS)
+        apply_softcap(s, n, np.float32(a.softcap * LOG2E))
+    # No mask is needed where all lanes see all keys: [first of the last lane, end of the first lane).
+    mask_from = begin if begin < np.int64(first[PANEL - 1]) else max(begin, np.int64(end[0]))
+    if mask_from < last:
+        mask(s + (mask_from - begin) * ROW, last - mask_from, mask_from, panel + BOUNDS)
     softmax(s, n, panel)
-    values = v_block + (begin - low) * a.v_line
-    product(values, np.int64(4), a.v_line, s, n, panel + SUMS, a.value_dim, panel + 2 * ROW)
+    values = v_block + (begin - low) * a.v_stride
+    product(values, np.int64(4), a.v_stride, s, n, panel + SUMS, a.value_dim, panel + 2 * ROW)
 
 
 float_attend = njit(**OPTIONS)(_attend)
 
 
-# What touches tensors knows their dtype, through ``fetch``, ``save`` and ``size``, the bytes of a number.
-def _begin(fetch: Any, size: int, pairs: bool) -> Any:
-    def begin(a: Any, row: Any, head: Any, query: Any, lane: Any, lanes: Any, stage: Any, panel: Any) -> None:
-        """The panel from ``lane`` on: what its lanes see, their queries, and a softmax of nothing.
+# Functions that read or write tensors are made for a dtype: by ``load_vector``, ``store_vector`` and ``size``, the
+# bytes of one number.
+def _start_panel(load_vector: Any, size: int, pairs: bool) -> Any:
+    def start_panel(a: Any, row: Any, head: Any, query: Any, lane: Any, lanes: Any, staging: Any, panel: Any) -> None:
+        """Initialise the panel of the query vectors from number ``lane`` on: their key bounds, queries and sums.
 
-        Queries are scaled, or pairs as they are: one of those is a number of 32 bits.
+        float32 queries are scaled. bfloat16 pairs are copied unchanged, each as one number of 32 bits.
         """
-        share, start, length = a.heads // a.groups, np.int64(int32s(a.q_start)[row]), np.int64(int32s(a.kv_len)[row])
+        group_size = a.heads // a.kv_heads
+        start, length = np.int64(int32s(a.q_start)[row]), np.int64(int32s(a.kv_len)[row])
         past = length + start - np.int64(int32s(a.q_start)[row + 1])
         factor = np.float32(a.scale / a.softcap if a.softcap > 0 else a.scale * LOG2E)
         numbers = a.key_dim // 2 if pairs else a.key_dim
         first, end = int32s(panel + BOUNDS), int32s(panel + BOUNDS + ROW)
-        t, h = query + lane // share, lane % share
-        for i in range(PANEL):  # lanes of no query repeat the last one
-            place = a.q + (start + t) * a.q_token + (head + h) * a.q_head
-            fetch(place, stage + i * a.width, numbers, factor)
-            prefetch(place + share * a.q_head, a.key_dim * size)  # the next unit's
+        t, h = query + lane // group_size, lane % group_size
+        for i in range(PANEL):  # lanes beyond the last query vector repeat it
+            address = a.q + (start + t) * a.q_token + (head + h) * a.q_head
+            load_vector(address, staging + i * a.staging_row, numbers, factor)
+            prefetch(address + group_size * a.q_head, a.key_dim * size)  # of the next unit, the next KV head
             position, low, high = past + t, np.int64(0), length
             if a.causal != 0:
                 high = position + 1
@@ -103,7 +122,7 @@ def _begin(fetch: Any, size: int, pairs: bool) -> Any:
             first[i], end[i] = low, high
             if lane + i + 1 < lanes:
                 h += 1
-                if h == share:
+                if h == group_size:
                     t, h = t + 1, np.int64(0)
         state = float32s(panel)
         for i in range(PANEL):
@@ -113,40 +132,40 @@ def _begin(fetch: Any, size: int, pairs: bool) -> Any:
             sums[i] = _ZERO
         queries = panel + SUMS + (a.v_rows + SPARE) * ROW
         for d in range(0, numbers, LANES):
-            transpose(stage + d * 4, a.width, queries + d * ROW, ROW)
-            transpose(stage + LANES * a.width + d * 4, a.width, queries + d * ROW + LANES * 4, ROW)
+            transpose(staging + d * 4, a.staging_row, queries + d * ROW, ROW)
+            transpose(staging + LANES * a.staging_row + d * 4, a.staging_row, queries + d * ROW + LANES * 4, ROW)
 
-    return njit(**OPTIONS)(begin)
+    return njit(**OPTIONS)(start_panel)
 
 
-def _copy(fetch: Any, size: int) -> Any:
-    def copy(a: Any, row: Any, group: Any, low: Any, high: Any, k_block: Any, v_block: Any) -> None:
-        """Keys and values [low, high) of a row: of the new tokens if those are all, else from the pool."""
+def _copy(load_vector: Any, size: int) -> Any:
+    def copy(a: Any, row: Any, kv_head: Any, low: Any, high: Any, k_block: Any, v_block: Any) -> None:
+        """Copy keys and values ``[low, high)`` of a row: from the pool if it has a cached prefix, else from k and v."""
         start = np.int64(int32s(a.q_start)[row])
         pooled = a.keys != 0 and np.int64(int32s(a.kv_len)[row]) > np.int64(int32s(a.q_start)[row + 1]) - start
         slots = int32s(a.table + np.int64(int32s(a.table_row)[row]) * a.max_len * 4)
         for j in range(low, high):
             if pooled:
-                place = np.int64(slots[j]) * a.groups + group
-                k = a.keys + place * a.key_dim * size
-                v = a.values + place * a.value_dim * size
+                address = np.int64(slots[j]) * a.kv_heads + kv_head
+                k = a.keys + address * a.key_dim * size
+                v = a.values + address * a.value_dim * size
             else:
-                k = a.k + (start + j) * a.k_token + group * a.k_head
-                v = a.v + (start + j) * a.v_token + group * a.v_head
-            fetch(k, k_block + (j - low) * a.k_line, a.key_dim, _ONE)
-            fetch(v, v_block + (j - low) * a.v_line, a.value_dim, _ONE)
+                k = a.k + (start + j) * a.k_token + kv_head * a.k_head
+                v = a.v + (start + j) * a.v_token + kv_head * a.v_head
+            load_vector(k, k_block + (j - low) * a.k_stride, a.key_dim, _ONE)
+            load_vector(v, v_block + (j - low) * a.v_stride, a.value_dim, _ONE)
 
     return njit(**OPTIONS)(copy)
 
 
-def _finish(save: Any, size: int, pairs: bool) -> Any:
-    def finish(a: Any, token: Any, head: Any, lane: Any, lanes: Any, stage: Any, panel: Any) -> None:
-        """Write a panel's result: sums over values divided by sums of weights."""
-        share, state = a.heads // a.groups, float32s(panel)
+def _finish_panel(store_vector: Any, size: int, pairs: bool) -> Any:
+    def finish_panel(a: Any, token: Any, head: Any, lane: Any, lanes: Any, staging: Any, panel: Any) -> None:
+        """Write a panel's results: sums over values, divided by the sums of softmax weights."""
+        group_size, state = a.heads // a.kv_heads, float32s(panel)
         for i in range(min(PANEL, lanes - lane)):
             factor = _ONE / state[PANEL + i]
-            if a.sinks != 0:  # one more column of the softmax, without a value
-                sink = float32s(a.sinks)[head + (lane + i) % share] * LOG2E
+            if a.sinks != 0:  # the sink: one more softmax column, without a value
+                sink = float32s(a.sinks)[head + (lane + i) % group_size] * LOG2E
                 top = max(state[i], sink)
                 scale = np.float32(math.exp((state[i] - top) * _LN2))
                 factor = scale / (state[PANEL + i] * scale + np.float32(math.exp((sink - top) * _LN2)))
@@ -154,79 +173,89 @@ def _finish(save: Any, size: int, pairs: bool) -> Any:
         numbers = a.value_dim
         if pairs:
             numbers //= 2
-            flash_pairs.settle(panel + SUMS, numbers, panel + 2 * ROW)
+            flash_pairs.scale_to_pairs(panel + SUMS, numbers, panel + 2 * ROW)
         for d in range(0, numbers, LANES):
-            transpose(panel + SUMS + d * ROW, ROW, stage + d * 4, a.width)
-            transpose(panel + SUMS + d * ROW + LANES * 4, ROW, stage + LANES * a.width + d * 4, a.width)
+            transpose(panel + SUMS + d * ROW, ROW, staging + d * 4, a.staging_row)
+            transpose(panel + SUMS + d * ROW + LANES * 4, ROW, staging + LANES * a.staging_row + d * 4, a.staging_row)
         for i in range(min(PANEL, lanes - lane)):
-            t, h, factor = token + (lane + i) // share, head + (lane + i) % share, state[2 * PANEL + i]
-            save(stage + i * a.width, a.out + (t * a.heads + h) * a.value_dim * size, numbers, factor)
+            t, h, factor = token + (lane + i) // group_size, head + (lane + i) % group_size, state[2 * PANEL + i]
+            store_vector(staging + i * a.staging_row, a.out + (t * a.heads + h) * a.value_dim * size, numbers, factor)
 
-    return njit(**OPTIONS)(finish)
+    return njit(**OPTIONS)(finish_panel)
 
 
 def _unit(dtype: torch.dtype, pairs: bool) -> Any:
-    half, size = dtype == torch.bfloat16, dtype.itemsize
-    load, save = move(half, False), move(False, half)
+    bf16, size = dtype == torch.bfloat16, dtype.itemsize
+    load, store_vector = convert(bf16, False), convert(False, bf16)
 
-    def fetch(source: Any, target: Any, width: Any, factor: Any) -> None:
-        """Copy a vector as float32, times ``factor``."""
+    def load_vector(source: Any, target: Any, width: Any, factor: Any) -> None:
+        """Copy a vector, converted to float32 and multiplied by ``factor``."""
         load(source, target, width, factor)
 
     if pairs:
-        together, copy, attend = flash_pairs.TOGETHER, flash_pairs.copy, flash_pairs.attend
-        fetch = save = flash_pairs.duplicate
+        panels_per_call, copy, attend = flash_pairs.PANELS_PER_CALL, flash_pairs.copy, flash_pairs.attend
+        load_vector = store_vector = flash_pairs.copy_bits
     else:
-        fetch = njit(**OPTIONS)(fetch)
-        together, copy, attend = 1, _copy(fetch, size), float_attend
-    begin, finish = _begin(fetch, size, pairs), _finish(save, size, pairs)
+        load_vector = njit(**OPTIONS)(load_vector)
+        panels_per_call, copy, attend = 1, _copy(load_vector, size), float_attend
+    start_panel, finish_panel = _start_panel(load_vector, size, pairs), _finish_panel(store_vector, size, pairs)
 
-    def unit(a: Any, row: Any, group: Any, query: Any, lanes: Any) -> None:
-        """Attention of ``lanes`` lanes, from the row's ``query`` on."""
-        k_block = a.scratch + np.int64(thread()) * a.size
-        v_block = k_block + (a.block + SPARE) * a.k_line
-        s = v_block + (a.block + SPARE) * a.v_line
-        stage = s + together * (a.block + SPARE) * ROW
-        panels = stage + PANEL * a.width
-        head, each = group * (a.heads // a.groups), SUMS + (a.q_rows + a.v_rows + SPARE) * ROW
+    def unit(a: Any, row: Any, kv_head: Any, query: Any, lanes: Any) -> None:
+        """Attention of one unit: ``lanes`` query vectors, from the row's token ``query`` on."""
+        k_block = a.scratch + np.int64(thread()) * a.scratch_size
+        v_block = k_block + (a.block_keys + SPARE) * a.k_stride
+        s = v_block + (a.block_keys + SPARE) * a.v_stride
+        staging = s + panels_per_call * (a.block_keys + SPARE) * ROW
+        panels = staging + PANEL * a.staging_row
+        head, panel_bytes = kv_head * (a.heads // a.kv_heads), SUMS + (a.q_rows + a.v_rows + SPARE) * ROW
         count = (lanes + PANEL - 1) // PANEL
         for i in range(count):
-            begin(a, row, head, query, i * PANEL, lanes, stage, panels + i * each)
+            start_panel(a, row, head, query, i * PANEL, lanes, staging, panels + i * panel_bytes)
         low = np.int64(int32s(panels + BOUNDS)[0])
         low -= low & 1
-        end = np.int64(int32s(panels + (lanes - 1) // PANEL * each + BOUNDS + ROW)[PANEL - 1])
+        end = np.int64(int32s(panels + (lanes - 1) // PANEL * panel_bytes + BOUNDS + ROW)[PANEL - 1])
         while low < end:
-            high = min(end, (low // a.block + 1) * a.block)
-            copy(a, row, group, low, high, k_block, v_block)
-            for i in range(0, count, together):
-                attend(a, low, high, k_block, v_block, s, panels + i * each, each if i + together <= count else 0)
+            high = min(end, (low // a.block_keys + 1) * a.block_keys)
+            copy(a, row, kv_head, low, high, k_block, v_block)
+            for i in range(0, count, panels_per_call):
+                attend(
+                    a,
+                    low,
+                    high,
+                    k_block,
+                    v_block,
+                    s,
+                    panels + i * panel_bytes,
+                    panel_bytes if i + panels_per_call <= count else 0,
+                )
             low = high
         token = np.int64(int32s(a.q_start)[row]) + query
         for lane in range(0, lanes, PANEL):
-            finish(a, token, head, lane, lanes, stage, panels + lane // PANEL * each)
+            finish_panel(a, token, head, lane, lanes, staging, panels + lane // PANEL * panel_bytes)
 
     return njit(**OPTIONS)(unit)
 
 
 @cache
-def task(dtype: torch.dtype, pairs: bool) -> Task:
-    """The compiled attention, for float32 or bfloat16 tensors of any widths; ``pairs``: see :mod:`.flash_pairs`."""
+def kernel(dtype: torch.dtype, pairs: bool) -> Kernel:
+    """The compiled kernel for float32 or bfloat16 tensors of any widths; with ``pairs``: :mod:`.flash_pairs`."""
     unit = _unit(dtype, pairs)
 
     def body(a: Any) -> None:
-        q_start, share = int32s(a.q_start), a.heads // a.groups
+        q_start, group_size = int32s(a.q_start), a.heads // a.kv_heads
         i, base, row, queries, blocks = np.int64(-1), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
         claimed = claim(a, a.grain)
         while claimed < a.units:
             for u in range(claimed, min(claimed + a.grain, a.units)):
-                while u >= base + blocks * a.groups:
-                    i, base = i + 1, base + blocks * a.groups
-                    row = np.int64(int32s(a.which)[i])
+                while u >= base + blocks * a.kv_heads:
+                    i, base = i + 1, base + blocks * a.kv_heads
+                    row = np.int64(int32s(a.row_ids)[i])
                     queries = np.int64(q_start[row + 1]) - np.int64(q_start[row])
-                    blocks = (queries + a.queries - 1) // a.queries
-                # The last queries first: they see the most keys, and threads wait for each other at the end.
-                query = (blocks - 1 - (u - base) // a.groups) * a.queries
-                unit(a, row, (u - base) % a.groups, query, min(a.queries, queries - query) * share)
+                    blocks = (queries + a.unit_queries - 1) // a.unit_queries
+                # The last queries first: under a causal mask they see the most keys. Long units at the end
+                # would keep the other threads waiting.
+                query = (blocks - 1 - (u - base) // a.kv_heads) * a.unit_queries
+                unit(a, row, (u - base) % a.kv_heads, query, min(a.unit_queries, queries - query) * group_size)
             claimed = claim(a, a.grain)
 
-    return Task(body, Arguments)
+    return Kernel(body, Arguments)

@@ -1,9 +1,11 @@
-"""The ``cpu`` backend's attention for rows with one query: reads each cached byte once.
+"""The ``cpu`` backend's attention for rows with one query: reads each cached key and value once.
 
-Keys and values are read straight from the pool, a block at a time, and all heads of the query
-use the block while it is in the cache. The keys of all rows are divided evenly over the
-threads, so a long row is shared by several of them: each leaves its part of the softmax (sums
-over values, largest score, sum of weights) and a second, short task merges the parts.
+Keys and values are read directly from the KV pool, block by block. All query heads that share a KV head
+use the block while it is in L1: with head width 64 in float32, 32 keys and 32 values are 16 KiB.
+
+The keys of all rows are divided evenly over the threads, so several threads may share a long row. Each
+stores its partial result (sums over values, largest score, sum of weights), and a second, short run
+on one thread merges the partial results (split-KV, as in Flash-Decoding).
 """
 
 from __future__ import annotations
@@ -16,17 +18,17 @@ import numpy as np
 from numba import njit
 
 from trunkline.kernels.cpu.exponential import LOG2E
-from trunkline.kernels.cpu.threads import OPTIONS, Task, float32s, int32s, int64s, thread, threads
+from trunkline.kernels.cpu.threads import OPTIONS, Kernel, float32s, int32s, int64s, thread, threads
 from trunkline.kernels.cpu.vectors import BYTES, LANES
 
-from .flash_tiles import LOWEST, cap, move
-from .paged_blocks import accumulate, prefetch, scores, weigh
+from .flash_tiles import LOWEST, apply_softcap, convert
+from .paged_blocks import accumulate, prefetch, scores, softmax
 
-BLOCK = 32  # keys; a block of one head's keys and values stays in the L1 cache
+BLOCK = 32  # keys of a block
 
 
 class Arguments:
-    """What the loop gets: addresses, sizes, strides in elements."""
+    """The kernel's arguments: addresses, sizes, strides in elements."""
 
     q: int
     q_token: int
@@ -41,21 +43,21 @@ class Arguments:
     table_row: int
     q_start: int
     kv_len: int
-    which: int  # rows, int32
+    row_ids: int  # int32
     rows: int
     heads: int
-    groups: int  # heads of keys and values
-    window: int  # 0: any
-    chunk: int  # 0: any
-    shares: int  # of the work; negative: put the shares' results together
+    kv_heads: int
+    window: int  # 0: none
+    chunk: int  # 0: none
+    shares: int  # into which the work is divided; negative: merge the partial results of that many shares
     scale: float
     softcap: float
 
 
-# numba freezes globals; typed ones keep float32 arithmetic from widening.
+# numba compiles globals in as constants. Typed ones: a Python float would widen the arithmetic to float64.
 _ONE, _ZERO, _LOWEST, _LN2 = np.float32(1.0), np.float32(0.0), np.float32(LOWEST), np.float32(math.log(2))
 
-widen, copy, narrow = move(True, False), move(False, False), move(False, True)
+widen, copy, narrow = convert(True, False), convert(False, False), convert(False, True)
 padded = njit(**OPTIONS)(lambda width: (width + LANES - 1) // LANES * LANES)
 
 
@@ -72,8 +74,8 @@ first_key = njit(**OPTIONS)(_first_key)
 
 
 def _span(a: Any, i: int) -> Any:
-    """Of the ``i``-th row: its number, the first key that its query sees, and how many keys it has."""
-    row = int32s(a.which)[i]
+    """The number of the ``i``-th row, the first key that its query sees, and the end of its keys."""
+    row = int32s(a.row_ids)[i]
     length = np.int64(int32s(a.kv_len)[row])
     return row, first_key(a, length - 1), length
 
@@ -82,30 +84,30 @@ span = njit(**OPTIONS)(_span)
 
 
 def _slots_of(a: Any, row: int) -> Any:
-    """Where a row's slots stand in the table."""
+    """The address of a row's slots in the slot table."""
     return a.table + np.int64(int32s(a.table_row)[row]) * a.max_len * 4
 
 
 slots_of = njit(**OPTIONS)(_slots_of)
 
 
-def _locate(
-    pool: int, slots: Any, n: int, ahead: Any, more: int, stride: int, offset: int, width: int, half: bool, wide: int
+def _gather(
+    pool: int, slots: Any, n: int, ahead: Any, more: int, stride: int, offset: int, width: int, bf16: bool, block: int
 ) -> None:
-    """Put the addresses of one head's vectors at ``wide``: ``n``, and the last again up to a multiple of LANES.
+    """Write the addresses of ``n`` keys or values of one head to ``block``; the last is repeated up to LANES.
 
-    A bfloat16 block, or one whose vectors aren't whole numbers of LANES wide, is first copied as
-    float32 into the scratch behind the addresses, where the vectors' rest is zero. The vectors in
-    the ``more`` slots of ``ahead``, which come next, are called for.
+    Float32 vectors whose width is a multiple of LANES are used where they are in the pool. Others are
+    first copied to the scratch memory after the addresses, as float32, padded with zeros. Prefetches the
+    vectors in the ``more`` slots of ``ahead``, which come next.
     """
-    where, line, number = int64s(wide), padded(width) * 4, 2 if half else 4
+    where, vector_bytes, number = int64s(block), padded(width) * 4, 2 if bf16 else 4
     for j in range(more):
         prefetch(pool + (np.int64(ahead[j]) * stride + offset) * number, np.int64(width * number))
     for j in range(n):
         source = pool + (np.int64(slots[j]) * stride + offset) * number
-        if half or width % LANES != 0:
-            where[j] = wide + 8 * (BLOCK + LANES) + j * line
-            if half:
+        if bf16 or width % LANES != 0:
+            where[j] = block + 8 * (BLOCK + LANES) + j * vector_bytes
+            if bf16:
                 widen(source, where[j], width, _ONE)
             else:
                 copy(source, where[j], width, _ONE)
@@ -118,14 +120,15 @@ def _locate(
         where[j] = where[n - 1]
 
 
-locate = njit(**OPTIONS)(_locate)
+gather = njit(**OPTIONS)(_gather)
 
 
-def _load_query(a: Any, token: int, head: int, width: int, half: bool, address: int) -> None:
-    """Copy one query head to ``address`` as float32, scaled so that scores are exponents of 2 (or tanh's argument)."""
+def _load_query(a: Any, token: int, head: int, width: int, bf16: bool, address: int) -> None:
+    """Copy one query vector to ``address`` as float32, zero-padded; scaled, so that scores are exponents of 2."""
     offset, query = token * a.q_token + head * a.q_head, float32s(address)
+    # With a softcap, scores are the arguments of tanh.
     factor = np.float32(a.scale / a.softcap if a.softcap > 0 else a.scale * LOG2E)
-    if half:
+    if bf16:
         widen(a.q + offset * 2, address, width, factor)
     else:
         copy(a.q + offset * 4, address, width, factor)
@@ -136,19 +139,19 @@ def _load_query(a: Any, token: int, head: int, width: int, half: bool, address: 
 load_query = njit(**OPTIONS)(_load_query)
 
 
-def _store(a: Any, token: int, head: int, address: int, width: int, half: bool) -> None:
-    """Write one query head's output: the sum over values divided by the sum of weights."""
+def _store(a: Any, token: int, head: int, address: int, width: int, bf16: bool) -> None:
+    """Write one query head's output: the sums over values, divided by the sum of softmax weights."""
     state = float32s(address + padded(width) * 4)
     scale, weight = _ONE, _ZERO
     for i in range(LANES):
         weight += state[LANES + i]
-    if a.sinks != 0:  # one more column of the softmax, without a value
+    if a.sinks != 0:  # the sink: one more softmax column, without a value
         sink = float32s(a.sinks)[head] * LOG2E
         top = max(state[0], sink)
         scale = np.float32(math.exp((state[0] - top) * _LN2))
         weight = weight * scale + np.float32(math.exp((sink - top) * _LN2))
     offset = (token * a.heads + head) * width
-    if half:
+    if bf16:
         narrow(address, a.out + offset * 2, width, scale / weight)
     else:
         copy(address, a.out + offset * 4, width, scale / weight)
@@ -158,7 +161,7 @@ store = njit(**OPTIONS)(_store)
 
 
 def scratch_bytes(heads: int, key_dim: int, value_dim: int) -> int:
-    """Scratch of one share: three states, a query, a block of keys and of values with addresses, scores."""
+    """Scratch bytes of one share: three states, queries, a block of keys and values, their addresses, scores."""
     keys, values = -(-key_dim // LANES) * LANES, -(-value_dim // LANES) * LANES
     lists = (BLOCK + LANES) * (8 + 8 + 4)
     return 4 * (3 * heads * (values + 3 * LANES) + heads * keys + BLOCK * (keys + values)) + lists + 64
@@ -168,38 +171,38 @@ scratch_of = njit(**OPTIONS)(scratch_bytes)
 
 
 def _update(keys: int, values: int) -> Any:
-    """One block of one query head: online softmax. Widths are whole numbers of LANES."""
+    """Attention of one query head over one block, with online softmax; widths are multiples of LANES."""
     score, add = scores(keys), accumulate(values)
 
     def update(softcap: Any, query: int, k: int, v: int, n: int, s: int, total: int) -> None:
-        groups, state = (n + LANES - 1) // LANES, total + values * 4
-        score(query, k, groups, s)
+        vectors, state = (n + LANES - 1) // LANES, total + values * 4
+        score(query, k, vectors, s)
         if softcap > _ZERO:
-            cap(s, (groups + 1) // 2, softcap * LOG2E)
+            apply_softcap(s, (vectors + 1) // 2, softcap * LOG2E)
         rest = float32s(s)
-        for j in range(n, groups * LANES):
+        for j in range(n, vectors * LANES):
             rest[j] = -np.inf
-        weigh(s, groups, state)
+        softmax(s, vectors, state)
         add(total, v, n, s, state + 2 * BYTES)
 
     return njit(**OPTIONS)(update)
 
 
 @cache
-def _segment(key_dim: int, value_dim: int, half: bool) -> Any:
-    """Attention of one row's query over its keys [begin, end).
+def _segment(key_dim: int, value_dim: int, bf16: bool) -> Any:
+    """Compiled attention of one row's query over its keys ``[begin, end)``.
 
-    ``state`` [heads, values + 3 * LANES], of widths filled up to LANES: sums over values, then what
-    :func:`.weigh` keeps.
+    The result is in ``state`` [heads, values + 3 * LANES] float32: sums over values, padded to LANES, then
+    the state of :func:`.softmax`.
     """
     keys, values = -(-key_dim // LANES) * LANES, -(-value_dim // LANES) * LANES
     update, size = _update(keys, values), 4 * (values + 3 * LANES)
 
     def segment(a: Any, row: int, begin: int, end: int, follow: int, count: int, state: int, work: int) -> None:
-        """``follow`` is the address of the first ``count`` slots that this thread reads after these."""
-        token, per_group = np.int64(int32s(a.q_start)[row]), a.heads // a.groups
+        """``follow``: address of the next ``count`` slots that this thread will read, which are prefetched."""
+        token, group_size = np.int64(int32s(a.q_start)[row]), a.heads // a.kv_heads
         for e in range(a.heads):
-            load_query(a, token, e, key_dim, half, work + e * keys * 4)
+            load_query(a, token, e, key_dim, bf16, work + e * keys * 4)
             total = float32s(state + e * size)
             for d in range(values + 2 * LANES):
                 total[d] = _ZERO
@@ -208,39 +211,46 @@ def _segment(key_dim: int, value_dim: int, half: bool) -> Any:
         s = work + a.heads * keys * 4
         k = s + 4 * (BLOCK + LANES)
         v = k + 8 * (BLOCK + LANES) + BLOCK * keys * 4
-        line = slots_of(a, row)
+        row_slots = slots_of(a, row)
         for block in range(begin, end, BLOCK):
             n = min(BLOCK, end - block)
-            slots, ahead, more = int32s(line + block * 4), int32s(follow), count
+            slots, ahead, more = int32s(row_slots + block * 4), int32s(follow), count
             if block + BLOCK < end:
-                ahead, more = int32s(line + (block + BLOCK) * 4), min(BLOCK, end - block - BLOCK)
-            for group in range(a.groups):
-                locate(a.keys, slots, n, ahead, more, a.groups * key_dim, group * key_dim, key_dim, half, k)
-                locate(a.values, slots, n, ahead, more, a.groups * value_dim, group * value_dim, value_dim, half, v)
-                for e in range(group * per_group, (group + 1) * per_group):
+                ahead, more = int32s(row_slots + (block + BLOCK) * 4), min(BLOCK, end - block - BLOCK)
+            for kv_head in range(a.kv_heads):
+                gather(a.keys, slots, n, ahead, more, a.kv_heads * key_dim, kv_head * key_dim, key_dim, bf16, k)
+                gather(a.values, slots, n, ahead, more, a.kv_heads * value_dim, kv_head * value_dim, value_dim, bf16, v)
+                for e in range(kv_head * group_size, (kv_head + 1) * group_size):
                     update(np.float32(a.softcap), work + e * keys * 4, k, v, n, s, state + e * size)
 
     return njit(**OPTIONS)(segment)
 
 
 @cache
-def task(key_dim: int, value_dim: int, half: bool) -> Task:
-    """The compiled attention for these widths in float32 (``half``: bfloat16).
+def kernel(key_dim: int, value_dim: int, bf16: bool) -> Kernel:
+    """The compiled kernel for these widths, in float32, or in bfloat16 if ``bf16``.
 
-    A share of the work is a run of segments: perhaps the end of a row (kind 0), whole rows
-    (kind 2), perhaps the beginning of another (kind 1). Run with ``shares`` > 0 it attends; run
-    with ``-shares`` on one thread afterwards, it joins each kind 1 with the kinds 0 that follow.
+    A share of the work is a sequence of segments::
+
+        keys of all rows   | row 0              | row 1   | row 2                          |
+        shares             | share 0       | share 1               | share 2               |
+        segments           | 1             | 0  | 2       | 1      | 0                     |
+
+    Kind 1 is the beginning of a row, kind 0 what comes after a beginning in another share (up to the row's
+    end, or the whole share), and kind 2 a whole row. Run with ``shares`` > 0, the kernel computes all
+    segments and writes the results of kind 2. Run again with ``-shares``, on one thread, it merges each
+    segment of kind 1 with those of kind 0 that follow, and writes the results.
     """
     values = -(-value_dim // LANES) * LANES
-    segment, width = _segment(key_dim, value_dim, half), values + 3 * LANES
+    segment, width = _segment(key_dim, value_dim, bf16), values + 3 * LANES
 
     def finish(a: Any, row: int, state: Any) -> None:
         token = np.int64(int32s(a.q_start)[row])
         for e in range(a.heads):
-            store(a, token, e, state + e * width * 4, value_dim, half)
+            store(a, token, e, state + e * width * 4, value_dim, bf16)
 
     def join(total: Any, piece: Any, heads: int) -> None:
-        """Fold a later piece of the softmaxes into the earlier ones."""
+        """Merge the state of a later segment into that of the earlier ones."""
         for e in range(heads):
             x, y = float32s(total + e * width * 4), float32s(piece + e * width * 4)
             top = max(x[values], y[values])
@@ -287,4 +297,4 @@ def task(key_dim: int, value_dim: int, half: bool) -> Task:
                     if last == high:
                         finish(a, row, total)
 
-    return Task(body, Arguments)
+    return Kernel(body, Arguments)

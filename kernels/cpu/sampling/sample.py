@@ -1,10 +1,13 @@
-"""The ``cpu`` backend's sampler: compiled loops over one row of logits after another.
+"""The compiled CPU kernel of :mod:`trunkline.kernels.sample`: each thread computes whole rows of logits.
 
-top-k and top-p keep a prefix of the tokens ordered by weight. Its end is found as radix selection
-finds a rank: histograms of the weights' bits, eleven at a time, with counts and masses. That is
-exact, and linear in the vocabulary. The draw is an exponential race: the token with the smallest
--log(u) / weight wins, u being its noise. -log(1 - v) >= v, so the logarithm is needed only for the
-few tokens with v < best * weight.
+A token's weight is its unnormalised probability, ``exp((logit - largest) / temperature)``. top-k and
+top-p keep a prefix of the tokens ordered by weight. The end of the prefix is found without sorting, by
+radix selection: three histograms over 11 bits each of the weights' float32 representation, with the
+number of tokens and the sum of weights in each bin. That is exact, and linear in the vocabulary size.
+
+The draw is the Gumbel-max trick in its exponential form: the token with the smallest
+``-log(1 - u) / weight`` wins, u being its noise. Since ``-log(1 - u) >= u``, the logarithm is computed
+only for the few tokens with ``u <= best * weight``, best being the smallest value so far.
 """
 
 from __future__ import annotations
@@ -16,12 +19,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from trunkline.kernels.cpu.exponential import HALF, LEAST, LOG2E, power_of_two
-from trunkline.kernels.cpu.threads import OPTIONS, Task, float32s, float64s, int32s, int64s, thread, threads
+from trunkline.kernels.cpu.exponential import HALF, LEAST, LOG2E, exp2_fraction
+from trunkline.kernels.cpu.threads import OPTIONS, Kernel, float32s, float64s, int32s, int64s, thread, threads
 
 BINS = 2048
 BATCH = 256  # tokens whose noise is computed at a time
-SCRATCH = BATCH + 4 * BINS + 2  # float32 a thread beside the weights: noise, counts, masses, alignment
+SCRATCH = BATCH + 4 * BINS + 2  # float32 per thread beside the weights: noise, histograms in float64, alignment
 _LOOPS: dict[str, Any] = {"fastmath": {"contract", "nsz", "afn"}, **OPTIONS}
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
@@ -30,7 +33,7 @@ _MIX_B = -7723592293110705685  # 0x94D049BB133111EB
 
 
 class Arguments:
-    """What the loop gets: addresses, sizes, strides in elements."""
+    """The kernel's arguments: addresses, sizes, strides in elements."""
 
     logits: int
     rows: int
@@ -53,7 +56,7 @@ _BELOW_ONE, _STEP = np.float32(2147483392.0), np.float32(2.0**-31)
 
 
 def splitmix(x: Any) -> Any:
-    """splitmix64 on int64 (tensor or scalar), whose products wrap as unsigned ones do."""
+    """splitmix64 (Vigna) on int64 tensors or scalars; their products wrap around like unsigned ones."""
     x = x + _GOLDEN
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MIX_A
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MIX_B
@@ -64,7 +67,7 @@ _splitmix = njit(**OPTIONS)(splitmix)
 
 
 def _mix(x: Any) -> Any:
-    """A bijective 32-bit mixer with low bias."""
+    """Bijective 32-bit mixing function with low bias."""
     x = np.uint32((x ^ (x >> _16)) * _MIX_1)
     x = np.uint32((x ^ (x >> _15)) * _MIX_2)
     return np.uint32(x ^ (x >> _15))
@@ -74,7 +77,7 @@ mix = njit(**OPTIONS)(_mix)
 
 
 def _noise(key: int, first: int, n: int, result: Any) -> None:
-    """Uniform noise of the tokens ``first`` to ``first + n``; equals ``sample.noise``."""
+    """Uniform noise of the ``n`` tokens from ``first`` on, the same as :func:`trunkline.kernels.sample.noise`."""
     low, high = np.uint32(key & 0xFFFFFFFF), np.uint32((key >> 32) & 0xFFFFFFFF)
     for i in range(n):
         mixed = mix(np.uint32(mix(np.uint32(np.uint32(first + i) + low)) + high))
@@ -86,9 +89,10 @@ noise = njit(**OPTIONS)(_noise)
 
 
 def _largest(logits: int, n: int) -> Any:
-    """Largest of n float32 (as float), and whether any is NaN or +inf, or all are -inf.
+    """The largest of ``n`` logits, its index, and whether the row is broken: a NaN or +inf, or all are -inf.
 
-    On bits: as signed integers the non-negative floats are in order; the others are once flipped.
+    Compares bits, which vectorises: as int32, non-negative floats are ordered, and negative ones are once
+    all bits but the sign are flipped.
     """
     bits, top, bad = int32s(logits), np.int32(-2147483648), np.int32(0)
     for i in range(n):
@@ -104,7 +108,7 @@ def _largest(logits: int, n: int) -> Any:
             found, best = value[i], i
             break
     broken = bad != 0 or top == np.int32(0x7F800000) or best < 0 or math.isinf(found)
-    for i in range(best):  # 0.0 is above -0.0 here; the first of equals counts
+    for i in range(best):  # bits order 0.0 above -0.0, but they are equal; take the first
         if value[i] == found:
             best = i
             break
@@ -114,16 +118,16 @@ def _largest(logits: int, n: int) -> Any:
 largest = njit(**OPTIONS)(_largest)
 
 
-def _weigh(logits: Any, n: int, top: Any, heat: Any, weights: int) -> None:
-    """``weights[i] = exp((logits[i] - top) / heat)``, 0 below 2**-126. No libm, so that it vectorises."""
+def _weigh(logits: Any, n: int, top: Any, temperature: Any, weights: int) -> None:
+    """``weights[i] = exp((logits[i] - top) / temperature)``, 0 below 2**-126; vectorised, since without libm."""
     w, bits = float32s(weights), int32s(weights)
-    scale = np.float32(LOG2E / heat)
+    scale = np.float32(LOG2E / temperature)
     for i in range(n):
         raw = (logits[i] - top) * scale
         t = max(raw, LEAST)
         whole = np.floor(t + HALF)
         f = t - whole
-        w[i] = power_of_two(f)
+        w[i] = exp2_fraction(f)
         power = np.int32(whole) << np.int32(23)
         bits[i] = (bits[i] + power) if raw > LEAST else np.int32(0)
 
@@ -131,8 +135,11 @@ def _weigh(logits: Any, n: int, top: Any, heat: Any, weights: int) -> None:
 weigh = njit(**_LOOPS)(_weigh)
 
 
-def _level(bits: Any, w: Any, n: int, prefix: int, shift: int, count: Any, mass: Any) -> None:
-    """Counts and masses by eleven bits of the weights, of those that agree with ``prefix`` above them."""
+def _histogram(bits: Any, w: Any, n: int, prefix: int, shift: int, count: Any, mass: Any) -> None:
+    """Histogram over 11 bits of the weights, from bit ``shift`` on, of those whose higher bits are ``prefix``.
+
+    ``count``: tokens in each bin; ``mass``: sum of their weights.
+    """
     for b in range(BINS):
         count[b] = 0.0
         mass[b] = 0.0
@@ -143,19 +150,19 @@ def _level(bits: Any, w: Any, n: int, prefix: int, shift: int, count: Any, mass:
             mass[x & 2047] += w[i]
 
 
-level = njit(**OPTIONS)(_level)
+histogram = njit(**OPTIONS)(_histogram)
 
 
 def _cutoff(weights: int, n: int, k: float, p: float, count: Any, mass: Any) -> Any:
-    """The least weight (its bits) that top-k and top-p keep, and how many of that very weight.
+    """The smallest weight (its bits) that top-k and top-p keep, and how many tokens of exactly that weight.
 
-    A token is kept iff fewer than k tokens and a mass below ``p`` times all stand before it.
-    Weights have 32 bits, the sign is 0: shifts 22, 11 and 0 cover them.
+    A token is kept if fewer than ``k`` tokens come before it, and their weights sum to less than ``p`` times
+    the total. Weights have 31 bits, since the sign is 0; shifts of 22, 11 and 0 cover them.
     """
     bits, w = int32s(weights), float32s(weights)
     prefix, before, held, limit = np.int64(0), 0.0, 0.0, 0.0
     for step in range(3):
-        level(bits, w, n, prefix, 22 - 11 * step, count, mass)
+        histogram(bits, w, n, prefix, 22 - 11 * step, count, mass)
         if step == 0:
             for b in range(BINS):
                 limit += mass[b]
@@ -170,7 +177,7 @@ def _cutoff(weights: int, n: int, k: float, p: float, count: Any, mass: Any) -> 
                 held += mass[b]
                 inside = -1
         if inside < 0:
-            return np.int64(prefix << (33 - 11 * step)), n  # rounding: the limit lies behind the last token
+            return np.int64(prefix << (33 - 11 * step)), n  # by rounding, the limit is beyond the last token
         prefix = (prefix << 11) | inside
     each = mass[prefix & 2047] / count[prefix & 2047]
     equal = min(k - before, math.ceil((limit - held) / each)) if each > 0.0 else k - before
@@ -181,7 +188,7 @@ cutoff = njit(**OPTIONS)(_cutoff)
 
 
 def _drop(weights: int, n: int, least: int, equal: int) -> None:
-    """Zero the weights below ``least`` (as bits), and of the equal ones all but the first ``equal``."""
+    """Set weights below ``least`` (bits) to zero, and those equal to it except for the first ``equal``."""
     bits = int32s(weights)
     bound = np.int32(least)
     for i in range(n):
@@ -197,8 +204,8 @@ def _drop(weights: int, n: int, least: int, equal: int) -> None:
 drop = njit(**OPTIONS)(_drop)
 
 
-def _race(weights: int, n: int, key: int, buffer: Any) -> Any:
-    """The token with the smallest -log(1 - noise) / weight."""
+def _draw(weights: int, n: int, key: int, buffer: Any) -> Any:
+    """The token with the smallest ``-log(1 - noise) / weight``, -1 if all weights are zero."""
     w, bits, best, winner = float32s(weights), int32s(weights), np.inf, -1
     for first in range(0, n, BATCH):
         size, alive = min(BATCH, n - first), np.int32(0)
@@ -210,44 +217,45 @@ def _race(weights: int, n: int, key: int, buffer: Any) -> Any:
         bound = np.float32(best * 1.000001)
         for i in range(size):
             if w[first + i] > _ZERO and buffer[i] <= bound * w[first + i]:
-                wait = -math.log1p(-np.float64(buffer[i])) / np.float64(w[first + i])
-                if wait < best:
-                    best, winner = wait, first + i
+                time = -math.log1p(-np.float64(buffer[i])) / np.float64(w[first + i])
+                if time < best:
+                    best, winner = time, first + i
                     bound = np.float32(best * 1.000001)
     return winner
 
 
-race = njit(**OPTIONS)(_race)
+draw = njit(**OPTIONS)(_draw)
 
 
 def _row(a: Any, row: int, weights: int) -> Any:
+    """The token of one row; ``weights`` is the address of the thread's scratch memory."""
     n, logits = a.vocabulary, a.logits + row * a.vocabulary * 4
     top, best, broken = largest(logits, n)
     if broken:
         return -1
-    heat, k = float64s(a.temperature)[row], int64s(a.top_k)[row]
-    if heat <= 0.0 or k == 1:
+    temperature, k = float64s(a.temperature)[row], int64s(a.top_k)[row]
+    if temperature <= 0.0 or k == 1:
         return best
-    weigh(float32s(logits), n, top, heat, weights)
-    p, least = float64s(a.top_p)[row], float64s(a.min_p)[row]
+    weigh(float32s(logits), n, top, temperature, weights)
+    p, min_p = float64s(a.top_p)[row], float64s(a.min_p)[row]
     tables = weights + ((n + 1) // 2 * 2) * 4
     if (1 <= k < n) or p < 1.0:
         bound, equal = cutoff(weights, n, float(k if k >= 1 else n), p, float64s(tables), float64s(tables + 8 * BINS))
         drop(weights, n, bound, equal)
-    if least > 0.0:
+    if min_p > 0.0:
         w = float32s(weights)
         for i in range(n):
-            w[i] = w[i] if w[i] >= least else _ZERO
+            w[i] = w[i] if w[i] >= min_p else _ZERO
     key = _splitmix(_splitmix(int64s(a.seed)[row]) + int64s(a.position)[row])
-    return race(weights, n, key, float32s(tables))
+    return draw(weights, n, key, float32s(tables))
 
 
 row_of = njit(**OPTIONS)(_row)
 
 
 @cache
-def task() -> Task:
-    """The compiled sampler."""
+def kernel() -> Kernel:
+    """The compiled sampling kernel."""
 
     def body(a: Any) -> None:
         for share in range(thread(), a.shares, threads()):
@@ -256,4 +264,4 @@ def task() -> Task:
             for row in range(share, a.rows, a.shares):
                 int64s(a.result)[row] = row_of(a, row, weights)
 
-    return Task(body, Arguments)
+    return Kernel(body, Arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from trunkline.core.server.api import (
     Accounting,
@@ -25,9 +25,36 @@ LogitProcessor = Annotated[
         "Please set `--enable-custom-logit-processor` to enable this feature."
     ),
 ]
-ProcessorOnly = Annotated[Any, Ignored("only a custom logit processor reads it")]
-LogprobOption = Annotated[Any, Ignored("it matters only with return_logprob")]
 ExpertsOption = Annotated[Any, Ignored("it matters only with return_routed_experts")]
+Component = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]  # of an embedding: it fits float32
+LONGEST_IDLE = 86400.0  # seconds
+
+
+class SessionParams(Struct, forbid_unknown_fields=True):
+    """What a prompt continues: of the session ``id`` the request ``rid``, or nothing."""
+
+    id: RequestId | None = None
+    rid: RequestId | None = None
+    offset: Int64 | None = None
+    replace: bool | None = False
+    drop_previous_output: bool | None = False
+
+
+class OpenSessionBody(Struct):
+    """``/open_session``. ``timeout``: seconds without a request after which the session is closed."""
+
+    capacity_of_str_len: Annotated[
+        Int64, Ignored("a session is bounded in requests and tokens, and SGLang reads it nowhere")
+    ]
+    session_id: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    streaming: bool | None = False
+    timeout: Annotated[float, Meta(gt=0, le=LONGEST_IDLE)] | None = None
+
+
+class CloseSessionBody(Struct):
+    """``/close_session``."""
+
+    session_id: RequestId
 
 
 class GenerateBody(Struct):
@@ -40,20 +67,25 @@ class GenerateBody(Struct):
     stream: bool | None = False
     model: str | None = None
     priority: Int64 | None = None
-    extra_key: CacheKey | None = None
-    cache_salt: CacheKey | None = None
-    return_logprob: Unsupported = None
-    return_hidden_states: Unsupported = None
-    input_embeds: Unsupported = None
+    extra_key: CacheKey | list[CacheKey | None] | None = None
+    cache_salt: CacheKey | list[CacheKey | None] | None = None
+    input_embeds: list[list[Component | list[Component]]] | None = None
+    lora_path: str | list[str | None] | None = None
+    session_params: SessionParams | list[SessionParams | None] | None = None
+    return_prompt_token_ids: bool | None = False
+    return_logprob: bool | list[bool | None] | None = False
+    logprob_start_len: Int64 | list[Int64 | None] | None = -1
+    top_logprobs_num: Int64 | list[Int64 | None] | None = 0
+    token_ids_logprob: TokenId | list[TokenId | list[TokenId] | None] | None = None
+    return_text_in_logprobs: bool | None = False
+    return_hidden_states: bool | str | list[bool | str | None] | None = False
+    return_routed_experts: bool | None = False
+    routed_experts_start_len: Int64 | None = 0
     image_data: UnsupportedMedia = None
     video_data: UnsupportedMedia = None
     audio_data: UnsupportedMedia = None
-    lora_path: Unsupported = None
     custom_logit_processor: LogitProcessor = None
-    session_params: Unsupported = None
-    session_id: Unsupported = None
-    return_prompt_token_ids: Unsupported = None
-    return_routed_experts: Unsupported = None
+    session_id: Annotated[Any, Ignored("prefixes stay cached without being told")] = None
     return_sampling_mask: Unsupported = None
     return_indexer_topk: Unsupported = None
     return_entropy: Unsupported = None
@@ -63,13 +95,8 @@ class GenerateBody(Struct):
     multi_item_delimiter_indices: Unsupported = None
     max_thinking_tokens: OnlyNull = None
     watermark: Unsupported = None
-    logprob_start_len: LogprobOption = None
-    top_logprobs_num: LogprobOption = None
-    token_ids_logprob: LogprobOption = None
-    return_text_in_logprobs: LogprobOption = None
-    return_flat_raw_top_logprobs: LogprobOption = None
-    return_flat_raw_top_logprobs_b64: LogprobOption = None
-    routed_experts_start_len: ExpertsOption = None
+    return_flat_raw_top_logprobs: Unsupported = None
+    return_flat_raw_top_logprobs_b64: Unsupported = None
     modalities: MediaOption = None
     mm_hashes: MediaOption = None
     mm_content_hashes: MediaOption = None

@@ -29,6 +29,7 @@ from trunkline.plugins.generation.service import Service
 
 from .body_schemas import GenerateBody
 from .plan import plan
+from .session_routes import session_routes
 
 
 def generate_routes(service: Service) -> list[Any]:
@@ -55,7 +56,7 @@ def generate_routes(service: Service) -> list[Any]:
                 raise
             return _refused(error)
 
-    return [generate]
+    return [generate, *session_routes(service.sessions)]
 
 
 async def _whole(service: Service, request: AnyRequest, body: GenerateBody) -> Response[Any]:
@@ -71,7 +72,8 @@ async def _stream(service: Service, request: AnyRequest, body: GenerateBody) -> 
     usual = service.settings(job.served).stream_interval
     intervals = [sampling.stream_interval or usual for sampling in job.samplings]
     every = [intervals[index // job.n] for index in range(len(sequences))]
-    return EventStream(frames(sequences, every, single=job.one_sequence), lambda: service.close(sequences))
+    events = frames(service, sequences, every, single=job.one_sequence)
+    return EventStream(events, lambda: service.close(sequences))
 
 
 def _refused(error: RequestError) -> Response[Any]:
@@ -84,21 +86,28 @@ def _refused(error: RequestError) -> Response[Any]:
     return EventStream(only(), lambda: None)
 
 
-async def frames(sequences: list[Sequence], every: list[int], *, single: bool) -> AsyncIterator[bytes]:
+async def frames(
+    service: Service, sequences: list[Sequence], every: list[int], *, single: bool
+) -> AsyncIterator[bytes]:
     """Cumulative records: at tokens 1, 1 + k, 1 + 2k, … and at the end, for ``every`` k; then ``[DONE]``.
 
     A failure before a sequence's first token is raised, a later one is its last record.
     """
     due = [1] * len(sequences)
+    ended: set[int] = set()  # a sequence may end while its frame is made: its last frame is that one
     async for index in arrivals([sequence.reply for sequence in sequences]):
         sequence = sequences[index]
         count = len(sequence.reply.tokens)
+        if index in ended:
+            continue
         if sequence.over and not count:
             sequence.check()
         if not sequence.over and count < due[index]:
             continue
         due[index] = count + every[index] - (count - 1) % every[index]
-        sequence.refresh()
+        await service.refresh(sequence)
         record = sequence.record()
+        if sequence.over:
+            ended.add(index)
         yield event_frame(record if single else record | {"index": index})
     yield DONE

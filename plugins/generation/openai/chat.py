@@ -18,11 +18,13 @@ from trunkline.core.server.api import (
     EventStream,
     OpenAIError,
     check_characters,
+    count_characters,
     event_frame,
     json_response,
     new_rid,
     read_body,
     read_salt,
+    render_chat,
     while_connected,
 )
 from trunkline.core.types import ServedModel
@@ -35,7 +37,7 @@ from trunkline.plugins.generation.settings import TASK
 
 from .chat_schemas import SAMPLING, ChatBody, StreamOptions
 from .defaults import chat_defaults
-from .messages import characters, read_messages, read_options, render
+from .messages import read_messages, read_options
 
 
 def chat_routes(service: Service) -> list[Any]:
@@ -77,9 +79,9 @@ async def plan(service: Service, body: ChatBody, defaults: Callable[[str, str], 
         raise RequestError(f"{served.name} has no tokenizer; use /generate with input_ids.")
     options = read_options(body, tokenizer)
     context, wanted = served.info.context_length, sampling.max_new_tokens
-    size = characters([messages, options.variables])
+    size = count_characters([messages, options.variables])
     check_characters(size, context)
-    text = await service.engine.off_loop(render, tokenizer, messages, served.name, options, size=size)
+    text = await service.engine.off_loop(render_chat, tokenizer, messages, served.name, options, size=size)
     [prompt] = await service.engine.tokenize(served.name, [text], special=False, limit=context)
     check_prompt(prompt, served)
     if wanted is not None and len(prompt) + wanted > context:
@@ -90,18 +92,20 @@ async def plan(service: Service, body: ChatBody, defaults: Callable[[str, str], 
         )
     rid = body.rid or f"chatcmpl-{new_rid()}"
     rids = [rid] if sampling.n == 1 else [f"{rid}_{index}" for index in range(sampling.n)]
-    salt = read_salt(body.cache_salt, body.extra_key)
-    return Job(served=served, prompts=[prompt], samplings=[sampling], rids=rids, priority=body.priority or 0, salt=salt)
+    salts = [read_salt(body.cache_salt, body.extra_key)]
+    return Job(
+        served=served, prompts=[prompt], samplings=[sampling], rids=rids, priority=body.priority or 0, salts=salts
+    )
 
 
 def _sampling(service: Service, served: ServedModel, body: ChatBody, defaults: dict[str, Any]) -> tuple[Sampling, str]:
     """The request's sampling over the preferred parameters over the model's defaults, and its name for the limit."""
     given: dict[str, Any] = {}
-    spelled = {}
+    spelled = {"max_new_tokens": "max_completion_tokens"}
     for field, key in SAMPLING.items():
         if (value := getattr(body, field)) is not None:
             given[key], spelled[key] = value, field
-    limit = spelled.get("max_new_tokens", "max_completion_tokens")
+    limit = spelled["max_new_tokens"]
     if (wanted := given.get("max_new_tokens")) is not None and wanted < 1:
         if wanted != NO_LIMIT:
             raise RequestError(f"{limit} must be at least 1, or -1 for no limit; got {wanted}.", param=limit)

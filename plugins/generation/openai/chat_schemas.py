@@ -18,14 +18,14 @@ from trunkline.core.server.api import (
     UnsupportedMedia,
 )
 from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
-from trunkline.plugins.generation.native.body_schemas import ExpertsOption, LogitProcessor, ProcessorOnly
+from trunkline.plugins.generation.native.body_schemas import ExpertsOption, LogitProcessor
 
 MAX_MESSAGES = 4096
 MAX_TEMPLATE_VARIABLES = 64
 
 Float = Annotated[float, Meta(ge=-1e9, le=1e9)]  # outer bounds; sampling checks give the real ones
+Biases = Annotated[dict[str, Float], Meta(max_length=1024)]
 TemplateVariables = Annotated[dict[str, Any], Meta(max_length=MAX_TEMPLATE_VARIABLES)]
-Penalty = Annotated[Any, Refused(neutral=(0,))]
 CacheHint = Annotated[Any, Ignored("prefixes are cached without being told")]
 GuidedOption = Annotated[Any, Ignored("it matters only with guided_json and its like, which are refused")]
 ReasoningParser = Annotated[Any, Ignored("no reasoning parser is built in: what a model thinks is part of its content")]
@@ -68,6 +68,9 @@ class ChatBody(Struct):
     n: Int64 | None = None
     seed: Int64 | None = None
     stop: str | list[str] | None = None
+    frequency_penalty: Float | None = None
+    presence_penalty: Float | None = None
+    logit_bias: Biases | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     reasoning_effort: str | None = None
@@ -78,6 +81,10 @@ class ChatBody(Struct):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
+    stop_regex: str | list[str] | None = None
+    min_tokens: Int64 | None = None
+    repetition_penalty: Float | None = None
+    custom_params: dict[str, Any] | None = None
     rid: RequestId | None = None
     priority: Int64 | None = None
     cache_salt: CacheKey | None = None
@@ -86,9 +93,6 @@ class ChatBody(Struct):
     continue_final_message: bool | None = None
     chat_template_kwargs: TemplateVariables | None = None
     # OpenAI's, refused
-    frequency_penalty: Penalty = None
-    presence_penalty: Penalty = None
-    logit_bias: Unsupported = None
     logprobs: Unsupported = None
     top_logprobs: Unsupported = None
     response_format: Annotated[Any, Refused(neutral=({"type": "text"},))] = None
@@ -106,11 +110,8 @@ class ChatBody(Struct):
         Any, Refused("{field} can't be sent: the server takes templates from its operator only (--chat-template FILE).")
     ] = None
     input_ids: Annotated[Any, Refused("{field} belongs to /generate; a chat is made of messages.")] = None
-    repetition_penalty: Annotated[Any, Refused(neutral=(1,))] = None
-    min_tokens: Unsupported = None
     regex: Unsupported = None
     ebnf: Unsupported = None
-    stop_regex: Unsupported = None
     json_schema: Unsupported = None
     structural_tag: Unsupported = None
     structured_outputs: Unsupported = None
@@ -170,7 +171,6 @@ class ChatBody(Struct):
     spaces_between_special_tokens: Annotated[Any, Ignored("fast tokenizers put no spaces there")] = None
     return_tokens_as_token_ids: Annotated[Any, Ignored("it matters only with logprobs")] = None
     length_penalty: Annotated[Any, Ignored("it matters only with use_beam_search")] = None
-    custom_params: ProcessorOnly = None
     guided_decoding_backend: GuidedOption = None
     guided_whitespace_pattern: GuidedOption = None
     truncation_side: TruncationSide = None
@@ -196,7 +196,9 @@ class ChatBody(Struct):
 
 SAMPLING = {
     **{name: name for name in ("temperature", "top_p", "top_k", "min_p", "n", "stop", "stop_token_ids")},
-    **{name: name for name in ("ignore_eos", "skip_special_tokens", "no_stop_trim")},
+    **{name: name for name in ("ignore_eos", "skip_special_tokens", "no_stop_trim", "stop_regex", "custom_params")},
+    **{name: name for name in ("frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias")},
+    "min_tokens": "min_new_tokens",
     "seed": "sampling_seed",
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",  # the newer name wins

@@ -1,33 +1,17 @@
-"""Chat messages: checked, and turned into a prompt by the model's chat template."""
+"""The messages and template options of a chat body."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
-from msgspec import Struct
-
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import TEMPLATE_SECONDS, TookTooLong, deadline, shape_contents, template_variables
+from trunkline.core.server.api import TemplateOptions, read_message, template_options
 from trunkline.core.types import Tokenizer
 
 from .chat_schemas import ChatBody, Message
 
-SHOWN_ERROR = 500  # characters of a template's error; it may quote the whole chat
 PASSED_ON = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")  # to the template
-
-
-class TemplateOptions(Struct, frozen=True):
-    """How a chat template is rendered, besides the messages."""
-
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    variables: Mapping[str, Any] = {}
-
-
-NEW_ANSWER = TemplateOptions()
 
 
 def read_messages(given: Sequence[Message]) -> list[dict[str, Any]]:
@@ -38,101 +22,16 @@ def read_messages(given: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _message(index: int, message: Message) -> dict[str, Any]:
-    if not isinstance(message.role, str) or not message.role:
-        raise RequestError(f"messages[{index}].role must be a non-empty string.", param=f"messages[{index}].role")
-    content, place = message.content, f"messages[{index}].content"
-    if isinstance(content, list):
-        content = [_part(f"{place}[{number}]", part) for number, part in enumerate(content)]
-    if content is None and message.role == "assistant":
-        content = ""
-    if not isinstance(content, str | list):
-        raise RequestError(f"{place} must be a string or a list of text parts.", param=place)
-    more = {name: value for name in PASSED_ON if (value := getattr(message, name)) is not None}
-    return {"role": message.role, "content": content, **more}
-
-
-def _part(place: str, part: Any) -> dict[str, str]:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    raise RequestError(f"{place}: only text parts are supported, got {kind!r:.40}.", param=place)
+    more = {name: getattr(message, name) for name in PASSED_ON}
+    return read_message(index, message.role, message.content, more)
 
 
 def read_options(body: ChatBody, tokenizer: Tokenizer) -> TemplateOptions:
-    """What a request asks of the chat template. RequestError for what contradicts itself or has no effect on it."""
-    goes_on = bool(body.continue_final_message)
-    if goes_on and body.add_generation_prompt:
-        raise RequestError(
-            "continue_final_message and add_generation_prompt can't both be true: the answer either continues the "
-            "final message or begins a new one.",
-            param="continue_final_message",
-        )
-    given = body.chat_template_kwargs or {}
-    for name in given:
-        if name in reserved_names(type(tokenizer)):
-            raise RequestError(
-                f"chat_template_kwargs can't set {name:.40}; messages, add_generation_prompt and "
-                "continue_final_message are fields of the request, and the server sets the rest.",
-                param="chat_template_kwargs",
-            )
-    return TemplateOptions(
-        add_generation_prompt=not goes_on if body.add_generation_prompt is None else body.add_generation_prompt,
-        continue_final_message=goes_on,
-        variables=_effort(body.reasoning_effort, tokenizer) | given,
+    """What a request asks of the chat template."""
+    return template_options(
+        tokenizer,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        variables=body.chat_template_kwargs,
+        effort=body.reasoning_effort,
     )
-
-
-def _effort(effort: str | None, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Template variables for OpenAI's ``reasoning_effort``; "none" also turns the switches off that SGLang does."""
-    if effort is None:
-        return {}
-    if effort == "none":
-        return {"reasoning_effort": effort, "enable_thinking": False, "thinking": False}
-    if "reasoning_effort" not in template_variables(tokenizer):
-        raise RequestError(
-            "The model's chat template has no reasoning_effort; leave it out (chat_template_kwargs sets what the "
-            "template does have, mostly enable_thinking).",
-            param="reasoning_effort",
-        )
-    return {"reasoning_effort": effort}
-
-
-@lru_cache(maxsize=64)  # more classes than one server's tokenizers have
-def reserved_names(kind: type[Any]) -> frozenset[str]:
-    """Variables that requests may not set: the arguments of ``apply_chat_template`` and what it passes on."""
-    return frozenset(inspect.signature(kind.apply_chat_template).parameters) | {"messages", "conversations"}
-
-
-def characters(value: Any) -> int:
-    """Characters of all strings in a value, however they are nested."""
-    if isinstance(value, str):
-        return len(value)
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return sum(map(characters, inner))
-
-
-def render(
-    tokenizer: Tokenizer, messages: list[dict[str, Any]], model: str, options: TemplateOptions = NEW_ANSWER
-) -> str:
-    """The prompt. RequestError when the model has no template, or its template can't or won't do these messages."""
-    if not tokenizer.chat_template:
-        raise RequestError(f"{model} has no chat template; use /generate, or start it with --chat-template FILE.")
-    shaped = shape_contents(tokenizer, messages)  # has a time limit of its own
-    try:
-        with deadline(TEMPLATE_SECONDS):
-            text: str = tokenizer.apply_chat_template(
-                shaped,
-                tokenize=False,
-                add_generation_prompt=options.add_generation_prompt,
-                continue_final_message=options.continue_final_message,
-                **options.variables,
-            )
-    except TookTooLong:
-        raise RequestError(
-            f"The model's chat template took more than {TEMPLATE_SECONDS:g} s; send fewer or shorter messages.",
-            param="messages",
-        ) from None
-    except Exception as error:  # whatever a program may raise
-        reason = str(error)[:SHOWN_ERROR]
-        raise RequestError(f"The model's chat template refused the messages: {reason}", param="messages") from None
-    return text

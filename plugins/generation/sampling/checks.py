@@ -6,15 +6,23 @@ Keys of features that aren't built yet pass with their neutral value and are ref
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
+
+import msgspec
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import INT64_MAX, INT64_MIN
+from trunkline.plugins.generation.text.regexes import StopRegexes
 
 MAX_STOPS = 32
 MAX_STOP_LENGTH = 256  # characters
 MAX_STOP_TOKENS = 1024
+MAX_REGEXES = 32
+MAX_REGEX_BYTES = 256
+MAX_BIASES = 1024
+LARGEST_BIAS = 1e9
+MAX_CUSTOM_BYTES = 1 << 16  # of custom_params as msgpack
 
 
 def fail(field: str, message: str) -> NoReturn:
@@ -85,6 +93,86 @@ def _stop_token_ids(key: str, value: Any) -> tuple[int, ...]:
     return tuple(_integer(key, item) for item in value if item is not None)
 
 
+def _seed(key: str, value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        fail(key, f"{key} must be an integer, got {type(value).__name__}.")
+    if not INT64_MIN <= value <= INT64_MAX:
+        fail(key, f"{key} must be in [-2**63, 2**63 - 1], got {_shown(value)}.")
+    return value
+
+
+def _stop_regex(key: str, value: Any) -> tuple[str, ...]:
+    patterns = [value] if isinstance(value, str) else value
+    if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
+        fail(key, f"{key} must be a string or a list of strings, got {_shown(value)}.")
+    if len(patterns) > MAX_REGEXES:
+        fail(key, f"at most {MAX_REGEXES} {key} patterns are allowed, got {len(patterns)}")
+    for pattern in patterns:
+        if (size := len(pattern.encode(errors="replace"))) > MAX_REGEX_BYTES:
+            fail(key, f"{key} is {size} bytes, over the {MAX_REGEX_BYTES}-byte limit")
+    patterns = tuple(pattern for pattern in patterns if pattern)
+    if patterns:
+        try:
+            StopRegexes(patterns)
+        except ValueError as error:
+            fail(key, f"{key} {error}.")
+    return patterns
+
+
+def _logit_bias(key: str, value: Any) -> tuple[tuple[int, float], ...]:
+    """Pairs of token id and bias; :func:`check_vocabulary` checks the ids."""
+    if not isinstance(value, dict):
+        fail(key, f"{key} must be an object of token ids and numbers, got {_shown(value)}.")
+    if len(value) > MAX_BIASES:
+        fail(key, f"at most {MAX_BIASES} ids may have a {key}, got {len(value)}")
+    biases = {}
+    for token, bias in value.items():
+        try:
+            biases[int(token)] = number = _number(key, bias)
+        except (TypeError, ValueError) as error:
+            fail(key, str(error))
+        if not abs(number) <= LARGEST_BIAS:
+            fail(key, f"{key} must have values in [-1e9, 1e9], got {number}.")
+    return tuple(biases.items())
+
+
+def check_bias(key: str, biases: tuple[tuple[int, float], ...], vocabulary: int) -> None:
+    """RequestError for a bias of an id outside the vocabulary."""
+    for token, _ in biases:
+        if not 0 <= token < vocabulary:
+            fail(key, f"{key} must has keys in [0, {vocabulary - 1}], got {_shown(token)}.")
+
+
+def _custom(key: str, value: Any) -> dict[str, Any] | None:
+    if not isinstance(value, dict):
+        fail(key, f"{key} must be an object, got {_shown(value)}.")
+    try:
+        size = len(msgspec.msgpack.encode(value))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        fail(key, f"{key} can't be sent to the engine: {error}")
+    if size > MAX_CUSTOM_BYTES:
+        fail(key, f"{key} may have at most {MAX_CUSTOM_BYTES} bytes, got {size}")
+    return value or None
+
+
+def check_grammars(merged: Mapping[str, Any]) -> None:
+    """RequestError when an answer shall obey two grammars; "" is none."""
+    given = [key for key in GRAMMARS if merged.get(key) not in (None, "")]
+    if len(given) > 1:
+        fail(given[0], "Only one of json_schema, regex, ebnf, or structural_tag can be set.")
+
+
+def check_minimum(names: Mapping[str, str], minimum: int, limit: int | None) -> None:
+    """RequestError when fewer than 0 tokens are asked for, or more than allowed. ``names``: as clients call the two."""
+    key, other = (names.get(name, name) for name in ("min_new_tokens", "max_new_tokens"))
+    if minimum < 0:
+        fail(key, f"{key} must be in [0, {other}], got {minimum}.")
+    if limit is not None and minimum > limit:
+        fail(key, f"{key} must be in [0, {other}({limit})], got {minimum}.")
+
+
 def _samples(key: str, value: Any) -> int:
     number = _integer(key, value)
     if number < 0:
@@ -121,24 +209,23 @@ CHECKS: dict[str, Check] = {
     "no_stop_trim": _flag,
     "n": _samples,
     "stream_interval": _within(_integer, lambda x: x >= 1, "at least 1"),
-    "sampling_seed": _integer,
+    "sampling_seed": _seed,
+    "min_new_tokens": _integer,  # and check_minimum
+    "frequency_penalty": _penalty,
+    "presence_penalty": _penalty,
+    "repetition_penalty": _within(_number, lambda x: 0 < x <= 2, "in (0, 2] (1.0 = no penalty)"),
+    "stop_regex": _stop_regex,
+    "logit_bias": _logit_bias,
+    "custom_params": _custom,
 }
 
+GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
+
 LATER: dict[str, Check] = {
-    "min_new_tokens": _later(0, check=_within(_integer, lambda x: x >= 0, "in [0, max_new_tokens]")),
-    "frequency_penalty": _later(0.0, check=_penalty),
-    "presence_penalty": _later(0.0, check=_penalty),
-    "repetition_penalty": _later(1.0, check=_within(_number, lambda x: 0 < x <= 2, "in (0, 2] (1.0 = no penalty)")),
-    "stop_regex": _later(None, "", []),
-    "json_schema": _later(None, ""),
-    "regex": _later(None, ""),
-    "ebnf": _later(None, ""),
-    "structural_tag": _later(None, ""),
-    "logit_bias": _later(None, {}),
+    **{key: _later(None, "") for key in GRAMMARS},
     "beam_width": _later(1, check=_within(_integer, lambda x: x >= 1, "at least 1")),
     "watermark": _later(None, False, {}),
 }
 
-# No effect here: fast tokenizers never put spaces between special tokens, and custom_params feed
-# a custom logit processor, which is refused as such.
-IGNORED = ("spaces_between_special_tokens", "custom_params")
+# Checked, without an effect: no text tokenizer of transformers 5 puts spaces between special tokens.
+IGNORED: dict[str, Check] = {"spaces_between_special_tokens": _flag}

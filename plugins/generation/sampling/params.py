@@ -8,11 +8,12 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from trunkline.core.types import INT64_MAX, Count, Int64, TokenId
-from trunkline.plugins.generation.schemas import GenerationParams
+from trunkline.plugins.generation.schemas import Bias, GenerationParams, Penalty
 
-from .checks import CHECKS, IGNORED, LATER, fail
+from .checks import CHECKS, IGNORED, LATER, check_bias, check_grammars, check_minimum, fail
 
 GREEDY_BELOW = 1e-6  # temperatures under this are greedy
+HOTTEST = 1e30  # far beyond it a temperature is infinite in float32
 DEFAULT_NEW_TOKENS = 128
 NO_LIMIT = -1  # chat clients' word for as many tokens as fit; on /generate it is null
 
@@ -33,13 +34,20 @@ class Sampling(Struct, frozen=True, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=INT64_MAX)] = 1
     stream_interval: Annotated[int, Meta(ge=1, le=INT64_MAX)] | None = None
     sampling_seed: Int64 | None = None
+    min_new_tokens: Count = 0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] = 1.0
+    stop_regex: tuple[str, ...] = ()
+    logit_bias: tuple[tuple[TokenId, Bias], ...] = ()
+    custom_params: dict[str, Any] | None = None
 
     def for_engine(self, limit: int, seed: int) -> GenerationParams:
         """The engine's part, for one sequence of at most ``limit`` new tokens."""
         greedy = self.temperature < GREEDY_BELOW or self.top_k == 1
         return GenerationParams(
             max_new_tokens=limit,
-            temperature=0.0 if greedy else self.temperature,
+            temperature=0.0 if greedy else min(self.temperature, HOTTEST),
             top_k=self.top_k,
             top_p=self.top_p,
             min_p=self.min_p,
@@ -47,6 +55,13 @@ class Sampling(Struct, frozen=True, kw_only=True):
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
+            min_new_tokens=self.min_new_tokens,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=self.logit_bias,
+            stop_regex=self.stop_regex,
+            custom_params=self.custom_params,
         )
 
 
@@ -54,14 +69,17 @@ def parse_sampling(
     given: Mapping[str, Any],
     preferred: Mapping[str, Any] | None = None,
     spelled: Mapping[str, str] | None = None,
+    vocabulary: int | None = None,
 ) -> Sampling:
     """Check ``given`` laid over the server's ``preferred`` parameters. RequestError names the field.
 
-    ``spelled``: what the client calls a parameter, where that isn't its key.
+    ``spelled``: what the client calls a parameter, where that isn't its key. ``vocabulary``: token ids that a
+    parameter names lie below; None where the model isn't known yet.
     """
     merged = {**(preferred or {}), **given}
     names = spelled or {}
     values: dict[str, Any] = {}
+    check_grammars(merged)
     for key, value in merged.items():
         if key in CHECKS:
             if value is not None:
@@ -70,7 +88,14 @@ def parse_sampling(
                 values[key] = None
         elif key in LATER:
             LATER[key](names.get(key, key), value)
-        elif key not in IGNORED:
+        elif key in IGNORED:
+            if value is not None:
+                IGNORED[key](names.get(key, key), value)
+        else:
             known = ", ".join(f"`{name}`" for name in (*CHECKS, *LATER, *IGNORED))
             fail(key, f"unknown field `{key[:64]}`, expected one of {known}")
-    return Sampling(**values)
+    sampling = Sampling(**values)
+    check_minimum(names, sampling.min_new_tokens, sampling.max_new_tokens)
+    if vocabulary is not None:
+        check_bias(names.get("logit_bias", "logit_bias"), sampling.logit_bias, vocabulary)
+    return sampling

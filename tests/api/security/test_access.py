@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from trunkline.core.server.auth import Doorkeeper
+from trunkline.core.server.auth import Authorizer
 
 PUBLIC = {"/health", "/ready", "/health_generate", "/ping", "/metrics", "/expert_distribution/page"}
 API, ADMIN = "key-of-clients", "key-of-admins"
@@ -104,6 +104,6 @@ def test_all_keys_are_compared_whatever_the_first_says(monkeypatch: pytest.Monke
         headers = {"authorization": f"Bearer {API}"}  # noqa: RUF012
         client = None
 
-    Doorkeeper(API, ADMIN).check(Connection(), "infer")  # type: ignore[arg-type]
+    Authorizer(API, ADMIN).check(Connection(), "infer")  # type: ignore[arg-type]
     assert len(seen) == 2
     assert all(len(one) == len(other) == 32 for one, other in seen)

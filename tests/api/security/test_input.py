@@ -23,7 +23,8 @@ FINE = {"text": "one", "input": "one", "inputs": "one", "query": "one", "documen
 CHAT = {"messages": [{"role": "user", "content": "one"}]}
 PAIR = {"text_1": "one", "text_2": "two", "texts": ["two"]}
 WEIGHTS = {"model_path": "nowhere", "new_version": "x", "name": "x"}
-DEEP = json.dumps(FINE | CHAT | PAIR | WEIGHTS)[:-1].encode() + b', "metadata": ' + b"[" * 64 + b"]" * 64 + b"}"
+MORE = {"tokens": [1], "capacity_of_str_len": 1, "session_id": "x"}
+DEEP = json.dumps(FINE | CHAT | PAIR | WEIGHTS | MORE)[:-1].encode() + b', "metadata": ' + b"[" * 64 + b"]" * 64 + b"}"
 BODIES = {
     "nothing": b"",
     "no JSON": b"{",

@@ -11,9 +11,8 @@ import httpx
 import pytest
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import TookTooLong, chat_templates, deadline
-from trunkline.plugins.generation.openai import messages
-from trunkline.plugins.generation.openai.messages import render
+from trunkline.core.server.api import chat_prompts, chat_templates, render_chat
+from trunkline.core.server.api.deadline import TEMPLATE_SECONDS, TookTooLong, deadline
 
 SAID = [{"role": "user", "content": "hello"}]
 
@@ -41,17 +40,17 @@ def tokenizer(zoo: Callable[[str], Path]) -> Any:
 def test_it_reaches_nothing_and_harms_nothing(tokenizer: Any, template: str) -> None:
     tokenizer.chat_template = template
     with pytest.raises(RequestError, match="chat template refused"):
-        render(tokenizer, SAID, "m")
+        render_chat(tokenizer, SAID, "m")
 
 
 def test_it_is_stopped(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (messages, chat_templates):
+    for module in (chat_prompts, chat_templates):
         monkeypatch.setattr(module, "TEMPLATE_SECONDS", 0.2)
     tokenizer.chat_template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(RequestError, match=r"took more than 0\.2 s"):
-        render(tokenizer, SAID, "m")
+        render_chat(tokenizer, SAID, "m")
     tokenizer.chat_template = "{{ messages[0].content }}"
-    assert render(tokenizer, SAID, "m") == "hello"
+    assert render_chat(tokenizer, SAID, "m") == "hello"
 
 
 def loop(seconds: float) -> None:
@@ -85,7 +84,7 @@ def test_clients_send_no_programs(http: httpx.Client, field: str) -> None:
         began = time.monotonic()
         answer = http.post(path, json=body)
         assert answer.status_code in (200, 400), answer.text
-        assert time.monotonic() - began < messages.TEMPLATE_SECONDS
+        assert time.monotonic() - began < TEMPLATE_SECONDS
         assert hostile not in answer.text
         if answer.status_code == 200:
             plain = {key: value for key, value in body.items() if key != field}

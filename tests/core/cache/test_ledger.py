@@ -64,7 +64,7 @@ def test_closing_gives_everything_back(cache: bool) -> None:
     bench.ledger.close(holding)
     assert bench.ledger.available == 40
     assert bench.pool.free == (34 if cache else 40)
-    assert bench.ledger.probe(holding) == (6 if cache else 0)
+    assert bench.ledger.cached_length(holding) == (6 if cache else 0)
     bench.ledger.reset()
     assert bench.pool.free == 40
 
@@ -79,7 +79,7 @@ def test_growing_evicts_what_nobody_holds() -> None:
     assert bench.ledger.available == 12
     fresh = bench.compute(third, 10)
     assert not set(fresh) & set(kept)
-    assert bench.ledger.probe(old) == 2
+    assert bench.ledger.cached_length(old) == 2
 
 
 def test_growing_beyond_what_is_available_is_a_bug() -> None:

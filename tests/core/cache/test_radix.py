@@ -65,7 +65,7 @@ class RadixMachine(RuleBasedStateMachine):
 
     @rule(namespace=NAMESPACES, tokens=TOKENS, lock=st.booleans())
     def match(self, namespace: bytes, tokens: list[int], lock: bool) -> None:
-        assert self.tree.probe(namespace, ids(tokens)) == self.tree.match(namespace, ids(tokens)).length
+        assert self.tree.match_length(namespace, ids(tokens)) == self.tree.match(namespace, ids(tokens)).length
         found = self.tree.match(namespace, ids(tokens))
         assert found.slots.tolist() == self.touch(namespace, tokens)
         assert found.length == len(found.slots)

@@ -165,10 +165,10 @@ async def test_timeouts_end_requests(start: Callable[..., Any], params: Any) -> 
     engine = await start(queue_timeout=0.2, request_timeout=0.6)
     (waiting,) = engine.submit("m", "echo", [item(params(queue=10))])
     (running,) = engine.submit("m", "echo", [item(params(n=10_000, delay=0.01))])
-    with pytest.raises(RequestError, match="--queue-timeout") as caught:
+    with pytest.raises(RequestError, match=r"^Request waiting timeout reached\.$") as caught:
         await waiting.result()
     assert caught.value.status == 503
-    with pytest.raises(RequestError, match="--request-timeout"):
+    with pytest.raises(RequestError, match=r"^Request running timeout reached\.$"):
         await running.result()
     assert running.tokens
     assert len(engine._live) == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trunkline.core.client.contracts import CheckedObservers, Failures
-from trunkline.core.discovery import Found, Provided
+from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.errors import EngineDown, PluginError, RequestError
 from trunkline.core.host import Host
 from trunkline.core.types import Reply, RequestObserver, Submission
@@ -71,7 +71,7 @@ class Strict(RequestObserver):
 
 
 @pytest.fixture
-def observe(host: Host, plugin: Callable[..., Found]) -> Callable[..., None]:
+def observe(host: Host, plugin: Callable[..., Plugin]) -> Callable[..., None]:
     """``observe(name=observer)``: load a plugin with this observer, as ``NAME-dist 1.0``."""
 
     def load(**observers: RequestObserver) -> None:
@@ -182,7 +182,7 @@ async def test_an_observer_that_is_none_stops_the_start_and_is_named(
 
 
 def provided(observer: RequestObserver) -> Provided[RequestObserver]:
-    return Provided(Found("p", "p"), observer)
+    return Provided(Plugin("p", "p"), observer)
 
 
 def test_only_what_an_observer_overrides_is_called() -> None:

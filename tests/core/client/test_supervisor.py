@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from trunkline.core.client.engine_process import KEEP, SPIN
-from trunkline.core.client.supervisor import Patience
+from trunkline.core.client.supervisor import WatchdogLimits
 from trunkline.core.errors import EngineDown, ModelError
 from trunkline.core.types import Submission
 
-SHORT = Patience(unhealthy=0.3, silent=1.0, one_pass=5.0, tick=0.05)
+SHORT = WatchdogLimits(unhealthy=0.3, silent=1.0, one_pass=5.0, tick=0.05)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -27,7 +27,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("fault", ["die", "silent", "hang", "nonsense"])
 async def test_a_lost_engine_is_replaced(start: Callable[..., Any], params: Any, fault: str) -> None:
-    engine = await start(patience=SHORT)
+    engine = await start(limits=SHORT)
     pid = engine.transport.pid
     (reply,) = engine.submit("m", "echo", [Submission(prompt=[1], params=params(queue=60), rid="r")])
     pending = engine.call(fault)
@@ -46,7 +46,7 @@ async def test_a_lost_engine_is_replaced(start: Callable[..., Any], params: Any,
 
 @pytest.mark.field
 async def test_health_fails_before_an_old_pass_is_a_hang(start: Callable[..., Any]) -> None:
-    engine = await start(patience=Patience(one_pass=300.0, tick=0.05))
+    engine = await start(limits=WatchdogLimits(one_pass=300.0, tick=0.05))
     for age, healthy in ((99.0, True), (101.0, False), (299.0, False), (0.0, True)):
         await engine.call("beat", age=age)
         await until(lambda: engine.transport.healthy is healthy)  # noqa: B023
@@ -55,7 +55,7 @@ async def test_health_fails_before_an_old_pass_is_a_hang(start: Callable[..., An
 
 @pytest.mark.field
 async def test_work_that_takes_long_is_excused_until_it_ends_and_not_for_ever(start: Callable[..., Any]) -> None:
-    engine = await start(patience=Patience(one_pass=300.0, starting=1200.0, tick=0.05))
+    engine = await start(limits=WatchdogLimits(one_pass=300.0, starting=1200.0, tick=0.05))
     await engine.call("beat", age=1199.0, work="loading a checkpoint")
     await asyncio.sleep(0.3)
     assert engine.transport.healthy
@@ -78,7 +78,7 @@ async def test_kill_is_noticed_at_once(start: Callable[..., Any], params: Any) -
 
 
 async def test_a_stopped_engine_is_unhealthy_then_recovers(start: Callable[..., Any], params: Any) -> None:
-    engine = await start(patience=Patience(unhealthy=0.3, silent=60, tick=0.05))
+    engine = await start(limits=WatchdogLimits(unhealthy=0.3, silent=60, tick=0.05))
     pid = engine.transport.pid
     os.kill(pid, signal.SIGSTOP)
     await until(lambda: not engine.transport.healthy)
@@ -89,7 +89,7 @@ async def test_a_stopped_engine_is_unhealthy_then_recovers(start: Callable[..., 
 
 
 async def test_a_stopped_engine_is_replaced_in_the_end(start: Callable[..., Any]) -> None:
-    engine = await start(patience=SHORT)
+    engine = await start(limits=SHORT)
     os.kill(engine.transport.pid, signal.SIGSTOP)
     await until(lambda: engine.transport.restarts == 1)
     await until(lambda: engine.transport.healthy)
@@ -105,7 +105,7 @@ async def test_a_crash_loop_ends_with_the_reason(start: Callable[..., Any], tmp_
     template = tmp_path / "template"
     template.write_text("x")
     model = {"model_path": "m", "revision": "once", "chat_template": str(template)}
-    engine = await start(model, patience=Patience(crashes=3, tick=0.05))
+    engine = await start(model, limits=WatchdogLimits(crashes=3, tick=0.05))
     os.kill(engine.transport.pid, signal.SIGKILL)
     reason = await asyncio.wait_for(engine.transport.ended, 30)
     assert "failed 3 times" in reason

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from trunkline.core.client import suspects
-from trunkline.core.client.supervisor import Patience
+from trunkline.core.client.supervisor import WatchdogLimits
 from trunkline.core.client.suspects import Suspects
 from trunkline.core.engine.messages import Call, Submit
 from trunkline.core.errors import EngineDown, RequestError
@@ -18,7 +18,7 @@ from trunkline.core.types import Submission
 
 pytestmark = pytest.mark.field
 
-SHORT = Patience(tick=0.05, crashes=100)
+SHORT = WatchdogLimits(tick=0.05, crashes=100)
 
 
 async def until_up(engine: Any) -> None:
@@ -41,7 +41,7 @@ def numbered(prompt: int, params: Any, rids: list[int] = [0], **fields: Any) -> 
 
 
 async def test_a_request_that_kills_the_engine_is_run_twice_and_no_more(start: Callable[..., Any], params: Any) -> None:
-    engine = await start(patience=SHORT)
+    engine = await start(limits=SHORT)
     poison = params(fatal=0.0)
     (first,) = await send(engine, numbered(1, poison))
     assert isinstance(first, EngineDown)
@@ -61,7 +61,7 @@ async def test_a_request_that_kills_the_engine_is_run_twice_and_no_more(start: C
 
 
 async def test_the_requests_beside_it_get_through(start: Callable[..., Any], params: Any) -> None:
-    engine = await start(patience=SHORT)
+    engine = await start(limits=SHORT)
     others = [numbered(prompt, params(n=20, delay=0.03)) for prompt in range(2, 6)]
     *beside, last = await send(engine, *others, numbered(1, params(fatal=0.2)))
     assert {type(error) for error in (*beside, last)} == {EngineDown}
@@ -77,7 +77,7 @@ async def test_the_requests_beside_it_get_through(start: Callable[..., Any], par
 async def test_suspects_run_alone_one_at_a_time_and_are_cleared_by_their_end(
     start: Callable[..., Any], params: Any
 ) -> None:
-    engine = await start(patience=SHORT)
+    engine = await start(limits=SHORT)
     slow = [numbered(prompt, params(n=8, delay=0.05)) for prompt in range(2, 5)]
     await send(engine, *slow, numbered(1, params(fatal=0.1)))
     await until_up(engine)
@@ -95,7 +95,7 @@ async def test_suspects_run_alone_one_at_a_time_and_are_cleared_by_their_end(
 
 
 async def test_a_suspect_that_waits_can_be_dropped(start: Callable[..., Any], params: Any) -> None:
-    engine = await start(patience=SHORT)
+    engine = await start(limits=SHORT)
     slow = [numbered(prompt, params(n=20, delay=0.03)) for prompt in range(2, 5)]
     await send(engine, *slow, numbered(1, params(fatal=0.2)))
     await until_up(engine)
@@ -107,7 +107,7 @@ async def test_a_suspect_that_waits_can_be_dropped(start: Callable[..., Any], pa
 
 
 async def test_a_new_seed_does_not_make_it_another_request(start: Callable[..., Any], params: Any) -> None:
-    engine = await start(patience=SHORT)
+    engine = await start(limits=SHORT)
     for seed, status in ((1, 503), (2, 500)):
         (error,) = await send(engine, numbered(1, params(fatal=0.0, seed=seed), volatile=("seed",)))
         assert error.status == status
@@ -116,7 +116,7 @@ async def test_a_new_seed_does_not_make_it_another_request(start: Callable[..., 
 
 
 async def test_a_request_that_hangs_the_engine_counts_too(start: Callable[..., Any], params: Any) -> None:
-    engine = await start(patience=Patience(tick=0.05, one_pass=5.0, crashes=100))
+    engine = await start(limits=WatchdogLimits(tick=0.05, one_pass=5.0, crashes=100))
     for status in (503, 500):
         await until_up(engine)
         reply = engine.submit("m", "echo", [numbered(1, params(n=1000, delay=0.05))])[0]
@@ -131,7 +131,7 @@ async def test_a_request_that_hangs_the_engine_counts_too(start: Callable[..., A
 
 async def test_a_client_that_has_left_is_remembered(start: Callable[..., Any], params: Any) -> None:
     """A request hangs the engine, its client gives up and sends it again: it was in the fatal pass all the same."""
-    engine = await start(patience=SHORT)
+    engine = await start(limits=SHORT)
     (reply,) = engine.submit("m", "echo", [numbered(1, params(fatal=0.5))])
     while not reply.started:
         await asyncio.sleep(0.01)
@@ -143,7 +143,7 @@ async def test_a_client_that_has_left_is_remembered(start: Callable[..., Any], p
 
 
 async def test_a_call_that_kills_the_engine_is_run_twice_and_no_more(start: Callable[..., Any]) -> None:
-    engine = await start(patience=SHORT)
+    engine = await start(limits=SHORT)
     for status in (503, 500):
         await until_up(engine)
         with pytest.raises(RequestError) as caught:
@@ -156,7 +156,7 @@ async def test_a_call_that_kills_the_engine_is_run_twice_and_no_more(start: Call
 
 
 async def test_what_waits_when_the_engine_dies_is_no_suspect(start: Callable[..., Any], params: Any) -> None:
-    engine = await start(patience=SHORT)
+    engine = await start(limits=SHORT)
     for _ in range(3):
         error, _ = await send(
             engine, numbered(2, params(queue=60)), numbered(int(engine.transport.restarts), params(fatal=0.2))
@@ -178,7 +178,7 @@ def admit(table: Suspects, *pairs: tuple[Submit, Submission]) -> list[Submit]:
 
 
 def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suspects, "REMEMBERED", 10)
+    monkeypatch.setattr(suspects, "MAX_REMEMBERED", 10)
     table = Suspects()
     for number in range(100):
         admit(table, submit(number, prompt=number.to_bytes(4)))
@@ -228,3 +228,19 @@ def test_other_params_are_another_request() -> None:
         admit(table, submit(key, top_k=0))
         table.engine_died([key])
     assert len(admit(table, submit(3, top_k=1))) == 1
+
+
+def test_other_embeddings_are_another_request() -> None:
+    table = Suspects()
+
+    def of(key: int, embeds: bytes) -> tuple[Submit, Submission]:
+        message, item = submit(key)
+        message.embeds = embeds
+        return message, item
+
+    for key in (1, 2):
+        admit(table, of(key, b"1234"))
+        table.engine_died([key])
+    assert len(admit(table, of(3, b"4321"))) == 1
+    with pytest.raises(RequestError, match="stopped twice"):
+        admit(table, of(4, b"1234"))

@@ -10,12 +10,12 @@ from msgspec import Meta, Struct
 from rich.console import Console
 
 from trunkline.core.commands.plugins import show_list, show_plugin
-from trunkline.core.discovery import Found
+from trunkline.core.discovery import Plugin
 from trunkline.core.errors import ConfigError, PluginError
 from trunkline.core.host import Host
 from trunkline.core.types import SettingsGroup
 
-Plugin = Callable[..., Found]
+MakePlugin = Callable[..., Plugin]
 
 
 class ShoutSettings(Struct, frozen=True):
@@ -33,7 +33,7 @@ def shout() -> str:
 
 
 @pytest.fixture
-def host(plugin: Plugin) -> Host:
+def host(plugin: MakePlugin) -> Host:
     found = plugin(
         "shout",
         trunkline_settings=lambda: SettingsGroup("shout", ShoutSettings),
@@ -41,7 +41,7 @@ def host(plugin: Plugin) -> Host:
         trunkline_controls=lambda: {"shout_count": print},
     )
     found.distribution, found.version = "trunkline-shout", "1.2"
-    return Host([found, Found("broken", "no.such.module")])
+    return Host([found, Plugin("broken", "no.such.module")])
 
 
 def written(show: Callable[..., None], *args: Any) -> str:
@@ -65,7 +65,7 @@ def test_inspect_shows_everything(host: Host) -> None:
     assert ["POST", "/shout", "infer"] in routes
 
 
-def test_inspect_says_so_when_routes_need_a_running_engine(plugin: Plugin) -> None:
+def test_inspect_says_so_when_routes_need_a_running_engine(plugin: MakePlugin) -> None:
     host = Host([plugin("nosy", trunkline_routes=lambda engine: [engine.models[0]])])
     assert "known only while a server runs" in written(show_plugin, host, "nosy")
 

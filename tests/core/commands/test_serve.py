@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
 from trunkline.core import cli
-from trunkline.core.commands.serve import peek, split
+from trunkline.core.commands.serve import read_selection, split
 from trunkline.core.config import DEFAULT_MODEL, Config
-from trunkline.core.discovery import Found
+from trunkline.core.discovery import Plugin
 from trunkline.core.host import Host
 from trunkline.core.settings import PluginSelection
 from trunkline.core.types import SettingsGroup
@@ -32,7 +32,7 @@ class WhisperSettings(Struct, frozen=True):
 
 
 @pytest.fixture
-def attempt(monkeypatch: pytest.MonkeyPatch, plugin: Callable[..., Found]) -> Callable[..., tuple[int, Config | None]]:
+def attempt(monkeypatch: pytest.MonkeyPatch, plugin: Callable[..., Plugin]) -> Callable[..., tuple[int, Config | None]]:
     """``attempt("--port", "1")``: exit status of ``trunkline serve`` and the config that the server would get."""
     served: list[Config] = []
     server = ModuleType("trunkline.core.server.front")
@@ -131,6 +131,7 @@ def test_the_file_is_weaker_than_flags(serve: Serve, tmp_path: Path) -> None:
         (["--config", "/no/such.toml"], "Can't read the configuration file"),
         (["a", "a"], "Two models are served as 'a'"),
         (["--served-model-name", "x", "a", "b"], "served as 'x'"),
+        (["--enable-custom-logit-processor"], "--enable-custom-logit-processor isn't supported"),
     ],
 )
 def test_what_cannot_be_used_exits_with_2_and_a_sentence(
@@ -145,10 +146,18 @@ def test_what_cannot_be_used_exits_with_2_and_a_sentence(
 
 def test_flags_without_effect_are_accepted_with_a_log_line(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    serve("m", "--tp", "1", "--disable-cuda-graph", "--page-size", "1", "--schedule-conservativeness", "0.3")
+    ignored = ("--tp", "1", "--disable-cuda-graph", "--page-size", "1", "--schedule-conservativeness", "0.3")
+    config = serve("m", *ignored, "--enable-memory-saver", "--skip-tokenizer-init")
+    assert config.models[0].skip_tokenizer_init
     lines = [record.getMessage() for record in caplog.records if "accepted and ignored" in record.getMessage()]
     named = sorted(line.split()[0] for line in lines)
-    assert named == ["--disable-cuda-graph", "--page-size", "--schedule-conservativeness", "--tp-size"]
+    assert named == [
+        "--disable-cuda-graph",
+        "--enable-memory-saver",
+        "--page-size",
+        "--schedule-conservativeness",
+        "--tp-size",
+    ]
 
 
 def test_help_shows_a_panel_a_group_and_hides_foreign_flags(
@@ -166,10 +175,10 @@ def test_help_shows_a_panel_a_group_and_hides_foreign_flags(
 def test_peek_reads_selection_and_file(tmp_path: Path) -> None:
     file = tmp_path / "t.toml"
     file.write_text('[plugins]\nonly = ["x"]\nwithout = ["y"]\n')
-    assert peek(["m", "--plugin", "a", "--plugin=b,c", "--no-plugin", "d"]).plugins.only == ("a", "b", "c")
-    assert peek(["--no-plugin", "d"]).plugins.without == ("d",)
-    assert peek([f"--config={file}"]).plugins == PluginSelection(only=("x",), without=("y",))
-    assert peek([f"--config={file}", "--plugin", "z"]).plugins == PluginSelection(only=("z",), without=("y",))
+    assert read_selection(["m", "--plugin", "a", "--plugin=b,c", "--no-plugin", "d"]).plugins.only == ("a", "b", "c")
+    assert read_selection(["--no-plugin", "d"]).plugins.without == ("d",)
+    assert read_selection([f"--config={file}"]).plugins == PluginSelection(only=("x",), without=("y",))
+    assert read_selection([f"--config={file}", "--plugin", "z"]).plugins == PluginSelection(only=("z",), without=("y",))
 
 
 tokens = st.one_of(

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
-from trunkline.core.discovery import Found, Provided
+from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.engine.contracts import MAX_FAILURES, CheckedControl, CheckedStage
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.loop import EngineLoop
@@ -29,7 +29,7 @@ from trunkline.core.types import Launched, ModelInfo, Needs, Part, Request, Serv
 pytestmark = pytest.mark.field
 
 SLOTS, VOCABULARY = 64, 100
-PLUGIN = Found("shouting", "shouting", "shouting-dist", "1.5")
+PLUGIN = Plugin("shouting", "shouting", "shouting-dist", "1.5")
 NAMED = "plugin 'shouting' (shouting-dist 1.5): "
 
 
@@ -102,7 +102,7 @@ class Echo:
     length_boundaries = ()
 
     def forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, layout: Any, pool: Any, types: Any, wanted: Any, lengths: Any
+        self, ids: torch.Tensor, positions: torch.Tensor, layout: Any, pool: Any, types: Any, wanted: Any, *_: Any
     ) -> torch.Tensor:
         hidden = torch.stack([ids, positions], 1).float()
         return hidden if wanted is None else hidden[wanted]
@@ -257,7 +257,7 @@ def test_a_reset_that_raises_ends_the_retracted_request(
     bench: Bench, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     bench.stage.reset = raises(error)  # type: ignore[method-assign]
-    bench.scheduler._share = 0.0  # optimistic, so that the pool does run dry
+    bench.scheduler._new_token_ratio = 0.0  # optimistic, so that the pool does run dry
     keys = [bench.submit(number, steps=40) for number in (1, 2)]
     bench.run()
     assert [bench.outcome(key)[1] for key in keys] == [{"type": "length"}, 500]

@@ -13,14 +13,14 @@ import torch
 from msgspec import Struct
 
 from trunkline.core import Engine
-from trunkline.core.discovery import CORE, Found, find
+from trunkline.core.discovery import CORE, Plugin, find
 from trunkline.core.engine.batch import Row
 from trunkline.core.errors import ModelError, RequestError
 from trunkline.core.host import Host
 from trunkline.core.types import Launched, Model, Needs, Part, Request, Serves, Stage, Step
 from trunkline.plugins.generation.schemas import GenerationParams
 
-Plugin = Callable[..., Found]
+MakePlugin = Callable[..., Plugin]
 DONE = {"type": "length", "length": 0}
 
 
@@ -104,10 +104,10 @@ class ScoreStage(LastStage):
 
 
 @pytest.fixture
-def host(plugin: Plugin) -> Host:
+def host(plugin: MakePlugin) -> Host:
     """The installed plugins, and one with the stages above."""
 
-    def answering(task: str, make: Callable[[Model], Stage]) -> Found:
+    def answering(task: str, make: Callable[[Model], Stage]) -> Plugin:
         return plugin(
             task,
             trunkline_serves=lambda: Serves(task, "on_request"),

@@ -16,7 +16,7 @@ from msgspec import Raw, Struct
 
 from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
-from trunkline.core.discovery import Found, Provided
+from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.engine.channel import LocalChannel
 from trunkline.core.engine.contracts import CheckedControl, CheckedStage
 from trunkline.core.engine.lane import Lane
@@ -28,7 +28,7 @@ from trunkline.core.engine.scheduler import Scheduler
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, ModelInfo, Needs, Part, Request, ServedModel, Stage, Step
 
-PLUGIN = Found("counting", "counting", "counting-dist", "1.5")
+PLUGIN = Plugin("counting", "counting", "counting-dist", "1.5")
 
 
 class CountParams(Struct):
@@ -110,7 +110,7 @@ class Echo:
         self.before: Callable[[torch.Tensor], None] = lambda ids: None
 
     def forward(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, layout: Any, pool: Any, types: Any, wanted: Any, _: Any
+        self, input_ids: torch.Tensor, positions: torch.Tensor, layout: Any, pool: Any, types: Any, wanted: Any, *_: Any
     ) -> torch.Tensor:
         self.before(input_ids)
         hidden = torch.stack([input_ids, positions], 1).float()
@@ -312,7 +312,7 @@ def test_a_step_after_the_last_one_is_dropped(bench: Bench) -> None:
 
 def test_a_reset_that_fails_ends_the_retracted_request_only() -> None:
     bench = Bench([make_lane("one", slots=16, chunk=16)])
-    bench.lanes[0].scheduler._share = 0.0  # optimistic, so that the pool does run dry
+    bench.lanes[0].scheduler._new_token_ratio = 0.0  # optimistic, so that the pool does run dry
     gate = threading.Event()
     bench.lanes[0].model.before = lambda ids: gate.wait(20)
     bench.submit(1, [10], steps=12)

@@ -18,7 +18,7 @@ BROKEN = """
 import sys
 from trunkline.core.engine import process, startup
 from trunkline.core.engine.messages import Ready
-from trunkline.core.engine.startup import Started
+from trunkline.core.engine.startup import LoadedEngine
 from trunkline.core.types import ModelInfo, ServedModel
 
 info = ModelInfo(path="", architecture="", model_type="", context_length=9, vocab_size=9, hidden_size=9, causal=True)
@@ -27,7 +27,7 @@ names = dict(name="m", model_path="m", tokenizer_path="m", dtype="", attention_b
 class Lane:
     served = ServedModel(info=info, tasks={}, max_total_tokens=9, max_running_requests=1, **names)
 
-startup.build = lambda *args, **options: Started([Lane()], {}, Ready([Lane.served], [], {}))
+startup.build = lambda *args, **options: LoadedEngine([Lane()], {}, Ready([Lane.served], [], {}))
 sys.exit(process.main())
 """
 

@@ -143,9 +143,9 @@ def test_the_verification_at_load_covers_the_long_regime(folder: Path, monkeypat
     def ignore(self: Any, lengths: Any) -> None:
         self._embeddings = []  # so that transformers chooses per pass
 
-    original = rotary.RotaryRegimes.chosen
+    original = rotary.RotaryRegimes.for_lengths
     monkeypatch.setattr(
-        rotary.RotaryRegimes, "chosen", lambda self, lengths: (ignore(self, lengths), original(self, lengths))[1]
+        rotary.RotaryRegimes, "for_lengths", lambda self, lengths: (ignore(self, lengths), original(self, lengths))[1]
     )
     with pytest.raises(ModelError, match="differs from transformers' own forward"):
         start(folder)

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from trunkline.core.cache.pool import SlotTable
 from trunkline.core.engine.batch import Row
-from trunkline.core.engine.runner import Runner, split
+from trunkline.core.engine.runner import Runner, split_by_task
 from trunkline.core.types import Launched, Needs, Part, Request, Stage, Step
 from trunkline.kernels.layout import Layout
 
@@ -57,6 +57,7 @@ class Echo:
     types: torch.Tensor | None
     wanted: torch.Tensor | None
     lengths: torch.Tensor | None
+    embeds: tuple[torch.Tensor, torch.Tensor] | None
 
     def __init__(self, token_types: bool = False, length_boundaries: tuple[int, ...] = ()) -> None:
         self.token_types, self.length_boundaries = token_types, length_boundaries
@@ -70,8 +71,10 @@ class Echo:
         token_types: torch.Tensor | None = None,
         wanted: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
+        embeds: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         self.layout, self.types, self.wanted, self.lengths = layout, token_types, wanted, lengths
+        self.embeds = embeds
         hidden = torch.stack([input_ids, positions], 1).float()
         return hidden if wanted is None else hidden[wanted]
 
@@ -172,6 +175,20 @@ def test_offsets_of_a_part_follow_its_rows() -> None:
         Row(request("record", [1, 2, 3, 4], rows_from=0), 2, 4, 1),
         Row(request("record", [5]), 0, 1, 2),
     ]
-    ((part, wanted),) = split(rows)
+    ((part, wanted),) = split_by_task(rows)
     assert [(row.first, row.offset) for row in part.rows] == [(1, 0), (2, 2), (0, 4)]
     assert wanted == [1, 2, 3, 4, 5]
+
+
+def test_embeddings_are_told_by_packed_index() -> None:
+    ids, mixed, decoding = (request("record", list(range(length))) for length in (5, 6, 3))
+    mixed.embeds, decoding.embeds = np.arange(8, dtype=np.float32).reshape(4, 2), np.ones((2, 2), np.float32)
+    rows = [Row(ids, 1, 5, 0), Row(mixed, 2, 6, 1), Row(decoding, 2, 3, 2)]
+    model, table = Echo(), SlotTable(3, 16)
+    runner = Runner(model, {"record": Recorder()}, None, table)
+    runner.run(rows)
+    assert model.embeds is not None
+    indices, values = model.embeds
+    assert (indices.tolist(), values.tolist()) == ([4, 5], [[4, 5], [6, 7]])
+    runner.run(rows[::2])
+    assert model.embeds is None

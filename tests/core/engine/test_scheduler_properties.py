@@ -489,7 +489,7 @@ def test_the_soak_catches(owner: type, name: str, defect: Callable[..., Any], mo
     if name == "insert":
         match = RadixCache.match
         monkeypatch.setattr(RadixCache, "match", lambda self, namespace, tokens: match(self, b"", tokens))
-        monkeypatch.setattr(RadixCache, "probe", lambda self, namespace, tokens: match(self, b"", tokens).length)
+        monkeypatch.setattr(RadixCache, "match_length", lambda self, namespace, tokens: match(self, b"", tokens).length)
     with pytest.raises(AssertionError):
         soak_all(8, 250)
 

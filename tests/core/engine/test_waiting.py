@@ -29,7 +29,7 @@ def orders(queue: WaitingQueue) -> list[int]:
 
 @pytest.mark.parametrize(("policy", "expected"), [("fcfs", [2, 0, 1, 3]), ("lpm", [2, 3, 0, 1])])
 def test_order(policy: str, expected: list[int]) -> None:
-    queue = WaitingQueue(policy, patience=10)
+    queue = WaitingQueue(policy, max_overtakes=10)
     for one in (entry(0), entry(1), entry(2, priority=1), entry(3, cached=9)):
         queue.add(one)
     assert orders(queue) == expected
@@ -38,16 +38,16 @@ def test_order(policy: str, expected: list[int]) -> None:
 
 @pytest.mark.parametrize("policy", ["fcfs", "lpm"])
 def test_retracted_requests_come_first_within_their_priority(policy: str) -> None:
-    queue = WaitingQueue(policy, patience=10)
+    queue = WaitingQueue(policy, max_overtakes=10)
     for one in (entry(0, cached=9), entry(1, priority=1)):
         queue.add(one)
-    queue.put_back(entry(7))
-    queue.put_back(entry(5))
+    queue.requeue(entry(7))
+    queue.requeue(entry(5))
     assert orders(queue) == [1, 5, 7, 0]
 
 
 def test_patience_ends() -> None:
-    queue = WaitingQueue("lpm", patience=3)
+    queue = WaitingQueue("lpm", max_overtakes=3)
     queue.add(entry(0))
     for number in range(1, 4):
         favourite = entry(number, cached=50)
@@ -59,7 +59,7 @@ def test_patience_ends() -> None:
 
 
 def test_leaving() -> None:
-    queue = WaitingQueue("lpm", patience=3)
+    queue = WaitingQueue("lpm", max_overtakes=3)
     first, second = entry(0), entry(1)
     queue.add(first)
     queue.add(second)

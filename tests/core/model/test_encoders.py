@@ -194,9 +194,9 @@ def test_an_encoder_whose_rows_see_each_other_falls_back_to_padded_batches(
 
 def test_padded_batches_hold_rows_of_about_one_length() -> None:
     lengths = [3, 100, 85, 79, 3, 1, 64]
-    found = list(padded.groups(lengths))
+    found = list(padded.batches(lengths))
     assert found == [[1, 2], [3, 6], [0, 4], [5]]
-    assert list(padded.groups([])) == []
+    assert list(padded.batches([])) == []
 
 
 def test_padded_batches_compute_what_they_say(start: Start) -> None:

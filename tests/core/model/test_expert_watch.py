@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from trunkline.core.discovery import Found, Provided
+from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.model import expert_watch
 from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.expert_watch import TAP, ExpertWatch, watch_experts
@@ -52,7 +52,7 @@ def watch(*observers: Any) -> ExpertWatch:
 
 
 def provided(*observers: Any) -> tuple[Provided[Any], ...]:
-    return tuple(Provided(Found("shapes", "shapes", "shapes-dist", "2.0"), observer) for observer in observers)
+    return tuple(Provided(Plugin("shapes", "shapes", "shapes-dist", "2.0"), observer) for observer in observers)
 
 
 def run(model: LoadedModel, ids: torch.Tensor) -> None:

@@ -295,4 +295,4 @@ def test_the_proof_catches_layers_that_skip_attention(zoo: Callable[[str], Path]
     layer = model.whole.model.layers[1]
     layer.self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
     with pytest.raises(ModelError, match="calls attention 1 times in a pass through 2 layers"):
-        proof.prove_attention(model)
+        proof.verify_attention(model)

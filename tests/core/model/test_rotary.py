@@ -12,7 +12,7 @@ import transformers
 from trunkline.core.model import loader
 from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.loaded import LoadedModel
-from trunkline.core.model.padded import groups
+from trunkline.core.model.padded import batches
 from trunkline.core.model.sources.info import read_info
 from trunkline.core.settings import ModelSettings
 from trunkline.core.testing import build_checkpoint, randomize
@@ -107,5 +107,5 @@ def test_boundaries_beyond_the_context_do_not_count(tmp_path: Path) -> None:
 
 
 def test_padded_batches_stay_on_one_side_of_a_boundary() -> None:
-    assert list(groups([70, 66, 64, 60])) == [[0, 1, 2, 3]]
-    assert list(groups([70, 66, 64, 60], boundaries=(65,))) == [[0, 1], [2, 3]]
+    assert list(batches([70, 66, 64, 60])) == [[0, 1, 2, 3]]
+    assert list(batches([70, 66, 64, 60], boundaries=(65,))) == [[0, 1], [2, 3]]

@@ -77,9 +77,9 @@ def test_windows_are_only_narrow_while_the_proof_runs(tmp_path: Path) -> None:
     widths = [layer.sliding_window for layer in layers]
     assert LIMIT // 2 + 1 in widths
     assert model.whole.config.local_attention == LIMIT
-    with strict.narrowed(model):
-        assert strict.NARROW // 2 + 1 in [layer.sliding_window for layer in layers]
-        assert model.whole.config.sliding_window == strict.NARROW // 2
+    with strict.short_windows(model):
+        assert strict.SHORT_WINDOW // 2 + 1 in [layer.sliding_window for layer in layers]
+        assert model.whole.config.sliding_window == strict.SHORT_WINDOW // 2
     assert [layer.sliding_window for layer in layers] == widths
     assert model.whole.config.local_attention == LIMIT
 
@@ -89,9 +89,9 @@ def test_a_class_that_refuses_narrow_windows_is_compared_as_it_is(
 ) -> None:
     model = start(write(tmp_path / "mistral", "MistralForCausalLM"))
     monkeypatch.setattr(transformers.MistralForCausalLM, "_from_config", lambda *_, **__: 1 / 0)
-    with strict.narrowed(model):
+    with strict.short_windows(model):
         assert model.whole.config.sliding_window == LIMIT
-    assert proof.prove_attention(model) == model.kv_shapes
+    assert proof.verify_attention(model) == model.kv_shapes
 
 
 # -- state ------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_rounding_hides_no_soft_cap(dtype: str, tmp_path: Path) -> None:
 def test_the_proof_in_float32_leaves_every_bit_as_it_was(name: str, tmp_path: Path) -> None:
     model = start(build_checkpoint(name, tmp_path / name), dtype="bfloat16")
     before = {key: tensor.clone() for key, tensor in model.whole.state_dict().items()}
-    proof.prove_attention(model)
+    proof.verify_attention(model)
     after = model.whole.state_dict()
     assert all(before[key].dtype == after[key].dtype and torch.equal(before[key], after[key]) for key in before)
     assert model.dtype == torch.bfloat16
@@ -206,7 +206,7 @@ def test_whatever_a_class_raises_names_the_model(step: str, tmp_path: Path, monk
     with pytest.raises(ModelError, match=r"llama can't be served: its files or its class aren't") as caught:
         start(folder)
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < refusal.LONGEST + 200
+    assert len(str(caught.value)) < refusal.MAX_MESSAGE + 200
 
 
 def test_the_context_of_a_model_without_a_limit_is_the_users(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from litestar import get
 
 from trunkline.core.config import Config
-from trunkline.core.discovery import Found
+from trunkline.core.discovery import Plugin
 from trunkline.core.errors import PluginError
 from trunkline.core.host import Host
 from trunkline.core.server.app import check_routes, create_app
@@ -132,7 +132,7 @@ async def test_cors_is_off_unless_origins_are_given(configure: Callable[..., Con
             assert answer.headers.get("access-control-allow-origin") == header
 
 
-def test_a_route_without_scope_stops_start_up(plugin: Callable[..., Found], configure: Callable[..., Config]) -> None:
+def test_a_route_without_scope_stops_start_up(plugin: Callable[..., Plugin], configure: Callable[..., Config]) -> None:
     @get("/loose")
     async def loose() -> None: ...
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from trunkline.core.logs import RateLimited
-from trunkline.core.server import transport
+from trunkline.core.server import http_protocol
 
 pytestmark = pytest.mark.field
 
@@ -114,10 +114,10 @@ async def test_a_large_body_may_come_in_chunks_of_a_usual_size(talk: Talk) -> No
     assert statuses(await talk(CHUNKED + chunks + b"0\r\n\r\n" + LAST)) == [200, 200]
 
 
-@pytest.mark.parametrize("count", [transport.MAX_HEADERS - 2, transport.MAX_HEADERS])
+@pytest.mark.parametrize("count", [http_protocol.MAX_HEADERS - 2, http_protocol.MAX_HEADERS])
 async def test_the_number_of_headers_is_limited(talk: Talk, count: int) -> None:
     answer = await talk(LAST[:-2] + b"a:\r\n" * count + b"\r\n")
-    assert statuses(answer) == [200 if count < transport.MAX_HEADERS - 1 else 431]
+    assert statuses(answer) == [200 if count < http_protocol.MAX_HEADERS - 1 else 431]
 
 
 async def test_empty_lines_between_requests_are_limited(talk: Talk) -> None:
@@ -126,7 +126,7 @@ async def test_empty_lines_between_requests_are_limited(talk: Talk) -> None:
 
 
 async def test_empty_lines_do_not_keep_a_connection(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "KEEP_ALIVE_SECONDS", 1)
+    monkeypatch.setattr(http_protocol, "KEEP_ALIVE_SECONDS", 1)
     _, port = await live()
     async with connect(port) as (reader, writer):
         writer.write(PING)
@@ -139,7 +139,7 @@ async def test_empty_lines_do_not_keep_a_connection(live: Any, monkeypatch: pyte
 
 
 async def test_a_head_may_begin_before_the_last_answer(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "KEEP_ALIVE_SECONDS", 1)
+    monkeypatch.setattr(http_protocol, "KEEP_ALIVE_SECONDS", 1)
     _, port = await live()
     slow = CONTENT[:-1] + b', "delay": 2}'
     request = ECHO + b"content-length: %d\r\n\r\n" % len(slow) + slow
@@ -153,12 +153,12 @@ async def test_a_head_may_begin_before_the_last_answer(live: Any, monkeypatch: p
 async def test_the_number_of_pipelined_requests_is_limited(talk: Talk) -> None:
     slow = CONTENT[:-1] + b', "delay": 0.5}'
     first = ECHO + b"content-length: %d\r\n\r\n" % len(slow) + slow
-    assert statuses(await talk(first + PING * 1000)) == [200] * (1 + transport.MAX_PIPELINED) + [503]
+    assert statuses(await talk(first + PING * 1000)) == [200] * (1 + http_protocol.MAX_PIPELINED) + [503]
 
 
 async def test_what_is_left_of_a_refused_body_is_read_for_a_while(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that writes all of its body before it reads gets the answer; one that never ends is cut off."""
-    monkeypatch.setattr(transport, "KEEP_ALIVE_SECONDS", 1)
+    monkeypatch.setattr(http_protocol, "KEEP_ALIVE_SECONDS", 1)
     _, port = await live(max_body_bytes=1000)
     async with connect(port) as (reader, writer):
         writer.write(ECHO + b"content-length: 3000000\r\n\r\n" + b"a" * 3_000_000 + LAST)
@@ -175,7 +175,7 @@ async def test_what_is_left_of_a_refused_body_is_read_for_a_while(live: Any, mon
 
 async def test_a_body_must_arrive_at_a_certain_rate(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte within ``--stream-timeout`` of the one before isn't enough."""
-    monkeypatch.setattr(transport, "KEEP_ALIVE_SECONDS", 1)
+    monkeypatch.setattr(http_protocol, "KEEP_ALIVE_SECONDS", 1)
     drops = [b"1\r\n \r\n"] * 10
     assert statuses(await talk(CHUNKED, *drops, pause=0.1, stream_timeout=0.5)) == [408]
 
@@ -212,7 +212,7 @@ async def test_connect_is_refused(talk: Talk, target: bytes) -> None:
 
 
 async def test_a_slow_head_behind_a_request_leaves_its_answer_alone(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.2)
     _, port = await live()
     slow = CONTENT[:-1] + b', "delay": 1}'
     async with connect(port) as (reader, writer):
@@ -254,7 +254,7 @@ async def test_bad_requests_are_logged_now_and_then(
     talk: Talk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = RateLimited(logging.getLogger("trunkline.server"), logging.WARNING, seconds=1000)
-    monkeypatch.setattr(transport, "bad_requests", lines)
+    monkeypatch.setattr(http_protocol, "bad_requests", lines)
     for _ in range(5):
         await talk(b"\x16\x03\x01", pause=0)
     assert [record.message for record in caplog.records if "bad request" in record.message] == [

@@ -15,7 +15,7 @@ from litestar.params import JSONBody
 from msgspec import Meta, Struct
 
 from trunkline.core.config import Config
-from trunkline.core.discovery import Found
+from trunkline.core.discovery import Plugin
 from trunkline.core.errors import EngineDown, PluginError
 from trunkline.core.host import Host
 from trunkline.core.server.api import JSON, SSE, TEXT
@@ -71,7 +71,7 @@ def shout_routes() -> list[Any]:
 
 
 @pytest.fixture
-def app(plugin: Callable[..., Found], configure: Callable[..., Config]) -> Callable[..., Any]:
+def app(plugin: Callable[..., Plugin], configure: Callable[..., Config]) -> Callable[..., Any]:
     def make(**server: Any) -> Any:
         host = Host([plugin("shout", trunkline_routes=lambda engine, settings: shout_routes())])
         engine: Any = SimpleNamespace(models=[], off_loop=run_here)

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from trunkline.core.server.front import ROLLING
+from trunkline.core.server.front import READY_MESSAGE
 
 SERVER = """
 import importlib.util, json, sys
@@ -26,7 +26,7 @@ helpers = sys.modules["helpers"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(helpers)
 from types import ModuleType
 from trunkline.core.config import Config
-from trunkline.core.discovery import Found
+from trunkline.core.discovery import Plugin
 from trunkline.core.errors import TrunklineError
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.host import Host
@@ -38,7 +38,7 @@ module = ModuleType("plugin_fake")
 module.trunkline_resolve_model = hookimpl(lambda reference: helpers.ModelSource(reference, "/nowhere"))
 module.trunkline_tokenizer = hookimpl(lambda source: helpers.Letters())
 module.trunkline_routes = hookimpl(helpers.echo_routes)
-host = Host([Found("fake", "plugin_fake", module=module)])
+host = Host([Plugin("fake", "plugin_fake", module=module)])
 try:
     serve(host, Config.load(json.loads(sys.argv[2]), host), command=[sys.executable, sys.argv[3]])
 except TrunklineError as error:
@@ -122,7 +122,7 @@ def in_background(function: Callable[[], Any]) -> Callable[[], Any]:
 
 def test_it_starts_serves_drains_and_leaves_with_0(launch: Callable[..., Server]) -> None:
     server = launch()
-    server.wait_for(ROLLING)
+    server.wait_for(READY_MESSAGE)
     panel = "".join(server.out)
     assert "echo (FakeForCausalLM" in panel
     assert "KV pool 2 KiB for 1000 tokens" in panel
@@ -145,7 +145,7 @@ def test_it_starts_serves_drains_and_leaves_with_0(launch: Callable[..., Server]
 
 def test_what_outlives_the_drain_is_answered_503(launch: Callable[..., Server]) -> None:
     server = launch(drain_timeout=0.5)
-    server.wait_for(ROLLING)
+    server.wait_for(READY_MESSAGE)
     running = in_background(lambda: httpx.post(f"{server.url}/echo", json={"ids": [1], "queue": 60}, timeout=60))
     time.sleep(0.5)
     server.process.send_signal(signal.SIGTERM)
@@ -155,7 +155,7 @@ def test_what_outlives_the_drain_is_answered_503(launch: Callable[..., Server]) 
 
 def test_a_second_signal_hurries(launch: Callable[..., Server]) -> None:
     server = launch(drain_timeout=600)
-    server.wait_for(ROLLING)
+    server.wait_for(READY_MESSAGE)
     running = in_background(lambda: httpx.post(f"{server.url}/echo", json={"ids": [1], "queue": 60}, timeout=60))
     time.sleep(0.5)
     server.process.send_signal(signal.SIGINT)
@@ -192,7 +192,7 @@ def test_a_crash_loop_ends_the_server_with_the_reason(launch: Callable[..., Serv
     template = tmp_path / "template"
     template.write_text("x")
     server = launch({"revision": "once", "chat_template": str(template)})
-    server.wait_for(ROLLING)
+    server.wait_for(READY_MESSAGE)
     with httpx.Client() as http:
         running = in_background(lambda: httpx.post(f"{server.url}/echo", json={"ids": [1], "queue": 60}, timeout=60))
         time.sleep(0.5)
@@ -205,7 +205,7 @@ def test_a_crash_loop_ends_the_server_with_the_reason(launch: Callable[..., Serv
 
 def test_a_killed_engine_comes_back_while_the_front_stays(launch: Callable[..., Server]) -> None:
     server = launch()
-    server.wait_for(ROLLING)
+    server.wait_for(READY_MESSAGE)
     assert httpx.post(f"{server.url}/die").status_code == 503
     deadline = time.monotonic() + 30
     while httpx.get(f"{server.url}/health").status_code != 200:
@@ -237,7 +237,7 @@ assert "torch" not in sys.modules
 @pytest.mark.field
 def test_a_newline_in_a_name_begins_no_line_of_the_output(launch: Callable[..., Server]) -> None:
     server = launch({"served_model_name": "m\nFORGED rid=1\x1b[31m"}, log_level="debug")
-    server.wait_for(ROLLING)
+    server.wait_for(READY_MESSAGE)
     for path in ("/echo", "/FORGED%0aFORGED", "/update_weights_from_disk"):
         httpx.post(server.url + path, json={"ids": [1], "rid": "r\nFORGED", "model_path": "p\nFORGED"}, timeout=30)
     server.process.send_signal(signal.SIGTERM)

@@ -11,7 +11,7 @@ import torch
 
 from trunkline.kernels.cpu import objects
 from trunkline.kernels.cpu.attention import paged
-from trunkline.kernels.cpu.threads import Task, float32s
+from trunkline.kernels.cpu.threads import Kernel, float32s
 
 
 class Arguments:
@@ -29,7 +29,7 @@ def scaling(factor: float) -> Callable[[], torch.Tensor]:
 
     def run() -> torch.Tensor:
         x = torch.arange(4, dtype=torch.float32)
-        Task(body, Arguments).run(1, x=x.data_ptr(), n=4)
+        Kernel(body, Arguments).run(1, x=x.data_ptr(), n=4)
         return x
 
     return run
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def test_kept_code_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = scaling(2.0)()
     assert len(list(folder.iterdir())) == 1
-    monkeypatch.setattr(Task, "_compile", None)  # any compilation now fails
+    monkeypatch.setattr(Kernel, "_compile", None)  # any compilation now fails
     assert torch.equal(scaling(2.0)(), first)
     assert first.tolist() == [0, 2, 4, 6]
 
@@ -65,7 +65,7 @@ def test_damaged_file_is_replaced(
     file.write_bytes(file.read_bytes()[:-20])
     assert scaling(2.0)().tolist() == [0, 2, 4, 6]
     assert "damaged" in caplog.text
-    monkeypatch.setattr(Task, "_compile", None)
+    monkeypatch.setattr(Kernel, "_compile", None)
     assert scaling(2.0)().tolist() == [0, 2, 4, 6]
 
 

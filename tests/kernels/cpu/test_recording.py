@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trunkline.kernels.cpu.recording import Recording, hold
+from trunkline.kernels.cpu.recording import Recording, keep_alive
 from trunkline.kernels.glu import glu
 from trunkline.kernels.linear import PackedLinear
 from trunkline.kernels.norm import rms_norm
@@ -21,8 +21,8 @@ def test_plays_over_any_number_of_rows(threads: int) -> None:
         x, normed, wide, gated = (torch.zeros(9, width) for width in (48, 48, 64, 32))
         with Recording() as recording:
             for _ in range(3):
-                up.into(rms_norm(x, weight, 1e-6, out=normed), wide)
-                down.into(glu(wide, "silu", gated), x, x)
+                up.forward_into(rms_norm(x, weight, 1e-6, out=normed), wide)
+                down.forward_into(glu(wide, "silu", gated), x, x)
         assert not x.any()  # noted, not run
         for rows in (9, 1, 4, 9):
             given = torch.randn(rows, 48)
@@ -47,8 +47,8 @@ def test_launches_run_again_once_the_recording_ends() -> None:
 
 def test_scratch_lives_as_long_as_the_recording() -> None:
     scratch = torch.zeros(3)
-    assert hold(scratch) is scratch
+    assert keep_alive(scratch) is scratch
     with Recording() as recording:
-        hold(scratch)
+        keep_alive(scratch)
         rms_norm(torch.zeros(1, 8), torch.ones(8), 1e-6)
-    assert recording.held == [scratch]
+    assert recording.kept_alive == [scratch]

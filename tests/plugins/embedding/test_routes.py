@@ -383,3 +383,16 @@ async def test_tei_s_truncation(live: Any) -> None:
     assert kept["Left"] != kept["Right"]
     for nothing in ([], ""):
         assert message(await http.post("/embed", json={"inputs": nothing})) == "inputs cannot be empty."
+
+
+@pytest.mark.parametrize("body", [{"text": "a"}, {"text": "a", "prompt_name": "query", "truncate": "start"}])
+async def test_without_a_tokenizer_ids_are_embedded_and_texts_refused(
+    saved: Callable[..., Any], engine: Callable[..., Engine], serve: Callable[..., Any], body: dict[str, Any]
+) -> None:
+    folder, _ = saved("qwen2", ("mean",), lambda width: Normalize(), prompts={"query": "query: "})
+    one = engine(folder, skip_tokenizer_init=True)
+    async with serve(one) as (http, _):
+        assert (await http.post("/encode", json={"input_ids": [5, 6]})).status_code == 200
+        answer = await http.post("/encode", json=body)
+        assert answer.status_code == 400
+        assert "initialized with skip_tokenizer_init=True cannot accept text prompts" in message(answer)

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
+import torch
 from litestar import Litestar, Request
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from trunkline.core import Engine
+from trunkline.core import types as core_types
+from trunkline.core.engine.batch import Batch
 from trunkline.core.errors import RequestError
+from trunkline.core.server.api import encode_json
 from trunkline.core.server.api.bodies import dialect_of, error_response
 from trunkline.core.types import ModelInfo, ServedModel, Submission
-from trunkline.plugins.generation.native.routes import generate_routes
+from trunkline.plugins.generation.native.body_schemas import GenerateBody
+from trunkline.plugins.generation.native.plan import plan
+from trunkline.plugins.generation.native.routes import frames, generate_routes
 from trunkline.plugins.generation.openai.chat import chat_routes
 from trunkline.plugins.generation.service import Service
 from trunkline.plugins.generation.settings import GenerationSettings
@@ -249,3 +259,94 @@ def make_app(make_settings: Callable[..., dict[str, Any]]) -> Callable[..., Any]
 async def client(engine: FakeEngine, make_app: Callable[..., Any]) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(engine)), base_url="http://test") as client:
         yield client
+
+
+# -- the whole engine --------------------------------------------------------------------------
+
+
+class Asked:
+    """An engine that answers bodies of ``/generate``, and what its scheduler did meanwhile."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        options = {"dtype": "float32", "threads": 1, "enable_return_hidden_states": True} | options
+        self.path = path
+        self.engine = Engine(str(path), **options)
+        (self.lane,) = self.engine.client.transport.loop.lanes
+        self.batches: list[Batch] = []
+        self.retracted: list[core_types.Request] = []
+        self.victim: Callable[[core_types.Request], bool] = lambda request: False  # who is retracted before a pass
+        self._plan = self.lane.scheduler.plan
+        self.lane.scheduler.plan = self._watch
+
+    def _watch(self) -> Batch | None:
+        scheduler = self.lane.scheduler
+        chosen = [entry for entry in scheduler._running if self.victim(entry.request)]
+        for entry in chosen:
+            scheduler._requeue(entry)
+        batch: Batch | None = self._plan()
+        if batch is not None:
+            batch.retracted.extend(entry.request for entry in chosen)
+            self.batches.append(batch)
+            self.retracted += batch.retracted
+        return batch
+
+    def watch_head(self) -> list[int]:
+        """How many rows go through the head, call by call from now on."""
+        rows: list[int] = []
+        head = self.lane.model.heads["lm"]
+
+        def watched(hidden: torch.Tensor) -> torch.Tensor:
+            rows.append(len(hidden))
+            out: torch.Tensor = head(hidden)
+            return out
+
+        self.lane.model.heads["lm"] = watched
+        return rows
+
+    def __call__(self, **body: Any) -> list[dict[str, Any]]:
+        """The records of a body."""
+        return self.together([body])[0]
+
+    def stream(self, **body: Any) -> list[dict[str, Any]]:
+        """The frames of a body."""
+        return self.together([body | {"stream": True}])[0]
+
+    def together(self, bodies: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        """The records, or frames, of each of several bodies that are sent at the same time."""
+
+        async def run(service: Service) -> list[list[dict[str, Any]]]:
+            return list(await asyncio.gather(*(self._answer(service, body) for body in bodies)))
+
+        return self.engine.run(run(self.engine.service(Service)), 120)
+
+    async def _answer(self, service: Service, body: dict[str, Any]) -> list[dict[str, Any]]:
+        job = await plan(service, msgspec.convert(body, GenerateBody))
+        if not body.get("stream"):
+            records: list[dict[str, Any]] = json.loads(
+                encode_json([sequence.record() for sequence in await service.complete(job)])
+            )
+            return records
+        sequences = await service.run(job)
+        events = [e async for e in frames(service, sequences, [1] * len(sequences), single=job.one_sequence)]
+        assert events[-1] == b"data: [DONE]\n\n"
+        return [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
+
+    def flush(self) -> None:
+        assert self.engine.run(_call(self.engine, "flush_cache"))
+
+
+async def _call(engine: Engine, control: str) -> Any:
+    return await engine.client.call(control)
+
+
+@pytest.fixture
+def asked() -> Iterator[Callable[..., Asked]]:
+    opened: list[Asked] = []
+
+    def open_engine(*args: Any, **options: Any) -> Asked:
+        opened.append(Asked(*args, **options))
+        return opened[-1]
+
+    yield open_engine
+    for one in opened:
+        one.engine.close()

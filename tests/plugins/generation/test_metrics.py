@@ -14,7 +14,7 @@ from prometheus_client import generate_latest
 from trunkline.core import Engine
 from trunkline.core.client.contracts import CheckedObservers
 from trunkline.core.client.replies import EngineReply
-from trunkline.core.discovery import Found, Provided
+from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.engine.messages import Progress, Started
 from trunkline.plugins.embedding.schemas import EmbeddingParams
 from trunkline.plugins.generation import trunkline_metrics
@@ -40,7 +40,7 @@ def run(metrics: TokenMetrics) -> Callable[..., dict[str, float]]:
     """``run(*messages, pause=0.0)``: a request with these messages, each after a pause; the samples then."""
 
     def run(*messages: dict[str, Any], pause: float = 0.0, label: str = "m") -> dict[str, float]:
-        observers = CheckedObservers([Provided(Found("generation", ""), metrics)])
+        observers = CheckedObservers([Provided(Plugin("generation", ""), metrics)])
         reply = EngineReply(1, "renamed", "write", "r", 3, lambda reply: None, model_label=label, observers=observers)
         reply.start(Started(1, 0, 0.0), "")
         for message in messages:

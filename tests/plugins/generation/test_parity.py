@@ -148,6 +148,6 @@ def test_retraction_changes_nothing(
     path = zoo(name)
     one = watched(path, backend, chunked_prefill_size=16, max_total_tokens=76, disable_radix_cache=True)
     for lane in one.engine.client.transport.loop.lanes:  # admit with optimism, so that the pool does run dry
-        lane.scheduler._share = 0.0
+        lane.scheduler._new_token_ratio = 0.0
     one.check(path, "tight")
     assert one.retracted > 0, "nothing was retracted"

@@ -24,7 +24,7 @@ async def generate(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
         ({"input_ids": [[1], 2]}, "input_ids mixes ids and lists of ids."),
         ({"input_ids": [100000]}, "The input_ids contains values greater than the vocab size ("),
         ({"input_ids": [-1]}, "The input_ids contains a negative value: -1."),
-        ({"text": ""}, "texts cannot be empty"),
+        ({"text": ""}, "texts cannot be empty and tokenizer must be initialized"),
         ({"input_ids": [1] * 100}, "The input (100 tokens) is longer than the model's context length (100 tokens)."),
         ({"input_ids": [1] * 95}, "Input length (95 tokens) exceeds the maximum allowed length (94 tokens)."),
         (
@@ -33,6 +33,8 @@ async def generate(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
             "of 101 tokens: 50 tokens from the input messages and 51 tokens for the completion.",
         ),
         ({"text": "a", "sampling_params": {"temperatur": 0}}, "unknown field `temperatur`, expected one of"),
+        ({"text": "a", "sampling_params": {"logit_bias": {"-1": 1}}}, "logit_bias must has keys in [0, 321], got -1."),
+        ({"text": "a", "sampling_params": {"stop_regex": "(?=x)"}}, "stop_regex '(?=x)' can't be used: invalid perl"),
         ({"text": "a", "sampling_params": {"n": 65}}, "n must be at most 64, got 65; --max-n sets the limit."),
         ({"text": ["a"] * 6, "sampling_params": {"n": 3}}, "The request asks for 18 sequences (6 prompts, n = 3)"),
         ({"text": ["a"] * 17}, "The request asks for 17 sequences"),
@@ -48,20 +50,24 @@ async def generate(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
             {"text": "a", "custom_logit_processor": "x"},
             "The server is not configured to enable custom logit processor.",
         ),
-        ({"text": "a", "return_logprob": True}, "return_logprob is not supported yet"),
-        ({"text": ["a"], "return_logprob": [False, True]}, "return_logprob is not supported yet"),
-        ({"text": "a", "return_hidden_states": True}, "return_hidden_states is not supported yet"),
-        ({"text": "a", "lora_path": "x"}, "lora_path is not supported yet"),
-        ({"text": "a", "session_params": {"id": "x"}}, "session_params is not supported yet"),
+        ({"text": "a", "return_flat_raw_top_logprobs": True}, "return_flat_raw_top_logprobs is not supported yet"),
+        (
+            {"text": "a", "lora_path": "x"},
+            "LoRA adapter 'x' was requested, but LoRA is not enabled. This server has no",
+        ),
+        ({"text": ["a", "b"], "lora_path": [None, "y"]}, "LoRA adapter 'y' was requested, but LoRA is not enabled."),
+        ({"text": "a", "extra_key": ["x"]}, "extra_key should be a string for a single request."),
+        ({"text": ["a"], "extra_key": ["x", "y"]}, "The length of extra_key should be equal to the batch size."),
+        ({"text": ["a"], "extra_key": [None]}, "Every extra_key should be a string."),
+        ({"text": "a", "cache_salt": ["x"]}, "cache_salt should be a string for a single request."),
+        ({"text": ["a"], "cache_salt": []}, "The length of cache_salt should be equal to the batch size."),
+        ({"text": ["a", "b"], "cache_salt": ["x", None]}, "Every cache_salt should be a string."),
         (
             {"text": "a", "image_data": json.loads("[" * 60 + "]" * 60)},
             "image_data is not supported: this server takes text only.",
         ),
-        ({"text": "a", "session_id": "x"}, "session_id is not supported yet"),
         ({"text": "a", "max_thinking_tokens": 5}, "max_thinking_tokens is not supported yet"),
-        ({"text": "a", "return_prompt_token_ids": True}, "return_prompt_token_ids is not supported yet"),
         ({"text": "a", "image_data": "x"}, "image_data is not supported: this server takes text only."),
-        ({"input_embeds": [[0.5]]}, "input_embeds is not supported yet"),
     ],
 )
 async def test_refused(client: httpx.AsyncClient, engine: Any, body: dict[str, Any], message: str) -> None:
@@ -115,7 +121,7 @@ async def test_an_error_of_a_single_prompt_names_no_item(client: httpx.AsyncClie
 
 @pytest.mark.field
 async def test_a_field_that_is_refused_is_a_400_in_a_stream_too(client: httpx.AsyncClient) -> None:
-    response = await generate(client, text="a", stream=True, return_logprob=True)
+    response = await generate(client, text="a", stream=True, return_sampling_mask=True)
     assert (response.status_code, response.headers["content-type"]) == (400, "application/json")
 
 
@@ -147,6 +153,9 @@ async def test_what_unmodified_clients_send_passes(client: httpx.AsyncClient) ->
     extras = dict.fromkeys(("lora_path", "image_data", "custom_logit_processor", "session_params", "input_embeds"))
     body = {"text": "a", "stream": False, "return_logprob": False, "logprob_start_len": -1, "top_logprobs_num": 0}
     assert (await client.post("/generate", json={**body, **extras, "return_hidden_states": False})).status_code == 200
+    lists = {"lora_path": [None, None], "custom_logit_processor": [None], "return_logprob": [False, False]}
+    assert (await client.post("/generate", json={"text": ["a", "b"], **lists})).status_code == 200
+    assert (await client.post("/generate", json={"text": "a", "lora_path": ""})).status_code == 200
 
 
 async def test_a_full_queue_is_503_at_once_streaming_or_not(client: httpx.AsyncClient, engine: Any) -> None:

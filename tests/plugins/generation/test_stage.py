@@ -11,8 +11,11 @@ import torch
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import ModelInfo, Part, PartRow, Request, Step
+from trunkline.kernels.adjust import adjust_reference
+from trunkline.kernels.logprobs import logprobs_reference
 from trunkline.kernels.sample import sample_reference
-from trunkline.plugins.generation.schemas import GenerationParams
+from trunkline.plugins.generation.sampling.extensions import Extensions
+from trunkline.plugins.generation.schemas import GenerationParams, LogprobParams
 from trunkline.plugins.generation.settings import RESERVED
 from trunkline.plugins.generation.stage import GenerationStage
 
@@ -42,8 +45,9 @@ class Driver:
             max_request_tokens=limit,
             heads={"lm": self._head},
             device=torch.device("cpu"),
+            backend=SimpleNamespace(logprobs=logprobs_reference),
         )
-        self.stage = GenerationStage(model, sample_reference)
+        self.stage = GenerationStage(model, sample_reference, adjust_reference, Extensions())
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
         self.calls += 1
@@ -61,9 +65,10 @@ class Driver:
             for index, (request, _) in enumerate(rows)
         ]
         part = Part("generation", parts)
+        self.stage.prepare(part)
         launched = self.stage.launch(part, torch.stack([logits for _, logits in rows]))
         assert launched.next_ids is not None
-        steps = list(self.stage.collect(part, {"next_ids": launched.next_ids}))
+        steps = list(self.stage.collect(part, {**launched.tensors, "next_ids": launched.next_ids}))
         for step in steps:
             step.request.tokens.extend(step.tokens)
         return steps
@@ -188,6 +193,35 @@ def test_logits_that_are_not_finite_end_their_request_only(driver: Driver) -> No
     assert (bad.finish["type"], bad.finish["status_code"]) == ("abort", 500)
     assert bad.tokens == ()
     assert (good.tokens, good.finish) == ((6,), None)
+
+
+def test_logits_that_are_not_finite_have_no_log_probabilities(driver: Driver) -> None:
+    broken, whole, plain = (
+        driver.admit(key=key, logprobs=logprobs, **GREEDY)
+        for key, logprobs in ((1, LogprobParams()), (2, LogprobParams(top=1)), (3, None))
+    )
+    bad, good, usual = driver.steps((broken, torch.full((VOCABULARY,), torch.nan)), (whole, peak(6)), (plain, peak(7)))
+    assert (bad.finish or {})["type"] == "abort"
+    assert bad.data is None
+    assert good.tokens == (6,)
+    assert good.data.output.chosen_ids == good.data.output.top_ids == (6).to_bytes(4, "little")
+    assert good.data.output.chosen == good.data.output.top
+    assert (usual.tokens, usual.data) == ((7,), None)
+
+
+def test_a_row_whose_results_fail_ends_alone(driver: Driver) -> None:
+    broken, whole = (driver.admit(key=key, logprobs=LogprobParams(), **GREEDY) for key in (1, 2))
+    broken.state.rows = SimpleNamespace(prompt_len=3, logprobs=LogprobParams(), hidden="", due=2)  # can't note it
+    bad, good = driver.steps((broken, peak(5)), (whole, peak(6)))
+    assert bad.error is not None
+    assert (bad.error.status, good.tokens) == (500, (6,))
+
+
+@pytest.mark.parametrize("ids", [(5, VOCABULARY), (-1,)])
+def test_log_probabilities_of_ids_outside_the_vocabulary_are_refused(driver: Driver, ids: tuple[int, ...]) -> None:
+    """Here, too: scripts call the engine without the front's checks."""
+    with pytest.raises(RequestError, match=r"out-of-vocabulary token id (400|-1); valid range is \[0, 400\)"):
+        driver.admit(logprobs=LogprobParams(ids=ids))
 
 
 def test_a_failing_row_ends_alone(driver: Driver, byte_level: Any) -> None:

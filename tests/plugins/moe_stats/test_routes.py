@@ -13,6 +13,7 @@ import pytest
 from trunkline.core import Engine
 from trunkline.plugins.generation.offline import generate
 from trunkline.plugins.moe_stats import live, offline, trunkline_routes
+from trunkline.plugins.moe_stats.recorder import Recorder
 
 START, STOP, DUMP = (f"/{verb}_expert_distribution_record" for verb in ("start", "stop", "dump"))
 TEXTS = {
@@ -23,7 +24,8 @@ TEXTS = {
 
 
 def files(engine: Engine) -> set[Path]:
-    [settings] = {observer._settings for observer in engine.client.transport.loop.lanes[0].model.expert_observers}
+    observers = engine.client.transport.loop.lanes[0].model.expert_observers
+    [settings] = {observer._settings for observer in observers if isinstance(observer, Recorder)}
     return set(Path(settings.expert_dump_dir).glob("*.pt"))
 
 

@@ -18,7 +18,7 @@ from trunkline.core.model import attention, experts
 from trunkline.core.model.attention import ForwardContext, packed_layout, paged_layout
 from trunkline.core.model.fusion import decoder_layer as fused
 from trunkline.core.model.fusion.decoder_layer import FusedLayer
-from trunkline.core.model.fusion.decoder_parts import norm_of
+from trunkline.core.model.fusion.decoder_modules import norm_of
 from trunkline.core.model.fusion.find_decoder import FuseReport, fuse
 from trunkline.kernels.backend import choose
 from trunkline.kernels.cpu.processor import has_bfloat16_pairs
@@ -28,7 +28,7 @@ BACKEND = choose("cpu", "cpu")
 FUSED = ["llama", "llama-tied", "qwen2", "qwen3", "mistral-sliding", "phi3", "gemma2", "gemma3"]
 ATTENTION_ONLY = ["mixtral", "qwen2-moe", "qwen3-moe"]
 KEPT = {
-    "granite": "forward does more than its parts say",
+    "granite": "forward does more than its modules show",
     "cohere": "aren't RMS norms",
     "gpt-oss": "sinks",
     "deepseek-v3": "another width",
@@ -81,7 +81,7 @@ def test_fused_and_the_same(name: str, build: Callable[..., Any]) -> None:
     layers = list(model.model.layers)
     assert all(type(layer) is FusedLayer for layer in layers)
     assert all((layer.mlp is None) == (name in FUSED) for layer in layers)
-    assert report.walk == (name != "gemma3")  # two rotary embeddings: transformers hands out the right one
+    assert report.fused_forward == (name != "gemma3")  # two rotary embeddings: transformers hands out the right one
     torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-4)
 
 
@@ -91,7 +91,7 @@ def test_kept_and_untouched(name: str, build: Callable[..., Any]) -> None:
     before = logits(model)
     report = fuse(model, BACKEND)
     assert not report.fused
-    assert not report.walk
+    assert not report.fused_forward
     assert KEPT[name] in report.sentence
     torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=1e-5)  # only the head is packed
 
@@ -116,7 +116,7 @@ def test_decodes_from_the_pool(name: str, build: Callable[..., Any]) -> None:
         pieces.append(run(model, ids[slice(*span)], positions([span]), context))
         if span[0] < 16 or name == "mixtral":  # passes of lone tokens are played back
             assert context.calls == 2
-            assert context.seen[1] == (shape.kv_heads, shape.width, shape.width)
+            assert context.kv_shapes[1] == (shape.kv_heads, shape.width, shape.width)
     torch.testing.assert_close(torch.cat(pieces), whole, rtol=1e-4, atol=1e-4)
 
 
@@ -132,7 +132,7 @@ def test_bfloat16_is_proven_in_float32(name: str, build: Callable[..., Any]) -> 
 
 def test_own_forward_still_answers_what_the_walk_does_not(build: Callable[..., Any]) -> None:
     model = build("llama")
-    assert fuse(model, BACKEND).walk
+    assert fuse(model, BACKEND).fused_forward
     context = ForwardContext(packed_layout([6]), None, BACKEND)
     ids = torch.arange(6)[None]
     given: dict[str, Any] = {"position_ids": ids, "use_cache": False, "trunk": context}
@@ -186,7 +186,7 @@ def test_proof_catches(defect: str, build: Callable[..., Any], monkeypatch: pyte
         DEFECTS[defect](patch)
         report = fuse(model, BACKEND)
     assert not report.fused
-    assert "does more than its parts say" in report.sentence
+    assert "does more than its modules show" in report.sentence
     if defect != "biases forgotten":  # the head, packed under the same defect, has none
         torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-4)
 
@@ -249,7 +249,7 @@ def test_norms_are_known_by_what_they_compute() -> None:
 def test_decoding_is_played_back(name: str, build: Callable[..., Any]) -> None:
     model = build(name)
     fuse(model, BACKEND)
-    assert model.model.forward.playback
+    assert model.model.forward.replay
 
 
 def test_a_playback_that_differs_is_not_used(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,10 +261,10 @@ def test_a_playback_that_differs_is_not_used(build: Callable[..., Any], monkeypa
             lambda x, activation, out=None, glu=fused.glu: glu(x if out is None else x * 2, activation, out),
         )
         fuse(model, BACKEND)
-    assert not model.model.forward.playback
+    assert not model.model.forward.replay
     model = build("llama", torch.bfloat16)
     fuse(model, BACKEND)
-    assert model.model.forward.playback is has_bfloat16_pairs()
+    assert model.model.forward.replay is has_bfloat16_pairs()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

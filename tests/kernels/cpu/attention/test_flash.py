@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from trunkline.kernels import attention_extend
 from trunkline.kernels.cpu.attention.flash_arguments import sizes
 from trunkline.kernels.cpu.processor import has_bfloat16_pairs
-from trunkline.kernels.cpu.threads import Task
+from trunkline.kernels.cpu.threads import Kernel
 from trunkline.kernels.layout import Layout
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
@@ -84,7 +84,7 @@ def _four_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Four threads, for work of any size."""
     before = torch.get_num_threads()
     torch.set_num_threads(4)
-    monkeypatch.setattr(attention_extend, "_SERIAL", 0)
+    monkeypatch.setattr(attention_extend, "_MIN_PARALLEL", 0)
     yield
     torch.set_num_threads(before)
 
@@ -115,19 +115,19 @@ def test_equals_reference(data: st.DataObject) -> None:
         assert rows.error(**rules) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("wrong", [{"causal": 0}, {"window": 0}, {"units": -1}, {"block": -16}], ids=str)
+@pytest.mark.parametrize("wrong", [{"causal": 0}, {"window": 0}, {"units": -1}, {"block_keys": -16}], ids=str)
 def test_a_wrong_argument_is_caught(monkeypatch: pytest.MonkeyPatch, wrong: dict[str, int]) -> None:
     """Seeded bugs: a rule forgotten, a unit lost; but another size of blocks is no bug."""
-    run = Task.run
+    run = Kernel.run
     ((name, value),) = wrong.items()
 
-    def changed(self: Task, team: int, **arguments: Any) -> None:
+    def changed(self: Kernel, team: int, **arguments: Any) -> None:
         run(self, team, **arguments | {name: arguments[name] + value if value else 0})
 
     rows = Rows.make((6, 2), (32, 32), [150, 20], [30, 100])
     assert rows.error(window=60) < 2e-5
-    monkeypatch.setattr(Task, "run", changed)
-    assert (rows.error(window=60) < 2e-5) == (name == "block")
+    monkeypatch.setattr(Kernel, "run", changed)
+    assert (rows.error(window=60) < 2e-5) == (name == "block_keys")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -164,7 +164,7 @@ def test_nan_stays_in_its_row(place: str, dtype: torch.dtype) -> None:
 def test_scratch_does_not_grow_with_lengths_and_stays_small() -> None:
     for share, key_dim, value_dim in [(1, 32, 32), (3, 64, 64), (16, 128, 128), (64, 576, 512)]:
         for together in (1, 2):
-            assert sizes(share, key_dim, value_dim, together).size < 1 << 20
+            assert sizes(share, key_dim, value_dim, together).scratch_size < 1 << 20
 
 
 def test_other_dtypes_are_refused() -> None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from trunkline.core.errors import RequestError
@@ -115,6 +116,23 @@ async def test_salts_of_different_makers_never_meet(client: httpx.AsyncClient, e
     assert len({item.salt for item in engine.items}) == len(given)
 
 
+async def test_each_prompt_of_a_batch_may_have_a_salt(client: httpx.AsyncClient, engine: Any) -> None:
+    body = {"input_ids": [[1, 2], [3, 4]], "extra_key": ["x", ""], "cache_salt": "s", "sampling_params": {"n": 2}}
+    assert (await client.post("/generate", json=body)).status_code == 200
+    first, second = b"x\xffs", b"\xffs"
+    assert [item.salt for item in engine.items] == [first, second, first, first, second, second], "primes, then samples"
+
+
+async def test_prompt_token_ids_on_request(client: httpx.AsyncClient, engine: Any, byte_level: Any) -> None:
+    ids = byte_level.encode("hello")
+    body: dict[str, Any] = {"text": "hello", "return_prompt_token_ids": True}
+    assert (await generate(client, **body)).json()["prompt_token_ids"] == ids
+    assert "prompt_token_ids" not in (await generate(client, text="hello")).json()
+    assert [frame["prompt_token_ids"] for frame in await frames(client, **body)] == [ids]
+    records = (await generate(client, **body | {"text": ["hello", "fox"], "sampling_params": {"n": 2}})).json()
+    assert [record["prompt_token_ids"] for record in records] == [ids] * 2 + [byte_level.encode("fox")] * 2
+
+
 @pytest.mark.parametrize("field", ["rid", "extra_key", "cache_salt"])
 async def test_what_every_sequence_carries_is_short(client: httpx.AsyncClient, engine: Any, field: str) -> None:
     answer = await client.post("/generate", json={"text": ["a"] * 8, field: "x" * 5000})
@@ -130,6 +148,22 @@ async def test_stop_strings_are_cut_from_the_text(client: httpx.AsyncClient, eng
     record = (await generate(client, text="a", sampling_params=params)).json()
     assert record["text"] == ("the " if trim else "the fox jumps")
     assert record["meta_info"]["finish_reason"] == {"type": "stop", "matched": "fox"}
+
+
+@pytest.mark.parametrize("matched", ["fo.", "the", "max_sentences"])
+async def test_what_an_expression_or_a_condition_matched_stays(
+    client: httpx.AsyncClient, engine: Any, matched: str
+) -> None:
+    """As in SGLang; and where its source occurs in the text, nothing that was shown is withdrawn."""
+    engine.says("the fo. jumps over the fox", {"type": "stop", "matched": matched})
+    params = {"stop_regex": ["fo.", "the"], "stop": "dog"}
+    record = (await generate(client, text="a", sampling_params=params)).json()
+    assert record["text"] == "the fo. jumps over the fox"
+    assert record["meta_info"]["finish_reason"] == {"type": "stop", "matched": matched}
+    stream = (await generate(client, text="a", sampling_params=params, stream=True)).text
+    texts = [json.loads(frame.removeprefix("data: "))["text"] for frame in stream.split("\n\n")[:-2]]
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
+    assert texts[-1] == record["text"]
 
 
 async def test_a_stop_token_is_no_text_but_is_an_output(
@@ -164,6 +198,37 @@ async def test_without_tokenizer(make_engine: Callable[..., Any], make_app: Call
         refused = await generate(client, text="a")
         assert refused.status_code == 400
         assert "provide input_ids" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            {"text": "a"},
+            "The engine initialized with skip_tokenizer_init=True cannot accept text prompts. Please provide input_ids "
+            "or re-initialize the engine with skip_tokenizer_init=False.",
+        ),
+        (
+            {"input_ids": [1], "sampling_params": {"stop": "x"}},
+            "stop=['x'] is unavailable when skip_tokenizer_init=True (requires tokenizer to decode tokens to text for "
+            "matching).",
+        ),
+        (
+            {"input_ids": [1], "sampling_params": {"stop_regex": ["x+"]}},
+            "stop_regex=['x+'] is unavailable when skip_tokenizer_init=True (requires tokenizer to decode tokens to "
+            "text for matching).",
+        ),
+    ],
+)
+async def test_with_skip_tokenizer_init(
+    make_engine: Callable[..., Any], make_app: Callable[..., Any], body: dict[str, Any], message: str
+) -> None:
+    engine = make_engine(None)
+    engine.models = [msgspec.structs.replace(engine.models[0], skip_tokenizer_init=True)]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(engine)), base_url="http://t") as client:
+        refused = await client.post("/generate", json=body)
+        assert (refused.status_code, refused.json()["error"]["message"]) == (400, message)
+        assert "text" not in (await generate(client, input_ids=[1], sampling_params={"stop_token_ids": [2]})).json()
 
 
 # -- streams ---------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ async def events(client: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]]
 
 async def test_whole(client: httpx.AsyncClient, engine: Any, byte_level: Any) -> None:
     engine.says(" fox", {"type": "stop", "matched": "x"})
-    answer = (await chat(client)).json()
+    answer = (await chat(client, stop="x")).json()
     (item,) = engine.items
     prompt = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     assert byte_level.decode(item.prompt, skip_special_tokens=False) == prompt
@@ -128,7 +128,11 @@ async def test_stream_with_n(client: httpx.AsyncClient, engine: Any) -> None:
         ({"session_id": "x"}, "session_id is not supported yet"),
         ({"custom_logit_processor": "x"}, "The server is not configured to enable custom logit processor."),
         ({"response_format": {"type": "json_object"}}, "response_format is not supported yet"),
-        ({"frequency_penalty": 1}, "frequency_penalty is not supported yet"),
+        ({"frequency_penalty": 3}, "frequency_penalty must be in [-2, 2], got 3.0."),
+        ({"logit_bias": {"x": 1}}, "invalid literal for int() with base 10: 'x'"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens must be in [0, max_tokens(4)], got 5."),
+        ({"stop_regex": "("}, "stop_regex '(' can't be used: missing ): ("),
+        ({"custom_params": {"x": "y" * 70000}}, "custom_params may have at most 65536 bytes"),
         ({"temperature": -1}, "temperature must be a non-negative finite number, got -1.0."),
         ({"n": 65}, "n must be at most 64, got 65"),
         ({"max_tokens": 0}, "max_tokens must be at least 1, or -1 for no limit; got 0."),
@@ -182,7 +186,7 @@ def test_defaults_come_from_the_model_s_authors(tmp_path: Path) -> None:
     recommended = {"temperature": 0.2, "top_p": 0.9, "top_k": 0, "repetition_penalty": 1.05, "eos_token_id": 2}
     assert chat_defaults(str(tmp_path), "model") == {"temperature": 0.7}
     (tmp_path / "generation_config.json").write_text(json.dumps(recommended))
-    assert chat_defaults(str(tmp_path), "model") == {"temperature": 0.2, "top_p": 0.9}
+    assert chat_defaults(str(tmp_path), "model") == {"temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.05}
     assert chat_defaults(str(tmp_path), "openai") == {"temperature": 0.7}
     (tmp_path / "generation_config.json").write_text("{")
     assert chat_defaults(str(tmp_path), "model") == {"temperature": 0.7}

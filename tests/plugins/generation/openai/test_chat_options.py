@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from trunkline.plugins.generation.schemas import GenerationParams
+
 pytestmark = pytest.mark.field
 
 USER = {"role": "user", "content": "hello"}
@@ -237,7 +239,10 @@ async def test_minus_one_goes_before_the_server_s_preferred_limit(engine: Any, m
         ({"max_completion_tokens": 1000}, "max_completion_tokens"),
         ({"max_tokens": 1, "max_completion_tokens": 1000}, "max_completion_tokens"),
         ({"min_tokens": -1}, "min_tokens"),
-        ({"min_tokens": 3}, "min_tokens"),
+        ({"min_tokens": 3, "max_tokens": 2}, "min_tokens"),
+        ({"logit_bias": {"100000": 1}}, "logit_bias"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"stop_regex": ["x"] * 33}, "stop_regex"),
         ({"top_p": 2}, "top_p"),
         ({"n": 0.5}, "n"),
         ({"seed": 2**64}, "seed"),
@@ -254,6 +259,28 @@ async def test_errors_name_the_field_as_it_was_sent(
     assert param in (field, None)  # None: the body can't be decoded, and the message has the path
     for other in ("max_new_tokens", "min_new_tokens", "sampling_seed", "max_completion_tokens"):
         assert other == field or other not in message
+
+
+async def test_sampling_fields_reach_the_engine(client: httpx.AsyncClient, engine: Any) -> None:
+    """Those that chat shares with ``sampling_params``; OpenAI's and SGLang's names."""
+    given: dict[str, Any] = {
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.25,
+        "repetition_penalty": 1.25,
+        "logit_bias": {"5": -100, "07": 2.5},
+        "min_tokens": 2,
+        "stop_regex": ["a+", "b"],
+        "custom_params": {"deep": [1, {"x": None}]},
+    }
+    assert (await chat(client, **{**given, "max_tokens": 3})).status_code == 200
+    params = engine.items[-1].params
+    assert (params.frequency_penalty, params.presence_penalty, params.repetition_penalty) == (0.5, -0.25, 1.25)
+    assert params.logit_bias == ((5, -100.0), (7, 2.5))
+    assert (params.min_new_tokens, params.stop_regex) == (2, ("a+", "b"))
+    assert params.custom_params == given["custom_params"]
+    assert (await chat(client, **dict.fromkeys(given))).status_code == 200
+    nulls = engine.items[-1].params
+    assert nulls == GenerationParams(max_new_tokens=1, temperature=0.7, seed=nulls.seed)
 
 
 async def test_usage_of_every_chunk_on_demand(client: httpx.AsyncClient, engine: Any) -> None:

@@ -1,4 +1,4 @@
-"""uvicorn with a limit for each part of a message and of a connection."""
+"""The HTTP protocol of uvicorn with limits on the size and time of each part of a message and of a connection."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from trunkline.core.logs import RateLimited
 from trunkline.core.server.api.streams import ABORT_EXTENSION
 
-MAX_HEAD = 16 << 10  # bytes of request line and headers; of trailers
+MAX_HEAD = 16 << 10  # bytes of request line and headers; also bytes of trailers
 MAX_HEADERS = 256  # header fields of a request
-MAX_PIPELINED = 64  # requests of one connection that wait for the one that is being answered
-MAX_FRAMING = 128 << 10  # bytes of a body that aren't content: sizes and extensions of chunks, trailers …
-FRAMED = 8  # … beyond one for so many bytes of content: parsing tiny chunks takes much time
-HEAD_SECONDS = 30.0  # from opening a connection, or beginning a head, to the head's end
-KEEP_ALIVE_SECONDS = 30  # from an answer to the beginning of the next head
-FLUSH_SECONDS = 30.0  # in which the client of a closing connection must take some of what is unsent
-LINGER_SECONDS = 3.0  # in which the client can read an answer after which the connection is closed
-LAST_WORDS = 3  # seconds that open connections get after the engine has ended
-WRITE_BUFFER = 16 << 10  # bytes; more unsent data makes a stream wait for its client
+MAX_PIPELINED = 64  # requests that wait on one connection for the response to an earlier one
+# Framing are the bytes of a body that aren't content: chunk sizes, chunk extensions, trailers. Parsing tiny chunks is
+# slow, so a body may have MAX_FRAMING bytes of it, and one more for each FRAMED bytes of content.
+MAX_FRAMING = 128 << 10
+FRAMED = 8
+HEAD_SECONDS = 30.0  # header time: from opening a connection, or from the first byte of a head, to the end of the head
+KEEP_ALIVE_SECONDS = 30  # idle time between a response and the next head
+FLUSH_SECONDS = 30.0  # a closing connection is dropped when its client reads nothing for this time
+LINGER_SECONDS = 3.0  # time for the client to read the last response before the connection is closed
+SHUTDOWN_SECONDS = 3  # time for open connections to finish after the engine has stopped
+WRITE_BUFFER = 16 << 10  # bytes; a stream with more unsent data waits for its client
 
 bad_requests = RateLimited(logging.getLogger("trunkline.server"), logging.WARNING, seconds=10.0)
 
 
-# Status and text of the answer to a message that can't be read on.
+# Status and text of the response to a message that can't be read.
 NOT_HTTP = (400, "Invalid HTTP request received.")
 NO_HOST = (400, "A request must have one Host header.")  # RFC 9112, section 3.2
 NO_TUNNEL = (405, "CONNECT is not supported: this is no proxy.")
@@ -43,39 +45,39 @@ FRAMING_TOO_LARGE = (400, f"Chunks too small or their extensions too large: over
 TOO_MANY_PIPELINED = (503, f"Too many pipelined requests: at most {MAX_PIPELINED} may wait.")
 
 
-class Refusal(Exception):
-    """Raised by a callback of the parser, to stop it; made of one of the pairs above."""
+class UnreadableMessage(Exception):
+    """Raised by a parser callback to stop parsing; its arguments are status and text of the response."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """One connection. Adds ``ABORT_EXTENSION`` to each request's scope.
 
-    A message that can't be read is answered after the requests before it; then the connection is
-    closed. Offers to upgrade are ignored (RFC 9110, section 7.8): the request is answered in HTTP/1.1.
+    The response to a message that can't be read is sent after those to the requests before it; then the connection is
+    closed. Upgrade headers are ignored (RFC 9110, section 7.8): the request is answered in HTTP/1.1.
     """
 
     transport: asyncio.Transport
     _running: RequestResponseCycle | None = None  # the request that is being answered; later ones are in ``pipeline``
-    _refusal: tuple[int, str] | None = None  # what is answered last; nothing more is read
-    _requests = 0  # heads begun
-    _part: Literal["between", "head", "body"] = "between"  # of a message, or between two
-    _size = 0  # bytes of complete headers in the running head, then in the trailers
-    _body = 0  # bytes of all bodies
-    _framing = 0.0  # bytes of the running part that aren't content, less those that its content allows
-    _unsent = 0  # bytes, when a closing connection was last looked at
-    _timer: asyncio.TimerHandle | None = None
+    _refusal: tuple[int, str] | None = None  # the last response of the connection; no more data is read
+    _requests = 0  # number of heads begun
+    _part: Literal["between", "head", "body"] = "between"  # the part of a message that is being read
+    _size = 0  # bytes of complete headers in the current head, then in the trailers
+    _body = 0  # bytes of all bodies so far
+    _framing = 0.0  # framing of the current part in bytes, less what its content allows
+    _unsent = 0  # unsent bytes of a closing connection at the last check
+    _timer: asyncio.TimerHandle | None = None  # of the time limit that applies now
 
     # -- connection --------------------------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        self._give(HEAD_SECONDS, self._head_is_late)
+        self._set_timer(HEAD_SECONDS, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._give(None)
+        self._set_timer(None)
         self.pipeline.clear()
-        if self._running is not None and self._running is not self.cycle:  # uvicorn tells the last request only
+        if self._running is not None and self._running is not self.cycle:  # uvicorn notifies the last request only
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
@@ -98,7 +100,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._parse(data)
         except httptools.HttpParserError as error:
             cause = error.__context__  # what a callback raised
-            self._refuse(*(cause.args if isinstance(cause, Refusal) else NOT_HTTP))
+            self._refuse(*(cause.args if isinstance(cause, UnreadableMessage) else NOT_HTTP))
             return
         if begun == (self._requests, self._part):  # all of ``data`` is of the same part
             content = self._body - body
@@ -107,8 +109,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._refuse(*(FRAMING_TOO_LARGE if self._part == "body" else HEAD_TOO_LARGE))
 
     def _parse(self, data: bytes) -> None:
-        """Feed the parser, which stops at every offer to upgrade: feed the rest to a new one, after the same
-        head without the offer."""
+        """Feed the parser. It stops after a head with an Upgrade header; then a new parser gets the same head without
+        that header, and the rest of the data."""
         pieces: list[bytes | memoryview] = [data]
         while pieces:
             piece = pieces.pop()
@@ -129,7 +131,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._requests += 1
         self._part, self._size, self._framing = "head", 0, 0.0
-        self._give(HEAD_SECONDS, self._head_is_late)
+        self._set_timer(HEAD_SECONDS, self._head_is_late)
         extensions: Any = self.scope.setdefault("extensions", {})
         extensions[ABORT_EXTENSION] = self.transport.abort
 
@@ -137,25 +139,25 @@ class BoundedProtocol(HttpToolsProtocol):
         self._size += len(name) + len(value) + 4
         if self._part != "head":  # a trailer, which is dropped
             if self._size > MAX_HEAD:
-                raise Refusal(*TRAILERS_TOO_LARGE)
+                raise UnreadableMessage(*TRAILERS_TOO_LARGE)
             return
         if self._size + len(self.url) > MAX_HEAD or len(self.headers) == MAX_HEADERS:
-            raise Refusal(*HEAD_TOO_LARGE)
+            raise UnreadableMessage(*HEAD_TOO_LARGE)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self.parser.get_method() == b"CONNECT":
-            raise Refusal(*NO_TUNNEL)
+            raise UnreadableMessage(*NO_TUNNEL)
         if self.parser.should_upgrade():
-            return  # the same head comes again
+            return  # _parse feeds the same head again
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
-            raise Refusal(*NO_HOST)
+            raise UnreadableMessage(*NO_HOST)
         if len(self.url) > MAX_HEAD:
-            raise Refusal(*HEAD_TOO_LARGE)
+            raise UnreadableMessage(*HEAD_TOO_LARGE)
         if len(self.pipeline) >= MAX_PIPELINED:
-            raise Refusal(*TOO_MANY_PIPELINED)
-        self._give(None)
+            raise UnreadableMessage(*TOO_MANY_PIPELINED)
+        self._set_timer(None)
         self._unset_keepalive_if_required()  # set by an earlier response since this head began
         self._part, self._size, self._framing = "body", 0, 0.0
         super().on_headers_complete()
@@ -165,7 +167,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._part == "body":  # else it is an offer to upgrade
+        if self._part == "body":  # else the head has an Upgrade header and is parsed again
             self._part, self._framing = "between", 0.0
             super().on_message_complete()
 
@@ -181,10 +183,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._limit_flush()
 
     def _refuse(self, status: int, text: str) -> None:
-        """Read no more. The message that can't be read gets this answer, after the requests before it theirs."""
+        """Stop reading, and send this response after those to earlier requests."""
         bad_requests.log("bad request from %s: %s", self.client and self.client[0], text)
         self._refusal = status, text
-        self._give(None)
+        self._set_timer(None)
         cycle = self.cycle
         if self._part != "body":
             self._refuse_in_turn()
@@ -201,7 +203,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._answer_refusal(status, text)
 
     def _refuse_in_turn(self) -> None:
-        """Answer the refusal if no earlier request is still to be answered."""
+        """Send the refusal if all earlier requests are answered."""
         answered = self._running is None or self._running.response_complete
         if self._refusal is not None and answered and not self.pipeline and not self.transport.is_closing():
             self._answer_refusal(*self._refusal)
@@ -215,14 +217,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._close_gently()
 
     def _close_gently(self) -> None:
-        """Close in a moment: closing at once, with data unread, could destroy the answer on its way."""
+        """Close after ``LINGER_SECONDS``: closing with unread data resets the connection, and the response is lost."""
         if self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._give(LINGER_SECONDS, self._close)
+        self._set_timer(LINGER_SECONDS, self._close)
 
     def _close(self) -> None:
         self.transport.close()
@@ -235,10 +237,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _limit_flush(self) -> None:
-        """A closing transport flushes first, which never ends when the client doesn't read."""
+        """Limit the time in which a closing transport flushes: without a limit, a client that doesn't read keeps it."""
         if self.transport.is_closing():
             self._unsent = self.transport.get_write_buffer_size()
-            self._give(FLUSH_SECONDS, self._flush_or_drop)
+            self._set_timer(FLUSH_SECONDS, self._flush_or_drop)
 
     def _flush_or_drop(self) -> None:
         before = self._unsent
@@ -246,15 +248,15 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._unsent >= before:
             self.transport.abort()
 
-    def _give(self, seconds: float | None, then: Callable[[], None] | None = None) -> None:
-        """Do ``then`` after ``seconds`` unless something else is given before; None = no limit."""
+    def _set_timer(self, seconds: float | None, then: Callable[[], None] | None = None) -> None:
+        """Call ``then`` after ``seconds``, in place of the timer that was set before; None = no timer."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if seconds is None or then is None else self.loop.call_later(seconds, then)
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its signal handlers: they would close the port before the drain."""
+    """uvicorn without its signal handlers, which would close the port before requests are drained."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -262,7 +264,7 @@ class Server(uvicorn.Server):
 
 
 def uvicorn_config(app: Litestar) -> uvicorn.Config:
-    """How connections are handled. Forwarding headers aren't believed: anybody can send them."""
+    """uvicorn's configuration. Forwarding headers are ignored, because any client can send them."""
     return uvicorn.Config(
         app,
         http=BoundedProtocol,
@@ -274,5 +276,5 @@ def uvicorn_config(app: Litestar) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=LAST_WORDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )

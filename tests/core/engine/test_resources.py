@@ -9,8 +9,8 @@ import psutil
 import pytest
 import torch
 
-from trunkline.core.engine import machine
-from trunkline.core.engine.machine import available_bytes, cores, set_threads
+from trunkline.core.engine import resources
+from trunkline.core.engine.resources import available_bytes, cores, set_threads
 
 GIB = 1 << 30
 Files = Callable[[dict[str, str]], Path]
@@ -20,7 +20,7 @@ Files = Callable[[dict[str, str]], Path]
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     """Write a tree like that of / ; the machine itself has 64 cores and 64 GiB."""
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 64)
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: range(48))
+    monkeypatch.setattr(resources.os, "sched_getaffinity", lambda pid: range(48))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 64 * GIB}))
 
     def write(contents: dict[str, str]) -> Path:
@@ -72,7 +72,7 @@ def test_this_machine_has_something() -> None:
 
 def test_threads_are_those_asked_for_or_one_a_core_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(resources, "cores", lambda: 2)
     try:
         for asked, expected in ((3, 3), (None, 2), (1, 1), (None, 1)):
             set_threads(asked)

@@ -1,4 +1,4 @@
-"""CPU cores and memory that this process may use, as far as its control groups allow."""
+"""CPU cores and memory that this process may use, with regard to the limits of its control groups (cgroups)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 
 ROOT = Path("/")
 
-# Names in version 2 of control groups, then in version 1: limit, use, and in memory.stat what the
-# kernel gives back when it is needed (files that were read, model weights among them).
+# File names in cgroups v2, then v1: limit, use, and the field of memory.stat with the page cache that the kernel can
+# reclaim (files that were read, such as model weights).
 _MEMORY = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -21,12 +21,12 @@ _MEMORY = (
 
 
 def set_threads(asked: int | None) -> None:
-    """Compute with ``asked`` threads; None: as torch is set (by $OMP_NUM_THREADS), one a usable core at most."""
+    """Set the number of compute threads. None: torch's default ($OMP_NUM_THREADS), at most one per usable core."""
     torch.set_num_threads(asked or min(torch.get_num_threads(), cores()))
 
 
 def cores(root: Path = ROOT) -> int:
-    """Physical cores, or fewer where affinity or a control group's quota allows no more."""
+    """Number of physical cores, or fewer if CPU affinity or a control group's quota limits them."""
     count = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         count = min(count, len(os.sched_getaffinity(0)))
@@ -40,7 +40,7 @@ def cores(root: Path = ROOT) -> int:
 
 
 def available_bytes(root: Path = ROOT) -> int:
-    """Memory that this process may still take: the machine's, or a control group's where that is less."""
+    """Memory that this process can still allocate: the machine's free memory, or less in a control group."""
     free = psutil.virtual_memory().available
     for group in _groups("memory", root):
         for limit_name, used_name, cache in _MEMORY:
@@ -52,7 +52,7 @@ def available_bytes(root: Path = ROOT) -> int:
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
-    """Folders of this process's control group and of all above it, whose limits hold too."""
+    """Folders of this process's control group and of its parents, whose limits apply, too."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, name = line.split(":", 2)
         if controllers and controller not in controllers.split(","):

@@ -1,7 +1,7 @@
-"""The parts of a transformers decoder layer that :class:`FusedLayer` knows.
+"""Finds the modules of a transformers decoder layer that :class:`.FusedLayer` can replace.
 
-Names say where to look, numbers decide: norms and activations are identified by what they
-compute, and every parameter of the layer must belong to a known part.
+Modules are found by attribute name. Norms and activations are then identified by what they compute, and
+every parameter of the layer must belong to one of the modules that were found.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from trunkline.kernels.norm import rms_norm_reference
 from .decoder_layer import Biases, Matrices, Norm, Norms
 from .origins import Origins, origins
 
-PROBE_TOLERANCE = 1e-5
+MATCH_TOLERANCE = 1e-5
 
 
 class Mismatch(Exception):
-    """A layer isn't one that can be fused; the message is a clause that says why."""
+    """A layer can't be fused; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """Maps that take the same input stand in one tuple, in the order in which they are merged."""
+class DecoderModules:
+    """The modules of a decoder layer; linear layers with the same input are in one tuple, in merging order."""
 
     index: int
     qkv: tuple[nn.Linear, ...]
     out: nn.Linear
-    gate_up: tuple[nn.Linear, ...]  # () when ``other_mlp`` stays
+    gate_up: tuple[nn.Linear, ...]  # () if ``other_mlp`` is kept
     down: nn.Linear | None
     activation: str
     other_mlp: nn.Module | None
     norms: Norms
 
     def matrices(self) -> Matrices:
-        """Merged and packed; the caller may drop the layer then."""
+        """Merge and pack the linear layers. The result holds copies, so the layer can be freed."""
         biases = self.biases()
         return Matrices(
             qkv=PackedLinear(merged(self.qkv), biases.qkv),
@@ -51,10 +51,10 @@ class Parts:
         )
 
     def origins(self, layer: nn.Module, matrices: Matrices) -> Origins:
-        """Where the layer's parameters are in ``matrices``."""
+        """Where the parameters of ``layer`` are in ``matrices``."""
         down = () if self.down is None else (self.down,)
-        maps = ((matrices.qkv, self.qkv), (matrices.out, (self.out,)), (matrices.gate_up, self.gate_up))
-        return origins(layer, (*maps, (matrices.down, down)))
+        linears = ((matrices.qkv, self.qkv), (matrices.out, (self.out,)), (matrices.gate_up, self.gate_up))
+        return origins(layer, (*linears, (matrices.down, down)))
 
     def biases(self) -> Biases:
         return Biases(
@@ -65,8 +65,8 @@ class Parts:
         )
 
 
-def parts_of(layer: Any) -> Parts:
-    """The parts of a decoder layer; Mismatch when it has too few, or some that aren't known."""
+def decoder_modules(layer: Any) -> DecoderModules:
+    """The modules of a decoder layer; Mismatch if one is missing or unknown."""
     attention, mlp = layer.self_attn, getattr(layer, "mlp", None)
     known: list[nn.Module] = []
     qkv = _linears(attention, ("qkv_proj",), known) or _linears(attention, ("q_proj", "k_proj", "v_proj"), known)
@@ -81,7 +81,7 @@ def parts_of(layer: Any) -> Parts:
     norms = _norms(layer, attention, known)
     if not covered(layer, [*known, mlp]):
         raise Mismatch("parameters beyond those of the common decoder layer")
-    return Parts(
+    return DecoderModules(
         index=int(attention.layer_idx),
         qkv=qkv,
         out=out[0],
@@ -94,14 +94,14 @@ def parts_of(layer: Any) -> Parts:
 
 
 def norm_of(module: nn.Module) -> Norm | None:
-    """The RMS norm that a module computes, None when it computes something else."""
+    """The RMS norm that a module computes; None if it computes something else."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if weight is None or weight.ndim != 1 or not isinstance(eps, float) or len(list(module.parameters())) != 1:
         return None
     x = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0))
     expected = copy.deepcopy(module).float()(x)
     for candidate in (weight.float(), 1.0 + weight.float()):
-        if torch.allclose(rms_norm_reference(x, candidate, eps), expected, PROBE_TOLERANCE, PROBE_TOLERANCE):
+        if torch.allclose(rms_norm_reference(x, candidate, eps), expected, MATCH_TOLERANCE, MATCH_TOLERANCE):
             return Norm(candidate.clone(), eps)
     return None
 
@@ -129,7 +129,7 @@ def _norms(layer: Any, attention: Any, known: list[nn.Module]) -> Norms:
 
 
 def _linears(owner: Any, names: tuple[str, ...], known: list[nn.Module]) -> tuple[nn.Linear, ...]:
-    """The plain linear maps of these names, () when one is missing; adds them to ``known``."""
+    """The ``nn.Linear`` modules with these names, added to ``known``; () if one is missing or of another class."""
     found: tuple[Any, ...] = tuple(getattr(owner, name, None) for name in names)
     if any(type(module) is not nn.Linear for module in found):
         return ()
@@ -138,27 +138,29 @@ def _linears(owner: Any, names: tuple[str, ...], known: list[nn.Module]) -> tupl
 
 
 def activation_name(function: Any) -> str:
-    """Which activation a function is, "" for another one."""
+    """Which of :data:`ACTIVATIONS` a function computes; "" for none of them."""
     if function is None:
         return ""
     x = torch.linspace(-6, 6, 97)
     for name in ACTIVATIONS:
-        if torch.allclose(function(x), activate(x, name), PROBE_TOLERANCE, PROBE_TOLERANCE):
+        if torch.allclose(function(x), activate(x, name), MATCH_TOLERANCE, MATCH_TOLERANCE):
             return name
     return ""
 
 
 def covered(owner: nn.Module, known: list[nn.Module]) -> bool:
-    """Does every parameter of ``owner`` belong to one of the known modules?"""
+    """Whether every parameter of ``owner`` belongs to one of the known modules."""
     ours = {id(parameter) for module in known for parameter in module.parameters()}
     return all(id(parameter) in ours for parameter in owner.parameters())
 
 
 def merged(linears: tuple[nn.Linear, ...]) -> torch.Tensor:
+    """The weights of linear layers with the same input as one, [sum of outputs, inputs]."""
     return linears[0].weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])
 
 
 def merged_bias(linears: tuple[nn.Linear, ...]) -> torch.Tensor | None:
+    """The biases of linear layers as one, zeros where one has none; None if none has one."""
     if all(linear.bias is None for linear in linears):
         return None
     biases: list[torch.Tensor] = [

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trunkline.core.server import transport
+from trunkline.core.server import http_protocol
 
 
 async def talk(port: int, *pieces: bytes, pause: float = 0.02) -> bytes:
@@ -33,10 +33,10 @@ async def port(live: Callable[..., Any]) -> int:
 
 
 async def test_a_head_of_16_kib_is_refused(port: int) -> None:
-    long = b"GET /ping HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-long: " + b"a" * transport.MAX_HEAD
+    long = b"GET /ping HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-long: " + b"a" * http_protocol.MAX_HEAD
     whole = await talk(port, long + b"\r\n\r\n")
     assert whole.startswith(b"HTTP/1.1 431")
-    fine = long[: -transport.MAX_HEAD // 2] + b"\r\n\r\n"
+    fine = long[: -http_protocol.MAX_HEAD // 2] + b"\r\n\r\n"
     assert (await talk(port, fine)).startswith(b"HTTP/1.1 200")
 
 
@@ -58,7 +58,7 @@ async def test_pipelined_requests_are_counted_apart(port: int) -> None:
 async def test_a_connection_that_says_nothing_is_closed(
     live: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.2)
     _, port = await live()
     assert await talk(port) == b""
     assert (await talk(port, b"GET /ping HT")).startswith(b"HTTP/1.1 408")
@@ -81,7 +81,7 @@ async def test_nonsense_is_400(port: int) -> None:
 async def test_a_closing_connection_lasts_while_its_client_reads(
     live: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, reads: bool
 ) -> None:
-    monkeypatch.setattr(transport, "FLUSH_SECONDS", 0.3)
+    monkeypatch.setattr(http_protocol, "FLUSH_SECONDS", 0.3)
     _, port = await live()
     content = b'{"ids": [1], "n": 1, "pad": 20000000}'
     head = b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"

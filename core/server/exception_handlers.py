@@ -1,4 +1,4 @@
-"""Turns exceptions of handlers and of routing into responses, and puts the request's id on every response."""
+"""Litestar's exception handlers, which turn exceptions into responses, and the response header ``X-Request-Id``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from trunkline.core.server.api.bodies import AnyRequest, dialect_of, error_respo
 from trunkline.core.server.api.body_limits import InvalidBody
 from trunkline.core.server.api.contracts import owner_of
 
-from .auth import Unauthorized
+from .auth import InvalidKey
 
 log = logging.getLogger("trunkline.server")
 
 
 def on_request_error(request: AnyRequest, error: RequestError) -> Response[bytes]:
-    """The error in the route's dialect. Its message may quote the request, so it isn't logged."""
+    """The error in the route's dialect. Its message isn't logged, because it may quote the request."""
     log.debug("status=%d path=%s", error.status, printable(request.scope["path"]))
-    if isinstance(error, Unauthorized):
+    if isinstance(error, InvalidKey):
         headers = {"www-authenticate": "Bearer"}
         if _under_v1(request):
             return _openai_error(error.reason, 401, "invalid_api_key", headers)
@@ -34,7 +34,7 @@ def on_request_error(request: AnyRequest, error: RequestError) -> Response[bytes
 
 
 def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
-    """Litestar's own errors: no such path, wrong method, arguments that don't parse."""
+    """Litestar's own errors: unknown path, wrong method, arguments that can't be parsed."""
     if isinstance(error, NotFoundException | MethodNotAllowedException):
         headers = dict(error.headers or {})
         if _under_v1(request):
@@ -50,7 +50,7 @@ def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
 
 
 def on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
-    """Everything else: our mistake, unless the body was one that no decoder can take."""
+    """Any other exception: logged, and the client gets a generic 500; 400 if the body couldn't be decoded."""
     if isinstance(error, RecursionError | msgspec.MsgspecError):
         return error_response(InvalidBody(str(error)))
     where = printable(request.scope["path"])
@@ -61,7 +61,7 @@ def on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
 
 
 def _under_v1(request: AnyRequest) -> bool:
-    """Is it a path where OpenAI's SDKs look? They print the message of OpenAI's error object and of nothing else."""
+    """Whether OpenAI's SDKs may call this path. They print error messages in OpenAI's object only."""
     return bool(request.scope["path"].startswith("/v1/"))
 
 
@@ -71,7 +71,7 @@ def _openai_error(message: str, status: int, code: str | None, headers: dict[str
 
 
 async def add_request_id(message: Message, scope: Scope) -> None:
-    """``X-Request-Id``: the id of the request's first sequence, else the client's, else a new one."""
+    """Add ``X-Request-Id``: the id of the request's first sequence, else the client's header, else a new id."""
     if message["type"] != "http.response.start":
         return
     rid = response_id.get()

@@ -1,6 +1,6 @@
-"""The tiny models that don't write text: encoders, decoders without head, and scorers.
+"""The tiny checkpoints beside :data:`ZOO`: encoders, decoders without head, sequence classification, yes or no.
 
-Base models are sentence-transformers folders, each with another chain of modules.
+Most base models are sentence-transformers folders, each with another chain of modules.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .causal import BOS, CONTEXT, DENSE, EOS, MIXED, PAD, VOCABULARY
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """What comes after the transformer: pooling modes (concatenated), dense layers, normalising."""
+    """The modules after the transformer: pooling modes (concatenated), dense layers, normalisation."""
 
     pooling: tuple[str, ...]
     dense: tuple[tuple[int, str], ...] = ()  # width and activation of each
@@ -24,9 +24,9 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A transformers class, what its config has beyond the family's, its tokenizer and its chain.
+    """A transformers class, its config, its tokenizer and its chain of modules.
 
-    ``declares`` is the architecture in config.json where that isn't the class of the weights.
+    ``declares`` is the architecture in config.json, if it isn't the class of the weights.
     """
 
     cls: str
@@ -110,7 +110,7 @@ ENCODERS: dict[str, Checkpoint] = {
         Chain(("mean",), ((192, "Identity"), (128, "Identity"))),
     ),
 }
-"""Base models that look both ways."""
+"""Base models with bidirectional attention."""
 
 DECODERS: dict[str, Checkpoint] = {
     "qwen2-base": Checkpoint("Qwen2Model", DECODER, "decoder-eos", Chain(("lasttoken",))),
@@ -128,7 +128,7 @@ DECODERS: dict[str, Checkpoint] = {
         "Gemma3TextModel", {**DECODER, **MIXED, "query_pre_attn_scalar": 64}, "decoder-both", Chain(("mean",))
     ),
 }
-"""Base models that look back only; one of them calls itself by its class with head, as its original does."""
+"""Base models with causal attention. The config.json of one names the class with head, as that of Qwen3-Embedding."""
 
 SCORERS: dict[str, Checkpoint] = {
     "bert-score": Checkpoint("BertForSequenceClassification", {**BERT, "num_labels": 1, **_IDENTITY}, "wordpiece"),
@@ -162,11 +162,11 @@ SCORERS: dict[str, Checkpoint] = {
         {**DECODER, "intermediate_size": 16, "num_local_experts": 8, "num_experts_per_tok": 2, "num_labels": 1},
     ),
 }
-"""Sequence classification, with one score or three labels."""
+"""Sequence classification models with one score or three labels."""
 
 ANSWERERS: dict[str, Checkpoint] = {
     "qwen3-yes-no": Checkpoint(
         "Qwen3ForCausalLM", {**DECODER, "head_dim": 32, "tie_word_embeddings": True}, "decoder-yes-no"
     ),
 }
-"""Language models whose tokenizer has "yes" and "no" as tokens, and a chat template's marks."""
+"""Language models whose tokenizer has "yes" and "no" as tokens, and special tokens of chat templates."""

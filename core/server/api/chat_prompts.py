@@ -1,0 +1,144 @@
+"""From chat messages to a prompt, by the model's chat template."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from msgspec import Struct
+
+from trunkline.core.errors import RequestError
+from trunkline.core.types import Tokenizer
+
+from .chat_templates import shape_contents, template_variables
+from .deadline import TEMPLATE_SECONDS, TookTooLong, deadline
+
+SHOWN_ERROR = 500  # characters of a template's error; it may quote the whole chat
+
+
+class TemplateOptions(Struct, frozen=True):
+    """How a chat template is rendered, besides the messages."""
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    variables: Mapping[str, Any] = {}
+
+
+NEW_ANSWER = TemplateOptions()
+
+
+def read_message(index: int, role: Any, content: Any, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Message ``index`` of a chat as templates get it: ``content`` is text or a list of text parts.
+
+    ``more``: other fields for the template, None for those that the message hasn't. RequestError says what can't
+    be used.
+    """
+    if not isinstance(role, str) or not role:
+        raise RequestError(f"messages[{index}].role must be a non-empty string.", param=f"messages[{index}].role")
+    place = f"messages[{index}].content"
+    if isinstance(content, list):
+        content = [_part(f"{place}[{number}]", part) for number, part in enumerate(content)]
+    if content is None and role == "assistant":
+        content = ""
+    if not isinstance(content, str | list):
+        raise RequestError(f"{place} must be a string or a list of text parts.", param=place)
+    return {"role": role, "content": content, **{name: value for name, value in more.items() if value is not None}}
+
+
+def _part(place: str, part: Any) -> dict[str, str]:
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    raise RequestError(f"{place}: only text parts are supported, got {kind!r:.40}.", param=place)
+
+
+def template_options(
+    tokenizer: Tokenizer,
+    *,
+    add_generation_prompt: bool | None,
+    continue_final_message: bool | None,
+    variables: Mapping[str, Any] | None,
+    effort: str | None,
+) -> TemplateOptions:
+    """What a request asks of the chat template; ``effort`` is OpenAI's reasoning_effort.
+
+    RequestError for what contradicts itself or has no effect on it.
+    """
+    goes_on = bool(continue_final_message)
+    if goes_on and add_generation_prompt:
+        raise RequestError(
+            "continue_final_message and add_generation_prompt can't both be true: the answer either continues the "
+            "final message or begins a new one.",
+            param="continue_final_message",
+        )
+    given = variables or {}
+    for name in given:
+        if name in reserved_names(type(tokenizer)):
+            raise RequestError(
+                f"chat_template_kwargs can't set {name:.40}; messages, add_generation_prompt and "
+                "continue_final_message are fields of the request, and the server sets the rest.",
+                param="chat_template_kwargs",
+            )
+    return TemplateOptions(
+        add_generation_prompt=not goes_on if add_generation_prompt is None else add_generation_prompt,
+        continue_final_message=goes_on,
+        variables={**_effort(effort, tokenizer), **given},
+    )
+
+
+def _effort(effort: str | None, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Template variables for OpenAI's ``reasoning_effort``; "none" also turns the switches off that SGLang does."""
+    if effort is None:
+        return {}
+    if effort == "none":
+        return {"reasoning_effort": effort, "enable_thinking": False, "thinking": False}
+    if "reasoning_effort" not in template_variables(tokenizer):
+        raise RequestError(
+            "The model's chat template has no reasoning_effort; leave it out (chat_template_kwargs sets what the "
+            "template does have, mostly enable_thinking).",
+            param="reasoning_effort",
+        )
+    return {"reasoning_effort": effort}
+
+
+@lru_cache(maxsize=64)  # more classes than one server's tokenizers have
+def reserved_names(kind: type[Any]) -> frozenset[str]:
+    """Variables that requests may not set: the arguments of ``apply_chat_template`` and what it passes on."""
+    return frozenset(inspect.signature(kind.apply_chat_template).parameters) | {"messages", "conversations"}
+
+
+def count_characters(value: Any) -> int:
+    """Characters of all strings in a value, however they are nested."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return sum(map(count_characters, inner))
+
+
+def render_chat(
+    tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], model: str, options: TemplateOptions = NEW_ANSWER
+) -> str:
+    """The prompt. RequestError when the model has no template, or its template can't or won't do these messages."""
+    if not tokenizer.chat_template:
+        raise RequestError(f"{model} has no chat template; send a text prompt, or start it with --chat-template FILE.")
+    shaped = shape_contents(tokenizer, messages)  # has a time limit of its own
+    try:
+        with deadline(TEMPLATE_SECONDS):
+            text: str = tokenizer.apply_chat_template(
+                shaped,
+                tokenize=False,
+                add_generation_prompt=options.add_generation_prompt,
+                continue_final_message=options.continue_final_message,
+                **options.variables,
+            )
+    except TookTooLong:
+        raise RequestError(
+            f"The model's chat template took more than {TEMPLATE_SECONDS:g} s; send fewer or shorter messages.",
+            param="messages",
+        ) from None
+    except Exception as error:  # whatever a program may raise
+        reason = str(error)[:SHOWN_ERROR]
+        raise RequestError(f"The model's chat template refused the messages: {reason}", param="messages") from None
+    return text

@@ -1,0 +1,206 @@
+"""``GET /get_load`` and ``/v1/loads``: what each model does now, for routers and monitors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from litestar import Response, get
+from litestar.handlers import HTTPRouteHandler
+from msgspec import Meta, Struct
+
+from trunkline.core.client.models import ModelQuery, named_model
+from trunkline.core.errors import RequestError
+from trunkline.core.server.api.bodies import AnyRequest, json_response
+from trunkline.core.server.api.media_types import JSON, TEXT
+from trunkline.core.server.info import Facts
+from trunkline.core.types import EngineClient, ServedModel
+
+SECTIONS = ("core", "memory", "spec", "lora", "disagg", "queues", "all")  # SGLang's
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class LoadsQuery(Struct):
+    """The query of ``/v1/loads``."""
+
+    model: Annotated[str, Meta(description="A served name or alias; by default all models.")] = ""
+    dp_rank: Annotated[int, Meta(ge=0, le=1 << 31, description="Place of one model among those served.")] | None = None
+    include: Annotated[str, Meta(description=f"Sections, comma-separated, of {', '.join(SECTIONS)}.")] = "all"
+    format: Annotated[Literal["json", "prometheus"], Meta(description="What the answer is.")] = "json"
+
+
+class OldLoad(TypedDict):
+    """A model in ``/get_load``, as SGLang had it."""
+
+    rid: None
+    dp_rank: int
+    num_reqs: int
+    num_waiting_reqs: int
+    num_tokens: int
+
+
+class MemoryLoad(TypedDict):
+    """Sizes in GB, and the tokens that the KV pool holds."""
+
+    weight_gb: float
+    kv_cache_gb: float
+    graph_gb: float
+    token_capacity: int
+
+
+class Queues(TypedDict):
+    """Requests that wait."""
+
+    waiting: int
+
+
+class ModelLoad(TypedDict):
+    """A model's load. ``dp_rank`` is its place among the served models; there are no replicas."""
+
+    timestamp: float
+    dp_rank: int
+    model: str
+    num_running_reqs: int
+    num_waiting_reqs: int
+    num_waiting_uncached_tokens: int
+    num_used_tokens: int
+    num_total_tokens: int
+    max_total_num_tokens: int
+    max_running_requests: int
+    token_usage: float
+    gen_throughput: float
+    cache_hit_rate: float
+    utilization: float
+    memory: NotRequired[MemoryLoad]
+    queues: NotRequired[Queues]
+
+
+class Loads(TypedDict):
+    """The answer of ``/v1/loads``."""
+
+    timestamp: str
+    version: str
+    accelerator: str
+    num_accelerators: int
+    loads: list[ModelLoad]
+
+
+def load_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandler]:
+    infer = {"scope": "infer"}
+
+    @get("/get_load", opt=infer | {"query": ModelQuery, "replies": list[OldLoad]})
+    async def get_load(request: AnyRequest) -> Response[bytes]:
+        """Requests and tokens of each model."""
+        return json_response([_old(load) for load in loads(request)])
+
+    @get("/v1/loads", opt=infer | {"query": LoadsQuery, "replies": {200: {JSON: Loads, TEXT: str}}})
+    async def v1_loads(request: AnyRequest) -> Response[Any]:
+        """Load, memory and queues of each model, as JSON or for Prometheus."""
+        query = request.query_params
+        shown = [_only(load, _sections(query.get("include"))) for load in loads(request, query.get("dp_rank"))]
+        if query.get("format") == "prometheus":
+            return Response(prometheus(shown), headers={"content-type": PROMETHEUS})
+        if query.get("format") not in (None, "", "json"):
+            raise RequestError("format must be json or prometheus.", param="format")
+        reply: Loads = {
+            "timestamp": datetime.now(UTC).isoformat(),
+            "version": version("trunkline"),
+            "accelerator": "cpu",
+            "num_accelerators": 0,
+            "loads": shown,
+        }
+        return json_response(reply)
+
+    def loads(request: AnyRequest, rank: str | None = None) -> list[ModelLoad]:
+        """Of the named model, or of all."""
+        models = engine.models
+        chosen = named_model(models, request.query_params.get("model"))
+        ranked = [(place, model) for place, model in enumerate(models) if chosen in (None, model)]
+        if rank is not None:
+            if not (rank.isascii() and rank.isdecimal() and len(rank) < 10):
+                raise RequestError(f"dp_rank must be a number from 0 on, got {rank[:40]!r}.", param="dp_rank")
+            ranked = [(place, model) for place, model in ranked if place == int(rank)]
+        return [_load(place, model, facts.load(model)) for place, model in ranked]
+
+    yield from (get_load, v1_loads)
+
+
+def _sections(include: str | None) -> set[str]:
+    """What ``?include=`` names. RequestError in SGLang's words."""
+    names = {name.strip() for name in include.split(",")} if include else {"all"}
+    if unknown := sorted(names.difference(SECTIONS)):
+        raise RequestError(
+            f"Invalid include sections: {str(unknown)[:200]}. Valid options: {sorted(SECTIONS)}", param="include"
+        )
+    return names
+
+
+def _load(place: int, model: ServedModel, state: dict[str, Any]) -> ModelLoad:
+    """``state``: the model's live keys, :meth:`Facts.load`."""
+    capacity, running = model.max_total_tokens, state["num_running_reqs"]
+    used, waiting = state["num_used_tokens"], state["num_waiting_tokens"]
+    memory = state["memory_usage"]
+    return {
+        "timestamp": time.time(),
+        "dp_rank": place,
+        "model": model.name,
+        "num_running_reqs": running,
+        "num_waiting_reqs": state["num_waiting_reqs"],
+        "num_waiting_uncached_tokens": round(waiting * (1 - state["cache_hit_rate"])),
+        "num_used_tokens": used,
+        "num_total_tokens": used + waiting,
+        "max_total_num_tokens": capacity,
+        "max_running_requests": model.max_running_requests,
+        "token_usage": round(used / max(1, capacity), 4),
+        "gen_throughput": state["gen_throughput"],
+        "cache_hit_rate": state["cache_hit_rate"],
+        "utilization": round(running / max(1, model.max_running_requests), 4),
+        "memory": {
+            "weight_gb": memory["weight"],
+            "kv_cache_gb": memory["kvcache"],
+            "graph_gb": memory["graph"],
+            "token_capacity": capacity,
+        },
+        "queues": {"waiting": state["num_waiting_reqs"]},
+    }
+
+
+def _only(load: ModelLoad, sections: set[str]) -> ModelLoad:
+    """With those sections that are asked for; core always is."""
+    if "all" not in sections:
+        if "memory" not in sections:
+            del load["memory"]
+        if "queues" not in sections:
+            del load["queues"]
+    return load
+
+
+def _old(load: ModelLoad) -> OldLoad:
+    waiting = load["num_waiting_reqs"]
+    return {
+        "rid": None,
+        "dp_rank": load["dp_rank"],
+        "num_reqs": load["num_running_reqs"] + waiting,
+        "num_waiting_reqs": waiting,
+        "num_tokens": load["num_total_tokens"],
+    }
+
+
+def prometheus(loads: Sequence[ModelLoad]) -> str:
+    """Gauges under SGLang's names, ``sglang_KEY`` or ``sglang_SECTION_KEY``, one value a model."""
+    samples: dict[str, list[str]] = {}
+    for load in loads:
+        flat: dict[str, Any] = {}
+        for key, value in load.items():
+            flat.update(
+                {f"{key}_{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
+            )
+        rank = flat.pop("dp_rank")
+        for key, value in flat.items():
+            if not isinstance(value, str):
+                samples.setdefault(f"sglang_{key}", []).append(f'sglang_{key}{{dp_rank="{rank}"}} {value}')
+    lines = [line for name, values in samples.items() for line in (f"# TYPE {name} gauge", *values)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,83 @@
+"""A generation stage whose hidden rows are the logits themselves, and plugins made on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from trunkline.core.discovery import Plugin, Provided
+from trunkline.core.types import ModelInfo, Part, PartRow, Request, Step
+from trunkline.kernels.adjust import adjust_cpu
+from trunkline.kernels.sample import sample_cpu
+from trunkline.plugins.generation.sampling.extensions import Extensions
+from trunkline.plugins.generation.schemas import GenerationParams
+from trunkline.plugins.generation.stage import GenerationStage
+
+VOCABULARY = 322  # of the fixture ``byte_level``
+EOS = 321
+
+
+class Driver:
+    """Runs a stage one token at a time, and keeps the logits that its sampler saw in the last pass."""
+
+    def __init__(self, tokenizer: Any = None, processors: Sequence[Any] = (), conditions: Sequence[Any] = ()) -> None:
+        info = ModelInfo(
+            path="",
+            architecture="LlamaForCausalLM",
+            model_type="llama",
+            context_length=100,
+            vocab_size=VOCABULARY,
+            hidden_size=VOCABULARY,
+            causal=True,
+            eos_token_ids=(EOS,),
+        )
+        model: Any = SimpleNamespace(
+            info=info, tokenizer=tokenizer, max_request_tokens=100, heads={"lm": lambda hidden: hidden}
+        )
+        plugin = Plugin("strange", "strange", distribution="strange-things", version="1.2")
+        given = [[Provided(plugin, one) for one in listed] for listed in (processors, conditions)]
+        self.seen = torch.empty(0)
+        self.stage = GenerationStage(model, self._sample, adjust_cpu, Extensions(*given))
+
+    def _sample(self, logits: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        self.seen = logits.clone()
+        return sample_cpu(logits, *parameters)
+
+    def admit(self, prompt: Sequence[int] = (1, 2, 3), key: int = 1, **params: Any) -> Request:
+        given = GenerationParams(**{"temperature": 0.0, "max_new_tokens": 50, **params})
+        request = Request(key, f"r{key}", "generation", given, list(prompt), len(prompt))
+        request.needs = self.stage.admit(request)
+        return request
+
+    def steps(self, *rows: tuple[Request, torch.Tensor]) -> list[Step]:
+        """One pass in which each request gets these logits."""
+        parts = [
+            PartRow(request, len(request.tokens) - 1, len(request.tokens), len(request.tokens) - 1, index, True)
+            for index, (request, _) in enumerate(rows)
+        ]
+        part = Part("generation", parts)
+        launched = self.stage.launch(part, torch.stack([logits for _, logits in rows]))
+        assert launched.next_ids is not None
+        steps = list(self.stage.collect(part, {"next_ids": launched.next_ids}))
+        for step in steps:
+            step.request.tokens.extend(step.tokens)
+        return steps
+
+    def feed(self, request: Request, tokens: Sequence[int]) -> Step:
+        """These tokens one by one until the request ends; the last step."""
+        for token in tokens:
+            logits = torch.zeros(VOCABULARY)
+            logits[token] = 1e6
+            (step,) = self.steps((request, logits))
+            if step.finish or step.error:
+                break
+        return step
+
+
+@pytest.fixture
+def make_driver() -> Callable[..., Driver]:
+    return Driver

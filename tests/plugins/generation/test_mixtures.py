@@ -1,0 +1,151 @@
+"""What a request gets doesn't depend on what else runs: any mixture equals each request alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trunkline.core.types import Needs, PartRow
+from trunkline.plugins.generation.sampling import rows
+
+NEAR = 1e-4
+BASE = [5 + (index * 37) % 480 for index in range(60)]
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> dict[str, Any]:
+    """A body of ``/generate``: a prefix of the same tokens and some of its own, whatever can be asked for."""
+    prompt = BASE[: draw(st.integers(0, 40))] + draw(st.lists(st.integers(4, 500), min_size=1, max_size=12))
+    sampling: dict[str, Any] = {"max_new_tokens": draw(st.integers(0, 7)), "ignore_eos": True}
+    sampling["temperature"] = draw(st.sampled_from([0, 0.8]))
+    sampling["sampling_seed"] = draw(st.integers(0, 9))
+    sampling["n"] = draw(st.sampled_from([1, 1, 1, 2]))
+    body: dict[str, Any] = {"input_ids": prompt, "sampling_params": sampling, "stream": draw(st.booleans())}
+    if draw(st.integers(0, 3)):
+        body["return_logprob"] = True
+        body["logprob_start_len"] = draw(st.integers(-1, len(prompt)))
+        body["top_logprobs_num"] = draw(st.integers(0, 4))
+        body["token_ids_logprob"] = draw(st.lists(st.integers(0, 511), max_size=3))
+        body["return_text_in_logprobs"] = draw(st.booleans())
+    if draw(st.booleans()):
+        body["return_hidden_states"] = draw(st.sampled_from([True, "last"]))
+    return body
+
+
+@pytest.fixture
+def pair(zoo: Callable[[str], Path], asked: Callable[..., Any]) -> tuple[Any, Any]:
+    """An engine for requests alone, and one where they get in each other's way."""
+    busy = asked(zoo("llama"), chunked_prefill_size=7, max_total_tokens=150)
+    busy.lane.scheduler._new_token_ratio = 0.0
+    return asked(zoo("llama")), busy
+
+
+def last_of(answers: list[dict[str, Any]], body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The complete records, by sequence."""
+    if not body["stream"]:
+        return answers
+    done = {answer.get("index", 0): answer for answer in answers}  # later frames of a sequence win
+    return [done[index] for index in sorted(done)]
+
+
+def assert_same(found: dict[str, Any], alone: dict[str, Any]) -> None:
+    mine, other = found["meta_info"], alone["meta_info"]
+    assert (found["output_ids"], found["text"]) == (alone["output_ids"], alone["text"])
+    assert mine["finish_reason"] == other["finish_reason"]
+    assert mine.keys() == other.keys()
+    for name in mine:
+        if name.endswith("logprobs"):
+            assert_close(mine[name], other[name], name)
+    if isinstance(mine.get("hidden_states", [None])[0], list):
+        (matrix, *vectors), (whole, *others) = mine["hidden_states"], other["hidden_states"]
+        assert len(matrix) == mine["prompt_tokens"] - mine["cached_tokens"]
+        assert_close([matrix, vectors], [whole[len(whole) - len(matrix) :] if matrix else [], others], "hidden_states")
+    elif "hidden_states" in mine:
+        assert_close(mine["hidden_states"], other["hidden_states"], "hidden_states")
+
+
+def assert_close(found: Any, expected: Any, where: str) -> None:
+    """Lists of the same form; numbers that are not whole differ a little at most."""
+    if isinstance(found, list):
+        assert len(found) == len(expected), where
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other, where)
+    elif isinstance(found, float):
+        assert found == pytest.approx(expected, abs=NEAR, rel=NEAR), where
+    else:
+        assert found == expected, where
+
+
+def check(pair: tuple[Any, Any], mixture: list[dict[str, Any]], seed: int) -> None:
+    quiet, busy = pair
+    chance = random.Random(seed)
+    busy.victim = lambda request: chance.random() < 0.15
+    answers = busy.together(mixture)
+    for body, found in zip(mixture, answers, strict=True):
+        quiet.flush()
+        (alone,) = quiet.together([body])
+        for one, other in zip(last_of(found, body), last_of(alone, body), strict=True):
+            # Samples of one prompt aren't alone: what is cached differs, so compare what both computed.
+            assert_same(one, other) if body["sampling_params"]["n"] == 1 else assert_same_samples(one, other)
+
+
+def assert_same_samples(found: dict[str, Any], alone: dict[str, Any]) -> None:
+    for record in (found, alone):
+        record["meta_info"].pop("hidden_states", None)
+    assert_same(found, alone)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(mixture=st.lists(bodies(), min_size=1, max_size=5), seed=st.integers(0, 99))
+def test_any_mixture_equals_each_request_alone(pair: tuple[Any, Any], mixture: list[dict[str, Any]], seed: int) -> None:
+    check(pair, mixture, seed)
+
+
+def fixed() -> list[dict[str, Any]]:
+    """A mixture with long prompts whose log-probabilities are wanted from different places on."""
+    sampling = {"max_new_tokens": 6, "ignore_eos": True, "temperature": 0, "n": 1}
+    return [
+        {
+            "input_ids": BASE[:length],
+            "sampling_params": sampling,
+            "stream": False,
+            "return_logprob": True,
+            "logprob_start_len": start,
+            "top_logprobs_num": 2,
+            "token_ids_logprob": [3],
+            "return_hidden_states": True,
+        }
+        for length, start in ((40, 0), (35, 11), (50, 3))
+    ]
+
+
+def test_a_fixed_mixture(pair: tuple[Any, Any]) -> None:
+    check(pair, fixed(), seed=1)
+    assert pair[1].retracted
+
+
+@pytest.mark.parametrize("bug", ["sent twice", "chunk boundary", "rows of a neighbour", "needs forgotten"])
+def test_seeded_bugs_are_caught(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
+    sent = rows.RowState.sent
+
+    def skip_one(self: rows.RowState, row: PartRow) -> None:
+        sent(self, row)
+        self.due += 1
+
+    if bug == "sent twice":
+        monkeypatch.setattr(rows.RowState, "sent", lambda self, row: None)
+    elif bug == "chunk boundary":
+        monkeypatch.setattr(rows.RowState, "sent", skip_one)
+    elif bug == "rows of a neighbour":
+        monkeypatch.setattr(rows, "_hidden_rows", lambda row, first, end: range(first - row.first, end - row.first))
+    else:  # after a retraction the cache may stand in for rows that were never sent
+        stage = pair[1].lane.stages["generation"].stage
+        monkeypatch.setattr(stage, "reset", lambda request: Needs(new_tokens=request.needs.new_tokens))
+    with pytest.raises(AssertionError):
+        test_a_fixed_mixture(pair)
