@@ -91,8 +91,12 @@ class GenerationStage(Stage):
         """All that was counted goes on; which tokens end it, and who else has a say, is up to the new checkpoint."""
         former = request.state
         request.state = start(request, self._model, self._eos, former.limit, self._extensions)
-        request.state.rows = former.rows
-        return request.needs if former.rows is None else former.rows.added_to(request.needs)
+        rows = request.state.rows = former.rows
+        if rows is None:
+            return request.needs
+        if rows.choices is not None:
+            keeper_of(self._model).keep_on(request.key, rows.choices)
+        return rows.added_to(request.needs)
 
     def reset(self, request: Request) -> Needs | None:
         rows = request.state.rows

@@ -66,6 +66,10 @@ class ChoiceKeeper:
         self._asked[key] = Choices(start, self._depth)
         return self._asked[key]
 
+    def keep_on(self, key: int, choices: Choices) -> None:
+        """Go on with choices that were dropped while the request changed its stage."""
+        self._asked[key] = choices
+
     def drop(self, key: int) -> None:
         """The request has ended."""
         self._asked.pop(key, None)

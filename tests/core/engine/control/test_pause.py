@@ -9,6 +9,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -22,7 +24,7 @@ from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.types import Needs, Request
 from trunkline.plugins.embedding.offline import encode
 from trunkline.plugins.embedding.schemas import EmbeddingParams
-from trunkline.plugins.generation.schemas import GenerationParams
+from trunkline.plugins.generation.schemas import GenerationParams, GenerationResult, LogprobParams
 from trunkline.plugins.generation.stage import GenerationStage
 
 PROMPT = list(range(5, 60))
@@ -315,6 +317,31 @@ def test_a_stop_string_over_the_pause_is_found(engine: Engine, new: Path) -> Non
     engine.call("continue")
     assert len(ticket.result(60).tokens) == 60
     assert count < 60
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_reply_has_beside_tokens_goes_on(
+    zoo: Callable[[str], Path], other: Callable[[str], Path], mode: str
+) -> None:
+    """One row of log-probabilities a token, and the experts of every position, whatever the pause does."""
+    wanted = LogprobParams(start=10, top=2)
+    params = GenerationParams(
+        max_new_tokens=60, temperature=0, ignore_eos=True, frequency_penalty=0.5, logprobs=wanted, experts_from=0
+    )
+    with start(zoo("qwen2-moe")) as engine:
+        ticket = engine.submit("generation", PROMPT, params)
+        for _, _ in zip(range(5), ticket, strict=False):
+            pass
+        engine.call("pause", mode=mode)
+        assert not ticket.done
+        assert engine.call("update_weights", model_path=str(other("qwen2-moe")))["success"]
+        engine.call("continue")
+        results = [msgspec.convert(one, GenerationResult) for one in ticket.result(60).results]
+    assert sum(len(one.output.chosen) // 4 for one in results if one.output) == len(ticket.tokens) == 60
+    assert sum(len(one.prompt.chosen) // 4 for one in results if one.prompt) == len(PROMPT) - 1 - wanted.start
+    experts = np.frombuffer(results[-1].experts, np.int32)
+    assert experts.size
+    assert experts.min() >= 0, "positions are missing"
 
 
 @pytest.mark.parametrize("mode", MODES)
