@@ -40,7 +40,7 @@ def refused(bodies: dict[type[Struct], list[str]]) -> Iterator[tuple[str, str, R
         for path, mark in fields_of(schema):
             if isinstance(mark, Refused):
                 for route in routes:
-                    yield route.strip("`"), path, mark, REQUIRED[schema.__name__]
+                    yield route.strip("`"), path, mark, REQUIRED.get(schema.__name__, {})
 
 
 def put(body: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def put(body: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 def message(answer: httpx.Response) -> str:
-    told = answer.json()
+    told = answer.json() if answer.content else {}
     error = told.get("error", told) if isinstance(told, dict) else {}
     return str(error.get("message", ""))
 

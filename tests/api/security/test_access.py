@@ -41,7 +41,10 @@ ADMINISTRATIVE = {
     "/flush_cache", "/abort_request", "/update_weights_from_disk", "/update_weights", "/update_weight_version",
     "/get_weights_by_name", "/start_expert_distribution_record", "/stop_expert_distribution_record",
     "/dump_expert_distribution_record", "/expert_distribution", "/expert_distribution/stream",
-    "/plugins/x/enable",
+    "/plugins/x/enable", "/pause_generation", "/continue_generation", "/release_memory_occupation",
+    "/resume_memory_occupation", "/update_weights_from_tensor", "/update_weights_from_distributed",
+    "/update_weights_from_ipc", "/init_weights_update_group", "/destroy_weights_update_group", "/start_profile",
+    "/stop_profile", "/freeze_gc", "/configure_logging", "/slow_down",
 }  # fmt: skip
 
 

@@ -40,6 +40,11 @@ BODIES = {
     "big ids": b'{"input_ids": [1000000000000], "input": [99999999], "inputs": [4294967296]}',
     "floats": b'{"input_ids": [1.5, 1e400], "input": [0.1], "inputs": [1e308]}',
 }
+# Any object is a body of these, with the defaults for what it lacks; what the server does then is undone below.
+CONTROL = {
+    "/abort_request", "/pause_generation", "/continue_generation", "/release_memory_occupation",
+    "/resume_memory_occupation", "/update_weights_from_tensor", "/start_profile", "/configure_logging", "/slow_down",
+}  # fmt: skip
 NUMBERS = (-1, 0, 1 << 31, 1 << 63, 1 << 70, 1e308, -1e308, 0.5, True, "7", [], {})
 FIELDS = (
     "n",
@@ -61,7 +66,8 @@ def posts(fortress: Any) -> list[str]:
     paths = httpx.get(f"{fortress.url}/openapi.json").json()["paths"]
     found = [path for path, methods in paths.items() if "requestBody" in methods.get("post", {})]
     assert {"/generate", "/v1/chat/completions", "/encode", "/v1/rerank", "/classify", "/surprise"} <= set(found)
-    return [path for path in found if path != "/abort_request"]  # which takes any body, and every body aborts
+    assert CONTROL <= set(found)
+    return [path for path in found if path not in CONTROL]
 
 
 @pytest.mark.parametrize("kind", BODIES)
@@ -71,6 +77,16 @@ def test_no_body_is_the_servers_fault(http: httpx.Client, posts: list[str], kind
         assert 400 <= answer.status_code < 500, (path, answer.status_code, answer.text[:200])
         expected = {"deep": "at most 64", "huge": str(MAX_BODY)}.get(kind, "")
         assert expected in answer.text, (path, answer.text[:200])
+    assert http.get("/health_generate").status_code == 200
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_no_body_of_a_control_route_is_the_servers_fault(http: httpx.Client, posts: list[str], kind: str) -> None:
+    for path in sorted(CONTROL):
+        answer = http.post(path, content=BODIES[kind], headers={"content-type": "application/json"})
+        assert answer.status_code < 500, (path, answer.status_code, answer.text[:200])
+        for undo in ("/continue_generation", "/resume_memory_occupation", "/stop_profile"):
+            http.post(undo, json={})
     assert http.get("/health_generate").status_code == 200
 
 
