@@ -14,7 +14,7 @@ from trunkline.core.types import Launched, Model, Needs, Part, PartRow, Request,
 from trunkline.plugins.generation.sampling.adjust import Adjust, Adjuster
 from trunkline.plugins.generation.sampling.experts import keeper_of
 from trunkline.plugins.generation.sampling.extensions import FAILED, Extensions
-from trunkline.plugins.generation.sampling.finish import finish_reason, start
+from trunkline.plugins.generation.sampling.finish import Progress, finish_reason, start
 from trunkline.plugins.generation.sampling.row_results import (
     PassResults,
     hidden_rows,
@@ -89,7 +89,7 @@ class GenerationStage(Stage):
 
     def adopt(self, request: Request) -> Needs:
         """All that was counted goes on; which tokens end it, and who else has a say, is up to the new checkpoint."""
-        former = request.state
+        former: Progress = request.state
         request.state = start(request, self._model, self._eos, former.limit, self._extensions)
         rows = request.state.rows = former.rows
         if rows is None:
