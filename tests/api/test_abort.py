@@ -57,6 +57,7 @@ def wait_for(server: Any, **counts: int) -> None:
 
 def test_a_prefix_means_all_that_begin_with_it(slow: Any, send: Any, abort: Any) -> None:
     batch = send(input_ids=[[5, 6, 7], [8, 9, 10], [11, 12]], sampling_params=SAMPLING, rid="x")
+    wait_for(slow, num_running_reqs=2, num_waiting_reqs=1)
     other = send(input_ids=[13, 14], sampling_params=SAMPLING, rid="yx_0")
     wait_for(slow, num_running_reqs=2, num_waiting_reqs=2)
     for body in ({}, {"rid": ""}, {"rid": None}, {"rid": "nobody"}, {"abort_all": None}, {"rid": "", "abort_all": 0}):
