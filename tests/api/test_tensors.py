@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import pickle
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from trunkline.core.model.sources.catalogue import cache_folder
+
 BODY: dict[str, Any] = {
     "input_ids": list(range(5, 45)),
     "sampling_params": {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True},
@@ -27,9 +30,13 @@ ROUTE = "/update_weights_from_tensor"
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The server's cache folder, where tensors are received."""
-    monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    """The server's cache folder, where tensors are received; with the compiled kernels, which take 20 s to make."""
+    kernels, folder = cache_folder() / "kernels", tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    if kernels.is_dir():
+        shutil.copytree(kernels, folder / "kernels")
+    monkeypatch.setenv("TRUNKLINE_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture

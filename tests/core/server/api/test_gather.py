@@ -54,7 +54,7 @@ async def test_who_hangs_up_cancels_all(start: Callable[..., Any], params: Any) 
     engine = await start()
     with pytest.raises(ClientGone):
         await while_connected(
-            client(leaves_after=0.2), run(engine, params(n=50, delay=0.2), [PreparedInput([1]), PreparedInput([2])])
+            client(leaves_after=0.2), run(engine, params(n=10, delay=0.2), [PreparedInput([1]), PreparedInput([2])])
         )
     assert len(engine._live) == 0
     assert await engine.call("aborted") == 2
@@ -62,7 +62,7 @@ async def test_who_hangs_up_cancels_all(start: Callable[..., Any], params: Any) 
 
 async def test_an_aborted_item_has_no_result(start: Callable[..., Any], params: Any) -> None:
     engine = await start()
-    running = asyncio.create_task(run(engine, params(n=50, delay=0.2), [PreparedInput([1]), PreparedInput([2])]))
+    running = asyncio.create_task(run(engine, params(n=10, delay=0.2), [PreparedInput([1]), PreparedInput([2])]))
     while len(engine._live) < 2:
         await asyncio.sleep(0.01)
     assert engine.abort("r1") == 1
