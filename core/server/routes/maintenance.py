@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 from trunkline.core.server.api.bodies import AnyRequest, empty_response, json_response, read_body, read_optional_body
 from trunkline.core.server.api.fields import Ignored, Refused
 from trunkline.core.server.api.media_types import TEXT
+from trunkline.core.server.api.reply_schemas import NativeError
 from trunkline.core.types import EngineClient
 
 MOST_STEPS = 1 << 62
@@ -72,6 +73,7 @@ def maintenance_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
     methods = [HttpMethod.GET, HttpMethod.POST]
     admin: dict[str, Any] = {"scope": "admin"}
     text = admin | {"replies": {200: {TEXT: str}}}
+    stopping = admin | {"replies": {200: {TEXT: str}, 400: NativeError}}
     starting = text | {"body": ProfileBody, "body_required": False}
 
     @route("/start_profile", http_method=methods, opt=starting, status_code=200)
@@ -88,7 +90,7 @@ def maintenance_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
         )
         return Response("Start profiling.\n", media_type=TEXT)
 
-    @route("/stop_profile", http_method=methods, opt=text | {"replies": {200: {TEXT: str}}}, status_code=200)
+    @route("/stop_profile", http_method=methods, opt=stopping, status_code=200)
     async def stop_profile() -> Response[str]:
         """Write the profile's trace to a file of the server's, whose path is in the log."""
         await engine.call("stop_profile")

@@ -95,7 +95,7 @@ def _asked_ids(body: GenerateBody, count: int, n: int, *, single: bool) -> list[
         return [()] * count
     if isinstance(value, int):
         return [(value,)] * count
-    nested = any(isinstance(one, list) for one in value)
+    nested = any(isinstance(one, list) for one in value) or all(one is None for one in value)
     if nested:
         _check_list(name, value, n)
     lists = _each(name, value, [], count, n) if nested and not single else [value] * count

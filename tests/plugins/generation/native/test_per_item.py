@@ -61,6 +61,12 @@ async def test_values_for_all_and_for_each(client: httpx.AsyncClient, engine: An
     assert asked(engine) == [LogprobParams(2, 2, (1,)), None, LogprobParams(None, 2, ())]
 
 
+async def test_a_batch_in_which_nobody_asks_for_ids(client: httpx.AsyncClient, engine: Any) -> None:
+    body = {"input_ids": [[1, 2, 3], [4, 5]], "return_logprob": True, "token_ids_logprob": [None, None]}
+    assert (await post(client, **body)).status_code == 200
+    assert asked(engine) == [LogprobParams(), LogprobParams()]
+
+
 async def test_options_without_return_logprob_ask_for_nothing(client: httpx.AsyncClient, engine: Any) -> None:
     body = {"logprob_start_len": 99, "top_logprobs_num": 99, "token_ids_logprob": [10**6], "return_text_in_logprobs": 1}
     answer = await post(client, input_ids=[1, 2], return_logprob=False, **body)
