@@ -235,12 +235,7 @@ class EngineLoop:
 
     def announce(self, started: Sequence[Request]) -> None:
         """Tell the front which requests left the waiting queue with this pass."""
-        now = time.monotonic()
-        messages = [
-            Started(request.key, request.cached, (now - request.arrived) * 1e3)
-            for request in started
-            if request.key >= 0
-        ]
+        messages = [Started(request.key, request.cached) for request in started if request.key >= 0]
         if messages:
             self.channel.send(messages)
 

@@ -122,7 +122,6 @@ class Started(Struct, tag=True, array_like=True):
 
     key: int
     cached: int
-    queue_ms: float
 
 
 class Progress(Struct, tag=True, array_like=True):

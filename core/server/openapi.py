@@ -102,10 +102,8 @@ class Operation:
         if self.scope == "public":
             return {}
         opt = self.handler.opt
-        openai, body = (
-            opt.get("dialect") == "openai",
-            any(key in opt for key in ("body", "raw_body")) or "requestBody" in self.item,
-        )
+        openai = opt.get("dialect") == "openai"
+        body = "body" in opt or "raw_body" in opt or "requestBody" in self.item
         own: Any = FlatError if openai else NativeError
         found: dict[int, Content] = {
             401: {JSON: (OpenAIError if self.path.startswith("/v1/") else Unauthorized,)},

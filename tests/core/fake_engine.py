@@ -74,7 +74,7 @@ def run(message):
     time.sleep(params.get("queue", 0))
     if message.key in aborted:
         return
-    send(Started(message.key, len(prompt) - 1, 1.0))
+    send(Started(message.key, len(prompt) - 1))
     if params.get("refuse"):
         return send(Progress(message.key, [], error=(400, "refused", "text")))
     (alone if message.alone else running).append(message.key)
