@@ -42,7 +42,7 @@ def run(metrics: TokenMetrics) -> Callable[..., dict[str, float]]:
     def run(*messages: dict[str, Any], pause: float = 0.0, label: str = "m") -> dict[str, float]:
         observers = CheckedObservers([Provided(Plugin("generation", ""), metrics)])
         reply = EngineReply(1, "renamed", "write", "r", 3, lambda reply: None, model_label=label, observers=observers)
-        reply.start(Started(1, 0, 0.0), "")
+        reply.start(Started(1, 0), "")
         for message in messages:
             time.sleep(pause)
             reply.update(Progress(1, **({"tokens": []} | message)))
