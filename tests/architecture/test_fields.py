@@ -11,9 +11,10 @@ from typing import Annotated, Any, get_args, get_type_hints
 import pytest
 from msgspec import Struct
 
+from trunkline.core.server.api.chat_messages import ChatMessage
 from trunkline.core.server.api.fields import Refused, declared, fields_of
 from trunkline.plugins.generation.native.body_schemas import GenerateBody
-from trunkline.plugins.generation.openai.chat_schemas import ChatBody, Message
+from trunkline.plugins.generation.openai.chat_schemas import ChatBody
 
 pytestmark = pytest.mark.field
 
@@ -26,12 +27,18 @@ def bodies(load_script: Callable[[str], ModuleType]) -> dict[type[Struct], list[
     return found
 
 
-def structs_of(schema: type[Struct]) -> set[str]:
-    """Names of a body and of the honoured structs in it."""
+def structs_of(schema: type[Struct]) -> set[type[Struct]]:
+    """A body and the honoured structs in it."""
     inner = (
         part for name, hint in get_type_hints(schema).items() if name not in declared(schema) for part in in_hint(hint)
     )
-    return {schema.__name__}.union(*(structs_of(part) for part in inner))
+    return {schema}.union(*(structs_of(part) for part in inner))
+
+
+def package_of(struct: type[Struct]) -> str:
+    """The package whose functions read a struct: that of its module, or the whole plugin."""
+    parts = struct.__module__.split(".")
+    return ".".join(parts[:3] if "plugins" in parts else parts[:-1])
 
 
 def in_hint(hint: Any) -> Iterator[type[Struct]]:
@@ -115,16 +122,14 @@ def read_of(structs: set[str], trees: Sequence[ast.Module]) -> set[str]:
 
 def unread(schema: type[Struct], trees: Sequence[ast.Module]) -> list[str]:
     """Honoured fields that nothing reads."""
-    names = read_of(structs_of(schema), trees)
+    names = read_of({struct.__name__ for struct in structs_of(schema)}, trees)
     return [path for path, mark in fields_of(schema) if mark is None and path.rsplit(".", 1)[-1] not in names]
 
 
 def test_honoured_fields_are_read(bodies: dict[type[Struct], list[str]], sources: dict[str, Any]) -> None:
     for schema in bodies:
-        parts = schema.__module__.split(".")
-        package = ".".join(parts[:3] if "plugins" in parts else parts[:-1])  # a plugin may have folders
-        own = [source for name, source in sources.items() if name.startswith(f"{package}.")]
-        trees = [source.tree for source in own]
+        packages = tuple(f"{package_of(struct)}." for struct in structs_of(schema))
+        trees = [source.tree for name, source in sources.items() if name.startswith(packages)]
         assert len(trees) > 3
         assert unread(schema, trees) == [], schema.__name__
 
@@ -182,19 +187,19 @@ def test_a_field_that_nobody_reads_is_found() -> None:
 @pytest.mark.parametrize(
     ("schema", "module", "read"),
     [
-        (ChatBody, "openai.chat", "body.extra_key"),
-        (GenerateBody, "native.plan", "body.extra_key"),
-        (Message, "openai.messages", "role"),
+        (ChatBody, "trunkline.plugins.generation.openai.chat", "body.extra_key"),
+        (GenerateBody, "trunkline.plugins.generation.native.plan", "body.extra_key"),
+        (ChatMessage, "trunkline.core.server.api.chat_messages", "role"),
     ],
 )
 def test_a_route_that_stops_reading_a_field_is_found(
     sources: dict[str, Any], schema: type[Struct], module: str, read: str
 ) -> None:
-    package = "trunkline.plugins.generation."
-    texts = {name: source.text for name, source in sources.items() if name.startswith(package)}
+    packages = tuple(f"{package_of(struct)}." for struct in structs_of(schema))
+    texts = {name: source.text for name, source in sources.items() if name.startswith(packages)}
     field = read.removeprefix("body.")
     assert unread(schema, [ast.parse(text) for text in texts.values()]) == []
-    texts[package + module] = re.sub(rf"(body|message)\.{field}", "None", texts[package + module])
+    texts[module] = re.sub(rf"(body|message)\.{field}", "None", texts[module])
     assert unread(schema, [ast.parse(text) for text in texts.values()]) == [field]
 
 

@@ -21,10 +21,11 @@ from openai.types.chat import (
     completion_create_params,
 )
 
+from trunkline.core.server.api.chat_messages import ChatMessage
 from trunkline.core.server.api.fields import fields_of
 from trunkline.plugins.embedding.body_schemas import EmbedBody, EmbeddingsBody, EncodeBody
 from trunkline.plugins.generation.native.body_schemas import GenerateBody
-from trunkline.plugins.generation.openai.chat_schemas import ChatBody, Message, StreamOptions
+from trunkline.plugins.generation.openai.chat_schemas import ChatBody, StreamOptions
 from trunkline.plugins.rerank.body_schemas import RerankBody, ScoreBody
 from trunkline.plugins.reward.body_schemas import ClassifyBody, OpenAIClassifyBody
 
@@ -56,7 +57,7 @@ def fields(*types: type[Any]) -> set[str]:
     [
         (ChatBody, fields(completion_create_params.CompletionCreateParamsBase) | {"stream"}),
         (StreamOptions, fields(ChatCompletionStreamOptionsParam)),
-        (Message, {name for kind in MESSAGES for name in kind.__annotations__}),
+        (ChatMessage, {name for kind in MESSAGES for name in kind.__annotations__}),
         (EmbeddingsBody, set(embedding_create_params.EmbeddingCreateParams.__annotations__)),
     ],
 )
@@ -171,7 +172,7 @@ TEI_RERANK = "query texts raw_scores return_text truncate truncation_direction"
     [
         (ChatBody, VLLM_CHAT),
         (ChatBody, SGLANG_CHAT),
-        (Message, SGLANG_MESSAGE),
+        (ChatMessage, SGLANG_MESSAGE),
         (GenerateBody, SGLANG_GENERATE),
         (EncodeBody, SGLANG_ENCODE),
         (ClassifyBody, SGLANG_ENCODE),

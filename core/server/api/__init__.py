@@ -20,7 +20,8 @@ from trunkline.core.client.truncate import (
 from .bodies import DONE, AnyRequest, encode_json, error_frame, event_frame, is_draining, json_response, read_body
 from .body_limits import InvalidBody
 from .body_schemas import OpenAIPoolingBody, SGLangPoolingBody
-from .chat_prompts import TemplateOptions, count_characters, read_message, render_chat, template_options
+from .chat_messages import ChatMessages, TemplateVariables, read_messages
+from .chat_prompts import chat_prompt, template_options
 from .chat_templates import shape_contents
 from .fields import (
     Accounting,
@@ -63,6 +64,7 @@ __all__ = [
     "TEXT",
     "Accounting",
     "AnyRequest",
+    "ChatMessages",
     "EventStream",
     "FinishReason",
     "Ignored",
@@ -81,7 +83,7 @@ __all__ = [
     "PreparedInput",
     "Refused",
     "SGLangPoolingBody",
-    "TemplateOptions",
+    "TemplateVariables",
     "TruncateTokens",
     "Truncation",
     "TruncationReport",
@@ -91,12 +93,12 @@ __all__ = [
     "Usage",
     "as_id_lists",
     "assign_rids",
+    "chat_prompt",
     "check_batch",
     "check_characters",
     "check_tokenizer",
     "check_vocabulary",
     "clip_text",
-    "count_characters",
     "empty_text",
     "encode_json",
     "error_frame",
@@ -111,10 +113,9 @@ __all__ = [
     "prepare_inputs",
     "read_body",
     "read_inputs",
-    "read_message",
+    "read_messages",
     "read_salt",
     "read_truncate",
-    "render_chat",
     "run_all",
     "run_in_slices",
     "shape_contents",

@@ -9,8 +9,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from trunkline.core.client.truncate import check_characters
 from trunkline.core.errors import RequestError
-from trunkline.core.types import Tokenizer
+from trunkline.core.types import EngineClient, ServedModel, Tokenizer
 
 from .chat_templates import shape_contents, template_variables
 from .deadline import TEMPLATE_SECONDS, TookTooLong, deadline
@@ -24,34 +25,6 @@ class TemplateOptions(Struct, frozen=True):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     variables: Mapping[str, Any] = {}
-
-
-NEW_ANSWER = TemplateOptions()
-
-
-def read_message(index: int, role: Any, content: Any, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Message ``index`` of a chat as templates get it: ``content`` is text or a list of text parts.
-
-    ``more``: other fields for the template, None for those that the message hasn't. RequestError says what can't
-    be used.
-    """
-    if not isinstance(role, str) or not role:
-        raise RequestError(f"messages[{index}].role must be a non-empty string.", param=f"messages[{index}].role")
-    place = f"messages[{index}].content"
-    if isinstance(content, list):
-        content = [_part(f"{place}[{number}]", part) for number, part in enumerate(content)]
-    if content is None and role == "assistant":
-        content = ""
-    if not isinstance(content, str | list):
-        raise RequestError(f"{place} must be a string or a list of text parts.", param=place)
-    return {"role": role, "content": content, **{name: value for name, value in more.items() if value is not None}}
-
-
-def _part(place: str, part: Any) -> dict[str, str]:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    raise RequestError(f"{place}: only text parts are supported, got {kind!r:.40}.", param=place)
 
 
 def template_options(
@@ -109,17 +82,23 @@ def reserved_names(kind: type[Any]) -> frozenset[str]:
     return frozenset(inspect.signature(kind.apply_chat_template).parameters) | {"messages", "conversations"}
 
 
-def count_characters(value: Any) -> int:
-    """Characters of all strings in a value, however they are nested."""
-    if isinstance(value, str):
-        return len(value)
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return sum(map(count_characters, inner))
-
-
-def render_chat(
-    tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], model: str, options: TemplateOptions = NEW_ANSWER
+async def chat_prompt(
+    engine: EngineClient,
+    served: ServedModel,
+    tokenizer: Tokenizer,
+    messages: Sequence[dict[str, Any]],
+    options: TemplateOptions,
 ) -> str:
+    """The prompt of a chat as text; long chats are rendered off the event loop.
+
+    RequestError for more characters than the model's context can hold, and for what :func:`render_chat` refuses.
+    """
+    size = _count_characters([*messages, options.variables])
+    check_characters(size, served.info.context_length)
+    return await engine.off_loop(render_chat, tokenizer, messages, served.name, options, size=size)
+
+
+def render_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], model: str, options: TemplateOptions) -> str:
     """The prompt. RequestError when the model has no template, or its template can't or won't do these messages."""
     if not tokenizer.chat_template:
         raise RequestError(f"{model} has no chat template; send a text prompt, or start it with --chat-template FILE.")
@@ -142,3 +121,11 @@ def render_chat(
         reason = str(error)[:SHOWN_ERROR]
         raise RequestError(f"The model's chat template refused the messages: {reason}", param="messages") from None
     return text
+
+
+def _count_characters(value: Any) -> int:
+    """Characters of all strings in a value, however they are nested."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return sum(map(_count_characters, inner))

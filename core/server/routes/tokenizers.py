@@ -3,51 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, TypedDict
+from typing import Any, TypedDict
 
 from litestar import Response, get, post
 from litestar.handlers import HTTPRouteHandler
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from trunkline.core.client.models import ModelQuery, named_or_primary
 from trunkline.core.client.slices import run_in_slices
-from trunkline.core.client.truncate import check_characters
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api.bodies import AnyRequest, encode_json, json_response, read_body
-from trunkline.core.server.api.chat_prompts import count_characters, read_message, render_chat, template_options
-from trunkline.core.server.api.fields import Unsupported, UnsupportedMedia
+from trunkline.core.server.api.chat_messages import ChatMessages, TemplateVariables, read_messages
+from trunkline.core.server.api.chat_prompts import chat_prompt, template_options
+from trunkline.core.server.api.fields import Unsupported
 from trunkline.core.server.api.inputs import check_vocabulary, locate_errors
 from trunkline.core.server.api.media_types import JSON
 from trunkline.core.types import EngineClient, ServedModel, TokenId, Tokenizer
-
-PASSED_ON = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")  # fields for the template
-
-
-class TokenizeMessage(Struct):
-    """One message of a chat, as OpenAI's route takes it."""
-
-    role: Any = None
-    content: Any = None
-    name: str | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    thinking: str | None = None
-    tool_calls: Unsupported = None
-    tools: Unsupported = None
-    audio: UnsupportedMedia = None
 
 
 class TokenizeBody(Struct):
     """``/tokenize``: a text, several, or the messages of a chat."""
 
     prompt: str | list[str] | None = None
-    messages: Annotated[list[TokenizeMessage], Meta(max_length=4096)] | None = None
+    messages: ChatMessages | None = None
     model: str | None = None
     add_special_tokens: bool | None = None  # true for prompts; messages have those of the template
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = False
-    chat_template_kwargs: Annotated[dict[str, Any], Meta(max_length=64)] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     reasoning_effort: str | None = None
     tools: Unsupported = None
     tool_choice: Unsupported = None
@@ -169,9 +152,7 @@ async def _texts(
     if body.prompt is not None:
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         return texts, body.add_special_tokens is not False
-    if not body.messages:
-        raise RequestError("Messages cannot be empty.", param="messages")
-    messages = [_message(index, message) for index, message in enumerate(body.messages)]
+    messages = read_messages(body.messages or [])
     options = template_options(
         tokenizer,
         add_generation_prompt=body.add_generation_prompt,
@@ -179,16 +160,9 @@ async def _texts(
         variables=body.chat_template_kwargs,
         effort=body.reasoning_effort,
     )
-    size = count_characters([messages, options.variables])
-    check_characters(size, served.info.context_length)
-    text = await engine.off_loop(render_chat, tokenizer, messages, served.name, options, size=size)
+    text = await chat_prompt(engine, served, tokenizer, messages, options)
     # As SGLang has it: rendered as for a chat completion, special tokens are the template's alone.
     return [text], bool(body.add_special_tokens) and body.add_generation_prompt is not None
-
-
-def _message(index: int, message: TokenizeMessage) -> dict[str, Any]:
-    more = {name: getattr(message, name) for name in PASSED_ON}
-    return read_message(index, message.role, message.content, more)
 
 
 def _id_lists(tokens: Sequence[Any], served: ServedModel) -> tuple[list[list[int]], bool]:

@@ -17,14 +17,14 @@ from trunkline.core.server.api import (
     AnyRequest,
     EventStream,
     OpenAIError,
-    check_characters,
-    count_characters,
+    chat_prompt,
     event_frame,
     json_response,
     new_rid,
     read_body,
+    read_messages,
     read_salt,
-    render_chat,
+    template_options,
     while_connected,
 )
 from trunkline.core.types import ServedModel
@@ -37,7 +37,6 @@ from trunkline.plugins.generation.settings import TASK
 
 from .chat_schemas import SAMPLING, ChatBody, StreamOptions
 from .defaults import chat_defaults
-from .messages import read_messages, read_options
 
 
 def chat_routes(service: Service) -> list[Any]:
@@ -77,11 +76,15 @@ async def plan(service: Service, body: ChatBody, defaults: Callable[[str, str], 
     tokenizer = service.engine.tokenizer(served.name)
     if tokenizer is None:
         raise RequestError(f"{served.name} has no tokenizer; use /generate with input_ids.")
-    options = read_options(body, tokenizer)
+    options = template_options(
+        tokenizer,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        variables=body.chat_template_kwargs,
+        effort=body.reasoning_effort,
+    )
     context, wanted = served.info.context_length, sampling.max_new_tokens
-    size = count_characters([messages, options.variables])
-    check_characters(size, context)
-    text = await service.engine.off_loop(render_chat, tokenizer, messages, served.name, options, size=size)
+    text = await chat_prompt(service.engine, served, tokenizer, messages, options)
     [prompt] = await service.engine.tokenize(served.name, [text], special=False, limit=context)
     check_prompt(prompt, served)
     if wanted is not None and len(prompt) + wanted > context:

@@ -8,11 +8,13 @@ from msgspec import Meta, Struct
 
 from trunkline.core.server.api import (
     Accounting,
+    ChatMessages,
     Ignored,
     MediaOption,
     OnlyNull,
     Placement,
     Refused,
+    TemplateVariables,
     TruncationSide,
     Unsupported,
     UnsupportedMedia,
@@ -20,12 +22,8 @@ from trunkline.core.server.api import (
 from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
 from trunkline.plugins.generation.native.body_schemas import ExpertsOption, LogitProcessor
 
-MAX_MESSAGES = 4096
-MAX_TEMPLATE_VARIABLES = 64
-
 Float = Annotated[float, Meta(ge=-1e9, le=1e9)]  # outer bounds; sampling checks give the real ones
 Biases = Annotated[dict[str, Float], Meta(max_length=1024)]
-TemplateVariables = Annotated[dict[str, Any], Meta(max_length=MAX_TEMPLATE_VARIABLES)]
 CacheHint = Annotated[Any, Ignored("prefixes are cached without being told")]
 GuidedOption = Annotated[Any, Ignored("it matters only with guided_json and its like, which are refused")]
 ReasoningParser = Annotated[Any, Ignored("no reasoning parser is built in: what a model thinks is part of its content")]
@@ -39,27 +37,10 @@ class StreamOptions(Struct):
     include_obfuscation: Annotated[Any, Ignored("chunks are never padded")] = None
 
 
-class Message(Struct):
-    """One message; ``role`` and ``content`` are checked apart. Other fields that are honoured go to the template."""
-
-    role: Any = None
-    content: Any = None
-    name: str | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    thinking: str | None = None
-    tool_calls: Unsupported = None
-    tools: Unsupported = None
-    function_call: Unsupported = None
-    audio: UnsupportedMedia = None
-    refusal: Annotated[Any, Refused("{field} is not supported; send its text as the content.")] = None
-
-
 class ChatBody(Struct):
     """OpenAI's request, with extra fields of SGLang and vLLM. Unknown fields are ignored."""
 
-    messages: Annotated[list[Message], Meta(max_length=MAX_MESSAGES)]
+    messages: ChatMessages
     model: str | None = None
     max_tokens: Int64 | None = None
     max_completion_tokens: Int64 | None = None

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import chat_prompts, chat_templates, render_chat
+from trunkline.core.server.api import chat_prompts, chat_templates
+from trunkline.core.server.api.chat_prompts import TemplateOptions, render_chat
 from trunkline.core.server.api.deadline import TEMPLATE_SECONDS, TookTooLong, deadline
 
 SAID = [{"role": "user", "content": "hello"}]
@@ -40,7 +41,7 @@ def tokenizer(zoo: Callable[[str], Path]) -> Any:
 def test_it_reaches_nothing_and_harms_nothing(tokenizer: Any, template: str) -> None:
     tokenizer.chat_template = template
     with pytest.raises(RequestError, match="chat template refused"):
-        render_chat(tokenizer, SAID, "m")
+        render_chat(tokenizer, SAID, "m", TemplateOptions())
 
 
 def test_it_is_stopped(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,9 +49,9 @@ def test_it_is_stopped(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "TEMPLATE_SECONDS", 0.2)
     tokenizer.chat_template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(RequestError, match=r"took more than 0\.2 s"):
-        render_chat(tokenizer, SAID, "m")
+        render_chat(tokenizer, SAID, "m", TemplateOptions())
     tokenizer.chat_template = "{{ messages[0].content }}"
-    assert render_chat(tokenizer, SAID, "m") == "hello"
+    assert render_chat(tokenizer, SAID, "m", TemplateOptions()) == "hello"
 
 
 def loop(seconds: float) -> None:
