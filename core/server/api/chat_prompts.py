@@ -95,7 +95,8 @@ async def chat_prompt(
     """
     size = _count_characters([*messages, options.variables])
     check_characters(size, served.info.context_length)
-    return await engine.off_loop(render_chat, tokenizer, messages, served.name, options, size=size)
+    text: str = await engine.off_loop(render_chat, tokenizer, messages, served.name, options, size=size)
+    return text
 
 
 def render_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], model: str, options: TemplateOptions) -> str:
