@@ -167,7 +167,6 @@ class CheckedStage:
             tokens=ids,
             prompt_len=len(ids),
             cacheable=False,
-            arrived=time.monotonic(),
         )
 
     def release(self, request: Request) -> None:

@@ -160,7 +160,6 @@ class EngineLoop:
                 second_at=message.second_at,
                 alone=message.alone,
                 embeds=embeds,
-                arrived=time.monotonic(),
             ))  # fmt: skip
         except Exception as error:
             self.channel.send([Progress(message.key, [], error=as_wire(error))])

