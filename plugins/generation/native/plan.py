@@ -21,6 +21,7 @@ from trunkline.core.types import ServedModel
 from trunkline.plugins.generation.sampling.params import Sampling
 from trunkline.plugins.generation.service import Job, Service, check_prompt
 from trunkline.plugins.generation.settings import TASK
+from trunkline.plugins.generation.text.regexes import MAX_LISTS
 
 from .body_schemas import GenerateBody, SessionParams
 from .embeds import FIELD, check_copies, read_embeds
@@ -175,9 +176,16 @@ def _samplings(
             param="sampling_params",
         )
     samplings = []
+    regexes: set[tuple[str, ...]] = set()
     for index, params in enumerate(given):
         with locate_errors("sampling_params", index):
             samplings.append(service.sampling(served, params))
+        regexes.add(samplings[-1].stop_regex)
+        if len(regexes) > MAX_LISTS:
+            raise RequestError(
+                f"sampling_params has more than {MAX_LISTS} different values of stop_regex; split the batch.",
+                param="stop_regex",
+            )
     if len({sampling.n for sampling in samplings}) > 1:
         raise RequestError("The parallel_sample_num should be the same for all samples in sample params.", param="n")
     return samplings, [_explicit(params, one) for params, one in zip(given, samplings, strict=True)]

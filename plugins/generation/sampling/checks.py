@@ -13,7 +13,7 @@ import msgspec
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import INT64_MAX, INT64_MIN
-from trunkline.plugins.generation.text.regexes import StopRegexes
+from trunkline.plugins.generation.text.regexes import compile_regexes
 
 MAX_STOPS = 32
 MAX_STOP_LENGTH = 256  # characters
@@ -115,7 +115,7 @@ def _stop_regex(key: str, value: Any) -> tuple[str, ...]:
     patterns = tuple(pattern for pattern in patterns if pattern)
     if patterns:
         try:
-            StopRegexes(patterns)
+            compile_regexes(patterns)
         except ValueError as error:
             fail(key, f"{key} {error}.")
     return patterns

@@ -9,7 +9,7 @@ from typing import Any
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Model, Request
 from trunkline.plugins.generation.schemas import GenerationParams
-from trunkline.plugins.generation.text.regexes import StopRegexes
+from trunkline.plugins.generation.text.regexes import StopRegexes, compile_regexes
 from trunkline.plugins.generation.text.stops import find_stop
 from trunkline.plugins.generation.text.stream import TextStream
 
@@ -40,7 +40,7 @@ def start(request: Request, model: Model, eos: frozenset[int], limit: int, exten
     progress = Progress(limit, frozenset() if params.ignore_eos else eos.union(params.stop_token_ids))
     if params.stop_regex:
         try:
-            progress.regexes = StopRegexes(params.stop_regex)
+            progress.regexes = compile_regexes(params.stop_regex)
         except ValueError as error:
             raise RequestError(f"stop_regex {error}.", param="stop_regex") from error
     if model.tokenizer is None and (params.stop or params.stop_regex):

@@ -32,6 +32,10 @@ async def generate(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
             "Requested token count exceeds the model's maximum context length of 100 tokens. You requested a total "
             "of 101 tokens: 50 tokens from the input messages and 51 tokens for the completion.",
         ),
+        (
+            {"text": ["a"] * 65, "sampling_params": [{"stop_regex": str(index)} for index in range(65)]},
+            "sampling_params has more than 64 different values of stop_regex; split the batch.",
+        ),
         ({"text": "a", "sampling_params": {"temperatur": 0}}, "unknown field `temperatur`, expected one of"),
         ({"text": "a", "sampling_params": {"logit_bias": {"-1": 1}}}, "logit_bias must has keys in [0, 321], got -1."),
         ({"text": "a", "sampling_params": {"stop_regex": "(?=x)"}}, "stop_regex '(?=x)' can't be used: invalid perl"),
