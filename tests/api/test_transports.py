@@ -15,14 +15,18 @@ from trunkline.core.errors import RequestError
 from trunkline.core.server.api import parse_inputs
 from trunkline.core.types import EngineClient, Reply, Submission
 from trunkline.plugins.embedding import service as embedding
+from trunkline.plugins.embedding.offline import encode
 from trunkline.plugins.generation import service as generation
 from trunkline.plugins.generation.native.body_schemas import GenerateBody
 from trunkline.plugins.generation.native.plan import plan
+from trunkline.plugins.generation.offline import generate
 from trunkline.plugins.moe_stats import service as moe_stats
 from trunkline.plugins.moe_stats.settings import LOOK, START, STOP
-from trunkline.plugins.rerank import service as rerank
+from trunkline.plugins.rerank import service as reranking
+from trunkline.plugins.rerank.offline import rerank
 from trunkline.plugins.rerank.reranker import Limits
 from trunkline.plugins.reward import service as reward
+from trunkline.plugins.reward.offline import classify
 
 MODELS = ("mixtral", "bert", "bert-score", "qwen2-labels")
 SETTINGS = {
@@ -66,7 +70,7 @@ async def ask(engine: EngineClient, settings: Any) -> dict[str, Any]:
     client: Any = Recorder(engine)
     talk = generation.Service(client, settings)
     embed = embedding.Service(client, settings)
-    ranks = rerank.Service(client, settings)
+    ranks = reranking.Service(client, settings)
     score = reward.Service(client, settings)
     experts = moe_stats.Service(client)
     answers: dict[str, Any] = {}
@@ -95,12 +99,29 @@ async def ask(engine: EngineClient, settings: Any) -> dict[str, Any]:
         embedded = await embed.embed(wish)
         answers[f"vector {embedded.replies[0].rid}"] = [vector.tolist() for vector in embedded.vectors()]
     reranker = ranks.reranker(ranker)
-    job = rerank.ScoringRequest(queries=["sea"], documents=["the sea"], limits=Limits.of(reranker.served, None))
+    job = reranking.ScoringRequest(queries=["sea"], documents=["the sea"], limits=Limits.of(reranker.served, None))
     answers["rerank"] = [(one.logit, one.score) for one in await ranks.score(reranker, job, "r")]
     scored = await score.score(parse_inputs(["the sea"]), model=labels, rid=["s"])
     answers["reward"] = [scores.tolist() for scores in scored.scores()]
     answers["call"] = await client.call("flush_cache", model=talks)
     answers["replies"] = [{field: getattr(reply, field) for field in FIELDS} for reply in client.replies]
+    return answers
+
+
+def offline_answers(engine: Engine) -> dict[str, Any]:
+    """Some of the same requests through the functions for Python, with the answers in the form of :func:`ask`."""
+    talks, embeds, ranks, labels = (model.name for model in engine.client.models)
+    answers: dict[str, Any] = {}
+    [record] = generate(engine, ["the sea and"], model=talks, temperature=0, max_new_tokens=6)
+    answers["greedy"] = [{**record, "meta_info": None}]
+    with pytest.raises(RequestError) as caught:
+        generate(engine, ["a"], model=talks, n=4)
+    answers["max_n"] = (caught.value.status, caught.value.message, caught.value.param)
+    for name, text, dimensions in (("e-0", "the sea", None), ("e-1", LONG, None), ("e-2", "the sea", 16)):
+        answers[f"vector {name}"] = encode(engine, [text], model=embeds, dimensions=dimensions).tolist()
+    [ranked] = rerank(engine, "sea", ["the sea"], model=ranks)
+    answers["rerank"] = [(ranked["logit"], ranked["score"])]
+    answers["reward"] = [record["scores"] for record in classify(engine, ["the sea"], model=labels)]
     return answers
 
 
@@ -112,6 +133,7 @@ def local(zoo: Callable[[str], Path]) -> Iterator[Engine]:
 
 async def test_both_transports_answer_alike(local: Engine) -> None:
     ours = local.run(ask(local.client, local.config.settings))
+    offline = offline_answers(local)
     remote = Client(local.config, local.host, supervised(local.config))
     await remote.start()
     try:
@@ -121,6 +143,7 @@ async def test_both_transports_answer_alike(local: Engine) -> None:
     assert ours.keys() == theirs.keys()
     for name, answer in ours.items():
         assert answer == theirs[name], name
+    assert offline == {name: theirs[name] for name in offline}
     assert len(ours["replies"]) > 8
     assert ours["replies"][1]["cached_tokens"] > 0
     assert ours["max_n"][0] == 400
