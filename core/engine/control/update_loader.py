@@ -61,9 +61,7 @@ class UpdateLoader:
             raise
         except TrunklineError as error:
             reason = str(error).removeprefix(f"{reference} can't be loaded: ").rstrip(".")
-        except (
-            BaseException
-        ) as error:  # a damaged checkpoint or a plugin's hook may raise anything, SystemExit included
+        except BaseException as error:  # damaged checkpoints and plugins' hooks may raise anything, SystemExit too
             log.exception("weights for %s can't be loaded", reference)
             reason = f"{type(error).__name__}: {error}"
         collect_garbage()
