@@ -21,7 +21,7 @@ from trunkline.core.types import Request
 from .batch import Batch, Draft, Row
 from .waiting import Entry, InFlight, WaitingQueue, retraction_cost, sort_running
 
-_MAX_EXPECTED_NEW = 4096  # tokens: at admission, a larger limit on new tokens counts as this
+_MAX_EXPECTED_NEW = 4096  # tokens; at admission, a larger limit on new tokens is reduced to this
 
 # Most requests end before their limit on new tokens. So only a share of these tokens is reserved at admission,
 # the new-token ratio (as in SGLang): it falls with each pass and rises with each retraction.
@@ -36,7 +36,7 @@ class Scheduler:
 
     ``chunk`` is the token budget of a pass. With None, prompts are computed whole, as many as the pool
     holds (models with bidirectional attention). Decoding requests are in every batch; at least a quarter
-    of the budget is left for prompts. ``max_running``: how many requests run at a time. ``policy``:
+    of the budget is left for prompts. ``max_running``: limit on running requests. ``policy``:
     see :class:`.WaitingQueue`. ``boundaries``: see :attr:`boundaries`.
     """
 
@@ -89,18 +89,17 @@ class Scheduler:
         self._ledger.reset()
         return True
 
-    def retract(self, chosen: Callable[[Request], bool]) -> list[Request]:
-        """Queue the ``chosen`` running requests again, all of them if need be: only for lanes that are paused."""
-        victims = [entry for entry in self._running if chosen(entry.request)]
-        for entry in victims:
+    def retract(self, selects: Callable[[Request], bool]) -> list[Request]:
+        """Queue the selected running requests again, possibly all of them. Returns them. For paused lanes only."""
+        selected = [entry for entry in self._running if selects(entry.request)]
+        for entry in selected:
             self._requeue(entry)
-        return [entry.request for entry in victims]
+        return [entry.request for entry in selected]
 
-    def renew(self, boundaries: Sequence[int]) -> list[Request]:
-        """Other weights: forget all cached prefixes. All requests, those that run first.
+    def start_epoch(self, boundaries: Sequence[int]) -> list[Request]:
+        """Called after a weight update. Empties the prefix cache, and returns all requests, running ones first.
 
-        Waiting ones have their regime by the new ``boundaries``. Running ones keep their slots and neither use nor
-        fill the cache any more, as theirs are keys of both weights.
+        Running requests keep their slots, but their keys (of old and new weights) don't get into the cache.
         """
         self.boundaries = boundaries
         for entry in self._running:
@@ -145,7 +144,7 @@ class Scheduler:
         draft = Draft(budget=self._capacity)
         self._new_token_ratio = max(_RATIO_MIN, self._new_token_ratio * _RATIO_DECAY)
         if self.boundaries:
-            self._restart_outgrown(draft)
+            self._requeue_past_boundary(draft)
         decoding, prefilling = sort_running(self._running)
         while self._slots_left(draft) < len(decoding) and self._retract(draft):
             decoding, prefilling = sort_running(self._running)
@@ -174,7 +173,7 @@ class Scheduler:
 
     # -- steps of plan ---------------------------------------------------------------------------
 
-    def _restart_outgrown(self, draft: Draft) -> None:
+    def _requeue_past_boundary(self, draft: Draft) -> None:
         """Queue requests again whose length has exceeded a boundary: their keys have the old rotary frequencies.
 
         This happens at most once per request and boundary, so the oldest request still ends.
@@ -185,6 +184,7 @@ class Scheduler:
                 draft.restarted.append(entry.request)
 
     def _slots_left(self, draft: Draft) -> int:
+        """Slots that can be allocated beyond those that the draft takes."""
         return self._ledger.available - draft.slots
 
     def _continue_prompts(self, draft: Draft, prefilling: list[Entry]) -> None:
@@ -196,10 +196,10 @@ class Scheduler:
         request = entry.request
         missing = len(request.tokens) - request.computed
         allocated = entry.allocated - request.computed  # slots left from a pass that failed
-        take = min(missing, draft.budget, allocated + self._slots_left(draft))
-        if take > 0 and (self._chunk is not None or take == missing):
-            draft.budget -= take
-            draft.add(entry, request.computed + take)
+        count = min(missing, draft.budget, allocated + self._slots_left(draft))
+        if count > 0 and (self._chunk is not None or count == missing):
+            draft.budget -= count
+            draft.add(entry, request.computed + count)
 
     def _retract(self, draft: Draft) -> bool:
         """Free the slots of the cheapest running request and queue it again; False when only one runs.
@@ -252,13 +252,13 @@ class Scheduler:
 
     def _start(self, entry: Entry, reserved: int) -> bool:
         """Move a waiting request to the running ones, if there are slots for it beside the ``reserved`` ones."""
-        alone = not self._running  # then it fits: every cached prefix can be evicted
-        if not alone and reserved + self._reserve(entry) - self._cached_length(entry) > self._ledger.available:
+        first = not self._running  # then it fits: every cached prefix can be evicted
+        if not first and reserved + self._reserve(entry) - self._cached_length(entry) > self._ledger.available:
             return False
         if not self._ledger.open(entry):
             return False
         # Locking its prefix may have made slots unavailable.
-        if not alone and reserved + self._reserve(entry) > self._ledger.available:
+        if not first and reserved + self._reserve(entry) > self._ledger.available:
             self._ledger.close(entry)
             entry.request.computed = 0
             return False
@@ -275,6 +275,7 @@ class Scheduler:
         return known - entry.allocated + max(0, int(new * self._new_token_ratio))
 
     def _cached_length(self, entry: Entry) -> int:
+        """The length of the request's cached prefix, in tokens; computed again when the cache has changed."""
         version = self._ledger.version
         if entry.cached_version != version:
             entry.cached, entry.cached_version = self._ledger.cached_length(entry), version
