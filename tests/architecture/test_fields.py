@@ -183,7 +183,7 @@ def test_a_field_that_nobody_reads_is_found() -> None:
     ("schema", "module", "read"),
     [
         (ChatBody, "openai.chat", "body.extra_key"),
-        (GenerateBody, "native.plan", "body.extra_key"),
+        (GenerateBody, "native.make_job", "body.extra_key"),
         (Message, "openai.messages", "role"),
     ],
 )

@@ -56,7 +56,6 @@ UNREVISED = (
     "core.engine.lane",
     "core.engine.loop",
     "core.server.routes",
-    "plugins.generation",
 )
 GENERATED = ("architectures.md", "configuration.md", "plugins.md")  # from the sources, the sweep and the example
 
