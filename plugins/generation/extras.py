@@ -45,12 +45,12 @@ class Extras(Struct, frozen=True, kw_only=True):
 NO_EXTRAS = Extras()
 
 
-def check_logprob_ids(ids: Iterable[int], vocabulary: int) -> None:
+def check_logprob_ids(ids: Iterable[int], vocab_size: int) -> None:
     """RequestError for an id outside the vocabulary, for which there is no logit."""
     for token in ids:
-        if not 0 <= token < vocabulary:
+        if not 0 <= token < vocab_size:
             raise RequestError(
-                f"token_ids_logprob contains out-of-vocabulary token id {token}; valid range is [0, {vocabulary}).",
+                f"token_ids_logprob contains out-of-vocabulary token id {token}; valid range is [0, {vocab_size}).",
                 param="token_ids_logprob",
             )
 

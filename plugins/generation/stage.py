@@ -11,7 +11,7 @@ import torch
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, Model, Needs, Part, PartRow, Request, Stage, Step
-from trunkline.plugins.generation.sampling.adjust import Adjust, Adjuster
+from trunkline.plugins.generation.sampling.adjust import Adjust, adjust_rows
 from trunkline.plugins.generation.sampling.extensions import FAILED_MESSAGE, Extensions
 from trunkline.plugins.generation.sampling.extra_results import (
     PartResults,
@@ -70,7 +70,7 @@ class GenerationStage(Stage):
     def __init__(self, model: Model, sample: Sampler, adjust: Adjust, extensions: Extensions) -> None:
         self._model = model
         self._sample = sample
-        self._adjust = Adjuster(adjust)
+        self._adjust = adjust
         self._extensions = extensions
         tokenizer = model.tokenizer
         self._eos = frozenset(model.info.eos_token_ids)
@@ -143,7 +143,7 @@ class GenerationStage(Stage):
             last = [row.offset + row.end - row.first - 1 for row in rows]
             hidden = hidden[torch.tensor(last, device=hidden.device)]
         logits = self._model.heads["lm"](hidden).float()
-        self._adjust(rows, logits)
+        adjust_rows(self._adjust, rows, logits)
         position = torch.tensor([row.end for row in rows], device=hidden.device)
         temperature, top_k, top_p, min_p, seed = self._parameters(rows, hidden.device)
         return SampledTokens(

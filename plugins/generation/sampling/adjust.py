@@ -17,6 +17,7 @@ from trunkline.core.errors import RequestError
 from trunkline.core.types import PartRow, Request
 from trunkline.plugins.generation.schemas import GenerationParams
 
+from .checks import check_bias
 from .extensions import Extensions, Processor
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
@@ -125,51 +126,40 @@ NO_PENALTIES = (0.0, 0.0, 1.0)
 
 
 def make_adjustment(
-    request: Request, eos: Collection[int], vocabulary: int, extensions: Extensions
+    request: Request, eos: Collection[int], vocab_size: int, extensions: Extensions
 ) -> Adjustment | None:
     """A request's adjustments, None if there are none. RequestError for a biased id outside the vocabulary."""
     params: GenerationParams = request.params
-    for token, _ in params.logit_bias:
-        if not 0 <= token < vocabulary:
-            message = f"logit_bias must has keys in [0, {vocabulary - 1}], got {token}."
-            raise RequestError(message, param="logit_bias")
+    check_bias("logit_bias", params.logit_bias, vocab_size)
     processors = extensions.processors(request)
     penalties = (params.frequency_penalty, params.presence_penalty, params.repetition_penalty)
     if penalties == NO_PENALTIES and not (params.min_new_tokens or params.logit_bias or processors):
         return None
-    end_ids = {token for token in (*eos, *params.stop_token_ids) if 0 <= token < vocabulary}
-    if len(end_ids) == vocabulary:
+    end_ids = {token for token in (*eos, *params.stop_token_ids) if 0 <= token < vocab_size}
+    if len(end_ids) == vocab_size:
         end_ids = set()  # no token could be generated otherwise
     return Adjustment(params, end_ids, request.output, processors)
 
 
-class Adjuster:
-    """Adjusts the rows whose requests have an adjustment, and no others."""
+def adjust_rows(adjust: Adjust, rows: Sequence[PartRow], logits: torch.Tensor) -> None:
+    """Adjust the logits of the requests that have an adjustment; other rows aren't changed.
 
-    def __init__(self, adjust: Adjust) -> None:
-        self._adjust = adjust
-
-    def __call__(self, rows: Sequence[PartRow], logits: torch.Tensor) -> None:
-        """Adjust ``logits``, float32 ``[len(rows), V]``, in place: row i belongs to the next token of ``rows[i]``."""
-        adjusted = [
-            (index, row, adjustment)
-            for index, row in enumerate(rows)
-            if (adjustment := row.request.state.adjustment) is not None
-        ]
-        if adjusted:
-            self._run(adjusted, logits)
-
-    def _run(self, adjusted: Sequence[tuple[int, PartRow, Adjustment]], logits: torch.Tensor) -> None:
-        """``adjusted``: index in ``logits``, row and adjustment."""
-        counts = [EMPTY if each.counts is None else each.counts.table() for _, _, each in adjusted]
-        biases = [each.biases(row.end - row.request.prompt_len) for _, row, each in adjusted]
-        if any(len(ids) for ids, _ in (*counts, *biases)):
-            rows = np.array([index for index, _, _ in adjusted], np.int64)
-            penalties = np.array([each.penalties for _, _, each in adjusted], np.float64)
-            arrays = (rows, penalties, *_concatenate(counts), *_concatenate(biases))
-            self._adjust(logits, *(torch.from_numpy(array).to(logits.device) for array in arrays))
-        for index, row, adjustment in adjusted:
-            adjustment.process(logits[index], row.request)
+    ``logits``: float32 ``[len(rows), V]``; row i is for the next token of ``rows[i]``.
+    """
+    adjusted = [
+        (index, row, adjustment)
+        for index, row in enumerate(rows)
+        if (adjustment := row.request.state.adjustment) is not None
+    ]
+    counts = [EMPTY if each.counts is None else each.counts.table() for _, _, each in adjusted]
+    biases = [each.biases(row.end - row.request.prompt_len) for _, row, each in adjusted]
+    if any(len(ids) for ids, _ in (*counts, *biases)):
+        indices = np.array([index for index, _, _ in adjusted], np.int64)
+        penalties = np.array([each.penalties for _, _, each in adjusted], np.float64)
+        arrays = (indices, penalties, *_concatenate(counts), *_concatenate(biases))
+        adjust(logits, *(torch.from_numpy(array).to(logits.device) for array in arrays))
+    for index, row, adjustment in adjusted:
+        adjustment.process(logits[index], row.request)
 
 
 def _table(values: dict[int, float]) -> IdTable:

@@ -140,11 +140,11 @@ def _logit_bias(key: str, value: Any) -> tuple[tuple[int, float], ...]:
     return tuple(biases.items())
 
 
-def check_bias(key: str, biases: tuple[tuple[int, float], ...], vocabulary: int) -> None:
+def check_bias(key: str, biases: tuple[tuple[int, float], ...], vocab_size: int) -> None:
     """RequestError for the bias of a token id outside the vocabulary."""
     for token, _ in biases:
-        if not 0 <= token < vocabulary:
-            fail(key, f"{key} must has keys in [0, {vocabulary - 1}], got {_abbreviated(token)}.")
+        if not 0 <= token < vocab_size:
+            fail(key, f"{key} must has keys in [0, {vocab_size - 1}], got {_abbreviated(token)}.")
 
 
 def _custom_params(key: str, value: Any) -> dict[str, Any] | None:

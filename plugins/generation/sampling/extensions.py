@@ -42,7 +42,7 @@ class Extension:
     def admit(self, request: Request) -> Any | None:
         """The extension's state for a request; None if it doesn't apply to it. RequestError refuses the request."""
         if self._off:
-            self._refuse_if_wanted(request)
+            self._refuse_if_applicable(request)
             return None
         state = self._call("admit", request)
         if state is not None:
@@ -72,7 +72,7 @@ class Extension:
             log.error("%s", self._contribution.failed(message))
         return RequestError(FAILED_MESSAGE, status=500)
 
-    def _refuse_if_wanted(self, request: Request) -> None:
+    def _refuse_if_applicable(self, request: Request) -> None:
         """RequestError 503, unless the extension leaves the request alone: it may exist to enforce a rule."""
         try:
             if self._object.admit(request) is None:

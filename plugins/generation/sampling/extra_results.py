@@ -13,7 +13,7 @@ from trunkline.core.types import PartRow, Step
 from trunkline.kernels.logprobs import RowLogprobs
 from trunkline.plugins.generation.schemas import GenerationResult, LogprobParams, LogprobTable
 
-from .extra_rows import ExtraState, LogprobRows, RowSelection, Span
+from .extra_rows import ExtraState, LogprobRows, RowSelection
 
 SLICE = 32 << 20  # bytes of a prompt's logits, and of the results computed from them, that are in memory at a time
 PIECE = 16 << 20  # bytes of each kind of output in one result
@@ -39,7 +39,7 @@ def output_logprobs(
 
 
 def prompt_logprobs(
-    selected: LogprobRows, hidden: torch.Tensor, head: Head, vocabulary: int, kernel: Kernel
+    selected: LogprobRows, hidden: torch.Tensor, head: Head, vocab_size: int, kernel: Kernel
 ) -> dict[str, torch.Tensor]:
     """Log-probabilities of prompt tokens, from hidden rows ``[R, hidden_size]``; no sampling parameter applies.
 
@@ -49,7 +49,7 @@ def prompt_logprobs(
     indices, targets = torch.tensor(selected.indices, device=device), torch.tensor(selected.targets, device=device)
     lengths = [span.end - span.begin for span in selected.spans.values()]
     owners = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device)  # of each row, in ``ids``
-    step = max(1, SLICE // (4 * vocabulary + 8 * top + 12 * ids.shape[1]))
+    step = max(1, SLICE // (4 * vocab_size + 8 * top + 12 * ids.shape[1]))
     temperature, rows = torch.zeros(step, device=device), torch.arange(step, device=device)
     pieces: list[RowLogprobs] = []
     for first in range(0, len(indices), step):
@@ -111,7 +111,7 @@ class PartResults:
         span = self._selection.prompt.spans.get(index)
         if span is not None:
             params = self._selection.prompt.params[index]
-            for begin, end in _pieces(span, 4 + 8 * params.top + 4 * len(params.ids)):
+            for begin, end in _pieces(span.begin, span.end, 4 + 8 * params.top + 4 * len(params.ids)):
                 yield self._table("prompt", params, begin, end), span.position + begin - span.begin
 
     def _hidden(self, index: int) -> Iterator[tuple[bytes, int]]:
@@ -119,7 +119,7 @@ class PartResults:
         span = self._selection.hidden.get(index)
         if span is not None:
             rows = self._values["hidden"]
-            for begin, end in _pieces(span, 4 * rows.shape[1]):
+            for begin, end in _pieces(span.begin, span.end, 4 * rows.shape[1]):
                 yield rows[begin:end].tobytes(), span.position + begin - span.begin
 
     def _table(self, kind: str, params: LogprobParams, begin: int, end: int) -> LogprobTable:
@@ -138,15 +138,15 @@ def _experts(state: ExtraState, end: int) -> Iterator[bytes]:
     if state.experts is not None:
         ids = state.experts.read(end)
         row_bytes = max(1, ids[:1].nbytes)
-        for begin, stop in _pieces(Span(0, len(ids), 0), row_bytes):
+        for begin, stop in _pieces(0, len(ids), row_bytes):
             yield ids[begin:stop].tobytes()
 
 
-def _pieces(span: Span, row_bytes: int) -> Iterator[tuple[int, int]]:
-    """A span in ranges of at most ``PIECE`` bytes."""
+def _pieces(begin: int, end: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    """The rows ``[begin, end)`` in ranges of at most ``PIECE`` bytes."""
     step = max(1, PIECE // row_bytes)
-    for begin in range(span.begin, span.end, step):
-        yield begin, min(begin + step, span.end)
+    for start in range(begin, end, step):
+        yield start, min(start + step, end)
 
 
 def _side_by_side(

@@ -50,7 +50,7 @@ class ExtraState:
             reuse.append(self.logprobs_due)
         if self.hidden == "all":
             if self.hidden_due is None:
-                rows.append(0)  # all that aren't cached
+                rows.append(0)  # of all positions that aren't cached
             elif self.hidden_due < self.prompt_len:
                 rows.append(self.hidden_due)
                 reuse.append(self.hidden_due)
@@ -65,7 +65,7 @@ class ExtraState:
 
 
 def make_extra_state(
-    request: Request, vocabulary: int, capture_experts: Callable[[int], RoutedExperts]
+    request: Request, vocab_size: int, capture_experts: Callable[[int], RoutedExperts]
 ) -> ExtraState | None:
     """The state of a request with extra outputs, None if there are none.
 
@@ -77,7 +77,7 @@ def make_extra_state(
         return None
     due = last
     if logprobs is not None:
-        check_logprob_ids(logprobs.ids, vocabulary)
+        check_logprob_ids(logprobs.ids, vocab_size)
         due = last if logprobs.start is None else min(logprobs.start, last)
     experts = None if params.experts_from is None else capture_experts(params.experts_from)
     return ExtraState(request.prompt_len, logprobs, params.hidden_states, experts, due)
@@ -95,7 +95,8 @@ class Span(NamedTuple):
 class LogprobRows:
     """Rows from which log-probabilities are computed, request by request.
 
-    ``params`` and ``spans`` have the request's index in the part as key. A span is one of ``indices``.
+    ``params`` and ``spans`` have the request's index in the part as key. A span is a range of
+    ``indices``.
     """
 
     params: dict[int, LogprobParams] = field(default_factory=dict)

@@ -74,12 +74,12 @@ def parse_sampling_params(
     requested: Mapping[str, Any],
     preferred: Mapping[str, Any] | None = None,
     names: Mapping[str, str] | None = None,
-    vocabulary: int | None = None,
+    vocab_size: int | None = None,
 ) -> SamplingParams:
     """Check the parameters of a request, which override the server's ``preferred`` ones. null means the default.
 
-    ``names``: what the client calls a parameter, where that isn't its key. ``vocabulary``: the model's vocabulary size;
-    None if the model isn't known yet. RequestError for an invalid or unknown parameter, with its name.
+    ``names``: what the client calls a parameter, where that isn't its key. ``vocab_size``: the model's; None if the
+    model isn't known yet. RequestError for an invalid or unknown parameter, with its name.
     """
     merged = {**(preferred or {}), **requested}
     names = names or {}
@@ -101,6 +101,6 @@ def parse_sampling_params(
             fail(key, f"unknown field `{key[:64]}`, expected one of {known}")
     sampling = SamplingParams(**values)
     check_minimum(names, sampling.min_new_tokens, sampling.max_new_tokens)
-    if vocabulary is not None:
-        check_bias(names.get("logit_bias", "logit_bias"), sampling.logit_bias, vocabulary)
+    if vocab_size is not None:
+        check_bias(names.get("logit_bias", "logit_bias"), sampling.logit_bias, vocab_size)
     return sampling

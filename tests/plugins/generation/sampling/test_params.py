@@ -93,7 +93,7 @@ from trunkline.plugins.generation.service import read_preferred
 )
 def test_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        parse_sampling_params(given, vocabulary=100)
+        parse_sampling_params(given, vocab_size=100)
     assert caught.value.message.startswith(message)
     assert caught.value.status == 400
     assert caught.value.param == next(iter(given))
@@ -147,7 +147,7 @@ def test_what_the_engine_gets() -> None:
         "custom_params": {"x": [1]},
         "temperature": 1e300,
     }
-    params = parse_sampling_params(given, vocabulary=100).for_engine(5, 0)
+    params = parse_sampling_params(given, vocab_size=100).for_engine(5, 0)
     assert params == GenerationParams(
         max_new_tokens=5,
         temperature=1e30,
