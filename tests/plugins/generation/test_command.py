@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from trunkline.plugins.generation.command import ChatFailed, Conversation, chat
+from trunkline.plugins.generation.command import ChatError, Conversation, chat
 
 Seen = list[dict[str, Any]]
 
@@ -108,6 +108,6 @@ def test_an_answer_cut_short_stays_in_the_history(server: Callable[..., Seen]) -
     server(httpx.Response(200, text=delta("half") + 'data: {"error": {"message": "gone"}}\n\n'))
     with httpx.Client(base_url="http://test") as client:
         conversation = Conversation(client, system=None, options={})
-        with pytest.raises(ChatFailed, match="gone"):
-            list(conversation.say("hi"))
+        with pytest.raises(ChatError, match="gone"):
+            list(conversation.send("hi"))
     assert [message["content"] for message in conversation.messages] == ["hi", "half"]

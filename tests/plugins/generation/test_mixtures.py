@@ -1,4 +1,4 @@
-"""What a request gets doesn't depend on what else runs: any mixture equals each request alone."""
+"""The reply to a request doesn't depend on other requests: replies in any mixture equal those of each alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trunkline.core.types import Needs, PartRow
-from trunkline.plugins.generation.sampling import rows
+from trunkline.plugins.generation.sampling import extra_rows
 
 NEAR = 1e-4
 BASE = [5 + (index * 37) % 480 for index in range(60)]
@@ -20,7 +20,7 @@ BASE = [5 + (index * 37) % 480 for index in range(60)]
 
 @st.composite
 def bodies(draw: st.DrawFn) -> dict[str, Any]:
-    """A body of ``/generate``: a prefix of the same tokens and some of its own, whatever can be asked for."""
+    """A body of ``/generate``: a common prefix, some tokens of its own, and any extra outputs."""
     prompt = BASE[: draw(st.integers(0, 40))] + draw(st.lists(st.integers(4, 500), min_size=1, max_size=12))
     sampling: dict[str, Any] = {"max_new_tokens": draw(st.integers(0, 7)), "ignore_eos": True}
     sampling["temperature"] = draw(st.sampled_from([0, 0.8]))
@@ -39,15 +39,15 @@ def bodies(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @pytest.fixture
-def pair(zoo: Callable[[str], Path], asked: Callable[..., Any]) -> tuple[Any, Any]:
-    """An engine for requests alone, and one where they get in each other's way."""
-    busy = asked(zoo("llama"), chunked_prefill_size=7, max_total_tokens=150)
+def pair(zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]) -> tuple[Any, Any]:
+    """An engine for single requests, and one with small chunks and a small pool for mixtures."""
+    busy = recorded_engine(zoo("llama"), chunked_prefill_size=7, max_total_tokens=150)
     busy.lane.scheduler._new_token_ratio = 0.0
-    return asked(zoo("llama")), busy
+    return recorded_engine(zoo("llama")), busy
 
 
 def last_of(answers: list[dict[str, Any]], body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The complete records, by sequence."""
+    """The last record of each sequence."""
     if not body["stream"]:
         return answers
     done = {answer.get("index", 0): answer for answer in answers}  # later frames of a sequence win
@@ -71,7 +71,7 @@ def assert_same(found: dict[str, Any], alone: dict[str, Any]) -> None:
 
 
 def assert_close(found: Any, expected: Any, where: str) -> None:
-    """Lists of the same form; numbers that are not whole differ a little at most."""
+    """Lists have the same shape, floats are close, and all other values are equal."""
     if isinstance(found, list):
         assert len(found) == len(expected), where
         for one, other in zip(found, expected, strict=True):
@@ -84,14 +84,14 @@ def assert_close(found: Any, expected: Any, where: str) -> None:
 
 def check(pair: tuple[Any, Any], mixture: list[dict[str, Any]], seed: int) -> None:
     quiet, busy = pair
-    chance = random.Random(seed)
-    busy.victim = lambda request: chance.random() < 0.15
+    random_source = random.Random(seed)
+    busy.must_retract = lambda request: random_source.random() < 0.15
     answers = busy.together(mixture)
     for body, found in zip(mixture, answers, strict=True):
         quiet.flush()
         (alone,) = quiet.together([body])
         for one, other in zip(last_of(found, body), last_of(alone, body), strict=True):
-            # Samples of one prompt aren't alone: what is cached differs, so compare what both computed.
+            # Samples of one prompt have different cached prefixes, so their hidden states are of different positions.
             assert_same(one, other) if body["sampling_params"]["n"] == 1 else assert_same_samples(one, other)
 
 
@@ -108,7 +108,7 @@ def test_any_mixture_equals_each_request_alone(pair: tuple[Any, Any], mixture: l
 
 
 def fixed() -> list[dict[str, Any]]:
-    """A mixture with long prompts whose log-probabilities are wanted from different places on."""
+    """A mixture with long prompts and different values of logprob_start_len."""
     sampling = {"max_new_tokens": 6, "ignore_eos": True, "temperature": 0, "n": 1}
     return [
         {
@@ -131,20 +131,22 @@ def test_a_fixed_mixture(pair: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("bug", ["sent twice", "chunk boundary", "rows of a neighbour", "needs forgotten"])
-def test_seeded_bugs_are_caught(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
-    sent = rows.RowState.sent
+def test_seeded_bugs_are_detected(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
+    mark_sent = extra_rows.ExtraState.mark_sent
 
-    def skip_one(self: rows.RowState, row: PartRow) -> None:
-        sent(self, row)
-        self.due += 1
+    def skip_one(self: extra_rows.ExtraState, row: PartRow) -> None:
+        mark_sent(self, row)
+        self.logprobs_due += 1
 
     if bug == "sent twice":
-        monkeypatch.setattr(rows.RowState, "sent", lambda self, row: None)
+        monkeypatch.setattr(extra_rows.ExtraState, "mark_sent", lambda self, row: None)
     elif bug == "chunk boundary":
-        monkeypatch.setattr(rows.RowState, "sent", skip_one)
+        monkeypatch.setattr(extra_rows.ExtraState, "mark_sent", skip_one)
     elif bug == "rows of a neighbour":
-        monkeypatch.setattr(rows, "_hidden_rows", lambda row, first, end: range(first - row.first, end - row.first))
-    else:  # after a retraction the cache may stand in for rows that were never sent
+        monkeypatch.setattr(
+            extra_rows, "_hidden_indices", lambda row, first, end: range(first - row.first, end - row.first)
+        )
+    else:  # after a retraction, rows that were never sent may be taken from the cache
         stage = pair[1].lane.stages["generation"].stage
         monkeypatch.setattr(stage, "reset", lambda request: Needs(new_tokens=request.needs.new_tokens))
     with pytest.raises(AssertionError):

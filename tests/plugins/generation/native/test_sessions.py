@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import ModelInfo, ServedModel
+from trunkline.plugins.generation.native import session_prompts as prompts_module
 from trunkline.plugins.generation.native import sessions as module
-from trunkline.plugins.generation.native import turns as turns_module
 from trunkline.plugins.generation.native.body_schemas import SessionParams
+from trunkline.plugins.generation.native.session_prompts import SessionPrompts
 from trunkline.plugins.generation.native.sessions import Sessions
-from trunkline.plugins.generation.native.turns import Turns
 
 BOS = 1
 ABORTED = {"type": "abort", "message": "Aborted"}
@@ -64,11 +64,11 @@ def send(
 ) -> tuple[list[int], Reply]:
     """What a request that passes all checks does."""
     given = SessionParams(**{"id": "s"} | params)
-    turns = Turns(sessions, [given], model or served())
-    [prompt] = turns.restore([ids], BOS, "input_ids", single=True)
-    turns.claim()
+    prompts = SessionPrompts(sessions, [given], model or served())
+    [prompt] = prompts.restore([ids], BOS, "input_ids", single=True)
+    prompts.check_unchanged()
     reply: Any = Reply(rid)
-    turns.record([reply])
+    prompts.add_requests([reply])
     return prompt, reply
 
 
@@ -213,8 +213,8 @@ async def compare(streaming: bool, steps: list[Any]) -> None:
         running = [entry for entry in running if entry[2].state == "running"]
         own = sessions.get("s")
         assert own.running == len(running)
-        assert own.nodes.keys() == plain.known.keys()
-        assert own.tokens == sum(node.size for node in own.kept)
+        assert own.by_rid.keys() == plain.known.keys()
+        assert own.tokens == sum(node.size for node in own.nodes)
     for _, reply, _ in running:
         reply.cancel()
     await settle()
@@ -237,7 +237,7 @@ BUG = [
 
 def test_a_replacement_that_spares_children_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(compare(False, BUG))
-    monkeypatch.setattr(module.Node, "below", lambda self: iter(()))
+    monkeypatch.setattr(module.Node, "descendants", lambda self: iter(()))
     with pytest.raises(AssertionError):
         asyncio.run(compare(False, BUG))
 
@@ -264,7 +264,7 @@ async def test_idle_sessions_are_closed_and_busy_ones_are_not(monkeypatch: pytes
     now = 1000.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     sessions = Sessions()
-    sessions.open("s", idle=10)
+    sessions.open("s", idle_timeout=10)
     sessions.open("usual")
     _, reply = send(sessions, "a", [2])
     now += 60
@@ -279,7 +279,7 @@ async def test_idle_sessions_are_closed_and_busy_ones_are_not(monkeypatch: pytes
     assert len(sessions) == 1
     sessions.open("s")
     assert not sessions.get("s").nodes
-    now += module.DEFAULT_IDLE + 1
+    now += module.DEFAULT_IDLE_TIMEOUT + 1
     assert sessions.open("s") == "s", "an expired session is no session"
     assert len(sessions) == 1
 
@@ -307,7 +307,7 @@ async def test_the_number_is_bounded_and_the_longest_idle_one_goes(
 
 
 async def test_the_requests_of_a_session_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns_module, "MAX_NODES", 3)
+    monkeypatch.setattr(prompts_module, "MAX_NODES", 3)
     sessions = Sessions()
     sessions.open("s")
     for _ in range(3):
@@ -316,13 +316,13 @@ async def test_the_requests_of_a_session_are_bounded(monkeypatch: pytest.MonkeyP
         send(sessions, "d", [2])
     assert caught.value.status == 400
     _, reply = send(sessions, "d", [2], replace=True)
-    assert len(sessions.get("s").kept) == 1
+    assert len(sessions.get("s").nodes) == 1
     sessions.open("t", streaming=True)
     for _ in range(9):
         _, reply = send(sessions, "e", [2], id="t")
         reply.end({"type": "stop"})
         await settle()
-    assert len(sessions.get("t").kept) == 1
+    assert len(sessions.get("t").nodes) == 1
     assert sessions.get("t").tokens == 9
 
 
@@ -352,7 +352,7 @@ async def test_the_output_of_a_request_is_kept_without_its_reply() -> None:
     reply.tokens.append(5)
     reply.end({"type": "stop"})
     await settle()
-    assert sessions.get("s").nodes["a"]._reply is None
+    assert sessions.get("s").by_rid["a"]._reply is None
     reply.tokens.clear()
     assert send(sessions, "b", [3], rid="a")[0] == [2, 5, 3]
 
@@ -373,17 +373,17 @@ async def test_a_change_between_restoring_and_submitting_is_seen() -> None:
     _, reply = send(sessions, "a", [2])
     reply.end({"type": "stop"})
     await settle()
-    late = Turns(sessions, [SessionParams(id="s", rid="a")], served())
+    late = SessionPrompts(sessions, [SessionParams(id="s", rid="a")], served())
     late.restore([[3]], BOS, "input_ids", single=True)
     send(sessions, "a", [4], rid="a")[1].end({"type": "stop"})
     with pytest.raises(RequestError, match="The session 's' was changed by another request; send this one again"):
-        late.claim()
-    gone = Turns(sessions, [SessionParams(id="s")], served())
+        late.check_unchanged()
+    gone = SessionPrompts(sessions, [SessionParams(id="s")], served())
     gone.restore([[3]], BOS, "input_ids", single=True)
     sessions.close("s")
     sessions.open("s")
     with pytest.raises(RequestError, match="was changed"):
-        gone.claim()
+        gone.check_unchanged()
 
 
 async def test_a_batch_may_replace_nothing_under_itself() -> None:
@@ -395,9 +395,9 @@ async def test_a_batch_may_replace_nothing_under_itself() -> None:
         ([{"replace": True}, {}], "must be the only one of that session"),
         ([{"id": "t"}, {"id": "t"}], "already has an active request"),
     ):
-        turns = Turns(sessions, [SessionParams(**{"id": "s"} | one) for one in params], served())
+        prompts = SessionPrompts(sessions, [SessionParams(**{"id": "s"} | one) for one in params], served())
         with pytest.raises(RequestError, match=rf"^text\[1\]: .*{message}"):
-            turns.restore([[2], [2]], BOS, "text", single=False)
+            prompts.restore([[2], [2]], BOS, "text", single=False)
 
 
 # -- over HTTP, with a scripted engine -------------------------------------------------------

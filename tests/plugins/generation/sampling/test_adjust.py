@@ -120,7 +120,7 @@ def test_other_rows_keep_every_bit(make_driver: Callable[..., Any]) -> None:
 
 def test_rows_that_ask_for_nothing_cost_no_call(make_driver: Callable[..., Any]) -> None:
     driver = make_driver()
-    driver.stage._adjust._adjust = None  # calling it would fail
+    driver.stage._adjust = None  # a call would fail
     follow(driver, [GenerationParams(), GenerationParams(stop_token_ids=(3,))], 2, 0)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from trunkline.core.errors import PluginError, RequestError
 from trunkline.plugins.generation.sampling import extensions
-from trunkline.plugins.generation.sampling.extensions import FAILED, MAX_FAILURES
+from trunkline.plugins.generation.sampling.extensions import FAILED_MESSAGE, MAX_FAILURES
 
 VOCABULARY = 322
 ORIGIN = "plugin 'strange' (strange-things 1.2)"
@@ -203,7 +203,7 @@ def test_a_failure_ends_its_request_and_five_switch_the_object_off(
     for _ in range(MAX_FAILURES - 1):
         error = outcome(driver, do)
         assert error is not None
-        assert (error.message, error.status) == (FAILED, 500)
+        assert (error.message, error.status) == (FAILED_MESSAGE, 500)
     assert outcome(driver, "good") is None, "a success in between begins the count again"
     running = driver.admit(key=3, custom_params={"do": "good"})
     for _ in range(MAX_FAILURES):
@@ -236,7 +236,7 @@ def test_a_request_error_is_an_answer_and_no_failure(make_driver: Callable[..., 
 def test_a_slow_call_is_logged_once(
     make_driver: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(extensions, "SLOW", 0.001)
+    monkeypatch.setattr(extensions, "SLOW_SECONDS", 0.001)
     monkeypatch.setitem(ACTIONS, "good", lambda logits: time.sleep(0.002))
     driver = make_driver(processors=[Faulty("apply")])
     with caplog.at_level(logging.WARNING):

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, BertJapaneseTokenizer
 
 from trunkline.core.errors import ConfigError, RequestError
 from trunkline.core.testing.tokenizers import write_tokenizer
-from trunkline.plugins.generation.sampling.checks import CHECKS, IGNORED, LATER
-from trunkline.plugins.generation.sampling.params import Sampling, parse_sampling
+from trunkline.plugins.generation.sampling.checks import CHECKS, IGNORED, UNSUPPORTED
+from trunkline.plugins.generation.sampling.params import SamplingParams, parse_sampling_params
 from trunkline.plugins.generation.schemas import GenerationParams
 from trunkline.plugins.generation.service import read_preferred
 
@@ -93,20 +93,20 @@ from trunkline.plugins.generation.service import read_preferred
 )
 def test_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        parse_sampling(given, vocabulary=100)
+        parse_sampling_params(given, vocab_size=100)
     assert caught.value.message.startswith(message)
     assert caught.value.status == 400
     assert caught.value.param == next(iter(given))
 
 
 def test_null_is_the_default_for_every_parameter() -> None:
-    nulls = dict.fromkeys((*CHECKS, *LATER, *IGNORED))
-    assert parse_sampling(nulls) == Sampling(max_new_tokens=None)
-    assert parse_sampling({}) == Sampling()
+    nulls = dict.fromkeys((*CHECKS, *UNSUPPORTED, *IGNORED))
+    assert parse_sampling_params(nulls) == SamplingParams(max_new_tokens=None)
+    assert parse_sampling_params({}) == SamplingParams()
 
 
 def test_what_unmodified_clients_send_passes() -> None:
-    sampling = parse_sampling(
+    sampling = parse_sampling_params(
         {
             "max_new_tokens": 16.0,
             "min_new_tokens": 0,
@@ -132,7 +132,7 @@ def test_what_unmodified_clients_send_passes() -> None:
             "spaces_between_special_tokens": True,
         }
     )
-    assert sampling == Sampling(max_new_tokens=16, temperature=0.0, stop_token_ids=(2,))
+    assert sampling == SamplingParams(max_new_tokens=16, temperature=0.0, stop_token_ids=(2,))
 
 
 def test_what_the_engine_gets() -> None:
@@ -147,7 +147,7 @@ def test_what_the_engine_gets() -> None:
         "custom_params": {"x": [1]},
         "temperature": 1e300,
     }
-    params = parse_sampling(given, vocabulary=100).for_engine(5, 0)
+    params = parse_sampling_params(given, vocab_size=100).for_engine(5, 0)
     assert params == GenerationParams(
         max_new_tokens=5,
         temperature=1e30,
@@ -164,8 +164,8 @@ def test_what_the_engine_gets() -> None:
 
 def test_a_preferred_minimum_is_compared_with_the_request_s_limit() -> None:
     with pytest.raises(RequestError, match=r"min_new_tokens must be in \[0, max_new_tokens\(4\)\], got 8\."):
-        parse_sampling({"max_new_tokens": 4}, {"min_new_tokens": 8})
-    assert parse_sampling({"max_new_tokens": None}, {"min_new_tokens": 800}).min_new_tokens == 800
+        parse_sampling_params({"max_new_tokens": 4}, {"min_new_tokens": 8})
+    assert parse_sampling_params({"max_new_tokens": None}, {"min_new_tokens": 800}).min_new_tokens == 800
 
 
 def test_no_tokenizer_of_transformers_heeds_spaces_between_special_tokens(tmp_path: Path) -> None:
@@ -182,17 +182,17 @@ def test_no_tokenizer_of_transformers_heeds_spaces_between_special_tokens(tmp_pa
 
 
 def test_n_zero_is_one() -> None:
-    assert parse_sampling({"n": 0}).n == 1
+    assert parse_sampling_params({"n": 0}).n == 1
 
 
 @pytest.mark.parametrize("given", [{"temperature": 0}, {"temperature": 1e-7}, {"top_k": 1}])
 def test_greedy_reaches_the_engine_as_temperature_zero(given: dict[str, Any]) -> None:
-    assert parse_sampling(given).for_engine(5, 7).temperature == 0.0
+    assert parse_sampling_params(given).for_engine(5, 7).temperature == 0.0
 
 
 def test_the_request_wins_over_preferred_parameters() -> None:
     preferred = {"temperature": 0, "top_p": 0.5}
-    sampling = parse_sampling({"temperature": 1}, preferred)
+    sampling = parse_sampling_params({"temperature": 1}, preferred)
     assert (sampling.temperature, sampling.top_p) == (1.0, 0.5)
 
 

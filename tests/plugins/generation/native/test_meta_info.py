@@ -12,8 +12,8 @@ import pytest
 
 from trunkline.core.server.api import encode_json
 from trunkline.plugins.generation.extras import Extras
-from trunkline.plugins.generation.native import logprob_layout
-from trunkline.plugins.generation.native.logprob_layout import ExtraLists, JsonList, token_text
+from trunkline.plugins.generation.native import meta_info
+from trunkline.plugins.generation.native.meta_info import ExtraMetaInfo, JsonList, token_text
 from trunkline.plugins.generation.schemas import GenerationResult, LogprobParams, LogprobTable
 
 PROMPT = [10, 11, 12, 13]
@@ -29,11 +29,11 @@ def table(chosen: list[float], top: Any = (), top_ids: Any = (), ids: Any = (), 
     return LogprobTable(floats(chosen), integers(top_ids), floats(top), floats(ids), integers(sampled))
 
 
-def lists(tokenizer: Any = None, **extras: Any) -> ExtraLists:
-    return ExtraLists(Extras(**extras), PROMPT, 2, tokenizer)
+def lists(tokenizer: Any = None, **extras: Any) -> ExtraMetaInfo:
+    return ExtraMetaInfo(Extras(**extras), PROMPT, 2, tokenizer)
 
 
-def meta(one: ExtraLists) -> dict[str, Any]:
+def meta(one: ExtraMetaInfo) -> dict[str, Any]:
     decoded: dict[str, Any] = json.loads(encode_json(one.meta()))
     return decoded
 
@@ -48,8 +48,8 @@ def test_a_list_grows_and_is_json_at_any_time() -> None:
 
 def test_the_prompt_s_first_token_has_no_value() -> None:
     one = lists(logprobs=LogprobParams(1, 2, (7,)))
-    one.take(GenerationResult(prompt=table([-1.0], [[-0.5, -1.0]], [[8, 12]], [[-3.0]]), first=2))
-    one.take(GenerationResult(prompt=table([-2.0], [[-0.25, -4.0]], [[9, 8]], [[-5.0]]), first=3))
+    one.add(GenerationResult(prompt=table([-1.0], [[-0.5, -1.0]], [[8, 12]], [[-3.0]]), first=2))
+    one.add(GenerationResult(prompt=table([-2.0], [[-0.25, -4.0]], [[9, 8]], [[-5.0]]), first=3))
     assert meta(one) == {
         "input_token_logprobs": [[None, 11, None], [-1.0, 12, None], [-2.0, 13, None]],
         "input_top_logprobs": [
@@ -67,13 +67,13 @@ def test_the_prompt_s_first_token_has_no_value() -> None:
 @pytest.mark.parametrize(("start", "entries"), [(None, []), (4, []), (3, [[None, 13, None]])])
 def test_starts_at_the_end_of_the_prompt(start: int | None, entries: list[Any]) -> None:
     one = lists(logprobs=LogprobParams(start))
-    one.take(GenerationResult(output=table([-1.0], sampled=[5])))
+    one.add(GenerationResult(output=table([-1.0], sampled=[5])))
     assert meta(one) == {"input_token_logprobs": entries, "output_token_logprobs": [[-1.0, 5, None]]}
 
 
 def test_forbidden_ids_are_null() -> None:
     one = lists(logprobs=LogprobParams(None, 0, (1, 2)))
-    one.take(GenerationResult(output=table([math.nan], ids=[[-math.inf, -1.0]], sampled=[5])))
+    one.add(GenerationResult(output=table([math.nan], ids=[[-math.inf, -1.0]], sampled=[5])))
     assert meta(one)["output_token_logprobs"] == [[None, 5, None]]
     assert meta(one)["output_token_ids_logprobs"] == [[[None, 1, None], [-1.0, 2, None]]]
 
@@ -83,13 +83,13 @@ def test_text_is_that_of_each_token_by_itself(byte_level: Any) -> None:
     special = byte_level.convert_tokens_to_ids("<|im_end|>")
     one = lists(byte_level, logprobs=LogprobParams(), text=True)
     for token in (*ids, special):
-        one.take(GenerationResult(output=table([-1.0], sampled=[token])))
+        one.add(GenerationResult(output=table([-1.0], sampled=[token])))
     shown = [text for _, _, text in meta(one)["output_token_logprobs"]]
     assert shown == [byte_level.decode([token]) for token in (*ids, special)]
     assert shown[-1] == "<|im_end|>"
     assert token_text.cache_info().maxsize is not None
     without = lists(byte_level, logprobs=LogprobParams())
-    without.take(GenerationResult(output=table([-1.0], sampled=[ids[0]])))
+    without.add(GenerationResult(output=table([-1.0], sampled=[ids[0]])))
     assert meta(without)["output_token_logprobs"] == [[-1.0, ids[0], None]]
 
 
@@ -100,36 +100,36 @@ def rows(*values: list[float]) -> bytes:
 @pytest.mark.parametrize("numbers", [1 << 16, 2])
 def test_hidden_states_are_a_matrix_and_vectors(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
     """However the prompt was cut; the first rows may be missing, because they were cached."""
-    monkeypatch.setattr(logprob_layout, "NUMBERS", numbers)
+    monkeypatch.setattr(meta_info, "MAX_ENCODED", numbers)
     one = lists(hidden_states="all")
     assert meta(one) == {"hidden_states": [[]]}
-    one.take(GenerationResult(hidden=rows([1, 2]), hidden_at=1))
-    one.take(GenerationResult(hidden=rows([3, 4], [5, 6]), hidden_at=2))
+    one.add(GenerationResult(hidden=rows([1, 2]), hidden_at=1))
+    one.add(GenerationResult(hidden=rows([3, 4], [5, 6]), hidden_at=2))
     assert meta(one) == {"hidden_states": [[[1, 2], [3, 4], [5, 6]]]}
-    one.take(GenerationResult(hidden=rows([7, 8]), hidden_at=4))
-    one.take(GenerationResult(hidden=rows([9, 0]), hidden_at=5))
+    one.add(GenerationResult(hidden=rows([7, 8]), hidden_at=4))
+    one.add(GenerationResult(hidden=rows([9, 0]), hidden_at=5))
     assert meta(one) == {"hidden_states": [[[1, 2], [3, 4], [5, 6]], [7, 8], [9, 0]]}
 
 
 def test_the_last_hidden_state_is_one_vector_once_it_is_there() -> None:
     one = lists(hidden_states="last")
     assert meta(one) == {}
-    one.take(GenerationResult(hidden=rows([7, 8]), hidden_at=4))
+    one.add(GenerationResult(hidden=rows([7, 8]), hidden_at=4))
     assert meta(one) == {"hidden_states": [7, 8]}
 
 
 def test_experts_come_in_pieces_and_are_shown_at_the_end() -> None:
     one = lists(experts_from=0)
-    one.take(GenerationResult(experts=b"abcd"))
-    one.take(GenerationResult(experts=b"e"))
+    one.add(GenerationResult(experts=b"abcd"))
+    one.add(GenerationResult(experts=b"e"))
     assert meta(one) == {}
-    one.close()
+    one.finish()
     assert base64.b64decode(meta(one)["routed_experts"]) == b"abcde"
 
 
 def test_results_of_another_request_count_for_the_prompt_only() -> None:
     one = lists(logprobs=LogprobParams(2))
-    one.take_prompt(GenerationResult(prompt=table([-1.0]), first=3, output=table([-9.0], sampled=[9])))
+    one.add_prompt(GenerationResult(prompt=table([-1.0]), first=3, output=table([-9.0], sampled=[9])))
     assert meta(one) == {
         "input_token_logprobs": [[None, 12, None], [-1.0, 13, None]],
         "output_token_logprobs": [],

@@ -1,7 +1,7 @@
-"""What a sequence has beside text, as SGLang lays it out in ``meta_info``.
+"""The entries of ``meta_info`` for extra outputs, in SGLang's layout.
 
-Frames of a stream are cumulative, so the lists are kept as JSON text: each entry is encoded once, and a frame costs a
-copy. NaN and infinities become null, as everywhere.
+Frames of a stream are cumulative. Therefore lists are kept as JSON text: each item is encoded once, and copied for
+each frame. NaN and infinities become null, as in all replies.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from trunkline.core.types import Tokenizer
 from trunkline.plugins.generation.extras import Extras
 from trunkline.plugins.generation.schemas import GenerationResult, LogprobParams, LogprobTable
 
-Entry = tuple[float | None, int, str | None]
+Entry = tuple[float | None, int, str | None]  # log-probability, token id, its text
 
-NUMBERS = 1 << 16  # that are encoded at a time; other threads have to wait as long
+MAX_ENCODED = 1 << 16  # numbers that are encoded in one call, during which no other thread runs
 
 
 class JsonList:
-    """A JSON array that only grows."""
+    """A JSON array to which items are appended."""
 
     def __init__(self) -> None:
         self.text = bytearray()  # without brackets
@@ -40,43 +40,44 @@ class JsonList:
 
 
 class LogprobLists:
-    """``output_token_logprobs`` and the other lists: an entry is ``[logprob, id, text]``."""
+    """The lists of log-probabilities of the prompt or the output: ``output_token_logprobs`` and the like."""
 
     def __init__(self, kind: str, params: LogprobParams, tokenizer: Tokenizer | None) -> None:
         """``kind`` is "input" or "output"; ``tokenizer`` None: the third item of entries is null."""
         self._params = params
         self._tokenizer = tokenizer
-        self._chosen, self._top, self._ids = JsonList(), JsonList(), JsonList()
-        self._lists = {f"{kind}_token_logprobs": self._chosen}
+        self._tokens, self._top, self._ids = JsonList(), JsonList(), JsonList()
+        self._lists = {f"{kind}_token_logprobs": self._tokens}
         if params.top:
             self._lists[f"{kind}_top_logprobs"] = self._top
         if params.ids:
             self._lists[f"{kind}_token_ids_logprobs"] = self._ids
 
-    def begin(self, token: int) -> None:
-        """The entry of a token that nothing predicts: no values."""
-        self._chosen.extend(self._entries([None], [token]))
+    def add_unpredicted(self, token: int) -> None:
+        """Add the first token, which has no log-probability."""
+        self._tokens.extend(self._entries([None], [token]))
         self._top.extend([None])
         self._ids.extend([None])
 
     def add(self, table: LogprobTable, tokens: Sequence[int]) -> None:
-        """The entries of the next ``tokens``."""
-        chosen, values, wanted = (np.frombuffer(data, "<f4") for data in (table.chosen, table.top, table.ids))
-        ids, asked = np.frombuffer(table.top_ids, "<i4"), self._params.ids
-        top = len(ids) // max(1, len(tokens))  # fewer than were asked for where the vocabulary is smaller
-        step = max(1, NUMBERS // (1 + top + len(asked)))
+        """Add the next ``tokens``, whose log-probabilities are in ``table``."""
+        own, top, of_ids = (np.frombuffer(data, "<f4") for data in (table.chosen, table.top, table.ids))
+        top_ids, ids = np.frombuffer(table.top_ids, "<i4"), self._params.ids
+        width = len(top_ids) // max(1, len(tokens))  # less than params.top if the vocabulary is smaller
+        step = max(1, MAX_ENCODED // (1 + width + len(ids)))
         for first in range(0, len(tokens), step):
-            some = slice(first, first + step)
-            count = len(tokens[some])
-            self._chosen.extend(self._entries(chosen[some].tolist(), tokens[some]))
-            if top:
-                part = slice(first * top, (first + count) * top)
-                self._top.extend(_rows(self._entries(values[part].tolist(), ids[part].tolist()), top))
-            if asked:
-                part = slice(first * len(asked), (first + count) * len(asked))
-                self._ids.extend(_rows(self._entries(wanted[part].tolist(), asked * count), len(asked)))
+            part = slice(first, first + step)
+            count = len(tokens[part])
+            self._tokens.extend(self._entries(own[part].tolist(), tokens[part]))
+            if width:
+                cells = slice(first * width, (first + count) * width)
+                self._top.extend(_rows(self._entries(top[cells].tolist(), top_ids[cells].tolist()), width))
+            if ids:
+                cells = slice(first * len(ids), (first + count) * len(ids))
+                self._ids.extend(_rows(self._entries(of_ids[cells].tolist(), ids * count), len(ids)))
 
     def meta(self) -> dict[str, msgspec.Raw]:
+        """The lists by their names in ``meta_info``."""
         return {name: entries.as_json() for name, entries in self._lists.items()}
 
     def _entries(self, values: Sequence[float | None], ids: Sequence[int]) -> list[Entry]:
@@ -87,18 +88,18 @@ class LogprobLists:
 
 
 def _rows(entries: list[Entry], width: int) -> list[list[Entry]]:
-    """Lists of ``width`` entries."""
-    return [entries[at : at + width] for at in range(0, len(entries), width)]
+    """The entries in lists of ``width``."""
+    return [entries[start : start + width] for start in range(0, len(entries), width)]
 
 
 @lru_cache(maxsize=1 << 16)
 def token_text(tokenizer: Any, token: int) -> str:
-    """The text of one token by itself; half a character is U+FFFD."""
+    """The text of a single token; an incomplete character is U+FFFD."""
     return str(tokenizer.decode([token], skip_special_tokens=False))
 
 
 class HiddenStates:
-    """``hidden_states``: a matrix for the prompt's positions, then a vector for each pass; or the last vector."""
+    """``hidden_states``: a matrix for the prompt, then a vector for each output token; or only the last vector."""
 
     def __init__(self, hidden_size: int, prompt_len: int) -> None:
         self._size = hidden_size
@@ -107,68 +108,70 @@ class HiddenStates:
         self._last: list[float] = []
 
     def add(self, rows: bytes, position: int) -> None:
-        """float32 rows of the positions from ``position`` on."""
+        """Add ``rows``, float32 ``[positions, hidden_size]``, of the positions from ``position`` on."""
         values = np.frombuffer(rows, "<f4").reshape(-1, self._size)
-        step = max(1, NUMBERS // self._size)
+        step = max(1, MAX_ENCODED // self._size)
         of_prompt = max(0, self._prompt_len - position)
         for target, part in ((self._prompt, values[:of_prompt]), (self._output, values[of_prompt:])):
             for first in range(0, len(part), step):
                 target.extend(part[first : first + step].tolist())
         self._last = values[-1].tolist()
 
-    def every(self) -> msgspec.Raw:
+    def all(self) -> msgspec.Raw:
+        """All hidden states so far."""
         separator = b"," if self._output.text else b""
         return msgspec.Raw(b"".join((b"[[", self._prompt.text, b"]", separator, self._output.text, b"]")))
 
     def last(self) -> list[float]:
+        """The last hidden state, [] if there is none."""
         return self._last
 
 
-class ExtraLists:
-    """All that one sequence has beside text, from the results of its reply."""
+class ExtraMetaInfo:
+    """The extra outputs of one sequence, from the results of its reply."""
 
     def __init__(self, extras: Extras, prompt: Sequence[int], hidden_size: int, tokenizer: Tokenizer | None) -> None:
         self._prompt = prompt
         self._extras = extras
         self._lists: dict[str, LogprobLists] = {}
         if (logprobs := extras.logprobs) is not None:
-            readable = tokenizer if extras.text else None
-            self._lists = {kind: LogprobLists(kind, logprobs, readable) for kind in ("input", "output")}
+            token_texts = tokenizer if extras.text else None
+            self._lists = {kind: LogprobLists(kind, logprobs, token_texts) for kind in ("input", "output")}
             if logprobs.start is not None and logprobs.start < len(prompt):
-                self._lists["input"].begin(prompt[logprobs.start])
+                self._lists["input"].add_unpredicted(prompt[logprobs.start])
         self._hidden = HiddenStates(hidden_size, len(prompt))
-        self._choices = bytearray()
-        self._experts = ""
+        self._experts = bytearray()
+        self._routed_experts = ""  # base64
 
-    def take_prompt(self, result: GenerationResult) -> None:
-        """The result's part that is about the prompt's tokens."""
+    def add_prompt(self, result: GenerationResult) -> None:
+        """Add the log-probabilities of the prompt in a result, and nothing else of it."""
         if result.prompt is not None and self._lists:
             count = len(result.prompt.chosen) // 4
             self._lists["input"].add(result.prompt, self._prompt[result.first : result.first + count])
 
-    def take(self, result: GenerationResult) -> None:
-        """The next result."""
-        self.take_prompt(result)
+    def add(self, result: GenerationResult) -> None:
+        """Add the reply's next result."""
+        self.add_prompt(result)
         if result.output is not None and self._lists:
             ids = np.frombuffer(result.output.chosen_ids, "<i4").tolist()
             self._lists["output"].add(result.output, ids)
         if result.hidden:
             self._hidden.add(result.hidden, result.hidden_at)
-        self._choices += result.experts
+        self._experts += result.experts
 
-    def close(self) -> None:
-        """Nothing more will come."""
-        self._experts = base64.b64encode(self._choices).decode()
+    def finish(self) -> None:
+        """All results have been added: routed experts, which are sent at the end only, are complete."""
+        self._routed_experts = base64.b64encode(self._experts).decode()
 
     def meta(self) -> dict[str, Any]:
-        """What ``meta_info`` has of it so far."""
+        """The entries of ``meta_info`` so far."""
         meta: dict[str, Any] = {}
         for lists in self._lists.values():
             meta |= lists.meta()
         if self._extras.hidden_states == "all":
-            meta["hidden_states"] = self._hidden.every()
+            meta["hidden_states"] = self._hidden.all()
         elif last := self._hidden.last():
             meta["hidden_states"] = last
-        if self._experts:
-            meta["routed_experts"] = self._experts
+        if self._routed_experts:
+            meta["routed_experts"] = self._routed_experts
         return meta
