@@ -64,7 +64,7 @@ from trunkline.plugins.generation.service import read_preferred
         ({"stop_regex": ["a", r"(a)\1"]}, r"stop_regex '(a)\\1' can't be used: invalid escape sequence: \1."),
         ({"stop_regex": "(a{1000}){1000}"}, "stop_regex '(a{1000}){1000}' can't be used: invalid repetition size"),
         ({"stop_regex": "\ud800"}, "stop_regex '\\ud800' can't be used: it is not valid Unicode."),
-        ({"stop_regex": ["a{900}"] * 3}, "stop_regex 'a{900}' can't be used: with it the patterns need 2"),
+        ({"stop_regex": [r"\pL{5}"] * 2}, r"stop_regex '\\pL{5}' can't be used: with it the patterns need 1"),
         ({"logit_bias": [1]}, "logit_bias must be an object of token ids and numbers, got [1]."),
         ({"logit_bias": {"x": 1}}, "invalid literal for int() with base 10: 'x'"),
         ({"logit_bias": {"100": 1}}, "logit_bias must has keys in [0, 99], got 100."),
