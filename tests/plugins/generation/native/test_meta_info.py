@@ -1,4 +1,4 @@
-"""What a sequence has beside text, laid out as SGLang does; a step at a time gives what all at once gives."""
+"""The entries of meta_info for extra outputs, in SGLang's layout; built step by step or at once."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ def lists(tokenizer: Any = None, **extras: Any) -> ExtraMetaInfo:
     return ExtraMetaInfo(Extras(**extras), PROMPT, 2, tokenizer)
 
 
-def meta(one: ExtraMetaInfo) -> dict[str, Any]:
-    decoded: dict[str, Any] = json.loads(encode_json(one.meta()))
+def meta(info: ExtraMetaInfo) -> dict[str, Any]:
+    decoded: dict[str, Any] = json.loads(encode_json(info.meta()))
     return decoded
 
 
-def test_a_list_grows_and_is_json_at_any_time() -> None:
-    growing, items = JsonList(), []
-    for some in ([], [1], [], [[2.5, None], "x,]"], [math.nan, -math.inf]):
-        growing.extend(some)
-        items += some
-        assert json.loads(encode_json(growing.as_json())) == json.loads(encode_json(items))
+def test_a_json_list_is_valid_after_each_extension() -> None:
+    json_list, items = JsonList(), []
+    for new in ([], [1], [], [[2.5, None], "x,]"], [math.nan, -math.inf]):
+        json_list.extend(new)
+        items += new
+        assert json.loads(encode_json(json_list.as_json())) == json.loads(encode_json(items))
 
 
-def test_the_prompt_s_first_token_has_no_value() -> None:
-    one = lists(logprobs=LogprobParams(1, 2, (7,)))
-    one.add(GenerationResult(prompt=table([-1.0], [[-0.5, -1.0]], [[8, 12]], [[-3.0]]), first=2))
-    one.add(GenerationResult(prompt=table([-2.0], [[-0.25, -4.0]], [[9, 8]], [[-5.0]]), first=3))
-    assert meta(one) == {
+def test_the_prompt_s_first_token_has_no_log_probability() -> None:
+    info = lists(logprobs=LogprobParams(1, 2, (7,)))
+    info.add(GenerationResult(prompt=table([-1.0], [[-0.5, -1.0]], [[8, 12]], [[-3.0]]), first=2))
+    info.add(GenerationResult(prompt=table([-2.0], [[-0.25, -4.0]], [[9, 8]], [[-5.0]]), first=3))
+    assert meta(info) == {
         "input_token_logprobs": [[None, 11, None], [-1.0, 12, None], [-2.0, 13, None]],
         "input_top_logprobs": [
             None,
@@ -65,26 +65,26 @@ def test_the_prompt_s_first_token_has_no_value() -> None:
 
 
 @pytest.mark.parametrize(("start", "entries"), [(None, []), (4, []), (3, [[None, 13, None]])])
-def test_starts_at_the_end_of_the_prompt(start: int | None, entries: list[Any]) -> None:
-    one = lists(logprobs=LogprobParams(start))
-    one.add(GenerationResult(output=table([-1.0], sampled=[5])))
-    assert meta(one) == {"input_token_logprobs": entries, "output_token_logprobs": [[-1.0, 5, None]]}
+def test_starts_near_the_end_of_the_prompt(start: int | None, entries: list[Any]) -> None:
+    info = lists(logprobs=LogprobParams(start))
+    info.add(GenerationResult(output=table([-1.0], sampled=[5])))
+    assert meta(info) == {"input_token_logprobs": entries, "output_token_logprobs": [[-1.0, 5, None]]}
 
 
-def test_forbidden_ids_are_null() -> None:
-    one = lists(logprobs=LogprobParams(None, 0, (1, 2)))
-    one.add(GenerationResult(output=table([math.nan], ids=[[-math.inf, -1.0]], sampled=[5])))
-    assert meta(one)["output_token_logprobs"] == [[None, 5, None]]
-    assert meta(one)["output_token_ids_logprobs"] == [[[None, 1, None], [-1.0, 2, None]]]
+def test_log_probabilities_that_are_not_finite_are_null() -> None:
+    info = lists(logprobs=LogprobParams(None, 0, (1, 2)))
+    info.add(GenerationResult(output=table([math.nan], ids=[[-math.inf, -1.0]], sampled=[5])))
+    assert meta(info)["output_token_logprobs"] == [[None, 5, None]]
+    assert meta(info)["output_token_ids_logprobs"] == [[[None, 1, None], [-1.0, 2, None]]]
 
 
-def test_text_is_that_of_each_token_by_itself(byte_level: Any) -> None:
+def test_the_text_of_each_token_is_decoded_separately(byte_level: Any) -> None:
     ids = byte_level.encode("🙂 fox", add_special_tokens=False)
     special = byte_level.convert_tokens_to_ids("<|im_end|>")
-    one = lists(byte_level, logprobs=LogprobParams(), text=True)
+    info = lists(byte_level, logprobs=LogprobParams(), text=True)
     for token in (*ids, special):
-        one.add(GenerationResult(output=table([-1.0], sampled=[token])))
-    shown = [text for _, _, text in meta(one)["output_token_logprobs"]]
+        info.add(GenerationResult(output=table([-1.0], sampled=[token])))
+    shown = [text for _, _, text in meta(info)["output_token_logprobs"]]
     assert shown == [byte_level.decode([token]) for token in (*ids, special)]
     assert shown[-1] == "<|im_end|>"
     assert token_text.cache_info().maxsize is not None
@@ -99,38 +99,38 @@ def rows(*values: list[float]) -> bytes:
 
 @pytest.mark.parametrize("numbers", [1 << 16, 2])
 def test_hidden_states_are_a_matrix_and_vectors(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
-    """However the prompt was cut; the first rows may be missing, because they were cached."""
+    """In any chunks of the prompt. The first rows may be missing because they were cached."""
     monkeypatch.setattr(meta_info, "MAX_ENCODED", numbers)
-    one = lists(hidden_states="all")
-    assert meta(one) == {"hidden_states": [[]]}
-    one.add(GenerationResult(hidden=rows([1, 2]), hidden_at=1))
-    one.add(GenerationResult(hidden=rows([3, 4], [5, 6]), hidden_at=2))
-    assert meta(one) == {"hidden_states": [[[1, 2], [3, 4], [5, 6]]]}
-    one.add(GenerationResult(hidden=rows([7, 8]), hidden_at=4))
-    one.add(GenerationResult(hidden=rows([9, 0]), hidden_at=5))
-    assert meta(one) == {"hidden_states": [[[1, 2], [3, 4], [5, 6]], [7, 8], [9, 0]]}
+    info = lists(hidden_states="all")
+    assert meta(info) == {"hidden_states": [[]]}
+    info.add(GenerationResult(hidden=rows([1, 2]), hidden_at=1))
+    info.add(GenerationResult(hidden=rows([3, 4], [5, 6]), hidden_at=2))
+    assert meta(info) == {"hidden_states": [[[1, 2], [3, 4], [5, 6]]]}
+    info.add(GenerationResult(hidden=rows([7, 8]), hidden_at=4))
+    info.add(GenerationResult(hidden=rows([9, 0]), hidden_at=5))
+    assert meta(info) == {"hidden_states": [[[1, 2], [3, 4], [5, 6]], [7, 8], [9, 0]]}
 
 
-def test_the_last_hidden_state_is_one_vector_once_it_is_there() -> None:
-    one = lists(hidden_states="last")
-    assert meta(one) == {}
-    one.add(GenerationResult(hidden=rows([7, 8]), hidden_at=4))
-    assert meta(one) == {"hidden_states": [7, 8]}
+def test_the_last_hidden_state_is_one_vector() -> None:
+    info = lists(hidden_states="last")
+    assert meta(info) == {}
+    info.add(GenerationResult(hidden=rows([7, 8]), hidden_at=4))
+    assert meta(info) == {"hidden_states": [7, 8]}
 
 
-def test_experts_come_in_pieces_and_are_shown_at_the_end() -> None:
-    one = lists(experts_from=0)
-    one.add(GenerationResult(experts=b"abcd"))
-    one.add(GenerationResult(experts=b"e"))
-    assert meta(one) == {}
-    one.finish()
-    assert base64.b64decode(meta(one)["routed_experts"]) == b"abcde"
+def test_routed_experts_are_joined_at_the_end() -> None:
+    info = lists(experts_from=0)
+    info.add(GenerationResult(experts=b"abcd"))
+    info.add(GenerationResult(experts=b"e"))
+    assert meta(info) == {}
+    info.finish()
+    assert base64.b64decode(meta(info)["routed_experts"]) == b"abcde"
 
 
-def test_results_of_another_request_count_for_the_prompt_only() -> None:
-    one = lists(logprobs=LogprobParams(2))
-    one.add_prompt(GenerationResult(prompt=table([-1.0]), first=3, output=table([-9.0], sampled=[9])))
-    assert meta(one) == {
+def test_only_the_prompt_is_taken_from_results_of_another_request() -> None:
+    info = lists(logprobs=LogprobParams(2))
+    info.add_prompt(GenerationResult(prompt=table([-1.0]), first=3, output=table([-9.0], sampled=[9])))
+    assert meta(info) == {
         "input_token_logprobs": [[None, 12, None], [-1.0, 13, None]],
         "output_token_logprobs": [],
     }

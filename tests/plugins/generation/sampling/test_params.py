@@ -1,4 +1,4 @@
-"""Every sampling parameter: what passes, and with which words the rest is refused."""
+"""All sampling parameters: valid values, and the error messages for others."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ def test_what_unmodified_clients_send_passes() -> None:
     assert sampling == SamplingParams(max_new_tokens=16, temperature=0.0, stop_token_ids=(2,))
 
 
-def test_what_the_engine_gets() -> None:
-    """``"1"`` and ``"01"`` are one id, of which the last bias counts, as in SGLang."""
+def test_parameters_for_the_engine() -> None:
+    """``"1"`` and ``"01"`` are the same id; its last bias is used, as in SGLang."""
     given = {
         "min_new_tokens": 3.0,
         "frequency_penalty": 2,
@@ -168,8 +168,8 @@ def test_a_preferred_minimum_is_compared_with_the_request_s_limit() -> None:
     assert parse_sampling_params({"max_new_tokens": None}, {"min_new_tokens": 800}).min_new_tokens == 800
 
 
-def test_no_tokenizer_of_transformers_heeds_spaces_between_special_tokens(tmp_path: Path) -> None:
-    """So the flag may be without an effect; also for those that aren't "fast"."""
+def test_tokenizers_of_transformers_ignore_spaces_between_special_tokens(tmp_path: Path) -> None:
+    """Therefore the flag has no effect, also for slow tokenizers."""
     write_tokenizer(tmp_path, "decoder")
     fast = AutoTokenizer.from_pretrained(tmp_path)
     (tmp_path / "vocab.txt").write_text("[UNK]\n[SEP]\n[PAD]\n[CLS]\n[MASK]\nab\n")

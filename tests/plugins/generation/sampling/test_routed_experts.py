@@ -1,4 +1,4 @@
-"""Routed experts of single requests: those of transformers' own routers, whatever the scheduler does."""
+"""Routed experts of single requests equal those of transformers' own routers, however they are scheduled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STARTS = [0, 7, 41]
 
 
 def prompts() -> list[list[int]]:
-    """Of 23 and 41 tokens, and the second once more."""
+    """Prompts of 23 and 41 tokens; the second is repeated."""
     draw = torch.Generator().manual_seed(9)
     first, second = (torch.randint(4, 500, (n,), generator=draw).tolist() for n in (23, 41))
     return [first, second, second]
@@ -38,7 +38,7 @@ def whole_model(path: Path) -> Any:
 
 
 def chosen_by_routers(path: Path, ids: list[int]) -> dict[int, np.ndarray]:
-    """Decoder layer -> sorted choices ``[T, k]`` of transformers' own routers; Llama 4's are its scores above 0."""
+    """Decoder layer -> sorted expert ids ``[T, k]`` of transformers' own routers; Llama 4's have scores > 0."""
     found: dict[int, np.ndarray] = {}
     handles = []
     for name, module in whole_model(path).named_modules():
@@ -71,10 +71,10 @@ def check(path: Path, record: dict[str, Any], prompt: list[int], start: int, dep
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-def test_choices_are_those_of_the_routers(
+def test_routed_experts_are_those_of_the_routers(
     zoo: Callable[[str], Path], recorded_engine: Callable[..., Any], name: str
 ) -> None:
-    """In chunks, in mixed batches, over a warm cache, retracted, beside the recorder of moe_stats."""
+    """In chunks, in mixed batches, with cached prefixes and retraction, beside the recorder of moe_stats."""
     path = zoo(name)
     engine = recorded_engine(path, chunked_prefill_size=9, enable_expert_distribution_metrics=True)
     retracted: set[int] = set()
@@ -98,10 +98,10 @@ def test_choices_are_those_of_the_routers(
             assert record["meta_info"]["cached_tokens"] == min(start, len(prompt) - 1)
     assert len(retracted) == 9
     (capturer,) = [each for each in engine.lane.model.expert_observers if isinstance(each, RoutedExpertsCapturer)]
-    assert not capturer.active, "choices of requests that have ended are kept"
+    assert not capturer.active, "requests that have ended are still captured"
 
 
-def test_a_start_at_the_end_of_the_prompt_is_about_the_output_only(
+def test_a_start_at_the_end_of_the_prompt_returns_the_output_only(
     zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]
 ) -> None:
     engine = recorded_engine(zoo("mixtral"))
@@ -115,7 +115,7 @@ def test_a_start_at_the_end_of_the_prompt_is_about_the_output_only(
     check(engine.path, none, prompt, 0)
 
 
-def test_a_request_that_is_retracted_reuses_what_was_seen(
+def test_a_retracted_request_reuses_the_prefix_that_was_observed(
     zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]
 ) -> None:
     engine = recorded_engine(zoo("mixtral"), chunked_prefill_size=9)
@@ -133,7 +133,7 @@ def test_a_request_that_is_retracted_reuses_what_was_seen(
     assert retracted[0].needs.reuse_up_to == 41 + 3
 
 
-def test_a_dense_model_and_choices_that_nobody_sees_are_refused() -> None:
+def test_dense_models_and_experts_that_cannot_be_observed_are_refused() -> None:
     with pytest.raises(RequestError, match="needs a MoE model"):
         capturer_of(SimpleNamespace(name="tiny", expert_layers=None))  # type: ignore[arg-type]
     hidden = SimpleNamespace(name="tiny", expert_layers=ExpertLayers((), 2, 8, "padding would be counted."))
@@ -147,35 +147,35 @@ class Row:
         self.start, self.end = start, end
 
 
-def show(capturer: RoutedExpertsCapturer, *rows: Row, layer: int = 1) -> None:
-    """A pass in which position p of request q chooses expert 100 q + p."""
+def observe_pass(capturer: RoutedExpertsCapturer, *rows: Row, layer: int = 1) -> None:
+    """Run a pass in which position p of request q is routed to expert 100 q + p."""
     capturer.begin_pass(rows)
     chosen = [[100 * row.request.key + p] for row in rows for p in range(row.start, row.end)]
     capturer.observe(layer, torch.tensor(chosen))
     capturer.end_pass()
 
 
-def test_rows_of_others_are_not_kept_and_positions_that_come_again_change_nothing() -> None:
+def test_other_requests_are_not_captured_and_repeated_positions_are_overwritten() -> None:
     capturer = RoutedExpertsCapturer(ExpertLayers((1,), 2, 8))
     experts = capturer.start(2, 3)
-    show(capturer, Row(1, 0, 4), Row(2, 0, 5))
+    observe_pass(capturer, Row(1, 0, 4), Row(2, 0, 5))
     assert experts.known_end == 5
-    show(capturer, Row(2, 2, 6), Row(3, 0, 2))
+    observe_pass(capturer, Row(2, 2, 6), Row(3, 0, 2))
     assert experts.known_end == 6
     assert experts.read(6)[:, 1, 0].tolist() == [203, 204, 205]
     assert (experts.read(6)[:, 0] == MISSING).all()
 
 
-def test_a_pass_that_was_missed_leaves_a_gap_that_is_computed_again() -> None:
+def test_a_pass_that_was_not_observed_leaves_a_gap() -> None:
     capturer = RoutedExpertsCapturer(ExpertLayers((1,), 2, 8))
     experts = capturer.start(2, 0)
-    show(capturer, Row(2, 0, 2))
-    show(capturer, Row(2, 4, 5))
+    observe_pass(capturer, Row(2, 0, 2))
+    observe_pass(capturer, Row(2, 4, 5))
     assert experts.known_end == 2
     assert experts.read(5)[:, 1, 0].tolist() == [200, 201, MISSING, MISSING, 204]
 
 
-def test_a_pass_with_other_tokens_than_rows_is_refused() -> None:
+def test_a_pass_with_another_number_of_tokens_raises() -> None:
     capturer = RoutedExpertsCapturer(ExpertLayers((1,), 2, 8))
     capturer.start(2, 0)
     capturer.begin_pass([Row(2, 0, 2)])
