@@ -37,9 +37,9 @@ class Extras(Struct, frozen=True, kw_only=True):
         """``logprobs`` if some are of the prompt's tokens, else None."""
         return None if self.logprobs is None or self.logprobs.start is None else self.logprobs
 
-    def without_prompt_logprobs(self) -> Extras:
-        """The same extra outputs, without log-probabilities of the prompt's tokens."""
-        return structs.replace(self, logprobs=self.logprobs and structs.replace(self.logprobs, start=None))
+    def with_prompt_known(self, weights_id: int) -> Extras:
+        """The same, for a prompt whose log-probabilities were computed with the weights of this id."""
+        return structs.replace(self, logprobs=self.logprobs and structs.replace(self.logprobs, prompt_known=weights_id))
 
 
 NO_EXTRAS = Extras()

@@ -16,12 +16,14 @@ class LogprobParams(Struct, frozen=True, omit_defaults=True):
     """Which log-probabilities are returned.
 
     For each output token, and for the prompt's tokens from position ``start`` on (None: for none of these): that of
-    the token itself, those of the ``top`` most likely ids, and those of ``ids``.
+    the token itself, those of the ``top`` most likely ids, and those of ``ids``. ``prompt_known``: the id of the
+    weights with which another request has computed the prompt's already, None if none has.
     """
 
     start: Count | None = None
     top: Count = 0
     ids: tuple[TokenId, ...] = ()
+    prompt_known: Int64 | None = None
 
 
 class GenerationParams(Struct, frozen=True, omit_defaults=True):
@@ -72,7 +74,8 @@ class GenerationResult(Struct, frozen=True, omit_defaults=True):
     ``output``: log-probabilities of the sampled token. ``prompt``: those of a chunk's tokens from position ``first``
     on. ``hidden``: hidden states from position ``hidden_at`` on, float32 ``[positions, hidden_size]``. ``experts``:
     routed experts, int32 ``[positions, layers, k]``, when the sequence has ended. Long data are sent in several
-    results.
+    results. ``weights_id``: of the weights that computed ``prompt``. ``restart``: the request is computed anew, with
+    other weights; what was sent of the prompt before is void.
     """
 
     output: LogprobTable | None = None
@@ -81,3 +84,5 @@ class GenerationResult(Struct, frozen=True, omit_defaults=True):
     hidden: bytes = b""
     hidden_at: Count = 0
     experts: bytes = b""
+    weights_id: Int64 = 0
+    restart: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -119,7 +119,7 @@ class Service:
             for index, reply in prefills.items()
             if job.extras_of(index).prompt_logprobs and not was_aborted(reply)
         }
-        items = self._submissions(job, prompt_results)
+        items = self._submissions(job, {index: _weights_id(results) for index, results in prompt_results.items()})
         if job.session_prompts is not None:
             job.session_prompts.check_unchanged()
         replies = self.engine.submit(job.served.name, TASK, items)
@@ -185,8 +185,8 @@ class Service:
             await self.engine.off_loop(sequence.refresh, size=sequence.pending_bytes)
         sequence.refresh()
 
-    def _submissions(self, job: Job, prefilled: Container[int]) -> list[Submission]:
-        """All sequences. ``prefilled``: prompts whose tokens' log-probabilities are known already."""
+    def _submissions(self, job: Job, known: Mapping[int, int]) -> list[Submission]:
+        """All sequences. ``known``: by prompt index, the weights with which its log-probabilities were computed."""
         limit = job.served.max_request_tokens
         items: list[Submission] = []
         for index, (prompt, sampling) in enumerate(zip(job.prompts, job.sampling, strict=True)):
@@ -194,12 +194,17 @@ class Service:
             max_new_tokens = new_token_limit(len(prompt), requested, limit)
             seed = self._random.getrandbits(63) if sampling.sampling_seed is None else sampling.sampling_seed
             extras = job.extras_of(index)
-            if index in prefilled:
-                extras = extras.without_prompt_logprobs()
+            if index in known:
+                extras = extras.with_prompt_known(known[index])
             for sample in range(job.n):
                 params = extras.added_to(sampling.for_engine(max_new_tokens, _wrap_int64(seed + sample)))
                 items.append(job.submission(index, prompt, params, job.rids[len(items)]))
         return items
+
+
+def _weights_id(results: Sequence[Any]) -> int:
+    """The id of the weights that computed a prompt's log-probabilities, from the results of its request."""
+    return int(results[-1].get("weights_id", 0)) if results else 0
 
 
 def _wrap_int64(seed: int) -> int:

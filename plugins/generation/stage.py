@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
@@ -76,6 +77,7 @@ class GenerationStage(Stage):
         self._eos = frozenset(model.info.eos_token_ids)
         if tokenizer is not None and tokenizer.eos_token_id is not None:
             self._eos |= {tokenizer.eos_token_id}
+        self._weights_id = secrets.randbits(63)  # a stage is made for one version of the weights
         # Request keys of the last pass, and the sampling parameters of these requests as tensors.
         self._last_parameters: tuple[list[int], list[torch.Tensor]] = ([], [])
 
@@ -87,17 +89,25 @@ class GenerationStage(Stage):
         state = request.state = init_state(request, self._model, self._eos, limit, self._extensions)
         needs = Needs(new_tokens=limit, lockstep=state.adjustment is not None and state.adjustment.lockstep)
         state.extras = make_extra_state(
-            request, self._model.info.vocab_size, lambda start: capturer_of(self._model).start(request.key, start)
+            request,
+            self._model.info.vocab_size,
+            self._weights_id,
+            lambda start: capturer_of(self._model).start(request.key, start),
         )
         return needs if state.extras is None else state.extras.added_to(needs)
 
     def adopt(self, request: Request) -> Needs:
-        """Its limit and extra outputs are unchanged; end tokens, adjustments and conditions are the new model's."""
+        """Its limit is unchanged; end tokens, adjustments and conditions are the new model's.
+
+        Extra outputs of a prompt are of the weights that computed the first token.
+        """
         former: SequenceState = request.state
         state = request.state = init_state(request, self._model, self._eos, former.limit, self._extensions)
         state.extras = former.extras
         if state.extras is None:
             return request.needs
+        if not request.output_len:
+            state.extras = state.extras.restarted()
         if state.extras.experts is not None:
             capturer_of(self._model).resume(request.key, state.extras.experts)
         return state.extras.added_to(request.needs)
@@ -169,7 +179,7 @@ class GenerationStage(Stage):
         ids: list[int] = tensors["next_ids"].tolist()
         if part.inputs is None:
             return [self._step(row, token) for row, token in zip(part.rows, ids, strict=True)]
-        results = PartResults(part.inputs, tensors)
+        results = PartResults(part.inputs, tensors, self._weights_id)
         pairs = enumerate(zip(part.rows, ids, strict=True))
         return [step for index, (row, token) in pairs for step in self._steps(index, row, token, results)]
 
@@ -199,7 +209,8 @@ class GenerationStage(Stage):
             return [step]
         try:
             results = part_results.of(index, row, token, step)
-            request.state.extras.mark_sent(row)
+            if results:
+                request.state.extras.mark_sent(row)
         except Exception:
             return [failed_step(request)]
         if not results:

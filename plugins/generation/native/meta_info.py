@@ -133,18 +133,25 @@ class ExtraMetaInfo:
     def __init__(self, extras: Extras, prompt: Sequence[int], hidden_size: int, tokenizer: Tokenizer | None) -> None:
         self._prompt = prompt
         self._extras = extras
-        self._lists: dict[str, LogprobLists] = {}
-        if (logprobs := extras.logprobs) is not None:
-            token_texts = tokenizer if extras.text else None
-            self._lists = {kind: LogprobLists(kind, logprobs, token_texts) for kind in ("input", "output")}
-            if logprobs.start is not None and logprobs.start < len(prompt):
-                self._lists["input"].add_unpredicted(prompt[logprobs.start])
-        self._hidden = HiddenStates(hidden_size, len(prompt))
+        self._hidden_size = hidden_size
+        self._tokenizer = tokenizer if extras.text else None
         self._experts = bytearray()
         self._routed_experts = ""  # base64
+        self._start()
+
+    def _start(self) -> None:
+        """Begin without outputs of the prompt, which come before all others."""
+        self._lists: dict[str, LogprobLists] = {}
+        if (logprobs := self._extras.logprobs) is not None:
+            self._lists = {kind: LogprobLists(kind, logprobs, self._tokenizer) for kind in ("input", "output")}
+            if logprobs.start is not None and logprobs.start < len(self._prompt):
+                self._lists["input"].add_unpredicted(self._prompt[logprobs.start])
+        self._hidden = HiddenStates(self._hidden_size, len(self._prompt))
 
     def add_prompt(self, result: GenerationResult) -> None:
         """Add the log-probabilities of the prompt in a result, and nothing else of it."""
+        if result.restart:
+            self._start()
         if result.prompt is not None and self._lists:
             count = len(result.prompt.chosen) // 4
             self._lists["input"].add(result.prompt, self._prompt[result.first : result.first + count])

@@ -85,8 +85,10 @@ def hidden_states(indices: Sequence[int], hidden: torch.Tensor) -> dict[str, tor
 class PartResults:
     """Cuts the tensors of a part into the results of its requests."""
 
-    def __init__(self, selection: RowSelection, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, selection: RowSelection, tensors: Mapping[str, torch.Tensor], weights_id: int) -> None:
+        """``weights_id``: of the weights that computed ``tensors``."""
         self._selection = selection
+        self._weights_id = weights_id
         self._values = {name: tensor.numpy() for name, tensor in tensors.items()}
 
     def of(self, index: int, row: PartRow, token: int, step: Step) -> list[GenerationResult]:
@@ -96,7 +98,14 @@ class PartResults:
         hidden = self._hidden(index) if ended or state.hidden == "all" else iter(())
         experts = _experts(state, row.end if step.tokens else row.end - 1) if ended else iter(())
         results = [
-            GenerationResult(prompt=table, first=first, hidden=rows, hidden_at=hidden_at, experts=ids)
+            GenerationResult(
+                prompt=table,
+                first=first,
+                hidden=rows,
+                hidden_at=hidden_at,
+                experts=ids,
+                weights_id=self._weights_id if table is not None else 0,
+            )
             for (table, first), (rows, hidden_at), ids in _side_by_side(self._prompt(index), hidden, experts)
         ]
         if (span := self._selection.output.spans.get(index)) is not None:
@@ -104,6 +113,8 @@ class PartResults:
             table = structs.replace(table, chosen_ids=np.int32(token).tobytes())
             *before, last = results or [GenerationResult()]
             results = [*before, structs.replace(last, output=table)]
+        if results and state.restart:
+            results[0] = structs.replace(results[0], restart=True)
         return results
 
     def _prompt(self, index: int) -> Iterator[tuple[LogprobTable, int]]:

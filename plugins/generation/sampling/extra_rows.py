@@ -31,7 +31,7 @@ class ExtraState:
 
     Rows ``[logprobs_due, prompt_len - 1)`` give the log-probabilities of prompt tokens that are still to be sent.
     Hidden states are sent from the first computed row on; ``hidden_due`` is the next position to send, None before
-    the first.
+    the first. ``restart``: the next result tells the front to drop what it has of the prompt.
     """
 
     prompt_len: int
@@ -39,6 +39,7 @@ class ExtraState:
     hidden: str  # "", "last" or "all"
     experts: RoutedExperts | None
     logprobs_due: int
+    restart: bool
     hidden_due: int | None = None
 
     def added_to(self, needs: Needs) -> Needs:
@@ -62,25 +63,41 @@ class ExtraState:
         """The extra outputs of ``row`` have been returned to the engine."""
         self.logprobs_due = max(self.logprobs_due, min(row.end, self.prompt_len - 1))
         self.hidden_due = row.end
+        self.restart = False
+
+    def restarted(self) -> ExtraState:
+        """The state of a request that is computed anew with other weights."""
+        due = first_logprobs_row(self.logprobs, self.prompt_len)
+        return ExtraState(self.prompt_len, self.logprobs, self.hidden, self.experts, due, restart=True)
+
+
+def first_logprobs_row(logprobs: LogprobParams | None, prompt_len: int) -> int:
+    """The first row whose prompt token's log-probability is requested; ``prompt_len - 1`` if there is none."""
+    last = prompt_len - 1
+    return last if logprobs is None or logprobs.start is None else min(logprobs.start, last)
 
 
 def make_extra_state(
-    request: Request, vocab_size: int, capture_experts: Callable[[int], RoutedExperts]
+    request: Request, vocab_size: int, weights_id: int, capture_experts: Callable[[int], RoutedExperts]
 ) -> ExtraState | None:
     """The state of a request with extra outputs, None if there are none.
 
-    ``capture_experts(start)`` begins to capture its routed experts. RequestError for ids outside the vocabulary.
+    ``weights_id``: of the weights that will compute it. ``capture_experts(start)`` begins to capture its routed
+    experts. RequestError for ids outside the vocabulary.
     """
     params: GenerationParams = request.params
-    logprobs, last = params.logprobs, request.prompt_len - 1
+    logprobs = params.logprobs
     if logprobs is None and not params.hidden_states and params.experts_from is None:
         return None
-    due = last
+    due, known = first_logprobs_row(logprobs, request.prompt_len), None
     if logprobs is not None:
         check_logprob_ids(logprobs.ids, vocab_size)
-        due = last if logprobs.start is None else min(logprobs.start, last)
+        known = logprobs.prompt_known
+    if known == weights_id:
+        due = request.prompt_len - 1
+    restart = known not in (None, weights_id)  # the weights were updated after the prompt was computed
     experts = None if params.experts_from is None else capture_experts(params.experts_from)
-    return ExtraState(request.prompt_len, logprobs, params.hidden_states, experts, due)
+    return ExtraState(request.prompt_len, logprobs, params.hidden_states, experts, due, restart)
 
 
 class Span(NamedTuple):
