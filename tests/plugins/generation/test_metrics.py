@@ -45,7 +45,7 @@ def run(metrics: TokenMetrics) -> Callable[..., dict[str, float]]:
         reply.start(Started(1, 0), "")
         for message in messages:
             time.sleep(pause)
-            reply.update(Progress(1, **({"tokens": []} | message)))
+            reply.apply(Progress(1, **({"tokens": []} | message)))
         return samples(generate_latest(metrics))
 
     return run
