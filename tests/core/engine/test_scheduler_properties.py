@@ -472,7 +472,7 @@ DEFECTS: list[tuple[type, str, Callable[..., Any]]] = [
     (Holding, "reusable", reuse_everything),
     (RadixCache, "lock", evict_ignoring_locks),
     (RadixCache, "insert", match_without_namespace),
-    (Scheduler, "_restart_outgrown", never_restart),
+    (Scheduler, "_requeue_past_boundary", never_restart),
     (Holding, "namespace", share_between_regimes),
     (Scheduler, "start_epoch", start_epoch_and_keep_sharing),
     (Ledger, "forget", forget_what_is_held),
