@@ -83,15 +83,13 @@ class Status:
 
     def model_state(self, model: ServedModel) -> dict[str, Any]:
         """A model's current keys of ``internal_states`` in server info; sizes in GB."""
-        load = next((load for load in self.loads() if load.model == model.name), Load(model.name, 0, 0, 0, 0))
+        load = next((load for load in self.loads() if load.model == model.name), Load(model.name, 0, 0, 0, 0, 0))
         plan = self._transport.ready.plan if self._transport.ready is not None else []
         sizes: dict[str, Any] = next((row for row in plan if row["model"] == model.name), {})
-        names = (
-            model.name,
-            *model.aliases,
-        )  # requests keep the name that they were submitted with
+        names = (model.name, *model.aliases)  # requests keep the name that they were submitted with
         waiting = [reply.prompt_tokens for reply in self._waiting.values() if reply.model in names]
-        live = sum(reply.model in names for reply in self._live.values())
+        running = sum(reply.model in names for reply in self._live.values()) - len(waiting)
+        retracted = min(load.retracted, running)
         return {
             "last_gen_throughput": round(self.last_throughput, 2),
             "gen_throughput": round(self.throughput, 2),
@@ -101,8 +99,8 @@ class Status:
                 "token_capacity": load.slots,
                 "graph": 0,
             },
-            "num_running_reqs": live - len(waiting),
-            "num_waiting_reqs": len(waiting),
+            "num_running_reqs": running - retracted,
+            "num_waiting_reqs": len(waiting) + retracted,
             "num_waiting_tokens": sum(waiting),
             "cache_hit_rate": round(self.cache_hit_rate, 4),
             "free_tokens": load.free_slots,

@@ -91,6 +91,7 @@ class Lane:
             self.served.name,
             scheduler.waiting + deferred,
             scheduler.running,
+            scheduler.queue.retracted,
             scheduler.free_slots(),
             self.served.max_total_tokens,
         )

@@ -98,11 +98,15 @@ class Failed(Struct, tag=True, array_like=True):
 
 
 class Load(Struct, array_like=True):
-    """The load of a model: waiting and running requests, free slots (including those of evictable prefixes), slots."""
+    """The load of a model: its requests, free slots (including those of evictable prefixes), and slots.
+
+    ``retracted``: how many of the waiting requests ran before.
+    """
 
     model: str
     waiting: int
     running: int
+    retracted: int
     free_slots: int
     slots: int
 

@@ -57,14 +57,14 @@ class Scheduler:
         self._ledger = Ledger(pool, table, radix)
         self._chunk = chunk
         self._max_running = max_running
-        self._waiting = WaitingQueue(policy, max_overtakes=2 * max_running)
+        self.queue = WaitingQueue(policy, max_overtakes=2 * max_running)
         self._running: list[Entry] = []  # in order of admission
         self._arrivals = 0
         self._new_token_ratio = _RATIO_START
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self.queue)
 
     @property
     def running(self) -> int:
@@ -72,7 +72,7 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        return not self._running and not self._waiting
+        return not self._running and not self.queue
 
     def free_slots(self) -> int:
         """Slots that can be allocated now: free ones, and those of cached prefixes that no request uses."""
@@ -105,7 +105,7 @@ class Scheduler:
         for entry in self._running:
             entry.request.cacheable = False
         self._ledger.forget()
-        waiting = list(self._waiting)
+        waiting = list(self.queue)
         for entry in waiting:
             entry.regime, entry.cached_version = regime_of(len(entry.request.tokens), boundaries), -1
         return [entry.request for entry in (*self._running, *waiting)]
@@ -118,7 +118,7 @@ class Scheduler:
         entry.regime = regime_of(len(request.tokens), self.boundaries)
         request.schedule = entry
         self._arrivals += 1
-        self._waiting.add(entry)
+        self.queue.add(entry)
 
     def finish(self, request: Request) -> None:
         """Remove a request, whether it waits or runs; its computed tokens stay in the prefix cache.
@@ -133,7 +133,7 @@ class Scheduler:
             self._running.remove(entry)
             self._ledger.close(entry)
         else:
-            self._waiting.remove(entry)
+            self.queue.remove(entry)
 
     def plan(self) -> Batch | None:
         """The batch of the next forward pass; its slots are allocated and in the slot table.
@@ -222,20 +222,20 @@ class Scheduler:
         entry.regime, entry.cached_version = regime_of(len(entry.request.tokens), self.boundaries), -1
         entry.request.computed = 0
         entry.running = False
-        self._waiting.requeue(entry)
+        self.queue.requeue(entry)
 
     def _admit(self, draft: Draft) -> None:
         """Start waiting requests in the queue's order, while token budget, ``max_running`` and slots allow.
 
         Stops at the first request that doesn't fit; if smaller ones overtook it, large requests could starve.
         """
-        if not self._waiting or draft.budget <= 0 or len(self._running) >= self._max_running:
+        if not self.queue or draft.budget <= 0 or len(self._running) >= self._max_running:
             return
         reserved = sum([self._reserve(entry) for entry in self._running])
         if self._running and reserved >= self._ledger.available:
             return
         in_flight = self._prompts_in_flight()
-        for entry in self._waiting.candidates(self._cached_length):
+        for entry in self.queue.candidates(self._cached_length):
             if draft.budget <= 0 or len(self._running) >= self._max_running:
                 return
             if in_flight.covers(entry, self._cached_length(entry)):
@@ -262,7 +262,7 @@ class Scheduler:
             self._ledger.close(entry)
             entry.request.computed = 0
             return False
-        self._waiting.admit(entry)
+        self.queue.admit(entry)
         self._running.append(entry)
         entry.running = True
         return True

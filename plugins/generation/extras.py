@@ -37,8 +37,11 @@ class Extras(Struct, frozen=True, kw_only=True):
         """``logprobs`` if some are of the prompt's tokens, else None."""
         return None if self.logprobs is None or self.logprobs.start is None else self.logprobs
 
-    def with_prompt_known(self, weights_id: int) -> Extras:
-        """The same, for a prompt whose log-probabilities were computed with the weights of this id."""
+    def with_prompt_known(self, weights_id: int | None) -> Extras:
+        """The same, for a prompt whose log-probabilities were computed with the weights of this id.
+
+        None: they weren't computed.
+        """
         return structs.replace(self, logprobs=self.logprobs and structs.replace(self.logprobs, prompt_known=weights_id))
 
 

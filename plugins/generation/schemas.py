@@ -74,8 +74,8 @@ class GenerationResult(Struct, frozen=True, omit_defaults=True):
     ``output``: log-probabilities of the sampled token. ``prompt``: those of a chunk's tokens from position ``first``
     on. ``hidden``: hidden states from position ``hidden_at`` on, float32 ``[positions, hidden_size]``. ``experts``:
     routed experts, int32 ``[positions, layers, k]``, when the sequence has ended. Long data are sent in several
-    results. ``weights_id``: of the weights that computed ``prompt``. ``restart``: the request is computed anew, with
-    other weights; what was sent of the prompt before is void.
+    results. ``weights_id``: of the weights in use, if the prompt's log-probabilities are requested. ``restart``: the
+    request is computed anew, with other weights; what was sent of the prompt before is void.
     """
 
     output: LogprobTable | None = None

@@ -17,7 +17,7 @@ from trunkline.plugins.generation.native.sessions import Sessions
 from trunkline.plugins.generation.sampling.params import SamplingParams, parse_sampling_params
 
 from .extras import NO_EXTRAS, Extras
-from .schemas import GenerationParams
+from .schemas import GenerationParams, GenerationResult
 from .sequence import OutputSequence
 from .settings import GROUP, TASK, GenerationSettings, input_limit, new_token_limit
 
@@ -185,7 +185,7 @@ class Service:
             await self.engine.off_loop(sequence.refresh, size=sequence.pending_bytes)
         sequence.refresh()
 
-    def _submissions(self, job: Job, known: Mapping[int, int]) -> list[Submission]:
+    def _submissions(self, job: Job, known: Mapping[int, int | None]) -> list[Submission]:
         """All sequences. ``known``: by prompt index, the weights with which its log-probabilities were computed."""
         limit = job.served.max_request_tokens
         items: list[Submission] = []
@@ -202,9 +202,9 @@ class Service:
         return items
 
 
-def _weights_id(results: Sequence[Any]) -> int:
-    """The id of the weights that computed a prompt's log-probabilities, from the results of its request."""
-    return int(results[-1].get("weights_id", 0)) if results else 0
+def _weights_id(results: Sequence[Any]) -> int | None:
+    """The id of the weights that computed a prompt's log-probabilities, by the results of its request."""
+    return msgspec.convert(results[-1], GenerationResult).weights_id if results else None
 
 
 def _wrap_int64(seed: int) -> int:

@@ -30,6 +30,10 @@ from .settings import TASK, new_token_limit
 log = logging.getLogger("trunkline.generation")
 
 NOT_FINITE = "The model's logits were not finite (NaN or infinity); the request was ended."
+NOT_FINITE_OF_EMBEDS = (
+    "The model's logits for these input_embeds were not finite (NaN or infinity); send numbers of the size of the "
+    "model's own embeddings."
+)
 
 
 class Sampler(Protocol):
@@ -192,6 +196,8 @@ class GenerationStage(Stage):
             if state.adjustment is not None and (error := state.adjustment.accept_token(token)) is not None:
                 return Step(request, error=error)
             if token < 0:
+                if request.embeds is not None:
+                    return Step(request, error=RequestError(NOT_FINITE_OF_EMBEDS, param="input_embeds"))
                 return Step(request, finish=abort(NOT_FINITE, 500, "InternalServerError"))
             if state.limit == 0:  # the token was sampled for its log-probabilities
                 return Step(request, finish={"type": "length", "length": 0})

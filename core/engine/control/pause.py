@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from trunkline.core.engine.lane import Lane
-from trunkline.core.engine.messages import Answer, Call
+from trunkline.core.engine.messages import Answer, Call, Heartbeat
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Request, Step
 
@@ -29,6 +29,7 @@ class PausableLoop(Protocol):
     requests: dict[int, tuple[Lane, Request]]
 
     def send(self, messages: list[Any]) -> None: ...
+    def heartbeat(self) -> Heartbeat: ...
     def report(self, lane: Lane, steps: Sequence[Step]) -> None: ...
     def abort_all(self, lane: Lane, *, probes_only: bool = False) -> None: ...
 
@@ -64,7 +65,7 @@ class Pauser:
             "%s is paused (%s): %d requests keep their slots, %d wait",
             lane.served.name, mode, scheduler.running, scheduler.waiting,
         )  # fmt: skip
-        self._loop.send([Answer(call.key)])
+        self._loop.send([self._loop.heartbeat(), Answer(call.key)])
 
     def resume(self, lane: Lane, call: Call) -> None:
         """End the pause. Does nothing without one."""
@@ -72,7 +73,7 @@ class Pauser:
             lane.paused = False
             self._send_models()
             log.info("%s continues with %d requests", lane.served.name, lane.scheduler.running + lane.scheduler.waiting)
-        self._loop.send([Answer(call.key)])
+        self._loop.send([self._loop.heartbeat(), Answer(call.key)])
 
     def drain(self, lane: Lane, call: Call) -> None:
         """Called before the server stops: end the pause, or, while memory is released, the requests (with a 503)."""

@@ -72,8 +72,8 @@ class SessionPrompts:
             )
         if len(session.nodes) + len(earlier) >= MAX_NODES and not (params.replace or session.streaming):
             raise RequestError(
-                f"The session {session.name!r} has {len(session.nodes)} requests, as many as it may; replace one with "
-                "session_params.replace, or open another session.",
+                f"The session {session.name!r} may have {MAX_NODES} requests; it has {len(session.nodes)}, and this "
+                "batch adds more than are left. Replace one with session_params.replace, or open another session.",
                 param="session_params",
             )
         return Continuation(session, params, session.find(params))

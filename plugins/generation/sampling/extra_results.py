@@ -97,6 +97,8 @@ class PartResults:
         ended = step.finish is not None
         hidden = self._hidden(index) if ended or state.hidden == "all" else iter(())
         experts = _experts(state, row.end if step.tokens else row.end - 1) if ended else iter(())
+        of_prompt = state.logprobs is not None and state.logprobs.start is not None
+        weights_id = self._weights_id if of_prompt else 0
         results = [
             GenerationResult(
                 prompt=table,
@@ -104,14 +106,14 @@ class PartResults:
                 hidden=rows,
                 hidden_at=hidden_at,
                 experts=ids,
-                weights_id=self._weights_id if table is not None else 0,
+                weights_id=weights_id,
             )
             for (table, first), (rows, hidden_at), ids in _side_by_side(self._prompt(index), hidden, experts)
         ]
         if (span := self._selection.output.spans.get(index)) is not None:
             table = self._table("output", self._selection.output.params[index], span.begin, span.end)
             table = structs.replace(table, chosen_ids=np.int32(token).tobytes())
-            *before, last = results or [GenerationResult()]
+            *before, last = results or [GenerationResult(weights_id=weights_id)]
             results = [*before, structs.replace(last, output=table)]
         if results and state.restart:
             results[0] = structs.replace(results[0], restart=True)

@@ -9,9 +9,9 @@ MAX_INSTRUCTIONS = 8192  # of all patterns of a request together, after compilat
 MAX_LISTS = 64  # different lists of patterns in a batch: each takes up to 3 ms and 512 KiB
 WINDOW = 8192  # characters in which a match must begin
 # Limit on instructions times characters of one search. Where RE2 can't build its automaton, it simulates all
-# instructions at each character, at about 3 ns each: 3 ms per token at worst. The window of patterns that have more
-# than 128 instructions is therefore shorter.
-MAX_SEARCH_COST = 1 << 20
+# instructions at each character, at about 3 ns each: 1 ms per token at worst. The window of patterns that have more
+# than 32 instructions is therefore shorter.
+MAX_SEARCH_COST = 1 << 18
 MEMORY, MIN_MEMORY = 1 << 19, 1 << 16  # bytes for all patterns of a request together, and at least for each
 
 

@@ -20,9 +20,13 @@ def find_stop(text: str, stops: Sequence[str], start: int = 0) -> tuple[int, str
 
 def partial_stop_length(text: str, stops: Sequence[str]) -> int:
     """Length of the longest end of ``text`` that is the beginning of a stop string, but not a whole one."""
-    longest = max((len(stop) for stop in stops), default=0)
-    for length in range(min(longest - 1, len(text)), 0, -1):
-        tail = text[-length:]
-        if any(stop.startswith(tail) for stop in stops):
-            return length
+    return max((_partial_length(text, stop) for stop in stops), default=0)
+
+
+def _partial_length(text: str, stop: str) -> int:
+    start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while start >= 0:
+        if stop.startswith(text[start:]):
+            return len(text) - start
+        start = text.find(stop[0], start + 1)
     return 0

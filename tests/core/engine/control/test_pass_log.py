@@ -54,7 +54,7 @@ class FakeLane:
     scheduler = SimpleNamespace(waiting=7, running=3)
 
     def current_load(self) -> Load:
-        return Load("m", 7, 3, free_slots=900, slots=1000)
+        return Load("m", 7, 3, 0, free_slots=900, slots=1000)
 
 
 @pytest.fixture

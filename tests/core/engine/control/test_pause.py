@@ -118,6 +118,8 @@ def test_a_paused_request_goes_on_as_if_nothing_had_been(engine: Engine, mode: s
     ticket, _ = pause_in_mid_reply(engine, mode)
     scheduler = lane(engine).scheduler
     assert (scheduler.running, scheduler.waiting) == ((1, 0) if mode == "in_place" else (0, 1))
+    state = engine.client.status.model_state(lane(engine).served)
+    assert (state["num_running_reqs"], state["num_waiting_reqs"]) == (scheduler.running, scheduler.waiting)
     later = submit(engine)
     assert engine.call("flush_cache") == (mode == "retract")  # in place its slots are in use
     time.sleep(0.1)

@@ -180,6 +180,7 @@ def test_invalid_embeddings_are_refused_by_the_engine(
         ({"embeds": narrow}, r"^input_embeds have 64 components each; embeddings of .* have 128\.$"),
         ({"embeds": odd}, "8 bytes aren't float32 embeddings of 3 tokens"),
         ({"embeds": np.full((3, 128), np.nan, np.float32).tobytes()}, "Embeddings must be finite"),
+        ({"embeds": np.full((3, 128), 3.4e38, np.float32).tobytes()}, "input_embeds were not finite .*; send numbers"),
         ({"params": GenerationParams(logprobs=LogprobParams(start=0))}, "logprob_start_len"),
     ):
         with pytest.raises(RequestError, match=message) as caught:

@@ -204,7 +204,7 @@ async def test_routed_experts(
 
 
 @pytest.mark.parametrize("aborted", [False, True])
-async def test_only_the_prefill_of_samples_returns_the_prompt_s_log_probabilities(
+async def test_samples_know_the_weights_of_their_prompt_s_log_probabilities(
     client: httpx.AsyncClient, engine: Any, monkeypatch: pytest.MonkeyPatch, aborted: bool
 ) -> None:
     """If the prefill was aborted, each sample returns them."""
@@ -216,12 +216,16 @@ async def test_only_the_prefill_of_samples_returns_the_prompt_s_log_probabilitie
         else:
             reply.add(finish={"type": "abort", "message": "Aborted", "status_code": None, "err_type": None})
 
-    if aborted:
-        monkeypatch.setattr(engine, "_play", abort_first)
+    async def return_prompt_first(reply: Any) -> None:
+        if not reply.item.params.max_new_tokens:
+            reply.results.append({"weights_id": 7})
+        await play(reply)
+
+    monkeypatch.setattr(engine, "_play", abort_first if aborted else return_prompt_first)
     body = {"input_ids": [1, 2, 3], "return_logprob": True, "logprob_start_len": 1, "top_logprobs_num": 2}
     answer = await post(client, **body, sampling_params={"n": 2, "max_new_tokens": 5})
     assert answer.status_code == 200
-    every, output = LogprobParams(1, 2), LogprobParams(None, 2)
+    every, output = LogprobParams(1, 2), LogprobParams(1, 2, prompt_known=7)
     assert requested_logprobs(engine) == [every, *[every if aborted else output] * 2]
 
 

@@ -312,7 +312,9 @@ async def test_the_number_of_requests_in_a_session_is_limited(monkeypatch: pytes
     sessions.open("s")
     for _ in range(3):
         send(sessions, "same", [2])
-    with pytest.raises(RequestError, match="has 3 requests, as many as it may; replace one") as caught:
+    with pytest.raises(
+        RequestError, match="may have 3 requests; it has 3, and this batch adds"
+    ) as caught:
         send(sessions, "d", [2])
     assert caught.value.status == 400
     _, reply = send(sessions, "d", [2], replace=True)
