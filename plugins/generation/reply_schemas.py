@@ -65,7 +65,10 @@ class ChatChoice(TypedDict):
 
 
 class ChatMetadata(TypedDict):
+    """Labels of the weights that generated the first choice."""
+
     weight_version: str
+    weight_versions: NotRequired[list[WeightSpan]]  # if weights were updated while it was paused
 
 
 class ChatReply(TypedDict):

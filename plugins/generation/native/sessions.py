@@ -26,7 +26,7 @@ MAX_NODES = 1024  # requests in a session
 MAX_TOKENS = 1 << 25  # prompt and output tokens of all sessions, four bytes each
 DEFAULT_IDLE_TIMEOUT = 3600.0  # seconds without a request after which a session is closed
 BUSY = "Streaming session already has an active request."
-CLEANUP_SECONDS = 1.0  # between two searches for expired sessions
+CLEANUP_SECONDS = 10.0  # between two searches for expired sessions
 
 
 class Node:
@@ -171,7 +171,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self._open: dict[str, Session] = {}
-        self._last_cleanup = 0.0
+        self._cleanup: asyncio.TimerHandle | None = None  # set while sessions are open
         self._watchers: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -179,7 +179,6 @@ class Sessions:
 
     def open(self, name: str | None, *, streaming: bool = False, idle_timeout: float | None = None) -> str:
         """Open a session and return its name, a new one if ``name`` is None. RequestError if that name is in use."""
-        self._close_expired()
         name = uuid.uuid4().hex if name is None else name
         if name in self._open and not self._open[name].expired(time.monotonic()):
             raise RequestError("Failed to open the session. Check if a session with the same id is still open.")
@@ -192,6 +191,8 @@ class Sessions:
         if idle_timeout is None:
             idle_timeout = DEFAULT_IDLE_TIMEOUT
         self._open[name] = Session(name, streaming=streaming, idle_timeout=idle_timeout)
+        if self._cleanup is None:
+            self._cleanup = asyncio.get_running_loop().call_later(CLEANUP_SECONDS, self._close_expired)
         return name
 
     def close(self, name: str) -> None:
@@ -200,7 +201,6 @@ class Sessions:
 
     def get(self, name: str) -> Session:
         """The open session with this name. RequestError if there is none."""
-        self._close_expired()
         session = self._open.get(name)
         if session is None or session.expired(time.monotonic()):
             raise RequestError(f"Invalid request: session id {name} does not exist", param="session_params")
@@ -235,9 +235,9 @@ class Sessions:
 
     def _close_expired(self) -> None:
         now = time.monotonic()
-        if now - self._last_cleanup < CLEANUP_SECONDS:
-            return
-        self._last_cleanup = now
         for name in [name for name, session in self._open.items() if session.expired(now)]:
             log.info("session %r is closed: it had no request for %g s", name, self._open[name].idle_timeout)
             self.close(name)
+        self._cleanup = None
+        if self._open:
+            self._cleanup = asyncio.get_running_loop().call_later(CLEANUP_SECONDS, self._close_expired)

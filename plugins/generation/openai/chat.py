@@ -143,7 +143,8 @@ class Completion:
             }
             for index, sequence in enumerate(sequences)
         ]
-        metadata = {"weight_version": sequences[0].meta_info()["weight_version"]}
+        meta = sequences[0].meta_info()
+        metadata = {name: meta[name] for name in ("weight_version", "weight_versions") if name in meta}
         return self._with_choices("chat.completion", choices) | {
             "usage": usage(sequences, job.n),
             "metadata": metadata,

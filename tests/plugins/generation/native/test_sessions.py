@@ -276,12 +276,22 @@ async def test_idle_sessions_are_closed_and_others_are_not(monkeypatch: pytest.M
     now += 2
     with pytest.raises(RequestError, match="does not exist"):
         sessions.get("s")
-    assert len(sessions) == 1
-    sessions.open("s")
-    assert not sessions.get("s").nodes
-    now += module.DEFAULT_IDLE_TIMEOUT + 1
     assert sessions.open("s") == "s", "the name of an expired session can be used again"
-    assert len(sessions) == 1
+    assert not sessions.get("s").nodes
+    assert len(sessions) == 2
+
+
+async def test_expired_sessions_are_closed_though_no_request_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLEANUP_SECONDS", 0.01)
+    sessions = Sessions()
+    sessions.open("long", idle_timeout=0.2)
+    sessions.open("short", idle_timeout=0.05)
+    for left in (1, 0):
+        while len(sessions) > left:
+            await asyncio.sleep(0.01)
+    sessions.open("later", idle_timeout=0.05)
+    while len(sessions):
+        await asyncio.sleep(0.01)
 
 
 async def test_beyond_the_limit_the_session_that_was_idle_for_longest_is_closed(
@@ -312,9 +322,7 @@ async def test_the_number_of_requests_in_a_session_is_limited(monkeypatch: pytes
     sessions.open("s")
     for _ in range(3):
         send(sessions, "same", [2])
-    with pytest.raises(
-        RequestError, match="may have 3 requests; it has 3, and this batch adds"
-    ) as caught:
+    with pytest.raises(RequestError, match="may have 3 requests; it has 3, and this batch adds") as caught:
         send(sessions, "d", [2])
     assert caught.value.status == 400
     _, reply = send(sessions, "d", [2], replace=True)

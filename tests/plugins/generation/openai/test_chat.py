@@ -50,6 +50,22 @@ async def test_a_reply(client: httpx.AsyncClient, engine: Any, byte_level: Any) 
     assert answer["metadata"] == {"weight_version": "default"}
 
 
+async def test_the_reply_names_all_weights_that_generated_it(
+    client: httpx.AsyncClient, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.says(" the quick fox", {"type": "length", "length": 9})
+    play = engine._play
+
+    async def update(reply: Any) -> None:
+        await play(reply)
+        reply.versions, reply.weight_version = [("old", 1)], "new"
+
+    monkeypatch.setattr(engine, "_play", update)
+    metadata = (await chat(client)).json()["metadata"]
+    assert metadata["weight_version"] == "new"
+    assert [span["version"] for span in metadata["weight_versions"]] == ["old", "new"]
+
+
 async def test_parts_of_text_are_joined(client: httpx.AsyncClient, engine: Any, byte_level: Any) -> None:
     parts = [{"type": "text", "text": "hello "}, {"type": "text", "text": "fox"}]
     await chat(client, messages=[{"role": "user", "content": parts}, {"role": "assistant", "content": None}])
