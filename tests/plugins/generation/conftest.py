@@ -331,7 +331,8 @@ class RecordedEngine:
             )
             return records
         sequences = await service.submit(job)
-        events = [e async for e in frames(service, sequences, [1] * len(sequences), single=job.one_sequence)]
+        intervals = [params.stream_interval or 1 for params in job.sampling for _ in range(job.n)]
+        events = [event async for event in frames(service, sequences, intervals, single=job.one_sequence)]
         assert events[-1] == b"data: [DONE]\n\n"
         return [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
 
