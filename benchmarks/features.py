@@ -1,4 +1,4 @@
-"""What sampling features cost: the time of a decode step of 64 rows over the demo model's 49,152 ids, by feature.
+"""What sampling features cost: the time of a decode pass of 64 rows over the demo model's 49,152 ids, by feature.
 
 ``python benchmarks/features.py [MODEL]`` runs the engine in this process and the variants in turns, each round in
 another order, so that all meet the same neighbours. A step is one token for every row. The share is the part of the

@@ -92,7 +92,7 @@ class Shape:
 def floor(scenario: Scenario, shape: Shape, machine: Machine, dtype: str) -> float:
     """Seconds below which no implementation in ``dtype`` can go on this machine.
 
-    Prefill is bound by FLOPs, with each shared token computed once. A decode step is bound by the
+    Prefill is bound by FLOPs, with each shared token computed once. A decode pass is bound by the
     larger of its FLOPs and its bytes: all weights once, and the keys and values of every row.
     """
     size = 2 if dtype == "bfloat16" else 4

@@ -23,7 +23,7 @@ TOP = {
     "`core.server.api`, `kernels` and itself, never another plugin.",
     "tests": "Folders as those of the code; `architecture/` tests the project itself, `api/` the HTTP contract on live "
     "servers, `third_party/` plugins from outside.",
-    "examples": "A plugin that is a package of its own, and a script that makes a mixture of experts of a dense model.",
+    "examples": "Two plugins that are packages of their own, and a script that makes a mixture of experts of a dense model.",
     "benchmarks": "Measurements against other implementations, the machine's limits, and with and without a feature.",
     "docs": "These pages; `generate.py` and `generate_map.py` write those that come from the source.",
 }

@@ -17,7 +17,7 @@ from trunkline.core.types import ModelInfo, ModelSource, Serves, Settings
 from trunkline.kernels.cpu.processor import has_bfloat16
 
 # Floating-point operations that a CPU does in less than a second; they determine the default chunk size.
-STEP_FLOP = {torch.bfloat16: 3e11, torch.float32: 1.5e11}
+PASS_FLOP = {torch.bfloat16: 3e11, torch.float32: 1.5e11}
 CHUNKS = (32, 2048)  # smallest and largest default chunk size, tokens
 SERVED_ALONE = "The model was launched for {alone} alone; add `--task {alone},{task}` to serve {task} too."
 
@@ -86,6 +86,6 @@ def chunk_size(asked: int | None, parameters: int, dtype: torch.dtype) -> int | 
     that a CPU computes in less than a second."""
     if asked is not None:
         return asked if asked > 0 else None
-    flop = STEP_FLOP[torch.bfloat16 if dtype == torch.bfloat16 and has_bfloat16() else torch.float32]
+    flop = PASS_FLOP[torch.bfloat16 if dtype == torch.bfloat16 and has_bfloat16() else torch.float32]
     tokens = max(1, int(flop / (2 * max(parameters, 1))))
     return min(max(1 << (tokens.bit_length() - 1), CHUNKS[0]), CHUNKS[1])

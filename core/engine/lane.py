@@ -17,7 +17,7 @@ from trunkline.core.types import Request, ServedModel, Step
 from .batch import Batch, Row, forward_passes
 from .candidates import Candidate
 from .contracts import CheckedStage, failed_step
-from .memory import Grant
+from .memory import MemoryShare
 from .messages import Load
 from .runner import Runner
 from .scheduler import Scheduler
@@ -66,7 +66,7 @@ class Lane:
         runner: Runner,
         clock: Callable[[], float] = time.perf_counter,
         candidate: Candidate | None = None,
-        grant: Grant | None = None,
+        grant: MemoryShare | None = None,
     ) -> None:
         self._clock = clock
         self.served = served

@@ -22,13 +22,13 @@ from trunkline.core.model.sources.catalogue import cache_folder
 from trunkline.core.model.sources.tokenizer import public_path
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ServedModel, Settings, Stage, Tokenizer
-from trunkline.kernels.backend import Backend, choose
+from trunkline.kernels.backend import choose
 from trunkline.kernels.cpu import objects
 
 from .candidates import Candidate, examine
 from .contracts import CheckedControl, CheckedStage
 from .lane import Lane
-from .memory import Grant, plan
+from .memory import MemoryShare, plan
 from .messages import Ready
 from .resources import available_bytes, set_threads
 from .runner import Runner
@@ -54,7 +54,7 @@ class LoadedEngine:
 
 
 def build(config: Config, host: Host, announce: Callable[[str], None]) -> LoadedEngine:
-    """Load every model of the configuration. ``announce`` is called with a description of each step.
+    """Load every model of the configuration. ``announce`` is called with a description of each phase.
 
     Raises ModelError when a model can't be found or served, or doesn't fit into memory.
     """
@@ -83,7 +83,7 @@ def build(config: Config, host: Host, announce: Callable[[str], None]) -> Loaded
     )
 
 
-def memory_plan(candidates: Sequence[Candidate], grants: Sequence[Grant]) -> list[dict[str, Any]]:
+def memory_plan(candidates: Sequence[Candidate], grants: Sequence[MemoryShare]) -> list[dict[str, Any]]:
     """The memory plan for the front: one dict per model."""
     return [
         {"model": one.name, "weight_bytes": one.plan.weight_bytes, "kv_bytes": grant.kv_bytes, "tokens": grant.slots}
@@ -91,7 +91,7 @@ def memory_plan(candidates: Sequence[Candidate], grants: Sequence[Grant]) -> lis
     ]
 
 
-def load(candidate: Candidate, grant: Grant, settings: Settings, host: Host) -> Lane:
+def load(candidate: Candidate, grant: MemoryShare, settings: Settings, host: Host) -> Lane:
     """Weights, heads, stages, pool and scheduler of one model."""
     if grant.context < candidate.info.context_length:
         holder = "the KV pool holds" if grant.kv_bytes else "--max-total-tokens allows"
@@ -109,7 +109,7 @@ def load(candidate: Candidate, grant: Grant, settings: Settings, host: Host) -> 
 
 def assemble(
     candidate: Candidate,
-    grant: Grant,
+    grant: MemoryShare,
     settings: Settings,
     host: Host,
     tokenizer: Tokenizer | None,
@@ -120,7 +120,7 @@ def assemble(
     ``weights``: tensors by name, by default the checkpoint's.
     """
     own = candidate.settings
-    backend = choose(None if own.attention_backend == "auto" else own.attention_backend, "cpu")
+    backend = choose(own.attention_backend, "cpu")
     heads = host.heads(candidate.info, settings, candidate.tasks)
     model = loader.load(
         candidate.source,
@@ -135,7 +135,7 @@ def assemble(
     )
     provided, refused = keep_stages(candidate, host.stages(model, settings, candidate.tasks), model)
     model.stages.update({task: one.value for task, one in provided.items()})
-    served = describe(candidate, grant, model, model.stages, refused, backend)
+    served = describe(candidate, grant, model, model.stages, refused)
     return served, model, {task: CheckedStage(one, model.info.vocab_size) for task, one in provided.items()}
 
 
@@ -163,14 +163,14 @@ def keep_stages(
     return kept, refused
 
 
-def memory(candidate: Candidate, grant: Grant, model: LoadedModel) -> tuple[KVPool | None, SlotTable]:
+def memory(candidate: Candidate, grant: MemoryShare, model: LoadedModel) -> tuple[KVPool | None, SlotTable]:
     """The KV pool (None for models without KV cache) and the table from requests to slots."""
     pool = KVPool(model.kv_shapes, grant.slots, model.dtype, model.device) if grant.kv_bytes else None
     return pool, SlotTable(max_running(candidate.settings, grant), grant.context)
 
 
 def schedule(
-    candidate: Candidate, grant: Grant, pool: KVPool | None, table: SlotTable, boundaries: Sequence[int]
+    candidate: Candidate, grant: MemoryShare, pool: KVPool | None, table: SlotTable, boundaries: Sequence[int]
 ) -> Scheduler:
     """The scheduler of a model. Without a KV pool, it computes prompts whole and has no prefix cache."""
     own = candidate.settings
@@ -185,18 +185,17 @@ def schedule(
     )
 
 
-def max_running(own: ModelSettings, grant: Grant) -> int:
+def max_running(own: ModelSettings, grant: MemoryShare) -> int:
     """Limit on running requests; each needs at least one slot."""
     return min(own.max_running_requests or MAX_RUNNING, grant.slots)
 
 
 def describe(
     candidate: Candidate,
-    grant: Grant,
-    model: Any,
+    grant: MemoryShare,
+    model: LoadedModel,
     stages: Mapping[str, Stage],
     refused: dict[str, str],
-    backend: Backend,
 ) -> ServedModel:
     info = msgspec.structs.replace(candidate.info, context_length=grant.context)
     return ServedModel(
@@ -213,7 +212,7 @@ def describe(
         max_running_requests=max_running(candidate.settings, grant),
         chunked_prefill_size=candidate.pass_tokens or -1,
         dtype=str(model.dtype).removeprefix("torch."),
-        attention_backend=backend.name,
+        attention_backend=model.backend.name,
         weight_version=candidate.settings.weight_version,
         fused=model.fused,
         skip_tokenizer_init=candidate.settings.skip_tokenizer_init,

@@ -78,6 +78,6 @@ def _from_hub(reference: str) -> str:
     except Exception as error:  # network, missing repository, no permission: the hub's own sentence says which
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{reference!r} is not a local folder and can't be had from the hub: {reason} "
+            f"{reference!r} is not a local folder and can't be downloaded from the hub: {reason} "
             f"Give a folder, or {DEMO}smollm2-135m-instruct, which comes from PyPI."
         ) from error

@@ -85,7 +85,11 @@ def _is_active(one: Provided[ExpertObserver]) -> bool:
 
 def _log_failure(one: Provided[ExpertObserver], method: str, error: BaseException) -> None:
     name = type(one.value).__name__
-    log.error("%s", one.failed(f"{name}.{method} failed and misses a pass: {describe(error)}"), exc_info=error)
+    log.error(
+        "%s",
+        one.failed(f"{name}.{method} failed and isn't called again in this pass: {describe(error)}"),
+        exc_info=error,
+    )
 
 
 def watch_experts(model: Any) -> ExpertWatch | None:
@@ -98,7 +102,7 @@ def watch_experts(model: Any) -> ExpertWatch | None:
     depth = int(model.whole.config.get_text_config().num_hidden_layers)
     taps = {} if model.padded else _taps(model.backbone)
     if not taps:
-        reason = "padding would be counted" if model.padded else "its experts don't say which tokens they are sent"
+        reason = "padding would be counted" if model.padded else "its routing can't be observed"
         layers = ExpertLayers((), depth, model.info.num_experts, f"{model.info.architecture}: {reason}.")
         return ExpertWatch(layers)
     watch = ExpertWatch(ExpertLayers(tuple(sorted(taps)), depth, model.info.num_experts))

@@ -195,9 +195,8 @@ def _in_two_passes(model: LoadedModel, sequences: Sequence[Sample], shapes: list
     total = sum(counts)
     pool = KVPool(shapes, total, model.dtype, model.device)
     table = np.zeros((len(sequences), max(counts)), np.int32)
-    slots = np.arange(total, dtype=np.int32)[
-        ::-1
-    ]  # descending, so that the order in the pool differs from that in the row
+    # Descending, so that the order in the pool differs from that in the row:
+    slots = np.arange(total, dtype=np.int32)[::-1]
     for row, count in enumerate(counts):
         table[row, :count], slots = slots[:count], slots[count:]
     cuts = [min(cut, count - 1) for cut, count in zip(cycle(SPLIT), counts, strict=False)]

@@ -8,7 +8,7 @@ import torch
 
 from .loaded import LoadedModel
 
-WARM_UP = (6, 19)  # lengths in tokens of the two warm-up sequences; the first ends with a decode step
+WARM_UP = (6, 19)  # lengths in tokens of the two warm-up sequences; the first ends with a decode pass
 WHOLE_WARM_UP = (6, 16, 19)  # the same for encoders; the last two are in one padded batch
 FAR = 8  # length in tokens of the sequences that begin at later positions
 

@@ -53,11 +53,11 @@ class Document:
     def __call__(self, app: Litestar) -> bytes:
         """The document as JSON."""
         if self._json is None:
-            self._json = json.dumps(describe(app, self._locked)).encode()
+            self._json = json.dumps(complete_document(app, self._locked)).encode()
         return self._json
 
 
-def describe(app: Litestar, locked: Mapping[str, bool]) -> dict[str, Any]:
+def complete_document(app: Litestar, locked: Mapping[str, bool]) -> dict[str, Any]:
     """Litestar's document, completed by the handlers' declarations."""
     document: dict[str, Any] = deepcopy(app.openapi_schema.to_schema())
     operations = [

@@ -44,7 +44,7 @@ class Part:
 
 @dataclass(slots=True)
 class Launched:
-    """Device tensors of a part. ``next_ids``, int64 ``[len(rows)]``, are the inputs of the next decode step."""
+    """Device tensors of a part. ``next_ids``, int64 ``[len(rows)]``, are the inputs of the next decode pass."""
 
     next_ids: torch.Tensor | None = None
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)

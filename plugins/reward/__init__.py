@@ -36,7 +36,7 @@ def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
 
 @hookimpl
 def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
-    from .openai import openai_routes
+    from .openai_routes import openai_routes
     from .routes import classify_routes
     from .service import Service
 

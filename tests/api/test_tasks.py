@@ -176,7 +176,7 @@ def test_all_models_are_listed_and_have_their_memory(port: httpx.Client, fleet: 
     for name in ("talks", "labels"):
         assert re.search(rf" {name}: weights [\d.]+ [KM]iB, KV pool [\d.]+ [MG]iB for \d+ tokens", log), log
     for name in ("embeds", "ranks"):
-        assert re.search(rf" {name}: weights [\d.]+ [KM]iB, no KV pool, up to \d+ tokens a pass", log), log
+        assert re.search(rf" {name}: weights [\d.]+ [KM]iB, no KV pool, up to \d+ tokens per pass", log), log
     for name in ("talks", "labels"):
         assert port.get("/get_server_info", params={"model": name}).json()["max_total_num_tokens"] > 0
 

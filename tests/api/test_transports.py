@@ -12,7 +12,7 @@ from trunkline.core.client.client import Client
 from trunkline.core.client.engine import Engine
 from trunkline.core.client.supervisor import supervised
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import parse_inputs
+from trunkline.core.server.api import inputs_from_python
 from trunkline.core.types import EngineClient, Reply, Submission
 from trunkline.plugins.embedding import service as embedding
 from trunkline.plugins.embedding.offline import encode
@@ -92,16 +92,16 @@ async def ask(engine: EngineClient, settings: Any) -> dict[str, Any]:
     answers["max_n"] = await refusal(make_job(talk, too_many))
     answers["vocabulary"] = await refusal(make_job(talk, GenerateBody(input_ids=[10**6])))
     for wish in (
-        embedding.EmbeddingRequest(inputs=parse_inputs(["the sea"]), rid=["e-0"]),
-        embedding.EmbeddingRequest(inputs=parse_inputs([LONG]), rid=["e-1"]),  # cut, as the engine's settings say
-        embedding.EmbeddingRequest(inputs=parse_inputs(["the sea"]), rid=["e-2"], dimensions=16),  # --matryoshka
+        embedding.EmbeddingRequest(inputs=inputs_from_python(["the sea"]), rid=["e-0"]),
+        embedding.EmbeddingRequest(inputs=inputs_from_python([LONG]), rid=["e-1"]),  # cut, as the engine's settings say
+        embedding.EmbeddingRequest(inputs=inputs_from_python(["the sea"]), rid=["e-2"], dimensions=16),  # --matryoshka
     ):
         embedded = await embed.embed(wish)
         answers[f"vector {embedded.replies[0].rid}"] = [vector.tolist() for vector in embedded.vectors()]
     reranker = ranks.reranker(ranker)
     job = reranking.ScoringRequest(queries=["sea"], documents=["the sea"], limits=Limits.of(reranker.served, None))
     answers["rerank"] = [(one.logit, one.score) for one in await ranks.score(reranker, job, "r")]
-    scored = await score.score(parse_inputs(["the sea"]), model=labels, rid=["s"])
+    scored = await score.score(inputs_from_python(["the sea"]), model=labels, rid=["s"])
     answers["reward"] = [scores.tolist() for scores in scored.scores()]
     answers["call"] = await client.call("flush_cache", model=talks)
     answers["replies"] = [{field: getattr(reply, field) for field in FIELDS} for reply in client.replies]

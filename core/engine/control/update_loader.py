@@ -13,7 +13,7 @@ import msgspec
 from trunkline.core.config import Config
 from trunkline.core.engine.candidates import Candidate, choose_tasks
 from trunkline.core.engine.lane import Lane, WeightUpdate
-from trunkline.core.engine.memory import Grant, gib
+from trunkline.core.engine.memory import MemoryShare, gib
 from trunkline.core.engine.messages import NOT_FOUND
 from trunkline.core.engine.resources import available_bytes
 from trunkline.core.engine.runner import Runner
@@ -124,7 +124,7 @@ class UpdateLoader:
         return WeightUpdate(candidate, served, model, stages, runner)
 
     def _examine(
-        self, lane: Lane, served: Candidate, grant: Grant, source: ModelSource, arguments: UpdateWeights
+        self, lane: Lane, served: Candidate, grant: MemoryShare, source: ModelSource, arguments: UpdateWeights
     ) -> Candidate:
         """Examine a checkpoint by its config. ModelError unless its architecture and tensor shapes are those served."""
         settings, current = self._next_settings(lane, arguments), lane.model.info

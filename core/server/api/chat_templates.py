@@ -36,7 +36,7 @@ PROBES = (("system", "user", "assistant", "user"), ("user", "assistant", "user")
 _decided: dict[str, bool] = {}  # template -> whether it needs parts; a server has at most one template per model
 
 
-def shape_contents(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def contents_for_template(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The messages with every ``content`` (a string or a list of text parts) in the form that the template needs."""
     shape = _as_parts if needs_parts(tokenizer) else _as_string
     return [message | {"content": shape(message["content"])} for message in messages]

@@ -177,7 +177,7 @@ def test_an_observer_that_fails_misses_the_pass_alone(
     assert good.calls == ["begin", 0, "end"] * 2
     before = {"active": [], "begin_pass": [], "observe": ["begin"], "end_pass": ["begin", 0]}
     assert bad.calls == before[method] * 2
-    assert f"plugin 'shapes' (shapes-dist 2.0): Bad.{method} failed and misses a pass" in caplog.text
+    assert f"plugin 'shapes' (shapes-dist 2.0): Bad.{method} failed and isn't called again in this pass" in caplog.text
 
 
 def test_copies_of_layers_share_the_watch(load: Callable[..., LoadedModel]) -> None:
