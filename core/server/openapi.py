@@ -1,9 +1,9 @@
 """Builds ``/openapi.json`` from Litestar's document and from the declarations of handlers in ``opt``.
 
-Beside ``scope`` and ``dialect`` a handler declares
+Besides ``scope`` and ``dialect``, a handler declares
 
 * ``body``: the Struct that it reads with ``read_body``; ``body_required``: False where it may be missing
-* ``raw_body``: the media type of a body that is no JSON
+* ``raw_body``: the media type of a body that isn't JSON
 * ``query``: a Struct with its query parameters
 * ``replies``: types of its replies by status and media type. A single type is JSON with status 200, a tuple has
   alternatives, None is an empty body; for an event stream, the type is that of an event's data

@@ -139,7 +139,7 @@ def test_what_cannot_be_seen_is_said(
     watching = watch_experts(model)
     assert watching is not None
     assert watching.layers.layers == ()
-    assert ("padding" if padded else "don't say") in watching.layers.unseen
+    assert ("padding" if padded else "can't be observed") in watching.layers.unseen
 
 
 def test_a_pass_that_fails_has_no_end() -> None:
