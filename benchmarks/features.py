@@ -74,10 +74,10 @@ def measure(engine: Engine, rows: int, steps: int, rounds: int) -> dict[str, lis
 
 
 def table(found: dict[str, list[float]]) -> str:
-    """Lower quartiles: what a step takes while neighbours are quiet."""
+    """Lower quartiles: the time of a pass without load from other processes."""
     quiet = {name: quartile(times) for name, times in found.items()}
     plain = quiet[next(iter(VARIANTS))]
-    lines = ["| features | ms a step | of the step |", "|---|---|---|"]
+    lines = ["| features | ms per pass | of the pass |", "|---|---|---|"]
     lines += [f"| {name} | {own * 1e3:.1f} | {(own - plain) / own:.1%} |" for name, own in quiet.items()]
     return "\n".join(lines)
 

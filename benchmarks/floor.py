@@ -21,7 +21,7 @@ _GEMM_SIZE = (1024, 1024, 2048)
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Bytes a second moved by a copy (read and write both count), FLOP a second of a product by dtype."""
+    """Bytes per second of a copy (read and write both count), FLOP per second of a product by dtype."""
 
     bandwidth: float
     gemm: dict[str, float]

@@ -104,7 +104,7 @@ async def _items(service: Service, request: AnyRequest, body: ScoreBody) -> Resp
     if reranker.by_labels:
         raise RequestError("label_token_ids is required for generation (CausalLM) models.", param="label_token_ids")
     if body.apply_softmax:
-        raise RequestError("apply_softmax needs label_token_ids: there is one score an item.", param="apply_softmax")
+        raise RequestError("apply_softmax needs label_token_ids: there is one score per item.", param="apply_softmax")
     texts = [body.items] if isinstance(body.items, str) else body.items
     if not isinstance(body.query, str) or not all(isinstance(text, str) for text in texts or ()):
         raise RequestError(
