@@ -66,7 +66,7 @@ REFUSED = (
     ),
     ForeignFlag(
         ("--allow-auto-truncate",),
-        "generation refuses prompts that are too long; embedding has --embedding-truncate",
+        "too long prompts are refused; tasks that can truncate inputs have a flag for it",
         switch=True,
     ),
     ForeignFlag(("--enable-custom-logit-processor",), "code from requests is never run; write a plugin", switch=True),
