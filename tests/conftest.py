@@ -19,6 +19,7 @@ for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "GITHUB_ACTIONS"):
     os.environ.pop(name, None)
 os.environ.update(NO_COLOR="1", TERM="dumb", COLUMNS="200")
 
+import gc
 import importlib.util
 import json
 import random
@@ -35,7 +36,6 @@ from typing import Any
 
 import hypothesis
 import pytest
-from safetensors.torch import load_file, save_file
 
 pytest_plugins = ["trunkline.core.testing"]  # the fixture ``zoo``
 
@@ -133,6 +133,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
+def pytest_collection_finish() -> None:
+    """Exempt what has been imported by now from garbage collection: a full one took half a second each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def suite(request: pytest.FixtureRequest) -> Suite:
     """The slow suite that is run: its seed and what is left of its budget."""
@@ -148,6 +154,8 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def other(zoo: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function from a checkpoint's name to a copy with other numbers in every tensor."""
+    from safetensors.torch import load_file, save_file  # and so torch, which not every run of pytest needs
+
     root = tmp_path_factory.mktemp("other")
 
     def checkpoint(name: str) -> Path:
