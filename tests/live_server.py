@@ -85,7 +85,7 @@ class SharedServers:
         return server
 
     def discard(self, server: LiveServer) -> None:
-        """Close it; whoever asks next gets a new one."""
+        """Close it; the next test that asks gets a new one."""
         server.close()
         self._servers = {name: one for name, one in self._servers.items() if one is not server}
 
