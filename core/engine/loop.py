@@ -72,6 +72,7 @@ class EngineLoop:
         self._work = ""  # what takes long, see long_work
         self._note = (record or PassRecord()).note
         self._stopping = False
+        self._ended = threading.Event()  # the heartbeat's thread doesn't keep the models for the rest of its second
         self._encoder = msgspec.msgpack.Encoder()
         self.know_names()
         for lane in self.lanes:
@@ -93,6 +94,7 @@ class EngineLoop:
                 self.turn()
         finally:
             self._stopping = True
+            self._ended.set()
             self.channel.close()
 
     def turn(self) -> None:
@@ -280,7 +282,7 @@ class EngineLoop:
     def _beat(self) -> None:
         while not self._stopping:
             self.channel.send([self.pulse()])
-            time.sleep(BEAT_SECONDS)
+            self._ended.wait(BEAT_SECONDS)
 
     def pulse(self) -> Beat:
         """The heartbeat as it is now."""
