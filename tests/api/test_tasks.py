@@ -88,7 +88,7 @@ def test_tasks_share_one_tree(both: Engine) -> None:
 
 def test_one_server_answers_for_both_tasks(workbench: Any) -> None:
     with httpx.Client(base_url=workbench.url, timeout=60) as http:
-        assert http.post("/flush_cache").status_code == 200
+        assert http.post("/flush_cache?timeout=20").status_code == 200
         vector = http.post("/encode", json={"input_ids": PROMPT}).json()["embedding"]
         assert len(vector) == 128
         assert sum(value * value for value in vector) == pytest.approx(1, abs=1e-4)
