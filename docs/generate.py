@@ -207,7 +207,7 @@ def configuration() -> str:
 def fields() -> str:
     """The text of fields.md: the bodies of core's routes and of the project's own plugins'."""
     tables = [f"## {', '.join(labels)}\n\n{_fields(schema)}" for schema, labels in bodies().items()]
-    later = ", ".join(f"`{key}`" for key in checks.LATER)
+    later = ", ".join(f"`{key}`" for key in checks.UNSUPPORTED)
     rows = [
         (", ".join(f"`{key}`" for key in checks.CHECKS), "honoured"),
         (later, "refused: is not supported yet; neutral values pass"),

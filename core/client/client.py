@@ -12,14 +12,14 @@ import msgspec
 from msgspec import Raw
 
 from trunkline.core.config import Config
-from trunkline.core.engine.messages import Abort, Answer, Call, Changed, EngineMessage, Progress, Started, Submit
+from trunkline.core.engine.messages import Abort, Answer, Call, EngineMessage, ModelsChanged, Progress, Started, Submit
 from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.host import Host
 from trunkline.core.types import Reply, ServedModel, Settings, Submission, Tokenizer
 
 from .contracts import CheckedObservers, Failures
 from .models import choose_model, version_of
-from .replies import UNOBSERVED, EngineReply, as_error, check_rids, engine_down, response_id
+from .replies import NO_OBSERVERS, EngineReply, check_rids, engine_down, error_from_wire, response_id
 from .status import Status
 from .suspects import Suspects, died_twice
 from .threads import WorkThreads
@@ -45,7 +45,7 @@ class Client(Generic[T]):
         self._host = host
         self.transport = connect(self._deliver, self._down)
         self.metrics: MetricsPage | None = None
-        self._observers = UNOBSERVED
+        self._observers = NO_OBSERVERS
         self._keys = itertools.count(1)
         self._live: dict[int, EngineReply] = {}
         self._rids: set[str] = set()  # of the live requests
@@ -140,7 +140,7 @@ class Client(Generic[T]):
         messages = [self._message(model, task, item) for item in items]  # encode all before one is queued
         ready = self._suspects.admit(messages, items)
         for reply in to_displace:
-            reply.drop(displaced())
+            reply.cancel_with(displaced())
         replies: list[EngineReply] = []
         for item, message in zip(items, messages, strict=True):
             reply = EngineReply(
@@ -149,7 +149,7 @@ class Client(Generic[T]):
                 task,
                 item.rid,
                 len(item.prompt),
-                self._drop,
+                self._abort_in_engine,
                 model_label=self._first_name(model),
                 observers=self._observers,
             )
@@ -242,8 +242,8 @@ class Client(Generic[T]):
             self.status.count(len(message.tokens))
             if message.last:
                 self._forget(reply)
-            reply.update(message)
-        elif isinstance(message, Changed):
+            reply.apply(message)
+        elif isinstance(message, ModelsChanged):
             self._tokenizers.rename(message.models)
             pairs = zip(message.models, self._config.models, strict=True)
             self._first_names = {name: own.name for new, own in pairs for name in (new.name, *new.aliases)}
@@ -255,11 +255,11 @@ class Client(Generic[T]):
         if waiter is None or waiter.done():
             return
         if message.error is not None:
-            waiter.set_exception(as_error(message.error))
+            waiter.set_exception(error_from_wire(message.error))
         else:
             waiter.set_result(message.value)
 
-    def _drop(self, reply: EngineReply) -> None:
+    def _abort_in_engine(self, reply: EngineReply) -> None:
         """Remove a live request here and abort it in the engine. The caller sets the reply's state."""
         if reply.key in self._live:
             self._forget(reply)

@@ -9,9 +9,9 @@ from typing import Any
 
 from trunkline.core.config import Config
 from trunkline.core.engine.channel import LocalChannel
-from trunkline.core.engine.control.renew import Renewer
+from trunkline.core.engine.control.update_loader import UpdateLoader
 from trunkline.core.engine.loop import EngineLoop
-from trunkline.core.engine.messages import Beat, Changed, EngineMessage, Stop
+from trunkline.core.engine.messages import EngineMessage, Heartbeat, ModelsChanged, Stop
 from trunkline.core.engine.startup import LoadedEngine
 from trunkline.core.errors import EngineDown
 from trunkline.core.host import Host
@@ -33,7 +33,7 @@ class LocalTransport:
         """``started``: the engine with the models of ``config``, loaded by :func:`.startup.build`."""
         self.ready = started.ready
         self.up = True
-        self.beat = Beat(0, 0.0)
+        self.beat = Heartbeat(0, 0.0)
         self._why = CLOSED
         self._deliver = deliver
         self._down = down
@@ -43,7 +43,7 @@ class LocalTransport:
             started.lanes,
             self._channel,
             started.controls,
-            Renewer(started.lanes, config, host),
+            UpdateLoader(started.lanes, config, host),
             log_interval=config.engine.decode_log_interval,
         )
         self._thread = threading.Thread(target=self._run, name="trunkline-engine", daemon=True)
@@ -80,9 +80,9 @@ class LocalTransport:
 
     def _receive(self, messages: list[EngineMessage]) -> None:
         for message in messages:
-            if isinstance(message, Beat):
+            if isinstance(message, Heartbeat):
                 self.beat = message
                 continue
-            if isinstance(message, Changed):
+            if isinstance(message, ModelsChanged):
                 self.ready = self.ready.after(message)
             self._deliver(message)

@@ -17,6 +17,12 @@ class ModelQuery(Struct):
     model: Annotated[str, Meta(description="A served name or alias; by default the first model.")] = ""
 
 
+class ModelsQuery(Struct):
+    """Query parameters of routes about one or all models."""
+
+    model: Annotated[str, Meta(description="A served name or alias; by default all models.")] = ""
+
+
 NO_NAME = ("default", "unknown", "dummy")
 """Names that routers and SDKs send when they know no model name. They count as no name, unless a model has one of
 them."""

@@ -1,4 +1,4 @@
-"""The reply to one submitted request: its id, its state so far, and its line in the log."""
+"""``EngineReply``: the state of a submitted request in the front, and its log line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from trunkline.core.engine.messages import Progress, Started
+from trunkline.core.engine.messages import ABORTED, ABORTED_WAITING, Progress, Started
 from trunkline.core.errors import EngineDown, RequestError
 
 from .contracts import CheckedObservers
@@ -20,18 +20,15 @@ from .contracts import CheckedObservers
 log = logging.getLogger("trunkline.request")
 
 response_id: ContextVar[str | None] = ContextVar("response_id", default=None)
-"""Request id for the ``X-Request-Id`` of the HTTP exchange that this task is answering."""
+"""Request id for the header ``X-Request-Id`` of the HTTP response that this asyncio task makes."""
 
-ABORTED: dict[str, Any] = {"type": "abort", "message": "Aborted", "status_code": None, "err_type": None}
-ABORTED_WAITING: dict[str, Any] = {**ABORTED, "message": "Abort in waiting queue"}
-UNOBSERVED = CheckedObservers()
+NO_OBSERVERS = CheckedObservers()
 
 
 class EngineReply:
-    """Implements :class:`trunkline.core.types.Reply` for a request that the engine has.
+    """Implements :class:`trunkline.core.types.Reply`: the client applies the engine's messages to it as they arrive.
 
-    The engine's messages are folded in as they come and never wait for whoever reads: a slow
-    reader finds several steps at once, and the state is one list of tokens however slow it is.
+    Exactly one of ``finish`` and ``error`` is set when the request ends.
     """
 
     def __init__(
@@ -41,12 +38,15 @@ class EngineReply:
         task: str,
         rid: str,
         prompt_tokens: int,
-        drop: Callable[[EngineReply], None],
+        abort_in_engine: Callable[[EngineReply], None],
         *,
         model_label: str = "",
-        observers: CheckedObservers = UNOBSERVED,
+        observers: CheckedObservers = NO_OBSERVERS,
     ) -> None:
-        """``model_label``: the model's first name, if it was renamed since."""
+        """``model_label``: the model's first name, if weight updates have renamed it.
+
+        ``abort_in_engine``: removes the request from the client, and aborts it in the engine.
+        """
         self.key = key
         self.model = model
         self.model_label = model_label or model
@@ -61,52 +61,51 @@ class EngineReply:
         self.finish: dict[str, Any] | None = None
         self.error: RequestError | None = None
         self.created = time.perf_counter()
-        self.started = 0.0  # left the waiting queue, 0 = hasn't
+        self.started = 0.0  # left the waiting queue
         self.first = 0.0  # first message with results
         self.latest = 0.0  # latest message with results
         self.finished = 0.0
-        self._drop = drop
+        self._abort_in_engine = abort_in_engine
         self._observers = observers
-        self._news = asyncio.Event()
-        self._over = asyncio.Event()
+        self._updated = asyncio.Event()
+        self._ended = asyncio.Event()
 
     @property
-    def over(self) -> bool:
+    def ended(self) -> bool:
+        """Whether ``finish`` or ``error`` is set."""
         return self.finish is not None or self.error is not None
 
     @property
     def data(self) -> Any:
         return self.results[-1] if self.results else None
 
-    # -- the consumer's side -----------------------------------------------------------------
+    # -- for readers, see trunkline.core.types.Reply -----------------------------------------
 
     async def wait(self) -> None:
-        """Return when something arrived since the last call, or at once when it is over."""
-        if not self.over:
-            await self._news.wait()
-        self._news.clear()
+        if not self.ended:
+            await self._updated.wait()
+        self._updated.clear()
 
     async def result(self) -> None:
-        """Return when it is over; raise ``error`` if it has one."""
-        await self._over.wait()
+        await self._ended.wait()
         if self.error is not None:
             raise self.error
 
     def cancel(self) -> None:
-        """Abort in the engine and free everything; harmless when it is over."""
-        if not self.over:
-            self._drop(self)
+        if not self.ended:
+            self._abort_in_engine(self)
             self.abort()
 
-    def drop(self, error: RequestError) -> None:
-        """The same for another reason than the caller's wish."""
-        if not self.over:
-            self._drop(self)
+    # -- for the client and its parts --------------------------------------------------------
+
+    def cancel_with(self, error: RequestError) -> None:
+        """Abort the request in the engine, and end it with an error. Does nothing when it has ended."""
+        if not self.ended:
+            self._abort_in_engine(self)
             self.fail(error)
 
-    # -- the engine's side -------------------------------------------------------------------
-
     def start(self, message: Started, weight_version: str) -> None:
+        """The request has left the waiting queue; it runs with the weights of this label."""
         self.weight_version = weight_version
         self.started = time.perf_counter()
         self.cached_tokens = message.cached
@@ -114,24 +113,24 @@ class EngineReply:
             started(self)
 
     def relabel(self, weight_version: str) -> None:
-        """The model's weights, or their label, may have changed; later tokens are of this one."""
+        """Set the label of the weights that compute later tokens. Does nothing when it hasn't changed."""
         if not self.started or not weight_version or weight_version == self.weight_version:
             return
         count = len(self.tokens)
-        if count > (self.versions[-1][1] if self.versions else 0):  # else none was made with the present label
+        if count > (self.versions[-1][1] if self.versions else 0):  # else no token was computed with the current label
             self.versions.append((self.weight_version, count))
         self.weight_version = weight_version
         if self.versions and self.versions[-1] == (weight_version, count):
-            self.versions.pop()  # back to what they were, with no token between
+            self.versions.pop()  # the label of the last entry again, and no token in between
 
-    def update(self, message: Progress) -> None:
-        """Fold in a message. A last message without result leaves what is there."""
+    def apply(self, message: Progress) -> None:
+        """Add the message's tokens and result, and end if it is the last one."""
         if message.tokens or message.data is not None:
             observers = self._observers.progressed
             for progressed in observers:
                 progressed(self, len(message.tokens))
-            if observers and self.over:
-                return  # one of them has cancelled it
+            if observers and self.ended:
+                return  # an observer has cancelled it
             self.latest = time.perf_counter()
             self.first = self.first or self.latest
         self.tokens += message.tokens
@@ -139,14 +138,14 @@ class EngineReply:
             self.results.append(msgspec.msgpack.decode(message.data))
         self.cached_tokens = message.cached
         if message.error is not None:
-            self.fail(as_error(message.error))
+            self.fail(error_from_wire(message.error))
         elif message.finish is not None:
             self.end(message.finish)
         else:
-            self._news.set()
+            self._updated.set()
 
     def abort(self) -> None:
-        """End it with the finish reason of an abort; the partial output stays."""
+        """End with the finish reason of an abort. The output so far is kept."""
         self.end(ABORTED if self.started else ABORTED_WAITING)
 
     def end(self, finish: dict[str, Any]) -> None:
@@ -159,15 +158,15 @@ class EngineReply:
 
     def _close(self) -> None:
         self.finished = time.perf_counter()
-        self._news.set()
-        self._over.set()
+        self._updated.set()
+        self._ended.set()
         for ended in self._observers.ended:
             ended(self)
         if log.isEnabledFor(logging.INFO):
             log.info(self.describe())
 
     def describe(self) -> str:
-        """One log line in ``key=value`` form: identity, sizes, times in ms, outcome; never text."""
+        """A log line of ``key=value`` pairs: ids, token counts, times in ms, outcome; never text of the request."""
         started = self.started or self.finished
         first = self.first or self.finished
         outcome = f"error:{self.error.status}" if self.error else (self.finish or {}).get("type", "running")
@@ -180,9 +179,9 @@ class EngineReply:
 
 
 def check_rids(rids: Sequence[str], live: Collection[str] = ()) -> None:
-    """RequestError for ids that occur twice in a request, or that one of the ``live`` requests has.
+    """RequestError for ids that occur twice in ``rids``, or that one of the ``live`` requests has.
 
-    Each id stands for one live sequence, or aborting by id would hit another client's.
+    Ids of live sequences are unique; otherwise an abort by id would abort another client's request.
     """
     if len(set(rids)) < len(rids):
         repeated = sorted(rid for rid, count in Counter(rids).items() if count > 1)
@@ -192,19 +191,19 @@ def check_rids(rids: Sequence[str], live: Collection[str] = ()) -> None:
             raise RequestError(f"Duplicate request ID detected: {rid}", param="rid")
 
 
-def as_error(wire: tuple[int, str, str | None]) -> RequestError:
-    """An error as the engine sends it: status, message, field."""
+def error_from_wire(wire: tuple[int, str, str | None]) -> RequestError:
+    """The error of a message from the engine; see :func:`trunkline.core.engine.messages.as_wire`."""
     status, message, param = wire
     return RequestError(message, status=status, param=param, retry_after=1.0 if status == 503 else None)
 
 
 def engine_down(reason: str) -> EngineDown:
-    """What the client of an unanswered request is told when the engine is gone."""
+    """The error of requests in flight when the engine process is lost."""
     return EngineDown(f"The engine stopped before this request was done ({reason}); it may be sent again.")
 
 
 def printable(text: str, limit: int = 128) -> str:
-    """A client's string made fit for a header or a log line: visible ASCII without spaces."""
+    """A client's string for a header or a log line: the first ``limit`` characters, ``?`` for all but visible ASCII."""
     safe = "".join(char if "!" <= char <= "~" else "?" for char in text[:limit])
     return safe or "-"
 

@@ -1,4 +1,4 @@
-"""Load and progress of the engine, for server info and metrics."""
+"""``Status``: the load and throughput of the engine, for server info, health checks and metrics."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ if TYPE_CHECKING:
     from .replies import EngineReply
     from .transport import Transport
 
-NOBODY: Mapping[int, EngineReply] = {}
+NO_REPLIES: Mapping[int, EngineReply] = {}
 
 WINDOW = 1.0  # seconds over which output tokens are counted
-RECENT = 256  # requests whose cached share is told
-SETTLED = 0.1  # seconds after which a window's rate says more than the one before
-IDLE = 2.0  # seconds without output
+MIN_WINDOW = 0.1  # seconds; while the current window is shorter, the previous one gives the throughput
+IDLE_SECONDS = 2.0  # time without output after which the throughput is 0
+RECENT = 256  # number of requests over which the cache hit rate is computed
 
 
 class Status:
-    """Counts results as they pass; requests are those of the front, slots those of the engine's last heartbeat."""
+    """Counts the results that arrive. Numbers of requests are the front's, those of slots the last heartbeat's."""
 
     def __init__(
         self,
         transport: Transport,
-        live: Mapping[int, EngineReply] = NOBODY,
-        waiting: Mapping[int, EngineReply] = NOBODY,
+        live: Mapping[int, EngineReply] = NO_REPLIES,
+        waiting: Mapping[int, EngineReply] = NO_REPLIES,
     ) -> None:
-        """``live``: all requests that aren't over, ``waiting``: those of them that the engine hasn't started."""
-        self.results = 0  # messages with results since start: a sign of life
-        self._begin = self._latest = -math.inf  # of the window, by the first and the last output in it
-        self._tokens = 0  # since the window's begin
-        self._rate = 0.0  # of the window before
+        """``live``: all requests that haven't ended; ``waiting``: those of them that the engine hasn't started."""
+        self.results = 0  # messages with results since the start; health checks compare it
+        self._begin = self._latest = -math.inf  # times of the first and the last output in the current window
+        self._tokens = 0  # output tokens in the current window after the first output
+        self._rate = 0.0  # tokens per second in the previous window
         self._transport = transport
         self._live, self._waiting = live, waiting
-        self._prompts: deque[tuple[int, int]] = deque(maxlen=RECENT)  # tokens, and those of them that were cached
+        self._prompts: deque[tuple[int, int]] = deque(maxlen=RECENT)  # prompt tokens, cached ones
 
     def started(self, prompt: int, cached: int) -> None:
-        """A request has left the queue, with so many prompt tokens and so many of them cached."""
+        """A request has left the waiting queue: its number of prompt tokens, and how many of them were cached."""
         self._prompts.append((prompt, cached))
 
     @property
     def cache_hit_rate(self) -> float:
-        """Cached share of the prompt tokens of the latest requests."""
+        """The cached share, 0 to 1, of the prompt tokens of the latest requests."""
         prompts, cached = (sum(column) for column in zip(*self._prompts, strict=True)) if self._prompts else (0, 0)
         return cached / prompts if prompts else 0.0
 
     def count(self, tokens: int) -> None:
-        """A result with so many output tokens has come."""
+        """A message with results has arrived; ``tokens``: its number of output tokens."""
         self.results += 1
         if not tokens:
             return
         now = time.perf_counter()
-        if now - self._latest > WINDOW:  # a pause is in no window, nor is what took until the first output
+        if now - self._latest > WINDOW:  # idle time and the time to the first output are in no window
             self._rate, self._begin, self._tokens = self.last_throughput, now, 0
         else:
             self._tokens += tokens
@@ -68,27 +68,28 @@ class Status:
 
     @property
     def last_throughput(self) -> float:
-        """Output tokens a second in the last second or so that had any."""
+        """Output tokens per second, over about the last second with output."""
         span = self._latest - self._begin
-        return self._tokens / span if self._tokens and span >= SETTLED else self._rate
+        return self._tokens / span if self._tokens and span >= MIN_WINDOW else self._rate
 
     @property
     def throughput(self) -> float:
-        """The same, and 0 when nothing comes out."""
-        return self.last_throughput if time.perf_counter() - self._latest < IDLE else 0.0
+        """Output tokens per second; 0 after ``IDLE_SECONDS`` without output."""
+        return self.last_throughput if time.perf_counter() - self._latest < IDLE_SECONDS else 0.0
 
     def loads(self) -> list[Load]:
-        """Each model's, at most a second old."""
+        """The load of each model by the last heartbeat, usually at most a second ago."""
         return self._transport.beat.loads
 
-    def of(self, model: ServedModel) -> dict[str, Any]:
-        """A model's live keys of ``internal_states``; sizes in GB."""
-        load = next((load for load in self.loads() if load.model == model.name), Load(model.name, 0, 0, 0, 0))
+    def model_state(self, model: ServedModel) -> dict[str, Any]:
+        """A model's current keys of ``internal_states`` in server info; sizes in GB."""
+        load = next((load for load in self.loads() if load.model == model.name), Load(model.name, 0, 0, 0, 0, 0))
         plan = self._transport.ready.plan if self._transport.ready is not None else []
         sizes: dict[str, Any] = next((row for row in plan if row["model"] == model.name), {})
-        names = (model.name, *model.aliases)  # of those that were submitted before an update renamed it
+        names = (model.name, *model.aliases)  # requests keep the name that they were submitted with
         waiting = [reply.prompt_tokens for reply in self._waiting.values() if reply.model in names]
-        live = sum(reply.model in names for reply in self._live.values())
+        running = sum(reply.model in names for reply in self._live.values()) - len(waiting)
+        retracted = min(load.retracted, running)
         return {
             "last_gen_throughput": round(self.last_throughput, 2),
             "gen_throughput": round(self.throughput, 2),
@@ -98,8 +99,8 @@ class Status:
                 "token_capacity": load.slots,
                 "graph": 0,
             },
-            "num_running_reqs": live - len(waiting),
-            "num_waiting_reqs": len(waiting),
+            "num_running_reqs": running - retracted,
+            "num_waiting_reqs": len(waiting) + retracted,
             "num_waiting_tokens": sum(waiting),
             "cache_hit_rate": round(self.cache_hit_rate, 4),
             "free_tokens": load.free_slots,

@@ -17,7 +17,17 @@ from typing import Any
 from msgspec import Struct
 
 from trunkline.core.config import Config
-from trunkline.core.engine.messages import Beat, Changed, EngineMessage, Failed, Loading, Ready, Stop, frame, frames
+from trunkline.core.engine.messages import (
+    EngineMessage,
+    Failed,
+    Heartbeat,
+    Loading,
+    ModelsChanged,
+    Ready,
+    Stop,
+    frame,
+    frames,
+)
 from trunkline.core.errors import EngineDown, ModelError
 
 from .engine_process import EngineProcess
@@ -58,7 +68,7 @@ class Supervisor:
         self.ready: Ready | None = None  # sent by the latest engine; kept during a restart
         self.up = False  # an engine is there and takes requests
         self.restarts = 0
-        self.beat = Beat(0, 0.0)
+        self.beat = Heartbeat(0, 0.0)
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._config = config
         self._paused: list[bool] = []  # models, in the order of the configuration
@@ -124,7 +134,7 @@ class Supervisor:
 
     async def _one_run(self) -> str:
         """Start an engine process and watch it until it ends; returns the reason."""
-        self._silence, self._failure, self.beat = 0.0, None, Beat(0, 0.0)
+        self._silence, self._failure, self.beat = 0.0, None, Heartbeat(0, 0.0)
         try:
             process = await EngineProcess.spawn(
                 self._command, {"config": self._config, "paused": self._paused}, self._receive
@@ -183,7 +193,7 @@ class Supervisor:
     def _receive(self, messages: list[EngineMessage]) -> None:
         self._silence = 0.0
         for message in messages:
-            if isinstance(message, Beat):
+            if isinstance(message, Heartbeat):
                 if message.work and message.work != self.beat.work:
                     log.info("engine: %s", message.work)
                 self.beat = message
@@ -193,7 +203,7 @@ class Supervisor:
                 self.ready, self.up = message, True
                 if not self._first.done():
                     self._first.set_result(None)
-            elif isinstance(message, Changed):
+            elif isinstance(message, ModelsChanged):
                 self._change(message)
             elif isinstance(message, Loading):
                 log.info("engine: %s", message.what)
@@ -202,7 +212,7 @@ class Supervisor:
             else:
                 self._deliver(message)
 
-    def _change(self, message: Changed) -> None:
+    def _change(self, message: ModelsChanged) -> None:
         """Update what is served, which models are paused, and the configuration with which an engine is restarted."""
         if self.ready is not None:
             self.ready = self.ready.after(message)

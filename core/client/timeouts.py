@@ -1,4 +1,4 @@
-"""Ends requests that waited or ran for longer than the settings allow."""
+"""``Timeouts``: ends requests that exceed ``--queue-timeout`` or ``--request-timeout``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .replies import EngineReply, printable
 
 log = logging.getLogger("trunkline.request")
 
-SWEEP_SECONDS = 0.25  # between two looks
-# SGLang's sentences, which clients compare; the log names the setting.
-WAITED = "Request waiting timeout reached."
-RAN = "Request running timeout reached."
+SWEEP_SECONDS = 0.25  # interval between checks
+# SGLang's texts, which clients compare; the log names the setting.
+WAITED_TOO_LONG = "Request waiting timeout reached."
+RAN_TOO_LONG = "Request running timeout reached."
 
 
 class Timeouts:
-    """Looks at all requests a few times a second; does nothing where the settings have no limit."""
+    """Checks all requests a few times per second, unless the settings have no limit."""
 
     def __init__(
         self, limits: ServerSettings, live: Mapping[int, EngineReply], waiting: Mapping[int, EngineReply]
@@ -43,8 +43,8 @@ class Timeouts:
         limits = self._limits
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            _expire(self._waiting, limits.queue_timeout, WAITED, "--queue-timeout", 1.0)
-            _expire(self._live, limits.request_timeout, RAN, "--request-timeout", None)
+            _expire(self._waiting, limits.queue_timeout, WAITED_TOO_LONG, "--queue-timeout", 1.0)
+            _expire(self._live, limits.request_timeout, RAN_TOO_LONG, "--request-timeout", None)
 
 
 def _expire(
@@ -54,5 +54,5 @@ def _expire(
         return
     deadline = time.perf_counter() - limit
     for reply in [reply for reply in table.values() if reply.created < deadline]:
-        log.warning("rid=%s is given up after %g s (%s)", printable(reply.rid), limit, flag)
-        reply.drop(RequestError(message, status=503, retry_after=retry_after))
+        log.warning("rid=%s is aborted after %g s (%s)", printable(reply.rid), limit, flag)
+        reply.cancel_with(RequestError(message, status=503, retry_after=retry_after))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from trunkline.core.config import Config
@@ -22,22 +22,30 @@ class Tokenizers:
     def __init__(self, config: Config, host: Host) -> None:
         self._config = config
         self._host = host
-        self._known: dict[str, Tokenizer | None] = {}
+        self._by_name: dict[str, Tokenizer | None] = {}
 
     def load(self) -> None:
-        """Read all of them from their files. ConfigError for a chat template that can't be read."""
-        self._known = {settings.name: load_tokenizer(settings, self._host) for settings in self._config.models}
+        """Load all tokenizers. ConfigError for a chat template that can't be read; ModelError for a tokenizer."""
+        self._by_name = {settings.name: load_tokenizer(settings, self._host) for settings in self._config.models}
 
     def get(self, model: str) -> Tokenizer | None:
-        return self._known.get(model)
+        """The tokenizer of a model by its served name; None if it has none."""
+        return self._by_name.get(model)
 
     def rename(self, models: Sequence[ServedModel]) -> None:
-        """Follow a weight update: a model's tokenizer stays, whatever the model is called now."""
-        self._known = renamed(self._known, models)
+        """Called after a weight update: find the tokenizers by the models' new names; the old ones are aliases."""
+        tokenizers = {}
+        for model in models:
+            names = (model.name, *model.aliases)
+            tokenizers[model.name] = next((self._by_name[name] for name in names if name in self._by_name), None)
+        self._by_name = tokenizers
 
 
 def load_tokenizer(settings: ModelSettings, host: Host) -> Tokenizer | None:
-    """A model's tokenizer, with the user's chat template if one was given; None where it is skipped or missing."""
+    """A model's tokenizer, with the chat template of ``--chat-template`` if given.
+
+    None with ``--skip-tokenizer-init``, or if the checkpoint has none. ConfigError when the template can't be read.
+    """
     if settings.skip_tokenizer_init:
         if settings.chat_template:
             raise ConfigError("--chat-template has no effect with --skip-tokenizer-init; leave one of them out.")
@@ -51,19 +59,13 @@ def load_tokenizer(settings: ModelSettings, host: Host) -> Tokenizer | None:
     return tokenizer
 
 
-def renamed(tokenizers: Mapping[str, Tokenizer | None], models: Sequence[ServedModel]) -> dict[str, Tokenizer | None]:
-    """The same tokenizers by the names that models have after a weight update; their old ones are aliases."""
-    found = {}
-    for model in models:
-        known = (tokenizers[name] for name in (model.name, *model.aliases) if name in tokenizers)
-        found[model.name] = next(known, None)
-    return found
-
-
 async def tokenize(
     engine: EngineClient, tokenizer: Tokenizer, texts: Sequence[str], special: bool, limit: int | None
 ) -> list[list[int]]:
-    """Ids of each text; RequestError for one that is longer by far than ``limit`` tokens."""
+    """The token ids of each text, see :meth:`trunkline.core.types.EngineClient.tokenize`.
+
+    ``special``: whether to add special tokens. RequestError for a text that is far longer than ``limit`` tokens.
+    """
     if limit is not None:
         for text in texts:
             check_characters(len(text), limit)

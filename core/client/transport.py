@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from trunkline.core.engine.messages import Beat, EngineMessage, Ready
+from trunkline.core.engine.messages import EngineMessage, Heartbeat, Ready
 from trunkline.core.errors import EngineDown
 
 Deliver = Callable[[EngineMessage], None]
@@ -29,7 +29,7 @@ class Transport(Protocol):
         """Whether an engine runs and accepts requests."""
 
     @property
-    def beat(self) -> Beat:
+    def beat(self) -> Heartbeat:
         """The engine's last heartbeat."""
 
     @property

@@ -73,7 +73,7 @@ class WaitingRoom:
             if own:
                 excess -= group.waiting
                 excess_tokens -= group.tokens
-            victims += [reply for reply in group.replies if not reply.over]
+            victims += [reply for reply in group.replies if not reply.ended]
         if max(excess, excess_tokens, excess_all) > 0:
             raise QueueFull
         return victims

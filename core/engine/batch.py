@@ -15,6 +15,7 @@ class Row:
     """One request's share of a batch: positions ``[start, end)`` are computed; ``[0, start)`` are cached.
 
     The slots of ``[0, end)`` are in row ``table_row`` of the slot table; see :class:`trunkline.kernels.layout.Layout`.
+    Stages get a :class:`PartRow` of it, with the place of their hidden rows instead of the slots.
     """
 
     request: Request

@@ -12,9 +12,17 @@ import socket
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
-from .messages import MAX_FRAME, Changed, Progress, frames, front_decoder
+from .messages import MAX_FRAME, ModelsChanged, Progress, frames, front_decoder
+
+
+class Channel(Protocol):
+    """What the engine loop uses of a channel."""
+
+    def receive(self, *, wait: bool) -> list[Any]: ...
+    def send(self, messages: list[Any]) -> None: ...
+    def close(self) -> None: ...
 
 
 class Outbox:
@@ -32,7 +40,7 @@ class Outbox:
                 if isinstance(message, Progress):
                     if self._merge(message):
                         continue
-                elif isinstance(message, Changed):
+                elif isinstance(message, ModelsChanged):
                     self._open.clear()  # later tokens are of other weights: they mustn't come before this message
                 self._items.append(message)
             self._ready.notify()
@@ -86,6 +94,7 @@ class LocalChannel:
             return messages
 
     def send(self, messages: list[Any]) -> None:
+        """Queue messages to the front. Doesn't block."""
         self._outbox.put(messages)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""One served model in the engine: its stages, queue, cache and pool. The engine loop runs lanes in turn."""
+"""``Lane``: one served model in the engine, with its stages, queue, cache and pool. The engine loop calls it."""
 
 from __future__ import annotations
 
@@ -23,36 +23,38 @@ from .runner import Runner
 from .scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from trunkline.core.engine.control.pages import Saved
+    from trunkline.core.engine.control.pages import SavedPages
 
 log = logging.getLogger("trunkline.engine")
 
-EPOCH_BYTES = 4  # of a namespace; the rest is the request's salt
+EPOCH_BYTES = 4  # at the start of a namespace; the rest is the request's salt
 
 
 @dataclass(frozen=True, slots=True)
-class Renewal:
-    """Everything of a lane that a weight update replaces. ``sent``: the weights aren't those in a folder."""
+class WeightUpdate:
+    """All that a weight update replaces in a lane. ``weights_sent``: see :class:`Lane`."""
 
     candidate: Candidate
     served: ServedModel
     model: Any
     stages: Mapping[str, CheckedStage]
     runner: Runner
-    sent: bool = False
+    weights_sent: bool = False
 
 
 class Lane:
-    """A model's requests, from admission to release.
+    """Serves a model's requests from admission to release. Only the engine loop's thread may use it.
 
-    ``spent`` is the time in seconds, by ``clock``, that the lane's passes have taken; the loop compares
-    it between lanes, to share the device evenly. ``epoch`` counts weight updates. ``note`` is called
-    before each forward pass with the keys of its requests. ``candidate`` and ``grant`` are what it was
-    loaded from and its memory, which weight updates need; ``settings`` those in force.
-    ``sent``: its weights were sent and are in no folder, so an engine that is started again can't have them.
-    ``paused``: nothing is scheduled until the front says continue. ``released``: memory that it has given back for
-    the time being ("weights", "kv_cache"), without which nothing can be scheduled either; ``put_aside``: the
-    contents of released weights.
+    * ``device_seconds``: the time that its passes have taken, by ``clock``. The loop compares it between lanes, to
+      share the device evenly.
+    * ``epoch``: number of weight updates.
+    * ``note``: called before each forward pass with the keys of its requests.
+    * ``candidate``, ``grant``: what the model was loaded from, and its memory; weight updates need both.
+    * ``settings``: the model's settings in force, with which a restarted engine serves it.
+    * ``weights_sent``: a client sent the weights. They are in no folder, so a restarted engine doesn't have them.
+    * ``paused``: nothing is scheduled until the control ``continue``.
+    * ``released``: memory that is released at present ("weights", "kv_cache"); meanwhile nothing is scheduled.
+    * ``saved_weights``: the contents of released weights.
     """
 
     def __init__(
@@ -74,86 +76,91 @@ class Lane:
         self.runner = runner
         self.candidate, self.grant = candidate, grant
         self.settings = candidate.settings if candidate is not None else ModelSettings(model_path=served.model_path)
-        self.spent = 0.0
+        self.device_seconds = 0.0
         self.epoch = 0
-        self.sent = False
+        self.weights_sent = False
         self.paused = False
         self.released: frozenset[str] = frozenset()
-        self.put_aside: Saved | None = None
+        self.saved_weights: SavedPages | None = None
         self.note: Callable[[Sequence[int]], None] = lambda keys: None
 
-    def load(self, held: int = 0) -> Load:
-        """The lane's load figures; ``held`` more requests wait for a weight update to end."""
+    def current_load(self, deferred: int = 0) -> Load:
+        """The lane's load; ``deferred`` more requests wait for a weight update. May be called from any thread."""
         scheduler = self.scheduler
         return Load(
             self.served.name,
-            scheduler.waiting + held,
+            scheduler.waiting + deferred,
             scheduler.running,
+            scheduler.queue.retracted,
             scheduler.free_slots(),
             self.served.max_total_tokens,
         )
 
     @property
     def busy(self) -> bool:
+        """Whether any request waits or runs."""
         return self.scheduler.waiting + self.scheduler.running > 0
 
     @property
     def halted(self) -> bool:
-        """Does it only collect requests for now?"""
+        """Whether requests only wait for now: the lane is paused, or some of its memory is released."""
         return self.paused or bool(self.released)
 
     def namespace(self, salt: bytes) -> bytes:
         """The part of the prefix cache that a request uses: separate for each epoch and salt."""
         return self.epoch.to_bytes(EPOCH_BYTES, "little") + salt
 
-    def renew(self, new: Renewal) -> list[Step]:
-        """Serve with new weights from now on, and drop everything that was computed with the old ones.
+    def apply_update(self, update: WeightUpdate) -> list[Step]:
+        """Serve with new weights from now on. The cache is emptied. Returns the steps of requests that fail by it.
 
-        Nothing may wait or run unless the lane is halted (AssertionError). Then running requests that have output go
-        on with the keys of the old weights, and all others are computed from their beginning: no vector and no first
-        token is of both. The steps are of requests that ended by it.
+        AssertionError while requests wait or run, unless the lane is halted. In a halted lane, running requests with
+        output continue with the keys and values of the old weights; all others are computed from their beginning. So
+        no vector and no first token is computed with both.
         """
         if self.busy and not self.halted:
             raise AssertionError(f"{self.served.name} still has requests of its old weights")
         steps = self.retract(lambda request: not request.output_len)
-        requests = self.scheduler.renew(new.model.length_boundaries)
-        former = self.stages
-        self.candidate, self.settings = new.candidate, new.candidate.settings
-        self.served, self.model = new.served, new.model
-        self.stages, self.runner, self.sent = new.stages, new.runner, new.sent
-        self.released, self.put_aside = self.released - {"weights"}, None  # the new model has its own
+        requests = self.scheduler.start_epoch(update.model.length_boundaries)
+        old_stages = self.stages
+        self.candidate, self.settings = update.candidate, update.candidate.settings
+        self.served, self.model = update.served, update.model
+        self.stages, self.runner, self.weights_sent = update.stages, update.runner, update.weights_sent
+        self.released, self.saved_weights = self.released - {"weights"}, None  # the new model has its own memory
         self.epoch += 1
-        return steps + [step for request in requests for step in self._adopt(request, former[request.task])]
+        return steps + [step for request in requests for step in self._adopt(request, old_stages[request.task])]
 
-    def _adopt(self, request: Request, former: CheckedStage) -> list[Step]:
-        """Hand a request over to its task's new stage; the failed step, if that won't have it."""
+    def _adopt(self, request: Request, old_stage: CheckedStage) -> list[Step]:
+        """Transfer a request to its task's new stage. Returns the failed step if that refuses it."""
         stage = self.stages[request.task]
         request.namespace = self.namespace(request.namespace[EPOCH_BYTES:])
-        former.release(request)
+        old_stage.release(request)
         try:
             request.needs = stage.adopt(request)
         except Exception as error:
-            self.scheduler.finish(request)  # nothing to release: it was never admitted
+            self.scheduler.finish(request)  # without ``stage.release``: the new stage hasn't adopted it
             if isinstance(error, RequestError):
                 return [Step(request, error=error)]
-            return [stage.fail(request, error) if isinstance(error, PluginError) else failed_step(request, error)]
+            return [self._failed(request, error)]
         return []
 
     def flush(self) -> bool:
-        """Forget all cached prefixes; False when a request is in the way. Those that wait in a pause aren't."""
+        """Empty the prefix cache. False, and nothing is emptied, while a request runs.
+
+        In a lane that isn't halted, also while one waits.
+        """
         return self.scheduler.flush(paused=self.halted)
 
-    def retract(self, chosen: Callable[[Request], bool] = lambda request: True) -> list[Step]:
-        """Queue running requests again, to be computed anew. The steps are of those that ended by it."""
+    def retract(self, selects: Callable[[Request], bool] = lambda request: True) -> list[Step]:
+        """Queue the selected running requests again, for recomputation. Returns the steps of those that fail by it."""
         return [
-            done
-            for request in self.scheduler.retract(chosen)
+            applied
+            for request in self.scheduler.retract(selects)
             for step in self._reset(request)
-            for done in self._apply(step)
+            for applied in self._apply(step)
         ]
 
     def admit(self, request: Request) -> None:
-        """Validate and queue a request. RequestError if it can't be served, PluginError if its stage fails."""
+        """Check a request and queue it. RequestError if it can't be served, PluginError if its stage fails."""
         stage = self.stages.get(request.task)
         if stage is None:
             raise RequestError(self.served.refused.get(request.task, f"{self.served.name} doesn't serve this task."))
@@ -177,6 +184,7 @@ class Lane:
             raise RequestError(f"The input_ids contains values outside the vocabulary; ids lie in [0, {vocabulary}).")
 
     def _check_length(self, request: Request) -> None:
+        """RequestError for a request without tokens, or with more than fit into the context or the pool."""
         limit = self.served.max_request_tokens
         total = len(request.tokens) + request.needs.new_tokens
         if not request.tokens:
@@ -198,20 +206,23 @@ class Lane:
         resets = [step for request in batch.retracted for step in self._reset(request)]
         steps = [step for rows in forward_passes(batch.rows) for step in self._compute(rows)]
         # Keys and values of a failed request may be wrong, so they must not reach the prefix cache.
-        failed_keys = {step.request.key for step in steps if failed_with(step)}
+        failed_keys = {step.request.key for step in steps if is_failure(step)}
         self.scheduler.commit(batch.without(failed_keys) if failed_keys else batch)
-        applied = [done for step in (*resets, *steps) for done in self._apply(step)]
+        results = [applied for step in (*resets, *steps) for applied in self._apply(step)]
         # A final row without a step: its request would never make progress.
         stalled = [
             row.request for row in batch.rows if self.scheduler.holds(row.request) and not row.request.extend_len
         ]
         for request in stalled:
-            applied += self._apply(self._fault(request, "gave no step for the request's last token"))
-        self.spent += self._clock() - began
-        return applied
+            results += self._apply(self._fault(request, "gave no step for the request's last token"))
+        self.device_seconds += self._clock() - began
+        return results
 
     def _apply(self, step: Step) -> list[Step]:
-        """Apply a step to its request. Returns it, or what replaces it if the stage broke its contract."""
+        """Apply a step to its request. Returns it, or the failed step if the stage broke its contract.
+
+        [] for a step of a request that has ended.
+        """
         request = step.request
         stage = self.stages[request.task]
         if not self.scheduler.holds(request):
@@ -251,18 +262,19 @@ class Lane:
         """Run rows together. Those that fail are run once more, each alone; a second failure ends the request."""
         steps, failed = self._attempt(rows)
         for row, _ in failed:
-            more, again = self._attempt([row])
-            steps += more
-            steps += [self._failed(row.request, error) for _, error in again]
+            retry_steps, failed_again = self._attempt([row])
+            steps += retry_steps
+            steps += [self._failed(row.request, error) for _, error in failed_again]
         return steps
 
     def _failed(self, request: Request, error: Exception) -> Step:
+        """The failed step of a request, counted as a failure of its stage if a plugin caused it."""
         if isinstance(error, PluginError):
             return self.stages[request.task].fail(request, error)
         return failed_step(request, error)
 
     def _attempt(self, rows: Sequence[Row]) -> tuple[list[Step], list[tuple[Row, Exception]]]:
-        """Run rows together. Returns their steps, and the rows that failed."""
+        """Run rows in one pass. Returns their steps, and the rows that failed, each with its error."""
         self.note([row.request.key for row in rows])
         try:
             parts = self.runner.run(rows)
@@ -272,14 +284,14 @@ class Lane:
         steps: list[Step] = []
         errors: dict[int, Exception] = {}
         for part, tensors in parts:
-            own, problem = self.stages[part.task].collect(part, tensors)
-            steps += own
-            if problem is not None:
-                done = {step.request.key for step in own}
-                errors |= {row.request.key: problem for row in part.rows if row.request.key not in done}
+            part_steps, failure = self.stages[part.task].collect(part, tensors)
+            steps += part_steps
+            if failure is not None:
+                with_step = {step.request.key for step in part_steps}
+                errors |= {row.request.key: failure for row in part.rows if row.request.key not in with_step}
         return steps, [(row, errors[row.request.key]) for row in rows if row.request.key in errors]
 
 
-def failed_with(step: Step) -> bool:
-    """Whether the step ends its request because of a failure; rows with non-finite numbers end as aborts."""
+def is_failure(step: Step) -> bool:
+    """Whether the step ends its request because of a failure. Requests with non-finite numbers end as aborts."""
     return step.error is not None or (step.finish or {}).get("type") == "abort"

@@ -1,4 +1,4 @@
-"""The engine loop: receive, schedule, run, collect, report. One thread owns everything below it."""
+"""The engine loop: receive messages, schedule, run a pass, report its results. Its thread owns lanes and models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,120 +17,124 @@ from trunkline.core.engine.control.occupation import Occupation
 from trunkline.core.engine.control.pass_log import PassLog
 from trunkline.core.engine.control.pause import Pauser
 from trunkline.core.engine.control.profile import Profiles
-from trunkline.core.engine.control.updates import Renew, Updates
+from trunkline.core.engine.control.updates import LoadUpdate, WeightUpdates
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Request, Step
 
+from .channel import Channel
 from .embeds import content_salt, read_embeds
 from .lane import Lane
-from .messages import Abort, Answer, Beat, Call, Progress, Started, Stop, Submit, as_wire
+from .messages import (
+    ABORTED,
+    ABORTED_WAITING,
+    Abort,
+    Answer,
+    Call,
+    Heartbeat,
+    Progress,
+    Started,
+    Stop,
+    Submit,
+    as_wire,
+)
 from .pass_record import PassRecord
 
 log = logging.getLogger("trunkline.engine")
 
 BEAT_SECONDS = 1.0
-ABORTED = {"type": "abort", "status_code": None, "err_type": None}
-
-
-class Channel(Protocol):
-    def receive(self, *, wait: bool) -> list[Any]: ...
-    def send(self, messages: list[Any]) -> None: ...
-    def close(self) -> None: ...
 
 
 class EngineLoop:
-    """Serves requests on its lanes until the front says stop or hangs up."""
+    """Serves requests on its lanes until the front sends ``Stop`` or disconnects."""
 
     def __init__(
         self,
         lanes: Sequence[Lane],
         channel: Channel,
         controls: Mapping[str, Callable[..., Any]] | None = None,
-        renew: Renew | None = None,
+        load_update: LoadUpdate | None = None,
         record: PassRecord | None = None,
         log_interval: int = 0,
     ) -> None:
-        """``record``: where the requests that are worked on are noted. ``log_interval``: passes, 0 = no lines."""
+        """``controls``: those of plugins. ``log_interval``: passes, 0 = no lines about passes."""
         self.lanes = list(lanes)
         self.channel = channel
         self.requests: dict[int, tuple[Lane, Request]] = {}
         self.passes = 0
-        self.after_pass: list[AfterPass] = [PassLog(log_interval).passed] if log_interval else []
-        self.updates = Updates(self, renew)
-        self._own = {
+        self.after_pass: list[AfterPass] = [PassLog(log_interval).after_pass] if log_interval else []
+        self.updates = WeightUpdates(self, load_update)
+        self._core_controls = {
             "probe": self._probe,
             **Maintenance(self).controls,
             **Profiles(self).controls,
             **self.updates.controls,
-            **Pauser(self, self.updates.changed).controls,
+            **Pauser(self, self.updates.send_models).controls,
             **Occupation(self).controls,
         }
-        self._controls = dict(controls or {})
-        self._names: dict[str, Lane] = {}
-        self._probes: dict[int, int] = {}  # request key -> key of the call that waits for it
-        self._pass_began = 0.0  # time.monotonic() while there is work in hand, 0 while waiting for some
-        self._work = ""  # what takes long, see long_work
+        self._plugin_controls = dict(controls or {})
+        self._lanes_by_name: dict[str, Lane] = {}
+        self._probes: dict[int, int] = {}  # key of a health probe's request -> key of the call that waits for it
+        self._busy_since = 0.0  # time.monotonic() at the start of the running pass or control; 0 while waiting for work
+        self._long_work = ""  # its description, see long_work
         self._note = (record or PassRecord()).note
-        self._stopping = False
-        self._ended = threading.Event()  # the heartbeat's thread doesn't keep the models for the rest of its second
+        self._stopping = threading.Event()  # ends the heartbeat's thread, too, which would keep the models in memory
         self._encoder = msgspec.msgpack.Encoder()
-        self.know_names()
+        self.index_names()
         for lane in self.lanes:
             lane.note = self._note
 
-    def know_names(self) -> None:
-        """Look up what lanes are called; an update may have renamed one."""
-        self._names = {name: lane for lane in self.lanes for name in (lane.served.name, *lane.served.aliases)}
+    def index_names(self) -> None:
+        """Index the lanes by name and alias; called again when a weight update may have renamed a lane."""
+        self._lanes_by_name = {name: lane for lane in self.lanes for name in (lane.served.name, *lane.served.aliases)}
 
     def run(self) -> None:
-        """Turn until stopped; the heartbeat comes from a thread of its own.
+        """Call :meth:`turn` until stopped. A separate thread sends heartbeats.
 
-        Whatever ``turn`` raises is a defect of the engine, whose state can't be trusted any more:
-        it is passed on, for the process to end.
+        An exception of ``turn`` is a bug in the engine, whose state may be inconsistent. It is raised, so that the
+        process ends.
         """
-        threading.Thread(target=self._beat, name="trunkline-beat", daemon=True).start()
+        threading.Thread(target=self._send_heartbeats, name="trunkline-beat", daemon=True).start()
         try:
-            while not self._stopping:
+            while not self._stopping.is_set():
                 self.turn()
         finally:
-            self._stopping = True
-            self._ended.set()
+            self._stopping.set()
             self.channel.close()
 
     def turn(self) -> None:
-        """Receive, schedule, run, collect, report."""
+        """Receive messages, schedule, run a pass, report its results."""
         self.receive()
-        self.updates.settle()
+        self.updates.apply_loaded()
         lane = self.next_lane()
         batch = None if lane is None else lane.schedule()
         if lane is not None and batch is not None:
             self.announce(batch.started)
             steps = lane.run(batch)
             self.report(lane, steps)
-            for look in (*self.after_pass,):  # one may leave
-                look(lane, batch, steps)
+            for callback in tuple(self.after_pass):  # a copy: a callback may remove itself
+                callback(lane, batch, steps)
             self.passes += 1
         self._note([])
-        self._pass_began = 0.0
+        self._busy_since = 0.0
 
     # -- inbound -----------------------------------------------------------------------------
 
     def receive(self) -> None:
-        """Handle everything that has arrived; block only when there is no work."""
+        """Handle all messages that have arrived. Blocks only while there is no work."""
         busy = self.updates.pending or any(lane.busy and not lane.halted for lane in self.lanes)
-        messages = self.channel.receive(wait=not busy and not self._stopping)
-        self._pass_began = time.monotonic()  # a control or a stage's admit may hang just as a forward pass
+        messages = self.channel.receive(wait=not busy and not self._stopping.is_set())
+        self._busy_since = time.monotonic()  # the watchdog covers controls and admissions, too
         for message in messages:
             self.handle(message)
 
     def send(self, messages: list[Any]) -> None:
-        """Hand messages to the front."""
+        """Send messages to the front."""
         self.channel.send(messages)
 
     def handle(self, message: Any) -> None:
-        """What the front wants; None = it left."""
+        """Handle a message of the front. None means that it disconnected."""
         if message is None or isinstance(message, Stop):
-            self._stopping = True
+            self._stopping.set()
         elif isinstance(message, Submit):
             self._note([message.key])
             self._submit(message)
@@ -143,10 +147,10 @@ class EngineLoop:
     def _submit(self, message: Submit) -> None:
         try:
             lane = self._lane(message.model)
-            if self.updates.hold(lane, message):
+            if self.updates.defer(lane, message):
                 return
             stage = lane.stages.get(message.task)
-            params = stage.decode_params(message.params) if stage else None  # without a stage it is refused
+            params = stage.decode_params(message.params) if stage else None  # without a stage, admit refuses it
             prompt: list[int] = np.frombuffer(message.prompt, np.int32).tolist()
             embeds = read_embeds(message.embeds, len(prompt)) if message.embeds else None
             self._admit(lane, Request(
@@ -174,25 +178,25 @@ class EngineLoop:
         entry = self.requests.pop(key, None)
         if entry is None:
             if self.updates.drop(key):
-                self.channel.send([Progress(key, [], finish={**ABORTED, "message": "Abort in waiting queue"})])
-            return  # it finished while the message was on its way
+                self.channel.send([Progress(key, [], finish=ABORTED_WAITING)])
+            return  # it ended before the message arrived
         lane, request = entry
         lane.end(request)
-        message = "Aborted" if request.started else "Abort in waiting queue"
-        self._settle(request, Progress(key, [], finish={**ABORTED, "message": message}, cached=request.cached))
+        finish = ABORTED if request.started else ABORTED_WAITING
+        self._send_last(request, Progress(key, [], finish=finish, cached=request.cached))
 
     def abort_all(self, lane: Lane, *, probes_only: bool = False) -> None:
-        """End the lane's requests; they answer with what they have. Or only health probes, which mustn't wait."""
+        """Abort the lane's requests, which answer with their output so far. ``probes_only``: only health probes."""
         for key in [key for key, (owner, _) in self.requests.items() if owner is lane and (key < 0 or not probes_only)]:
             self._abort(key)
 
     def _call(self, message: Call) -> None:
         try:
             lane = self._lane(message.model)
-            if (own := self._own.get(message.control)) is not None:
-                own(lane, message)
-            elif message.control in self._controls:
-                answer = self._controls[message.control](lane.model, **message.arguments)
+            if (control := self._core_controls.get(message.control)) is not None:
+                control(lane, message)
+            elif message.control in self._plugin_controls:
+                answer = self._plugin_controls[message.control](lane.model, **message.arguments)
                 self.channel.send([Answer(message.key, answer)])
             else:
                 raise RequestError(f"There is no control named {message.control!r}.", status=404)
@@ -200,10 +204,8 @@ class EngineLoop:
             self.channel.send([Answer(message.key, error=as_wire(error))])
 
     def _probe(self, lane: Lane, call: Call) -> None:
-        """Run the smallest request of the lane's first task; the call is answered when it ends.
-
-        A lane that is halted on purpose is as healthy as the loop that answers.
-        """
+        """Run the smallest request of the lane's first task. The call is answered when it ends, or at once by a halted
+        lane, which is healthy if the loop is."""
         if lane.halted:
             self.channel.send([Answer(call.key, {"type": "halted"})])
             return
@@ -214,41 +216,42 @@ class EngineLoop:
     def _lane(self, name: str) -> Lane:
         if not name:
             return self.lanes[0]
-        if name not in self._names:
-            raise RequestError(f"There is no model named {name!r}; loaded: {', '.join(self._names)}.", param="model")
-        return self._names[name]
+        lane = self._lanes_by_name.get(name)
+        if lane is None:
+            names = ", ".join(self._lanes_by_name)
+            raise RequestError(f"There is no model named {name!r}; loaded: {names}.", param="model")
+        return lane
 
     # -- outbound ----------------------------------------------------------------------------
 
     def next_lane(self) -> Lane | None:
-        """The busy lane that has had the least device time, of those that aren't halted.
+        """Of the lanes that are busy and not halted, the one with the least device time; None if there is none.
 
-        A lane that was idle starts level with the least of the others: neither a debt nor a
-        credit is carried over, so a newcomer waits for one turn at most.
+        Lanes with less were idle or halted; theirs is raised to the same value, so that they get no more than others.
         """
         busy = [lane for lane in self.lanes if lane.busy and not lane.halted]
         if not busy:
             return None
-        least = min(busy, key=lambda lane: lane.spent)
+        chosen = min(busy, key=lambda lane: lane.device_seconds)
         for lane in self.lanes:
-            lane.spent = max(lane.spent, least.spent)
-        return least
+            lane.device_seconds = max(lane.device_seconds, chosen.device_seconds)
+        return chosen
 
     def announce(self, started: Sequence[Request]) -> None:
-        """Tell the front which requests left the waiting queue with this pass."""
+        """Send the front the requests that left the waiting queue with this pass."""
         messages = [Started(request.key, request.cached) for request in started if request.key >= 0]
         if messages:
             self.channel.send(messages)
 
     def report(self, lane: Lane, steps: Sequence[Step]) -> None:
-        """Tell the front what a pass brought, and forget the requests that ended."""
+        """Send the front the steps of a pass, and remove the requests that ended."""
         messages: list[Any] = []
         for step in steps:
             progress = self._progress(step)
             if progress.finish is not None or progress.error is not None:
                 self.requests.pop(step.request.key, None)
                 if step.request.key < 0:
-                    self._settle(step.request, progress)
+                    self._send_last(step.request, progress)
             if step.request.key >= 0:
                 messages.append(progress)
         if messages:
@@ -259,8 +262,8 @@ class EngineLoop:
         data = None if step.data is None else self._encoder.encode(step.data)
         return Progress(step.request.key, list(step.tokens), data, step.finish, error, step.request.cached)
 
-    def _settle(self, request: Request, progress: Progress) -> None:
-        """Send the last word on a request: to its stream, or to the call that probed with it."""
+    def _send_last(self, request: Request, progress: Progress) -> None:
+        """Send the last message about a request; for a health probe, the answer to its call."""
         call = self._probes.pop(request.key, None)
         if call is None:
             self.channel.send([progress])
@@ -268,28 +271,29 @@ class EngineLoop:
             self.channel.send([Answer(call, progress.finish, error=progress.error)])
 
     @contextmanager
-    def long_work(self, what: str) -> Iterator[None]:
-        """Around work that may take longer than the watchdog allows for a pass."""
-        self._pass_began, self._work = time.monotonic(), what
-        self.channel.send([self.pulse()])
+    def long_work(self, description: str) -> Iterator[None]:
+        """Announce work that may take longer than the watchdog allows for a pass."""
+        self._busy_since, self._long_work = time.monotonic(), description
+        self.channel.send([self.heartbeat()])
         try:
             yield
         finally:
-            self._pass_began = time.monotonic()  # before the work ends: the pass goes on, and its age counts again
-            self._work = ""
-            self.channel.send([self.pulse()])
+            # In this order: the limit for a pass applies as soon as _long_work is empty.
+            self._busy_since = time.monotonic()
+            self._long_work = ""
+            self.channel.send([self.heartbeat()])
 
-    def _beat(self) -> None:
-        while not self._stopping:
-            self.channel.send([self.pulse()])
-            self._ended.wait(BEAT_SECONDS)
+    def _send_heartbeats(self) -> None:
+        while not self._stopping.is_set():
+            self.channel.send([self.heartbeat()])
+            self._stopping.wait(BEAT_SECONDS)
 
-    def pulse(self) -> Beat:
-        """The heartbeat as it is now."""
-        work, began = self._work, self._pass_began  # in this order, see long_work
-        return Beat(
+    def heartbeat(self) -> Heartbeat:
+        """The current state of the loop. May be called from any thread."""
+        work, since = self._long_work, self._busy_since  # in this order, see long_work
+        return Heartbeat(
             passes=self.passes,
-            age=time.monotonic() - began if began else 0.0,
-            loads=[lane.load(self.updates.waiting(lane)) for lane in self.lanes],
+            age=time.monotonic() - since if since else 0.0,
+            loads=[lane.current_load(self.updates.deferred_requests(lane)) for lane in self.lanes],
             work=work,
         )

@@ -21,12 +21,18 @@ log = logging.getLogger("trunkline.engine")
 NOT_FOUND = "Failed to get weights iterator: {} (repository not found)."  # SGLang's text, which clients compare
 MAX_FRAME = 256 << 20  # bytes; a longer frame means a broken peer
 FAILED = "The request failed inside the engine; the server's log has the reason."
+ABORTED: dict[str, Any] = {"type": "abort", "message": "Aborted", "status_code": None, "err_type": None}
+ABORTED_WAITING: dict[str, Any] = {**ABORTED, "message": "Abort in waiting queue"}
+"""The finish reasons of aborted requests, the second one of those that hadn't started."""
 
 
 # front -> engine
 
 
 class Submit(Struct, tag=True, array_like=True):
+    """A :class:`Submission` on the wire: with the key, model and task that the client adds, its arrays as bytes and its
+    params encoded. The engine makes a :class:`Request` of it."""
+
     key: int  # unique per front
     model: str
     task: str
@@ -70,13 +76,13 @@ class Ready(Struct, tag=True, array_like=True):
     plan: list[dict[str, Any]]  # rows of the memory plan
     seconds: dict[str, float]  # start-up phases
 
-    def after(self, changed: Changed) -> Ready:
+    def after(self, changed: ModelsChanged) -> Ready:
         """A copy with the models of ``changed``."""
         plan = [{**row, "model": model.name} for row, model in zip(self.plan, changed.models, strict=True)]
         return structs.replace(self, models=changed.models, plan=plan)
 
 
-class Changed(Struct, tag=True, array_like=True):
+class ModelsChanged(Struct, tag=True, array_like=True):
     """Weights, their label, or a pause were changed: the served models, and the ``[[models]]`` tables with which a
     restarted engine serves the same. ``paused``: which models only collect requests, in their order."""
 
@@ -92,11 +98,15 @@ class Failed(Struct, tag=True, array_like=True):
 
 
 class Load(Struct, array_like=True):
-    """The load of a model: waiting and running requests, free slots (including those of evictable prefixes), slots."""
+    """The load of a model: its requests, free slots (including those of evictable prefixes), and slots.
+
+    ``retracted``: how many of the waiting requests ran before.
+    """
 
     model: str
     waiting: int
     running: int
+    retracted: int
     free_slots: int
     slots: int
 
@@ -106,7 +116,7 @@ class Load(Struct, array_like=True):
         return self.slots - self.free_slots
 
 
-class Beat(Struct, tag=True, array_like=True):
+class Heartbeat(Struct, tag=True, array_like=True):
     """The heartbeat, sent once a second by a separate thread. ``passes``: number of passes so far. ``age``: seconds
     since the running pass began, 0 when idle. ``work``: description of long work other than a pass (loading weights),
     "" if there is none; then ``age`` counts from its beginning."""
@@ -125,7 +135,11 @@ class Started(Struct, tag=True, array_like=True):
 
 
 class Progress(Struct, tag=True, array_like=True):
-    """New results of one request since the last Progress. The last one has ``finish`` or ``error``."""
+    """New results of one request since the last Progress. The last one has ``finish`` or ``error``.
+
+    It is a :class:`Step` on the wire: the request is named by its key, data and error are encoded. Several unsent ones
+    of a request are merged, see :class:`.channel.Outbox`.
+    """
 
     key: int
     tokens: list[int]
@@ -152,7 +166,7 @@ class Answer(Struct, tag=True, array_like=True):
 
 
 FrontMessage = Submit | Abort | Call | Stop
-EngineMessage = Loading | Ready | Changed | Failed | Beat | Started | Progress | Answer
+EngineMessage = Loading | Ready | ModelsChanged | Failed | Heartbeat | Started | Progress | Answer
 
 encoder = msgspec.msgpack.Encoder()
 front_decoder = msgspec.msgpack.Decoder(list[FrontMessage])

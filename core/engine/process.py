@@ -56,18 +56,18 @@ def main() -> int:
         return 1
     sock.sendall(frame([started.ready]))
     gc.freeze()  # exempts models and modules from garbage collection, which would scan them each time
-    from trunkline.core.engine.control.renew import Renewer
+    from trunkline.core.engine.control.update_loader import UpdateLoader
 
     from .loop import EngineLoop
     from .pass_record import PassRecord
 
     try:
-        renewer = Renewer(started.lanes, config, host)
+        load_update = UpdateLoader(started.lanes, config, host)
         record = PassRecord(start_options.get("record", -1))
         for lane, paused in zip(started.lanes, start_options.get("paused", []), strict=False):
             lane.paused = paused
         interval = config.engine.decode_log_interval
-        EngineLoop(started.lanes, SocketChannel(sock), started.controls, renewer, record, interval).run()
+        EngineLoop(started.lanes, SocketChannel(sock), started.controls, load_update, record, interval).run()
     except Exception:
         log.exception("the engine broke")
         return 1

@@ -1,4 +1,4 @@
-"""Runs one forward pass: packs rows into tensors, runs the model, gives each stage the hidden rows it asked for."""
+"""``Runner``: packs rows into tensors, runs the model once, and gives each stage the hidden rows that it needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Forward(Protocol):
     """The part of a loaded model that the runner uses."""
 
     device: torch.device
-    token_types: bool  # whether it distinguishes the two texts of a pair
+    token_types: bool  # whether the model has embeddings of token types (first and second text of a pair)
 
     @property
     def length_boundaries(self) -> Sequence[int]:
@@ -42,7 +42,7 @@ class Forward(Protocol):
 
         With ``wanted``, int64 ``[W]``, only the hidden rows of these tokens, in this order. ``lengths``
         int64 ``[T]``: the length of each token's sequence, in tokens; None if none exceeds a boundary.
-        ``embeds``: int64 ``[N]``, indices of tokens, and float32 ``[N, width]``, in place of their ids' embeddings.
+        ``embeds``: int64 ``[N]``, indices of tokens, and float32 ``[N, width]``, used in place of their embeddings.
         """
 
 
@@ -72,7 +72,7 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> list[tuple[Part, dict[str, torch.Tensor]]]:
-        """Run one pass. Returns a part, and its stage's tensors on the CPU, for each task that wants hidden rows."""
+        """Run one pass. Returns a part, and its stage's tensors on the CPU, for each task that needs hidden rows."""
         if self._experts is None:
             return self._run(rows)
         with self._experts.watching(rows):
@@ -83,29 +83,30 @@ class Runner:
         for part, _ in parts:
             self._stages[part.task].prepare(part)
         ids, positions, layout = self._inputs(rows)
-        wanted = [index for _, indices in parts for index in indices]
-        all_rows = len(wanted) == len(ids) and wanted == list(range(len(ids)))
-        chosen = None if all_rows else torch.tensor(wanted, dtype=torch.int64, device=self._model.device)
+        all_indices = [index for _, indices in parts for index in indices]
+        all_rows = len(all_indices) == len(ids) and all_indices == list(range(len(ids)))
+        wanted = None if all_rows else torch.tensor(all_indices, dtype=torch.int64, device=self._model.device)
         hidden = self._model.forward(
-            ids, positions, layout, self.pool, self._token_types(rows), chosen, self._lengths(rows), embeds_of(rows)
+            ids, positions, layout, self.pool, self._token_types(rows), wanted, self._lengths(rows), embeds_of(rows)
         )
-        shares = torch.split(hidden, [len(indices) for _, indices in parts])
+        hidden_of_parts = torch.split(hidden, [len(indices) for _, indices in parts])
         launched = [
             (part, self._stages[part.task].launch(part, part_hidden))
-            for (part, _), part_hidden in zip(parts, shares, strict=True)
+            for (part, _), part_hidden in zip(parts, hidden_of_parts, strict=True)
         ]
         return [(part, to_host(result)) for part, result in launched]
 
     def _inputs(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, Layout]:
+        """Token ids and positions, int64 ``[T]``, and the layout of the packed axis."""
         lengths = np.fromiter((row.end - row.start for row in rows), np.int32, len(rows))
         q_start = np.zeros(len(rows) + 1, np.int32)
         np.cumsum(lengths, out=q_start[1:])
         total = int(q_start[-1])
         ids, positions, slots = (np.empty(total, np.int64) for _ in range(3))
-        for row, a, b in zip(rows, q_start, q_start[1:], strict=False):
-            ids[a:b] = row.request.tokens[row.start : row.end]
-            positions[a:b] = np.arange(row.start, row.end)
-            slots[a:b] = self.table.slots[row.table_row, row.start : row.end]
+        for row, first, end in zip(rows, q_start, q_start[1:], strict=False):
+            ids[first:end] = row.request.tokens[row.start : row.end]
+            positions[first:end] = np.arange(row.start, row.end)
+            slots[first:end] = self.table.slots[row.table_row, row.start : row.end]
         device = self._model.device
         layout = Layout(
             q_start=q_start,
@@ -113,7 +114,7 @@ class Runner:
             table_row=np.fromiter((row.table_row for row in rows), np.int32, len(rows)),
             table=self.table.slots,
             out_slots=torch.from_numpy(slots).to(device),
-            decodes=leading_decodes(rows),
+            decodes=count_decodes(rows),
         )
         return torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), layout
 
@@ -132,13 +133,13 @@ class Runner:
             return None
         types: list[np.ndarray] = []
         for row in rows:
-            boundary = row.end if row.request.second_at is None else row.request.second_at
-            types.append(np.arange(row.start, row.end) >= boundary)
+            second_at = row.end if row.request.second_at is None else row.request.second_at
+            types.append(np.arange(row.start, row.end) >= second_at)
         return torch.from_numpy(np.concatenate(types).astype(np.int64)).to(self._model.device)
 
 
-def leading_decodes(rows: Sequence[Row]) -> int:
-    """How many rows at the start of a batch decode: their one token was generated and isn't of the prompt."""
+def count_decodes(rows: Sequence[Row]) -> int:
+    """The number of rows at the start of a batch that decode: with one token, which is not of the prompt."""
     count = 0
     for row in rows:
         if row.end - row.start != 1 or row.start < row.request.prompt_len:
@@ -148,28 +149,31 @@ def leading_decodes(rows: Sequence[Row]) -> int:
 
 
 def split_by_task(rows: Sequence[Row]) -> list[tuple[Part, list[int]]]:
-    """Group rows by task: the part of each task, and the packed indices of the hidden rows that it wants."""
+    """Group rows by task: the part of each task, and the indices in the packed axis of the hidden rows that it needs.
+
+    Tasks that need no hidden row of this pass are left out.
+    """
     parts: dict[str, tuple[Part, list[int]]] = {}
     packed = 0  # index of the row's first token in the packed axis
     for row in rows:
-        first = first_wanted(row)
+        first = first_needed(row)
         if first < row.end:
-            part, wanted = parts.setdefault(row.request.task, (Part(row.request.task, []), []))
-            part.rows.append(PartRow(row.request, row.start, row.end, first, len(wanted), row.final))
-            wanted.extend(range(packed + first - row.start, packed + row.end - row.start))
+            part, indices = parts.setdefault(row.request.task, (Part(row.request.task, []), []))
+            part.rows.append(PartRow(row.request, row.start, row.end, first, len(indices), row.final))
+            indices.extend(range(packed + first - row.start, packed + row.end - row.start))
         packed += row.end - row.start
     return list(parts.values())
 
 
-def first_wanted(row: Row) -> int:
-    """The first position whose hidden row the stage wants; ``row.end`` if it wants none of this row."""
+def first_needed(row: Row) -> int:
+    """The first position whose hidden row the stage needs; ``row.end`` if it needs none of this row."""
     if row.request.needs.rows_from is None:
         return row.end - 1 if row.final else row.end
     return max(row.start, row.request.needs.rows_from)
 
 
 def to_host(launched: Launched) -> dict[str, torch.Tensor]:
-    """Copy a launch's tensors to the CPU, by name; this waits for the device."""
+    """Copy a launch's tensors to the CPU, by name, ``next_ids`` included. Waits for the device."""
     tensors = {name: tensor.cpu() for name, tensor in launched.tensors.items()}
     if launched.next_ids is not None:
         tensors["next_ids"] = launched.next_ids.cpu()

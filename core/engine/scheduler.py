@@ -21,7 +21,7 @@ from trunkline.core.types import Request
 from .batch import Batch, Draft, Row
 from .waiting import Entry, InFlight, WaitingQueue, retraction_cost, sort_running
 
-_MAX_EXPECTED_NEW = 4096  # tokens: at admission, a larger limit on new tokens counts as this
+_MAX_EXPECTED_NEW = 4096  # tokens; at admission, a larger limit on new tokens is reduced to this
 
 # Most requests end before their limit on new tokens. So only a share of these tokens is reserved at admission,
 # the new-token ratio (as in SGLang): it falls with each pass and rises with each retraction.
@@ -36,7 +36,7 @@ class Scheduler:
 
     ``chunk`` is the token budget of a pass. With None, prompts are computed whole, as many as the pool
     holds (models with bidirectional attention). Decoding requests are in every batch; at least a quarter
-    of the budget is left for prompts. ``max_running``: how many requests run at a time. ``policy``:
+    of the budget is left for prompts. ``max_running``: limit on running requests. ``policy``:
     see :class:`.WaitingQueue`. ``boundaries``: see :attr:`boundaries`.
     """
 
@@ -57,14 +57,14 @@ class Scheduler:
         self._ledger = Ledger(pool, table, radix)
         self._chunk = chunk
         self._max_running = max_running
-        self._waiting = WaitingQueue(policy, max_overtakes=2 * max_running)
+        self.queue = WaitingQueue(policy, max_overtakes=2 * max_running)
         self._running: list[Entry] = []  # in order of admission
         self._arrivals = 0
         self._new_token_ratio = _RATIO_START
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self.queue)
 
     @property
     def running(self) -> int:
@@ -72,7 +72,7 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        return not self._running and not self._waiting
+        return not self._running and not self.queue
 
     def free_slots(self) -> int:
         """Slots that can be allocated now: free ones, and those of cached prefixes that no request uses."""
@@ -89,24 +89,23 @@ class Scheduler:
         self._ledger.reset()
         return True
 
-    def retract(self, chosen: Callable[[Request], bool]) -> list[Request]:
-        """Queue the ``chosen`` running requests again, all of them if need be: only for lanes that are paused."""
-        victims = [entry for entry in self._running if chosen(entry.request)]
-        for entry in victims:
+    def retract(self, selects: Callable[[Request], bool]) -> list[Request]:
+        """Queue the selected running requests again, possibly all of them. Returns them. For paused lanes only."""
+        selected = [entry for entry in self._running if selects(entry.request)]
+        for entry in selected:
             self._requeue(entry)
-        return [entry.request for entry in victims]
+        return [entry.request for entry in selected]
 
-    def renew(self, boundaries: Sequence[int]) -> list[Request]:
-        """Other weights: forget all cached prefixes. All requests, those that run first.
+    def start_epoch(self, boundaries: Sequence[int]) -> list[Request]:
+        """Called after a weight update. Empties the prefix cache, and returns all requests, running ones first.
 
-        Waiting ones have their regime by the new ``boundaries``. Running ones keep their slots and neither use nor
-        fill the cache any more, as theirs are keys of both weights.
+        Running requests keep their slots, but their keys (of old and new weights) don't get into the cache.
         """
         self.boundaries = boundaries
         for entry in self._running:
             entry.request.cacheable = False
         self._ledger.forget()
-        waiting = list(self._waiting)
+        waiting = list(self.queue)
         for entry in waiting:
             entry.regime, entry.cached_version = regime_of(len(entry.request.tokens), boundaries), -1
         return [entry.request for entry in (*self._running, *waiting)]
@@ -119,7 +118,7 @@ class Scheduler:
         entry.regime = regime_of(len(request.tokens), self.boundaries)
         request.schedule = entry
         self._arrivals += 1
-        self._waiting.add(entry)
+        self.queue.add(entry)
 
     def finish(self, request: Request) -> None:
         """Remove a request, whether it waits or runs; its computed tokens stay in the prefix cache.
@@ -134,7 +133,7 @@ class Scheduler:
             self._running.remove(entry)
             self._ledger.close(entry)
         else:
-            self._waiting.remove(entry)
+            self.queue.remove(entry)
 
     def plan(self) -> Batch | None:
         """The batch of the next forward pass; its slots are allocated and in the slot table.
@@ -145,7 +144,7 @@ class Scheduler:
         draft = Draft(budget=self._capacity)
         self._new_token_ratio = max(_RATIO_MIN, self._new_token_ratio * _RATIO_DECAY)
         if self.boundaries:
-            self._restart_outgrown(draft)
+            self._requeue_past_boundary(draft)
         decoding, prefilling = sort_running(self._running)
         while self._slots_left(draft) < len(decoding) and self._retract(draft):
             decoding, prefilling = sort_running(self._running)
@@ -174,7 +173,7 @@ class Scheduler:
 
     # -- steps of plan ---------------------------------------------------------------------------
 
-    def _restart_outgrown(self, draft: Draft) -> None:
+    def _requeue_past_boundary(self, draft: Draft) -> None:
         """Queue requests again whose length has exceeded a boundary: their keys have the old rotary frequencies.
 
         This happens at most once per request and boundary, so the oldest request still ends.
@@ -185,6 +184,7 @@ class Scheduler:
                 draft.restarted.append(entry.request)
 
     def _slots_left(self, draft: Draft) -> int:
+        """Slots that can be allocated beyond those that the draft takes."""
         return self._ledger.available - draft.slots
 
     def _continue_prompts(self, draft: Draft, prefilling: list[Entry]) -> None:
@@ -196,10 +196,10 @@ class Scheduler:
         request = entry.request
         missing = len(request.tokens) - request.computed
         allocated = entry.allocated - request.computed  # slots left from a pass that failed
-        take = min(missing, draft.budget, allocated + self._slots_left(draft))
-        if take > 0 and (self._chunk is not None or take == missing):
-            draft.budget -= take
-            draft.add(entry, request.computed + take)
+        count = min(missing, draft.budget, allocated + self._slots_left(draft))
+        if count > 0 and (self._chunk is not None or count == missing):
+            draft.budget -= count
+            draft.add(entry, request.computed + count)
 
     def _retract(self, draft: Draft) -> bool:
         """Free the slots of the cheapest running request and queue it again; False when only one runs.
@@ -222,20 +222,20 @@ class Scheduler:
         entry.regime, entry.cached_version = regime_of(len(entry.request.tokens), self.boundaries), -1
         entry.request.computed = 0
         entry.running = False
-        self._waiting.requeue(entry)
+        self.queue.requeue(entry)
 
     def _admit(self, draft: Draft) -> None:
         """Start waiting requests in the queue's order, while token budget, ``max_running`` and slots allow.
 
         Stops at the first request that doesn't fit; if smaller ones overtook it, large requests could starve.
         """
-        if not self._waiting or draft.budget <= 0 or len(self._running) >= self._max_running:
+        if not self.queue or draft.budget <= 0 or len(self._running) >= self._max_running:
             return
         reserved = sum([self._reserve(entry) for entry in self._running])
         if self._running and reserved >= self._ledger.available:
             return
         in_flight = self._prompts_in_flight()
-        for entry in self._waiting.candidates(self._cached_length):
+        for entry in self.queue.candidates(self._cached_length):
             if draft.budget <= 0 or len(self._running) >= self._max_running:
                 return
             if in_flight.covers(entry, self._cached_length(entry)):
@@ -252,17 +252,17 @@ class Scheduler:
 
     def _start(self, entry: Entry, reserved: int) -> bool:
         """Move a waiting request to the running ones, if there are slots for it beside the ``reserved`` ones."""
-        alone = not self._running  # then it fits: every cached prefix can be evicted
-        if not alone and reserved + self._reserve(entry) - self._cached_length(entry) > self._ledger.available:
+        first = not self._running  # then it fits: every cached prefix can be evicted
+        if not first and reserved + self._reserve(entry) - self._cached_length(entry) > self._ledger.available:
             return False
         if not self._ledger.open(entry):
             return False
         # Locking its prefix may have made slots unavailable.
-        if not alone and reserved + self._reserve(entry) > self._ledger.available:
+        if not first and reserved + self._reserve(entry) > self._ledger.available:
             self._ledger.close(entry)
             entry.request.computed = 0
             return False
-        self._waiting.admit(entry)
+        self.queue.admit(entry)
         self._running.append(entry)
         entry.running = True
         return True
@@ -275,6 +275,7 @@ class Scheduler:
         return known - entry.allocated + max(0, int(new * self._new_token_ratio))
 
     def _cached_length(self, entry: Entry) -> int:
+        """The length of the request's cached prefix, in tokens; computed again when the cache has changed."""
         version = self._ledger.version
         if entry.cached_version != version:
             entry.cached, entry.cached_version = self._ledger.cached_length(entry), version

@@ -229,4 +229,4 @@ def warm_up(lane: Lane) -> None:
             for step in lane.run(batch):
                 if step.error is not None:
                     raise ModelError(f"The warm-up of {lane.served.name} failed: {step.error.message}")
-    lane.spent = 0.0
+    lane.device_seconds = 0.0

@@ -57,6 +57,7 @@ class WaitingQueue:
         self._max_overtakes = max_overtakes
         self._entries: list[Entry] = []  # sorted by _queue_order
         self._admissions = 0
+        self.retracted = 0  # of the requests, how many ran before
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -72,16 +73,18 @@ class WaitingQueue:
     def requeue(self, entry: Entry) -> None:
         """Queue a retracted request, before all others of its priority."""
         entry.deadline = 0
+        self.retracted += 1
         insort(self._entries, entry, key=_queue_order)
 
     def admit(self, entry: Entry) -> None:
         """Remove a request that starts to run."""
         self._admissions += 1
-        self._entries.remove(entry)
+        self.remove(entry)
 
     def remove(self, entry: Entry) -> None:
-        """Remove a request that ended before it ran."""
+        """Remove a request."""
         self._entries.remove(entry)
+        self.retracted -= entry.deadline == 0
 
     def candidates(self, cached_length: Callable[[Entry], int]) -> list[Entry]:
         """The requests to start next, in order. ``cached_length`` gives the length of an entry's cached prefix."""

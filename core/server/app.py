@@ -20,7 +20,7 @@ from trunkline.core.server.api.body_limits import BodyLimits
 from trunkline.core.server.api.contracts import contain
 from trunkline.core.server.routes import routes
 from trunkline.core.server.routes.tensors import tensor_routes
-from trunkline.core.server.routes.weights import fetch, weight_routes
+from trunkline.core.server.routes.weights import downloader, weight_routes
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import EngineClient, ServedModel, Settings
 
@@ -59,7 +59,7 @@ def create_app(
     document = Document(locked)
     core = (
         *routes(engine, lifecycle, facts),
-        *weight_routes(engine, fetch(host, settings)),
+        *weight_routes(engine, downloader(host, settings)),
         *tensor_routes(engine, settings),
         *docs_routes(document),
     )

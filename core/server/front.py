@@ -122,7 +122,7 @@ class Front:
             self._config.settings,
             models=self._config.models,
             lifecycle=lifecycle,
-            status=status.of,
+            status=status.model_state,
             metrics=engine.metrics,
         )
         server = Server(uvicorn_config(app))

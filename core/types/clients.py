@@ -53,7 +53,10 @@ class Reply(Protocol):
 
 
 class Submission(Struct, frozen=True, kw_only=True):
-    """One sequence to compute. ``params`` is the stage's params struct."""
+    """One sequence to compute, as routes and scripts submit it. ``params`` is the stage's params struct.
+
+    The client encodes it for the engine, which makes a :class:`Request` of it.
+    """
 
     prompt: list[int]
     params: Any

@@ -28,7 +28,7 @@ class Needs(Struct, frozen=True):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One sequence in the engine. All lengths follow from ``tokens``, ``prompt_len``, ``computed``.
+    """One sequence in the engine, with its state. All lengths follow from ``tokens``, ``prompt_len``, ``computed``.
 
     ``tokens`` = prompt, then output. Positions ``[0, computed)`` have keys and values in the
     pool; a request is decoding when exactly its last token is not computed and it has output.

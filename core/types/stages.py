@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class PartRow:
-    """A request's share of one batch: positions ``[start, end)`` were computed in it.
+    """A request's share of one batch, as its stage sees it: positions ``[start, end)`` were computed in it.
 
     The stage gets hidden rows for positions ``[first, end)`` at ``hidden[offset : offset + end - first]``.
     ``final``: ``end`` is the last known token, so a decoding stage may produce the next one.
@@ -52,7 +52,10 @@ class Launched:
 
 @dataclass(slots=True)
 class Step:
-    """One result for one request. ``finish`` (the client's finish_reason) or ``error`` ends it."""
+    """One result for one request, from its stage. ``finish`` (the client's finish_reason) or ``error`` ends it.
+
+    The engine encodes it for the front.
+    """
 
     request: Request
     tokens: tuple[int, ...] = ()  # ids in the vocabulary; none before the whole prompt is computed

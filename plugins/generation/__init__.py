@@ -1,7 +1,7 @@
 """Text generation: ``/generate``, ``/v1/chat/completions`` and ``trunkline chat``.
 
-What runs in the engine is ``stage.py`` (sampling, stops); everything else runs in the front. ``hooks.py`` specifies the
-hooks by which other plugins take part in it.
+``stage.py`` and ``sampling/`` (sampling, end of sequences) run in the engine; everything else runs in the front.
+``hooks.py`` specifies hooks with which other plugins change logits and end sequences.
 """
 
 from __future__ import annotations
@@ -62,16 +62,17 @@ def trunkline_stages(model: Model, settings: Settings, ask: Ask) -> Iterable[Sta
     from .sampling.extensions import Extensions
     from .stage import GenerationStage
 
-    asked = [ask(hook, model=model, settings=settings) for hook in EXTENSION_HOOKS]
-    return [GenerationStage(model, model.backend.sample, model.backend.adjust, Extensions(*asked))]
+    processors, conditions = (ask(hook, model=model, settings=settings) for hook in EXTENSION_HOOKS)
+    extensions = Extensions(processors, conditions)
+    return [GenerationStage(model, model.backend.sample, model.backend.adjust, extensions)]
 
 
 @hookimpl
 def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[ExpertObserver]:
-    from .sampling.experts import ChoiceKeeper
+    from .sampling.routed_experts import RoutedExpertsCapturer
 
-    assert model.expert_layers is not None  # core asks for such models only
-    return [ChoiceKeeper(model.expert_layers)]
+    assert model.expert_layers is not None  # core calls this hook for such models only
+    return [RoutedExpertsCapturer(model.expert_layers)]
 
 
 @hookimpl
@@ -90,7 +91,7 @@ def trunkline_info(model: ServedModel, settings: Settings) -> dict[str, Any]:
 
     limit = {"max_req_input_len": input_limit(model)} if TASK in model.tasks else {}
     preferred = settings[GROUP].preferred_sampling_params
-    read_preferred(preferred)  # what can't be used shows at start
+    read_preferred(preferred)  # so that invalid parameters stop the start
     return {"preferred_sampling_params": preferred, **limit}
 
 

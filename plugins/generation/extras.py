@@ -1,4 +1,4 @@
-"""What a request of generation may ask for beside text: log-probabilities, hidden states, expert choices."""
+"""Extra outputs of a generation request beside text: log-probabilities, hidden states, routed experts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from .schemas import GenerationParams, LogprobParams
 
 
 class Extras(Struct, frozen=True, kw_only=True):
-    """Of one prompt; the fields are those of :class:`GenerationParams`. ``text``: logprobs with their tokens' text."""
+    """The extra outputs that a prompt's sequences return.
+
+    The fields are those of :class:`GenerationParams`, and ``text``: log-probabilities have the text of their tokens.
+    """
 
     logprobs: LogprobParams | None = None
     text: bool = False
@@ -22,38 +25,41 @@ class Extras(Struct, frozen=True, kw_only=True):
     experts_from: Count | None = None
 
     def added_to(self, params: GenerationParams) -> GenerationParams:
-        """The engine's part of a request, with what it asks for here."""
-        if self is NOTHING:
+        """``params`` with these extra outputs."""
+        if self is NO_EXTRAS:
             return params
         return structs.replace(
             params, logprobs=self.logprobs, hidden_states=self.hidden_states, experts_from=self.experts_from
         )
 
     @property
-    def of_prompt(self) -> LogprobParams | None:
-        """Its ``logprobs`` if some are of the prompt."""
+    def prompt_logprobs(self) -> LogprobParams | None:
+        """``logprobs`` if some are of the prompt's tokens, else None."""
         return None if self.logprobs is None or self.logprobs.start is None else self.logprobs
 
-    def without_prompt(self) -> Extras:
-        """The same without log-probabilities of the prompt."""
-        return structs.replace(self, logprobs=self.logprobs and structs.replace(self.logprobs, start=None))
+    def with_prompt_known(self, weights_id: int | None) -> Extras:
+        """The same, for a prompt whose log-probabilities were computed with the weights of this id.
+
+        None: they weren't computed.
+        """
+        return structs.replace(self, logprobs=self.logprobs and structs.replace(self.logprobs, prompt_known=weights_id))
 
 
-NOTHING = Extras()
+NO_EXTRAS = Extras()
 
 
-def check_asked_ids(ids: Iterable[int], vocabulary: int) -> None:
-    """RequestError for ids that the logits have no column for."""
+def check_logprob_ids(ids: Iterable[int], vocab_size: int) -> None:
+    """RequestError for an id outside the vocabulary, for which there is no logit."""
     for token in ids:
-        if not 0 <= token < vocabulary:
+        if not 0 <= token < vocab_size:
             raise RequestError(
-                f"token_ids_logprob contains out-of-vocabulary token id {token}; valid range is [0, {vocabulary}).",
+                f"token_ids_logprob contains out-of-vocabulary token id {token}; valid range is [0, {vocab_size}).",
                 param="token_ids_logprob",
             )
 
 
 def dense_model_error(name: str) -> RequestError:
-    """The answer to who asks for the expert choices of a model that has no experts."""
+    """The error for a request for routed experts to a model without experts."""
     return RequestError(
         f"return_routed_experts needs a MoE model (mixture of experts), and {name} is a dense one; leave it out.",
         param="return_routed_experts",

@@ -1,10 +1,10 @@
-"""Hooks that the generation plugin specifies: other plugins change logits, or end sequences, of some requests.
+"""Hooks of the generation plugin, with which other plugins change the logits or end the sequences of requests.
 
-An object from these hooks is asked once for each request whether it takes part; requests that it leaves alone cost
-nothing. Whatever it raises ends the request that it was called for with a 500, and the log names its plugin; a
-``RequestError`` is an answer to the client. After five failures in a row it is switched off: requests that it wants to
-take part in get a 503 that names its plugin, until the server restarts or its weights are updated. A call that takes
-more than 100 ms is logged once, because nothing else is served meanwhile.
+For each request, each object from these hooks decides once whether it applies to the request; there is no overhead for
+requests that it leaves alone. An exception ends the request that the object was called for with a 500, and the log
+names its plugin; a ``RequestError`` is sent to the client. After five failures in a row the object is switched off:
+requests to which it applies get a 503 that names its plugin, until the server restarts or its weights are updated. A
+call that takes more than 100 ms is logged once, because it blocks all other requests.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 
 class LogitsProcessor(Protocol):
-    """Changes the logits of requests; plugins need not import this class."""
+    """Changes the logits of requests. Plugins needn't import this class."""
 
     def admit(self, request: Request) -> Any | None:
-        """What ``apply`` shall get as ``state``; None: the request is left alone."""
+        """The argument ``state`` of ``apply``; None leaves the request alone."""
 
     def apply(self, state: Any, logits: torch.Tensor, tokens: Sequence[int]) -> None:
-        """Change ``logits``, float32 ``[vocab_size]``, in place; ``tokens`` is the output so far."""
+        """Change ``logits``, float32 ``[vocab_size]``, in place. ``tokens``: the output so far."""
 
 
 class StopCondition(Protocol):
-    """Ends sequences; plugins need not import this class."""
+    """Ends sequences. Plugins needn't import this class."""
 
     def admit(self, request: Request) -> Any | None:
-        """What ``check`` shall get as ``state``; None: the request is left alone."""
+        """The argument ``state`` of ``check``; None leaves the request alone."""
 
     def check(self, state: Any, token: int, text: str) -> str | None:
-        """Whether ``token`` ends the sequence: what the client gets as ``matched``."""
+        """A string if ``token`` ends the sequence (the client gets it as ``matched``), else None."""
 
 
 @hookspec
@@ -46,16 +46,16 @@ def trunkline_logits_processors(model: Model, settings: Settings) -> Iterable[Lo
 
     Engine: once for each model, with its stages. Update: once, with the new model.
 
-    ``admit(request)`` is called for each new request of the task generation. ``request.params`` has its parameters,
-    ``custom_params`` (an object that the client may send) among them, and ``request.tokens`` its prompt. It returns
-    None to leave the request alone, or a state of any kind. Values that a client may not send should be answered
-    with a ``RequestError``, because any other exception counts as a failure. Requests are admitted again, with their
-    output so far, when weights change while they wait.
+    ``admit(request)`` is called for each new request of the generation task. ``request.params`` has its parameters,
+    ``custom_params`` (an object from the client) among them; ``request.tokens`` has its prompt. It returns None to
+    leave the request alone, else a state of any type. For invalid values from the client, raise a ``RequestError``:
+    any other exception counts as a failure. If weights change while a request waits, it is admitted again, with its
+    output so far.
 
-    ``apply(state, logits, tokens)`` is called for each token. ``logits`` is the request's own row, float32
-    ``[vocab_size]``, to be changed in place: penalties and ``logit_bias`` are in it, the temperature isn't;
-    -inf forbids an id, and something finite must be left. ``tokens`` is the output so far, and must not be changed.
-    A call may be repeated for the same token, and a request that was retracted goes on where it was::
+    ``apply(state, logits, tokens)`` is called for each token. Change ``logits``, the request's row, float32
+    ``[vocab_size]``, in place: penalties and ``logit_bias`` are applied already, the temperature isn't. -inf forbids an
+    id; at least one logit must stay finite, and none may become NaN or +inf. ``tokens`` is the output so far; don't
+    change it. A call may be repeated for the same token. A request that was retracted continues where it was::
 
         class OnlyEven:
             def admit(self, request):
@@ -72,14 +72,14 @@ def trunkline_logits_processors(model: Model, settings: Settings) -> Iterable[Lo
 
 @hookspec
 def trunkline_stop_conditions(model: Model, settings: Settings) -> Iterable[StopCondition]:
-    """Objects that say when a sequence ends.
+    """Objects that decide when a sequence ends.
 
     Engine: once for each model, with its stages. Update: once, with the new model.
 
-    ``admit(request)`` as in ``trunkline_logits_processors``. ``check(state, token, text)`` is called once for each new
-    token that ends the sequence by no stop string, expression or token: ``text`` is the output with special tokens up
-    to and with ``token`` ("" for a model without tokenizer). None goes on; a string ends the sequence, with the finish
-    reason ``{"type": "stop", "matched": STRING}``, and cuts nothing off the text::
+    ``admit(request)`` is that of ``trunkline_logits_processors``. ``check(state, token, text)`` is called once for each
+    new token, unless a stop string, expression or token ends the sequence there. ``text`` is the output including
+    ``token``, with special tokens ("" for a model without tokenizer). A string ends the sequence with the finish reason
+    ``{"type": "stop", "matched": STRING}``, and the text isn't cut; None continues it::
 
         class Lines:
             def admit(self, request):

@@ -1,7 +1,7 @@
-"""Numbers about output tokens for Prometheus, under SGLang's names, so that its dashboards work.
+"""Prometheus metrics of output tokens, under SGLang's names, so that its dashboards work.
 
-Its panels sum over all labels, so a request counts here only if it has output tokens, whatever its task is called:
-the time of a vector or a score would be taken for that of a first token.
+Their panels sum over all labels. Therefore only requests with output tokens are counted: the time until a vector or a
+score would otherwise appear as a time to the first token.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ from prometheus_client.registry import Collector
 from trunkline.core.types import Reply, RequestObserver
 
 LABELS = ("model_name", "task")
-# Seconds: from a short prompt on an idle GPU to a long one at the end of a queue.
-FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 50, 100, 200)
-BETWEEN = (0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.025, 0.04, 0.06, 0.1, 0.2, 0.4, 1, 2, 5)
+# Seconds: from a short prompt on an idle GPU to a long prompt at the end of a queue.
+FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 50, 100, 200)
+INTER_TOKEN_BUCKETS = (0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.025, 0.04, 0.06, 0.1, 0.2, 0.4, 1, 2, 5)
 
 
 class TokenMetrics(Collector, RequestObserver):
-    """Output tokens since the start and the times between them, by model and task."""
+    """Number of output tokens, time to the first one and time between two, by model and task."""
 
     def __init__(self) -> None:
         self._tokens = Counter(
             "sglang:generation_tokens", "Output tokens of requests that ended.", LABELS, registry=None
         )
-        self._first = _histogram("time_to_first_token", "Until the first output token of a request.", FIRST)
-        self._between = _histogram("inter_token_latency", "Between two output tokens of a request.", BETWEEN)
+        self._first = _histogram(
+            "time_to_first_token", "Until the first output token of a request.", FIRST_TOKEN_BUCKETS
+        )
+        self._between = _histogram(
+            "inter_token_latency", "Between two output tokens of a request.", INTER_TOKEN_BUCKETS
+        )
 
     def progressed(self, reply: Reply, tokens: int) -> None:
         if not tokens:
@@ -38,9 +42,9 @@ class TokenMetrics(Collector, RequestObserver):
         if not reply.tokens:
             self._first.labels(*labels).observe(now - reply.created)
             return
-        each, between = (now - reply.latest) / tokens, self._between.labels(*labels)
+        seconds, between = (now - reply.latest) / tokens, self._between.labels(*labels)
         for _ in range(tokens):
-            between.observe(each)
+            between.observe(seconds)
 
     def ended(self, reply: Reply) -> None:
         if reply.tokens:
@@ -51,5 +55,5 @@ class TokenMetrics(Collector, RequestObserver):
             yield from metric.collect()
 
 
-def _histogram(name: str, about: str, buckets: Sequence[float]) -> Histogram:
-    return Histogram(f"sglang:{name}_seconds", about, LABELS, registry=None, buckets=buckets)
+def _histogram(name: str, description: str, buckets: Sequence[float]) -> Histogram:
+    return Histogram(f"sglang:{name}_seconds", description, LABELS, registry=None, buckets=buckets)

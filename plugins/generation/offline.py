@@ -1,14 +1,14 @@
-"""Generation from Python, on :class:`trunkline.core.Engine`: no server needed."""
+"""Generation from Python without a server, with :class:`trunkline.core.Engine`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Listing
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from trunkline.plugins.generation.native.body_schemas import GenerateBody
-from trunkline.plugins.generation.native.plan import plan
+from trunkline.plugins.generation.native.make_job import make_job
 
-from .sequence import Sequence
+from .sequence import OutputSequence
 from .service import Service
 
 if TYPE_CHECKING:
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 def generate(
     engine: Engine,
-    prompts: Listing[str] | Listing[Listing[int]],
+    prompts: Sequence[str] | Sequence[Sequence[int]],
     *,
     model: str = "",
     timeout: float | None = None,
-    **sampling: Any,
+    **sampling_params: Any,
 ) -> list[dict[str, Any]]:
-    """Continue texts or lists of token ids, all in one batch; one record each, as POST /generate gives.
+    """Continue texts or lists of token ids, in one batch; returns the records of ``POST /generate``.
 
-    ``sampling`` are the keys of its ``sampling_params``; the engine's settings apply as they do in a server. With
-    ``n`` > 1 a prompt's samples follow one another. Raises RequestError for what the server would answer 4xx,
-    TimeoutError when all of it takes more than ``timeout`` seconds.
+    ``sampling_params`` are those of ``/generate``. With ``n`` > 1, the samples of a prompt follow one another. The
+    engine's settings apply as in a server. Raises RequestError for requests that a server would refuse, TimeoutError
+    if all of it takes more than ``timeout`` seconds.
     """
     if not prompts:
         return []
-    body = GenerateBody(sampling_params=sampling, model=model and engine.served(model).name)
+    body = GenerateBody(sampling_params=sampling_params, model=model and engine.served(model).name)
     if isinstance(prompts[0], str):
-        body.text = list(cast("Listing[str]", prompts))
+        body.text = list(cast("Sequence[str]", prompts))
     else:
-        body.input_ids = [list(ids) for ids in cast("Listing[Listing[int]]", prompts)]
+        body.input_ids = [list(ids) for ids in cast("Sequence[Sequence[int]]", prompts)]
 
-    async def run(service: Service) -> list[Sequence]:
-        return await service.complete(await plan(service, body))
+    async def run(service: Service) -> list[OutputSequence]:
+        return await service.complete(await make_job(service, body))
 
     return [sequence.record() for sequence in engine.run(run(engine.service(Service)), timeout)]

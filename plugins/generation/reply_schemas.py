@@ -1,4 +1,4 @@
-"""What the routes answer. Records have further keys for what a request asks for beside text."""
+"""Schemas of the routes' replies, for type checkers and for ``/openapi.json``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LogprobEntry = tuple[float | None, int, str | None]
 
 
 class WeightSpan(TypedDict):
-    """Which output tokens were made with the weights of a label: from ``start`` on, before ``end``."""
+    """The output tokens ``[start, end)`` were generated with the weights labelled ``version``."""
 
     version: str
     start: int
@@ -21,7 +21,7 @@ class WeightSpan(TypedDict):
 class GenerateMeta(TypedDict):
     """``meta_info`` of a sequence. ``finish_reason`` is null while it runs.
 
-    Lists of log-probabilities have an item for each token; of the first of the prompt's there is no value.
+    Lists of log-probabilities have an item for each token. The prompt's first token has no log-probability.
     """
 
     id: str
@@ -30,20 +30,20 @@ class GenerateMeta(TypedDict):
     weight_version: str
     completion_tokens: int
     cached_tokens: int
-    weight_versions: NotRequired[list[WeightSpan]]  # where the weights were updated in a pause
+    weight_versions: NotRequired[list[WeightSpan]]  # if weights were updated while it was paused
     input_token_logprobs: NotRequired[list[LogprobEntry]]
     output_token_logprobs: NotRequired[list[LogprobEntry]]
     input_top_logprobs: NotRequired[list[list[LogprobEntry] | None]]  # most likely first
     output_top_logprobs: NotRequired[list[list[LogprobEntry] | None]]
     input_token_ids_logprobs: NotRequired[list[list[LogprobEntry] | None]]  # in the order of token_ids_logprob
     output_token_ids_logprobs: NotRequired[list[list[LogprobEntry] | None]]
-    hidden_states: NotRequired[list[Any]]  # a matrix, then vectors; or one vector (OpenAPI can't say so)
-    routed_experts: NotRequired[str]  # base64 of int32 [positions, layers, experts of a token]; when it has ended
-    e2e_latency: NotRequired[float]  # seconds; when it has ended
+    hidden_states: NotRequired[list[Any]]  # a matrix, then vectors; or one vector (not expressible in the schema)
+    routed_experts: NotRequired[str]  # base64 of int32 [positions, layers, experts per token], at the end
+    e2e_latency: NotRequired[float]  # seconds; at the end
 
 
 class GenerateRecord(TypedDict):
-    """A sequence in SGLang's native API. In a stream all is cumulative, and ``index`` tells sequences apart."""
+    """A sequence in SGLang's native API. In a stream, records are cumulative; ``index`` is that of the sequence."""
 
     text: NotRequired[str]
     output_ids: list[int]
@@ -65,7 +65,10 @@ class ChatChoice(TypedDict):
 
 
 class ChatMetadata(TypedDict):
+    """Labels of the weights that generated the first choice."""
+
     weight_version: str
+    weight_versions: NotRequired[list[WeightSpan]]  # if weights were updated while it was paused
 
 
 class ChatReply(TypedDict):
@@ -93,7 +96,7 @@ class ChunkChoice(TypedDict):
 
 
 class ChatChunk(TypedDict):
-    """A part of OpenAI's chat completion, as a stream has it."""
+    """A chunk of OpenAI's chat completion in a stream."""
 
     id: str
     object: Literal["chat.completion.chunk"]

@@ -1,4 +1,4 @@
-"""What crosses the process boundary."""
+"""Parameters and results of the stage, which are sent between front and engine."""
 
 from __future__ import annotations
 
@@ -13,20 +13,28 @@ Bias = Annotated[float, Meta(ge=-1e9, le=1e9)]
 
 
 class LogprobParams(Struct, frozen=True, omit_defaults=True):
-    """Which log-probabilities to send: of the prompt's tokens from ``start`` on (None: none), and of each output
-    token; with the ``top`` most likely ids and the given ``ids``."""
+    """Which log-probabilities are returned.
+
+    For each output token, and for the prompt's tokens from position ``start`` on (None: for none of these): that of
+    the token itself, those of the ``top`` most likely ids, and those of ``ids``. ``prompt_known``: the id of the
+    weights with which another request has computed the prompt's already, None if none has.
+    """
 
     start: Count | None = None
     top: Count = 0
     ids: tuple[TokenId, ...] = ()
+    prompt_known: Int64 | None = None
 
 
 class GenerationParams(Struct, frozen=True, omit_defaults=True):
-    """How one sequence is generated; the engine's part of the request, values already checked.
+    """How the engine generates one sequence; the values are checked already.
 
-    ``temperature`` 0 is greedy; ``top_k`` -1 and ``top_p`` 1 don't filter. ``seed`` with a token's
-    position fixes its noise. ``hidden_states``: those of all positions that are computed, or of the last one.
-    ``experts_from``: the position from which on to tell which experts tokens went to.
+    Compared with the front's ``sampling.params.SamplingParams``, it is about one sample, its limit and seed are set,
+    it has no parameters of the text, and it has the extra outputs (``extras.Extras``).
+
+    ``temperature`` 0 is greedy decoding; ``top_k`` -1 and ``top_p`` 1 don't filter. The sampling noise of a token
+    depends on ``seed`` and the token's position only. ``hidden_states``: of all positions that are computed, of the
+    last one, or none. ``experts_from``: first position whose routed experts are returned; None returns none.
     """
 
     max_new_tokens: Count = 128
@@ -51,23 +59,23 @@ class GenerationParams(Struct, frozen=True, omit_defaults=True):
 
 
 class LogprobTable(Struct, frozen=True, array_like=True):
-    """Log-probabilities of rows, little-endian: of the chosen id ``[R]``, the ``top`` ids and theirs ``[R, top]``,
-    those of the asked-for ``ids`` ``[R, len(ids)]``; int32 and float32. NaN where there is none. ``chosen_ids``:
-    what was chosen, of output rows; those of the prompt are its tokens."""
+    """Log-probabilities at R positions: float32, ids int32, little-endian. NaN where there is none."""
 
-    chosen: bytes
-    top_ids: bytes = b""
-    top: bytes = b""
-    ids: bytes = b""
-    chosen_ids: bytes = b""
+    chosen: bytes  # [R], of the sampled tokens or the prompt's
+    top_ids: bytes = b""  # [R, top]: the most likely ids
+    top: bytes = b""  # [R, top]: their log-probabilities
+    ids: bytes = b""  # [R, len(ids)]: those of LogprobParams.ids
+    chosen_ids: bytes = b""  # [R]: the sampled tokens; empty for the prompt's
 
 
 class GenerationResult(Struct, frozen=True, omit_defaults=True):
-    """Data beside token ids (which travel in ``Step.tokens``), of those requests only that ask for some.
+    """Extra outputs of one step. Token ids are in ``Step.tokens``; requests without extra outputs have no results.
 
-    ``output``: one row per token that was sampled. ``prompt``: rows of a chunk, the first for the token at position
-    ``first``. ``hidden``: float32 ``[rows, hidden_size]`` of positions from ``hidden_at`` on. ``experts``: int32
-    ``[positions, layers, k]``, when the sequence has ended. What is long comes in several results.
+    ``output``: log-probabilities of the sampled token. ``prompt``: those of a chunk's tokens from position ``first``
+    on. ``hidden``: hidden states from position ``hidden_at`` on, float32 ``[positions, hidden_size]``. ``experts``:
+    routed experts, int32 ``[positions, layers, k]``, when the sequence has ended. Long data are sent in several
+    results. ``weights_id``: of the weights in use, if the prompt's log-probabilities are requested. ``restart``: the
+    request is computed anew, with other weights; what was sent of the prompt before is void.
     """
 
     output: LogprobTable | None = None
@@ -76,3 +84,5 @@ class GenerationResult(Struct, frozen=True, omit_defaults=True):
     hidden: bytes = b""
     hidden_at: Count = 0
     experts: bytes = b""
+    weights_id: Int64 = 0
+    restart: bool = False

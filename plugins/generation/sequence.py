@@ -1,9 +1,8 @@
-"""One generated sequence as its client sees it: the reply's tokens as text, and its meta_info."""
+"""One generated sequence as its client sees it: the text of the reply's tokens, and its ``meta_info``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from collections.abc import Sequence as Listing
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -11,105 +10,108 @@ import msgspec
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import Usage, token_usage
 from trunkline.core.types import Reply, ServedModel, Tokenizer
-from trunkline.plugins.generation.native.logprob_layout import ExtraLists
-from trunkline.plugins.generation.sampling.params import Sampling
-from trunkline.plugins.generation.text.shown import ShownText
+from trunkline.plugins.generation.native.meta_info import ExtraMetaInfo
+from trunkline.plugins.generation.sampling.params import SamplingParams
+from trunkline.plugins.generation.text.visible import VisibleText
 
-from .extras import NOTHING, Extras
+from .extras import NO_EXTRAS, Extras
 from .schemas import GenerationResult
 
 
-class Sequence:
-    """Follows a :class:`Reply`. ``text`` only ever grows, and never shows a stop string or part of one."""
+class OutputSequence:
+    """Follows a :class:`Reply`. ``text`` only grows, and has no stop string or beginning of one.
+
+    ``text`` is None without a tokenizer. ``prompt_ids``: the prompt, if the client wants it in the record.
+    """
 
     def __init__(
         self,
         reply: Reply,
         prompt: list[int],
-        sampling: Sampling,
+        sampling: SamplingParams,
         served: ServedModel,
         tokenizer: Tokenizer | None,
-        extras: Extras = NOTHING,
-        primed: Listing[Any] = (),
+        extras: Extras = NO_EXTRAS,
+        prompt_results: Sequence[Any] = (),
     ) -> None:
-        """``primed``: results of another request with this prompt, which have the log-probabilities of its tokens."""
+        """``prompt_results``: results of another request for the same prompt, with its tokens' log-probabilities."""
         self.reply = reply
         self.served = served
         self._prompt_tokens = len(prompt)
         self._trim = not sampling.no_stop_trim
         self._stops = sampling.stop if self._trim else ()
-        self._shown = None
+        self._visible = None
         if tokenizer is not None:
             skip = sampling.skip_special_tokens
-            self._shown = ShownText(tokenizer, prompt, skip_special_tokens=skip, stops=self._stops)
-        self._taken = 0  # tokens of the reply that are in the text
-        self._over = False
+            self._visible = VisibleText(tokenizer, prompt, skip_special_tokens=skip, stops=self._stops)
+        self._decoded_tokens = 0  # tokens of the reply that are in the text
+        self._complete = False  # the last refresh has seen the end of the reply
         self._extras = None
-        if extras is not NOTHING:
-            self._extras = ExtraLists(extras, prompt, served.info.hidden_size, tokenizer)
-        self._primed = primed
-        self._read = 0  # results of the reply that are in the lists
-        self.text: str | None = None if self._shown is None else ""
-        self.prompt_ids: list[int] | None = None  # for the record, where the client wants them
+        if extras is not NO_EXTRAS:
+            self._extras = ExtraMetaInfo(extras, prompt, served.info.hidden_size, tokenizer)
+        self._prompt_results = prompt_results
+        self._encoded_results = 0  # results of the reply that are in the extra outputs
+        self.text: str | None = None if self._visible is None else ""
+        self.prompt_ids: list[int] | None = None
 
     @property
     def finish(self) -> dict[str, Any] | None:
-        """The finish reason; a failure counts as an abort that carries its HTTP status."""
+        """The finish reason, None while the sequence runs. A failure is an abort with an HTTP status."""
         error = self.reply.error
         if error is not None:
             return {"type": "abort", "message": error.message, "status_code": error.status, "err_type": None}
         return self.reply.finish
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         return self.finish is not None
 
     @property
-    def backlog(self) -> int:
-        """Bytes of results that the next :meth:`refresh` will encode."""
+    def pending_bytes(self) -> int:
+        """Size of the results that the next :meth:`refresh` will encode."""
         if self._extras is None:
             return 0
-        return sum(_weight(result) for result in (*self._primed, *self.reply.results[self._read :]))
+        return sum(_size(result) for result in (*self._prompt_results, *self.reply.results[self._encoded_results :]))
 
     def refresh(self) -> None:
-        """Bring ``text`` and the lists beside it up to date with the reply.
+        """Update ``text`` and the extra outputs with the reply's new tokens and results.
 
-        It may run in a thread; then call it once more on the event loop, where the reply doesn't change meanwhile.
+        If it runs in a thread, call it once more on the event loop, where the reply doesn't change during the call.
         """
-        if self._over:
+        if self._complete:
             return
-        finish = self.finish  # read before the tokens: when it is there, they all are
-        over, matched = finish is not None, (finish or {}).get("matched")
-        self._refresh_extras(over=over)
-        self._over = over
-        if self._shown is None:
+        finish = self.finish  # read before the tokens: if it is set, no more tokens will come
+        finished, matched = finish is not None, (finish or {}).get("matched")
+        self._refresh_extras(finished=finished)
+        self._complete = finished
+        if self._visible is None:
             return
         end = len(self.reply.tokens)
         if self._trim and isinstance(matched, int):
-            end -= 1  # the stop token itself is not text
-        self._shown.push(self.reply.tokens[self._taken : end])
-        self._taken = end
-        if over:
-            # Only what was held back can be cut off: expressions and conditions end a text and stay in it.
-            self.text = self._shown.finish(matched if matched in self._stops else None)
+            end -= 1  # the text doesn't have the stop token
+        self._visible.push(self.reply.tokens[self._decoded_tokens : end])
+        self._decoded_tokens = end
+        if finished:
+            # Only stop strings were held back and can be cut off. What an expression or a condition matched stays.
+            self.text = self._visible.finish(matched if matched in self._stops else None)
         else:
-            self.text = self._shown.so_far()
+            self.text = self._visible.so_far()
 
-    def _refresh_extras(self, *, over: bool) -> None:
+    def _refresh_extras(self, *, finished: bool) -> None:
         if self._extras is None:
             return
-        for result in self._primed:
-            self._extras.take_prompt(msgspec.convert(result, GenerationResult))
-        self._primed = ()
-        fresh = self.reply.results[self._read :]
-        for result in fresh:
-            self._extras.take(msgspec.convert(result, GenerationResult))
-        self._read += len(fresh)
-        if over:
-            self._extras.close()
+        for result in self._prompt_results:
+            self._extras.add_prompt(msgspec.convert(result, GenerationResult))
+        self._prompt_results = ()
+        new_results = self.reply.results[self._encoded_results :]
+        for result in new_results:
+            self._extras.add(msgspec.convert(result, GenerationResult))
+        self._encoded_results += len(new_results)
+        if finished:
+            self._extras.finish()
 
-    def check(self) -> None:
-        """Raise what ended the sequence abnormally; an ordinary abort (by the client) is a result."""
+    def raise_for_error(self) -> None:
+        """Raise the RequestError with which the sequence failed, if it did. An abort by the client is no failure."""
         if self.reply.error is not None:
             raise self.reply.error
         finish = self.finish or {}
@@ -117,13 +119,14 @@ class Sequence:
             raise RequestError(finish["message"], status=finish["status_code"])
 
     def record(self) -> dict[str, Any]:
-        """The object of SGLang's native API, as of the last :meth:`refresh`; ids and text are cumulative."""
+        """The record of SGLang's native API (``GenerateRecord``), as of the last :meth:`refresh`."""
         record: dict[str, Any] = {} if self.text is None else {"text": self.text}
         if self.prompt_ids is not None:
             record["prompt_token_ids"] = self.prompt_ids
         return record | {"output_ids": list(self.reply.tokens), "meta_info": self.meta_info()}
 
     def meta_info(self) -> dict[str, Any]:
+        """The record's ``meta_info`` (``GenerateMeta``)."""
         reply = self.reply
         meta: dict[str, Any] = {
             "id": reply.rid,
@@ -139,26 +142,26 @@ class Sequence:
             spans = [
                 {"version": label, "start": start, "end": end}
                 for (label, end), start in zip(ends, starts, strict=False)
-                if start < end  # it may have ended before a token was made with the latest weights
+                if start < end  # no token may have been generated with the latest weights
             ]
             meta |= {"weight_version": spans[-1]["version"], "weight_versions": spans}
         if self._extras is not None:
             meta |= self._extras.meta()
-        if self.over:
+        if self.finished:
             meta["e2e_latency"] = reply.finished - reply.created
         return meta
 
 
-def _weight(result: Any) -> int:
-    """Bytes in a result, which is made of builtins."""
+def _size(result: Any) -> int:
+    """Total length of the bytes objects in a result of builtin types."""
     if isinstance(result, bytes):
         return len(result)
     parts = result.values() if isinstance(result, dict) else result if isinstance(result, list) else ()
-    return sum(_weight(part) for part in parts)
+    return sum(_size(part) for part in parts)
 
 
-def usage(sequences: Iterable[Sequence], samples: int) -> Usage:
-    """OpenAI's token counts; the prompt of ``samples`` neighbouring sequences counts once."""
+def usage(sequences: Iterable[OutputSequence], samples: int) -> Usage:
+    """OpenAI's token counts. The prompt is counted once for each ``samples`` neighbouring sequences."""
     metas = [sequence.meta_info() for sequence in sequences]
     prompt = sum(meta["prompt_tokens"] for meta in metas[::samples])
     completion = sum(meta["completion_tokens"] for meta in metas)

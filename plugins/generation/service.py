@@ -1,10 +1,9 @@
-"""From checked requests to sequences in the engine; both dialects' routes go through here."""
+"""Submits checked requests to the engine; used by the routes of both dialects and from Python."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Container, Mapping
-from collections.abc import Sequence as Listing
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,48 +12,48 @@ from msgspec import Struct
 from trunkline.core.errors import ConfigError, RequestError
 from trunkline.core.server.api import PerModel, check_vocabulary, locate_errors, new_rid, too_long_error, wait_for_all
 from trunkline.core.types import INT64_MIN, EngineClient, Int64, Reply, ServedModel, Settings, Submission
+from trunkline.plugins.generation.native.session_prompts import SessionPrompts
 from trunkline.plugins.generation.native.sessions import Sessions
-from trunkline.plugins.generation.native.turns import Turns
-from trunkline.plugins.generation.sampling.params import Sampling, parse_sampling
+from trunkline.plugins.generation.sampling.params import SamplingParams, parse_sampling_params
 
-from .extras import NOTHING, Extras
-from .schemas import GenerationParams
-from .sequence import Sequence
+from .extras import NO_EXTRAS, Extras
+from .schemas import GenerationParams, GenerationResult
+from .sequence import OutputSequence
 from .settings import GROUP, TASK, GenerationSettings, input_limit, new_token_limit
 
-ON_LOOP = 8  # sequences whose text is decoded on the event loop; more go to a thread
-BACKLOG = 1 << 15  # bytes of results that are encoded there
+ON_LOOP = 8  # sequences that are decoded on the event loop; more are decoded in a thread
+ON_LOOP_BYTES = 1 << 15  # size of the results that are encoded on the event loop
 
 
 class Job(Struct, frozen=True, kw_only=True):
-    """Prompts that are generated together: every prompt ``n`` times, in prompt-major order.
+    """A checked request: its prompts, with ``n`` sequences for each, in prompt-major order.
 
-    ``field`` is what the client called them; errors say so. ``single``: it wasn't a list.
+    ``field``: the field of the body that has the prompts, for errors. ``single``: it has one prompt, not a list.
     """
 
     served: ServedModel
     prompts: list[list[int]]
-    samplings: list[Sampling]  # one a prompt, all with the same n
-    rids: list[str]  # one a sequence
+    sampling: list[SamplingParams]  # for each prompt, all with the same n
+    rids: list[str]  # for each sequence
     priority: Int64 = 0
-    salts: list[bytes]  # one a prompt
-    embeds: list[bytes] = []  # one a prompt, or none: see Submission.embeds
-    turns: Turns | None = None  # what the prompts continue
+    salts: list[bytes]  # for each prompt
+    embeds: list[bytes] = []  # for each prompt, or empty: see Submission.embeds
+    session_prompts: SessionPrompts | None = None
     field: str = "prompt"
     single: bool = True
-    show_prompt: bool = False  # records have the prompt's token ids
-    extras: list[Extras] = []  # one a prompt, or none
+    return_prompt: bool = False  # records have the prompt's token ids
+    extras: list[Extras] = []  # for each prompt, or empty
 
-    def extras_of(self, prompt: int) -> Extras:
-        """What a prompt asks for beside text."""
-        return self.extras[prompt] if self.extras else NOTHING
+    def extras_of(self, index: int) -> Extras:
+        """The extra outputs of prompt ``index``."""
+        return self.extras[index] if self.extras else NO_EXTRAS
 
     @property
     def n(self) -> int:
-        return self.samplings[0].n if self.samplings else 1
+        return self.sampling[0].n if self.sampling else 1
 
     def submission(self, index: int, prompt: list[int], params: GenerationParams, rid: str) -> Submission:
-        """What the engine gets of prompt ``index``."""
+        """A sequence of prompt ``index``, as it is submitted to the engine."""
         return Submission(
             prompt=prompt,
             params=params,
@@ -67,12 +66,12 @@ class Job(Struct, frozen=True, kw_only=True):
 
     @property
     def one_sequence(self) -> bool:
-        """Whether it is one prompt, not in a list, and one sample of it: the reply is one object then, else a list."""
+        """Whether the reply is one record, not a list: for a prompt that isn't in a list, with n = 1."""
         return self.single and self.n == 1
 
 
 class Service:
-    """The front's part of generation: limits, seeds, submitting."""
+    """The generation task in the front: checks limits, chooses seeds, submits."""
 
     def __init__(self, engine: EngineClient, settings: Settings) -> None:
         self.engine = engine
@@ -82,66 +81,67 @@ class Service:
         self._random = random.Random(settings["engine"].random_seed)
 
     def settings(self, served: ServedModel) -> GenerationSettings:
+        """The settings of the task as they apply to a model."""
         settings: GenerationSettings = self.engine.settings(served.name)[GROUP]
         return settings
 
     def preferred(self, served: ServedModel) -> dict[str, Any]:
-        """Sampling parameters that the model's requests have where they don't say otherwise."""
+        """The sampling parameters of a model's requests, where these don't set others."""
         return self._preferred.get(served)
 
-    def sampling(
-        self, served: ServedModel, given: dict[str, Any], spelled: Mapping[str, str] | None = None
-    ) -> Sampling:
-        """Checked sampling parameters, over the preferred ones; ``spelled`` as in :func:`parse_sampling`."""
-        sampling = parse_sampling(given, self.preferred(served), spelled, served.info.vocab_size)
+    def sampling_params(
+        self, served: ServedModel, requested: dict[str, Any], names: Mapping[str, str] | None = None
+    ) -> SamplingParams:
+        """Check a request's parameters; its arguments and errors are those of :func:`parse_sampling_params`."""
+        sampling = parse_sampling_params(requested, self.preferred(served), names, served.info.vocab_size)
         limit = self.settings(served).max_n
         if sampling.n > limit:
             raise RequestError(f"n must be at most {limit}, got {sampling.n}; --max-n sets the limit.", param="n")
         return sampling
 
     def check_batch(self, prompts: int, n: int) -> None:
-        """RequestError when a request asks for more sequences than one request may."""
+        """RequestError for more sequences than a request may have (``--max-batch-size``)."""
         if prompts * n > self.max_batch:
             raise RequestError(
                 f"The request asks for {prompts * n} sequences ({prompts} prompts, n = {n}); at most "
                 f"{self.max_batch} are allowed. Split it, or raise --max-batch-size."
             )
 
-    async def run(self, job: Job) -> list[Sequence]:
-        """Submit a job. The sequences are in the queue then; the caller waits for them and ends with :meth:`close`.
+    async def submit(self, job: Job) -> list[OutputSequence]:
+        """Queue the sequences of a job, and return them. The caller waits for them and calls :meth:`close` at the end.
 
-        With n > 1 the prompts are computed once first, so that all samples find them in the cache. Who aborts all
-        requests then means the samples, too.
+        With n > 1 each prompt is first computed once, so that all samples find it in the prefix cache. If one of these
+        prefills is aborted meanwhile, so are the samples.
         """
-        primes = await self._prime(job) if job.n > 1 else {}
-        primed = {
+        prefills = await self._prefill(job) if job.n > 1 else {}
+        prompt_results = {
             index: reply.results
-            for index, reply in primes.items()
-            if job.extras_of(index).of_prompt and not aborted(reply)
+            for index, reply in prefills.items()
+            if job.extras_of(index).prompt_logprobs and not was_aborted(reply)
         }
-        items = self._submissions(job, primed)
-        if job.turns is not None:
-            job.turns.claim()
+        items = self._submissions(job, {index: _weights_id(results) for index, results in prompt_results.items()})
+        if job.session_prompts is not None:
+            job.session_prompts.check_unchanged()
         replies = self.engine.submit(job.served.name, TASK, items)
-        if job.turns is not None:
-            job.turns.record(replies)
-        if any(aborted(prime) for prime in primes.values()):
+        if job.session_prompts is not None:
+            job.session_prompts.add_requests(replies)
+        if any(was_aborted(reply) for reply in prefills.values()):
             for reply in replies:
                 reply.cancel()
         tokenizer = self.engine.tokenizer(job.served.name)
         sequences = []
-        for index, (reply, item) in enumerate(zip(replies, items, strict=True)):
-            prompt = index // job.n
-            extras, results = job.extras_of(prompt), primed.get(prompt, ())
-            sampling = job.samplings[prompt]
-            sequence = Sequence(reply, item.prompt, sampling, job.served, tokenizer, extras, results)
-            if job.show_prompt:
+        for position, (reply, item) in enumerate(zip(replies, items, strict=True)):
+            index = position // job.n
+            extras, results = job.extras_of(index), prompt_results.get(index, ())
+            sampling = job.sampling[index]
+            sequence = OutputSequence(reply, item.prompt, sampling, job.served, tokenizer, extras, results)
+            if job.return_prompt:
                 sequence.prompt_ids = [] if item.embeds else item.prompt
             sequences.append(sequence)
         return sequences
 
-    async def _prime(self, job: Job) -> dict[int, Reply]:
-        """Compute all prompts once: for the cache, and for the log-probabilities of their tokens. By prompt."""
+    async def _prefill(self, job: Job) -> dict[int, Reply]:
+        """Compute each prompt once, for the prefix cache and for its log-probabilities. Replies by prompt index."""
         indices = [index for index, prompt in enumerate(job.prompts) if len(prompt) > 1]
         if not indices:
             return {}
@@ -149,7 +149,7 @@ class Service:
             job.submission(
                 index,
                 job.prompts[index],
-                GenerationParams(max_new_tokens=0, logprobs=job.extras_of(index).of_prompt),
+                GenerationParams(max_new_tokens=0, logprobs=job.extras_of(index).prompt_logprobs),
                 new_rid(),
             )
             for index in indices
@@ -157,67 +157,78 @@ class Service:
         await wait_for_all(replies)
         return dict(zip(indices, replies, strict=True))
 
-    def close(self, sequences: Listing[Sequence]) -> None:
-        """The sequences are over or unwanted: abort what still runs."""
+    def close(self, sequences: Sequence[OutputSequence]) -> None:
+        """Abort the sequences that still run."""
         for sequence in sequences:
             sequence.reply.cancel()
 
-    async def complete(self, job: Job) -> list[Sequence]:
-        """Run a job to its end. Raises the first failure; then, and when the caller is cancelled, all is cancelled."""
-        sequences = await self.run(job)
+    async def complete(self, job: Job) -> list[OutputSequence]:
+        """Submit a job and wait for its end. Raises the first failure.
+
+        If a sequence fails, or the caller is cancelled, all sequences are aborted.
+        """
+        sequences = await self.submit(job)
         await wait_for_all([sequence.reply for sequence in sequences])
         for index, sequence in enumerate(sequences):
             with locate_errors(job.field, index // job.n, single=job.single):
-                sequence.check()
-        backlog = sum(sequence.backlog for sequence in sequences)
-        if len(sequences) <= ON_LOOP and backlog <= BACKLOG:
+                sequence.raise_for_error()
+        pending_bytes = sum(sequence.pending_bytes for sequence in sequences)
+        if len(sequences) <= ON_LOOP and pending_bytes <= ON_LOOP_BYTES:
             refresh_all(sequences)
         else:
-            await self.engine.off_loop(refresh_all, sequences, size=backlog)
+            await self.engine.off_loop(refresh_all, sequences, size=pending_bytes)
         return sequences
 
-    async def refresh(self, sequence: Sequence) -> None:
-        """Bring a sequence up to date with its reply, off the event loop where that takes long."""
-        while sequence.backlog > BACKLOG:
-            await self.engine.off_loop(sequence.refresh, size=sequence.backlog)
+    async def refresh(self, sequence: OutputSequence) -> None:
+        """Call :meth:`OutputSequence.refresh`, first off the event loop if there is much to encode."""
+        while sequence.pending_bytes > ON_LOOP_BYTES:
+            await self.engine.off_loop(sequence.refresh, size=sequence.pending_bytes)
         sequence.refresh()
 
-    def _submissions(self, job: Job, primed: Container[int]) -> list[Submission]:
-        """One for each sequence. ``primed``: prompts whose tokens' log-probabilities are known."""
+    def _submissions(self, job: Job, known: Mapping[int, int | None]) -> list[Submission]:
+        """All sequences. ``known``: by prompt index, the weights with which its log-probabilities were computed."""
         limit = job.served.max_request_tokens
         items: list[Submission] = []
-        for index, (prompt, sampling) in enumerate(zip(job.prompts, job.samplings, strict=True)):
-            wanted = limit if sampling.max_new_tokens is None else sampling.max_new_tokens
-            allowed = new_token_limit(len(prompt), wanted, limit)
+        for index, (prompt, sampling) in enumerate(zip(job.prompts, job.sampling, strict=True)):
+            requested = limit if sampling.max_new_tokens is None else sampling.max_new_tokens
+            max_new_tokens = new_token_limit(len(prompt), requested, limit)
             seed = self._random.getrandbits(63) if sampling.sampling_seed is None else sampling.sampling_seed
-            extras = job.extras_of(index).without_prompt() if index in primed else job.extras_of(index)
+            extras = job.extras_of(index)
+            if index in known:
+                extras = extras.with_prompt_known(known[index])
             for sample in range(job.n):
-                params = extras.added_to(sampling.for_engine(allowed, _wrap(seed + sample)))
+                params = extras.added_to(sampling.for_engine(max_new_tokens, _wrap_int64(seed + sample)))
                 items.append(job.submission(index, prompt, params, job.rids[len(items)]))
         return items
 
 
-def _wrap(seed: int) -> int:
-    """Into int64, as addition on the device would."""
+def _weights_id(results: Sequence[Any]) -> int | None:
+    """The id of the weights that computed a prompt's log-probabilities, by the results of its request."""
+    return msgspec.convert(results[-1], GenerationResult).weights_id if results else None
+
+
+def _wrap_int64(seed: int) -> int:
+    """``seed`` modulo 2**64, as an int64."""
     return (seed - INT64_MIN) % (1 << 64) + INT64_MIN
 
 
-def refresh_all(sequences: Listing[Sequence]) -> None:
+def refresh_all(sequences: Sequence[OutputSequence]) -> None:
+    """Refresh several sequences; see :meth:`OutputSequence.refresh`."""
     for sequence in sequences:
         sequence.refresh()
 
 
-def aborted(reply: Reply) -> bool:
+def was_aborted(reply: Reply) -> bool:
     return (reply.finish or {}).get("type") == "abort"
 
 
 def read_preferred(text: str | None) -> dict[str, Any]:
-    """``--preferred-sampling-params``, checked when the server starts. ConfigError says what is wrong."""
+    """The parameters in ``--preferred-sampling-params``. ConfigError if they are invalid."""
     if text is None:
         return {}
     try:
         preferred = msgspec.json.decode(text, type=dict[str, Any])
-        parse_sampling(preferred)
+        parse_sampling_params(preferred)
     except (msgspec.MsgspecError, RequestError) as error:
         raise ConfigError(
             f"--preferred-sampling-params must be a JSON object of sampling parameters: {error}"
@@ -225,17 +236,16 @@ def read_preferred(text: str | None) -> dict[str, Any]:
     return preferred
 
 
-def check_prompt(prompt: Listing[int], served: ServedModel) -> None:
-    """Length and vocabulary of one prompt."""
+def check_prompt(prompt: Sequence[int], served: ServedModel) -> None:
+    """RequestError for a prompt that is empty or too long, or has ids outside the vocabulary."""
     context, length = served.info.context_length, len(prompt)
     if not prompt:
         raise RequestError("The prompt has no tokens; at least one is needed.")
     if length >= context:
         raise too_long_error(length, context)
-    allowed = input_limit(served)
-    if length >= allowed:
+    limit = input_limit(served)
+    if length >= limit:
         raise RequestError(
-            f"Input length ({length} tokens) exceeds the maximum allowed length ({allowed} tokens). "
-            "Use a shorter input."
+            f"Input length ({length} tokens) exceeds the maximum allowed length ({limit} tokens). Use a shorter input."
         )
     check_vocabulary(prompt, served)

@@ -1,8 +1,9 @@
-"""The engine's part of generation: sample the next token of each row, decide when to stop."""
+"""The stage of the generation task: samples the next token of each row and decides when a sequence ends."""
 
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
@@ -11,17 +12,17 @@ import torch
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, Model, Needs, Part, PartRow, Request, Stage, Step
-from trunkline.plugins.generation.sampling.adjust import Adjust, Adjuster
-from trunkline.plugins.generation.sampling.experts import keeper_of
-from trunkline.plugins.generation.sampling.extensions import FAILED, Extensions
-from trunkline.plugins.generation.sampling.finish import Progress, finish_reason, start
-from trunkline.plugins.generation.sampling.row_results import (
-    PassResults,
-    hidden_rows,
+from trunkline.plugins.generation.sampling.adjust import Adjust, adjust_rows
+from trunkline.plugins.generation.sampling.extensions import FAILED_MESSAGE, Extensions
+from trunkline.plugins.generation.sampling.extra_results import (
+    PartResults,
+    hidden_states,
     output_logprobs,
     prompt_logprobs,
 )
-from trunkline.plugins.generation.sampling.rows import PassPlan, plan_pass, row_state
+from trunkline.plugins.generation.sampling.extra_rows import RowSelection, make_extra_state, select_rows
+from trunkline.plugins.generation.sampling.finish import SequenceState, finish_reason, init_state
+from trunkline.plugins.generation.sampling.routed_experts import capturer_of
 
 from .schemas import GenerationParams, GenerationResult
 from .settings import TASK, new_token_limit
@@ -29,10 +30,17 @@ from .settings import TASK, new_token_limit
 log = logging.getLogger("trunkline.generation")
 
 NOT_FINITE = "The model's logits were not finite (NaN or infinity); the request was ended."
+NOT_FINITE_OF_EMBEDS = (
+    "The model's logits for these input_embeds were not finite (NaN or infinity); send numbers of the size of the "
+    "model's own embeddings."
+)
 
 
 class Sampler(Protocol):
-    """``kernels.sample``: one id per row of float32 logits ``[R, V]``, -1 for a row that isn't finite."""
+    """The operation of ``kernels.sample``: ids int64 ``[R]`` from float32 logits ``[R, V]``.
+
+    The id is -1 for a row with NaN, infinity or no finite logit.
+    """
 
     def __call__(
         self,
@@ -47,8 +55,8 @@ class Sampler(Protocol):
     ) -> torch.Tensor: ...
 
 
-class Drawn(NamedTuple):
-    """New tokens: ``ids`` int64 ``[R]``, drawn from ``logits`` float32 ``[R, V]`` at a ``temperature`` ``[R]``."""
+class SampledTokens(NamedTuple):
+    """New tokens: ``ids`` int64 ``[R]``, sampled from ``logits`` float32 ``[R, V]`` at ``temperature`` ``[R]``."""
 
     ids: torch.Tensor
     logits: torch.Tensor
@@ -56,7 +64,7 @@ class Drawn(NamedTuple):
 
 
 class GenerationStage(Stage):
-    """One token per request and pass."""
+    """Generates one token per request and pass. ``request.state`` is a :class:`SequenceState`."""
 
     task = TASK
     decodes = True
@@ -67,87 +75,99 @@ class GenerationStage(Stage):
     def __init__(self, model: Model, sample: Sampler, adjust: Adjust, extensions: Extensions) -> None:
         self._model = model
         self._sample = sample
-        self._adjust = Adjuster(adjust)
+        self._adjust = adjust
         self._extensions = extensions
         tokenizer = model.tokenizer
-        own = () if tokenizer is None or tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-        self._eos = frozenset(model.info.eos_token_ids) | frozenset(own)
-        self._batch: tuple[list[int], list[torch.Tensor]] = ([], [])  # request keys and their parameter tensors
+        self._eos = frozenset(model.info.eos_token_ids)
+        if tokenizer is not None and tokenizer.eos_token_id is not None:
+            self._eos |= {tokenizer.eos_token_id}
+        self._weights_id = secrets.randbits(63)  # a stage is made for one version of the weights
+        # Request keys of the last pass, and the sampling parameters of these requests as tensors.
+        self._last_parameters: tuple[list[int], list[torch.Tensor]] = ([], [])
 
     def admit(self, request: Request) -> Needs:
         params: GenerationParams = request.params
         if request.embeds is not None and params.logprobs is not None and params.logprobs.start is not None:
             raise RequestError("logprob_start_len must be -1 with input_embeds: they have no token ids to score.")
         limit = new_token_limit(request.prompt_len, params.max_new_tokens, self._model.max_request_tokens)
-        request.state = start(request, self._model, self._eos, limit, self._extensions)
-        adjustment = request.state.adjustment
-        needs = Needs(new_tokens=limit, lockstep=adjustment is not None and adjustment.lockstep)
-        rows = request.state.rows = row_state(
-            request, self._model.info.vocab_size, lambda start: keeper_of(self._model).keep(request.key, start)
+        state = request.state = init_state(request, self._model, self._eos, limit, self._extensions)
+        needs = Needs(new_tokens=limit, lockstep=state.adjustment is not None and state.adjustment.lockstep)
+        state.extras = make_extra_state(
+            request,
+            self._model.info.vocab_size,
+            self._weights_id,
+            lambda start: capturer_of(self._model).start(request.key, start),
         )
-        return needs if rows is None else rows.added_to(needs)
+        return needs if state.extras is None else state.extras.added_to(needs)
 
     def adopt(self, request: Request) -> Needs:
-        """All that was counted goes on; which tokens end it, and who else has a say, is up to the new checkpoint."""
-        former: Progress = request.state
-        request.state = start(request, self._model, self._eos, former.limit, self._extensions)
-        rows = request.state.rows = former.rows
-        if rows is None:
+        """Its limit is unchanged; end tokens, adjustments and conditions are the new model's.
+
+        Extra outputs of a prompt are of the weights that computed the first token.
+        """
+        former: SequenceState = request.state
+        state = request.state = init_state(request, self._model, self._eos, former.limit, self._extensions)
+        state.extras = former.extras
+        if state.extras is None:
             return request.needs
-        if rows.choices is not None:
-            keeper_of(self._model).keep_on(request.key, rows.choices)
-        return rows.added_to(request.needs)
+        if not request.output_len:
+            state.extras = state.extras.restarted()
+        if state.extras.experts is not None:
+            capturer_of(self._model).resume(request.key, state.extras.experts)
+        return state.extras.added_to(request.needs)
 
     def reset(self, request: Request) -> Needs | None:
-        rows = request.state.rows
-        return None if rows is None else rows.added_to(request.needs)
+        extras = request.state.extras
+        return None if extras is None else extras.added_to(request.needs)
 
     def release(self, request: Request) -> None:
         if request.params.experts_from is not None:
-            keeper_of(self._model).drop(request.key)
+            capturer_of(self._model).stop(request.key)
 
     def prepare(self, part: Part) -> None:
-        part.inputs = plan_pass(part.rows)
+        part.inputs = select_rows(part.rows)
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
-        plan: PassPlan | None = part.inputs
-        if plan is not None:
-            return self._launch_planned(part, plan, hidden)
+        selection: RowSelection | None = part.inputs
+        if selection is not None:
+            return self._launch_with_extras(part, selection, hidden)
         if all(row.request.state.limit == 0 for row in part.rows):
             return Launched(torch.zeros(len(part.rows), dtype=torch.int64, device=hidden.device))
-        return Launched(self._draw(part.rows, hidden).ids)
+        return Launched(self._sample_tokens(part.rows, hidden).ids)
 
-    def _launch_planned(self, part: Part, plan: PassPlan, hidden: torch.Tensor) -> Launched:
-        """A pass of which some request wants more than a token."""
+    def _launch_with_extras(self, part: Part, selection: RowSelection, hidden: torch.Tensor) -> Launched:
+        """:meth:`launch` for a part in which some request has extra outputs."""
         next_ids = torch.zeros(len(part.rows), dtype=torch.int64, device=hidden.device)
         tensors: dict[str, torch.Tensor] = {}
         head, kernel = self._model.heads["lm"], self._model.backend.logprobs
-        if plan.sampled:
-            drawn = self._draw(plan.sampled, hidden)
-            next_ids[torch.tensor(plan.places, device=hidden.device)] = drawn.ids
-            if plan.output.at:
-                tensors |= output_logprobs(plan.output, drawn.logits, drawn.temperature, drawn.ids, kernel)
-        if plan.prompt.at:
-            tensors |= prompt_logprobs(plan.prompt, hidden, head, self._model.info.vocab_size, kernel)
-        if plan.hidden_at:
-            tensors |= hidden_rows(plan.hidden_at, hidden)
+        if selection.sampled:
+            new = self._sample_tokens(selection.sampled, hidden)
+            next_ids[torch.tensor(selection.sampled_indices, device=hidden.device)] = new.ids
+            if selection.output.indices:
+                tensors |= output_logprobs(selection.output, new.logits, new.temperature, new.ids, kernel)
+        if selection.prompt.indices:
+            tensors |= prompt_logprobs(selection.prompt, hidden, head, self._model.info.vocab_size, kernel)
+        if selection.hidden_indices:
+            tensors |= hidden_states(selection.hidden_indices, hidden)
         return Launched(next_ids, tensors)
 
-    def _draw(self, rows: Sequence[PartRow], hidden: torch.Tensor) -> Drawn:
-        """The next token of each row, and what it was drawn from."""
+    def _sample_tokens(self, rows: Sequence[PartRow], hidden: torch.Tensor) -> SampledTokens:
+        """The next token of each row."""
         if len(rows) != len(hidden):
             last = [row.offset + row.end - row.first - 1 for row in rows]
             hidden = hidden[torch.tensor(last, device=hidden.device)]
         logits = self._model.heads["lm"](hidden).float()
-        self._adjust(rows, logits)
+        adjust_rows(self._adjust, rows, logits)
         position = torch.tensor([row.end for row in rows], device=hidden.device)
         temperature, top_k, top_p, min_p, seed = self._parameters(rows, hidden.device)
-        return Drawn(self._sample(logits, temperature, top_k, top_p, min_p, seed, position), logits, temperature)
+        return SampledTokens(
+            self._sample(logits, temperature, top_k, top_p, min_p, seed, position), logits, temperature
+        )
 
     def _parameters(self, rows: Sequence[PartRow], device: torch.device) -> list[torch.Tensor]:
-        """Temperature, top_k, top_p, min_p and seed, each ``[R]``; the same rows decode for many passes."""
+        """Temperature, top_k, top_p, min_p and seed, each ``[R]``. They are reused while the rows stay the same."""
         keys = [row.request.key for row in rows]
-        if keys != self._batch[0]:
+        if keys != self._last_parameters[0]:
             params: list[GenerationParams] = [row.request.params for row in rows]
             columns: list[Any] = [
                 torch.tensor([p.temperature for p in params], dtype=torch.float32),
@@ -156,47 +176,49 @@ class GenerationStage(Stage):
                 torch.tensor([p.min_p for p in params], dtype=torch.float32),
                 torch.tensor([p.seed for p in params], dtype=torch.int64),
             ]
-            self._batch = (keys, [column.to(device) for column in columns])
-        return self._batch[1]
+            self._last_parameters = (keys, [column.to(device) for column in columns])
+        return self._last_parameters[1]
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
         ids: list[int] = tensors["next_ids"].tolist()
         if part.inputs is None:
             return [self._step(row, token) for row, token in zip(part.rows, ids, strict=True)]
-        found = PassResults(part.inputs, tensors)
+        results = PartResults(part.inputs, tensors, self._weights_id)
         pairs = enumerate(zip(part.rows, ids, strict=True))
-        return [step for place, (row, token) in pairs for step in self._steps(place, row, token, found)]
+        return [step for index, (row, token) in pairs for step in self._steps(index, row, token, results)]
 
     def _step(self, row: PartRow, token: int) -> Step:
-        """The result of a final row. Its failure ends its request only, and is not tried again: state has moved."""
+        """The step of a final row. A failure ends its request only; no retry is possible, as the state has changed."""
         request, state = row.request, row.request.state
         try:
-            if state.limit == 0 and (state.rows is None or state.rows.logprobs is None):
+            if state.limit == 0 and (state.extras is None or state.extras.logprobs is None):
                 return Step(request, finish={"type": "length", "length": 0})
-            adjustment = request.state.adjustment
-            if adjustment is not None and (failure := adjustment.account(token)) is not None:
-                return Step(request, error=failure)
+            if state.adjustment is not None and (error := state.adjustment.accept_token(token)) is not None:
+                return Step(request, error=error)
             if token < 0:
+                if request.embeds is not None:
+                    return Step(request, error=RequestError(NOT_FINITE_OF_EMBEDS, param="input_embeds"))
                 return Step(request, finish=abort(NOT_FINITE, 500, "InternalServerError"))
             if state.limit == 0:  # the token was sampled for its log-probabilities
                 return Step(request, finish={"type": "length", "length": 0})
             return Step(request, (token,), finish=finish_reason(request, token))
-        except RequestError as error:
-            return Step(request, error=error)
+        except RequestError as refusal:
+            return Step(request, error=refusal)
         except Exception:
-            return failed(request)
+            return failed_step(request)
 
-    def _steps(self, place: int, row: PartRow, token: int, found: PassResults) -> list[Step]:
-        """All results of a row in a pass of which some request wants more than a token."""
+    def _steps(self, index: int, row: PartRow, token: int, part_results: PartResults) -> list[Step]:
+        """The steps of the part's row ``index``, if some request of the part has extra outputs."""
         request = row.request
         step = self._step(row, token) if row.final else Step(request)
-        if request.state.rows is None or step.error is not None or (step.finish or {}).get("type") == "abort":
+        if request.state.extras is None or step.error is not None or (step.finish or {}).get("type") == "abort":
             return [step]
         try:
-            results = found.of(place, row, token, step)
-            request.state.rows.sent(row)
+            results = part_results.of(index, row, token, step)
+            if results:
+                request.state.extras.mark_sent(row)
         except Exception:
-            return [failed(request)]
+            return [failed_step(request)]
         if not results:
             return [step] if row.final else []
         return [*(Step(request, data=data) for data in results[:-1]), replace(step, data=results[-1])]
@@ -205,10 +227,10 @@ class GenerationStage(Stage):
         return [0], GenerationParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
 
 
-def failed(request: Request) -> Step:
-    """The last step of a request whose failure is being handled."""
+def failed_step(request: Request) -> Step:
+    """Log the current exception; the step that ends its request with a 500."""
     log.exception("request %s failed after sampling", request.rid)
-    return Step(request, error=RequestError(FAILED, status=500))
+    return Step(request, error=RequestError(FAILED_MESSAGE, status=500))
 
 
 def abort(message: str, status: int | None = None, kind: str | None = None) -> dict[str, Any]:

@@ -254,6 +254,7 @@ class Generator:
             ("text is a number", {"input_ids": None, "input_embeds": None, "text": 5}),
             ("no prompt", {"input_ids": None, "input_embeds": None, "text": None}),
             ("embedding too narrow", {"input_ids": None, "text": None, "input_embeds": [[0.5]]}),
+            ("embedding too large", {"input_ids": None, "text": None, "input_embeds": [[3.4e38] * model.hidden] * 2}),
             ("too long", {"text": None, "input_embeds": None, "input_ids": [3] * (model.context + 1)}),
             ("an adapter", {"lora_path": "nosuch"}),
             ("a processor", {"custom_logit_processor": "gASVx"}),

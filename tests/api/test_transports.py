@@ -18,7 +18,7 @@ from trunkline.plugins.embedding import service as embedding
 from trunkline.plugins.embedding.offline import encode
 from trunkline.plugins.generation import service as generation
 from trunkline.plugins.generation.native.body_schemas import GenerateBody
-from trunkline.plugins.generation.native.plan import plan
+from trunkline.plugins.generation.native.make_job import make_job
 from trunkline.plugins.generation.offline import generate
 from trunkline.plugins.moe_stats import service as moe_stats
 from trunkline.plugins.moe_stats.settings import LOOK, START, STOP
@@ -76,7 +76,7 @@ async def ask(engine: EngineClient, settings: Any) -> dict[str, Any]:
     answers: dict[str, Any] = {}
 
     async def generate(name: str, **body: Any) -> None:
-        job = await plan(talk, GenerateBody(rid=f"{name}-id", **body))
+        job = await make_job(talk, GenerateBody(rid=f"{name}-id", **body))
         sequences = await talk.complete(job)
         answers[name] = [{**sequence.record(), "meta_info": None} for sequence in sequences]
 
@@ -89,8 +89,8 @@ async def ask(engine: EngineClient, settings: Any) -> dict[str, Any]:
     answers["experts"] = await experts.run(LOOK, talks)
     await experts.run(STOP, talks)
     too_many = GenerateBody(text="a", sampling_params={"n": 4})
-    answers["max_n"] = await refusal(plan(talk, too_many))
-    answers["vocabulary"] = await refusal(plan(talk, GenerateBody(input_ids=[10**6])))
+    answers["max_n"] = await refusal(make_job(talk, too_many))
+    answers["vocabulary"] = await refusal(make_job(talk, GenerateBody(input_ids=[10**6])))
     for wish in (
         embedding.EmbeddingRequest(inputs=parse_inputs(["the sea"]), rid=["e-0"]),
         embedding.EmbeddingRequest(inputs=parse_inputs([LONG]), rid=["e-1"]),  # cut, as the engine's settings say

@@ -46,18 +46,6 @@ PHRASES = {
 }
 """A phrase in comments, docstrings, texts and pages, and what to write instead."""
 
-# Not revised yet. Remove a line when its files are.
-UNREVISED = (
-    "core.client.replies",
-    "core.client.status",
-    "core.client.timeouts",
-    "core.client.tokenizers",
-    "core.engine.control",
-    "core.engine.lane",
-    "core.engine.loop",
-    "core.server.routes",
-    "plugins.generation",
-)
 GENERATED = ("architectures.md", "configuration.md", "plugins.md")  # from the sources, the sweep and the example
 
 SAME_NAME = {"ModelInfo"}  # core.types' and that of a reply, whose name is in /openapi.json
@@ -93,10 +81,6 @@ def flagged(text: str) -> list[str]:
     ]
 
 
-def is_revised(name: str) -> bool:
-    return not any(name == one or name.startswith(f"{one}.") for one in UNREVISED)
-
-
 def test_flagged_names_stay_out(sources: dict[str, Any]) -> None:
     found = [
         f"{source.name}: {name}, write {NAMES[name]}"
@@ -111,7 +95,6 @@ def test_flagged_phrases_stay_out_of_the_source(sources: dict[str, Any]) -> None
     found = [
         f"{source.name}, line {line}: {problem}"
         for source in sources.values()
-        if is_revised(source.name)
         for line, text in prose(source.text)
         for problem in flagged(text)
     ]
@@ -127,11 +110,6 @@ def test_flagged_phrases_stay_out_of_pages(repository: Path) -> None:
         for problem in flagged(" ".join(page.read_text().split()))
     ]
     assert found == []
-
-
-def test_unrevised_files_exist(sources: dict[str, Any]) -> None:
-    names = {source.name for source in sources.values()}
-    assert [one for one in UNREVISED if one not in names] == []
 
 
 def test_a_class_of_core_has_a_name_of_its_own(sources: dict[str, Any]) -> None:

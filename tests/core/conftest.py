@@ -247,7 +247,7 @@ async def live(
             config.settings,
             models=config.models,
             lifecycle=lifecycle,
-            status=engine.status.of,
+            status=engine.status.model_state,
             metrics=engine.metrics,
         )
         return engine, await listen(app)

@@ -24,7 +24,7 @@ record = PassRecord(first["record"])
 running = []
 alone = []
 beating = True
-loads = [Load(models[0]["served_model_name"] or models[0]["model_path"], 1, 2, 900, 1000)]
+loads = [Load(models[0]["served_model_name"] or models[0]["model_path"], 1, 2, 0, 900, 1000)]
 age = 0.0
 work = ""
 aborted = []
@@ -38,7 +38,7 @@ def send(*messages):
 
 def beat():
     while beating:
-        send(Beat(0, age, loads, work))
+        send(Heartbeat(0, age, loads, work))
         time.sleep(0.05)
 
 
@@ -108,7 +108,7 @@ def call(message):
     elif message.control == "paused":
         send(Answer(message.key, first["paused"]))
     elif message.control == "change":
-        send(Changed([served(m) for m in models], models, message.arguments["paused"]), Answer(message.key))
+        send(ModelsChanged([served(m) for m in models], models, message.arguments["paused"]), Answer(message.key))
     elif message.control == "aborted":
         send(Answer(message.key, len(aborted)))
     elif message.control == "die":
@@ -122,7 +122,7 @@ def call(message):
         age = 1000.0
     elif message.control == "beat":
         age, work = message.arguments["age"], message.arguments.get("work", "")
-        send(Beat(0, age, loads, work), Answer(message.key, None))
+        send(Heartbeat(0, age, loads, work), Answer(message.key, None))
     elif message.control == "nonsense":
         with lock:
             sock.sendall((5).to_bytes(4, "little") + b"abcde")

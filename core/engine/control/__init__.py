@@ -1,1 +1,1 @@
-"""What changes a lane while it serves: its weights, and their labels."""
+"""Core's own controls: functions that the engine loop runs between two passes, which clients call by name."""

@@ -1,4 +1,4 @@
-"""Small controls of the engine process: cache, plugins, garbage collection, logging, pace."""
+"""Controls of the engine process that concern no single request: cache, plugins, garbage collection, log, speed."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.messages import Answer, Call
 from trunkline.core.types import Step
 
-MOST_SLEEP = 10.0  # seconds; calls and aborts wait as long
+MAX_SLEEP = 10.0  # seconds; calls and aborts are delayed by as much
 
 AfterPass = Callable[[Lane, Batch, Sequence[Step]], None]
+"""Called by the loop after each pass."""
 
 
-class Pace(Struct, kw_only=True):
-    """Arguments of the control ``slow_down``."""
+class SlowDown(Struct, kw_only=True):
+    """Arguments of the control ``slow_down``. ``forward_sleep_time``: seconds."""
 
-    forward_sleep_time: Annotated[float, Meta(le=MOST_SLEEP)] | None = None
+    forward_sleep_time: Annotated[float, Meta(le=MAX_SLEEP)] | None = None
 
 
 class MaintainableLoop(Protocol):
-    """What is needed of the engine loop."""
+    """The part of the engine loop that is used here."""
 
     lanes: list[Lane]
     after_pass: list[AfterPass]
 
     def send(self, messages: list[Any]) -> None: ...
-    def long_work(self, what: str) -> AbstractContextManager[None]: ...
+    def long_work(self, description: str) -> AbstractContextManager[None]: ...
 
 
 class Maintenance:
@@ -47,34 +48,34 @@ class Maintenance:
         self._sleep_seconds = 0.0
         self.controls: dict[str, Callable[[Lane, Call], None]] = {
             "flush_cache": lambda lane, call: self._answer(call, lane.flush()),
-            "enable_plugin": self.enable,
-            "freeze_gc": self.freeze,
+            "enable_plugin": self.enable_plugin,
+            "freeze_gc": self.freeze_gc,
             "log_level": self.log_level,
             "slow_down": self.slow_down,
         }
 
-    def enable(self, _: Lane, call: Call) -> None:
-        """Serve a plugin's tasks again; their names."""
-        stages = [stage for one in self._loop.lanes for stage in one.stages.values()]
+    def enable_plugin(self, _: Lane, call: Call) -> None:
+        """Switch a plugin's tasks on again. The answer is their names. RequestError 404 for an unknown plugin."""
+        stages = [stage for lane in self._loop.lanes for stage in lane.stages.values()]
         self._answer(call, enable(stages, **call.arguments))
 
-    def freeze(self, _: Lane, call: Call) -> None:
-        """Take what is there out of the garbage collector's sight; how many objects."""
+    def freeze_gc(self, _: Lane, call: Call) -> None:
+        """Exempt all objects that exist now from garbage collection. The answer is their number."""
         gc.collect()
         gc.freeze()
         self._answer(call, gc.get_freeze_count())
 
     def log_level(self, _: Lane, call: Call) -> None:
-        """Log from another level on, which the caller has checked."""
+        """Set the log level of the process; the route has checked its name."""
         logging.getLogger().setLevel(call.arguments["level"].upper())
         self._answer(call)
 
     def slow_down(self, _: Lane, call: Call) -> None:
-        """Sleep after each pass for so many seconds; none, or less than nothing, ends it."""
-        order = msgspec.convert(call.arguments, Pace)
+        """Sleep after each pass. None, 0 or a negative number ends it."""
+        arguments = msgspec.convert(call.arguments, SlowDown)
         if self._sleep in self._loop.after_pass:
             self._loop.after_pass.remove(self._sleep)
-        self._sleep_seconds = max(0.0, order.forward_sleep_time or 0.0)
+        self._sleep_seconds = max(0.0, arguments.forward_sleep_time or 0.0)
         if self._sleep_seconds:
             self._loop.after_pass.append(self._sleep)
         self._answer(call)

@@ -1,4 +1,4 @@
-"""Releases a model's memory (weights, KV cache, or both) to the operating system, and takes it again."""
+"""Releases a model's memory (weights, KV cache, or both) to the operating system, and takes it back later."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from trunkline.core.engine.messages import Answer, Call
 from trunkline.core.errors import RequestError
 from trunkline.core.model.sources.catalogue import cache_folder
 
-from .pages import Region, Saved, give_back, pages_of, size_of, supported, tensors_of, without
+from .pages import Region, SavedPages, disjoint, pages_of, release_pages, supported, tensors_of, total_bytes
 
 log = logging.getLogger("trunkline.engine")
 
 Tag = Literal["weights", "kv_cache"]
-BUSY = "release_memory_occupation should be called only when server is idle."  # SGLang's words
+BUSY = "release_memory_occupation should be called only when server is idle."  # SGLang's text
 
 
 class MemoryTags(Struct, kw_only=True):
-    """Arguments of both controls. No ``tags`` mean all; ``everywhere``: of all models."""
+    """Arguments of both controls. No ``tags`` means all of them; ``all_models``: not only the model of the call."""
 
     tags: list[Tag] = []
-    everywhere: bool = False
+    all_models: bool = False
 
     @property
-    def chosen(self) -> frozenset[Tag]:
+    def selected(self) -> frozenset[Tag]:
         return frozenset(self.tags or ("weights", "kv_cache"))
 
 
 class OccupiedLoop(Protocol):
-    """What is needed of the engine loop."""
+    """The part of the engine loop that is used here."""
 
     lanes: list[Lane]
 
     def send(self, messages: list[Any]) -> None: ...
     def abort_all(self, lane: Lane, *, probes_only: bool = False) -> None: ...
-    def long_work(self, what: str) -> AbstractContextManager[None]: ...
+    def long_work(self, description: str) -> AbstractContextManager[None]: ...
 
 
 class Occupation:
     """The controls ``release_memory`` and ``resume_memory``.
 
-    A lane without some of its memory is halted: requests are accepted and wait. An engine that is started in place
-    of one that was lost has all of its memory.
+    A lane without some of its memory is halted: it accepts requests, and they wait. An engine process that replaces a
+    crashed one starts with all of its memory.
     """
 
     def __init__(self, loop: OccupiedLoop) -> None:
@@ -60,67 +60,69 @@ class Occupation:
         }
 
     def release(self, lane: Lane, call: Call) -> None:
-        """Give memory back. RequestError, and nothing is given, while a request needs it."""
-        order = msgspec.convert(call.arguments, MemoryTags)
-        lanes = self._loop.lanes if order.everywhere else [lane]
-        if not supported() or any(one.model.device.type != "cpu" for one in lanes):
+        """Release memory. RequestError, with nothing released, while a request needs it."""
+        arguments = msgspec.convert(call.arguments, MemoryTags)
+        lanes = self._loop.lanes if arguments.all_models else [lane]
+        if not supported() or any(lane.model.device.type != "cpu" for lane in lanes):
             raise RequestError("Memory can be released only on Linux, and only that of models on the CPU.")
-        for one in lanes:
-            self._loop.abort_all(one, probes_only=True)
-            if one.scheduler.running or (one.scheduler.waiting and not one.halted):
+        for lane in lanes:
+            self._loop.abort_all(lane, probes_only=True)
+            if lane.scheduler.running or (lane.scheduler.waiting and not lane.halted):
                 raise RequestError(BUSY)
         with self._loop.long_work("releasing memory"):
-            weighty = [one for one in lanes if "weights" in order.chosen - one.released]
+            # Save the weights of all lanes first: if there is no room for them, nothing has been released.
+            to_save = [lane for lane in lanes if "weights" in arguments.selected - lane.released]
             try:
-                saved = [(one, Saved(self._weights(one), cache_folder())) for one in weighty]
+                saved = [(lane, SavedPages(self._weight_pages(lane), cache_folder())) for lane in to_save]
             except OSError as error:
-                raise RequestError(f"The weights can't be put aside: {error}.") from error
-            for one, weights in saved:
-                self._give(one, "weights", weights.regions, weights)
-            for one in lanes:
-                if "kv_cache" in order.chosen - one.released:
-                    one.flush()  # nothing runs, so it can't fail
-                    self._give(one, "kv_cache", _pool(one), None)
+                raise RequestError(f"The weights can't be saved to disk: {error}.") from error
+            for lane, weights in saved:
+                self._release_pages(lane, "weights", weights.regions, weights)
+            for lane in lanes:
+                if "kv_cache" in arguments.selected - lane.released:
+                    lane.flush()  # nothing runs, so it can't fail
+                    self._release_pages(lane, "kv_cache", _pool_pages(lane), None)
         self._loop.send([Answer(call.key)])
 
-    def _give(self, lane: Lane, tag: Tag, pages: Sequence[Region], saved: Saved | None) -> None:
+    def _release_pages(self, lane: Lane, tag: Tag, pages: Sequence[Region], saved: SavedPages | None) -> None:
         try:
-            give_back(pages)
+            release_pages(pages)
         except OSError as error:
-            if saved is not None:  # some may be gone
-                saved.restore()
-            raise RequestError(f"The system doesn't take the memory of {lane.served.name}: {error}.") from error
+            if saved is not None:
+                saved.restore()  # some pages may have been released before the error
+            raise RequestError(f"The memory of {lane.served.name} can't be released: {error}.") from error
         lane.released |= {tag}
-        lane.put_aside = saved or lane.put_aside
-        log.info("%s: %s of %s are released", lane.served.name, gib(size_of(pages)), tag)
+        lane.saved_weights = saved or lane.saved_weights
+        log.info("%s: released %s of %s", lane.served.name, gib(total_bytes(pages)), tag)
 
-    def _weights(self, lane: Lane) -> list[Region]:
-        """All that the model holds, but for what another model holds too, and pools, which it may know."""
-        foreign = [page for one in self._loop.lanes for page in _pool(one)]
-        for one in self._loop.lanes:
-            if one is not lane:
-                foreign += pages_of(tensors_of(one.model))
-        return without(pages_of(tensors_of(lane.model)), foreign)
+    def _weight_pages(self, lane: Lane) -> list[Region]:
+        """The pages of a model's tensors, except those that it shares with other models and those of KV pools."""
+        excluded = [page for other in self._loop.lanes for page in _pool_pages(other)]
+        for other in self._loop.lanes:
+            if other is not lane:
+                excluded += pages_of(tensors_of(other.model))
+        return disjoint(pages_of(tensors_of(lane.model)), excluded)
 
     def resume(self, lane: Lane, call: Call) -> None:
-        """Take memory again; what wasn't released is left alone."""
-        order = msgspec.convert(call.arguments, MemoryTags)
-        with self._loop.long_work("taking memory again"):
-            for one in self._loop.lanes if order.everywhere else [lane]:
-                tags = order.chosen & one.released
+        """Take released memory back, weights with their former contents. RequestError 500 if these can't be read."""
+        arguments = msgspec.convert(call.arguments, MemoryTags)
+        lanes = self._loop.lanes if arguments.all_models else [lane]
+        with self._loop.long_work("taking released memory back"):
+            for lane in lanes:
+                tags = arguments.selected & lane.released
                 if "weights" in tags:
-                    assert one.put_aside is not None
+                    assert lane.saved_weights is not None
                     try:
-                        one.put_aside.restore()
+                        lane.saved_weights.restore()
                     except OSError as error:
-                        raise RequestError(f"The weights can't be read again: {error}.", status=500) from error
-                    one.put_aside = None
-                one.released -= tags
+                        raise RequestError(f"The saved weights can't be read: {error}.", status=500) from error
+                    lane.saved_weights = None
+                lane.released -= tags
                 if tags:
-                    log.info("%s has its memory again: %s", one.served.name, ", ".join(sorted(tags)))
+                    log.info("%s has its memory again: %s", lane.served.name, ", ".join(sorted(tags)))
         self._loop.send([Answer(call.key)])
 
 
-def _pool(lane: Lane) -> list[Region]:
+def _pool_pages(lane: Lane) -> list[Region]:
     pool = lane.runner.pool
     return [] if pool is None else pages_of([*pool.keys, *pool.values])

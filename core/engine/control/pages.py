@@ -1,6 +1,7 @@
-"""Memory of tensors, given back to the system and taken again at the same addresses, page by page.
+"""Releases the memory pages of tensors to the operating system, and restores their contents at the same addresses.
 
-Kernels keep addresses of weights and of the KV pool, so both stay where they are: only the pages behind them go.
+Kernels keep the addresses of weights and of the KV pool, so the address space stays mapped: only its pages are
+released.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ import torch
 Region = tuple[int, int]
 """Addresses ``[start, end)``."""
 
-LEAST = 4 * mmap.PAGESIZE  # bytes; smaller tensors aren't worth a system call
-MADV_DONTNEED = 4  # Linux; elsewhere the word means something else
-SKIPPED = (type, ModuleType, str, bytes, int, float)
+MIN_BYTES = 4 * mmap.PAGESIZE  # smaller tensors aren't worth a system call
+MADV_DONTNEED = 4  # on Linux; other systems define another effect
+NOT_TRAVERSED = (type, ModuleType, str, bytes, int, float)
 
 
 def supported() -> bool:
-    """Can memory be given back here?"""
+    """Whether pages can be released on this system."""
     return sys.platform == "linux"
 
 
 def pages_of(tensors: Iterable[torch.Tensor]) -> list[Region]:
-    """Whole pages that hold nothing but these tensors, sorted and disjoint."""
+    """The whole pages that hold nothing but the storages of these CPU tensors, as sorted, disjoint regions."""
     merged: list[Region] = []
     for start, size in sorted(filter(None, map(_memory_of, tensors))):
         if merged and start <= merged[-1][1]:
@@ -41,12 +42,12 @@ def pages_of(tensors: Iterable[torch.Tensor]) -> list[Region]:
         else:
             merged.append((start, start + size))
     page = mmap.PAGESIZE
-    inner = [(-(-start // page) * page, end // page * page) for start, end in merged]
-    return [(start, end) for start, end in inner if end - start >= LEAST]
+    whole = [(-(-start // page) * page, end // page * page) for start, end in merged]
+    return [(start, end) for start, end in whole if end - start >= MIN_BYTES]
 
 
 def _memory_of(tensor: torch.Tensor) -> Region | None:
-    """Address and size in bytes of a tensor's whole storage on the CPU."""
+    """Address and size in bytes of a tensor's whole storage; None for an empty one, and on other devices."""
     if tensor.device.type != "cpu":
         return None
     if tensor.is_mkldnn:  # oneDNN's own layout, without a storage
@@ -56,32 +57,37 @@ def _memory_of(tensor: torch.Tensor) -> Region | None:
 
 
 def tensors_of(root: Any) -> Iterator[torch.Tensor]:
-    """Every tensor that is reachable from an object, through whatever holds it but modules and classes."""
+    """All tensors that are reachable from an object, through any references except modules and classes."""
     seen, pending = {id(root)}, [root]
     while pending:
-        one = pending.pop()
-        if isinstance(one, torch.Tensor):
-            yield one
-        # A function refers to all of its module; what it has taken along is in its closure.
-        inner = [one.__closure__, one.__defaults__] if isinstance(one, FunctionType) else gc.get_referents(one)
-        for other in inner:
-            if not isinstance(other, SKIPPED) and id(other) not in seen:
-                seen.add(id(other))
-                pending.append(other)
+        current = pending.pop()
+        if isinstance(current, torch.Tensor):
+            yield current
+        if isinstance(current, FunctionType):  # its globals are the whole module, so only closure and defaults count
+            referents: list[Any] = [current.__closure__, current.__defaults__]
+        else:
+            referents = gc.get_referents(current)
+        for referent in referents:
+            if not isinstance(referent, NOT_TRAVERSED) and id(referent) not in seen:
+                seen.add(id(referent))
+                pending.append(referent)
 
 
-def without(regions: Sequence[Region], others: Sequence[Region]) -> list[Region]:
+def disjoint(regions: Sequence[Region], others: Sequence[Region]) -> list[Region]:
     """The ``regions`` that share no byte with ``others``."""
     return [(start, end) for start, end in regions if not any(a < end and start < b for a, b in others)]
 
 
-def size_of(regions: Sequence[Region]) -> int:
-    """Bytes."""
+def total_bytes(regions: Sequence[Region]) -> int:
+    """The sum of the regions' sizes."""
     return sum(end - start for start, end in regions)
 
 
-def give_back(regions: Sequence[Region]) -> None:
-    """The system takes the pages; they read as zeros from now on. OSError."""
+def release_pages(regions: Sequence[Region]) -> None:
+    """Release the pages to the system: they read as zeros until they are written again.
+
+    OSError when the system refuses; earlier regions have been released then.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     for start, end in regions:
         if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED):
@@ -89,30 +95,30 @@ def give_back(regions: Sequence[Region]) -> None:
             raise OSError(number, os.strerror(number))
 
 
-class Saved:
-    """The contents of pages, in a file without a name; the disk space is free when this object is."""
+class SavedPages:
+    """The contents of pages in an unnamed temporary file, whose disk space is freed with this object."""
 
     def __init__(self, regions: Sequence[Region], folder: Path) -> None:
-        """Write them, and keep nothing of it in memory. OSError when there is no room, and nothing is kept."""
+        """Write the contents of ``regions`` to a file in ``folder``. OSError when there is no room or writing fails."""
         self.regions = list(regions)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        needed, free = size_of(regions), shutil.disk_usage(folder).free
+        needed, free = total_bytes(regions), shutil.disk_usage(folder).free
         if needed > free:
-            raise OSError(f"{needed} bytes are needed in {folder}, {free} are free")
+            raise OSError(f"{needed} bytes are needed in {folder}, but {free} are free")
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (it lives as long as this object)
         for region in self.regions:
             view = _view(region)
             while view:
                 view = view[self._file.write(view) or 0 :]
         os.fsync(self._file.fileno())
-        os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # the page cache is memory, too
+        os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # the page cache uses memory, too
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             self._file.close()
 
     def restore(self) -> None:
-        """Read them to where they were. OSError, also when some can't be read."""
+        """Read the contents back to their addresses. OSError when any of them can't be read."""
         self._file.seek(0)
         for region in self.regions:
             view = _view(region)

@@ -1,4 +1,4 @@
-"""A log line about a lane's passes now and then, in the words of SGLang's, which scripts look for."""
+"""Logs a line every N passes of a lane, in the format of SGLang's lines, which scripts parse."""
 
 from __future__ import annotations
 
@@ -15,65 +15,65 @@ log = logging.getLogger("trunkline.engine")
 
 
 @dataclass(slots=True)
-class Since:
-    """What a lane has done since its last line of each kind."""
+class PassCounts:
+    """Counts of one lane since its last line about decoding, and since its last line about prefills."""
 
-    decodes: int = 0  # passes
-    tokens: int = 0  # of output
-    began: float = field(default_factory=time.monotonic)
-    prefills: int = 0  # passes without a decoding request
+    decode_passes: int = 0
+    output_tokens: int = 0
+    since: float = field(default_factory=time.monotonic)  # time of the last line about decoding
+    prefill_passes: int = 0  # passes without a decoding request
     started: int = 0  # requests
-    computed: int = 0  # tokens of prompts
-    cached: int = 0
+    computed: int = 0  # prompt tokens
+    cached: int = 0  # prompt tokens
 
 
 class PassLog:
-    """Writes a line every ``interval`` passes that decode, and every ``interval`` passes that don't."""
+    """Writes a line every ``interval`` passes that decode, and another every ``interval`` passes that don't."""
 
     def __init__(self, interval: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval = interval
         self._clock = clock
-        self._since: dict[Lane, Since] = {}
+        self._counts: dict[Lane, PassCounts] = {}
 
-    def passed(self, lane: Lane, batch: Batch, steps: Sequence[Step]) -> None:
-        """A pass has ended."""
-        since = self._since.get(lane)
-        if since is None:
-            since = self._since[lane] = Since(began=self._clock())
-        since.tokens += sum([len(step.tokens) for step in steps])
+    def after_pass(self, lane: Lane, batch: Batch, steps: Sequence[Step]) -> None:
+        """Count a pass, and log a line if it is due."""
+        counts = self._counts.get(lane)
+        if counts is None:
+            counts = self._counts[lane] = PassCounts(since=self._clock())
+        counts.output_tokens += sum([len(step.tokens) for step in steps])
         if batch.decodes < len(batch.rows):
-            since.computed += batch.tokens - batch.decodes
-            since.started += len(batch.started)
-            since.cached += sum([request.cached for request in batch.started])
+            counts.computed += batch.tokens - batch.decodes
+            counts.started += len(batch.started)
+            counts.cached += sum([request.cached for request in batch.started])
         if batch.decodes:
-            since.decodes += 1
-            if since.decodes >= self._interval:
-                self._log_decodes(lane, batch, since)
+            counts.decode_passes += 1
+            if counts.decode_passes >= self._interval:
+                self._log_decodes(lane, batch, counts)
         else:
-            since.prefills += 1
-            if since.prefills >= self._interval:
-                self._log_prefills(lane, since)
+            counts.prefill_passes += 1
+            if counts.prefill_passes >= self._interval:
+                self._log_prefills(lane, counts)
 
-    def _log_decodes(self, lane: Lane, batch: Batch, since: Since) -> None:
+    def _log_decodes(self, lane: Lane, batch: Batch, counts: PassCounts) -> None:
         now = self._clock()
-        rate = since.tokens / max(now - since.began, 1e-6)
+        rate = counts.output_tokens / max(now - counts.since, 1e-6)
         log.info(
             "Decode batch, #running-req: %d, %s, gen throughput (token/s): %.2f, #queue-req: %d, model: %s",
             batch.decodes, usage(lane), rate, lane.scheduler.waiting, lane.served.name,
         )  # fmt: skip
-        since.decodes, since.tokens, since.began = 0, 0, now
+        counts.decode_passes, counts.output_tokens, counts.since = 0, 0, now
 
-    def _log_prefills(self, lane: Lane, since: Since) -> None:
+    def _log_prefills(self, lane: Lane, counts: PassCounts) -> None:
         log.info(
             "Prefill batch, #new-seq: %d, #new-token: %d, #cached-token: %d, %s, #running-req: %d, #queue-req: %d, "
             "model: %s",
-            since.started, since.computed, since.cached, usage(lane), lane.scheduler.running, lane.scheduler.waiting,
+            counts.started, counts.computed, counts.cached, usage(lane), lane.scheduler.running, lane.scheduler.waiting,
             lane.served.name,
         )  # fmt: skip
-        since.prefills = since.started = since.computed = since.cached = 0
+        counts.prefill_passes = counts.started = counts.computed = counts.cached = 0
 
 
 def usage(lane: Lane) -> str:
-    """Slots that requests hold, and their share of all."""
-    load = lane.load()
+    """The number of slots that requests hold, and their share of all slots."""
+    load = lane.current_load()
     return f"#token: {load.used}, token usage: {load.used / load.slots:.2f}"

@@ -10,25 +10,26 @@ import msgspec
 from msgspec import Struct
 
 from trunkline.core.engine.lane import Lane
-from trunkline.core.engine.messages import Answer, Call
+from trunkline.core.engine.messages import Answer, Call, Heartbeat
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Request, Step
 
 log = logging.getLogger("trunkline.engine")
 
 
-class Pause(Struct, kw_only=True):
+class PauseArguments(Struct, kw_only=True):
     """Arguments of the control ``pause``."""
 
     mode: Literal["abort", "retract", "in_place"] = "abort"
 
 
 class PausableLoop(Protocol):
-    """What pausing needs of the engine loop."""
+    """The part of the engine loop that is used here."""
 
     requests: dict[int, tuple[Lane, Request]]
 
     def send(self, messages: list[Any]) -> None: ...
+    def heartbeat(self) -> Heartbeat: ...
     def report(self, lane: Lane, steps: Sequence[Step]) -> None: ...
     def abort_all(self, lane: Lane, *, probes_only: bool = False) -> None: ...
 
@@ -36,53 +37,50 @@ class PausableLoop(Protocol):
 class Pauser:
     """The controls ``pause``, ``continue`` and ``drain``.
 
-    A second pause in another mode does what that mode does beside. An engine that is started in place of one that
-    was lost is told which lanes were paused.
+    A second pause in another mode applies that mode as well. An engine process that replaces a crashed one is told by
+    the front which lanes were paused.
     """
 
-    def __init__(self, loop: PausableLoop, changed: Callable[[], None]) -> None:
-        """``changed`` tells the front what the lanes are now."""
+    def __init__(self, loop: PausableLoop, send_models: Callable[[], None]) -> None:
+        """``send_models`` sends the front the state of all lanes."""
         self._loop = loop
-        self._changed = changed
+        self._send_models = send_models
         self.controls: dict[str, Callable[[Lane, Call], None]] = {
             "pause": self.pause,
-            "continue": self.go_on,
+            "continue": self.resume,
             "drain": self.drain,
         }
 
     def pause(self, lane: Lane, call: Call) -> None:
-        """Compute nothing more. ``abort`` ends all requests; ``retract`` queues them again, which frees their slots;
-        ``in_place`` leaves them where they are."""
-        mode = msgspec.convert(call.arguments, Pause).mode
-        if mode == "abort":
-            self._loop.abort_all(lane)
-        else:
-            self._loop.abort_all(lane, probes_only=True)
+        """Stop computing. ``abort`` ends all requests; ``retract`` queues running ones again, which frees their slots;
+        with ``in_place`` they keep their slots."""
+        mode = msgspec.convert(call.arguments, PauseArguments).mode
+        self._loop.abort_all(lane, probes_only=mode != "abort")
         if mode == "retract":
             self._loop.report(lane, lane.retract())
         lane.paused = True
-        self._changed()
+        self._send_models()
         scheduler = lane.scheduler
         log.info(
             "%s is paused (%s): %d requests keep their slots, %d wait",
             lane.served.name, mode, scheduler.running, scheduler.waiting,
         )  # fmt: skip
-        self._loop.send([Answer(call.key)])
+        self._loop.send([self._loop.heartbeat(), Answer(call.key)])
 
-    def go_on(self, lane: Lane, call: Call) -> None:
-        """End the pause; harmless without one."""
+    def resume(self, lane: Lane, call: Call) -> None:
+        """End the pause. Does nothing without one."""
         if lane.paused:
             lane.paused = False
-            self._changed()
-            log.info("%s goes on: %d requests", lane.served.name, lane.scheduler.running + lane.scheduler.waiting)
-        self._loop.send([Answer(call.key)])
+            self._send_models()
+            log.info("%s continues with %d requests", lane.served.name, lane.scheduler.running + lane.scheduler.waiting)
+        self._loop.send([self._loop.heartbeat(), Answer(call.key)])
 
     def drain(self, lane: Lane, call: Call) -> None:
-        """The server is about to stop: end the pause, or the requests, where released memory forbids going on."""
+        """Called before the server stops: end the pause, or, while memory is released, the requests (with a 503)."""
         if lane.released:
             error = RequestError("The server is shutting down, and the model's memory is released.", status=503)
             steps = [Step(request, error=error) for owner, request in self._loop.requests.values() if owner is lane]
             for step in steps:
                 lane.end(step.request)
             self._loop.report(lane, steps)
-        self.go_on(lane, call)
+        self.resume(lane, call)

@@ -26,16 +26,16 @@ from .maintenance import AfterPass
 
 log = logging.getLogger("trunkline.engine")
 
-MOST_STEPS = 1000  # passes; what is recorded lies in memory until it is written
+MAX_PASSES = 1000  # of one profile, which is in memory until it is written
 FOLDER_VARIABLE = "SGLANG_TORCH_PROFILER_DIR"
-RUNNING = "Profiling is already in progress. Call /stop_profile first."  # SGLang's words
+ALREADY_RUNNING = "Profiling is already in progress. Call /stop_profile first."  # SGLang's text
 NOT_RUNNING = "Profiling is not in progress. Call /start_profile first."
 
 Steps = Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 
-class Order(Struct, kw_only=True):
-    """Arguments of the control ``start_profile``; passes are counted since the engine's start."""
+class ProfileArguments(Struct, kw_only=True):
+    """Arguments of the control ``start_profile``. ``start_step``: a number of passes since the engine's start."""
 
     start_step: Steps | None = None
     num_steps: Steps | None = None
@@ -45,13 +45,13 @@ class Order(Struct, kw_only=True):
 
 
 class ProfiledLoop(Protocol):
-    """What is needed of the engine loop."""
+    """The part of the engine loop that is used here."""
 
     passes: int
     after_pass: list[AfterPass]
 
     def send(self, messages: list[Any]) -> None: ...
-    def long_work(self, what: str) -> AbstractContextManager[None]: ...
+    def long_work(self, description: str) -> AbstractContextManager[None]: ...
 
 
 class Profiles:
@@ -59,90 +59,91 @@ class Profiles:
 
     def __init__(self, loop: ProfiledLoop) -> None:
         self._loop = loop
-        self._order: Order | None = None  # of the profile that is wanted or runs
-        self._profile: profile | None = None  # that runs
-        self._end = 0  # count of passes at which it ends
+        self._arguments: ProfileArguments | None = None  # of the requested profile, whether it has begun or not
+        self._profile: profile | None = None  # set while it records
+        self._end = 0  # it ends after this pass, counted since the engine's start
         self.controls: dict[str, Callable[[Lane, Call], None]] = {
             "start_profile": self.start,
             "stop_profile": self.stop,
         }
 
     def start(self, _: Lane, call: Call) -> None:
-        """Record from now on, or from a pass to come."""
-        order = msgspec.convert(call.arguments, Order)
-        if self._order is not None:
-            raise RequestError(RUNNING)
-        _folder()  # now, so that the caller learns that there is none
-        self._order = order
-        self._loop.after_pass.append(self._passed)
-        if order.start_step is None or order.start_step <= self._loop.passes:
-            self._begin(order)
+        """Record from now on, or from the pass ``start_step`` on. RequestError when a profile was started before."""
+        arguments = msgspec.convert(call.arguments, ProfileArguments)
+        if self._arguments is not None:
+            raise RequestError(ALREADY_RUNNING)
+        _trace_folder()  # if it can't be made, the caller gets the error now
+        self._arguments = arguments
+        self._loop.after_pass.append(self._after_pass)
+        if arguments.start_step is None or arguments.start_step <= self._loop.passes:
+            self._begin(arguments)
         self._loop.send([Answer(call.key)])
 
     def stop(self, _: Lane, call: Call) -> None:
-        """Record no more, and write what was recorded; the file's path."""
-        if self._order is None:
+        """Stop recording and write the trace. The answer is its path, see :meth:`_finish`."""
+        if self._arguments is None:
             raise RequestError(NOT_RUNNING)
         self._loop.send([Answer(call.key, self._finish())])
 
-    def _begin(self, order: Order) -> None:
+    def _begin(self, arguments: ProfileArguments) -> None:
         self._profile = profile(
             activities=[ProfilerActivity.CPU],
-            record_shapes=order.record_shapes,
-            profile_memory=order.memory,
-            with_stack=order.with_stack,
+            record_shapes=arguments.record_shapes,
+            profile_memory=arguments.memory,
+            with_stack=arguments.with_stack,
         )
         self._profile.start()
-        self._end = self._loop.passes + min(order.num_steps or MOST_STEPS, MOST_STEPS)
+        self._end = self._loop.passes + min(arguments.num_steps or MAX_PASSES, MAX_PASSES)
 
-    def _passed(self, lane: Lane, batch: Batch, steps: Sequence[Step]) -> None:
-        """A pass has ended, which the loop hasn't counted yet."""
-        order, passes = self._order, self._loop.passes + 1
-        assert order is not None
+    def _after_pass(self, lane: Lane, batch: Batch, steps: Sequence[Step]) -> None:
+        """Begin or end the profile if it is due. The loop calls this before it counts the pass."""
+        arguments, passes = self._arguments, self._loop.passes + 1
+        assert arguments is not None
         if self._profile is None:
-            if passes >= (order.start_step or 0):
-                self._begin(order)
+            if passes >= (arguments.start_step or 0):
+                self._begin(arguments)
                 self._end += 1
         elif passes >= self._end:
             self._finish()
 
     def _finish(self) -> str:
-        """Path of the trace, "" where nothing was recorded or it couldn't be written."""
-        running, self._profile, self._order = self._profile, None, None
-        self._loop.after_pass.remove(self._passed)
+        """Returns the path of the trace; "" if nothing was recorded, or the trace couldn't be written."""
+        running, self._profile, self._arguments = self._profile, None, None
+        self._loop.after_pass.remove(self._after_pass)
         if running is None:
             return ""
         with self._loop.long_work("writing a profile"):
             path = ""
             try:
                 running.stop()
-                path = str(
-                    _folder() / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns()}.trace.json.gz"
-                )
+                name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns()}.trace.json.gz"
+                path = str(_trace_folder() / name)
                 running.export_chrome_trace(path)
                 log.info("a profile was written to %s", path)
-            except Exception:  # of the disk, or of the profiler
+            except Exception:  # OSError, or any error of the profiler
                 log.exception("the profile could not be written")
                 path = ""
         return path
 
 
-def _folder() -> Path:
-    """The folder of traces, made if missing."""
-    chosen = os.environ.get(FOLDER_VARIABLE)
+def _trace_folder() -> Path:
+    """The folder of traces, which is made if it is missing. RequestError when it can't be made."""
+    configured = os.environ.get(FOLDER_VARIABLE)
     try:
-        if not chosen:
+        if not configured:
             return _private_folder()
-        folder = Path(chosen)
+        folder = Path(configured)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"The folder of profiles, {chosen} ({FOLDER_VARIABLE}), can't be made: {error}.") from error
+        raise RequestError(
+            f"The folder of profiles, {configured} ({FOLDER_VARIABLE}), can't be made: {error}."
+        ) from error
     return folder
 
 
 @functools.cache
 def _private_folder() -> Path:
-    """A folder that nobody else can read, one a process."""
+    """A folder that only this user can read; the same one for the life of the process."""
     folder = Path(tempfile.mkdtemp(prefix="trunkline-profiles-"))
-    log.info("profiles go to %s; %s names another folder", folder, FOLDER_VARIABLE)
+    log.info("profiles are written to %s; set %s for another folder", folder, FOLDER_VARIABLE)
     return folder

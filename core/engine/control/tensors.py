@@ -1,4 +1,4 @@
-"""Tensors that were sent: a safetensors file beside the checkpoint that a model was loaded from."""
+"""Tensors that a client sent as a safetensors file, and their merge with the checkpoint of the served model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Tensors = dict[str, torch.Tensor | StoredTensor]
 
 
 class OpenFile:
-    """A file that can be read as long as this object lives, whatever becomes of its name."""
+    """A file that stays readable as long as this object exists, even if its name is deleted."""
 
     def __init__(self, path: Path) -> None:
         with open_regular(path) as file:
@@ -28,9 +28,11 @@ class OpenFile:
             os.close(self._descriptor)
 
 
-def receive(path: Path) -> dict[str, StoredTensor]:
-    """A file's tensors by name; its disk space is free when they are, once its name is gone. ModelError when it is
-    none."""
+def read_sent(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by name. They keep the file open, so that its name may be deleted.
+
+    ModelError when it is no valid safetensors file, or has no tensors.
+    """
     file = OpenFile(path)
     try:
         tensors = stored_tensors(file.path)
@@ -45,25 +47,26 @@ def receive(path: Path) -> dict[str, StoredTensor]:
 
 
 def merge(stored: Mapping[str, torch.Tensor | StoredTensor], sent: Mapping[str, StoredTensor], whole: Any) -> Tensors:
-    """The tensors that the model was loaded from, but for those that were ``sent``.
+    """The tensors that the model was loaded from (``stored``), with those that were ``sent`` in their place.
 
-    Names are the checkpoint's, with or without the prefix that classes with a head put before their base's. The
-    name of a tensor that is tied to another means that one. ModelError for names that are neither.
+    ``whole``: the transformers model. Names are the checkpoint's, with or without transformers' ``base_model_prefix``.
+    The name of a tied tensor means the tensor that it is tied to. ModelError for any other name, and for a tensor that
+    was sent twice.
     """
     prefix = f"{whole.base_model_prefix}."
     tied: Mapping[str, str] = getattr(whole, "all_tied_weights_keys", None) or {}
     merged: Tensors = dict(stored)
-    taken: dict[str, str] = {}
+    sent_as: dict[str, str] = {}  # name in the checkpoint -> name that was sent
     for name, tensor in sent.items():
-        names = [name, tied.get(name, name)]
-        names += [other for one in names for other in (one.removeprefix(prefix), prefix + one)]
-        known = next((one for one in names if one in stored), None)
-        if known is None:
+        spellings = [name, tied.get(name, name)]
+        spellings += [variant for each in spellings for variant in (each.removeprefix(prefix), prefix + each)]
+        stored_name = next((spelling for spelling in spellings if spelling in stored), None)
+        if stored_name is None:
             raise ModelError(f"{name} is none of the checkpoint's tensors; use the names in its safetensors files")
-        if known in taken and name in tied:
-            continue  # what it is tied to was sent, too
-        if known in taken and taken[known] not in tied:
-            raise ModelError(f"{name} and {taken[known]} are the same tensor; send one")
-        taken[known] = name
-        merged[known] = tensor
+        if stored_name in sent_as and name in tied:
+            continue  # the tensor that it is tied to was sent, too
+        if stored_name in sent_as and sent_as[stored_name] not in tied:
+            raise ModelError(f"{name} and {sent_as[stored_name]} are the same tensor; send one")
+        sent_as[stored_name] = name
+        merged[stored_name] = tensor
     return merged

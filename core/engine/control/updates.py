@@ -1,7 +1,7 @@
-"""Weight updates in the loop: loaded at once, put in place when the lane's running requests have ended, or are paused.
+"""Weight updates: new weights are loaded at once, and applied when the lane's requests have ended or are paused.
 
-Requests that come meanwhile are held back and start with the new weights. While a checkpoint is
-loaded nothing runs, so the front is told that this pass takes long.
+Requests that arrive in between are deferred until then. While weights are loaded, no lane computes anything, so the
+front is told to allow more time than for a pass.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
-from trunkline.core.engine.lane import Lane, Renewal
-from trunkline.core.engine.messages import Answer, Beat, Call, Changed, Submit
+from trunkline.core.engine.lane import Lane, WeightUpdate
+from trunkline.core.engine.messages import Answer, Call, Heartbeat, ModelsChanged, Submit
 from trunkline.core.errors import RequestError
 from trunkline.core.model.sources.tensor_file import MAX_HEADER
 from trunkline.core.types import Step
 
 log = logging.getLogger("trunkline.engine")
 
-MAX_NUMBERS = 1 << 21  # in one answer; as msgpack some 19 MB
-WIDEST = 8  # bytes of a number that is sent: float64
-SUCCEEDED, SENT = "Succeeded to update model weights.", "Success"  # SGLang's words
+MAX_NUMBERS = 1 << 21  # in one answer; about 19 MB as msgpack
+MAX_NUMBER_BYTES = 8  # float64
+WEIGHTS_UPDATED, TENSORS_UPDATED = "Succeeded to update model weights.", "Success"  # SGLang's texts
 
 
 class UpdateWeights(Struct, kw_only=True):
@@ -39,14 +39,14 @@ class UpdateWeights(Struct, kw_only=True):
 
 
 class UpdateTensors(Struct, kw_only=True):
-    """Arguments of the control ``update_weights_from_tensor``: a safetensors file, which need not stay there."""
+    """Arguments of ``update_weights_from_tensor``. ``path``: a safetensors file, which may be deleted afterwards."""
 
     path: str
     abort_all_requests: bool = False
     weight_version: str | None = None
 
 
-class NameWeights(Struct, kw_only=True):
+class UpdateVersion(Struct, kw_only=True):
     """Arguments of the control ``update_weight_version``."""
 
     new_version: str
@@ -60,180 +60,183 @@ class ReadWeights(Struct, kw_only=True):
     truncate_size: int = 100
 
 
-class Refusal(Exception):
-    """New weights can't be used; the message is for the client."""
+class UpdateRefused(Exception):
+    """The new weights can't be used. The message is for the client."""
 
 
-Order = UpdateWeights | UpdateTensors
-Renew = Callable[[Lane, Order], Renewal]
+UpdateArguments = UpdateWeights | UpdateTensors
+LoadUpdate = Callable[[Lane, UpdateArguments], WeightUpdate]
+"""Loads new weights while the lane still has its current ones. Raises UpdateRefused."""
 
 
 class UpdatableLoop(Protocol):
-    """What weight updates need of the engine loop."""
+    """The part of the engine loop that is used here."""
 
     lanes: list[Lane]
 
     def send(self, messages: list[Any]) -> None: ...
     def handle(self, message: Any) -> None: ...
     def abort_all(self, lane: Lane) -> None: ...
-    def know_names(self) -> None: ...
+    def index_names(self) -> None: ...
     def report(self, lane: Lane, steps: Sequence[Step]) -> None: ...
-    def pulse(self) -> Beat: ...
-    def long_work(self, what: str) -> AbstractContextManager[None]: ...
+    def heartbeat(self) -> Heartbeat: ...
+    def long_work(self, description: str) -> AbstractContextManager[None]: ...
 
 
 @dataclass(slots=True)
-class Pending:
-    """Loaded weights that wait for the lane's requests to end, and what waits for the weights."""
+class PendingUpdate:
+    """Loaded weights that wait for the lane's requests to end, and the messages that wait for the weights."""
 
-    renewal: Renewal
-    call: int
-    order: Order
-    held: dict[int, Submit | Call] = field(default_factory=dict)  # by key, in order of arrival
+    update: WeightUpdate
+    call: int  # key of the call to answer
+    arguments: UpdateArguments
+    deferred: dict[int, Submit | Call] = field(default_factory=dict)  # by key, in order of arrival
 
 
-class Updates:
-    """The loop's part of weight updates."""
+class WeightUpdates:
+    """The controls that change, label or read weights, and the updates that are pending."""
 
-    def __init__(self, loop: UpdatableLoop, renew: Renew | None) -> None:
-        """``renew`` loads a checkpoint beside a lane's own; None: this engine can't."""
+    def __init__(self, loop: UpdatableLoop, load_update: LoadUpdate | None) -> None:
+        """``load_update``: None if this engine can't update weights."""
         self._loop = loop
-        self._renew = renew
-        self._pending: dict[Lane, Pending] = {}
+        self._load_update = load_update
+        self._pending: dict[Lane, PendingUpdate] = {}
         self.controls: dict[str, Callable[[Lane, Call], None]] = {
             "update_weights": lambda lane, call: self.update(lane, call, UpdateWeights),
             "update_weights_from_tensor": lambda lane, call: self.update(lane, call, UpdateTensors),
-            "tensor_limit": self.limit,
-            "update_weight_version": self.name,
-            "get_weights_by_name": self.read,
+            "tensor_limit": self.tensor_limit,
+            "update_weight_version": self.update_version,
+            "get_weights_by_name": self.read_tensor,
         }
 
     @property
     def pending(self) -> bool:
-        """Does any lane wait to be given its weights?"""
+        """Whether loaded weights wait to be applied to any lane."""
         return bool(self._pending)
 
-    def hold(self, lane: Lane, message: Submit | Call) -> bool:
-        """Keep a message until the lane has its new weights; False when it waits for none."""
+    def defer(self, lane: Lane, message: Submit | Call) -> bool:
+        """Keep a message until the lane has its new weights. False, and it isn't kept, if no update is pending."""
         pending = self._pending.get(lane)
         if pending is not None:
-            pending.held[message.key] = message
+            pending.deferred[message.key] = message
         return pending is not None
 
-    def _held(self, lane: Lane, call: Call, aborts: bool) -> bool:
-        """:meth:`hold`; a call that aborts ends at once what the weights wait for."""
-        held = self.hold(lane, call)
-        if held and aborts:
+    def _defer_call(self, lane: Lane, call: Call, aborts: bool) -> bool:
+        """The same for a call. One that aborts requests ends those that the update waits for at once."""
+        deferred = self.defer(lane, call)
+        if deferred and aborts:
             self._loop.abort_all(lane)
-        return held
+        return deferred
 
-    def waiting(self, lane: Lane) -> int:
-        """Requests that are held for the lane; any thread may ask."""
+    def deferred_requests(self, lane: Lane) -> int:
+        """The number of deferred requests of the lane. May be called from any thread."""
         pending = self._pending.get(lane)
-        return 0 if pending is None else sum(isinstance(one, Submit) for one in list(pending.held.values()))
+        # list(): the loop's thread may change the dict meanwhile.
+        return 0 if pending is None else sum(isinstance(message, Submit) for message in list(pending.deferred.values()))
 
     def drop(self, key: int) -> bool:
-        """Forget a held request; False when there is none of this key."""
-        return any(pending.held.pop(key, None) is not None for pending in self._pending.values())
+        """Remove a deferred request. False if none has this key."""
+        return any(pending.deferred.pop(key, None) is not None for pending in self._pending.values())
 
-    def update(self, lane: Lane, message: Call, kind: type[Order]) -> None:
-        """Load at once; the answer follows when the weights are in place, or now if they can't be used."""
-        order = msgspec.convert(message.arguments, kind)
-        if self._held(lane, message, order.abort_all_requests):
+    def update(self, lane: Lane, call: Call, kind: type[UpdateArguments]) -> None:
+        """Load new weights. The call is answered when they are applied, or at once if they can't be used."""
+        arguments = msgspec.convert(call.arguments, kind)
+        if self._defer_call(lane, call, arguments.abort_all_requests):
             return
-        if self._renew is None:
+        if self._load_update is None:
             raise RequestError("This engine's weights can't be updated.")
-        what = repr(order.model_path) if isinstance(order, UpdateWeights) else "tensors that were sent"
-        with self._loop.long_work(f"loading {what} into {lane.served.name!r}"):
+        weights = repr(arguments.model_path) if isinstance(arguments, UpdateWeights) else "tensors that were sent"
+        with self._loop.long_work(f"loading {weights} into {lane.served.name!r}"):
             try:
-                renewal = self._renew(lane, order)
-            except Refusal as refusal:
-                log.warning("%s keeps its weights. %s", lane.served.name, refusal)
-                self._answer(message.key, order, False, str(refusal))
+                update = self._load_update(lane, arguments)
+            except UpdateRefused as refused:
+                log.warning("%s keeps its weights. %s", lane.served.name, refused)
+                self._answer(call.key, arguments, False, str(refused))
                 return
-        self._pending[lane] = Pending(renewal, message.key, order)
-        if order.abort_all_requests:
+        self._pending[lane] = PendingUpdate(update, call.key, arguments)
+        if arguments.abort_all_requests:
             self._loop.abort_all(lane)
 
-    def name(self, lane: Lane, message: Call) -> None:
-        """Give the weights another label, by default after ending all requests."""
-        order = msgspec.convert(message.arguments, NameWeights)
-        if self._held(lane, message, order.abort_all_requests):
+    def update_version(self, lane: Lane, call: Call) -> None:
+        """Give the weights another label, by default after aborting all requests."""
+        arguments = msgspec.convert(call.arguments, UpdateVersion)
+        if self._defer_call(lane, call, arguments.abort_all_requests):
             return
-        if order.abort_all_requests:
+        if arguments.abort_all_requests:
             self._loop.abort_all(lane)
-        version = order.new_version
-        if not lane.sent:  # else a restarted engine has other weights, which mustn't be called so
+        version = arguments.new_version
+        if not lane.weights_sent:  # a restarted engine loads the folder's weights, which have their own label
             lane.settings = msgspec.structs.replace(lane.settings, weight_version=version)
         lane.served = msgspec.structs.replace(lane.served, weight_version=version)
-        self.changed()
+        self.send_models()
         answer = {"success": True, "message": f"Weight version updated to {version}", "new_version": version}
-        self._loop.send([Answer(message.key, answer)])
+        self._loop.send([Answer(call.key, answer)])
 
-    def limit(self, lane: Lane, call: Call) -> None:
-        """How many bytes a safetensors file of all tensors may have."""
+    def tensor_limit(self, lane: Lane, call: Call) -> None:
+        """The answer is the limit on the size of a safetensors file with all tensors of the model, in bytes."""
         assert lane.candidate is not None
         numbers = sum(shape.numel() for shape in lane.candidate.plan.shapes.values())
-        self._loop.send([Answer(call.key, WIDEST * numbers + MAX_HEADER)])
+        self._loop.send([Answer(call.key, MAX_NUMBER_BYTES * numbers + MAX_HEADER)])
 
-    def read(self, lane: Lane, message: Call) -> None:
-        """The first rows of a tensor, as nested lists."""
-        order = msgspec.convert(message.arguments, ReadWeights)
+    def read_tensor(self, lane: Lane, call: Call) -> None:
+        """The answer is the first rows of a tensor, as nested lists. RequestError when it is unknown or too large."""
+        arguments = msgspec.convert(call.arguments, ReadWeights)
         if "weights" in lane.released:
             raise RequestError("The weights are released; call /resume_memory_occupation first.")
-        one = lane.model.tensor(order.name, 1)
-        if one is None:
+        first_row = lane.model.tensor(arguments.name, 1)
+        if first_row is None:
             raise RequestError("Get parameter by name failed", param="name")
-        # As many rows as may be sent and one more: packed matrices are unpacked to be read.
-        most = MAX_NUMBERS // max(1, one.numel()) + 1
-        tensor = lane.model.tensor(order.name, min(max(order.truncate_size, 0), most))
+        # Reading unpacks packed matrices, so read at most one row more than may be sent.
+        most_rows = MAX_NUMBERS // max(1, first_row.numel()) + 1
+        tensor = lane.model.tensor(arguments.name, min(max(arguments.truncate_size, 0), most_rows))
         if tensor.numel() > MAX_NUMBERS:
             raise RequestError(
-                f"truncate_size {order.truncate_size} makes too many numbers of {order.name}; "
-                f"at most {MAX_NUMBERS} are sent at once, {most - 1} rows.",
+                f"truncate_size {arguments.truncate_size} makes too many numbers of {arguments.name}; "
+                f"at most {MAX_NUMBERS} are sent at once, {most_rows - 1} rows.",
                 param="truncate_size",
             )
-        self._loop.send([Answer(message.key, tensor.float().tolist())])
+        self._loop.send([Answer(call.key, tensor.float().tolist())])
 
-    def settle(self) -> None:
-        """Put loaded weights in place where nothing runs any more, and let go what was held for them."""
+    def apply_loaded(self) -> None:
+        """Apply loaded weights to the lanes that are idle or halted, then handle the messages that were deferred."""
         for lane in [lane for lane in self._pending if lane.halted or not lane.busy]:
             pending = self._pending.pop(lane)
-            new, order = pending.renewal.served, pending.order
+            new, arguments = pending.update.served, pending.arguments
             paused = lane.scheduler.running + lane.scheduler.waiting
-            ended = lane.renew(pending.renewal)
-            release_memory()
-            self.changed()
-            self._loop.report(lane, ended)
-            if isinstance(order, UpdateWeights):
-                log.info("%s: weights of %s are in place", new.name, new.model_path)
+            last_steps = lane.apply_update(pending.update)
+            collect_garbage()
+            self.send_models()
+            self._loop.report(lane, last_steps)
+            if isinstance(arguments, UpdateWeights):
+                log.info("%s: updated to the weights of %s", new.name, new.model_path)
             else:
-                log.info("%s: tensors that were sent are in place, until the engine is started again", new.name)
-            done = SUCCEEDED if isinstance(order, UpdateWeights) else SENT
-            named = "" if order.weight_version is None else f" Weight version updated to {order.weight_version}."
-            self._answer(pending.call, order, True, done + named, paused)
-            for message in pending.held.values():
-                self._loop.handle(message)
+                log.info("%s: updated to tensors that were sent; a restart of the engine loses them", new.name)
+            message = WEIGHTS_UPDATED if isinstance(arguments, UpdateWeights) else TENSORS_UPDATED
+            if arguments.weight_version is not None:
+                message += f" Weight version updated to {arguments.weight_version}."
+            self._answer(pending.call, arguments, True, message, paused)
+            for deferred in pending.deferred.values():
+                self._loop.handle(deferred)
 
-    def _answer(self, call: int, order: Order, success: bool, message: str, paused: int = 0) -> None:
+    def _answer(self, call: int, arguments: UpdateArguments, success: bool, message: str, paused: int = 0) -> None:
         answer: dict[str, Any] = {"success": success, "message": message}
-        if isinstance(order, UpdateWeights):  # SGLang says no number for tensors
+        if isinstance(arguments, UpdateWeights):  # SGLang's reply to an update from tensors has no number
             answer["num_paused_requests"] = paused
         self._loop.send([Answer(call, answer)])
 
-    def changed(self) -> None:
-        """Tell the front what the lanes are now, before anybody is answered."""
+    def send_models(self) -> None:
+        """Send the front the current state of all lanes. Called before the answer to the call that changed them."""
         lanes = self._loop.lanes
-        self._loop.know_names()
+        self._loop.index_names()
         settings = [lane.settings.table() for lane in lanes]
-        changed = Changed([lane.served for lane in lanes], settings, [lane.paused for lane in lanes])
-        self._loop.send([changed, self._loop.pulse()])  # whose numbers go by the models' names
+        changed = ModelsChanged([lane.served for lane in lanes], settings, [lane.paused for lane in lanes])
+        self._loop.send([changed, self._loop.heartbeat()])  # the heartbeat's loads are by model name
 
 
-def release_memory() -> None:
-    """Free models that nothing uses any more; their modules refer to each other, so counting doesn't.
+def collect_garbage() -> None:
+    """Free models that are no longer used. Their modules form reference cycles, so reference counting doesn't.
 
-    What was loaded at start-up may be frozen, which hides it from the collector.
+    Models that were loaded at start-up may be frozen (exempt from garbage collection), so this unfreezes first.
     """
     frozen = gc.get_freeze_count() > 0
     gc.unfreeze()

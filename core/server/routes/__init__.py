@@ -1,4 +1,4 @@
-"""Core's own routes, which every server has, whatever tasks it serves; may import all of core below the app."""
+"""Core's own routes, which every server has, whatever tasks it serves; may import all of core except the app."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .tokenizers import tokenizer_routes
 
 
 def routes(engine: EngineClient, lifecycle: Lifecycle, facts: Facts) -> Iterator[HTTPRouteHandler]:
-    """Health, information, tokenizers and administration; weights, metrics and documentation have their own makers."""
+    """All of them except those about weights, metrics and documentation, which the app adds itself."""
     yield from health_routes(engine, lifecycle)
     yield from model_routes(engine, facts)
     yield from load_routes(engine, facts)

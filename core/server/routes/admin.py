@@ -12,29 +12,30 @@ from litestar import HttpMethod, Response, post, route
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta, Struct
 
-from trunkline.core.client.models import named_model
+from trunkline.core.client.models import ModelsQuery, named_model
 from trunkline.core.server.api.bodies import AnyRequest, empty_response, json_response, read_body
 from trunkline.core.server.api.body_limits import InvalidBody
 from trunkline.core.server.api.media_types import TEXT
 from trunkline.core.server.api.reply_schemas import EnabledPlugin, NativeError
 from trunkline.core.types import EngineClient, ServedModel
 
-MAX_FLUSH_WAIT = 3600.0
+MAX_FLUSH_WAIT = 3600.0  # seconds
 FLUSHED = (
     "Cache flushed.\nPlease check backend logs for more details. "
     "(When there are running or waiting requests, the operation will not be performed.)\n"
 )
 
 
-class FlushQuery(Struct):
-    """The query of ``/flush_cache``."""
+class FlushQuery(ModelsQuery):
+    """Query parameters of ``/flush_cache``."""
 
-    model: Annotated[str, Meta(description="A served name or alias; by default all models.")] = ""
-    timeout: Annotated[float, Meta(ge=0, le=MAX_FLUSH_WAIT, description="Seconds to wait until nothing runs.")] = 0.0
+    timeout: Annotated[
+        float, Meta(ge=0, le=MAX_FLUSH_WAIT, description="Seconds to wait until no request waits or runs.")
+    ] = 0.0
 
 
 class AbortBody(Struct):
-    """``POST /abort_request``."""
+    """The body of ``POST /abort_request``."""
 
     rid: Annotated[str, Meta(max_length=1024)] | None = ""
     abort_all: bool | None = False
@@ -47,24 +48,24 @@ def admin_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
 
     @route("/flush_cache", http_method=[HttpMethod.GET, HttpMethod.POST], opt=flush, status_code=200)
     async def flush_cache(request: AnyRequest) -> Response[str]:
-        """Forget all cached prefixes; refused while anything runs or waits, ``?timeout=`` s long."""
-        wait = _seconds(request.query_params.get("timeout"))
-        chosen = named_model(engine.models, request.query_params.get("model"))
-        problem = await flusher.flush([chosen] if chosen else engine.models, wait)
+        """Empty the prefix cache. Fails while requests run or wait, with ``?timeout=`` after as many seconds."""
+        wait = _parse_timeout(request.query_params.get("timeout"))
+        named = named_model(engine.models, request.query_params.get("model"))
+        problem = await flusher.flush([named] if named else engine.models, wait)
         return Response(problem or FLUSHED, status_code=400 if problem else 200, media_type=TEXT)
 
     @post("/abort_request", opt=admin | {"body": AbortBody, "replies": {200: None}}, status_code=200)
     async def abort_request(request: AnyRequest) -> Response[bytes]:
-        """End requests whose id begins with ``rid``, or all; they answer with what they have."""
+        """Abort requests whose id starts with ``rid``, or all. They answer with their output so far."""
         body = await read_body(request, AbortBody)
         engine.abort(body.rid or "", everything=bool(body.abort_all))
         return empty_response()
 
-    enabling = admin | {"replies": {200: EnabledPlugin, 404: NativeError}}
+    enable = admin | {"replies": {200: EnabledPlugin, 404: NativeError}}
 
-    @post("/plugins/{name:str}/enable", opt=enabling, status_code=200)
+    @post("/plugins/{name:str}/enable", opt=enable, status_code=200)
     async def enable_plugin(request: AnyRequest) -> Response[bytes]:
-        """Serve a plugin's tasks again that were switched off because they kept failing."""
+        """Switch a plugin's tasks on again, which were switched off after repeated failures."""
         name = str(request.path_params["name"])
         reply: EnabledPlugin = {"plugin": name, "tasks": await engine.call("enable_plugin", plugin=name)}
         return json_response(reply)
@@ -73,32 +74,32 @@ def admin_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
 
 
 class Flusher:
-    """Flushes one caller at a time."""
+    """Flushes caches, for one caller at a time."""
 
-    RETRY_SECONDS = 0.05
+    RETRY_SECONDS = 0.05  # interval between attempts
 
     def __init__(self, engine: EngineClient) -> None:
         self._engine = engine
         self._lock = asyncio.Lock()
 
     async def flush(self, models: Sequence[ServedModel], wait: float) -> str | None:
-        """Flush ``models``, retrying for ``wait`` seconds while they are busy; what went wrong."""
+        """Flush ``models``, retrying for ``wait`` seconds while they are busy. Returns the error message, if any."""
         if self._lock.locked():
             return "Another flush_cache is already in progress."
         async with self._lock:
             deadline = time.monotonic() + wait
-            left = list(models)
+            busy = list(models)
             while True:
-                left = [model for model in left if not await self._engine.call("flush_cache", model=model.name)]
-                if not left:
+                busy = [model for model in busy if not await self._engine.call("flush_cache", model=model.name)]
+                if not busy:
                     return None
                 if time.monotonic() >= deadline:
                     return "Timed out waiting for idle state." if wait else "Flush cache failed.\n"
                 await asyncio.sleep(self.RETRY_SECONDS)
 
 
-def _seconds(text: str | None) -> float:
-    """A duration from the query string, 0 without one."""
+def _parse_timeout(text: str | None) -> float:
+    """``?timeout=`` in seconds, 0 by default. InvalidBody when it is no number or out of range."""
     try:
         seconds = 0.0 if text is None else float(text)
     except ValueError:

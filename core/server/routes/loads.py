@@ -1,4 +1,4 @@
-"""``GET /get_load`` and ``/v1/loads``: what each model does now, for routers and monitors."""
+"""``GET /get_load`` and ``/v1/loads``: the current load of each model, for routers and monitoring."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
-from msgspec import Meta, Struct
+from msgspec import Meta
 
-from trunkline.core.client.models import ModelQuery, named_model
+from trunkline.core.client.models import ModelQuery, ModelsQuery, named_model
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api.bodies import AnyRequest, json_response
 from trunkline.core.server.api.media_types import JSON, TEXT
@@ -23,17 +23,16 @@ SECTIONS = ("core", "memory", "spec", "lora", "disagg", "queues", "all")  # SGLa
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class LoadsQuery(Struct):
-    """The query of ``/v1/loads``."""
+class LoadsQuery(ModelsQuery):
+    """Query parameters of ``/v1/loads``."""
 
-    model: Annotated[str, Meta(description="A served name or alias; by default all models.")] = ""
-    dp_rank: Annotated[int, Meta(ge=0, le=1 << 31, description="Place of one model among those served.")] | None = None
-    include: Annotated[str, Meta(description=f"Sections, comma-separated, of {', '.join(SECTIONS)}.")] = "all"
-    format: Annotated[Literal["json", "prometheus"], Meta(description="What the answer is.")] = "json"
+    dp_rank: Annotated[int, Meta(ge=0, le=1 << 31, description="Index of one of the served models.")] | None = None
+    include: Annotated[str, Meta(description=f"Comma-separated sections: {', '.join(SECTIONS)}.")] = "all"
+    format: Annotated[Literal["json", "prometheus"], Meta(description="Format of the reply.")] = "json"
 
 
 class OldLoad(TypedDict):
-    """A model in ``/get_load``, as SGLang had it."""
+    """A model's load in ``/get_load``: the keys of SGLang 0.5.3."""
 
     rid: None
     dp_rank: int
@@ -43,7 +42,7 @@ class OldLoad(TypedDict):
 
 
 class MemoryLoad(TypedDict):
-    """Sizes in GB, and the tokens that the KV pool holds."""
+    """Sizes in GB, and the capacity of the KV pool in tokens."""
 
     weight_gb: float
     kv_cache_gb: float
@@ -52,13 +51,13 @@ class MemoryLoad(TypedDict):
 
 
 class Queues(TypedDict):
-    """Requests that wait."""
+    """Number of waiting requests."""
 
     waiting: int
 
 
 class ModelLoad(TypedDict):
-    """A model's load. ``dp_rank`` is its place among the served models; there are no replicas."""
+    """A model's load. ``dp_rank`` is its index among the served models; there are no replicas."""
 
     timestamp: float
     dp_rank: int
@@ -79,7 +78,7 @@ class ModelLoad(TypedDict):
 
 
 class Loads(TypedDict):
-    """The answer of ``/v1/loads``."""
+    """The reply of ``/v1/loads``."""
 
     timestamp: str
     version: str
@@ -93,14 +92,17 @@ def load_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandler
 
     @get("/get_load", opt=infer | {"query": ModelQuery, "replies": list[OldLoad]})
     async def get_load(request: AnyRequest) -> Response[bytes]:
-        """Requests and tokens of each model."""
-        return json_response([_old(load) for load in loads(request)])
+        """The numbers of requests and tokens of each model."""
+        return json_response([_old_load(load) for load in loads(request)])
 
     @get("/v1/loads", opt=infer | {"query": LoadsQuery, "replies": {200: {JSON: Loads, TEXT: str}}})
     async def v1_loads(request: AnyRequest) -> Response[Any]:
-        """Load, memory and queues of each model, as JSON or for Prometheus."""
+        """The load, memory and queues of each model, as JSON or as Prometheus text."""
         query = request.query_params
-        shown = [_only(load, _sections(query.get("include"))) for load in loads(request, query.get("dp_rank"))]
+        shown = [
+            _select_sections(load, _parse_sections(query.get("include")))
+            for load in loads(request, query.get("dp_rank"))
+        ]
         if query.get("format") == "prometheus":
             return Response(prometheus(shown), headers={"content-type": PROMETHEUS})
         if query.get("format") not in (None, "", "json"):
@@ -115,21 +117,21 @@ def load_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandler
         return json_response(reply)
 
     def loads(request: AnyRequest, rank: str | None = None) -> list[ModelLoad]:
-        """Of the named model, or of all."""
+        """The loads of the models that the query selects."""
         models = engine.models
-        chosen = named_model(models, request.query_params.get("model"))
-        ranked = [(place, model) for place, model in enumerate(models) if chosen in (None, model)]
+        named = named_model(models, request.query_params.get("model"))
+        ranked = [(index, model) for index, model in enumerate(models) if named in (None, model)]
         if rank is not None:
             if not (rank.isascii() and rank.isdecimal() and len(rank) < 10):
                 raise RequestError(f"dp_rank must be a number from 0 on, got {rank[:40]!r}.", param="dp_rank")
-            ranked = [(place, model) for place, model in ranked if place == int(rank)]
-        return [_load(place, model, facts.load(model)) for place, model in ranked]
+            ranked = [(index, model) for index, model in ranked if index == int(rank)]
+        return [_load(index, model, facts.load(model)) for index, model in ranked]
 
     yield from (get_load, v1_loads)
 
 
-def _sections(include: str | None) -> set[str]:
-    """What ``?include=`` names. RequestError in SGLang's words."""
+def _parse_sections(include: str | None) -> set[str]:
+    """The sections that ``?include=`` names. RequestError, with SGLang's text, for unknown ones."""
     names = {name.strip() for name in include.split(",")} if include else {"all"}
     if unknown := sorted(names.difference(SECTIONS)):
         raise RequestError(
@@ -138,14 +140,14 @@ def _sections(include: str | None) -> set[str]:
     return names
 
 
-def _load(place: int, model: ServedModel, state: dict[str, Any]) -> ModelLoad:
-    """``state``: the model's live keys, :meth:`Facts.load`."""
+def _load(rank: int, model: ServedModel, state: dict[str, Any]) -> ModelLoad:
+    """``state``: the model's keys in :meth:`.Facts.load`."""
     capacity, running = model.max_total_tokens, state["num_running_reqs"]
     used, waiting = state["num_used_tokens"], state["num_waiting_tokens"]
     memory = state["memory_usage"]
     return {
         "timestamp": time.time(),
-        "dp_rank": place,
+        "dp_rank": rank,
         "model": model.name,
         "num_running_reqs": running,
         "num_waiting_reqs": state["num_waiting_reqs"],
@@ -168,8 +170,8 @@ def _load(place: int, model: ServedModel, state: dict[str, Any]) -> ModelLoad:
     }
 
 
-def _only(load: ModelLoad, sections: set[str]) -> ModelLoad:
-    """With those sections that are asked for; core always is."""
+def _select_sections(load: ModelLoad, sections: set[str]) -> ModelLoad:
+    """Remove the sections that aren't selected; "core" always stays."""
     if "all" not in sections:
         if "memory" not in sections:
             del load["memory"]
@@ -178,7 +180,7 @@ def _only(load: ModelLoad, sections: set[str]) -> ModelLoad:
     return load
 
 
-def _old(load: ModelLoad) -> OldLoad:
+def _old_load(load: ModelLoad) -> OldLoad:
     waiting = load["num_waiting_reqs"]
     return {
         "rid": None,
@@ -190,14 +192,15 @@ def _old(load: ModelLoad) -> OldLoad:
 
 
 def prometheus(loads: Sequence[ModelLoad]) -> str:
-    """Gauges under SGLang's names, ``sglang_KEY`` or ``sglang_SECTION_KEY``, one value a model."""
+    """Prometheus text: gauges under SGLang's names ``sglang_KEY`` and ``sglang_SECTION_KEY``, one sample per model."""
     samples: dict[str, list[str]] = {}
     for load in loads:
         flat: dict[str, Any] = {}
         for key, value in load.items():
-            flat.update(
-                {f"{key}_{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
-            )
+            if isinstance(value, dict):
+                flat.update({f"{key}_{name}": number for name, number in value.items()})
+            else:
+                flat[key] = value
         rank = flat.pop("dp_rank")
         for key, value in flat.items():
             if not isinstance(value, str):

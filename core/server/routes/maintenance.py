@@ -17,54 +17,51 @@ from trunkline.core.server.api.media_types import TEXT
 from trunkline.core.server.api.reply_schemas import NativeError
 from trunkline.core.types import EngineClient
 
-MOST_STEPS = 1 << 62
-REQUEST_LOG = "trunkline.request"  # the logger with one line a request
+MAX_STEPS = 1 << 62
+REQUEST_LOG = "trunkline.request"  # the logger of one line per request
 
-Steps = Annotated[int, Meta(ge=0, lt=MOST_STEPS)]
+Steps = Annotated[int, Meta(ge=0, lt=MAX_STEPS)]
 Level = Literal[
     "debug", "info", "warning", "error", "critical", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL",
 ]  # fmt: skip
-ServerChooses = Annotated[Any, Ignored("the server chooses: SGLANG_TORCH_PROFILER_DIR names the folder")]
-OneRank = Annotated[Any, Ignored("there is one trace, of passes that mix prompts and decoding")]
-NeverText = Annotated[Any, Refused("{field} is not supported: the texts of requests are never written anywhere.")]
-NoText = Annotated[Any, Ignored("a line about a request never has its text")]
+ChosenByServer = Annotated[Any, Ignored("the server chooses: SGLANG_TORCH_PROFILER_DIR names the folder")]
+SingleTrace = Annotated[Any, Ignored("there is one trace, of passes that mix prompts and decoding")]
+NotStored = Annotated[Any, Refused("{field} is not supported: the texts of requests are never written anywhere.")]
+NeverLogged = Annotated[Any, Ignored("a line about a request never has its text")]
+OnlyWithDumps = Annotated[Any, Ignored("it matters only with dump_requests_folder, which is refused")]
 
 
 class ProfileBody(Struct):
-    """``/start_profile``; the body may be missing."""
+    """The body of ``/start_profile``, which may be missing."""
 
     start_step: Steps | None = None
     num_steps: Steps | None = None
     activities: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=16)] | None = None
     with_stack: bool | None = None
     record_shapes: bool | None = None
-    output_dir: ServerChooses = None
-    profile_prefix: ServerChooses = None
-    profile_id: ServerChooses = None
-    profile_by_stage: OneRank = None
-    profile_stages: OneRank = None
-    merge_profiles: OneRank = None
+    output_dir: ChosenByServer = None
+    profile_prefix: ChosenByServer = None
+    profile_id: ChosenByServer = None
+    profile_by_stage: SingleTrace = None
+    profile_stages: SingleTrace = None
+    merge_profiles: SingleTrace = None
 
 
 class LoggingBody(Struct):
-    """``/configure_logging``."""
+    """The body of ``/configure_logging``."""
 
     log_requests: bool | None = None
     log_level: Level | None = None
-    log_requests_level: NoText = None
-    log_requests_format: NoText = None
-    dump_requests_folder: NeverText = None
-    crash_dump_folder: NeverText = None
-    dump_requests_threshold: Annotated[Any, Ignored("it matters only with dump_requests_folder, which is refused")] = (
-        None
-    )
-    dump_requests_exclude_meta_keys: Annotated[
-        Any, Ignored("it matters only with dump_requests_folder, which is refused")
-    ] = None
+    log_requests_level: NeverLogged = None
+    log_requests_format: NeverLogged = None
+    dump_requests_folder: NotStored = None
+    crash_dump_folder: NotStored = None
+    dump_requests_threshold: OnlyWithDumps = None
+    dump_requests_exclude_meta_keys: OnlyWithDumps = None
 
 
 class PaceBody(Struct):
-    """``/slow_down``."""
+    """The body of ``/slow_down``."""
 
     forward_sleep_time: Annotated[float, Meta(le=10, description="Seconds.")] | None = None
 
@@ -78,7 +75,7 @@ def maintenance_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
 
     @route("/start_profile", http_method=methods, opt=starting, status_code=200)
     async def start_profile(request: AnyRequest) -> Response[str]:
-        """Profile the engine's passes with torch.profiler, from ``start_step`` on, ``num_steps`` of them."""
+        """Profile the engine's passes with torch.profiler: ``num_steps`` of them, from ``start_step`` on."""
         body = await read_optional_body(request, ProfileBody)
         await engine.call(
             "start_profile",
@@ -92,13 +89,13 @@ def maintenance_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
 
     @route("/stop_profile", http_method=methods, opt=stopping, status_code=200)
     async def stop_profile() -> Response[str]:
-        """Write the profile's trace to a file of the server's, whose path is in the log."""
+        """Stop the profile and write its trace to a file on the server. Its path is in the log."""
         await engine.call("stop_profile")
         return Response("Stop profiling. This will take some time.\n", media_type=TEXT)
 
     @route("/freeze_gc", http_method=methods, opt=text, status_code=200)
     async def freeze_gc() -> Response[str]:
-        """Take all that is in memory now out of the sight of both processes' garbage collectors."""
+        """Exempt all objects that exist now from garbage collection, in both processes."""
         gc.collect()
         gc.freeze()
         await engine.call("freeze_gc")
@@ -111,7 +108,7 @@ def maintenance_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
         status_code=200,
     )
     async def configure_logging(request: AnyRequest) -> Response[bytes]:
-        """Switch the line about each request off or on, and choose the level of both processes' logs."""
+        """Switch the log line about each request on or off, and set the log level of both processes."""
         body = await read_body(request, LoggingBody)
         if body.log_requests is not None:
             logging.getLogger(REQUEST_LOG).setLevel(logging.NOTSET if body.log_requests else logging.WARNING)
@@ -122,7 +119,7 @@ def maintenance_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
 
     @route("/slow_down", http_method=methods, opt=admin | {"body": PaceBody, "replies": type(None)}, status_code=200)
     async def slow_down(request: AnyRequest) -> Response[bytes]:
-        """Have the engine sleep after each pass, for experiments; null ends it."""
+        """Make the engine sleep after each pass, for experiments. null ends it."""
         body = await read_body(request, PaceBody)
         await engine.call("slow_down", forward_sleep_time=body.forward_sleep_time)
         return json_response(None)

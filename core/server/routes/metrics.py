@@ -14,7 +14,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 def metrics_route(page: MetricsPage) -> HTTPRouteHandler:
     @get("/metrics", opt={"scope": "public", "replies": {200: {TEXT: str}}})
     async def show() -> Response[bytes]:
-        """Numbers for Prometheus; only with ``--enable-metrics``."""
+        """Metrics as Prometheus text; only with ``--enable-metrics``."""
         return Response(page.text(), headers={"content-type": CONTENT_TYPE})
 
     return show

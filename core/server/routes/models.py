@@ -1,4 +1,4 @@
-"""What is served: ``/get_model_info``, ``/get_server_info``, ``/v1/models`` and the like."""
+"""Descriptions of the server and its models: ``/get_model_info``, ``/get_server_info``, ``/v1/models`` and others."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from trunkline.core.types import EngineClient, ServedModel
 def model_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandler]:
     infer = {"scope": "infer", "query": ModelQuery}
 
-    def chosen(request: AnyRequest) -> ServedModel:
+    def selected(request: AnyRequest) -> ServedModel:
         return named_or_primary(engine.models, request.query_params.get("model"))
 
     @get("/get_model_info", opt=infer | {"replies": ModelInfo})
     async def get_model_info(request: AnyRequest) -> Response[bytes]:
-        """Five keys about the primary model, or the one that ``?model=`` names."""
-        return json_response(facts.model_info(chosen(request)))
+        """Five keys about the model that ``?model=`` names, by default the first."""
+        return json_response(facts.model_info(selected(request)))
 
     @get("/model_info", opt=infer | {"replies": LongModelInfo})
     async def model_info(request: AnyRequest) -> Response[bytes]:
-        """More keys about a model than /get_model_info."""
-        return json_response(facts.long_model_info(chosen(request)))
+        """All keys about a model: those of /get_model_info and more."""
+        return json_response(facts.long_model_info(selected(request)))
 
     @get(["/get_server_info", "/server_info"], opt=infer | {"replies": ServerInfo})
     async def server_info(request: AnyRequest) -> Response[bytes]:
-        """Settings in force, without secrets, and what the engine does now."""
-        return json_response(facts.server_info(chosen(request)))
+        """Settings in force, without secrets, and the current state of the engine."""
+        return json_response(facts.server_info(selected(request)))
 
     @get("/get_weight_version", opt=infer | {"replies": WeightVersion})
     async def weight_version(request: AnyRequest) -> Response[bytes]:
-        """The label of the weights."""
-        return json_response({"weight_version": chosen(request).weight_version})
+        """The label of a model's weights."""
+        return json_response({"weight_version": selected(request).weight_version})
 
     @get("/v1/models", opt={"scope": "infer", "dialect": "openai", "replies": ModelList})
     async def list_models() -> Response[bytes]:
@@ -54,15 +54,15 @@ def model_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandle
         return json_response({"object": "list", "data": [facts.card(model) for model in engine.models]})
 
     @get("/v1/models/{name:path}", opt={"scope": "infer", "dialect": "openai", "replies": ModelCard})
-    async def one_model(request: AnyRequest) -> Response[bytes]:
-        """OpenAI's card of one model; with one model loaded, any name is that model."""
-        wanted = str(request.path_params["name"]).removeprefix("/")
+    async def get_model(request: AnyRequest) -> Response[bytes]:
+        """OpenAI's description of one model. If only one is loaded, any name means that model."""
+        name = str(request.path_params["name"]).removeprefix("/")
         models = engine.models
-        model = find(models, wanted) or find(models, f"/{wanted}")  # a folder's slash is lost on the way
+        model = find(models, name) or find(models, f"/{name}")  # routing drops the leading slash of a path
         if model is None and len(models) == 1:
             [model] = models
         if model is None:
-            raise RequestError(f"The model '{wanted}' does not exist", param="model", code="model_not_found")
+            raise RequestError(f"The model '{name}' does not exist", param="model", code="model_not_found")
         return json_response(facts.card(model))
 
-    yield from (get_model_info, model_info, server_info, weight_version, list_models, one_model)
+    yield from (get_model_info, model_info, server_info, weight_version, list_models, get_model)

@@ -8,63 +8,57 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from litestar import Response, post
 from litestar.handlers import HTTPRouteHandler
-from msgspec import Meta, Struct
+from msgspec import Struct
 
-from trunkline.core.client.models import named_model
+from trunkline.core.client.models import ModelsQuery, named_model
 from trunkline.core.server.api.bodies import AnyRequest, json_response, read_optional_body
 from trunkline.core.server.api.fields import Ignored
 from trunkline.core.types import EngineClient, ServedModel
 
 
-class PauseQuery(Struct):
-    """The query of both routes."""
-
-    model: Annotated[str, Meta(description="A served name or alias; by default all models.")] = ""
-
-
 class PauseBody(Struct):
-    """``POST /pause_generation``; the body may be missing."""
+    """The body of ``POST /pause_generation``, which may be missing."""
 
     mode: Literal["abort", "retract", "in_place"] | None = "abort"
 
 
 class ContinueBody(Struct):
-    """``POST /continue_generation``; the body may be missing."""
+    """The body of ``POST /continue_generation``, which may be missing."""
 
-    torch_empty_cache: Annotated[Any, Ignored("freed memory goes back to the system by itself")] = None
+    torch_empty_cache: Annotated[Any, Ignored("freed memory is returned to the system automatically")] = None
 
 
 class PauseReply(TypedDict):
-    """SGLang's answer to both."""
+    """SGLang's reply to both."""
 
     message: str
     status: Literal["ok"]
 
 
 def pause_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
-    admin = {"scope": "admin", "query": PauseQuery, "replies": PauseReply, "body_required": False}
+    admin = {"scope": "admin", "query": ModelsQuery, "replies": PauseReply, "body_required": False}
 
-    def chosen(request: AnyRequest) -> list[ServedModel]:
+    def selected(request: AnyRequest) -> list[ServedModel]:
         named = named_model(engine.models, request.query_params.get("model"))
         return [named] if named else [*engine.models]
 
     @post("/pause_generation", opt=admin | {"body": PauseBody}, status_code=200)
-    async def pause(request: AnyRequest) -> Response[bytes]:
-        """Compute nothing until /continue_generation; new requests wait. By default running ones are ended."""
+    async def pause_generation(request: AnyRequest) -> Response[bytes]:
+        """Stop computing until /continue_generation. New requests wait; by default others are aborted."""
         body = await read_optional_body(request, PauseBody)
         mode = body.mode or "abort"
-        models = chosen(request)
-        if mode == "abort":  # here, too: some may not have reached the engine
+        models = selected(request)
+        if mode == "abort":  # also in the front: some requests may not have reached the engine
             for model in models:
                 engine.abort(everything=True, model=model.name)
         await asyncio.gather(*[engine.call("pause", model=model.name, mode=mode) for model in models])
         return json_response({"message": "Generation paused successfully.", "status": "ok"})
 
     @post("/continue_generation", opt=admin | {"body": ContinueBody}, status_code=200)
-    async def go_on(request: AnyRequest) -> Response[bytes]:
-        """End a pause; harmless without one."""
+    async def continue_generation(request: AnyRequest) -> Response[bytes]:
+        """End a pause. Does nothing without one."""
         await read_optional_body(request, ContinueBody)
-        await asyncio.gather(*[engine.call("continue", model=model.name) for model in chosen(request)])
+        await asyncio.gather(*[engine.call("continue", model=model.name) for model in selected(request)])
         return json_response({"message": "Generation continued successfully.", "status": "ok"})
 
-    yield from (pause, go_on)
+    yield from (pause_generation, continue_generation)

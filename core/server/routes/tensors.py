@@ -1,4 +1,4 @@
-"""``/update_weights_from_tensor``, and SGLang's other ways to bring weights, which are refused with a reason."""
+"""``/update_weights_from_tensor``, and SGLang's other routes that send weights, which are refused with a reason."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from trunkline.core.server.api.body_limits import InvalidBody
 from trunkline.core.types import EngineClient, Settings
 
 BYTES = "application/octet-stream"
-PIECE = 1 << 20  # bytes that are written to disk at a time
+WRITE_BYTES = 1 << 20  # chunks of the body are collected up to this size for each write
 PICKLED = (
     "Pickled tensors are never read: unpickling runs code that the sender chose. Send the bytes of a safetensors file "
     f"as the body (safetensors.torch.save(tensors)), with the header 'Content-Type: {BYTES}'; weight_version, "
     "abort_all_requests and model go into the query."
 )
 NO_GROUP = (
-    "This server joins no group of torch.distributed processes. Send tensors to /update_weights_from_tensor as "
+    "This server joins no torch.distributed process group. Send tensors to /update_weights_from_tensor as "
     "safetensors bytes, or save a checkpoint and call /update_weights_from_disk."
 )
 GROUP_ROUTES = (
@@ -44,15 +44,15 @@ GROUP_ROUTES = (
 
 
 class TensorQuery(Struct):
-    """The query of ``/update_weights_from_tensor``. Cached prefixes are always forgotten."""
+    """Query parameters of ``/update_weights_from_tensor``. The prefix cache is always flushed."""
 
     model: Annotated[str, Meta(description="A served name or alias; by default the first model.")] = ""
     weight_version: Annotated[str, Meta(max_length=256, description="New label of the weights.")] | None = None
-    abort_all_requests: Annotated[bool, Meta(description="End running requests instead of waiting for them.")] = False
+    abort_all_requests: Annotated[bool, Meta(description="Abort running requests instead of waiting for them.")] = False
 
 
 class TensorReply(TypedDict):
-    """Whether the weights were updated, and why not."""
+    """Whether the weights were updated; if not, ``message`` says why."""
 
     success: bool
     message: str
@@ -61,26 +61,26 @@ class TensorReply(TypedDict):
 def tensor_routes(engine: EngineClient, settings: Settings) -> Iterator[HTTPRouteHandler]:
     replies: dict[int, Any] = dict.fromkeys((200, 400, 413, 500, 503), TensorReply)
     opt = {"scope": "admin", "query": TensorQuery, "raw_body": BYTES, "replies": replies}
-    receiving = asyncio.Lock()  # one file at a time: each is as large as a model
+    upload_lock = asyncio.Lock()  # one upload at a time: each may be as large as a model
     allowed = settings["engine"].allow_weights_dir
 
     @post("/update_weights_from_tensor", opt=opt, status_code=200, request_max_body_size=None)
     async def update_weights_from_tensor(request: AnyRequest) -> Response[bytes]:
-        """Replace tensors of a model by those of a safetensors file, which is the body; the others stay."""
-        kind, _ = request.content_type
-        if kind.endswith("json"):
+        """Replace tensors of a model by those of a safetensors file, which is the body. All others are kept."""
+        media_type, _ = request.content_type
+        if media_type.endswith("json"):
             return _refused(PICKLED)
-        if kind != BYTES:
+        if media_type != BYTES:
             return _refused(f"The body must be the bytes of a safetensors file: set 'Content-Type: {BYTES}'.")
         if allowed is not None:
             return _refused(f"Weights come from folders below {allowed} only (--allow-weights-dir).")
         query = _query(request)
         model = named_or_primary(engine.models, query.model).name
-        order = {"weight_version": query.weight_version, "abort_all_requests": query.abort_all_requests}
+        arguments = {"weight_version": query.weight_version, "abort_all_requests": query.abort_all_requests}
         try:
             limit = await engine.call("tensor_limit", model=model)
-            async with receiving, received(request, limit) as path:
-                answer = await engine.call("update_weights_from_tensor", model=model, path=str(path), **order)
+            async with upload_lock, saved_body(request, limit) as path:
+                answer = await engine.call("update_weights_from_tensor", model=model, path=str(path), **arguments)
         except ClientGone:
             raise
         except RequestError as error:
@@ -91,15 +91,18 @@ def tensor_routes(engine: EngineClient, settings: Settings) -> Iterator[HTTPRout
 
     @post(list(GROUP_ROUTES), opt=group, status_code=400)
     async def join_group() -> Response[bytes]:
-        """Not served: weights come as files."""
+        """Not served: weights are sent as safetensors files."""
         return _refused(NO_GROUP)
 
     yield from (update_weights_from_tensor, join_group)
 
 
 @asynccontextmanager
-async def received(request: AnyRequest, limit: int) -> AsyncIterator[Path]:
-    """The body in a file of our own, which is removed afterwards. RequestError when it can't be had."""
+async def saved_body(request: AnyRequest, limit: int) -> AsyncIterator[Path]:
+    """The path of a temporary file with the body, which is deleted afterwards. ``limit``: bytes.
+
+    RequestError when the body is too large or slow, or the file can't be written; ClientGone.
+    """
     folder = cache_folder()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -108,44 +111,45 @@ async def received(request: AnyRequest, limit: int) -> AsyncIterator[Path]:
             yield Path(file.name)
     except OSError as error:
         reason = error.strerror or error
-        raise RequestError(f"The tensors can't be kept in {folder}: {reason}.", status=500) from error
+        raise RequestError(f"The tensors can't be written to {folder}: {reason}.", status=500) from error
 
 
 async def _write(request: AnyRequest, file: IO[bytes], limit: int) -> None:
     _check_size(int(request.headers.get("content-length", 0)), limit)
-    room, patience = shutil.disk_usage(os.path.dirname(file.name)).free, stall_limit(request)
+    free, stall_seconds = shutil.disk_usage(os.path.dirname(file.name)).free, stall_limit(request)
     loop = asyncio.get_running_loop()
-    total = recent = 0  # bytes; ``recent``: since the deadline was last put off
-    pieces: list[bytes] = []  # that aren't written yet
+    total = recent = 0  # bytes; ``recent``: since the deadline was last moved
+    unwritten: list[bytes] = []
     try:
-        async with asyncio.timeout(patience) as deadline:
+        async with asyncio.timeout(stall_seconds) as deadline:
             async for chunk in request.stream():
                 total += len(chunk)
                 recent += len(chunk)
                 _check_size(total, limit)
-                if total > room:
-                    raise RequestError(f"The tensors have no room on the disk: {room} bytes were free.", status=500)
-                pieces.append(chunk)
-                if sum(map(len, pieces)) >= PIECE:
-                    await asyncio.to_thread(file.writelines, pieces)
-                    pieces = []
-                if recent >= SLOWEST_BODY * patience:
+                if total > free:
+                    raise RequestError(f"The tensors don't fit on the disk: {free} bytes were free.", status=500)
+                unwritten.append(chunk)
+                if sum(map(len, unwritten)) >= WRITE_BYTES:
+                    await asyncio.to_thread(file.writelines, unwritten)
+                    unwritten = []
+                if recent >= SLOWEST_BODY * stall_seconds:
                     recent = 0
-                    deadline.reschedule(loop.time() + patience)
-        await asyncio.to_thread(file.writelines, pieces)
+                    deadline.reschedule(loop.time() + stall_seconds)
+        await asyncio.to_thread(file.writelines, unwritten)
         await asyncio.to_thread(file.flush)
     except TimeoutError:
         raise RequestError(
-            f"The body arrived too slowly: less than {SLOWEST_BODY} bytes a second for {patience:g} s.", status=408
+            f"The body arrived too slowly: less than {SLOWEST_BODY} bytes per second for {stall_seconds:g} s.",
+            status=408,
         ) from None
-    except InternalServerException:  # Litestar's word for a disconnect in mid-body
+    except InternalServerException:  # Litestar raises it when the client disconnects before the end of the body
         raise ClientGone from None
 
 
 def _check_size(size: int, limit: int) -> None:
     if size > limit:
         raise RequestError(
-            f"The body is larger than {limit} bytes, which all tensors of the model can have.", status=413
+            f"The body is larger than {limit} bytes, the most that all tensors of the model can need.", status=413
         )
 
 

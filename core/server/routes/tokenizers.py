@@ -22,12 +22,12 @@ from trunkline.core.types import EngineClient, ServedModel, TokenId, Tokenizer
 
 
 class TokenizeBody(Struct):
-    """``/tokenize``: a text, several, or the messages of a chat."""
+    """``/tokenize``: one text, several texts, or the messages of a chat."""
 
     prompt: str | list[str] | None = None
     messages: ChatMessages | None = None
     model: str | None = None
-    add_special_tokens: bool | None = None  # true for prompts; messages have those of the template
+    add_special_tokens: bool | None = None  # default: true for prompts; messages have those of the template
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = False
     chat_template_kwargs: TemplateVariables | None = None
@@ -61,7 +61,7 @@ class TokenLists(TypedDict):
 
 
 class Text(TypedDict):
-    """The text under the names of SGLang and of vLLM."""
+    """The text, by SGLang's name for it and by vLLM's."""
 
     text: str
     prompt: str
@@ -75,7 +75,7 @@ class Texts(TypedDict):
 
 
 class TokenizerInfo(TypedDict):
-    """What clients need to make prompts as the server does."""
+    """What a client needs to make the same prompts as the server."""
 
     tokenizer_class: str
     model_max_length: int
@@ -88,32 +88,32 @@ class TokenizerInfo(TypedDict):
 
 
 def tokenizer_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
-    """Handlers for all models, whatever their tasks."""
+    """Handlers for the tokenizers of all models, whichever tasks these serve."""
     infer = {"scope": "infer", "dialect": "openai"}
     tokenizing = infer | {"body": TokenizeBody, "replies": (Tokens, TokenLists)}
     detokenizing = infer | {"body": DetokenizeBody, "replies": (Text, Texts)}
 
     @post(["/tokenize", "/v1/tokenize"], opt=tokenizing, status_code=200)
     async def tokenize(request: AnyRequest) -> Response[bytes]:
-        """Token ids of texts, or of a chat's prompt."""
+        """The token ids of texts, or of the prompt that a chat's messages make."""
         body = await read_body(request, TokenizeBody)
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("Exactly one of 'prompt' or 'messages' must be provided.")
-        served, tokenizer = _chosen(engine, body.model)
-        texts, special = await _texts(engine, served, tokenizer, body)
+        served, tokenizer = _select_model(engine, body.model)
+        texts, special = await _input_texts(engine, served, tokenizer, body)
         limit = served.info.context_length
         ids = await engine.tokenize(served.name, texts, special=special, limit=limit)
-        counts = [len(one) for one in ids]
+        counts = [len(sequence) for sequence in ids]
         reply: Tokens | TokenLists = {"tokens": ids, "count": counts, "max_model_len": limit}
         if not isinstance(body.prompt, list):
             reply = {"tokens": ids[0], "count": counts[0], "max_model_len": limit}
-        return await _encoded(engine, reply, sum(counts))
+        return await _response(engine, reply, sum(counts))
 
     @post(["/detokenize", "/v1/detokenize"], opt=detokenizing, status_code=200)
     async def detokenize(request: AnyRequest) -> Response[bytes]:
         """The text of token ids."""
         body = await read_body(request, DetokenizeBody)
-        served, tokenizer = _chosen(engine, body.model)
+        served, tokenizer = _select_model(engine, body.model)
         lists, single = _id_lists(body.tokens, served)
         skip = body.skip_special_tokens is not False
 
@@ -124,31 +124,31 @@ def tokenizer_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
         reply: Text | Texts = {"text": texts, "prompt": texts}
         if single:
             reply = {"text": texts[0], "prompt": texts[0]}
-        return await _encoded(engine, reply, sum(map(len, lists)))
+        return await _response(engine, reply, sum(map(len, lists)))
 
     @get("/tokenizer_info", opt={"scope": "infer", "query": ModelQuery, "replies": TokenizerInfo})
     async def tokenizer_info(request: AnyRequest) -> Response[bytes]:
         """Special tokens and chat template of a model's tokenizer."""
-        served, tokenizer = _chosen(engine, request.query_params.get("model"))
+        served, tokenizer = _select_model(engine, request.query_params.get("model"))
         return json_response(describe(served, tokenizer))
 
     yield from (tokenize, detokenize, tokenizer_info)
 
 
-def _chosen(engine: EngineClient, name: str | None) -> tuple[ServedModel, Tokenizer]:
-    """The named model, or the primary one, as for calls about a model. RequestError where it has no tokenizer."""
+def _select_model(engine: EngineClient, name: str | None) -> tuple[ServedModel, Tokenizer]:
+    """The model named ``name``, or the primary one if None, and its tokenizer. RequestError if it has none."""
     served = named_or_primary(engine.models, name)
     tokenizer = engine.tokenizer(served.name)
     if tokenizer is None:
-        why = "--skip-tokenizer-init is set" if served.skip_tokenizer_init else "its folder has none"
-        raise RequestError(f"{served.name} has no tokenizer: {why}.")
+        reason = "--skip-tokenizer-init is set" if served.skip_tokenizer_init else "its folder has none"
+        raise RequestError(f"{served.name} has no tokenizer: {reason}.")
     return served, tokenizer
 
 
-async def _texts(
+async def _input_texts(
     engine: EngineClient, served: ServedModel, tokenizer: Tokenizer, body: TokenizeBody
 ) -> tuple[list[str], bool]:
-    """The texts to tokenise, and whether special tokens are put around them."""
+    """The texts to tokenise, and whether the tokenizer adds special tokens."""
     if body.prompt is not None:
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         return texts, body.add_special_tokens is not False
@@ -161,12 +161,12 @@ async def _texts(
         effort=body.reasoning_effort,
     )
     text = await chat_prompt(engine, served, tokenizer, messages, options)
-    # As SGLang has it: rendered as for a chat completion, special tokens are the template's alone.
+    # As in SGLang: without add_generation_prompt the prompt is that of a chat completion, to which none are added.
     return [text], bool(body.add_special_tokens) and body.add_generation_prompt is not None
 
 
 def _id_lists(tokens: Sequence[Any], served: ServedModel) -> tuple[list[list[int]], bool]:
-    """Lists of ids in the vocabulary, and whether it was a single one. RequestError names what is wrong."""
+    """The lists of token ids, and whether the body had a single list. RequestError for ids outside the vocabulary."""
     if not any(isinstance(entry, list) for entry in tokens):
         lists, single = [list(tokens)], True
     elif all(isinstance(entry, list) for entry in tokens):
@@ -180,21 +180,20 @@ def _id_lists(tokens: Sequence[Any], served: ServedModel) -> tuple[list[list[int
     return lists, single
 
 
-async def _encoded(engine: EngineClient, reply: Any, size: int) -> Response[bytes]:
-    """A response; long ones are written where that doesn't hold up other requests."""
+async def _response(engine: EngineClient, reply: Any, size: int) -> Response[bytes]:
+    """A JSON response of about ``size`` numbers or characters; long ones are encoded off the event loop."""
     return Response(await engine.off_loop(encode_json, reply, size=size), media_type=JSON)
 
 
 def describe(served: ServedModel, tokenizer: Tokenizer) -> TokenizerInfo:
     """A tokenizer's class, special tokens as text, and chat template."""
-    known: Any = tokenizer
 
     def token(name: str) -> str | None:
-        value = getattr(known, name, None)
+        value = getattr(tokenizer, name, None)
         return None if value is None else str(value)
 
     bos, eos, pad, unk = map(token, ("bos_token", "eos_token", "pad_token", "unk_token"))
-    more = [str(one) for one in getattr(known, "all_special_tokens", ())]
+    others = [str(each) for each in getattr(tokenizer, "all_special_tokens", ()) if each not in (bos, eos, pad, unk)]
     return {
         "tokenizer_class": type(tokenizer).__name__,
         "model_max_length": served.info.context_length,
@@ -202,6 +201,6 @@ def describe(served: ServedModel, tokenizer: Tokenizer) -> TokenizerInfo:
         "eos_token": eos,
         "pad_token": pad,
         "unk_token": unk,
-        "additional_special_tokens": [one for one in more if one not in (bos, eos, pad, unk)],
+        "additional_special_tokens": others,
         "chat_template": tokenizer.chat_template,
     }

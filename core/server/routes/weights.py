@@ -1,4 +1,4 @@
-"""Routes that change the weights of a running server, their label, or look at them."""
+"""Routes that update, label and read the weights of a running server."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Name = Annotated[str, Meta(max_length=1024)]
 log = logging.getLogger("trunkline.server")
 
 
-NotNeeded = Annotated[Any, Ignored("an update is one step here, between two passes")]
+NotNeeded = Annotated[Any, Ignored("an update is always applied as a whole, between two passes")]
 
 
 class UpdateBody(Struct):
-    """``POST /update_weights_from_disk``."""
+    """The body of ``POST /update_weights_from_disk``."""
 
     model_path: Path
     load_format: Label | None = None
@@ -49,75 +49,77 @@ class UpdateBody(Struct):
 
 
 class VersionBody(Struct):
-    """``POST /update_weight_version``."""
+    """The body of ``POST /update_weight_version``."""
 
     new_version: Label
     abort_all_requests: bool | None = True
 
 
 class WeightsBody(Struct):
-    """``/get_weights_by_name``: SGLang's fields."""
+    """The body of ``/get_weights_by_name``: SGLang's fields."""
 
     name: Name
     truncate_size: Annotated[int, Meta(ge=0, le=MAX_ROWS)] | None = 100
 
 
-def fetch(host: Host, settings: Settings) -> Callable[[str], Any] | None:
-    """What makes a reference a local folder, so that the engine doesn't wait for downloads.
+def downloader(host: Host, settings: Settings) -> Callable[[str], Any] | None:
+    """A function that downloads a reference if it isn't local, so that the engine doesn't wait for downloads.
 
-    None where weights must come from a folder anyway.
+    None with ``--allow-weights-dir``, which allows local folders only.
     """
     return None if settings["engine"].allow_weights_dir else host.resolve_model
 
 
-def weight_routes(engine: EngineClient, resolve: Callable[[str], Any] | None) -> Iterator[HTTPRouteHandler]:
-    """``resolve`` is called with each reference before the engine is."""
+def weight_routes(engine: EngineClient, download: Callable[[str], Any] | None) -> Iterator[HTTPRouteHandler]:
+    """``download`` is called with each reference before the engine loads it."""
     admin = {"scope": "admin", "query": ModelQuery}
 
     update = admin | {"body": UpdateBody, "replies": {200: UpdateReply, 400: UpdateReply, 503: UpdateReply}}
 
-    def model_of(request: AnyRequest) -> str:
+    def model_name(request: AnyRequest) -> str:
         return named_or_primary(engine.models, request.query_params.get("model")).name
 
     @post(["/update_weights_from_disk", "/update_weights"], opt=update, status_code=200)
     async def update_weights(request: AnyRequest) -> Response[bytes]:
-        """Serve another checkpoint of the same model from now on; if it can't be used, nothing changes."""
+        """Serve another checkpoint of the same architecture from now on. If it can't be used, nothing changes."""
         body = await read_body(request, UpdateBody)
-        model = model_of(request)
+        model = model_name(request)
         try:
-            if resolve is not None:
-                await asyncio.to_thread(resolve, body.model_path)
+            if download is not None:
+                await asyncio.to_thread(download, body.model_path)
         except (TrunklineError, OSError, ValueError, RuntimeError) as error:
             log.warning("no weights at %r: %s", body.model_path, error)
             return _refused(NOT_FOUND.format(body.model_path), 400)
-        order = {
+        arguments = {
             "model_path": body.model_path,
             "load_format": body.load_format,
             "abort_all_requests": bool(body.abort_all_requests),
             "weight_version": body.weight_version,
         }
         try:
-            answer = await engine.call("update_weights", model=model, **order)
+            answer = await engine.call("update_weights", model=model, **arguments)
         except RequestError as error:
             return _refused(error.message, error.status)
         return json_response(answer, 200 if answer["success"] else 400)
 
     @post("/update_weight_version", opt=admin | {"body": VersionBody, "replies": VersionReply}, status_code=200)
     async def update_weight_version(request: AnyRequest) -> Response[bytes]:
-        """Give the weights another label; ends running requests unless told otherwise."""
+        """Give the weights another label, by default after aborting all requests."""
         body = await read_body(request, VersionBody)
-        order = {"new_version": body.new_version, "abort_all_requests": body.abort_all_requests is not False}
-        return json_response(await engine.call("update_weight_version", model=model_of(request), **order))
+        arguments = {"new_version": body.new_version, "abort_all_requests": body.abort_all_requests is not False}
+        return json_response(await engine.call("update_weight_version", model=model_name(request), **arguments))
 
     methods = [HttpMethod.GET, HttpMethod.POST]
     tensor = admin | {"body": WeightsBody, "replies": (list[Any], float)}
 
     @route("/get_weights_by_name", http_method=methods, opt=tensor, status_code=200)
     async def get_weights_by_name(request: AnyRequest) -> Response[bytes]:
-        """The first rows of a tensor by its name in the checkpoint, as it is in memory now."""
+        """The first rows of a tensor, by its name in the checkpoint, with the values that are in memory now."""
         body = await read_body(request, WeightsBody)
         rows = 100 if body.truncate_size is None else body.truncate_size
-        numbers = await engine.call("get_weights_by_name", model=model_of(request), name=body.name, truncate_size=rows)
+        numbers = await engine.call(
+            "get_weights_by_name", model=model_name(request), name=body.name, truncate_size=rows
+        )
         answer: Response[bytes] = await engine.off_loop(json_response, numbers)
         return answer
 

@@ -1,4 +1,4 @@
-"""What ``/generate`` takes."""
+"""The bodies of ``/generate`` and of the session routes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ LogitProcessor = Annotated[
     ),
 ]
 ExpertsOption = Annotated[Any, Ignored("it matters only with return_routed_experts")]
-Component = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]  # of an embedding: it fits float32
-LONGEST_IDLE = 86400.0  # seconds
+Component = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]  # of an embedding; in the range of float32
+MAX_SESSION_TIMEOUT = 86400.0  # seconds
 
 
 class SessionParams(Struct, forbid_unknown_fields=True):
-    """What a prompt continues: of the session ``id`` the request ``rid``, or nothing."""
+    """The request ``rid`` of session ``id``, which a prompt continues. Without ``rid`` it begins a new root."""
 
     id: RequestId | None = None
     rid: RequestId | None = None
@@ -44,11 +44,11 @@ class OpenSessionBody(Struct):
     """``/open_session``. ``timeout``: seconds without a request after which the session is closed."""
 
     capacity_of_str_len: Annotated[
-        Int64, Ignored("a session is bounded in requests and tokens, and SGLang reads it nowhere")
+        Int64, Ignored("sessions have limits on requests and tokens instead; SGLang doesn't use it either")
     ]
     session_id: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     streaming: bool | None = False
-    timeout: Annotated[float, Meta(gt=0, le=LONGEST_IDLE)] | None = None
+    timeout: Annotated[float, Meta(gt=0, le=MAX_SESSION_TIMEOUT)] | None = None
 
 
 class CloseSessionBody(Struct):
@@ -58,7 +58,7 @@ class CloseSessionBody(Struct):
 
 
 class GenerateBody(Struct):
-    """``POST /generate``. Unknown top-level fields are ignored; ``sampling_params`` are checked apart."""
+    """``POST /generate``. Unknown top-level fields are ignored; ``sampling/params.py`` checks ``sampling_params``."""
 
     text: str | list[str] | None = None
     input_ids: list[TokenId | list[TokenId]] | None = None
@@ -85,7 +85,7 @@ class GenerateBody(Struct):
     video_data: UnsupportedMedia = None
     audio_data: UnsupportedMedia = None
     custom_logit_processor: LogitProcessor = None
-    session_id: Annotated[Any, Ignored("prefixes stay cached without being told")] = None
+    session_id: Annotated[Any, Ignored("the prefixes of all requests are cached")] = None
     return_sampling_mask: Unsupported = None
     return_indexer_topk: Unsupported = None
     return_entropy: Unsupported = None

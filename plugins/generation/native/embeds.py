@@ -1,4 +1,4 @@
-"""``input_embeds``: prompts as vectors in place of token ids."""
+"""Reads ``input_embeds``: prompts that are embeddings in place of token ids."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from trunkline.core.server.api import locate_errors
 from trunkline.core.types import EngineClient
 
 FIELD = "input_embeds"
-MAX_BYTES = 64 << 20  # of all sequences of a request, as float32
-COMPONENT_BYTES = 8  # of a number as JSON, about: how much work it is to read them
+MAX_BYTES = 64 << 20  # of the embeddings of all sequences of a request, as float32
+COMPONENT_BYTES = 8  # of a component in JSON, about; a measure of the work to convert it
 
 
-async def read_embeds(engine: EngineClient, given: list[Any]) -> tuple[list[np.ndarray], bool]:
-    """Float32 ``[T, width]`` of each prompt, and whether it was a single one. RequestError for any other form."""
-    single = bool(given) and bool(given[0]) and not isinstance(given[0][0], list)
-    prompts = [given] if single else given
+async def read_embeds(engine: EngineClient, value: list[Any]) -> tuple[list[np.ndarray], bool]:
+    """Embeddings of each prompt, float32 ``[T, width]``, and whether ``value`` is one prompt instead of a list.
+
+    RequestError if a prompt isn't a list of vectors of the same length.
+    """
+    single = bool(value) and bool(value[0]) and not isinstance(value[0][0], list)
+    prompts = [value] if single else value
     if not prompts:
         raise RequestError(f"{FIELD} cannot be empty.", param=FIELD)
     size = sum(len(row) for prompt in prompts for row in prompt if isinstance(row, list))
@@ -27,7 +30,7 @@ async def read_embeds(engine: EngineClient, given: list[Any]) -> tuple[list[np.n
 
 
 def check_copies(arrays: list[np.ndarray], samples: int) -> None:
-    """RequestError when the vectors of all samples together are too large to be handed to the engine."""
+    """RequestError if the embeddings of all sequences together are too large to be sent to the engine."""
     total = samples * sum(array.nbytes for array in arrays)
     if total > MAX_BYTES:
         raise RequestError(
@@ -55,6 +58,6 @@ def _matrix(prompt: list[Any]) -> np.ndarray:
         raise RequestError(
             f"all vectors of a prompt must have the same number of components, got {sorted(widths)[:8]}."
         )
-    if any(isinstance(number, list) for row in prompt for number in row):
+    if any(isinstance(component, list) for row in prompt for component in row):
         raise RequestError("vectors are nested too deeply; a prompt is a list of vectors, one for each token.")
-    return np.array(prompt, np.float32)  # finite, because the body's numbers are bounded
+    return np.array(prompt, np.float32)  # finite, because the struct of the body bounds all components

@@ -1,6 +1,7 @@
-"""Sessions: requests that continue earlier ones, whose tokens are put before their own.
+"""Sessions: requests that continue earlier requests, whose tokens are put before their own.
 
-They live in the front. A continued prompt is an ordinary prompt; the prefix cache saves computing it again.
+Sessions exist in the front only. To the engine a continued prompt is a prompt like any other; most of it is in the
+prefix cache.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from .body_schemas import SessionParams
 
 log = logging.getLogger("trunkline.generation")
 
-MAX_SESSIONS = 1024  # beyond it, the one that was idle for longest is closed
-MAX_NODES = 1024  # requests that a session remembers
+MAX_SESSIONS = 1024  # if one more is opened, the session that has been idle for longest is closed
+MAX_NODES = 1024  # requests in a session
 MAX_TOKENS = 1 << 25  # prompt and output tokens of all sessions, four bytes each
-DEFAULT_IDLE = 3600.0  # seconds without a request after which a session is closed, unless it was opened with another
+DEFAULT_IDLE_TIMEOUT = 3600.0  # seconds without a request after which a session is closed
 BUSY = "Streaming session already has an active request."
-REAP_SECONDS = 1.0  # between two searches for sessions that were idle for too long
+CLEANUP_SECONDS = 10.0  # between two searches for expired sessions
 
 
 class Node:
-    """A request of a session. Its output is the reply's until that is over, and kept without the reply then."""
+    """A request in the tree of a session. While it runs, its output is the reply's; then the tokens are copied."""
 
     def __init__(self, rid: str, prompt: Sequence[int], reply: Reply, parent: Node | None) -> None:
         self.rid = rid
@@ -46,23 +47,23 @@ class Node:
 
     @property
     def size(self) -> int:
-        """Tokens that are kept."""
+        """Number of tokens that are stored in it."""
         return len(self._prompt) + len(self._output)
 
     def context(self, params: SessionParams) -> list[int]:
-        """The tokens that a request continues: prompt and output so far, as far as ``params`` want them."""
+        """The tokens that a request with ``params`` continues: the prompt and the output so far, or a part of these."""
         tokens = self._prompt.tolist()
         if not params.drop_previous_output:
             tokens += self._output.tolist() if self._reply is None else self._reply.tokens
         return tokens[: params.offset] if params.offset else tokens
 
     def cancel(self) -> None:
-        """Abort the request; harmless when it is over."""
+        """Abort the request. Does nothing if it has finished."""
         if self._reply is not None:
             self._reply.cancel()
 
-    async def end(self) -> bool:
-        """Wait for the reply's end and let go of it. False when it failed or was aborted."""
+    async def wait(self) -> bool:
+        """Wait for the reply's end and copy its output. False if it failed or was aborted."""
         reply = self._reply
         assert reply is not None
         with suppress(RequestError):
@@ -70,8 +71,8 @@ class Node:
         self._output, self._reply = array("i", reply.tokens), None
         return reply.error is None and (reply.finish or {}).get("type") != "abort"
 
-    def below(self) -> Iterator[Node]:
-        """All nodes that continue this one, directly or not."""
+    def descendants(self) -> Iterator[Node]:
+        """All requests that continue this one, directly or not."""
         pending = list(self.children)
         while pending:
             node = pending.pop()
@@ -80,29 +81,31 @@ class Node:
 
 
 class Session:
-    """A tree of requests by their rids, or with ``streaming`` a chain of which only the last is remembered."""
+    """A tree of requests; with ``streaming``, a chain of requests of which only the last is stored."""
 
-    def __init__(self, name: str, *, streaming: bool = False, idle: float = DEFAULT_IDLE) -> None:
+    def __init__(self, name: str, *, streaming: bool = False, idle_timeout: float = DEFAULT_IDLE_TIMEOUT) -> None:
+        """``idle_timeout``: seconds without a request after which the session is closed."""
         self.name = name
         self.streaming = streaming
-        self.idle = idle
-        self.model = ""  # whose tokens these are; "" before the first request
-        self.nodes: dict[str, Node] = {}  # by rid; of a streaming session the last that succeeded
-        self.kept: set[Node] = set()  # all of the tree, also those whose rid a later request took
-        self.tokens = 0  # that they have
+        self.idle_timeout = idle_timeout
+        self.model = ""  # name of the model that it belongs to; "" before the first request
+        self.by_rid: dict[str, Node] = {}  # in a streaming session, the last request that succeeded
+        self.nodes: set[Node] = set()  # all, including those whose rid was used again
+        self.tokens = 0  # in all nodes
         self.running = 0
-        self.touched = time.monotonic()  # last beginning or end of a request
+        self.last_used = time.monotonic()  # the last start or end of a request
 
     def expired(self, now: float) -> bool:
-        return not self.running and now - self.touched > self.idle
+        """Whether the session has been idle for too long at the time ``now`` (``time.monotonic()``)."""
+        return not self.running and now - self.last_used > self.idle_timeout
 
     def find(self, params: SessionParams) -> Node | None:
-        """The request that one with ``params`` continues, None for a new root. RequestError in SGLang's words."""
+        """The request that one with ``params`` continues, None for a new root. The errors are SGLang's."""
         if self.streaming:
-            return self._last(params)
+            return self._find_last(params)
         if params.rid is None:
             return None
-        node = self.nodes.get(params.rid)
+        node = self.by_rid.get(params.rid)
         if node is None:
             raise RequestError("Invalid request session id", param="session_params")
         if not (params.replace or node.finished):
@@ -111,56 +114,56 @@ class Session:
             )
         return node
 
-    def _last(self, params: SessionParams) -> Node | None:
+    def _find_last(self, params: SessionParams) -> Node | None:
         if self.running:
             raise RequestError(BUSY, param="session_params")
-        for given, name in (
+        for value, name in (
             (params.replace, "replace"),
             (params.drop_previous_output, "drop_previous_output"),
             (params.offset, "offset"),
         ):
-            if given:
+            if value:
                 raise RequestError(f"Streaming sessions do not support {name}.", param="session_params")
-        return next(iter(self.nodes.values()), None)
+        return next(iter(self.by_rid.values()), None)
 
     def add(self, node: Node, params: SessionParams) -> None:
-        """Remember a request that has been submitted, after what it replaces is gone."""
+        """Add a request that has been submitted. The requests that it replaces are removed first, and aborted."""
         if params.replace and node.parent is not None:
             node.parent.cancel()
-            self._remove(node.parent.below())
+            self._remove(node.parent.descendants())
             node.parent.children.clear()
         elif params.replace:
-            self._remove(list(self.kept))
-        self.kept.add(node)
+            self._remove(list(self.nodes))
+        self.nodes.add(node)
         self.tokens += node.size
         self.running += 1
-        self.touched = time.monotonic()
+        self.last_used = time.monotonic()
         if not self.streaming:
-            self.nodes[node.rid] = node
+            self.by_rid[node.rid] = node
             if node.parent is not None:
                 node.parent.children.append(node)
 
     async def follow(self, node: Node) -> None:
-        """Wait until a request is over. A streaming session goes on from it, or from where it was if it failed."""
-        before = node.size
-        succeeded = await node.end()
+        """Wait until a request has finished. If it failed, a streaming session continues from the request before."""
+        size_before = node.size
+        succeeded = await node.wait()
         self.running -= 1
-        self.touched = time.monotonic()
-        if node not in self.kept:
+        self.last_used = time.monotonic()
+        if node not in self.nodes:
             return
-        self.tokens += node.size - before
+        self.tokens += node.size - size_before
         if self.streaming:
             node.parent = None
-            self._remove([other for other in self.kept if (other is node) != succeeded])
-            self.nodes = {other.rid: other for other in self.kept}
+            self._remove([other for other in self.nodes if (other is node) != succeeded])
+            self.by_rid = {other.rid: other for other in self.nodes}
 
     def _remove(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
             node.cancel()
-            self.kept.remove(node)
+            self.nodes.remove(node)
             self.tokens -= node.size
-            if self.nodes.get(node.rid) is node:
-                del self.nodes[node.rid]
+            if self.by_rid.get(node.rid) is node:
+                del self.by_rid[node.rid]
 
 
 class Sessions:
@@ -168,72 +171,73 @@ class Sessions:
 
     def __init__(self) -> None:
         self._open: dict[str, Session] = {}
-        self._reaped = 0.0
+        self._cleanup: asyncio.TimerHandle | None = None  # set while sessions are open
         self._watchers: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def open(self, name: str | None, *, streaming: bool = False, idle: float | None = None) -> str:
-        """The name of a new session. RequestError when one of that name is open."""
-        self._reap()
+    def open(self, name: str | None, *, streaming: bool = False, idle_timeout: float | None = None) -> str:
+        """Open a session and return its name, a new one if ``name`` is None. RequestError if that name is in use."""
         name = uuid.uuid4().hex if name is None else name
         if name in self._open and not self._open[name].expired(time.monotonic()):
             raise RequestError("Failed to open the session. Check if a session with the same id is still open.")
-        if len(self._open) >= MAX_SESSIONS and not self._drop_idle():
+        if len(self._open) >= MAX_SESSIONS and not self._close_idle():
             raise RequestError(
                 f"{MAX_SESSIONS} sessions are open, and requests run in all of them; close one, or try again later.",
                 status=503,
                 retry_after=1.0,
             )
-        self._open[name] = Session(name, streaming=streaming, idle=DEFAULT_IDLE if idle is None else idle)
+        if idle_timeout is None:
+            idle_timeout = DEFAULT_IDLE_TIMEOUT
+        self._open[name] = Session(name, streaming=streaming, idle_timeout=idle_timeout)
+        if self._cleanup is None:
+            self._cleanup = asyncio.get_running_loop().call_later(CLEANUP_SECONDS, self._close_expired)
         return name
 
     def close(self, name: str) -> None:
-        """Forget a session; its running requests go on. Harmless for one that isn't open."""
+        """Close a session; its running requests continue. Does nothing if it isn't open."""
         self._open.pop(name, None)
 
     def get(self, name: str) -> Session:
-        """The open session of this name, RequestError when there is none."""
-        self._reap()
+        """The open session with this name. RequestError if there is none."""
         session = self._open.get(name)
         if session is None or session.expired(time.monotonic()):
             raise RequestError(f"Invalid request: session id {name} does not exist", param="session_params")
         return session
 
     def make_room(self, tokens: int, own: Sequence[Session]) -> None:
-        """Close idle sessions until so many tokens more may be kept. RequestError 503 when that isn't enough."""
+        """Close idle sessions, except ``own``, until ``tokens`` more can be stored. RequestError 503 if they can't."""
         while sum(session.tokens for session in self._open.values()) + tokens > MAX_TOKENS:
-            if not self._drop_idle(own):
+            if not self._close_idle(own):
                 raise RequestError(
                     f"The open sessions hold as many tokens as they may ({MAX_TOKENS}); close one, or try again later.",
                     status=503,
                     retry_after=1.0,
                 )
 
-    def record(self, session: Session, params: SessionParams, node: Node) -> None:
-        """A request of a session has been submitted: remember it, and its output when it is over."""
+    def add_request(self, session: Session, params: SessionParams, node: Node) -> None:
+        """Add a submitted request to its session, and its output when it has finished."""
         session.add(node, params)
         watcher = asyncio.create_task(session.follow(node), name="session request")
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
 
-    def _drop_idle(self, own: Sequence[Session] = ()) -> bool:
-        """Close the session that has been idle for longest, none of ``own``; False when requests run in all."""
+    def _close_idle(self, own: Sequence[Session] = ()) -> bool:
+        """Close the session that has been idle for longest, but none of ``own``. False if there is no idle one."""
         idle = [session for session in self._open.values() if not session.running and session not in own]
         if not idle:
             return False
-        session = min(idle, key=lambda session: session.touched)
+        session = min(idle, key=lambda session: session.last_used)
         log.warning("session %r is closed to make room for others", session.name)
         self.close(session.name)
         return True
 
-    def _reap(self) -> None:
-        """Close sessions that have been idle for longer than they may."""
+    def _close_expired(self) -> None:
         now = time.monotonic()
-        if now - self._reaped < REAP_SECONDS:
-            return
-        self._reaped = now
         for name in [name for name, session in self._open.items() if session.expired(now)]:
-            log.info("session %r is closed: nothing came for %g s", name, self._open[name].idle)
+            log.info("session %r is closed: it had no request for %g s", name, self._open[name].idle_timeout)
             self.close(name)
+        self._cleanup = None
+        if self._open:
+            self._cleanup = asyncio.get_running_loop().call_later(CLEANUP_SECONDS, self._close_expired)

@@ -1,4 +1,4 @@
-"""``POST /v1/chat/completions``, OpenAI's route over the same path as ``/generate``."""
+"""``POST /v1/chat/completions``: OpenAI's route, with the same service as ``/generate``."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from trunkline.core.server.api import (
     while_connected,
 )
 from trunkline.core.types import ServedModel
-from trunkline.plugins.generation.frames import arrivals
 from trunkline.plugins.generation.reply_schemas import ChatChunk, ChatReply
-from trunkline.plugins.generation.sampling.params import NO_LIMIT, Sampling
-from trunkline.plugins.generation.sequence import Sequence, usage
+from trunkline.plugins.generation.reply_updates import as_updated
+from trunkline.plugins.generation.sampling.params import NO_LIMIT, SamplingParams
+from trunkline.plugins.generation.sequence import OutputSequence, usage
 from trunkline.plugins.generation.service import Job, Service, check_prompt
 from trunkline.plugins.generation.settings import TASK
 
@@ -40,7 +40,7 @@ from .defaults import chat_defaults
 
 
 def chat_routes(service: Service) -> list[Any]:
-    """Handlers, bound to the service."""
+    """The handler of ``/v1/chat/completions``."""
     defaults = lru_cache(maxsize=64)(chat_defaults)  # more models than one server has
 
     replies = {JSON: ChatReply, SSE: (ChatChunk, OpenAIError)}
@@ -55,24 +55,28 @@ def chat_routes(service: Service) -> list[Any]:
     )
     async def chat_completions(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, ChatBody)
-        job = await plan(service, body, defaults)
-        envelope = Envelope(job.rids[0].rsplit("_", 1)[0] if job.n > 1 else job.rids[0], body.model or job.served.name)
+        job = await make_job(service, body, defaults)
+        rid = job.rids[0].rsplit("_", 1)[0] if job.n > 1 else job.rids[0]
+        completion = Completion(rid, body.model or job.served.name)
         if not body.stream:
-            return json_response(envelope.whole(await while_connected(request, service.complete(job)), job))
-        sequences = await while_connected(request, service.run(job))
-        frames = chunks(envelope, sequences, job, body.stream_options or StreamOptions())
-        return EventStream(frames, lambda: service.close(sequences))
+            return json_response(completion.reply(await while_connected(request, service.complete(job)), job))
+        sequences = await while_connected(request, service.submit(job))
+        events = chunks(completion, sequences, job, body.stream_options or StreamOptions())
+        return EventStream(events, lambda: service.close(sequences))
 
     return [chat_completions]
 
 
-async def plan(service: Service, body: ChatBody, defaults: Callable[[str, str], dict[str, Any]]) -> Job:
-    """Everything that can be wrong with a request is found here. ``defaults``: :func:`chat_defaults`."""
+async def make_job(service: Service, body: ChatBody, defaults: Callable[[str, str], dict[str, Any]]) -> Job:
+    """The job of a body, with its prompt as token ids. RequestError for an invalid request.
+
+    ``defaults``: :func:`chat_defaults`, with a cache.
+    """
     served = service.engine.choose(TASK, body.model)
     messages = read_messages(body.messages)
-    usual = defaults(served.info.path, service.settings(served).sampling_defaults)
-    sampling, limit = _sampling(service, served, body, usual)
-    service.check_batch(1, sampling.n)
+    model_defaults = defaults(served.info.path, service.settings(served).sampling_defaults)
+    params, limit_field = _sampling_params(service, served, body, model_defaults)
+    service.check_batch(1, params.n)
     tokenizer = service.engine.tokenizer(served.name)
     if tokenizer is None:
         raise RequestError(f"{served.name} has no tokenizer; use /generate with input_ids.")
@@ -83,105 +87,113 @@ async def plan(service: Service, body: ChatBody, defaults: Callable[[str, str], 
         variables=body.chat_template_kwargs,
         effort=body.reasoning_effort,
     )
-    context, wanted = served.info.context_length, sampling.max_new_tokens
+    context, max_tokens = served.info.context_length, params.max_new_tokens
     text = await chat_prompt(service.engine, served, tokenizer, messages, options)
     [prompt] = await service.engine.tokenize(served.name, [text], special=False, limit=context)
     check_prompt(prompt, served)
-    if wanted is not None and len(prompt) + wanted > context:
+    if max_tokens is not None and len(prompt) + max_tokens > context:
         raise RequestError(
-            f"{limit} is too large: {wanted}. This model's maximum context length is {context} tokens "
+            f"{limit_field} is too large: {max_tokens}. This model's maximum context length is {context} tokens "
             f"and your messages have {len(prompt)} tokens.",
-            param=limit,
+            param=limit_field,
         )
     rid = body.rid or f"chatcmpl-{new_rid()}"
-    rids = [rid] if sampling.n == 1 else [f"{rid}_{index}" for index in range(sampling.n)]
+    rids = [rid] if params.n == 1 else [f"{rid}_{index}" for index in range(params.n)]
     salts = [read_salt(body.cache_salt, body.extra_key)]
-    return Job(
-        served=served, prompts=[prompt], samplings=[sampling], rids=rids, priority=body.priority or 0, salts=salts
-    )
+    return Job(served=served, prompts=[prompt], sampling=[params], rids=rids, priority=body.priority or 0, salts=salts)
 
 
-def _sampling(service: Service, served: ServedModel, body: ChatBody, defaults: dict[str, Any]) -> tuple[Sampling, str]:
-    """The request's sampling over the preferred parameters over the model's defaults, and its name for the limit."""
-    given: dict[str, Any] = {}
-    spelled = {"max_new_tokens": "max_completion_tokens"}
+def _sampling_params(
+    service: Service, served: ServedModel, body: ChatBody, defaults: dict[str, Any]
+) -> tuple[SamplingParams, str]:
+    """The sampling parameters, and the field of the body that has the limit on tokens.
+
+    The body's values override the server's preferred parameters, which override the model's defaults.
+    """
+    requested: dict[str, Any] = {}
+    names = {"max_new_tokens": "max_completion_tokens"}
     for field, key in SAMPLING.items():
         if (value := getattr(body, field)) is not None:
-            given[key], spelled[key] = value, field
-    limit = spelled["max_new_tokens"]
-    if (wanted := given.get("max_new_tokens")) is not None and wanted < 1:
-        if wanted != NO_LIMIT:
-            raise RequestError(f"{limit} must be at least 1, or -1 for no limit; got {wanted}.", param=limit)
-        given["max_new_tokens"] = None
-    merged = {**defaults, "max_new_tokens": None, **service.preferred(served), **given}
-    return service.sampling(served, merged, spelled), limit
+            requested[key], names[key] = value, field
+    limit_field = names["max_new_tokens"]
+    if (limit := requested.get("max_new_tokens")) is not None and limit < 1:
+        if limit != NO_LIMIT:
+            raise RequestError(f"{limit_field} must be at least 1, or -1 for no limit; got {limit}.", param=limit_field)
+        requested["max_new_tokens"] = None
+    merged = {**defaults, "max_new_tokens": None, **service.preferred(served), **requested}
+    return service.sampling_params(served, merged, names), limit_field
 
 
-class Envelope:
-    """What all chunks of one answer have in common."""
+class Completion:
+    """Makes the reply or the chunks of one chat completion, which have the same id, model and time."""
 
     def __init__(self, rid: str, model: str) -> None:
         self._id = rid
         self._model = model
         self._created = int(time.time())
 
-    def whole(self, sequences: list[Sequence], job: Job) -> dict[str, Any]:
-        """The answer of a request without ``stream``."""
+    def reply(self, sequences: list[OutputSequence], job: Job) -> dict[str, Any]:
+        """The reply to a request without ``stream``."""
         choices = [
             {
                 "index": index,
                 "message": {"role": "assistant", "content": sequence.text},
                 "logprobs": None,
-                **_ending(sequence),
+                **_finish_fields(sequence),
             }
             for index, sequence in enumerate(sequences)
         ]
-        metadata = {"weight_version": sequences[0].meta_info()["weight_version"]}
-        return self._wrap("chat.completion", choices) | {"usage": usage(sequences, job.n), "metadata": metadata}
+        meta = sequences[0].meta_info()
+        metadata = {name: meta[name] for name in ("weight_version", "weight_versions") if name in meta}
+        return self._with_choices("chat.completion", choices) | {
+            "usage": usage(sequences, job.n),
+            "metadata": metadata,
+        }
 
-    def chunk(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
-        return event_frame(self._wrap("chat.completion.chunk", choices) | extra)
+    def chunk(self, choices: list[dict[str, Any]], **fields: Any) -> bytes:
+        """A frame of a stream, with further ``fields``."""
+        return event_frame(self._with_choices("chat.completion.chunk", choices) | fields)
 
-    def _wrap(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _with_choices(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model, "choices": choices}
 
 
 async def chunks(
-    envelope: Envelope, sequences: list[Sequence], job: Job, options: StreamOptions
+    completion: Completion, sequences: list[OutputSequence], job: Job, options: StreamOptions
 ) -> AsyncIterator[bytes]:
-    """A role, text deltas and an ending for each choice; the usage if it was asked for; ``[DONE]``."""
+    """The frames of a stream: role, text deltas and finish reason of each choice; usage, if requested; ``[DONE]``."""
 
-    def chunk(index: int, delta: dict[str, Any], **ending: Any) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **ending}
+    def chunk(index: int, delta: dict[str, Any], **finish_fields: Any) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **finish_fields}
         if not options.include_usage:
-            return envelope.chunk([choice])
-        so_far = usage([sequences[index]], 1) if options.continuous_usage_stats else None
-        return envelope.chunk([choice], usage=so_far)
+            return completion.chunk([choice])
+        usage_so_far = usage([sequences[index]], 1) if options.continuous_usage_stats else None
+        return completion.chunk([choice], usage=usage_so_far)
 
     for index in range(len(sequences)):
         yield chunk(index, {"role": "assistant", "content": ""})
     async for frame in _deltas(sequences, chunk):
         yield frame
     if options.include_usage:
-        yield envelope.chunk([], usage=usage(sequences, job.n))
+        yield completion.chunk([], usage=usage(sequences, job.n))
     yield DONE
 
 
-async def _deltas(sequences: list[Sequence], chunk: Callable[..., bytes]) -> AsyncIterator[bytes]:
-    """New text of each choice since its last chunk, then its ending. Raises what broke a sequence."""
+async def _deltas(sequences: list[OutputSequence], chunk: Callable[..., bytes]) -> AsyncIterator[bytes]:
+    """Each choice's new text since its last chunk, then its finish reason. Raises the error of a failed sequence."""
     sent = [0] * len(sequences)
-    async for index in arrivals([sequence.reply for sequence in sequences]):
+    async for index in as_updated([sequence.reply for sequence in sequences]):
         sequence = sequences[index]
         sequence.refresh()
         text = sequence.text or ""
         if len(text) > sent[index]:
             yield chunk(index, {"content": text[sent[index] :]})
             sent[index] = len(text)
-        if sequence.over:
-            sequence.check()
-            yield chunk(index, {}, **_ending(sequence))
+        if sequence.finished:
+            sequence.raise_for_error()
+            yield chunk(index, {}, **_finish_fields(sequence))
 
 
-def _ending(sequence: Sequence) -> dict[str, Any]:
+def _finish_fields(sequence: OutputSequence) -> dict[str, Any]:
     finish = sequence.finish or {}
     return {"finish_reason": finish.get("type"), "matched_stop": finish.get("matched")}

@@ -1,4 +1,4 @@
-"""Sampling defaults of chat: what the model's authors recommend, else OpenAI's."""
+"""Sampling defaults of chat: those in the model's ``generation_config.json``, else OpenAI's."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 import msgspec
 
 from trunkline.core.errors import RequestError
-from trunkline.plugins.generation.sampling.params import parse_sampling
+from trunkline.plugins.generation.sampling.params import parse_sampling_params
 
 log = logging.getLogger(__name__)
 
-TEMPERATURE = 0.7  # where nobody says anything
-RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+DEFAULT_TEMPERATURE = 0.7
+KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def chat_defaults(path: str, source: str) -> dict[str, Any]:
-    """Sampling parameters for the model in folder ``path``; ``source`` is the setting of that name."""
-    defaults: dict[str, Any] = {"temperature": TEMPERATURE}
+    """Default sampling parameters for the model in the folder ``path``; ``source``: ``--sampling-defaults``."""
+    defaults: dict[str, Any] = {"temperature": DEFAULT_TEMPERATURE}
     if source == "model":
         for key, value in _generation_config(Path(path)).items():
-            if key in RECOMMENDED and value is not None:
-                _adopt(defaults, key, value, path)
+            if key in KEYS and value is not None:
+                _set_if_valid(defaults, key, value, path)
     return defaults
 
 
-def _adopt(defaults: dict[str, Any], key: str, value: Any, path: str) -> None:
+def _set_if_valid(defaults: dict[str, Any], key: str, value: Any, path: str) -> None:
     try:
-        parse_sampling({key: value})
+        parse_sampling_params({key: value})
     except RequestError as error:
         log.warning("%s/generation_config.json: %s=%r is left out: %s", path, key, value, error)
     else:

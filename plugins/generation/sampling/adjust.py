@@ -1,7 +1,8 @@
-"""What happens to logits before they are sampled: penalties, forbidden ends, biases, third parties' processors.
+"""Adjusts logits before sampling: penalties, ``min_new_tokens``, ``logit_bias``, plugins' logits processors.
 
-In SGLang's order: frequency and presence penalty, repetition penalty, ``min_new_tokens``, ``logit_bias``, processors;
-then temperature and the filters. Penalties count generated tokens only, never the prompt's.
+The order is SGLang's: frequency and presence penalty, repetition penalty, ``min_new_tokens``, ``logit_bias``,
+processors; then the sampler applies temperature and the filters. Penalties count generated tokens only, never the
+prompt's.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from trunkline.core.errors import RequestError
 from trunkline.core.types import PartRow, Request
 from trunkline.plugins.generation.schemas import GenerationParams
 
+from .checks import check_bias
 from .extensions import Extensions, Processor
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
-Table = tuple[Ids, Floats]  # ids without repetition, and a value for each
+IdTable = tuple[Ids, Floats]  # distinct token ids, and a value for each
 
 
 class Adjust(Protocol):
-    """``kernels.adjust``: changes the listed logits of float32 ``[R, V]`` in place."""
+    """The operation of ``kernels.adjust``: changes logits, float32 ``[R, V]``, of the given rows and ids in place."""
 
     def __call__(
         self,
@@ -42,59 +44,62 @@ class Adjust(Protocol):
 
 
 class TokenCounts:
-    """How often each token was generated, as arrays that grow with it."""
+    """Counts of the generated tokens, in arrays that grow when needed."""
 
     def __init__(self, tokens: Iterable[int]) -> None:
-        self._places: dict[int, int] = {}
+        self._indices: dict[int, int] = {}
         self._ids: Ids = np.zeros(16, np.int64)
         self._counts: Floats = np.zeros(16, np.float32)
         for token in tokens:
             self.add(token)
 
     def add(self, token: int) -> None:
-        """One more token."""
-        place = self._places.setdefault(token, len(self._places))
-        if place == len(self._ids):
+        """Count one more token."""
+        index = self._indices.setdefault(token, len(self._indices))
+        if index == len(self._ids):
             self._ids = np.concatenate((self._ids, np.zeros_like(self._ids)))
             self._counts = np.concatenate((self._counts, np.zeros_like(self._counts)))
-        self._ids[place] = token
-        self._counts[place] += 1
+        self._ids[index] = token
+        self._counts[index] += 1
 
-    def table(self) -> Table:
-        """Ids and counts; views that the next :meth:`add` may change."""
-        size = len(self._places)
+    def table(self) -> IdTable:
+        """Ids and counts, as views that the next :meth:`add` may change."""
+        size = len(self._indices)
         return self._ids[:size], self._counts[:size]
 
 
 class Adjustment:
-    """What one request asks for. ``lockstep``: its next token depends on the last one beyond the forward pass."""
+    """The adjustments of one request.
 
-    __slots__ = ("_early", "_failure", "_late", "_minimum", "_processors", "counts", "lockstep", "penalties")
+    ``lockstep``: the logits of a token are adjusted with the tokens before it (see ``Needs.lockstep``).
+    """
+
+    __slots__ = ("_biases", "_early_biases", "_failure", "_minimum", "_processors", "counts", "lockstep", "penalties")
 
     def __init__(
         self,
         params: GenerationParams,
-        ends: Collection[int],
+        end_ids: Collection[int],
         output: Sequence[int],
         processors: Sequence[tuple[Processor, Any]],
     ) -> None:
-        """``ends``: ids that are forbidden before ``min_new_tokens``. ``output``: what is generated already."""
+        """``end_ids`` are forbidden before ``min_new_tokens``. ``output``: tokens that were generated before."""
         self.penalties = (params.frequency_penalty, params.presence_penalty, params.repetition_penalty)
         self.counts = TokenCounts(output) if self.penalties != NO_PENALTIES else None
         self._minimum = params.min_new_tokens
         biases = dict(params.logit_bias)
-        self._late = _table(biases)
-        self._early = _table(biases | dict.fromkeys(ends, -np.inf)) if self._minimum else self._late
+        self._biases = _table(biases)
+        self._early_biases = _table(biases | dict.fromkeys(end_ids, -np.inf)) if self._minimum else self._biases
         self._processors = processors
         self._failure: RequestError | None = None
         self.lockstep = bool(self.counts is not None or self._minimum or processors)
 
-    def biases(self, produced: int) -> Table:
-        """What is added to logits for the token after ``produced`` ones."""
-        return self._early if produced < self._minimum else self._late
+    def biases(self, output_len: int) -> IdTable:
+        """Biases of the logits for the token after ``output_len`` output tokens."""
+        return self._early_biases if output_len < self._minimum else self._biases
 
     def process(self, logits: torch.Tensor, request: Request) -> None:
-        """Let processors change the request's row ``[V]``; a failure is kept for :meth:`account`."""
+        """Call the processors on the request's row, float32 ``[V]``; :meth:`accept_token` returns their failure."""
         self._failure = None
         try:
             for processor, state in self._processors:
@@ -102,16 +107,16 @@ class Adjustment:
         except RequestError as error:
             self._failure = error
 
-    def account(self, token: int) -> RequestError | None:
-        """Count the token that was drawn, -1 if none could be. What ends the request, if processors failed."""
+    def accept_token(self, token: int) -> RequestError | None:
+        """Count the sampled token (-1: the row wasn't finite). Returns the error that ends the request, if any."""
         if self._failure is not None:
             return self._failure
         if token < 0:
-            what = "left no finite logit, or a NaN or infinite one"
-            failures = [processor.failed("apply", what) for processor, _ in self._processors]
-            return failures[-1] if failures else None
+            problem = "left no finite logit, or a NaN or infinite one"
+            errors = [processor.record_failure("apply", problem) for processor, _ in self._processors]
+            return errors[-1] if errors else None
         for processor, _ in self._processors:
-            processor.succeeded("apply")
+            processor.record_success("apply")
         if self.counts is not None:
             self.counts.add(token)
         return None
@@ -120,61 +125,51 @@ class Adjustment:
 NO_PENALTIES = (0.0, 0.0, 1.0)
 
 
-def find_adjustment(
-    request: Request, eos: Collection[int], vocabulary: int, extensions: Extensions
+def make_adjustment(
+    request: Request, eos: Collection[int], vocab_size: int, extensions: Extensions
 ) -> Adjustment | None:
-    """A request's adjustment, None if it asks for nothing. RequestError for ids outside the vocabulary."""
+    """A request's adjustments, None if there are none. RequestError for a biased id outside the vocabulary."""
     params: GenerationParams = request.params
-    for token, _ in params.logit_bias:
-        if not 0 <= token < vocabulary:
-            message = f"logit_bias must has keys in [0, {vocabulary - 1}], got {token}."
-            raise RequestError(message, param="logit_bias")
+    check_bias("logit_bias", params.logit_bias, vocab_size)
     processors = extensions.processors(request)
     penalties = (params.frequency_penalty, params.presence_penalty, params.repetition_penalty)
     if penalties == NO_PENALTIES and not (params.min_new_tokens or params.logit_bias or processors):
         return None
-    ends = {token for token in (*eos, *params.stop_token_ids) if 0 <= token < vocabulary}
-    if len(ends) == vocabulary:
-        ends = set()  # nothing would be left to generate
-    return Adjustment(params, ends, request.output, processors)
+    end_ids = {token for token in (*eos, *params.stop_token_ids) if 0 <= token < vocab_size}
+    if len(end_ids) == vocab_size:
+        end_ids = set()  # no token could be generated otherwise
+    return Adjustment(params, end_ids, request.output, processors)
 
 
-class Adjuster:
-    """Adjusts the rows of a pass that ask for it; others keep every bit."""
+def adjust_rows(adjust: Adjust, rows: Sequence[PartRow], logits: torch.Tensor) -> None:
+    """Adjust the logits of the requests that have an adjustment; other rows aren't changed.
 
-    def __init__(self, adjust: Adjust) -> None:
-        self._adjust = adjust
-
-    def __call__(self, rows: Sequence[PartRow], logits: torch.Tensor) -> None:
-        """Overwrite ``logits``, float32 ``[len(rows), V]``: those of each row's next token."""
-        asking = [
-            (index, row, adjustment)
-            for index, row in enumerate(rows)
-            if (adjustment := row.request.state.adjustment) is not None
-        ]
-        if asking:
-            self._run(asking, logits)
-
-    def _run(self, asking: Sequence[tuple[int, PartRow, Adjustment]], logits: torch.Tensor) -> None:
-        counted = [NOTHING if one.counts is None else one.counts.table() for _, _, one in asking]
-        biased = [one.biases(row.end - row.request.prompt_len) for _, row, one in asking]
-        if any(len(ids) for ids, _ in (*counted, *biased)):
-            rows = np.array([index for index, _, _ in asking], np.int64)
-            penalties = np.array([one.penalties for _, _, one in asking], np.float64)
-            arrays = (rows, penalties, *_joined(counted), *_joined(biased))
-            self._adjust(logits, *(torch.from_numpy(array).to(logits.device) for array in arrays))
-        for index, row, one in asking:
-            one.process(logits[index], row.request)
+    ``logits``: float32 ``[len(rows), V]``; row i is for the next token of ``rows[i]``.
+    """
+    adjusted = [
+        (index, row, adjustment)
+        for index, row in enumerate(rows)
+        if (adjustment := row.request.state.adjustment) is not None
+    ]
+    counts = [EMPTY if each.counts is None else each.counts.table() for _, _, each in adjusted]
+    biases = [each.biases(row.end - row.request.prompt_len) for _, row, each in adjusted]
+    if any(len(ids) for ids, _ in (*counts, *biases)):
+        indices = np.array([index for index, _, _ in adjusted], np.int64)
+        penalties = np.array([each.penalties for _, _, each in adjusted], np.float64)
+        arrays = (indices, penalties, *_concatenate(counts), *_concatenate(biases))
+        adjust(logits, *(torch.from_numpy(array).to(logits.device) for array in arrays))
+    for index, row, adjustment in adjusted:
+        adjustment.process(logits[index], row.request)
 
 
-def _table(values: dict[int, float]) -> Table:
+def _table(values: dict[int, float]) -> IdTable:
     return np.array(list(values), np.int64), np.array(list(values.values()), np.float32)
 
 
-NOTHING = _table({})
+EMPTY = _table({})
 
 
-def _joined(tables: Sequence[Table]) -> tuple[Ids, Ids, Floats]:
-    """Where each table begins and the last one ends, all ids, all values."""
+def _concatenate(tables: Sequence[IdTable]) -> tuple[Ids, Ids, Floats]:
+    """Starts of the tables and end of the last one ``[len(tables) + 1]``, all ids, all values."""
     starts = np.cumsum([0, *(len(ids) for ids, _ in tables)], dtype=np.int64)
     return starts, np.concatenate([ids for ids, _ in tables]), np.concatenate([values for _, values in tables])

@@ -1,6 +1,6 @@
-"""One check for each sampling parameter, in SGLang's words where it has some.
+"""The check of each sampling parameter; error messages are SGLang's where it has one.
 
-Keys of features that aren't built yet pass with their neutral value and are refused with any other.
+Parameters of unsupported features are accepted with their neutral value and refused with any other.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ MAX_STOP_TOKENS = 1024
 MAX_REGEXES = 32
 MAX_REGEX_BYTES = 256
 MAX_BIASES = 1024
-LARGEST_BIAS = 1e9
+MAX_BIAS = 1e9
 MAX_CUSTOM_BYTES = 1 << 16  # of custom_params as msgpack
 
 
 def fail(field: str, message: str) -> NoReturn:
+    """Raise a RequestError about a field."""
     raise RequestError(message, param=field)
 
 
 Check = Callable[[str, Any], Any]
+"""From the name that the client sent and the value to the checked value; RequestError if it is invalid."""
 
 
 def _integer(key: str, value: Any) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        fail(key, f"{key} must be an integer, got {_shown(value)}.")
+        fail(key, f"{key} must be an integer, got {_abbreviated(value)}.")
     if not INT64_MIN <= value <= INT64_MAX:
         fail(key, f"{key} must fit in 64 bits, got {value}.")
     return value
@@ -44,20 +46,20 @@ def _integer(key: str, value: Any) -> int:
 
 def _number(key: str, value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        fail(key, f"{key} must be a number, got {_shown(value)}.")
+        fail(key, f"{key} must be a number, got {_abbreviated(value)}.")
     try:
         return float(value)
     except OverflowError:
-        fail(key, f"{key} must be a finite number, got {_shown(value)}.")
+        fail(key, f"{key} must be a finite number, got {_abbreviated(value)}.")
 
 
-def _shown(value: Any) -> str:
+def _abbreviated(value: Any) -> str:
     text = "null" if value is None else repr(value)
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def _within(read: Callable[[str, Any], Any], allowed: Callable[[Any], bool], rule: str) -> Check:
-    """A number for which ``allowed`` holds, else "KEY must be RULE, got X."."""
+def _within(read: Check, allowed: Callable[[Any], bool], rule: str) -> Check:
+    """A check that accepts the numbers for which ``allowed`` holds; else the message is "KEY must be RULE, got X."."""
 
     def check(key: str, value: Any) -> Any:
         number = read(key, value)
@@ -68,16 +70,16 @@ def _within(read: Callable[[str, Any], Any], allowed: Callable[[Any], bool], rul
     return check
 
 
-def _flag(key: str, value: Any) -> bool:
+def _boolean(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        fail(key, f"{key} must be true or false, got {_shown(value)}.")
+        fail(key, f"{key} must be true or false, got {_abbreviated(value)}.")
     return value
 
 
 def _stop(key: str, value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
-        fail(key, f"{key} must be a string or a list of strings, got {_shown(value)}.")
+        fail(key, f"{key} must be a string or a list of strings, got {_abbreviated(value)}.")
     if len(stops) > MAX_STOPS:
         fail(key, f"at most {MAX_STOPS} stop strings are allowed, got {len(stops)}")
     if any(len(stop) > MAX_STOP_LENGTH for stop in stops):
@@ -87,7 +89,7 @@ def _stop(key: str, value: Any) -> tuple[str, ...]:
 
 def _stop_token_ids(key: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list | tuple):
-        fail(key, f"{key} must be a list of integers, got {_shown(value)}.")
+        fail(key, f"{key} must be a list of integers, got {_abbreviated(value)}.")
     if len(value) > MAX_STOP_TOKENS:
         fail(key, f"at most {MAX_STOP_TOKENS} {key} are allowed, got {len(value)}")
     return tuple(_integer(key, item) for item in value if item is not None)
@@ -99,14 +101,14 @@ def _seed(key: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         fail(key, f"{key} must be an integer, got {type(value).__name__}.")
     if not INT64_MIN <= value <= INT64_MAX:
-        fail(key, f"{key} must be in [-2**63, 2**63 - 1], got {_shown(value)}.")
+        fail(key, f"{key} must be in [-2**63, 2**63 - 1], got {_abbreviated(value)}.")
     return value
 
 
 def _stop_regex(key: str, value: Any) -> tuple[str, ...]:
     patterns = [value] if isinstance(value, str) else value
     if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
-        fail(key, f"{key} must be a string or a list of strings, got {_shown(value)}.")
+        fail(key, f"{key} must be a string or a list of strings, got {_abbreviated(value)}.")
     if len(patterns) > MAX_REGEXES:
         fail(key, f"at most {MAX_REGEXES} {key} patterns are allowed, got {len(patterns)}")
     for pattern in patterns:
@@ -122,9 +124,9 @@ def _stop_regex(key: str, value: Any) -> tuple[str, ...]:
 
 
 def _logit_bias(key: str, value: Any) -> tuple[tuple[int, float], ...]:
-    """Pairs of token id and bias; :func:`check_vocabulary` checks the ids."""
+    """Pairs of token id and bias; :func:`check_bias` checks the ids."""
     if not isinstance(value, dict):
-        fail(key, f"{key} must be an object of token ids and numbers, got {_shown(value)}.")
+        fail(key, f"{key} must be an object of token ids and numbers, got {_abbreviated(value)}.")
     if len(value) > MAX_BIASES:
         fail(key, f"at most {MAX_BIASES} ids may have a {key}, got {len(value)}")
     biases = {}
@@ -133,21 +135,21 @@ def _logit_bias(key: str, value: Any) -> tuple[tuple[int, float], ...]:
             biases[int(token)] = number = _number(key, bias)
         except (TypeError, ValueError) as error:
             fail(key, str(error))
-        if not abs(number) <= LARGEST_BIAS:
+        if not abs(number) <= MAX_BIAS:
             fail(key, f"{key} must have values in [-1e9, 1e9], got {number}.")
     return tuple(biases.items())
 
 
-def check_bias(key: str, biases: tuple[tuple[int, float], ...], vocabulary: int) -> None:
-    """RequestError for a bias of an id outside the vocabulary."""
+def check_bias(key: str, biases: tuple[tuple[int, float], ...], vocab_size: int) -> None:
+    """RequestError for the bias of a token id outside the vocabulary."""
     for token, _ in biases:
-        if not 0 <= token < vocabulary:
-            fail(key, f"{key} must has keys in [0, {vocabulary - 1}], got {_shown(token)}.")
+        if not 0 <= token < vocab_size:
+            fail(key, f"{key} must has keys in [0, {vocab_size - 1}], got {_abbreviated(token)}.")
 
 
-def _custom(key: str, value: Any) -> dict[str, Any] | None:
+def _custom_params(key: str, value: Any) -> dict[str, Any] | None:
     if not isinstance(value, dict):
-        fail(key, f"{key} must be an object, got {_shown(value)}.")
+        fail(key, f"{key} must be an object, got {_abbreviated(value)}.")
     try:
         size = len(msgspec.msgpack.encode(value))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -158,14 +160,17 @@ def _custom(key: str, value: Any) -> dict[str, Any] | None:
 
 
 def check_grammars(merged: Mapping[str, Any]) -> None:
-    """RequestError when an answer shall obey two grammars; "" is none."""
-    given = [key for key in GRAMMARS if merged.get(key) not in (None, "")]
-    if len(given) > 1:
-        fail(given[0], "Only one of json_schema, regex, ebnf, or structural_tag can be set.")
+    """RequestError if more than one grammar is set; null and "" set none."""
+    grammars = [key for key in GRAMMARS if merged.get(key) not in (None, "")]
+    if len(grammars) > 1:
+        fail(grammars[0], "Only one of json_schema, regex, ebnf, or structural_tag can be set.")
 
 
 def check_minimum(names: Mapping[str, str], minimum: int, limit: int | None) -> None:
-    """RequestError when fewer than 0 tokens are asked for, or more than allowed. ``names``: as clients call the two."""
+    """RequestError if ``min_new_tokens`` is negative or above ``max_new_tokens`` (``limit``).
+
+    ``names``: what the client calls a parameter, where that isn't its key.
+    """
     key, other = (names.get(name, name) for name in ("min_new_tokens", "max_new_tokens"))
     if minimum < 0:
         fail(key, f"{key} must be in [0, {other}], got {minimum}.")
@@ -173,15 +178,18 @@ def check_minimum(names: Mapping[str, str], minimum: int, limit: int | None) -> 
         fail(key, f"{key} must be in [0, {other}({limit})], got {minimum}.")
 
 
-def _samples(key: str, value: Any) -> int:
+def _sample_count(key: str, value: Any) -> int:
     number = _integer(key, value)
     if number < 0:
         fail(key, f"{key} must be at least 1, got {number}.")
     return max(1, number)
 
 
-def _later(*neutral: Any, check: Check | None = None) -> Check:
-    """A parameter that isn't built yet: None and ``neutral`` values pass, bad ones keep their message."""
+def _unsupported(*neutral: Any, check: Check | None = None) -> Check:
+    """The check of an unsupported parameter: null and ``neutral`` values are accepted.
+
+    ``check`` comes first, so that invalid values get the same message as in SGLang.
+    """
 
     def refuse(key: str, value: Any) -> None:
         if value is None:
@@ -189,7 +197,7 @@ def _later(*neutral: Any, check: Check | None = None) -> Check:
         if check is not None:
             value = check(key, value)
         if not any(type(value) is type(item) and value == item for item in neutral):
-            fail(key, f"{key} is not supported yet; leave it out or set it to {_shown(neutral[0])}.")
+            fail(key, f"{key} is not supported yet; leave it out or set it to {_abbreviated(neutral[0])}.")
 
     return refuse
 
@@ -204,10 +212,10 @@ CHECKS: dict[str, Check] = {
     "min_p": _within(_number, lambda x: 0 <= x <= 1, "in [0, 1]"),
     "stop": _stop,
     "stop_token_ids": _stop_token_ids,
-    "ignore_eos": _flag,
-    "skip_special_tokens": _flag,
-    "no_stop_trim": _flag,
-    "n": _samples,
+    "ignore_eos": _boolean,
+    "skip_special_tokens": _boolean,
+    "no_stop_trim": _boolean,
+    "n": _sample_count,
     "stream_interval": _within(_integer, lambda x: x >= 1, "at least 1"),
     "sampling_seed": _seed,
     "min_new_tokens": _integer,  # and check_minimum
@@ -216,16 +224,16 @@ CHECKS: dict[str, Check] = {
     "repetition_penalty": _within(_number, lambda x: 0 < x <= 2, "in (0, 2] (1.0 = no penalty)"),
     "stop_regex": _stop_regex,
     "logit_bias": _logit_bias,
-    "custom_params": _custom,
+    "custom_params": _custom_params,
 }
 
 GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
 
-LATER: dict[str, Check] = {
-    **{key: _later(None, "") for key in GRAMMARS},
-    "beam_width": _later(1, check=_within(_integer, lambda x: x >= 1, "at least 1")),
-    "watermark": _later(None, False, {}),
+UNSUPPORTED: dict[str, Check] = {
+    **{key: _unsupported(None, "") for key in GRAMMARS},
+    "beam_width": _unsupported(1, check=_within(_integer, lambda x: x >= 1, "at least 1")),
+    "watermark": _unsupported(None, False, {}),
 }
 
-# Checked, without an effect: no text tokenizer of transformers 5 puts spaces between special tokens.
-IGNORED: dict[str, Check] = {"spaces_between_special_tokens": _flag}
+# Checked, but without effect: no text tokenizer of transformers 5 puts spaces between special tokens.
+IGNORED: dict[str, Check] = {"spaces_between_special_tokens": _boolean}

@@ -1,6 +1,7 @@
-"""Third parties' logits processors and stop conditions as the stage calls them: guarded, timed, switched off.
+"""Calls plugins' logits processors and stop conditions: failures are caught and counted, slow calls are logged.
 
-A failure ends its request and never counts against the task: its plugin isn't at fault.
+A failure ends the request that it happened in. It isn't counted as a failure of the generation task, whose requests
+without this extension are unaffected.
 """
 
 from __future__ import annotations
@@ -16,62 +17,65 @@ from trunkline.core.types import Contribution, Request
 
 log = logging.getLogger("trunkline.generation")
 
-FAILED = "Generation failed; the server's log has the reason."
+FAILED_MESSAGE = "Generation failed; the server's log has the reason."
 MAX_FAILURES = 5  # in a row, after which an extension is switched off
-SLOW = 0.1  # seconds of one call
-MAX_MATCHED = 1024  # characters of what a stop condition says
+SLOW_SECONDS = 0.1  # a call that takes longer is logged
+MAX_MATCHED = 1024  # characters that a stop condition may return
 
 
 class Extension:
-    """One object of a hook, with how often it failed."""
+    """A logits processor or stop condition, with the number of its failures."""
 
     def __init__(self, contribution: Contribution, method: str) -> None:
-        """``method``: called for each token. PluginError when the object lacks it, or ``admit``."""
+        """``method``: the one that is called for each token. PluginError if the object lacks it, or ``admit``."""
         self._contribution = contribution
-        self._value = contribution.value
+        self._object = contribution.value
         self._method = method
         self.label = type(contribution.value).__name__
         for needed in ("admit", method):
-            if not callable(getattr(self._value, needed, None)):
+            if not callable(getattr(self._object, needed, None)):
                 raise contribution.failed(f"{self.label} has no method {needed}")
-        self._failures: Counter[str] = Counter()  # in a row by method, of requests that it takes part in
+        self._failures: Counter[str] = Counter()  # consecutive ones of each method
         self._off = False
-        self._warned: set[str] = set()
+        self._slow_methods: set[str] = set()  # that were logged
 
     def admit(self, request: Request) -> Any | None:
-        """The state for a request that it takes part in, else None. RequestError for the client."""
+        """The extension's state for a request; None if it doesn't apply to it. RequestError refuses the request."""
         if self._off:
-            self._refuse_if_wanted(request)
+            self._refuse_if_applicable(request)
             return None
         state = self._call("admit", request)
         if state is not None:
-            self.succeeded("admit")
+            self.record_success("admit")
         return state
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the method for each token returns. RequestError ends the request."""
+        """Call the method for each token and return its result. RequestError ends the request."""
         if self._off:
             raise self._unavailable()
         return self._call(self._method, *arguments)
 
-    def succeeded(self, method: str) -> None:
-        """A call did what it should."""
+    def record_success(self, method: str) -> None:
+        """Reset the number of consecutive failures of a method."""
         self._failures[method] = 0
 
-    def failed(self, method: str, what: str) -> RequestError:
-        """Count and log something that a method did wrong; the error for the request's client."""
-        log.error("%s", self._contribution.failed(f"{self.label}.{method} {what}"))
+    def record_failure(self, method: str, problem: str) -> RequestError:
+        """Log and count a failure of a method, and switch the extension off if there were too many.
+
+        Returns the error for the request's client. ``problem`` is logged after the method's name.
+        """
+        log.error("%s", self._contribution.failed(f"{self.label}.{method} {problem}"))
         self._failures[method] += 1
         if self._failures[method] >= MAX_FAILURES and not self._off:
             self._off = True
             message = f"{self.label} is switched off: {method} failed {MAX_FAILURES} times in a row"
             log.error("%s", self._contribution.failed(message))
-        return RequestError(FAILED, status=500)
+        return RequestError(FAILED_MESSAGE, status=500)
 
-    def _refuse_if_wanted(self, request: Request) -> None:
-        """RequestError 503, unless it would leave the request alone: it may be there to enforce something."""
+    def _refuse_if_applicable(self, request: Request) -> None:
+        """RequestError 503, unless the extension leaves the request alone: it may exist to enforce a rule."""
         try:
-            if self._value.admit(request) is None:
+            if self._object.admit(request) is None:
                 return
         except BaseException as error:
             raise self._unavailable() from error
@@ -80,56 +84,56 @@ class Extension:
     def _call(self, method: str, *arguments: Any) -> Any:
         began = time.perf_counter()
         try:
-            result = getattr(self._value, method)(*arguments)
+            result = getattr(self._object, method)(*arguments)
         except BaseException as error:  # SystemExit would end the engine
-            if (answer := _answer(error)) is not None:
-                raise answer from error
-            raise self.failed(method, f"raised {_describe(error)}") from error
+            if (refusal := _client_error(error)) is not None:
+                raise refusal from error
+            raise self.record_failure(method, f"raised {_describe(error)}") from error
         took = time.perf_counter() - began
-        if took > SLOW and method not in self._warned:
-            self._warned.add(method)
+        if took > SLOW_SECONDS and method not in self._slow_methods:
+            self._slow_methods.add(method)
             message = f"{self.label}.{method} took {took:.2f} s, during which nothing else is served"
             log.warning("%s", self._contribution.failed(message))
         return result
 
     def _unavailable(self) -> RequestError:
-        failed = self._contribution.failed(f"{self.label} is switched off after {MAX_FAILURES} failures in a row")
-        return RequestError(f"{failed}. A restart switches it on again; --no-plugin leaves it out.", status=503)
+        reason = self._contribution.failed(f"{self.label} is switched off after {MAX_FAILURES} failures in a row")
+        return RequestError(f"{reason}. A restart switches it on again; --no-plugin leaves it out.", status=503)
 
 
 class Processor(Extension):
-    """Changes logits."""
+    """A plugin's logits processor."""
 
     def __init__(self, contribution: Contribution) -> None:
         super().__init__(contribution, "apply")
 
 
 class Condition(Extension):
-    """Ends sequences."""
+    """A plugin's stop condition."""
 
     def __init__(self, contribution: Contribution) -> None:
         super().__init__(contribution, "check")
 
     def matched(self, state: Any, token: int, text: str) -> str | None:
-        """What ends the sequence with ``token``. RequestError when that isn't a string that can be sent."""
+        """Why the sequence ends with ``token``, None if it goes on. RequestError for invalid return values."""
         matched = self(state, token, text)
         if matched is None or (isinstance(matched, str) and len(matched) <= MAX_MATCHED and _is_unicode(matched)):
-            self.succeeded("check")
+            self.record_success("check")
             return matched
-        raise self.failed(
+        raise self.record_failure(
             "check", f"returned {matched!r:.100}, not None or a string of at most {MAX_MATCHED} characters"
         )
 
 
 class Extensions:
-    """All of a model's processors and conditions, in the order in which they are called."""
+    """The logits processors and stop conditions of a model, in the order in which they are called."""
 
     def __init__(self, processors: Iterable[Contribution] = (), conditions: Iterable[Contribution] = ()) -> None:
-        self._processors = tuple(Processor(one) for one in processors)
-        self._conditions = tuple(Condition(one) for one in conditions)
+        self._processors = tuple(Processor(contribution) for contribution in processors)
+        self._conditions = tuple(Condition(contribution) for contribution in conditions)
 
     def check(self, custom_params: dict[str, Any] | None) -> None:
-        """RequestError for ``custom_params`` that nothing could read."""
+        """RequestError if there are ``custom_params`` and no extension that could read them."""
         if custom_params and not self._processors and not self._conditions:
             raise RequestError(
                 "custom_params are read by logits processors and stop conditions of installed plugins, and this server "
@@ -138,16 +142,16 @@ class Extensions:
             )
 
     def processors(self, request: Request) -> list[tuple[Processor, Any]]:
-        """Those that take part in a request, with their states."""
-        return [(one, state) for one in self._processors if (state := one.admit(request)) is not None]
+        """The processors that change the request's logits, with their states."""
+        return [(each, state) for each in self._processors if (state := each.admit(request)) is not None]
 
     def conditions(self, request: Request) -> list[tuple[Condition, Any]]:
-        """Those that take part in a request, with their states."""
-        return [(one, state) for one in self._conditions if (state := one.admit(request)) is not None]
+        """The conditions that may end the request's sequence, with their states."""
+        return [(each, state) for each in self._conditions if (state := each.admit(request)) is not None]
 
 
-def _answer(error: BaseException) -> RequestError | None:
-    """A RequestError that can be sent to the client, made of one that a third party raised."""
+def _client_error(error: BaseException) -> RequestError | None:
+    """A copy of a RequestError that a plugin raised; None if it is another exception or has invalid values."""
     if not isinstance(error, RequestError):
         return None
     message, status, param = error.message, error.status, error.param
@@ -167,5 +171,5 @@ def _is_unicode(text: str) -> bool:
 def _describe(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}".rstrip(": ")
-    except BaseException:  # its own __str__ fails
+    except BaseException:  # its __str__ raised
         return type(error).__name__

@@ -1,4 +1,4 @@
-"""When a sequence ends: at a stop string or expression, a stop token, a third party's condition, else its length."""
+"""Decides when a sequence ends: at a stop string or expression, a stop token, a plugin's stop condition, its length."""
 
 from __future__ import annotations
 
@@ -9,83 +9,85 @@ from typing import Any
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Model, Request
 from trunkline.plugins.generation.schemas import GenerationParams
+from trunkline.plugins.generation.text.detokenizer import IncrementalDetokenizer
 from trunkline.plugins.generation.text.regexes import StopRegexes, compile_regexes
 from trunkline.plugins.generation.text.stops import find_stop
-from trunkline.plugins.generation.text.stream import TextStream
 
-from .adjust import Adjustment, find_adjustment
+from .adjust import Adjustment, make_adjustment
 from .extensions import Condition, Extensions
-from .rows import RowState
+from .extra_rows import ExtraState
 
 
 @dataclass(slots=True)
-class Progress:
-    """Per-request state. ``limit``: how many tokens may come. ``text``: with special tokens, if anything reads it.
-    ``rows``: only of requests that get more than tokens."""
+class SequenceState:
+    """The stage's state of a request (``Request.state``)."""
 
-    limit: int
+    limit: int  # on output tokens
     stop_ids: frozenset[int]
-    text: TextStream | None = None
-    rows: RowState | None = None
-    searched: int = 0  # no stop string begins before this character
+    text: IncrementalDetokenizer | None = None  # with special tokens; None if no stop string or condition needs it
+    extras: ExtraState | None = None  # None if only tokens are returned
+    searched: int = 0  # no stop string begins before this character of the text
     regexes: StopRegexes | None = None
     conditions: Sequence[tuple[Condition, Any]] = ()
     adjustment: Adjustment | None = None
 
 
-def start(request: Request, model: Model, eos: frozenset[int], limit: int, extensions: Extensions) -> Progress:
-    """The state of a request, which may have output already. RequestError when it can't be served."""
+def init_state(
+    request: Request, model: Model, eos: frozenset[int], limit: int, extensions: Extensions
+) -> SequenceState:
+    """The initial state of a request, which may have output already. RequestError if it can't be served."""
     params: GenerationParams = request.params
     extensions.check(params.custom_params)
-    progress = Progress(limit, frozenset() if params.ignore_eos else eos.union(params.stop_token_ids))
+    state = SequenceState(limit, frozenset() if params.ignore_eos else eos.union(params.stop_token_ids))
     if params.stop_regex:
         try:
-            progress.regexes = compile_regexes(params.stop_regex)
+            state.regexes = compile_regexes(params.stop_regex)
         except ValueError as error:
             raise RequestError(f"stop_regex {error}.", param="stop_regex") from error
     if model.tokenizer is None and (params.stop or params.stop_regex):
         field = "stop" if params.stop else "stop_regex"
         raise RequestError(f"{field} needs a tokenizer, and this model has none; use stop_token_ids.", param=field)
-    progress.adjustment = find_adjustment(request, eos, model.info.vocab_size, extensions)
-    progress.conditions = extensions.conditions(request)
-    if model.tokenizer is not None and (params.stop or params.stop_regex or progress.conditions):
-        progress.text = TextStream(model.tokenizer, request.tokens[: request.prompt_len], skip_special_tokens=False)
+    state.adjustment = make_adjustment(request, eos, model.info.vocab_size, extensions)
+    state.conditions = extensions.conditions(request)
+    if model.tokenizer is not None and (params.stop or params.stop_regex or state.conditions):
+        state.text = IncrementalDetokenizer(
+            model.tokenizer, request.tokens[: request.prompt_len], skip_special_tokens=False
+        )
         for token in request.output:
-            progress.text.push((token,))
-    return progress
+            state.text.push((token,))
+    return state
 
 
 def finish_reason(request: Request, token: int) -> dict[str, Any] | None:
-    """Why the sequence ends with ``token``, None if it goes on. RequestError when a third party's condition fails."""
-    progress: Progress = request.state
-    if progress.text is not None:
-        progress.text.push((token,))
-        if (stop := _stop_in_text(progress, request.params)) is not None:
+    """The finish reason if ``token`` ends the sequence, else None. RequestError if a plugin's condition fails."""
+    state: SequenceState = request.state
+    if state.text is not None:
+        state.text.push((token,))
+        if (stop := _stop_in_text(state, request.params)) is not None:
             return {"type": "stop", "matched": stop}
-    if token in progress.stop_ids:
+    if token in state.stop_ids:
         return {"type": "stop", "matched": token}
-    if progress.conditions and (matched := _condition(progress, token)) is not None:
+    if state.conditions and (matched := _matched_condition(state, token)) is not None:
         return {"type": "stop", "matched": matched}
-    if request.output_len + 1 >= progress.limit:
-        return {"type": "length", "length": progress.limit}
+    if request.output_len + 1 >= state.limit:
+        return {"type": "length", "length": state.limit}
     return None
 
 
-def _stop_in_text(progress: Progress, params: GenerationParams) -> str | None:
-    """The stop string or expression that the last token completes; the text contains special tokens, stop tokens
-    among them."""
-    assert progress.text is not None
-    text = progress.text.text
+def _stop_in_text(state: SequenceState, params: GenerationParams) -> str | None:
+    """The stop string or expression that the last token completes, in the text with special tokens."""
+    assert state.text is not None
+    text = state.text.text
     if params.stop:
-        found = find_stop(text, params.stop, progress.searched)
-        progress.searched = max(0, len(text) - max(map(len, params.stop)) + 1)
-        if found is not None:
-            return found[1]
-    return None if progress.regexes is None else progress.regexes.search(text)
+        match = find_stop(text, params.stop, state.searched)
+        state.searched = max(0, len(text) - max(map(len, params.stop)) + 1)
+        if match is not None:
+            return match[1]
+    return None if state.regexes is None else state.regexes.search(text)
 
 
-def _condition(progress: Progress, token: int) -> str | None:
-    """What the first condition that ends the sequence says."""
-    text = "" if progress.text is None else progress.text.text
-    answers = (condition.matched(state, token, text) for condition, state in progress.conditions)
-    return next((matched for matched in answers if matched is not None), None)
+def _matched_condition(state: SequenceState, token: int) -> str | None:
+    """The return value of the first condition that ends the sequence."""
+    text = "" if state.text is None else state.text.text
+    results = (condition.matched(own_state, token, text) for condition, own_state in state.conditions)
+    return next((matched for matched in results if matched is not None), None)

@@ -1,4 +1,4 @@
-"""Sampling parameters as clients send them; ``null`` means the default."""
+"""The sampling parameters of a request, as clients send them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from msgspec import Meta, Struct
 from trunkline.core.types import INT64_MAX, Count, Int64, TokenId
 from trunkline.plugins.generation.schemas import Bias, GenerationParams, Penalty
 
-from .checks import CHECKS, IGNORED, LATER, check_bias, check_grammars, check_minimum, fail
+from .checks import CHECKS, IGNORED, UNSUPPORTED, check_bias, check_grammars, check_minimum, fail
 
-GREEDY_BELOW = 1e-6  # temperatures under this are greedy
-HOTTEST = 1e30  # far beyond it a temperature is infinite in float32
+GREEDY_BELOW = 1e-6  # lower temperatures mean greedy decoding
+MAX_TEMPERATURE = 1e30  # higher ones are lowered to it: near 1e38 they would be infinite in float32
 DEFAULT_NEW_TOKENS = 128
-NO_LIMIT = -1  # chat clients' word for as many tokens as fit; on /generate it is null
+NO_LIMIT = -1  # in chat requests: as many tokens as fit into the context; /generate has null for it
 
 
-class Sampling(Struct, frozen=True, kw_only=True):
-    """Checked sampling parameters. ``max_new_tokens`` None = as many as the context allows."""
+class SamplingParams(Struct, frozen=True, kw_only=True):
+    """Checked sampling parameters of a prompt, under SGLang's names.
+
+    They stay in the front, which needs some of them itself: ``n``, ``stream_interval``, ``skip_special_tokens`` and
+    ``no_stop_trim``. :meth:`for_engine` makes the :class:`GenerationParams` of one sequence, in which the limit and
+    the seed are set. ``max_new_tokens`` None: as many as the context allows; ``sampling_seed`` None: a random one.
+    """
 
     max_new_tokens: Count | None = DEFAULT_NEW_TOKENS
     temperature: Annotated[float, Meta(ge=0)] = 1.0
@@ -43,11 +48,11 @@ class Sampling(Struct, frozen=True, kw_only=True):
     custom_params: dict[str, Any] | None = None
 
     def for_engine(self, limit: int, seed: int) -> GenerationParams:
-        """The engine's part, for one sequence of at most ``limit`` new tokens."""
+        """The engine's parameters of one sequence that has at most ``limit`` new tokens."""
         greedy = self.temperature < GREEDY_BELOW or self.top_k == 1
         return GenerationParams(
             max_new_tokens=limit,
-            temperature=0.0 if greedy else min(self.temperature, HOTTEST),
+            temperature=0.0 if greedy else min(self.temperature, MAX_TEMPERATURE),
             top_k=self.top_k,
             top_p=self.top_p,
             min_p=self.min_p,
@@ -65,19 +70,19 @@ class Sampling(Struct, frozen=True, kw_only=True):
         )
 
 
-def parse_sampling(
-    given: Mapping[str, Any],
+def parse_sampling_params(
+    requested: Mapping[str, Any],
     preferred: Mapping[str, Any] | None = None,
-    spelled: Mapping[str, str] | None = None,
-    vocabulary: int | None = None,
-) -> Sampling:
-    """Check ``given`` laid over the server's ``preferred`` parameters. RequestError names the field.
+    names: Mapping[str, str] | None = None,
+    vocab_size: int | None = None,
+) -> SamplingParams:
+    """Check the parameters of a request, which override the server's ``preferred`` ones. null means the default.
 
-    ``spelled``: what the client calls a parameter, where that isn't its key. ``vocabulary``: token ids that a
-    parameter names lie below; None where the model isn't known yet.
+    ``names``: what the client calls a parameter, where that isn't its key. ``vocab_size``: the model's; None if the
+    model isn't known yet. RequestError for an invalid or unknown parameter, with its name.
     """
-    merged = {**(preferred or {}), **given}
-    names = spelled or {}
+    merged = {**(preferred or {}), **requested}
+    names = names or {}
     values: dict[str, Any] = {}
     check_grammars(merged)
     for key, value in merged.items():
@@ -86,16 +91,16 @@ def parse_sampling(
                 values[key] = CHECKS[key](names.get(key, key), value)
             elif key == "max_new_tokens":
                 values[key] = None
-        elif key in LATER:
-            LATER[key](names.get(key, key), value)
+        elif key in UNSUPPORTED:
+            UNSUPPORTED[key](names.get(key, key), value)
         elif key in IGNORED:
             if value is not None:
                 IGNORED[key](names.get(key, key), value)
         else:
-            known = ", ".join(f"`{name}`" for name in (*CHECKS, *LATER, *IGNORED))
+            known = ", ".join(f"`{name}`" for name in (*CHECKS, *UNSUPPORTED, *IGNORED))
             fail(key, f"unknown field `{key[:64]}`, expected one of {known}")
-    sampling = Sampling(**values)
+    sampling = SamplingParams(**values)
     check_minimum(names, sampling.min_new_tokens, sampling.max_new_tokens)
-    if vocabulary is not None:
-        check_bias(names.get("logit_bias", "logit_bias"), sampling.logit_bias, vocabulary)
+    if vocab_size is not None:
+        check_bias(names.get("logit_bias", "logit_bias"), sampling.logit_bias, vocab_size)
     return sampling

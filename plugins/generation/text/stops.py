@@ -1,4 +1,4 @@
-"""Stop strings: where a text ends, and what of it must wait until it is clear that it doesn't."""
+"""Stop strings: finds them in a text, and the end of a text that may be the beginning of one."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ from collections.abc import Sequence
 
 
 def find_stop(text: str, stops: Sequence[str], start: int = 0) -> tuple[int, str] | None:
-    """The earliest stop string at or after ``start``: its position and itself.
+    """Position and text of the earliest stop string that begins at or after ``start``; None if there is none.
 
-    Of two that begin at the same place the one listed first wins.
+    Of two that begin at the same position, the one that is listed first is returned.
     """
-    found: tuple[int, str] | None = None
+    earliest: tuple[int, str] | None = None
     for stop in stops:
-        at = text.find(stop, start, None if found is None else found[0] + len(stop) - 1)
-        if at >= 0:
-            found = (at, stop)
-    return found
+        position = text.find(stop, start, None if earliest is None else earliest[0] + len(stop) - 1)
+        if position >= 0:
+            earliest = (position, stop)
+    return earliest
 
 
-def held_back(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of ``text`` could be the beginning of a stop string."""
-    longest = max((len(stop) for stop in stops), default=0)
-    for length in range(min(longest - 1, len(text)), 0, -1):
-        tail = text[-length:]
-        if any(stop.startswith(tail) for stop in stops):
-            return length
+def partial_stop_length(text: str, stops: Sequence[str]) -> int:
+    """Length of the longest end of ``text`` that is the beginning of a stop string, but not a whole one."""
+    return max((_partial_length(text, stop) for stop in stops), default=0)
+
+
+def _partial_length(text: str, stop: str) -> int:
+    start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while start >= 0:
+        if stop.startswith(text[start:]):
+            return len(text) - start
+        start = text.find(stop[0], start + 1)
     return 0

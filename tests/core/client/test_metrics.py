@@ -16,7 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from trunkline.core.discovery import Plugin
-from trunkline.core.engine.messages import Changed
+from trunkline.core.engine.messages import ModelsChanged
 from trunkline.core.host import Host
 from trunkline.core.types import Reply, RequestObserver
 
@@ -86,7 +86,7 @@ async def test_updates_that_rename_a_model_make_no_new_series(live: Callable[...
         (served,) = engine.models
         for step in range(3):
             new = msgspec.structs.replace(served, name=f"step-{step}", aliases=(served.name,))
-            engine.transport._change(Changed([new], list(engine._config.models)))
+            engine.transport._change(ModelsChanged([new], list(engine._config.models)))
             await http.post("/echo", json={"ids": [1]})
         found = numbers((await http.get("/metrics")).text)
     totals = {name: value for name, value in found.items() if name.startswith("sglang:num_requests_total")}

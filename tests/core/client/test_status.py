@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from trunkline.core.client import status as module
 from trunkline.core.client.status import Status
+from trunkline.core.engine.messages import Load
 
 
 class Clock:
@@ -28,6 +30,20 @@ def feed(status: Status, clock: Clock, results: int, *, each: int, apart: float)
     for _ in range(results):
         clock.now += apart
         status.count(each)
+
+
+def test_retracted_requests_wait() -> None:
+    """The engine says so once a second; those that have ended since are no longer counted."""
+    replies = {key: SimpleNamespace(model="m", prompt_tokens=10 * key) for key in range(1, 6)}
+    load = Load("m", waiting=4, running=1, retracted=3, free_slots=80, slots=100)
+    transport: Any = SimpleNamespace(beat=SimpleNamespace(loads=[load]), ready=None, restarts=0)
+    model: Any = SimpleNamespace(name="m", aliases=())
+    live: Any = replies
+    state = Status(transport, live, {5: live[5]}).model_state(model)
+    assert (state["num_running_reqs"], state["num_waiting_reqs"], state["num_waiting_tokens"]) == (1, 4, 50)
+    del live[1], live[2]
+    state = Status(transport, live, {5: live[5]}).model_state(model)
+    assert (state["num_running_reqs"], state["num_waiting_reqs"]) == (0, 3)
 
 
 def test_a_short_run_is_measured_and_a_pause_is_not(clock: Clock) -> None:

@@ -83,13 +83,13 @@ async def test_suspects_run_alone_one_at_a_time_and_are_cleared_by_their_end(
     await until_up(engine)
     replies = [engine.submit("m", "echo", [numbered(item.prompt[0], item.params)])[0] for item in slow]
     seen = []
-    while not all(reply.over for reply in replies):
+    while not all(reply.ended for reply in replies):
         seen.append(len(await engine.call("alone")))
         await asyncio.sleep(0.01)
     assert set(seen) <= {0, 1}
     assert 1 in seen
     replies = [engine.submit("m", "echo", [numbered(item.prompt[0], item.params)])[0] for item in slow]
-    while not all(reply.over for reply in replies):
+    while not all(reply.ended for reply in replies):
         assert await engine.call("alone") == []
         await asyncio.sleep(0.01)
 

@@ -43,7 +43,7 @@ def submit(room: WaitingRoom, model: str, count: int, *, tokens: int = 1, priori
 
 def ended(*batches: list[EngineReply]) -> list[bool]:
     """Of each batch: was it displaced? All of a batch, or nothing."""
-    states = [{reply.over for reply in batch} for batch in batches]
+    states = [{reply.ended for reply in batch} for batch in batches]
     assert all(len(state) == 1 for state in states)
     return [state == {True} for state in states]
 

@@ -6,13 +6,22 @@ import threading
 import msgspec
 
 from trunkline.core.engine.channel import LocalChannel, Outbox, SocketChannel, read_frame
-from trunkline.core.engine.messages import Abort, Answer, Beat, Changed, Progress, Stop, engine_decoder, frame
+from trunkline.core.engine.messages import (
+    Abort,
+    Answer,
+    Heartbeat,
+    ModelsChanged,
+    Progress,
+    Stop,
+    engine_decoder,
+    frame,
+)
 
 
 def test_unsent_progress_of_one_request_is_one_message() -> None:
     box = Outbox()
     box.put([Progress(1, [5]), Progress(2, [7])])
-    box.put([Progress(1, [6]), Beat(passes=1, age=0.0)])
+    box.put([Progress(1, [6]), Heartbeat(passes=1, age=0.0)])
     box.put([Progress(1, [8], finish={"type": "length"})])
     items = box.take()
     assert items is not None
@@ -33,7 +42,7 @@ def test_tokens_of_new_weights_are_not_merged_into_those_of_old_ones() -> None:
     """Clients count which tokens came before the change."""
     box = Outbox()
     box.put([Progress(1, [5])])
-    box.put([Changed([], [])])
+    box.put([ModelsChanged([], [])])
     box.put([Progress(1, [6]), Progress(1, [7])])
     assert [getattr(m, "tokens", None) for m in box.take() or []] == [[5], None, [6, 7]]
 

@@ -516,14 +516,16 @@ def test_a_control_that_breaks_its_contract_fails_its_call(
     bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, control: Callable[..., Any]
 ) -> None:
     monkeypatch.setattr("trunkline.core.engine.checks.MAX_RESULT", 90)
-    bench.loop._controls["count"] = CheckedControl("count", Provided(PLUGIN, control))
+    bench.loop._plugin_controls["count"] = CheckedControl("count", Provided(PLUGIN, control))
     assert bench.call("count").error[0] == 500  # type: ignore[index]
     assert f"{NAMED}the control 'count' r" in caplog.text
     assert bench.call("probe").value == {"type": "length"}
 
 
 def test_a_control_s_request_error_is_the_caller_s(bench: Bench) -> None:
-    bench.loop._controls["count"] = CheckedControl("count", Provided(PLUGIN, raises(RequestError("busy", status=409))))
+    bench.loop._plugin_controls["count"] = CheckedControl(
+        "count", Provided(PLUGIN, raises(RequestError("busy", status=409)))
+    )
     assert bench.call("count").error == (409, "busy", None)
 
 

@@ -389,12 +389,12 @@ def test_controls_run_between_batches_with_the_model_and_arguments() -> None:
 
 def test_a_control_counts_as_a_pass_for_the_watchdog() -> None:
     began: list[float] = []
-    bench = Bench([make_lane("one")], {"look": lambda model: began.append(bench.loop._pass_began)})
+    bench = Bench([make_lane("one")], {"look": lambda model: began.append(bench.loop._busy_since)})
     bench.channel.post(Call(1, "look", "", {}))
     bench.wait(1)
     assert began[0] > 0
     bench.close()
-    assert bench.loop._pass_began == 0
+    assert bench.loop._busy_since == 0
 
 
 def test_flush_is_refused_while_anything_runs(bench: Bench) -> None:

@@ -158,7 +158,7 @@ def test_defects_are_caught(folder: Path, defect: str, monkeypatch: pytest.Monke
         monkeypatch.setattr(Holding, "namespace", property(lambda self: self.request.namespace))
         names = ["long", "short"]
     else:
-        monkeypatch.setattr(Scheduler, "_restart_outgrown", lambda self, draft: None)
+        monkeypatch.setattr(Scheduler, "_requeue_past_boundary", lambda self, draft: None)
         names = ["crossing"]
     truth = expected(folder)
     with start(folder) as engine:

@@ -189,7 +189,7 @@ class World:
         for request in self.live.values():
             self.expected(request, request.computed)  # of the old weights; some was taken from the cache just now
         self.epoch += 1
-        requests = self.scheduler.renew(self.boundaries)
+        requests = self.scheduler.start_epoch(self.boundaries)
         assert {request.key for request in requests} == set(self.live)
         for request in requests:
             request.namespace = bytes([self.epoch % 256]) + request.namespace[1:]
@@ -427,7 +427,7 @@ def never_restart(self: Scheduler, draft: Any, original: Callable[..., Any]) -> 
     pass
 
 
-def renew_and_go_on_sharing(self: Scheduler, boundaries: Any, original: Callable[..., Any]) -> Any:
+def start_epoch_and_keep_sharing(self: Scheduler, boundaries: Any, original: Callable[..., Any]) -> Any:
     cacheable = [entry.request for entry in self._running if entry.request.cacheable]
     requests = original(self, boundaries)
     for request in cacheable:
@@ -472,9 +472,9 @@ DEFECTS: list[tuple[type, str, Callable[..., Any]]] = [
     (Holding, "reusable", reuse_everything),
     (RadixCache, "lock", evict_ignoring_locks),
     (RadixCache, "insert", match_without_namespace),
-    (Scheduler, "_restart_outgrown", never_restart),
+    (Scheduler, "_requeue_past_boundary", never_restart),
     (Holding, "namespace", share_between_regimes),
-    (Scheduler, "renew", renew_and_go_on_sharing),
+    (Scheduler, "start_epoch", start_epoch_and_keep_sharing),
     (Ledger, "forget", forget_what_is_held),
     (Scheduler, "retract", retract_and_keep_slots),
     (Scheduler, "retract", retract_in_the_former_regime),

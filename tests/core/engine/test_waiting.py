@@ -44,6 +44,12 @@ def test_retracted_requests_come_first_within_their_priority(policy: str) -> Non
     queue.requeue(entry(7))
     queue.requeue(entry(5))
     assert orders(queue) == [1, 5, 7, 0]
+    assert queue.retracted == 2
+    queue.admit(list(queue)[1])
+    queue.remove(list(queue)[-1])
+    assert (orders(queue), queue.retracted) == ([1, 7], 1)
+    queue.remove(list(queue)[-1])
+    assert (orders(queue), queue.retracted) == ([1], 0)
 
 
 def test_patience_ends() -> None:

@@ -1,4 +1,4 @@
-"""Tokenizers made on the spot, a scripted engine, and an app with the plugin's routes."""
+"""Small tokenizers, an engine with scripted replies, an app with the plugin's routes, and a recorded real engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trunkline.core.server.api import encode_json
 from trunkline.core.server.api.bodies import dialect_of, error_response
 from trunkline.core.types import ModelInfo, ServedModel, Submission
 from trunkline.plugins.generation.native.body_schemas import GenerateBody
-from trunkline.plugins.generation.native.plan import plan
+from trunkline.plugins.generation.native.make_job import make_job
 from trunkline.plugins.generation.native.routes import frames, generate_routes
 from trunkline.plugins.generation.openai.chat import chat_routes
 from trunkline.plugins.generation.service import Service
@@ -50,7 +50,7 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def byte_level() -> PreTrainedTokenizerFast:
-    """GPT-2's kind: every byte is a token, characters may be split over tokens."""
+    """A byte-level tokenizer like GPT-2's: every byte is a token, and a character may consist of several tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -62,7 +62,10 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def metaspace() -> PreTrainedTokenizerFast:
-    """Llama 2's kind: words carry their space, the first one loses it, rare characters are bytes."""
+    """A metaspace tokenizer like Llama 2's: words begin with their space, which decoding strips from the first one.
+
+    Rare characters are byte tokens.
+    """
     pieces = [
         "<unk>",
         *(f"<0x{byte:02X}>" for byte in range(256)),
@@ -82,7 +85,7 @@ def metaspace() -> PreTrainedTokenizerFast:
 
 
 class FakeReply:
-    """A reply that a script feeds."""
+    """A reply whose tokens are added by the test or by the script of :class:`FakeEngine`."""
 
     def __init__(self, item: Submission) -> None:
         self.item = item
@@ -98,31 +101,31 @@ class FakeReply:
         self.created = time.perf_counter()
         self.finished = 0.0
         self.cancelled = False
-        self._news = asyncio.Event()
-        self._over = asyncio.Event()
+        self._updated = asyncio.Event()
+        self._ended = asyncio.Event()
 
     def add(self, *tokens: int, finish: dict[str, Any] | None = None, error: RequestError | None = None) -> None:
-        if self._over.is_set():
+        if self._ended.is_set():
             return
         self.tokens += tokens
         self.finish, self.error = finish, error
-        self._news.set()
+        self._updated.set()
         if finish or error:
             self.finished = time.perf_counter()
-            self._over.set()
+            self._ended.set()
 
     async def wait(self) -> None:
-        if not self._over.is_set():
-            await self._news.wait()
-        self._news.clear()
+        if not self._ended.is_set():
+            await self._updated.wait()
+        self._updated.clear()
 
     async def result(self) -> None:
-        await self._over.wait()
+        await self._ended.wait()
         if self.error:
             raise self.error
 
     def cancel(self) -> None:
-        if not self._over.is_set():
+        if not self._ended.is_set():
             self.cancelled = True
             self.add(finish={"type": "abort", "message": "Aborted", "status_code": None, "err_type": None})
 
@@ -131,7 +134,7 @@ Script = Callable[[Submission], Sequence[int | dict[str, Any] | RequestError]]
 
 
 class FakeEngine:
-    """Answers with ``script(item)``: tokens one by one, then a finish reason or an error."""
+    """Replies to each submission with ``script(item)``: tokens one by one, then a finish reason or an error."""
 
     def __init__(self, tokenizer: Any, **served: Any) -> None:
         info = ModelInfo(
@@ -158,7 +161,7 @@ class FakeEngine:
             )
         ]
         self._tokenizer = tokenizer
-        self.own = GenerationSettings()
+        self.generation_settings = GenerationSettings()
         self.script: Script = lambda item: [{"type": "length", "length": 0}]
         self.items: list[Submission] = []
         self.replies: list[FakeReply] = []
@@ -169,7 +172,7 @@ class FakeEngine:
         return self.models[0]
 
     def settings(self, model: str) -> dict[str, Any]:
-        return {"generation": self.own}
+        return {"generation": self.generation_settings}
 
     def tokenizer(self, model: str) -> Any:
         return self._tokenizer
@@ -199,11 +202,11 @@ class FakeEngine:
             reply.add(finish={"type": "length", "length": 0})
         events = list(self.script(reply.item))
         while events:
-            for _ in range(8):  # let readers see every step
+            for _ in range(8):  # so that readers see every step
                 await asyncio.sleep(0)
             event = events.pop(0)
             tokens = [event] if isinstance(event, int) else []
-            if tokens and events and isinstance(events[0], dict):  # the last token carries the finish reason
+            if tokens and events and isinstance(events[0], dict):  # the last token and the finish reason come together
                 event = events.pop(0)
             if isinstance(event, RequestError):
                 reply.add(error=event)
@@ -213,7 +216,7 @@ class FakeEngine:
                 reply.add(event)
 
     def says(self, text: str, finish: dict[str, Any] | None = None) -> None:
-        """From now on every request is answered with the tokens of ``text``."""
+        """Reply to all further requests with the tokens of ``text``."""
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         self.script = lambda item: [*ids, finish or {"type": "length", "length": len(ids)}]
 
@@ -241,14 +244,14 @@ def make_settings() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def make_app(make_settings: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
-    """The routes over an engine; errors rendered as the server renders them."""
+    """Makes an app with the plugin's routes, which renders errors as the server does."""
 
     def refuse(request: Request[Any, Any, Any], error: RequestError) -> Any:
         return error_response(error, dialect_of(request))
 
     def make(engine: Any, **generation: Any) -> Litestar:
         if generation:
-            engine.own = GenerationSettings(**generation)
+            engine.generation_settings = GenerationSettings(**generation)
         service = Service(engine, make_settings())
         return Litestar([*generate_routes(service), *chat_routes(service)], exception_handlers={RequestError: refuse})
 
@@ -264,8 +267,8 @@ async def client(engine: FakeEngine, make_app: Callable[..., Any]) -> AsyncItera
 # -- the whole engine --------------------------------------------------------------------------
 
 
-class Asked:
-    """An engine that answers bodies of ``/generate``, and what its scheduler did meanwhile."""
+class RecordedEngine:
+    """A real engine to which bodies of ``/generate`` are sent; it records the batches of its scheduler."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         options = {"dtype": "float32", "threads": 1, "enable_return_hidden_states": True} | options
@@ -274,13 +277,14 @@ class Asked:
         (self.lane,) = self.engine.client.transport.loop.lanes
         self.batches: list[Batch] = []
         self.retracted: list[core_types.Request] = []
-        self.victim: Callable[[core_types.Request], bool] = lambda request: False  # who is retracted before a pass
+        # Whether a running request is retracted before the next pass.
+        self.must_retract: Callable[[core_types.Request], bool] = lambda request: False
         self._plan = self.lane.scheduler.plan
-        self.lane.scheduler.plan = self._watch
+        self.lane.scheduler.plan = self._record
 
-    def _watch(self) -> Batch | None:
+    def _record(self) -> Batch | None:
         scheduler = self.lane.scheduler
-        chosen = [entry for entry in scheduler._running if self.victim(entry.request)]
+        chosen = [entry for entry in scheduler._running if self.must_retract(entry.request)]
         for entry in chosen:
             scheduler._requeue(entry)
         batch: Batch | None = self._plan()
@@ -291,7 +295,7 @@ class Asked:
         return batch
 
     def watch_head(self) -> list[int]:
-        """How many rows go through the head, call by call from now on."""
+        """A list to which each later call of the head appends its number of rows."""
         rows: list[int] = []
         head = self.lane.model.heads["lm"]
 
@@ -304,15 +308,15 @@ class Asked:
         return rows
 
     def __call__(self, **body: Any) -> list[dict[str, Any]]:
-        """The records of a body."""
+        """The records of one body."""
         return self.together([body])[0]
 
     def stream(self, **body: Any) -> list[dict[str, Any]]:
-        """The frames of a body."""
+        """The frames of one body, as a stream."""
         return self.together([body | {"stream": True}])[0]
 
     def together(self, bodies: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        """The records, or frames, of each of several bodies that are sent at the same time."""
+        """The records (frames, of streams) of several bodies that are sent at the same time."""
 
         async def run(service: Service) -> list[list[dict[str, Any]]]:
             return list(await asyncio.gather(*(self._answer(service, body) for body in bodies)))
@@ -320,14 +324,15 @@ class Asked:
         return self.engine.run(run(self.engine.service(Service)), 120)
 
     async def _answer(self, service: Service, body: dict[str, Any]) -> list[dict[str, Any]]:
-        job = await plan(service, msgspec.convert(body, GenerateBody))
+        job = await make_job(service, msgspec.convert(body, GenerateBody))
         if not body.get("stream"):
             records: list[dict[str, Any]] = json.loads(
                 encode_json([sequence.record() for sequence in await service.complete(job)])
             )
             return records
-        sequences = await service.run(job)
-        events = [e async for e in frames(service, sequences, [1] * len(sequences), single=job.one_sequence)]
+        sequences = await service.submit(job)
+        intervals = [params.stream_interval or 1 for params in job.sampling for _ in range(job.n)]
+        events = [event async for event in frames(service, sequences, intervals, single=job.one_sequence)]
         assert events[-1] == b"data: [DONE]\n\n"
         return [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
 
@@ -340,13 +345,13 @@ async def _call(engine: Engine, control: str) -> Any:
 
 
 @pytest.fixture
-def asked() -> Iterator[Callable[..., Asked]]:
-    opened: list[Asked] = []
+def recorded_engine() -> Iterator[Callable[..., RecordedEngine]]:
+    opened: list[RecordedEngine] = []
 
-    def open_engine(*args: Any, **options: Any) -> Asked:
-        opened.append(Asked(*args, **options))
+    def open_engine(*args: Any, **options: Any) -> RecordedEngine:
+        opened.append(RecordedEngine(*args, **options))
         return opened[-1]
 
     yield open_engine
-    for one in opened:
-        one.engine.close()
+    for recorded in opened:
+        recorded.engine.close()

@@ -1,4 +1,4 @@
-"""``trunkline chat``: against a scripted transport, piped."""
+"""``trunkline chat`` with piped input and scripted responses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from trunkline.plugins.generation.command import ChatFailed, Conversation, chat
+from trunkline.plugins.generation.command import ChatError, Conversation, chat
 
 Seen = list[dict[str, Any]]
 
@@ -22,7 +22,7 @@ def delta(text: str) -> str:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Seen]:
-    """``server(*answers)``: every httpx client gets these; returns the bodies that it was sent."""
+    """``server(*answers)`` sets the responses to all httpx clients; returns a list of the bodies that they send."""
 
     def start(*answers: httpx.Response | Exception) -> Seen:
         seen: Seen = []
@@ -52,7 +52,7 @@ def run(text: str | bytes, *flags: str) -> Any:
     return CliRunner().invoke(app, list(flags), input=text)
 
 
-def test_piped_lines_are_turns_with_a_history(server: Callable[..., Seen]) -> None:
+def test_piped_lines_are_messages_of_a_conversation(server: Callable[..., Seen]) -> None:
     seen = server(says("he", "llo"), says("again"), says("fresh"))
     result = run("hi\n\nmore\n/reset\nthird\n/exit\nnever\n", "--system", "be kind", "--max-tokens", "5")
     assert result.exit_code == 0
@@ -64,19 +64,19 @@ def test_piped_lines_are_turns_with_a_history(server: Callable[..., Seen]) -> No
     assert seen[0]["auth"] is None
 
 
-def test_the_key_is_sent(server: Callable[..., Seen]) -> None:
+def test_the_api_key_is_sent(server: Callable[..., Seen]) -> None:
     seen = server(says("x"))
     assert run("hi\n", "--api-key", "secret").exit_code == 0
     assert seen[0]["auth"] == "Bearer secret"
 
 
-def test_a_key_of_any_letters_is_sent(server: Callable[..., Seen]) -> None:
+def test_an_api_key_may_have_any_letters(server: Callable[..., Seen]) -> None:
     seen = server(says("x"))
     assert run("hi\n", "--api-key", "schlüssel").exit_code == 0
     assert seen[0]["auth"].encode() == "Bearer schlüssel".encode()
 
 
-def test_bytes_that_are_not_text_are_replaced(server: Callable[..., Seen]) -> None:
+def test_invalid_utf8_is_replaced(server: Callable[..., Seen]) -> None:
     seen = server(says("x"))
     assert run(b"hi \xff\n").exit_code == 0
     assert seen[0]["messages"][0]["content"] == "hi \N{REPLACEMENT CHARACTER}"
@@ -94,7 +94,7 @@ def test_bytes_that_are_not_text_are_replaced(server: Callable[..., Seen]) -> No
         (httpx.Response(200, text='data: {"error": {"message": "engine gone"}}\n\n'), "engine gone"),
     ],
 )
-def test_failures_are_a_sentence_and_exit_1(
+def test_a_failure_is_a_message_and_exit_status_1(
     server: Callable[..., Seen], answer: httpx.Response | Exception, message: str
 ) -> None:
     server(answer)
@@ -104,10 +104,10 @@ def test_failures_are_a_sentence_and_exit_1(
     assert result.stdout == ""
 
 
-def test_an_answer_cut_short_stays_in_the_history(server: Callable[..., Seen]) -> None:
+def test_an_incomplete_answer_stays_in_the_history(server: Callable[..., Seen]) -> None:
     server(httpx.Response(200, text=delta("half") + 'data: {"error": {"message": "gone"}}\n\n'))
     with httpx.Client(base_url="http://test") as client:
         conversation = Conversation(client, system=None, options={})
-        with pytest.raises(ChatFailed, match="gone"):
-            list(conversation.say("hi"))
+        with pytest.raises(ChatError, match="gone"):
+            list(conversation.send("hi"))
     assert [message["content"] for message in conversation.messages] == ["hi", "half"]

@@ -1,6 +1,6 @@
-"""The real SmolLM2-135M-Instruct in float32: greedy text as transformers gives it, whatever the path.
+"""SmolLM2-135M-Instruct in float32: the greedy output of transformers, alone, in batches, in chunks and with the cache.
 
-The prompts are those whose smallest gap between the two likeliest tokens is far above rounding.
+For these prompts the gap between the two most likely tokens is always far larger than rounding errors.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def chat(engine: Engine, text: str) -> list[int]:
     return ids
 
 
-def test_goldens_alone_together_chunked_and_from_the_cache(engine: Engine) -> None:
+def test_golden_output_alone_batched_chunked_and_cached(engine: Engine) -> None:
     capital, days = chat(engine, "What is the capital of France?"), chat(engine, "List the days of the week.")
     assert len(capital) == 37
     raw = engine.encode(COUNT), engine.encode("The capital of France is")
@@ -70,7 +70,7 @@ def test_goldens_alone_together_chunked_and_from_the_cache(engine: Engine) -> No
     ],
 )
 def test_a_stop_string_may_be_a_special_token(engine: Engine, stop: str, text: str, last: int) -> None:
-    """The model closes its turn, and goes on when it may: <|im_end|> is 2 and <|im_start|> is 1."""
+    """The model ends its message, and continues with ignore_eos: <|im_end|> is 2 and <|im_start|> is 1."""
     prompt = chat(engine, "What is the capital of France?")
     [record] = generate(engine, [prompt], temperature=0, max_new_tokens=32, ignore_eos=True, stop=stop)
     assert record["meta_info"]["finish_reason"] == {"type": "stop", "matched": stop}
@@ -81,7 +81,7 @@ def test_a_stop_string_may_be_a_special_token(engine: Engine, stop: str, text: s
 
 @pytest.mark.skipif(not has_bfloat16(), reason="this CPU doesn't multiply bfloat16")
 @pytest.mark.usefixtures("engine")
-def test_the_golden_that_is_safe_in_bfloat16() -> None:
+def test_golden_output_in_bfloat16() -> None:
     with Engine(DEMO, dtype="bfloat16") as engine:
         [record] = generate(engine, [COUNT], temperature=0, max_new_tokens=24)
         assert record["output_ids"] == COUNTED

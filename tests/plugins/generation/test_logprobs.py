@@ -1,6 +1,6 @@
-"""Log-probabilities and hidden states through the whole engine, against transformers on the same fp32 weights.
+"""Log-probabilities and hidden states of a real engine, against transformers on the same fp32 weights.
 
-Values within 1e-4 whatever the scheduler does: chunks, mixed batches, cached prefixes, retraction, samples, streams.
+Values are within 1e-4 in chunks, mixed batches, with cached prefixes, retraction, samples and streams.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import torch
 
 from trunkline.core.testing import ZOO
 from trunkline.core.types import PartRow, Request
-from trunkline.plugins.generation.sampling.rows import RowState
+from trunkline.plugins.generation.sampling.extra_rows import ExtraState
 
 NEAR = 1e-4
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
-IDS = [7, 500, 3]  # asked for
+IDS = [7, 500, 3]  # token_ids_logprob
 
 
 def prompts() -> list[list[int]]:
-    """Of 5, 23 and 41 tokens, and one that shares 33 tokens with the last."""
+    """Prompts of 5, 23 and 41 tokens, and one that shares 33 tokens with the third."""
     draw = torch.Generator().manual_seed(7)
     first, second, third = (torch.randint(4, 500, (n,), generator=draw).tolist() for n in (5, 23, 41))
     return [first, second, third, third[:33] + first]
 
 
-class Truth:
+class Reference:
     """transformers' own model."""
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +42,7 @@ class Truth:
 
     @torch.inference_mode()
     def rows(self, ids: list[int], temperature: float = 1.0) -> torch.Tensor:
-        """``log_softmax`` float32 ``[len(ids), V]``; row ``p`` is about the token at ``p + 1``."""
+        """``log_softmax``, float64 ``[len(ids), V]``; row ``p`` predicts the token at ``p + 1``."""
         logits: torch.Tensor = self.model(torch.tensor([ids]), use_cache=False).logits[0]
         return (logits.double() / temperature).log_softmax(-1)
 
@@ -53,26 +53,26 @@ class Truth:
         return last
 
     def check(self, record: dict[str, Any], prompt: list[int], start: int, top: int, temperature: float = 1.0) -> None:
-        """All lists of a record that asked for :data:`IDS`."""
+        """Check all lists of a record whose request had :data:`IDS` as token_ids_logprob."""
         meta, output = record["meta_info"], record["output_ids"]
         ids = prompt + output
-        plain, heated = self.rows(ids), self.rows(ids, temperature)
-        asked = range(start, len(prompt)) if start >= 0 else range(0)
+        plain, with_temperature = self.rows(ids), self.rows(ids, temperature)
+        positions = range(start, len(prompt)) if start >= 0 else range(0)
         entries = meta["input_token_logprobs"]
-        assert [entry[1] for entry in entries] == [prompt[position] for position in asked]
+        assert [entry[1] for entry in entries] == [prompt[position] for position in positions]
         assert [entry[1] for entry in meta["output_token_logprobs"]] == output
         if entries:
             assert entries[0][0] is None
             assert meta["input_token_ids_logprobs"][0] is None
-        for index, position in enumerate(asked):
+        for index, position in enumerate(positions):
             if index:
                 self._entry(plain[position - 1], meta, "input", index, prompt[position], top)
         for index, token in enumerate(output):
-            self._entry(heated[len(prompt) - 1 + index], meta, "output", index, token, top)
+            self._entry(with_temperature[len(prompt) - 1 + index], meta, "output", index, token, top)
 
     def _entry(self, expected: torch.Tensor, meta: dict[str, Any], kind: str, index: int, token: int, top: int) -> None:
-        value, ident, text = meta[f"{kind}_token_logprobs"][index]
-        assert (ident, text) == (token, None)
+        value, token_id, text = meta[f"{kind}_token_logprobs"][index]
+        assert (token_id, text) == (token, None)
         assert abs(value - expected[token].item()) <= NEAR, (kind, index)
         assert [entry[1] for entry in meta[f"{kind}_token_ids_logprobs"][index]] == IDS
         for entry in meta[f"{kind}_token_ids_logprobs"][index]:
@@ -87,16 +87,16 @@ class Truth:
 
 
 @cache
-def truth(path: Path) -> Truth:
-    return Truth(path)
+def reference(path: Path) -> Reference:
+    return Reference(path)
 
 
 STARTS = [0, 7, -1, 20]
 TOPS = [3, 0, 5, 1]
 
 
-def ask_all(one: Any, **more: Any) -> list[dict[str, Any]]:
-    """All prompts at once, with different starts and numbers of most likely ids."""
+def ask_all(engine: Any, **more: Any) -> list[dict[str, Any]]:
+    """Send all prompts at once, each with another logprob_start_len and top_logprobs_num."""
     body = {
         "input_ids": prompts(),
         "return_logprob": True,
@@ -105,26 +105,26 @@ def ask_all(one: Any, **more: Any) -> list[dict[str, Any]]:
         "token_ids_logprob": IDS,
         "sampling_params": GREEDY | {"max_new_tokens": 12},
     }
-    return one(**body | more)
+    return engine(**body | more)
 
 
-def check_all(one: Any, records: list[dict[str, Any]]) -> None:
+def check_all(engine: Any, records: list[dict[str, Any]]) -> None:
     for record, prompt, start, top in zip(records, prompts(), STARTS, TOPS, strict=True):
-        truth(one.path).check(record, prompt, start, top)
+        reference(engine.path).check(record, prompt, start, top)
 
 
 @pytest.mark.parametrize("backend", ["torch_native", "cpu"])
 @pytest.mark.parametrize("name", ZOO)
 def test_chunks_mixed_batches_and_cached_prefixes(
-    zoo: Callable[[str], Path], asked: Callable[..., Any], name: str, backend: str
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., Any], name: str, backend: str
 ) -> None:
-    one = asked(zoo(name), attention_backend=backend, chunked_prefill_size=9)
-    check_all(one, ask_all(one))
-    assert any(0 < batch.decodes < len(batch.rows) for batch in one.batches), "no batch mixed decoding and prefill"
-    assert any(not row.final for batch in one.batches for row in batch.rows), "no prompt was cut into chunks"
-    records = ask_all(one)
-    check_all(one, records)
-    # A start gives up what lies behind it, and no more.
+    engine = recorded_engine(zoo(name), attention_backend=backend, chunked_prefill_size=9)
+    check_all(engine, ask_all(engine))
+    assert any(0 < batch.decodes < len(batch.rows) for batch in engine.batches), "no batch mixed decoding and prefill"
+    assert any(not row.final for batch in engine.batches for row in batch.rows), "no prompt was cut into chunks"
+    records = ask_all(engine)
+    check_all(engine, records)
+    # The cached prefix is used up to the start.
     cached = [record["meta_info"]["cached_tokens"] for record in records]
     assert cached == [
         min(len(prompt) - 1, start) if start >= 0 else len(prompt) - 1
@@ -134,23 +134,23 @@ def test_chunks_mixed_batches_and_cached_prefixes(
 
 @pytest.mark.parametrize("name", ["llama", "qwen2-moe"])
 def test_retraction_under_a_pool_that_is_too_small(
-    zoo: Callable[[str], Path], asked: Callable[..., Any], name: str
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., Any], name: str
 ) -> None:
-    one = asked(zoo(name), chunked_prefill_size=8, max_total_tokens=76)
-    one.lane.scheduler._new_token_ratio = 0.0  # admit with optimism, so that the pool does run dry
-    check_all(one, ask_all(one))
-    assert one.retracted, "nothing was retracted"
+    engine = recorded_engine(zoo(name), chunked_prefill_size=8, max_total_tokens=76)
+    engine.lane.scheduler._new_token_ratio = 0.0  # reserve no slots for output, so that the pool becomes full
+    check_all(engine, ask_all(engine))
+    assert engine.retracted, "nothing was retracted"
 
 
 class Retract:
-    """Chooses each request twice: when a part of its prompt has been sent, and when it has some output."""
+    """Retracts each request twice: when part of its prompt's log-probabilities has been sent, and during decoding."""
 
     def __init__(self) -> None:
         self.halves: set[int] = set()
         self.later: set[int] = set()
 
     def __call__(self, request: Request) -> bool:
-        start, due = request.params.logprobs.start, request.state.rows.due
+        start, due = request.params.logprobs.start, request.state.extras.logprobs_due
         half = start is not None and start < due < request.prompt_len - 1
         times = self.halves if half else self.later
         if request.key in times or not (half or request.output_len >= 3):
@@ -160,68 +160,72 @@ class Retract:
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_retraction_sends_nothing_twice(zoo: Callable[[str], Path], asked: Callable[..., Any], cached: bool) -> None:
-    """Neither of a prompt that was half sent nor of output."""
-    one = asked(zoo("llama"), chunked_prefill_size=9, disable_radix_cache=not cached)
-    one.victim = retract = Retract()
-    check_all(one, ask_all(one))
+def test_a_retraction_sends_nothing_twice(
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., Any], cached: bool
+) -> None:
+    """For retractions in the middle of the prompt and during decoding."""
+    engine = recorded_engine(zoo("llama"), chunked_prefill_size=9, disable_radix_cache=not cached)
+    engine.must_retract = retract = Retract()
+    check_all(engine, ask_all(engine))
     assert (len(retract.halves), len(retract.later)) == (2, 4)
 
 
 @pytest.mark.parametrize("bug", ["skip", "repeat"])
-def test_seeded_bugs_are_caught(
-    zoo: Callable[[str], Path], asked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, bug: str
+def test_seeded_bugs_are_detected(
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, bug: str
 ) -> None:
-    """A row is skipped at the end of each chunk; all is sent again after a retraction."""
+    """Seeded bugs: a row is skipped at the end of each chunk; everything is sent again after a retraction."""
 
-    def skip(self: RowState, row: PartRow) -> None:
-        self.due = row.end + 1
+    def skip(self: ExtraState, row: PartRow) -> None:
+        self.logprobs_due = row.end + 1
 
-    def repeat(self: RowState, row: PartRow) -> None:
+    def repeat(self: ExtraState, row: PartRow) -> None:
         pass
 
-    monkeypatch.setattr(RowState, "sent", skip if bug == "skip" else repeat)
+    monkeypatch.setattr(ExtraState, "mark_sent", skip if bug == "skip" else repeat)
     with pytest.raises(AssertionError):
-        test_a_retraction_sends_nothing_twice(zoo, asked, cached=True)
+        test_a_retraction_sends_nothing_twice(zoo, recorded_engine, cached=True)
 
 
-def test_what_was_sent_costs_nothing_after_a_retraction(zoo: Callable[[str], Path], asked: Callable[..., Any]) -> None:
-    """No row goes through the head twice, and a request whose prompt was sent may reuse all of it."""
-    one = asked(zoo("llama"), chunked_prefill_size=9)
-    one.victim = Retract()
-    rows = one.watch_head()
-    check_all(one, ask_all(one))
+def test_what_was_sent_is_not_computed_again_after_a_retraction(
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]
+) -> None:
+    """No row goes through the head twice, and the whole prefix is reused if its log-probabilities were sent."""
+    engine = recorded_engine(zoo("llama"), chunked_prefill_size=9)
+    engine.must_retract = Retract()
+    rows = engine.watch_head()
+    check_all(engine, ask_all(engine))
     of_prompts = [len(prompt) - 1 - start for prompt, start in zip(prompts(), STARTS, strict=True) if start >= 0]
     assert sum(rows) == sum(of_prompts) + 4 * 12
-    assert one.retracted
-    assert {(one.needs.rows_from, one.needs.reuse_up_to) for one in one.retracted} == {(None, None)}
+    assert engine.retracted
+    assert {(request.needs.rows_from, request.needs.reuse_up_to) for request in engine.retracted} == {(None, None)}
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
-def test_output_is_after_temperature_and_input_is_not(
-    zoo: Callable[[str], Path], asked: Callable[..., Any], temperature: float
+def test_temperature_applies_to_output_and_not_to_input(
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., Any], temperature: float
 ) -> None:
-    """Neither is after top_k, top_p and min_p."""
-    one = asked(zoo("llama"))
+    """top_k, top_p and min_p change neither."""
+    engine = recorded_engine(zoo("llama"))
     sampling = {"temperature": temperature, "top_k": 4, "top_p": 0.9, "min_p": 0.01, "sampling_seed": 5}
-    records = ask_all(one, sampling_params=sampling | {"max_new_tokens": 12, "ignore_eos": True})
+    records = ask_all(engine, sampling_params=sampling | {"max_new_tokens": 12, "ignore_eos": True})
     for record, prompt, start, top in zip(records, prompts(), STARTS, TOPS, strict=True):
-        truth(one.path).check(record, prompt, start, top, temperature)
+        reference(engine.path).check(record, prompt, start, top, temperature)
 
 
-def test_the_greedy_entry_is_the_first_of_the_most_likely(
-    zoo: Callable[[str], Path], asked: Callable[..., Any]
+def test_the_greedy_token_is_the_most_likely_one(
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]
 ) -> None:
-    for record in ask_all(asked(zoo("llama")), top_logprobs_num=4):
+    for record in ask_all(recorded_engine(zoo("llama")), top_logprobs_num=4):
         meta = record["meta_info"]
         assert meta["output_token_logprobs"] == [top[0] for top in meta["output_top_logprobs"]]
 
 
-def test_no_new_tokens_give_one_output_entry(zoo: Callable[[str], Path], asked: Callable[..., Any]) -> None:
-    one = asked(zoo("llama"))
-    longer = ask_all(one, sampling_params=GREEDY | {"max_new_tokens": 1})
+def test_no_new_tokens_give_one_output_entry(zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]) -> None:
+    engine = recorded_engine(zoo("llama"))
+    longer = ask_all(engine, sampling_params=GREEDY | {"max_new_tokens": 1})
     for record, other, prompt in zip(
-        ask_all(one, sampling_params=GREEDY | {"max_new_tokens": 0}), longer, prompts(), strict=True
+        ask_all(engine, sampling_params=GREEDY | {"max_new_tokens": 0}), longer, prompts(), strict=True
     ):
         meta = record["meta_info"]
         assert (record["output_ids"], meta["completion_tokens"]) == ([], 0)
@@ -234,24 +238,28 @@ def test_no_new_tokens_give_one_output_entry(zoo: Callable[[str], Path], asked: 
 
 def _flat(value: Any) -> list[float]:
     if isinstance(value, list):
-        return [number for one in value for number in _flat(one)]
+        return [number for item in value for number in _flat(item)]
     return [value] if isinstance(value, int | float) else []
 
 
-def test_samples_share_one_computation_of_the_prompt(zoo: Callable[[str], Path], asked: Callable[..., Any]) -> None:
-    one = asked(zoo("llama"))
+def test_samples_share_one_computation_of_the_prompt(
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]
+) -> None:
+    engine = recorded_engine(zoo("llama"))
     sampling = {"max_new_tokens": 6, "temperature": 1.3, "n": 3, "sampling_seed": 3, "ignore_eos": True}
     body = {"return_logprob": True, "logprob_start_len": 2, "top_logprobs_num": 2, "token_ids_logprob": IDS}
-    records = one(input_ids=prompts()[1:3], sampling_params=sampling, **body)
+    records = engine(input_ids=prompts()[1:3], sampling_params=sampling, **body)
     for index, record in enumerate(records):
         prompt = prompts()[1:3][index // 3]
-        truth(one.path).check(record, prompt, 2, 2, 1.3)
+        reference(engine.path).check(record, prompt, 2, 2, 1.3)
         assert record["meta_info"]["cached_tokens"] == len(prompt) - 1
     assert len({tuple(record["output_ids"]) for record in records}) == 6
 
 
-def test_streams_are_cumulative_and_end_as_the_whole(zoo: Callable[[str], Path], asked: Callable[..., Any]) -> None:
-    one = asked(zoo("llama"), chunked_prefill_size=9)
+def test_streams_are_cumulative_and_end_like_the_whole_reply(
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]
+) -> None:
+    engine = recorded_engine(zoo("llama"), chunked_prefill_size=9)
     body: dict[str, Any] = {
         "return_logprob": True,
         "logprob_start_len": 1,
@@ -261,10 +269,10 @@ def test_streams_are_cumulative_and_end_as_the_whole(zoo: Callable[[str], Path],
         "sampling_params": GREEDY | {"max_new_tokens": 10},
     }
     prompt = prompts()[2]
-    (whole,) = one(input_ids=[prompt], **body)
-    one.flush()
-    seen = one.stream(input_ids=prompt, **body)
-    truth(one.path).check(whole, prompt, 1, 3)
+    (whole,) = engine(input_ids=[prompt], **body)
+    engine.flush()
+    seen = engine.stream(input_ids=prompt, **body)
+    reference(engine.path).check(whole, prompt, 1, 3)
     assert len(seen) > 3
     lists = [name for name in whole["meta_info"] if name.endswith("logprobs")]
     assert len(lists) == 6
@@ -282,32 +290,32 @@ def test_streams_are_cumulative_and_end_as_the_whole(zoo: Callable[[str], Path],
 
 
 def test_a_large_answer_is_encoded_in_a_thread_and_is_the_same(
-    zoo: Callable[[str], Path], asked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Streams whose results pile up, too: what comes meanwhile is in the frame or in the next one, never lost."""
+    """Also in streams with large results: those that arrive during encoding are in this frame or in the next one."""
     from trunkline.plugins.generation import service
 
-    one = asked(zoo("llama"), chunked_prefill_size=9)
-    usual = ask_all(one)
-    monkeypatch.setattr(service, "BACKLOG", 0)
+    engine = recorded_engine(zoo("llama"), chunked_prefill_size=9)
+    usual = ask_all(engine)
+    monkeypatch.setattr(service, "ON_LOOP_BYTES", 0)
     threads: list[int] = []
-    off_loop = one.engine.client.off_loop
+    off_loop = engine.engine.client.off_loop
 
     async def counted(function: Any, *args: Any, size: int = 0) -> Any:
         threads.append(size)
         await asyncio.sleep(0.01)
         return await off_loop(function, *args, size=size)
 
-    monkeypatch.setattr(one.engine.client, "off_loop", counted)
-    again = ask_all(one)
+    monkeypatch.setattr(engine.engine.client, "off_loop", counted)
+    again = ask_all(engine)
     assert threads
-    check_all(one, again)
+    check_all(engine, again)
     assert [record["output_ids"] for record in again] == [record["output_ids"] for record in usual]
-    seen = one.stream(
+    seen = engine.stream(
         input_ids=prompts()[2], return_logprob=True, logprob_start_len=0, top_logprobs_num=2, token_ids_logprob=IDS,
         sampling_params=GREEDY | {"max_new_tokens": 30},
     )  # fmt: skip
-    truth(one.path).check(seen[-1], prompts()[2], 0, 2)
+    reference(engine.path).check(seen[-1], prompts()[2], 0, 2)
     for frame in seen:
         assert len(frame["output_ids"]) == len(frame["meta_info"]["output_token_logprobs"])
     assert [frame["meta_info"]["finish_reason"] is None for frame in seen] == [True] * (len(seen) - 1) + [False]
@@ -315,93 +323,95 @@ def test_a_large_answer_is_encoded_in_a_thread_and_is_the_same(
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2-moe", "gpt2"])
 def test_hidden_states_are_those_of_the_last_layer(
-    zoo: Callable[[str], Path], asked: Callable[..., Any], name: str
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., Any], name: str
 ) -> None:
     """A matrix for the uncached part of the prompt, then a vector for each token but the last."""
-    one = asked(zoo(name), chunked_prefill_size=9)
+    engine = recorded_engine(zoo(name), chunked_prefill_size=9)
     body: dict[str, Any] = {"input_ids": prompts(), "sampling_params": GREEDY | {"max_new_tokens": 6}}
-    plain = one(**body)
-    one.flush()
+    plain = engine(**body)
+    engine.flush()
     for _ in range(2):  # with an empty cache, and with all in it
-        for record, prompt in zip(one(**body, return_hidden_states=True), prompts(), strict=True):
+        for record, prompt in zip(engine(**body, return_hidden_states=True), prompts(), strict=True):
             matrix, *vectors = record["meta_info"]["hidden_states"]
             cached = record["meta_info"]["cached_tokens"]
-            expected = truth(one.path).hidden(prompt + record["output_ids"])[cached:-1]
+            expected = reference(engine.path).hidden(prompt + record["output_ids"])[cached:-1]
             found = torch.tensor(matrix + vectors)
             assert (len(matrix), len(vectors)) == (len(prompt) - cached, 5)
             assert (found - expected).abs().max() <= 1e-3 * expected.abs().max()
-    for record, other in zip(one(**body, return_hidden_states="last"), plain, strict=True):
+    for record, other in zip(engine(**body, return_hidden_states="last"), plain, strict=True):
         assert record["output_ids"] == other["output_ids"]
         assert len(record["meta_info"]["hidden_states"]) == expected.shape[1]
-    last = truth(one.path).hidden(prompts()[3] + record["output_ids"])[-2]
+    last = reference(engine.path).hidden(prompts()[3] + record["output_ids"])[-2]
     assert (torch.tensor(record["meta_info"]["hidden_states"]) - last).abs().max() <= 1e-3 * last.abs().max()
 
 
-def test_hidden_states_survive_retraction(zoo: Callable[[str], Path], asked: Callable[..., Any]) -> None:
-    one = asked(zoo("llama"), chunked_prefill_size=8, max_total_tokens=76)
-    one.lane.scheduler._new_token_ratio = 0.0
-    records = one(
+def test_hidden_states_survive_retraction(zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]) -> None:
+    engine = recorded_engine(zoo("llama"), chunked_prefill_size=8, max_total_tokens=76)
+    engine.lane.scheduler._new_token_ratio = 0.0
+    records = engine(
         input_ids=prompts(), return_hidden_states=True, sampling_params=GREEDY | {"max_new_tokens": 12}
     )  # fmt: skip
-    assert one.retracted
+    assert engine.retracted
     for record, prompt in zip(records, prompts(), strict=True):
         matrix, *vectors = record["meta_info"]["hidden_states"]
         cached = record["meta_info"]["cached_tokens"]
-        expected = truth(one.path).hidden(prompt + record["output_ids"])[cached:-1]
+        expected = reference(engine.path).hidden(prompt + record["output_ids"])[cached:-1]
         assert (len(matrix), len(vectors)) == (len(prompt) - cached, 11)
         assert (torch.tensor(matrix + vectors) - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
 def test_no_new_tokens_give_the_hidden_states_of_the_prompt(
-    zoo: Callable[[str], Path], asked: Callable[..., Any]
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]
 ) -> None:
-    one = asked(zoo("llama"))
-    (record,) = one(input_ids=[prompts()[1]], return_hidden_states=True, sampling_params={"max_new_tokens": 0})
+    engine = recorded_engine(zoo("llama"))
+    (record,) = engine(input_ids=[prompts()[1]], return_hidden_states=True, sampling_params={"max_new_tokens": 0})
     (matrix,) = record["meta_info"]["hidden_states"]
-    expected = truth(one.path).hidden(prompts()[1])
+    expected = reference(engine.path).hidden(prompts()[1])
     assert (torch.tensor(matrix) - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
-def test_what_is_long_comes_in_slices_and_pieces(
-    zoo: Callable[[str], Path], asked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_long_results_are_computed_in_slices_and_sent_in_pieces(
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The head runs over as many rows as their logits have room; results are cut, too."""
-    from trunkline.plugins.generation.sampling import row_results
+    """The head runs over slices of the rows, and results are cut into pieces."""
+    from trunkline.plugins.generation.sampling import extra_results
 
-    one = asked(zoo("llama"))
-    monkeypatch.setattr(row_results, "SLICE", 4 * 512 * 5)
-    monkeypatch.setattr(row_results, "PIECE", 2000)
-    rows = one.watch_head()
-    records = ask_all(one, return_hidden_states=True)
-    check_all(one, records)
+    engine = recorded_engine(zoo("llama"))
+    monkeypatch.setattr(extra_results, "SLICE", 4 * 512 * 5)
+    monkeypatch.setattr(extra_results, "PIECE", 2000)
+    rows = engine.watch_head()
+    records = ask_all(engine, return_hidden_states=True)
+    check_all(engine, records)
     assert max(rows) <= 5
     hidden = records[1]["meta_info"]["hidden_states"]
     assert (len(hidden), len(hidden[0])) == (12, len(prompts()[1]) - records[1]["meta_info"]["cached_tokens"])
 
 
-def test_requests_that_ask_for_nothing_pay_nothing(zoo: Callable[[str], Path], asked: Callable[..., Any]) -> None:
-    """No result beside tokens is made for them; the head runs once a pass over the rows that are sampled."""
-    one = asked(zoo("llama"))
-    stage = one.lane.stages["generation"].stage
-    plans: list[Any] = []
+def test_requests_without_extra_outputs_have_no_row_selection(
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]
+) -> None:
+    """No row is selected for extra outputs."""
+    engine = recorded_engine(zoo("llama"))
+    stage = engine.lane.stages["generation"].stage
+    selections: list[Any] = []
     launch = stage.launch
 
     def watch(part: Any, hidden: torch.Tensor) -> Any:
-        plans.append(part.inputs)
+        selections.append(part.inputs)
         return launch(part, hidden)
 
     stage.launch = watch
-    (record,) = one(input_ids=[prompts()[1]], sampling_params=GREEDY | {"max_new_tokens": 4})
-    assert plans == [None] * 4
+    (record,) = engine(input_ids=[prompts()[1]], sampling_params=GREEDY | {"max_new_tokens": 4})
+    assert selections == [None] * 4
     assert not {name for name in record["meta_info"] if "logprob" in name or "hidden" in name}
 
 
 def test_a_pass_that_fails_and_is_run_again_sends_nothing_twice(
-    zoo: Callable[[str], Path], asked: Callable[..., Any]
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]
 ) -> None:
-    """Its rows are run alone then; what was sent is noted only when it was collected."""
-    one = asked(zoo("llama"), chunked_prefill_size=9)
-    stage = one.lane.stages["generation"].stage
+    """Each of its rows is run again alone. Rows are marked as sent when they are collected, not before."""
+    engine = recorded_engine(zoo("llama"), chunked_prefill_size=9)
+    stage = engine.lane.stages["generation"].stage
     launch, together = stage.launch, [0]
 
     def flaky(part: Any, hidden: torch.Tensor) -> Any:
@@ -412,5 +422,5 @@ def test_a_pass_that_fails_and_is_run_again_sends_nothing_twice(
         return launched
 
     stage.launch = flaky
-    check_all(one, ask_all(one))
+    check_all(engine, ask_all(engine))
     assert together[0] > 4

@@ -1,4 +1,4 @@
-"""Numbers about output tokens: of requests that have some, whatever else is served."""
+"""Metrics of output tokens, which count only requests that have some."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = ("generation_tokens_total", "time_to_first_token_seconds_count", "inter_
 
 
 def samples(text: bytes) -> dict[str, float]:
-    """Sample -> value, samples as Prometheus writes them."""
+    """Sample, with its labels as Prometheus writes them -> value."""
     lines = (line for line in text.decode().splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
@@ -37,7 +37,7 @@ def metrics() -> TokenMetrics:
 
 @pytest.fixture
 def run(metrics: TokenMetrics) -> Callable[..., dict[str, float]]:
-    """``run(*messages, pause=0.0)``: a request with these messages, each after a pause; the samples then."""
+    """``run(*messages, pause=0.0)`` gives a request these messages, each after a pause; returns the samples."""
 
     def run(*messages: dict[str, Any], pause: float = 0.0, label: str = "m") -> dict[str, float]:
         observers = CheckedObservers([Provided(Plugin("generation", ""), metrics)])
@@ -45,7 +45,7 @@ def run(metrics: TokenMetrics) -> Callable[..., dict[str, float]]:
         reply.start(Started(1, 0), "")
         for message in messages:
             time.sleep(pause)
-            reply.update(Progress(1, **({"tokens": []} | message)))
+            reply.apply(Progress(1, **({"tokens": []} | message)))
         return samples(generate_latest(metrics))
 
     return run
@@ -67,7 +67,7 @@ def test_tokens_that_come_together_share_the_time_between_messages(run: Callable
     assert found[buckets % "5.0"] == 5
 
 
-def test_results_without_tokens_are_no_first_token(run: Callable[..., dict[str, float]]) -> None:
+def test_results_without_tokens_are_not_counted(run: Callable[..., dict[str, float]]) -> None:
     vector = b"\x90"
     assert not any("{" in name for name in run({"data": vector, "finish": {"type": "stop"}}))
     assert not any("{" in name for name in run({"error": (500, "broken", None)}))
@@ -84,7 +84,7 @@ def test_the_label_is_the_first_name_of_a_model(run: Callable[..., dict[str, flo
     assert 'sglang:generation_tokens_total{model_name="first",task="write"}' in found
 
 
-def test_each_server_gets_its_own() -> None:
+def test_each_server_has_its_own_metrics() -> None:
     (one,), (other,) = trunkline_metrics(), trunkline_metrics()
     assert one is not other
 

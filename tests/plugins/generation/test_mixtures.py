@@ -1,7 +1,11 @@
-"""What a request gets doesn't depend on what else runs: any mixture equals each request alone."""
+"""Replies and streams in any mixture of requests, chunks, cache hits and retractions equal the reply to each alone.
+
+All features of ``/generate`` are switched on at random.
+"""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -12,24 +16,58 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trunkline.core.types import Needs, PartRow
-from trunkline.plugins.generation.sampling import rows
+from trunkline.plugins.generation.sampling import extra_rows
+from trunkline.plugins.generation.text import visible
 
 NEAR = 1e-4
+HIDDEN = 128  # components of an embedding
 BASE = [5 + (index * 37) % 480 for index in range(60)]
 
 
 @st.composite
+def sampling(draw: st.DrawFn) -> dict[str, Any]:
+    """Sampling parameters, each at its default or not."""
+    limit = draw(st.integers(0, 9))
+    params: dict[str, Any] = {
+        "max_new_tokens": limit,
+        "temperature": draw(st.sampled_from([0, 0.8])),
+        "sampling_seed": draw(st.integers(0, 9)),
+        "n": draw(st.sampled_from([1, 1, 1, 2])),
+        "ignore_eos": draw(st.booleans()),
+    }
+    others: dict[str, st.SearchStrategy[Any]] = {
+        "top_k": st.sampled_from([5, 40]),
+        "top_p": st.sampled_from([0.5, 0.9]),
+        "min_p": st.just(0.05),
+        "min_new_tokens": st.integers(0, limit),
+        "frequency_penalty": st.floats(-2, 2),
+        "presence_penalty": st.floats(-2, 2),
+        "repetition_penalty": st.floats(0.5, 2),
+        "logit_bias": st.dictionaries(st.integers(4, 500).map(str), st.floats(-5, 5), max_size=4),
+        "stop": st.sampled_from(["e", ["he", "<", "rese"], "\ufffd", "> s"]),
+        "stop_regex": st.sampled_from(["[0-9]{2}", ["t.e", "[aeiou] "], ">$"]),
+        "stop_token_ids": st.lists(st.integers(0, 511), max_size=40),
+        "skip_special_tokens": st.just(False),
+        "no_stop_trim": st.just(True),
+        "stream_interval": st.integers(1, 4),
+    }
+    for name in draw(st.sets(st.sampled_from(sorted(others)), max_size=6)):
+        params[name] = draw(others[name])
+    return params
+
+
+@st.composite
 def bodies(draw: st.DrawFn) -> dict[str, Any]:
-    """A body of ``/generate``: a prefix of the same tokens and some of its own, whatever can be asked for."""
+    """A body of ``/generate``: a common prefix, some tokens of its own, any parameters and any extra outputs."""
     prompt = BASE[: draw(st.integers(0, 40))] + draw(st.lists(st.integers(4, 500), min_size=1, max_size=12))
-    sampling: dict[str, Any] = {"max_new_tokens": draw(st.integers(0, 7)), "ignore_eos": True}
-    sampling["temperature"] = draw(st.sampled_from([0, 0.8]))
-    sampling["sampling_seed"] = draw(st.integers(0, 9))
-    sampling["n"] = draw(st.sampled_from([1, 1, 1, 2]))
-    body: dict[str, Any] = {"input_ids": prompt, "sampling_params": sampling, "stream": draw(st.booleans())}
+    body: dict[str, Any] = {"sampling_params": draw(sampling()), "stream": draw(st.booleans())}
+    if draw(st.integers(0, 9)):
+        body["input_ids"] = prompt
+    else:  # embeddings
+        body["input_embeds"] = [[(7 * token % 11 - 5) / 50] * HIDDEN for token in prompt]
     if draw(st.integers(0, 3)):
         body["return_logprob"] = True
-        body["logprob_start_len"] = draw(st.integers(-1, len(prompt)))
+        body["logprob_start_len"] = draw(st.integers(-1, len(prompt))) if "input_ids" in body else -1
         body["top_logprobs_num"] = draw(st.integers(0, 4))
         body["token_ids_logprob"] = draw(st.lists(st.integers(0, 511), max_size=3))
         body["return_text_in_logprobs"] = draw(st.booleans())
@@ -39,19 +77,31 @@ def bodies(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @pytest.fixture
-def pair(zoo: Callable[[str], Path], asked: Callable[..., Any]) -> tuple[Any, Any]:
-    """An engine for requests alone, and one where they get in each other's way."""
-    busy = asked(zoo("llama"), chunked_prefill_size=7, max_total_tokens=150)
+def pair(zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]) -> tuple[Any, Any]:
+    """An engine for single requests, and one with small chunks and a small pool for mixtures."""
+    busy = recorded_engine(zoo("llama"), chunked_prefill_size=7, max_total_tokens=150)
     busy.lane.scheduler._new_token_ratio = 0.0
-    return asked(zoo("llama")), busy
+    return recorded_engine(zoo("llama")), busy
 
 
 def last_of(answers: list[dict[str, Any]], body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The complete records, by sequence."""
+    """The last record of each sequence. The frames of a stream before it have a beginning of what it has."""
     if not body["stream"]:
         return answers
     done = {answer.get("index", 0): answer for answer in answers}  # later frames of a sequence win
+    for frame in answers:
+        last = done[frame.get("index", 0)]
+        assert last["text"].startswith(frame["text"])
+        assert "\ufffd" not in frame["text"] or "\ufffd" in last["text"]
+        assert_prefix(frame["output_ids"], last["output_ids"])
+        for name, value in frame["meta_info"].items():
+            if name.endswith("logprobs"):
+                assert_prefix(value, last["meta_info"][name])
     return [done[index] for index in sorted(done)]
+
+
+def assert_prefix(beginning: list[Any], whole: list[Any]) -> None:
+    assert beginning == whole[: len(beginning)]
 
 
 def assert_same(found: dict[str, Any], alone: dict[str, Any]) -> None:
@@ -71,7 +121,7 @@ def assert_same(found: dict[str, Any], alone: dict[str, Any]) -> None:
 
 
 def assert_close(found: Any, expected: Any, where: str) -> None:
-    """Lists of the same form; numbers that are not whole differ a little at most."""
+    """Lists have the same shape, floats are close, and all other values are equal."""
     if isinstance(found, list):
         assert len(found) == len(expected), where
         for one, other in zip(found, expected, strict=True):
@@ -84,14 +134,14 @@ def assert_close(found: Any, expected: Any, where: str) -> None:
 
 def check(pair: tuple[Any, Any], mixture: list[dict[str, Any]], seed: int) -> None:
     quiet, busy = pair
-    chance = random.Random(seed)
-    busy.victim = lambda request: chance.random() < 0.15
+    random_source = random.Random(seed)
+    busy.must_retract = lambda request: random_source.random() < 0.15
     answers = busy.together(mixture)
     for body, found in zip(mixture, answers, strict=True):
         quiet.flush()
-        (alone,) = quiet.together([body])
-        for one, other in zip(last_of(found, body), last_of(alone, body), strict=True):
-            # Samples of one prompt aren't alone: what is cached differs, so compare what both computed.
+        (alone,) = quiet.together([body | {"stream": False}])
+        for one, other in zip(last_of(found, body), alone, strict=True):
+            # Samples of one prompt have different cached prefixes, so their hidden states are of different positions.
             assert_same(one, other) if body["sampling_params"]["n"] == 1 else assert_same_samples(one, other)
 
 
@@ -108,7 +158,7 @@ def test_any_mixture_equals_each_request_alone(pair: tuple[Any, Any], mixture: l
 
 
 def fixed() -> list[dict[str, Any]]:
-    """A mixture with long prompts whose log-probabilities are wanted from different places on."""
+    """A mixture with long prompts and different values of logprob_start_len."""
     sampling = {"max_new_tokens": 6, "ignore_eos": True, "temperature": 0, "n": 1}
     return [
         {
@@ -130,21 +180,38 @@ def test_a_fixed_mixture(pair: tuple[Any, Any]) -> None:
     assert pair[1].retracted
 
 
-@pytest.mark.parametrize("bug", ["sent twice", "chunk boundary", "rows of a neighbour", "needs forgotten"])
-def test_seeded_bugs_are_caught(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
-    sent = rows.RowState.sent
+def test_a_stream_that_shows_the_beginning_of_a_stop_string_is_detected(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"input_ids": BASE, "sampling_params": {"sampling_seed": 1, "max_new_tokens": 60, "n": 1}, "stream": True}
+    texts = ["", *(frame["text"] for frame in pair[0].together([body])[0])]
+    pieces = [text.removeprefix(before) for before, text in itertools.pairwise(texts)]
+    stop = next(one[-1] + two[0] for one, two in itertools.pairwise(pieces) if one and two)
+    body["sampling_params"]["stop"] = stop  # it begins in one token and ends in the next
+    check(pair, [body], seed=1)
+    monkeypatch.setattr(visible, "partial_stop_length", lambda text, stops: 0)
+    with pytest.raises(AssertionError):  # noqa: PT012
+        for _ in range(50):  # two tokens that come together have one frame, which is right
+            check(pair, [body], seed=1)
 
-    def skip_one(self: rows.RowState, row: PartRow) -> None:
-        sent(self, row)
-        self.due += 1
+
+@pytest.mark.parametrize("bug", ["sent twice", "chunk boundary", "rows of a neighbour", "needs forgotten"])
+def test_seeded_bugs_are_detected(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
+    mark_sent = extra_rows.ExtraState.mark_sent
+
+    def skip_one(self: extra_rows.ExtraState, row: PartRow) -> None:
+        mark_sent(self, row)
+        self.logprobs_due += 1
 
     if bug == "sent twice":
-        monkeypatch.setattr(rows.RowState, "sent", lambda self, row: None)
+        monkeypatch.setattr(extra_rows.ExtraState, "mark_sent", lambda self, row: None)
     elif bug == "chunk boundary":
-        monkeypatch.setattr(rows.RowState, "sent", skip_one)
+        monkeypatch.setattr(extra_rows.ExtraState, "mark_sent", skip_one)
     elif bug == "rows of a neighbour":
-        monkeypatch.setattr(rows, "_hidden_rows", lambda row, first, end: range(first - row.first, end - row.first))
-    else:  # after a retraction the cache may stand in for rows that were never sent
+        monkeypatch.setattr(
+            extra_rows, "_hidden_indices", lambda row, first, end: range(first - row.first, end - row.first)
+        )
+    else:  # after a retraction, rows that were never sent may be taken from the cache
         stage = pair[1].lane.stages["generation"].stage
         monkeypatch.setattr(stage, "reset", lambda request: Needs(new_tokens=request.needs.new_tokens))
     with pytest.raises(AssertionError):

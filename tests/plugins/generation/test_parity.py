@@ -1,7 +1,7 @@
-"""Every architecture, through the whole engine, against transformers on the same fp32 weights.
+"""All architectures in a real engine, against transformers on the same fp32 weights.
 
-Logits within 1e-4 and the same greedy tokens, whatever the scheduler does: chunked prefill beside
-decoding rows, prefixes from the radix tree, retraction under a pool that is too small.
+Logits are within 1e-4, and greedy tokens the same, with chunked prefill beside decoding rows, cached prefixes, and
+retraction in a pool that is too small.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ GAP = 1e-3  # between the best two logits: closer ones may swap
 
 
 def prompts() -> list[list[int]]:
-    """Of 5, 23 and 41 tokens, and one that shares 33 tokens with the last."""
+    """Prompts of 5, 23 and 41 tokens, and one that shares 33 tokens with the third."""
     draw = torch.Generator().manual_seed(7)
     first, second, third = (torch.randint(4, 500, (n,), generator=draw).tolist() for n in (5, 23, 41))
     return [first, second, third, third[:33] + first]
 
 
 @dataclass
-class Truth:
+class Greedy:
     """transformers' greedy continuation of each prompt, and the logits of each step ``[NEW, V]``."""
 
     tokens: list[list[int]] = field(default_factory=list)
@@ -41,11 +41,11 @@ class Truth:
 
 
 @cache
-def truth(path: Path) -> Truth:
+def reference(path: Path) -> Greedy:
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
-    result = Truth()
+    result = Greedy()
     with torch.inference_mode():
         for prompt in prompts():
             ids = list(prompt)
@@ -58,8 +58,8 @@ def truth(path: Path) -> Truth:
     return result
 
 
-class Watched:
-    """An engine that keeps each request's logits and every batch that it ran."""
+class RecordedEngine:
+    """An engine that records the logits of each request, and its batches."""
 
     def __init__(self, path: Path, backend: str, **options: Any) -> None:
         self.engine = Engine(str(path), dtype="float32", attention_backend=backend, threads=1, **options)
@@ -93,13 +93,13 @@ class Watched:
         lane.scheduler.plan = watch_plan
 
     def check(self, path: Path, label: str) -> list[int]:
-        """Run all prompts at once and compare; returns each one's cached tokens."""
+        """Run all prompts at once and compare; returns the number of cached tokens of each."""
         params = GenerationParams(max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
         items = [
             Submission(prompt=prompt, params=params, rid=f"{label}{index}") for index, prompt in enumerate(prompts())
         ]
         tickets = self.engine.submit_all("generation", items)
-        expected = truth(path)
+        expected = reference(path)
         for index, (ticket, prompt) in enumerate(zip(tickets, prompts(), strict=True)):
             tokens = ticket.result(60).tokens
             for step, logits in enumerate(expected.logits[index]):
@@ -107,47 +107,47 @@ class Watched:
                 assert (ours - logits).abs().max() <= 1e-4, f"{label}: prompt {index}, step {step}"
                 best, second = logits.topk(2).values
                 if best - second < GAP:
-                    break  # from here on another choice would be as right
+                    break  # the other token would be as correct, so the rest can differ
                 assert tokens[step] == expected.tokens[index][step]
         return [ticket.cached_tokens for ticket in tickets]
 
 
 @pytest.fixture
-def watched() -> Iterator[Callable[..., Watched]]:
-    opened: list[Watched] = []
+def recorded_engine() -> Iterator[Callable[..., RecordedEngine]]:
+    opened: list[RecordedEngine] = []
 
-    def open_engine(*args: Any, **options: Any) -> Watched:
-        opened.append(Watched(*args, **options))
+    def open_engine(*args: Any, **options: Any) -> RecordedEngine:
+        opened.append(RecordedEngine(*args, **options))
         return opened[-1]
 
     yield open_engine
-    for one in opened:
-        one.engine.close()
+    for recorded in opened:
+        recorded.engine.close()
 
 
 @pytest.mark.parametrize("backend", ["torch_native", "cpu"])
 @pytest.mark.parametrize("name", ZOO)
 def test_chunks_mixed_batches_and_cached_prefixes(
-    zoo: Callable[[str], Path], watched: Callable[..., Watched], name: str, backend: str
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., RecordedEngine], name: str, backend: str
 ) -> None:
     path = zoo(name)
-    one = watched(path, backend, chunked_prefill_size=9)
-    cached = one.check(path, "fresh")
-    assert any(0 < batch.decodes < len(batch.rows) for batch in one.batches), "no batch mixed decoding and prefill"
-    assert any(not row.final for batch in one.batches for row in batch.rows), "no prompt was cut into chunks"
+    engine = recorded_engine(path, backend, chunked_prefill_size=9)
+    cached = engine.check(path, "fresh")
+    assert any(0 < batch.decodes < len(batch.rows) for batch in engine.batches), "no batch mixed decoding and prefill"
+    assert any(not row.final for batch in engine.batches for row in batch.rows), "no prompt was cut into chunks"
     assert cached[3] >= 32, "the shared prefix was computed twice"
-    again = one.check(path, "again")
+    again = engine.check(path, "again")
     assert again == [len(prompt) - 1 for prompt in prompts()]
 
 
 @pytest.mark.parametrize("backend", ["torch_native", "cpu"])
 @pytest.mark.parametrize("name", ZOO)
 def test_retraction_changes_nothing(
-    zoo: Callable[[str], Path], watched: Callable[..., Watched], name: str, backend: str
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., RecordedEngine], name: str, backend: str
 ) -> None:
     path = zoo(name)
-    one = watched(path, backend, chunked_prefill_size=16, max_total_tokens=76, disable_radix_cache=True)
-    for lane in one.engine.client.transport.loop.lanes:  # admit with optimism, so that the pool does run dry
+    engine = recorded_engine(path, backend, chunked_prefill_size=16, max_total_tokens=76, disable_radix_cache=True)
+    for lane in engine.engine.client.transport.loop.lanes:  # reserve no slots for output, so that the pool becomes full
         lane.scheduler._new_token_ratio = 0.0
-    one.check(path, "tight")
-    assert one.retracted > 0, "nothing was retracted"
+    engine.check(path, "tight")
+    assert engine.retracted > 0, "nothing was retracted"

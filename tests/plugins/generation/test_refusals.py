@@ -1,4 +1,4 @@
-"""Every way in which ``/generate`` refuses or fails, and that nothing reaches the engine by mistake."""
+"""All errors of ``/generate``; invalid requests don't reach the engine."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ async def test_an_error_of_a_single_prompt_names_no_item(client: httpx.AsyncClie
 
 
 @pytest.mark.field
-async def test_a_field_that_is_refused_is_a_400_in_a_stream_too(client: httpx.AsyncClient) -> None:
+async def test_a_refused_field_is_a_400_in_a_stream_too(client: httpx.AsyncClient) -> None:
     response = await generate(client, text="a", stream=True, return_sampling_mask=True)
     assert (response.status_code, response.headers["content-type"]) == (400, "application/json")
 
@@ -146,14 +146,14 @@ async def test_a_field_that_is_refused_is_a_400_in_a_stream_too(client: httpx.As
         b'{"sampling_params": ' + b"[" * 100_000,
     ],
 )
-async def test_bodies_that_are_no_request(client: httpx.AsyncClient, engine: Any, body: bytes) -> None:
+async def test_bodies_that_cannot_be_decoded(client: httpx.AsyncClient, engine: Any, body: bytes) -> None:
     response = await client.post("/generate", content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400
     assert (response.json()["object"], response.json()["code"]) == ("error", 400)
     assert engine.items == []
 
 
-async def test_what_unmodified_clients_send_passes(client: httpx.AsyncClient) -> None:
+async def test_neutral_values_of_clients_are_accepted(client: httpx.AsyncClient) -> None:
     extras = dict.fromkeys(("lora_path", "image_data", "custom_logit_processor", "session_params", "input_embeds"))
     body = {"text": "a", "stream": False, "return_logprob": False, "logprob_start_len": -1, "top_logprobs_num": 0}
     assert (await client.post("/generate", json={**body, **extras, "return_hidden_states": False})).status_code == 200
@@ -171,7 +171,9 @@ async def test_a_full_queue_is_503_at_once_streaming_or_not(client: httpx.AsyncC
         assert response.json()["message"] == "The request queue is full."
 
 
-async def test_a_failing_engine_fails_the_batch_and_aborts_the_rest(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_an_engine_failure_fails_the_batch_and_aborts_the_other_sequences(
+    client: httpx.AsyncClient, engine: Any
+) -> None:
     def script(item: Any) -> list[Any]:
         return [RequestError("down", status=503)] if item.rid == "x_0" else [5] * 10_000
 
@@ -188,7 +190,7 @@ async def test_logits_that_are_not_finite_are_a_500(client: httpx.AsyncClient, e
     assert (failed.status_code, failed.json()["message"]) == (500, "nan")
 
 
-async def test_the_sequence_that_failed_names_its_prompt(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_the_error_of_a_sequence_names_its_prompt(client: httpx.AsyncClient, engine: Any) -> None:
     nan = {"type": "abort", "message": "nan", "status_code": 500, "err_type": None}
     last = engine.tokenizer("").encode("b", add_special_tokens=False)
     engine.script = lambda item: [nan if item.prompt == last else {"type": "length", "length": 0}]

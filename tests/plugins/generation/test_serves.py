@@ -1,4 +1,4 @@
-"""Which checkpoints are generated with, and when."""
+"""Which checkpoints the generation task serves, by default or on request."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def info(**changes: Any) -> ModelInfo:
         ({"architecture": "LlamaForSequenceClassification"}, "no"),
     ],
 )
-def test_what_is_served(changes: dict[str, Any], when: str) -> None:
+def test_served_architectures(changes: dict[str, Any], when: str) -> None:
     answer = generation.trunkline_serves(info(**changes))
     assert isinstance(answer, Serves)
     assert answer.when == when

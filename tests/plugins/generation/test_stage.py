@@ -1,4 +1,4 @@
-"""The stage over a fake model: what is sampled, when a sequence ends, and whom a failure hits."""
+"""The stage with a fake model: sampled tokens, ends of sequences, and failures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GREEDY: dict[str, Any] = {"temperature": 0.0}
 
 
 class Driver:
-    """Runs a stage one token at a time: ``hidden`` rows are the logits themselves."""
+    """Runs a stage token by token; hidden rows are the logits, as the head is the identity."""
 
     def __init__(self, tokenizer: Any = None, limit: int = 100) -> None:
         info = ModelInfo(
@@ -59,7 +59,7 @@ class Driver:
         return request
 
     def steps(self, *rows: tuple[Request, torch.Tensor]) -> list[Step]:
-        """One pass in which each request gets these logits."""
+        """Run a pass with these logits for each request; returns its steps."""
         parts = [
             PartRow(request, len(request.tokens) - 1, len(request.tokens), len(request.tokens) - 1, index, True)
             for index, (request, _) in enumerate(rows)
@@ -74,7 +74,7 @@ class Driver:
         return steps
 
     def feed(self, request: Request, tokens: Sequence[int]) -> Step:
-        """These tokens one by one until the request ends; the last step."""
+        """Sample these tokens one by one until the request ends; returns the last step."""
         for token in tokens:
             (step,) = self.steps((request, peak(token)))
             if step.finish or step.error:
@@ -112,7 +112,7 @@ def test_no_new_tokens_needs_no_head(driver: Driver) -> None:
     assert driver.calls == 0
 
 
-def test_no_new_tokens_beside_a_row_that_wants_one(driver: Driver) -> None:
+def test_no_new_tokens_beside_a_row_that_samples_one(driver: Driver) -> None:
     none, one = driver.admit(key=1, max_new_tokens=0), driver.admit(key=2, max_new_tokens=4, **GREEDY)
     first, second = driver.steps((none, peak(5)), (one, peak(6)))
     assert (first.tokens, second.tokens) == ((), (6,))
@@ -133,14 +133,14 @@ def test_ignore_eos_ignores_stop_token_ids_too(driver: Driver) -> None:
     assert driver.feed(request, [7, EOS, 7, EOS]).finish == {"type": "length", "length": 4}
 
 
-def test_a_stop_token_in_the_last_place_is_a_stop(driver: Driver) -> None:
+def test_a_stop_token_at_the_limit_is_a_stop(driver: Driver) -> None:
     request = driver.admit(max_new_tokens=2, **GREEDY)
     assert driver.feed(request, [5, EOS]).finish == {"type": "stop", "matched": EOS}
 
 
 @pytest.mark.parametrize("room", [0, 50])
 def test_stop_strings_across_tokens(byte_level: Any, room: int) -> None:
-    """Also when the last token that is allowed completes the stop string."""
+    """Also if the last allowed token completes the stop string."""
     driver = Driver(byte_level)
     ids = byte_level.encode("hello wor", add_special_tokens=False)
     request = driver.admit(max_new_tokens=len(ids) + room, stop=("zz", "o wo"), **GREEDY)
@@ -211,7 +211,9 @@ def test_logits_that_are_not_finite_have_no_log_probabilities(driver: Driver) ->
 
 def test_a_row_whose_results_fail_ends_alone(driver: Driver) -> None:
     broken, whole = (driver.admit(key=key, logprobs=LogprobParams(), **GREEDY) for key in (1, 2))
-    broken.state.rows = SimpleNamespace(prompt_len=3, logprobs=LogprobParams(), hidden="", due=2)  # can't note it
+    broken.state.extras = SimpleNamespace(
+        prompt_len=3, logprobs=LogprobParams(), hidden="", logprobs_due=2
+    )  # has no mark_sent
     bad, good = driver.steps((broken, peak(5)), (whole, peak(6)))
     assert bad.error is not None
     assert (bad.error.status, good.tokens) == (500, (6,))
@@ -219,7 +221,7 @@ def test_a_row_whose_results_fail_ends_alone(driver: Driver) -> None:
 
 @pytest.mark.parametrize("ids", [(5, VOCABULARY), (-1,)])
 def test_log_probabilities_of_ids_outside_the_vocabulary_are_refused(driver: Driver, ids: tuple[int, ...]) -> None:
-    """Here, too: scripts call the engine without the front's checks."""
+    """The stage checks them, too, because scripts call the engine without the front's checks."""
     with pytest.raises(RequestError, match=r"out-of-vocabulary token id (400|-1); valid range is \[0, 400\)"):
         driver.admit(logprobs=LogprobParams(ids=ids))
 
@@ -227,15 +229,15 @@ def test_log_probabilities_of_ids_outside_the_vocabulary_are_refused(driver: Dri
 def test_a_failing_row_ends_alone(driver: Driver, byte_level: Any) -> None:
     driver = Driver(byte_level)
     broken, whole = driver.admit(key=1, stop=("x",), **GREEDY), driver.admit(key=2, **GREEDY)
-    broken.state.text = object()  # whatever breaks in a third party's decoder
+    broken.state.text = object()  # any error in a tokenizer's decoder
     bad, good = driver.steps((broken, peak(5)), (whole, peak(6)))
     assert bad.error is not None
     assert bad.error.status == 500
     assert good.tokens == (6,)
 
 
-def test_a_draw_depends_on_seed_and_position_only(driver: Driver) -> None:
-    """Batch-mates and retraction don't change it; another seed does."""
+def test_a_sampled_token_depends_on_seed_and_position_only(driver: Driver) -> None:
+    """Other rows and retraction don't change it; another seed does."""
     flat = torch.zeros(VOCABULARY)
 
     def drawn(seed: int, beside: Callable[[], list[Request]] = list) -> list[int]:
@@ -249,8 +251,8 @@ def test_a_draw_depends_on_seed_and_position_only(driver: Driver) -> None:
     assert drawn(1) != drawn(2)
 
 
-def test_parameters_follow_the_rows(driver: Driver) -> None:
-    """The tensors kept from the last pass aren't used for other rows."""
+def test_parameters_change_with_the_rows(driver: Driver) -> None:
+    """The parameter tensors of the last pass aren't used for other rows."""
     flat = peak(3) / 100
     greedy, hot = driver.admit(key=1, **GREEDY), driver.admit(key=2, temperature=50.0, seed=3, ignore_eos=True)
     alone = [driver.steps((greedy, flat))[0].tokens for _ in range(3)]

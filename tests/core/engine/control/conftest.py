@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trunkline.core.engine.control import renew, updates
+from trunkline.core.engine.control import update_loader, updates
 
 
 def freeze() -> None:
@@ -24,13 +24,13 @@ def imports() -> None:
 
 
 @pytest.fixture(autouse=True)
-def release_memory(imports: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def collect_garbage(imports: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """An update frees what it replaces, without a look at all that the tests have imported.
 
     The engine's own function looks at what is exempt, too.
     """
-    for module in (renew, updates):
-        monkeypatch.setattr(module, "release_memory", gc.collect)
+    for module in (update_loader, updates):
+        monkeypatch.setattr(module, "collect_garbage", gc.collect)
 
 
 @pytest.fixture

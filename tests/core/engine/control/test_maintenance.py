@@ -52,7 +52,7 @@ def test_sleeping_is_no_hang(engine: Engine) -> None:
     ticket = engine.submit("generation", [5, 6], params)
     seen = set()
     while not ticket.done:
-        seen.add(loop.pulse().work)
+        seen.add(loop.heartbeat().work)
         time.sleep(0.02)
     assert "sleeping after each pass, as /slow_down said" in seen
     engine.call("slow_down")

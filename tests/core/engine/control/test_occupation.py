@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from trunkline.core import Engine
 from trunkline.core.client.engine import Ticket
 from trunkline.core.engine.control import occupation
-from trunkline.core.engine.control.pages import pages_of, size_of, tensors_of
+from trunkline.core.engine.control.pages import pages_of, tensors_of, total_bytes
 from trunkline.core.engine.lane import Lane
 from trunkline.core.errors import RequestError
 from trunkline.plugins.embedding.offline import encode
@@ -77,7 +77,7 @@ def test_the_same_answers_after_a_resume(zoo: Callable[[str], Path], name: str, 
             (one, copy)
             for one, copy in zip(tensors, kept, strict=True)
             if copy.count_nonzero() > 0.5 * copy.numel()
-            and size_of(pages_of([one])) > 0.5 * one.untyped_storage().nbytes()
+            and total_bytes(pages_of([one])) > 0.5 * one.untyped_storage().nbytes()
         ]
         assert large
         there = [one.shape for one, copy in large if torch.equal(one, copy)]
@@ -86,7 +86,7 @@ def test_the_same_answers_after_a_resume(zoo: Callable[[str], Path], name: str, 
         changed = [one.shape for one, copy in zip(tensors, kept, strict=True) if not torch.equal(one, copy)]
         assert changed == []
         assert answers(engine) == before
-        assert lane.put_aside is None
+        assert lane.saved_weights is None
 
 
 @pytest.mark.parametrize("tags", [["weights"], ["kv_cache"], ["kv_cache", "weights"], []])
@@ -139,14 +139,14 @@ def test_all_models_or_none(zoo: Callable[[str], Path]) -> None:
         ticket = submit(engine, 400, model=str(second))
         next(iter(ticket))
         with pytest.raises(RequestError, match="idle"):
-            engine.call("release_memory", everywhere=True)
+            engine.call("release_memory", all_models=True)
         assert not first_lane.released
         engine.call("release_memory")  # the first alone: the second goes on with what is its own
         assert (bool(first_lane.released), bool(second_lane.released)) == (True, False)
         assert ticket.result(60).tokens[:12] == wanted
-        engine.call("release_memory", everywhere=True)
+        engine.call("release_memory", all_models=True)
         assert second_lane.released
-        engine.call("resume_memory", everywhere=True)
+        engine.call("resume_memory", all_models=True)
         assert submit(engine, model=str(second)).result(60).tokens == wanted
         assert submit(engine).result(60).tokens
 
@@ -163,7 +163,7 @@ def test_an_update_brings_weights_back(engine: Engine, other: Callable[[str], Pa
     waiting = submit(engine)
     assert engine.call("update_weights", model_path=str(other("llama")))["success"]
     assert lane.released == {"kv_cache"}
-    assert lane.put_aside is None
+    assert lane.saved_weights is None
     rows = engine.call("get_weights_by_name", name="model.norm.weight")
     assert rows == load_file(other("llama") / WEIGHTS)["model.norm.weight"][:100].tolist()
     engine.call("resume_memory", tags=["weights"])  # not the old ones, which are nowhere any more
@@ -176,13 +176,13 @@ def test_an_update_brings_weights_back(engine: Engine, other: Callable[[str], Pa
 def test_a_release_that_fails_changes_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     def fail(pages: Any, *_: Any) -> Any:
         if how == "system":
-            give_back(pages[:3])
+            release_pages(pages[:3])
         raise OSError(28, "No space left")
 
-    give_back = occupation.give_back
+    release_pages = occupation.release_pages
     wanted = submit(engine).result(60).tokens
     with monkeypatch.context() as patch:
-        patch.setattr(occupation, "Saved" if how == "disk" else "give_back", fail)
+        patch.setattr(occupation, "SavedPages" if how == "disk" else "release_pages", fail)
         with pytest.raises(RequestError, match="No space left") as caught:
             engine.call("release_memory")
     assert caught.value.status == 400

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from trunkline.core.engine.control import pages
-from trunkline.core.engine.control.pages import Saved, give_back, pages_of, size_of, tensors_of, without
+from trunkline.core.engine.control.pages import SavedPages, disjoint, pages_of, release_pages, tensors_of, total_bytes
 from trunkline.kernels.linear import PackedLinear
 
 PAGE = mmap.PAGESIZE
@@ -34,10 +34,10 @@ def test_pages_are_whole_and_inside() -> None:
 
 def test_regions_without_others() -> None:
     regions = [(0, 10), (20, 30), (40, 50)]
-    assert without(regions, []) == regions
-    assert without(regions, [(9, 21)]) == [(40, 50)]
-    assert without(regions, [(10, 20), (49, 60)]) == [(0, 10), (20, 30)]
-    assert size_of(regions) == 30
+    assert disjoint(regions, []) == regions
+    assert disjoint(regions, [(9, 21)]) == [(40, 50)]
+    assert disjoint(regions, [(10, 20), (49, 60)]) == [(0, 10), (20, 30)]
+    assert total_bytes(regions) == 30
 
 
 class Holder:
@@ -71,10 +71,10 @@ def test_contents_come_back_to_the_same_addresses(tmp_path: Path) -> None:
     copies = [tensor.clone() for tensor in tensors]
     found = pages_of(tensors)
     before = psutil.Process().memory_info().rss
-    saved = Saved(found, tmp_path)
-    give_back(found)
+    saved = SavedPages(found, tmp_path)
+    release_pages(found)
     released = before - psutil.Process().memory_info().rss
-    assert released > 0.9 * size_of(found)
+    assert released > 0.9 * total_bytes(found)
     assert not any(
         torch.equal(tensor, copy) for tensor, copy in zip(tensors, copies, strict=True) if tensor.nbytes > MIB
     )
@@ -89,13 +89,13 @@ def test_a_disk_without_room_is_noticed_before_anything_is_lost(
     tensor = torch.ones(MIB)
     monkeypatch.setattr(pages.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match="1000 are free"):
-        Saved(pages_of([tensor]), tmp_path)
+        SavedPages(pages_of([tensor]), tmp_path)
     assert tensor.sum() == MIB
 
 
 def test_a_file_that_is_cut_short_is_noticed(tmp_path: Path) -> None:
     tensor = torch.ones(MIB)
-    saved = Saved(pages_of([tensor]), tmp_path)
+    saved = SavedPages(pages_of([tensor]), tmp_path)
     os.ftruncate(saved._file.fileno(), PAGE)
     with pytest.raises(OSError, match="cut short"):
         saved.restore()
@@ -103,7 +103,7 @@ def test_a_file_that_is_cut_short_is_noticed(tmp_path: Path) -> None:
 
 def test_memory_that_is_none_of_ours_is_refused() -> None:
     with pytest.raises(OSError):  # noqa: PT011 (the system's own words)
-        give_back([(PAGE * 16, PAGE * 17)])
+        release_pages([(PAGE * 16, PAGE * 17)])
 
 
 @pytest.mark.parametrize("onednn", [False, True])
@@ -115,9 +115,9 @@ def test_packed_matrices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onednn
     linear = PackedLinear(weight)
     assert linear.onednn == onednn
     found = pages_of(tensors_of(linear))
-    assert size_of(found) > 0.9 * weight.nbytes
-    saved = Saved(found, tmp_path)
-    give_back(found)
+    assert total_bytes(found) > 0.9 * weight.nbytes
+    saved = SavedPages(found, tmp_path)
+    release_pages(found)
     assert not torch.equal(linear.weight(slice(0, 1024)), weight)
     saved.restore()
     assert torch.equal(linear.weight(slice(0, 1024)), weight)

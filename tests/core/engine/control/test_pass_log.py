@@ -53,8 +53,8 @@ class FakeLane:
     served = SimpleNamespace(name="m")
     scheduler = SimpleNamespace(waiting=7, running=3)
 
-    def load(self) -> Load:
-        return Load("m", 7, 3, free_slots=900, slots=1000)
+    def current_load(self) -> Load:
+        return Load("m", 7, 3, 0, free_slots=900, slots=1000)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_every_so_many_decode_passes(lane: Any, caplog: pytest.LogCaptureFixture
     caplog.set_level(logging.INFO, "trunkline.engine")
     for _ in range(7):
         clock.now += 0.5
-        log.passed(lane, *fake(2, 2))
+        log.after_pass(lane, *fake(2, 2))
     assert [record.getMessage() for record in caplog.records] == [
         "Decode batch, #running-req: 2, #token: 100, token usage: 0.10, "
         f"gen throughput (token/s): {rate}, #queue-req: 7, model: m"
@@ -80,10 +80,10 @@ def test_every_so_many_decode_passes(lane: Any, caplog: pytest.LogCaptureFixture
 def test_passes_that_only_read_prompts_have_lines_of_their_own(lane: Any, caplog: pytest.LogCaptureFixture) -> None:
     log = PassLog(2, Clock())
     caplog.set_level(logging.INFO, "trunkline.engine")
-    log.passed(lane, *fake(3, 0, started=(5, 6, 0)))
-    log.passed(lane, *fake(3, 2, started=(1,)))  # a prompt beside two that decode
+    log.after_pass(lane, *fake(3, 0, started=(5, 6, 0)))
+    log.after_pass(lane, *fake(3, 2, started=(1,)))  # a prompt beside two that decode
     assert not caplog.records
-    log.passed(lane, *fake(1, 0))
+    log.after_pass(lane, *fake(1, 0))
     (record,) = caplog.records
     found = PREFILL.search(record.getMessage())
     assert found is not None
@@ -94,9 +94,9 @@ def test_lanes_are_counted_apart(lane: Any, caplog: pytest.LogCaptureFixture) ->
     log = PassLog(2, Clock())
     caplog.set_level(logging.INFO, "trunkline.engine")
     for one in (lane, FakeLane()):
-        log.passed(one, *fake(1, 1))
+        log.after_pass(one, *fake(1, 1))
     assert not caplog.records
-    log.passed(lane, *fake(1, 1))
+    log.after_pass(lane, *fake(1, 1))
     assert len(caplog.records) == 1
 
 

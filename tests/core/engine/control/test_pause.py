@@ -125,6 +125,8 @@ def test_a_paused_request_goes_on_as_if_nothing_had_been(engine: Engine, mode: s
     ticket, _ = pause_in_mid_reply(engine, mode)
     scheduler = lane(engine).scheduler
     assert (scheduler.running, scheduler.waiting) == ((1, 0) if mode == "in_place" else (0, 1))
+    state = engine.client.status.model_state(lane(engine).served)
+    assert (state["num_running_reqs"], state["num_waiting_reqs"]) == (scheduler.running, scheduler.waiting)
     later = submit(engine)
     assert engine.call("flush_cache") == (mode == "retract")  # in place its slots are in use
     time.sleep(0.1)
@@ -188,7 +190,7 @@ def test_a_paused_engine_is_healthy_and_sleeps(engine: Engine, mode: str) -> Non
     loop.receive = lambda: (turns.append(1), receive())
     time.sleep(0.3)
     assert len(turns) <= 1, "the loop spins"
-    assert loop.pulse().age == 0
+    assert loop.heartbeat().age == 0
     loop.receive = receive
     engine.call("continue")
     ticket.cancel()
@@ -278,7 +280,7 @@ def test_an_update_that_waits_for_requests_waits_no_more_once_they_are_paused(
     next(iter(ticket))
     update = begin(engine, "update_weights", model_path=str(new), weight_version="two")
     held = submit(engine)
-    while not engine.client.transport.loop.updates.waiting(lane(engine)):
+    while not engine.client.transport.loop.updates.deferred_requests(lane(engine)):
         time.sleep(0.001)
     engine.call("pause", mode="retract")
     assert update.result(60)["success"]
@@ -513,7 +515,7 @@ def keep_the_keys(self: Lane, *arguments: Any, original: Any) -> Any:
     ("mode", "owner", "name", "defect"),
     [
         ("abort", EngineLoop, "abort_all", end_the_first_alone),
-        ("in_place", Scheduler, "renew", keep_the_cache),
+        ("in_place", Scheduler, "start_epoch", keep_the_cache),
         ("in_place", Lane, "_adopt", keep_the_namespace),
         ("retract", Lane, "retract", keep_the_keys),
     ],

@@ -78,7 +78,7 @@ def test_a_number_of_passes_from_a_pass_on(engine: Engine, folder: Path) -> None
 
 
 def test_a_profile_that_nobody_stops_ends(engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile, "MOST_STEPS", 3)
+    monkeypatch.setattr(profile, "MAX_PASSES", 3)
     engine.call("start_profile", num_steps=1 << 40)
     run(engine, 6)
     assert len(list(folder.iterdir())) == 1

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from trunkline.core import Engine
 from trunkline.core.client.engine import Ticket
 from trunkline.core.engine import startup
-from trunkline.core.engine.control import renew, updates
-from trunkline.core.engine.messages import Answer, Beat, Changed
+from trunkline.core.engine.control import update_loader, updates
+from trunkline.core.engine.messages import Answer, Heartbeat, ModelsChanged
 from trunkline.core.errors import RequestError
 from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.sources import catalogue, tensor_file
@@ -35,7 +35,7 @@ from trunkline.plugins.reward.offline import classify
 PROMPT = list(range(5, 60))
 SUCCEEDED = "Succeeded to update model weights."
 WEIGHTS = "model.safetensors"
-RELEASE = updates.release_memory  # which the fixture of this name replaces
+COLLECT = updates.collect_garbage  # which the fixture of this name replaces
 
 
 def start(*folders: Path, **options: Any) -> Engine:
@@ -169,7 +169,7 @@ def test_the_tokenizer_path_of_a_demo_model_is_its_folder(
 
 def test_frozen_weights_are_freed_too(frozen: None, old: Path, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server freezes what it has loaded, out of the collector's sight."""
-    monkeypatch.setattr(updates, "release_memory", RELEASE)
+    monkeypatch.setattr(updates, "collect_garbage", COLLECT)
     with start(old) as engine:
         replaced = weakref.ref(engine.client.transport.loop.lanes[0].model)
         gc.freeze()
@@ -369,7 +369,7 @@ def test_a_file_that_is_cut_short_while_it_is_read_changes_nothing(
         )
         return startup.assemble(*arguments)
 
-    monkeypatch.setattr(renew, "assemble", assemble)
+    monkeypatch.setattr(update_loader, "assemble", assemble)
     answer = engine.call("update_weights", model_path=str(folder))
     assert answer["success"] is False
     assert "model.safetensors changed while it was read" in answer["message"]
@@ -398,7 +398,7 @@ def test_formats_and_arguments(engine: Engine, new: Path) -> None:
 
 def test_too_little_memory_is_said_with_numbers(engine: Engine, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = tokens(engine)
-    monkeypatch.setattr(renew, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(update_loader, "available_bytes", lambda: 1000)
     message = engine.call("update_weights", model_path=str(new))["message"]
     assert "1000 bytes (0.00 GiB) of memory are free" in message
     size = sum(tensor.nbytes for tensor in load_file(new / WEIGHTS).values())
@@ -414,7 +414,7 @@ def test_a_defect_while_loading_is_a_failure_like_others(
         raise MemoryError("no room")
 
     before = tokens(engine)
-    monkeypatch.setattr(renew, "assemble", assemble)
+    monkeypatch.setattr(update_loader, "assemble", assemble)
     message = engine.call("update_weights", model_path=str(new))["message"]
     assert message == "Failed to update weights: MemoryError: no room.\nRolling back to original weights."
     assert tokens(engine) == before
@@ -453,7 +453,7 @@ def test_only_from_the_allowed_folder(old: Path, new: Path, tmp_path: Path) -> N
     ],
 )
 def test_former_names_are_remembered_within_bounds(names: list[str], current: str, kept: list[str]) -> None:
-    assert renew.remembered(names, current) == tuple(kept)
+    assert update_loader.limit_aliases(names, current) == tuple(kept)
 
 
 # -- running work ----------------------------------------------------------------------------
@@ -500,16 +500,16 @@ def test_an_abort_does_not_wait_for_an_earlier_update(old: Path, new: Path) -> N
         update = begin(engine, "update_weights", model_path=str(new))
         held = submit(engine)
         (lane,) = engine.client.transport.loop.lanes
-        while not engine.client.transport.loop.updates.waiting(lane):
+        while not engine.client.transport.loop.updates.deferred_requests(lane):
             time.sleep(0.001)
-        assert engine.client.transport.loop.pulse().loads[0].waiting == 1
+        assert engine.client.transport.loop.heartbeat().loads[0].waiting == 1
         label = begin(engine, "update_weight_version", new_version="two")
         assert (running.result(60).finish or {})["type"] == "abort"
         assert len(running.tokens) < 400
         assert update.result(60)["success"]
         assert label.result(60)["success"]
         assert (held.result(60).finish or {})["type"] in ("length", "abort")
-        assert engine.client.transport.loop.pulse().loads[0].waiting == 0
+        assert engine.client.transport.loop.heartbeat().loads[0].waiting == 0
 
 
 def test_a_new_label_ends_requests_unless_told_otherwise(engine: Engine) -> None:
@@ -531,32 +531,32 @@ def test_loading_is_announced_to_the_watchdog_from_its_beginning_to_its_end(
         loop, sent = engine.client.transport.loop, []
         send = loop.channel.send
         monkeypatch.setattr(loop.channel, "send", lambda messages: (sent.extend(messages), send(messages)))
-        during: list[Beat] = []
+        during: list[Heartbeat] = []
 
         def assemble(*arguments: Any) -> Any:
-            loop._pass_began -= 1000  # it takes long
-            during.append(loop.pulse())
+            loop._busy_since -= 1000  # it takes long
+            during.append(loop.heartbeat())
             return startup.assemble(*arguments)
 
-        monkeypatch.setattr(renew, "assemble", assemble)
+        monkeypatch.setattr(update_loader, "assemble", assemble)
         assert engine.call("update_weights", model_path=str(new))["success"]
         assert during[0].age > 1000
         assert during[0].work == f"loading {str(new)!r} into {str(old)!r}"
-        own = [beat for beat in sent if isinstance(beat, Beat)]
+        own = [beat for beat in sent if isinstance(beat, Heartbeat)]
         began = next(index for index, beat in enumerate(own) if beat.work)
         ended = next(index for index, beat in enumerate(own) if index > began and not beat.work)
         assert own[began].age < 100
         assert own[ended].age < 100  # the rest of the pass is watched again, from zero
-        assert loop.pulse().work == ""
+        assert loop.heartbeat().work == ""
         kinds = [type(message) for message in sent]
-        assert kinds.index(Changed) < kinds.index(Answer)
+        assert kinds.index(ModelsChanged) < kinds.index(Answer)
 
 
 @pytest.mark.field
 def test_a_load_that_fails_is_over_for_the_watchdog_too(old: Path, tmp_path: Path) -> None:
     with start(old) as engine:
         assert not engine.call("update_weights", model_path=str(tmp_path))["success"]
-        assert engine.client.transport.loop.pulse().work == ""
+        assert engine.client.transport.loop.heartbeat().work == ""
 
 
 def test_other_weights_are_another_key_space(old: Path, new: Path) -> None:

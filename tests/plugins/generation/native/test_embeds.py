@@ -1,4 +1,4 @@
-"""Prompts that are embeddings, through the whole engine, against transformers' ``inputs_embeds`` in float32."""
+"""Prompts that are embeddings in a real engine, against transformers' ``inputs_embeds`` in float32."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Embeds = list[np.ndarray]
 
 
 @cache
-def reference(path: Path) -> Any:
+def transformers_model(path: Path) -> Any:
     import transformers
 
     return transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
@@ -36,9 +36,9 @@ def reference(path: Path) -> Any:
 
 @cache
 def prompts(path: Path) -> tuple[list[list[int]], Embeds]:
-    """Prompts of ids (one of zeros only, as those of embeddings have), and others of no ids' embeddings."""
+    """Prompts of token ids (one has only zeros, like those of embeddings), and embeddings that aren't in the table."""
     draw = torch.Generator().manual_seed(3)
-    table = reference(path).get_input_embeddings()
+    table = transformers_model(path).get_input_embeddings()
     with torch.inference_mode():
         rows = [table(torch.randint(4, 500, (length,), generator=draw)) for length in LENGTHS]
         mixed = [row + 0.3 * row.roll(1, 0) for row in rows]
@@ -47,9 +47,9 @@ def prompts(path: Path) -> tuple[list[list[int]], Embeds]:
 
 
 @cache
-def truth(path: Path) -> list[tuple[list[int], torch.Tensor]]:
+def reference(path: Path) -> list[tuple[list[int], torch.Tensor]]:
     """transformers' greedy continuation of each prompt, ids first, and the logits of each step ``[NEW, V]``."""
-    model = reference(path)
+    model = transformers_model(path)
     table = model.get_input_embeddings()
     ids, embeds = prompts(path)
     result = []
@@ -64,8 +64,8 @@ def truth(path: Path) -> list[tuple[list[int], torch.Tensor]]:
     return result
 
 
-class Watched:
-    """An engine that keeps each request's logits."""
+class RecordedEngine:
+    """An engine that records the logits of each request."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         self.path = path
@@ -90,7 +90,7 @@ class Watched:
         stage.launch = watch_launch
 
     def check(self, label: str) -> list[int]:
-        """Run all prompts at once and compare; returns each one's cached tokens."""
+        """Run all prompts at once and compare; returns the number of cached tokens of each."""
         ids, embeds = prompts(self.path)
         params = GenerationParams(max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
         items = [Submission(prompt=prompt, params=params, rid=f"{label}i{n}") for n, prompt in enumerate(ids)]
@@ -99,7 +99,7 @@ class Watched:
             for n, rows in enumerate(embeds)
         ]
         tickets = self.engine.submit_all("generation", items)
-        for item, ticket, (tokens, logits) in zip(items, tickets, truth(self.path), strict=True):
+        for item, ticket, (tokens, logits) in zip(items, tickets, reference(self.path), strict=True):
             ours = ticket.result(60).tokens
             for step in range(NEW):
                 mine = self.logits[ticket.rid, len(item.prompt) + step]
@@ -112,90 +112,93 @@ class Watched:
 
 
 @pytest.fixture
-def watched() -> Iterator[Callable[..., Watched]]:
-    opened: list[Watched] = []
+def recorded_engine() -> Iterator[Callable[..., RecordedEngine]]:
+    opened: list[RecordedEngine] = []
 
-    def open_engine(path: Path, **options: Any) -> Watched:
-        opened.append(Watched(path, **options))
+    def open_engine(path: Path, **options: Any) -> RecordedEngine:
+        opened.append(RecordedEngine(path, **options))
         return opened[-1]
 
     yield open_engine
-    for one in opened:
-        one.engine.close()
+    for recorded in opened:
+        recorded.engine.close()
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_embeddings_in_chunks_beside_ids_and_cached(
-    zoo: Callable[[str], Path], watched: Callable[..., Watched], name: str
+def test_embeddings_in_chunks_beside_ids_and_from_the_cache(
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., RecordedEngine], name: str
 ) -> None:
-    one = watched(zoo(name), chunked_prefill_size=9)
-    first, second = one.check("first"), one.check("second")
+    engine = recorded_engine(zoo(name), chunked_prefill_size=9)
+    first, second = engine.check("first"), engine.check("second")
     lengths = [11, LENGTHS[1], *LENGTHS, 33 + LENGTHS[0]]
-    assert first[:5] == [0] * 5, "a prefix of other content was taken"
+    assert first[:5] == [0] * 5, "the cached prefix of another prompt was used"
     assert second == [length - 1 for length in lengths]
 
 
 @pytest.mark.parametrize("backend", ["torch_native", "cpu"])
 def test_a_retraction_changes_nothing(
-    zoo: Callable[[str], Path], watched: Callable[..., Watched], backend: str
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., RecordedEngine], backend: str
 ) -> None:
     options = {"chunked_prefill_size": 16, "max_total_tokens": 60, "disable_radix_cache": True}
-    one = watched(zoo("llama"), attention_backend=backend, **options)
+    engine = recorded_engine(zoo("llama"), attention_backend=backend, **options)
     retracted: list[Any] = []
-    plan = one.lane.scheduler.plan
+    plan = engine.lane.scheduler.plan
 
     def watch_plan() -> Any:
         batch = plan()
         retracted.extend(() if batch is None else batch.retracted)
         return batch
 
-    one.lane.scheduler.plan = watch_plan
-    one.lane.scheduler._new_token_ratio = 0.0
-    one.check("tight")
+    engine.lane.scheduler.plan = watch_plan
+    engine.lane.scheduler._new_token_ratio = 0.0
+    engine.check("tight")
     assert any(request.embeds is not None for request in retracted)
 
 
-def test_a_cache_key_without_the_content_is_found(
-    zoo: Callable[[str], Path], watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+def test_a_cache_key_without_the_content_is_detected(
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., RecordedEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "content_salt", lambda content: b"")
-    one = watched(zoo("llama"), chunked_prefill_size=9)
+    engine = recorded_engine(zoo("llama"), chunked_prefill_size=9)
     with pytest.raises(AssertionError, match=r"\w, step"):
-        one.check("first")
+        engine.check("first")
 
 
-def submit(one: Watched, **changes: Any) -> Any:
+def submit(engine: RecordedEngine, **changes: Any) -> Any:
     fields: dict[str, Any] = {"prompt": [0] * 3, "embeds": np.ones((3, 128), np.float32).tobytes(), "rid": "x"}
     params = GenerationParams(max_new_tokens=2, temperature=0.0, ignore_eos=True)
-    [ticket] = one.engine.submit_all("generation", [Submission(**{"params": params} | fields | changes)])
+    [ticket] = engine.engine.submit_all("generation", [Submission(**{"params": params} | fields | changes)])
     return ticket.result(60)
 
 
-def test_what_the_engine_refuses(zoo: Callable[[str], Path], watched: Callable[..., Watched]) -> None:
-    one = watched(zoo("llama"))
+def test_invalid_embeddings_are_refused_by_the_engine(
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., RecordedEngine]
+) -> None:
+    engine = recorded_engine(zoo("llama"))
     narrow, odd = np.ones((3, 64), np.float32).tobytes(), b"12345678"
     for changes, message in (
         ({"embeds": narrow}, r"^input_embeds have 64 components each; embeddings of .* have 128\.$"),
         ({"embeds": odd}, "8 bytes aren't float32 embeddings of 3 tokens"),
         ({"embeds": np.full((3, 128), np.nan, np.float32).tobytes()}, "Embeddings must be finite"),
+        ({"embeds": np.full((3, 128), 3.4e38, np.float32).tobytes()}, "input_embeds were not finite .*; send numbers"),
         ({"params": GenerationParams(logprobs=LogprobParams(start=0))}, "logprob_start_len"),
     ):
         with pytest.raises(RequestError, match=message) as caught:
-            submit(one, **changes)
+            submit(engine, **changes)
         assert caught.value.status == 400
     assert (
-        len(submit(one, params=GenerationParams(max_new_tokens=2, ignore_eos=True, logprobs=LogprobParams())).tokens)
+        len(submit(engine, params=GenerationParams(max_new_tokens=2, ignore_eos=True, logprobs=LogprobParams())).tokens)
         == 2
     )
-    assert len(submit(one).tokens) == 2
+    assert len(submit(engine).tokens) == 2
 
 
 @pytest.mark.parametrize("raises", [False, True])
-def test_a_model_that_uses_ids_elsewhere_is_refused_and_serves_on(
-    zoo: Callable[[str], Path], watched: Callable[..., Watched], raises: bool
+def test_a_model_that_uses_ids_elsewhere_refuses_embeddings_and_serves_ids(
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., RecordedEngine], raises: bool
 ) -> None:
-    one = watched(zoo("qwen2"))
-    backbone = one.lane.model.backbone
+    engine = recorded_engine(zoo("qwen2"))
+    backbone = engine.lane.model.backbone
     forward, table = backbone.forward, torch.nn.Embedding(512, 128)
 
     def with_more(input_ids: Any = None, inputs_embeds: Any = None, **others: Any) -> Any:
@@ -210,23 +213,25 @@ def test_a_model_that_uses_ids_elsewhere_is_refused_and_serves_on(
     why = "raised TypeError: per-layer embeddings need ids" if raises else "uses token ids elsewhere, too"
     for _ in range(2):
         with pytest.raises(RequestError, match=rf"can't take input_embeds: .*{why}"):
-            submit(one)
-    assert len(submit(one, embeds=b"", prompt=[5, 6]).tokens) == 2
+            submit(engine)
+    assert len(submit(engine, embeds=b"", prompt=[5, 6]).tokens) == 2
 
 
-def test_the_proof_runs_once(zoo: Callable[[str], Path], watched: Callable[..., Watched], monkeypatch: Any) -> None:
-    one, runs, prove = watched(zoo("llama")), [], proof._difference
+def test_the_verification_runs_once(
+    zoo: Callable[[str], Path], recorded_engine: Callable[..., RecordedEngine], monkeypatch: Any
+) -> None:
+    engine, runs, prove = recorded_engine(zoo("llama")), [], proof._difference
     monkeypatch.setattr(proof, "_difference", lambda model: runs.append(model) or prove(model))
     for _ in range(3):
-        submit(one)
+        submit(engine)
     assert len(runs) == 1
-    submit(one, embeds=b"")
+    submit(engine, embeds=b"")
 
 
 # -- over HTTP -------------------------------------------------------------------------------
 
 
-async def test_forms_of_the_body(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_a_single_prompt_and_a_batch(client: httpx.AsyncClient, engine: Any) -> None:
     engine.script = lambda item: [5, {"type": "length", "length": 1}]
     one = {"input_embeds": [[0.5, 1], [2, 3.5]], "return_prompt_token_ids": True}
     record = (await client.post("/generate", json=one)).json()
@@ -240,7 +245,7 @@ async def test_forms_of_the_body(client: httpx.AsyncClient, engine: Any) -> None
     assert engine.items[-1].embeds == b"", "text or ids count"
 
 
-async def test_samples_and_their_prime_have_the_embeddings(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_samples_and_their_prefill_have_the_embeddings(client: httpx.AsyncClient, engine: Any) -> None:
     body = {"input_embeds": [[0.5], [1]], "sampling_params": {"n": 2}}
     assert len((await client.post("/generate", json=body)).json()) == 2
     assert [len(item.embeds) for item in engine.items] == [8, 8, 8]
@@ -260,7 +265,7 @@ async def test_samples_and_their_prime_have_the_embeddings(client: httpx.AsyncCl
         ([[0.5]] * 100, "The input (100 tokens) is longer than the model's context length (100 tokens)."),
     ],
 )
-async def test_bad_forms(client: httpx.AsyncClient, engine: Any, embeds: Any, message: str) -> None:
+async def test_invalid_shapes(client: httpx.AsyncClient, engine: Any, embeds: Any, message: str) -> None:
     answer = await client.post("/generate", json={"input_embeds": embeds})
     assert answer.status_code == 400
     assert answer.json()["error"]["message"].startswith(message)
@@ -268,17 +273,17 @@ async def test_bad_forms(client: httpx.AsyncClient, engine: Any, embeds: Any, me
 
 
 @pytest.mark.parametrize("embeds", [[[1e300]], [["nan"]], [["inf"]], [[None]], [["a"]], [[[[1.0]]]], 5, [1.0]])
-async def test_what_is_no_embedding(client: httpx.AsyncClient, embeds: Any) -> None:
+async def test_values_that_are_no_embeddings(client: httpx.AsyncClient, embeds: Any) -> None:
     answer = await client.post("/generate", json={"input_embeds": embeds})
     assert (answer.status_code, answer.json()["type"]) == (400, "Bad Request")
 
 
-async def test_all_three_inputs_are_one_too_many(client: httpx.AsyncClient) -> None:
+async def test_all_three_inputs_at_once_are_refused(client: httpx.AsyncClient) -> None:
     answer = await client.post("/generate", json={"text": "a", "input_ids": [1], "input_embeds": [[1.0]]})
     assert answer.json()["error"]["message"] == "Either text, input_ids or input_embeds should be provided."
 
 
-async def test_copies_for_samples_are_bounded(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_size_of_all_samples_is_limited(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "MAX_BYTES", 15)
     body = {"input_embeds": [[0.5], [1]], "sampling_params": {"n": 2}}
     answer = await client.post("/generate", json=body)

@@ -21,7 +21,7 @@ async def generate(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
 
 
 async def frames(client: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]]:
-    """The events of a stream; its last must be [DONE]."""
+    """The events of a stream, whose last one must be [DONE]."""
     response = await generate(client, stream=True, **body)
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -34,7 +34,7 @@ async def frames(client: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]]
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
-async def test_single(client: httpx.AsyncClient, engine: Any, method: str) -> None:
+async def test_a_single_prompt(client: httpx.AsyncClient, engine: Any, method: str) -> None:
     engine.says(" fox")
     response = await client.request(method, "/generate", json={"text": "hello", "rid": "mine", "online": True})
     assert response.status_code == 200
@@ -68,7 +68,9 @@ async def test_ids_win_over_text(client: httpx.AsyncClient, engine: Any) -> None
     assert len((await generate(client, input_ids=[[1, 2], [3]])).json()) == 2
 
 
-async def test_n_is_prompt_major_with_fresh_ids_and_a_primed_prefix(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_samples_are_prompt_major_with_own_ids_and_share_a_prefill(
+    client: httpx.AsyncClient, engine: Any
+) -> None:
     engine.script = lambda item: [item.prompt[0], {"type": "length", "length": 1}]
     body = {"input_ids": [[1, 2], [3, 4]], "sampling_params": {"n": 2, "sampling_seed": 5}, "rid": ["a", "b"]}
     records = (await client.post("/generate", json=body)).json()
@@ -86,7 +88,7 @@ async def test_sampling_params_per_prompt(client: httpx.AsyncClient, engine: Any
     assert [item.params.max_new_tokens for item in engine.items] == [1, 2]
 
 
-async def test_a_seed_that_isn_t_given_differs(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_default_seeds_differ(client: httpx.AsyncClient, engine: Any) -> None:
     await generate(client, text=["a", "a"])
     assert engine.items[0].params.seed != engine.items[1].params.seed
 
@@ -102,7 +104,7 @@ async def test_salt_and_priority_reach_the_engine(client: httpx.AsyncClient, eng
     assert (engine.items[0].salt, engine.items[0].priority) == (b"tenant", 3)
 
 
-async def test_salts_of_different_makers_never_meet(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_cache_salts_and_extra_keys_are_never_equal(client: httpx.AsyncClient, engine: Any) -> None:
     given: list[dict[str, str]] = [
         {},
         {"extra_key": "a"},
@@ -134,7 +136,7 @@ async def test_prompt_token_ids_on_request(client: httpx.AsyncClient, engine: An
 
 
 @pytest.mark.parametrize("field", ["rid", "extra_key", "cache_salt"])
-async def test_what_every_sequence_carries_is_short(client: httpx.AsyncClient, engine: Any, field: str) -> None:
+async def test_ids_and_salts_have_a_maximum_length(client: httpx.AsyncClient, engine: Any, field: str) -> None:
     answer = await client.post("/generate", json={"text": ["a"] * 8, field: "x" * 5000})
     assert (answer.status_code, answer.json()["type"]) == (400, "Bad Request")
     assert field in answer.json()["message"]
@@ -151,10 +153,10 @@ async def test_stop_strings_are_cut_from_the_text(client: httpx.AsyncClient, eng
 
 
 @pytest.mark.parametrize("matched", ["fo.", "the", "max_sentences"])
-async def test_what_an_expression_or_a_condition_matched_stays(
+async def test_the_match_of_an_expression_or_a_condition_stays_in_the_text(
     client: httpx.AsyncClient, engine: Any, matched: str
 ) -> None:
-    """As in SGLang; and where its source occurs in the text, nothing that was shown is withdrawn."""
+    """As in SGLang. If the text contains the pattern itself, nothing that was sent is withdrawn."""
     engine.says("the fo. jumps over the fox", {"type": "stop", "matched": matched})
     params = {"stop_regex": ["fo.", "the"], "stop": "dog"}
     record = (await generate(client, text="a", sampling_params=params)).json()
@@ -166,7 +168,7 @@ async def test_what_an_expression_or_a_condition_matched_stays(
     assert texts[-1] == record["text"]
 
 
-async def test_a_stop_token_is_no_text_but_is_an_output(
+async def test_a_stop_token_is_in_the_output_ids_but_not_in_the_text(
     client: httpx.AsyncClient, engine: Any, byte_level: Any
 ) -> None:
     fox, dog = (byte_level.encode(word, add_special_tokens=False)[0] for word in ("f", "d"))
@@ -176,7 +178,9 @@ async def test_a_stop_token_is_no_text_but_is_an_output(
     assert record["output_ids"] == [fox, dog]
 
 
-async def test_special_tokens_show_on_demand(client: httpx.AsyncClient, engine: Any, byte_level: Any) -> None:
+async def test_special_tokens_are_in_the_text_on_request(
+    client: httpx.AsyncClient, engine: Any, byte_level: Any
+) -> None:
     start = byte_level.convert_tokens_to_ids("<|im_start|>")
     engine.script = lambda item: [start, {"type": "length", "length": 1}]
     assert (await generate(client, text="a")).json()["text"] == ""
@@ -234,7 +238,7 @@ async def test_with_skip_tokenizer_init(
 # -- streams ---------------------------------------------------------------------------------
 
 
-async def test_stream_is_cumulative_and_ends_as_the_whole(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_stream_is_cumulative_and_ends_like_the_whole_reply(client: httpx.AsyncClient, engine: Any) -> None:
     engine.says("naïve 🙂 fox")
     whole = (await generate(client, text="a")).json()
     seen = await frames(client, text="a")
@@ -251,7 +255,7 @@ async def test_stream_is_cumulative_and_ends_as_the_whole(client: httpx.AsyncCli
     assert all("index" not in frame for frame in seen)
 
 
-async def test_stream_holds_back_what_may_become_a_stop_string(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_stream_holds_back_the_beginning_of_a_stop_string(client: httpx.AsyncClient, engine: Any) -> None:
     engine.says("a fox jum", {"type": "stop", "matched": "x jum"})
     seen = await frames(client, text="a", sampling_params={"stop": ["x jum"]})
     assert all("a fo".startswith(frame["text"]) for frame in seen)
@@ -280,7 +284,7 @@ async def test_batch_streams_interleave_with_an_index(client: httpx.AsyncClient,
     assert await frames(client, text=[]) == []
 
 
-async def test_stream_refusals_are_an_error_frame(client: httpx.AsyncClient) -> None:
+async def test_a_stream_that_is_refused_has_an_error_frame(client: httpx.AsyncClient) -> None:
     (frame,) = await frames(client, text="a", sampling_params={"temperature": -1})
     assert frame["error"]["message"] == "temperature must be a non-negative finite number, got -1."
     assert (await generate(client, text=5, stream=True)).status_code == 400

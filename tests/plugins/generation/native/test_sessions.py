@@ -1,4 +1,4 @@
-"""Sessions, against a plain model of SGLang's rules, and their limits."""
+"""Sessions, against a simple model of SGLang's rules, and their limits."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import ModelInfo, ServedModel
+from trunkline.plugins.generation.native import session_prompts as prompts_module
 from trunkline.plugins.generation.native import sessions as module
-from trunkline.plugins.generation.native import turns as turns_module
 from trunkline.plugins.generation.native.body_schemas import SessionParams
+from trunkline.plugins.generation.native.session_prompts import SessionPrompts
 from trunkline.plugins.generation.native.sessions import Sessions
-from trunkline.plugins.generation.native.turns import Turns
 
 BOS = 1
 ABORTED = {"type": "abort", "message": "Aborted"}
@@ -36,25 +36,25 @@ def served(name: str = "m", *aliases: str) -> ServedModel:
 
 
 class Reply:
-    """As much of a reply as sessions use."""
+    """The attributes of a reply that sessions use."""
 
     def __init__(self, rid: str) -> None:
         self.rid = rid
         self.tokens: list[int] = []
         self.finish: dict[str, Any] | None = None
         self.error: RequestError | None = None
-        self._over = asyncio.Event()
+        self._ended = asyncio.Event()
 
     def end(self, finish: dict[str, Any] | None = None, error: RequestError | None = None) -> None:
         if self.finish is None and self.error is None:
             self.finish, self.error = finish, error
-            self._over.set()
+            self._ended.set()
 
     def cancel(self) -> None:
         self.end(ABORTED)
 
     async def result(self) -> None:
-        await self._over.wait()
+        await self._ended.wait()
         if self.error is not None:
             raise self.error
 
@@ -62,13 +62,13 @@ class Reply:
 def send(
     sessions: Sessions, rid: str, ids: list[int], model: ServedModel | None = None, /, **params: Any
 ) -> tuple[list[int], Reply]:
-    """What a request that passes all checks does."""
-    given = SessionParams(**{"id": "s"} | params)
-    turns = Turns(sessions, [given], model or served())
-    [prompt] = turns.restore([ids], BOS, "input_ids", single=True)
-    turns.claim()
+    """Restore the prompt of a request, submit it, and add it to its session; returns prompt and reply."""
+    session_params = SessionParams(**{"id": "s"} | params)
+    prompts = SessionPrompts(sessions, [session_params], model or served())
+    [prompt] = prompts.restore([ids], BOS, "input_ids", single=True)
+    prompts.check_unchanged()
     reply: Any = Reply(rid)
-    turns.record([reply])
+    prompts.add_requests([reply])
     return prompt, reply
 
 
@@ -81,26 +81,26 @@ async def settle() -> None:
 
 
 @dataclass(eq=False)
-class Past:
-    """A request as the plain model remembers it."""
+class ModelRequest:
+    """A request in the simple model."""
 
     ids: list[int]
     output: list[int] = field(default_factory=list)
     state: str = "running"  # or "done", "aborted"
-    children: list[Past] = field(default_factory=list)
+    children: list[ModelRequest] = field(default_factory=list)
 
 
-class Plain:
-    """SGLang's rules written down as they are told: a dictionary of requests, lists of children."""
+class Model:
+    """SGLang's rules in their simplest form, with a dictionary of requests and lists of children."""
 
     def __init__(self, streaming: bool) -> None:
         self.streaming = streaming
-        self.known: dict[str, Past] = {}
-        self.busy: Past | None = None
+        self.known: dict[str, ModelRequest] = {}
+        self.busy: ModelRequest | None = None
 
-    def send(self, rid: str, ids: list[int], p: SessionParams) -> tuple[Past | None, str]:
-        """The new request, or the error."""
-        parent: Past | None = None
+    def send(self, rid: str, ids: list[int], p: SessionParams) -> tuple[ModelRequest | None, str]:
+        """The new request and "", or None and the error's message."""
+        parent: ModelRequest | None = None
         if self.streaming:
             if self.busy is not None:
                 return None, "Streaming session already has an active request."
@@ -122,10 +122,10 @@ class Plain:
             whole = history + (ids[1:] if ids and ids[0] == BOS else ids)
         if not whole:
             return None, "A session request must contain input tokens after restoring history."
-        made = Past(list(whole))
+        new = ModelRequest(list(whole))
         if self.streaming:
-            self.busy = made
-            return made, ""
+            self.busy = new
+            return new, ""
         if p.replace and parent is None:
             for past in list(self.known.values()):
                 self.forget(past)
@@ -134,23 +134,23 @@ class Plain:
             for child in parent.children:
                 self.forget(child)
             parent.children = []
-        self.known[rid] = made
+        self.known[rid] = new
         if parent is not None:
-            parent.children.append(made)
-        return made, ""
+            parent.children.append(new)
+        return new, ""
 
-    def forget(self, past: Past) -> None:
+    def forget(self, past: ModelRequest) -> None:
         self.abort(past)
         for child in past.children:
             self.forget(child)
         self.known = {rid: other for rid, other in self.known.items() if other is not past}
 
     @staticmethod
-    def abort(past: Past) -> None:
+    def abort(past: ModelRequest) -> None:
         if past.state == "running":
             past.state = "aborted"
 
-    def end(self, rid: str, past: Past, how: str) -> None:
+    def end(self, rid: str, past: ModelRequest, how: str) -> None:
         if past.state == "running":
             past.state = how
         if past is self.busy:
@@ -178,15 +178,15 @@ STEP = st.one_of(
 
 
 async def compare(streaming: bool, steps: list[Any]) -> None:
-    sessions, plain = Sessions(), Plain(streaming)
+    sessions, plain = Sessions(), Model(streaming)
     sessions.open("s", streaming=streaming)
-    running: list[tuple[str, Reply, Past]] = []
-    everything: list[tuple[Reply, Past]] = []
+    running: list[tuple[str, Reply, ModelRequest]] = []
+    everything: list[tuple[Reply, ModelRequest]] = []
     for step in steps:
         if step[0] == "send":
             _, rid, ids, params = step
             if rid in {live for live, _, _ in running}:
-                continue  # the server refuses a second live request of one id
+                continue  # the server refuses a second request with the id of a running one
             expected, message = plain.send(rid, ids, SessionParams(id="s", **params))
             if expected is None:
                 with pytest.raises(RequestError, match=f"^{re.escape(message)}$") as caught:
@@ -213,8 +213,8 @@ async def compare(streaming: bool, steps: list[Any]) -> None:
         running = [entry for entry in running if entry[2].state == "running"]
         own = sessions.get("s")
         assert own.running == len(running)
-        assert own.nodes.keys() == plain.known.keys()
-        assert own.tokens == sum(node.size for node in own.kept)
+        assert own.by_rid.keys() == plain.known.keys()
+        assert own.tokens == sum(node.size for node in own.nodes)
     for _, reply, _ in running:
         reply.cancel()
     await settle()
@@ -235,9 +235,9 @@ BUG = [
 ]
 
 
-def test_a_replacement_that_spares_children_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replacement_that_keeps_descendants_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(compare(False, BUG))
-    monkeypatch.setattr(module.Node, "below", lambda self: iter(()))
+    monkeypatch.setattr(module.Node, "descendants", lambda self: iter(()))
     with pytest.raises(AssertionError):
         asyncio.run(compare(False, BUG))
 
@@ -245,7 +245,7 @@ def test_a_replacement_that_spares_children_is_found(monkeypatch: pytest.MonkeyP
 # -- limits ----------------------------------------------------------------------------------
 
 
-async def test_a_session_is_opened_once_and_closed_twice() -> None:
+async def test_opening_and_closing() -> None:
     sessions = Sessions()
     assert sessions.open("s") == "s"
     with pytest.raises(
@@ -260,12 +260,12 @@ async def test_a_session_is_opened_once_and_closed_twice() -> None:
         sessions.get("s")
 
 
-async def test_idle_sessions_are_closed_and_busy_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_sessions_are_closed_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     sessions = Sessions()
-    sessions.open("s", idle=10)
-    sessions.open("usual")
+    sessions.open("s", idle_timeout=10)
+    sessions.open("default")
     _, reply = send(sessions, "a", [2])
     now += 60
     assert sessions.get("s").running == 1
@@ -276,15 +276,25 @@ async def test_idle_sessions_are_closed_and_busy_ones_are_not(monkeypatch: pytes
     now += 2
     with pytest.raises(RequestError, match="does not exist"):
         sessions.get("s")
-    assert len(sessions) == 1
-    sessions.open("s")
+    assert sessions.open("s") == "s", "the name of an expired session can be used again"
     assert not sessions.get("s").nodes
-    now += module.DEFAULT_IDLE + 1
-    assert sessions.open("s") == "s", "an expired session is no session"
-    assert len(sessions) == 1
+    assert len(sessions) == 2
 
 
-async def test_the_number_is_bounded_and_the_longest_idle_one_goes(
+async def test_expired_sessions_are_closed_though_no_request_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLEANUP_SECONDS", 0.01)
+    sessions = Sessions()
+    sessions.open("long", idle_timeout=0.2)
+    sessions.open("short", idle_timeout=0.05)
+    for left in (1, 0):
+        while len(sessions) > left:
+            await asyncio.sleep(0.01)
+    sessions.open("later", idle_timeout=0.05)
+    while len(sessions):
+        await asyncio.sleep(0.01)
+
+
+async def test_beyond_the_limit_the_session_that_was_idle_for_longest_is_closed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "MAX_SESSIONS", 3)
@@ -306,27 +316,27 @@ async def test_the_number_is_bounded_and_the_longest_idle_one_goes(
         sessions.get("s")
 
 
-async def test_the_requests_of_a_session_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns_module, "MAX_NODES", 3)
+async def test_the_number_of_requests_in_a_session_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts_module, "MAX_NODES", 3)
     sessions = Sessions()
     sessions.open("s")
     for _ in range(3):
         send(sessions, "same", [2])
-    with pytest.raises(RequestError, match="has 3 requests, as many as it may; replace one") as caught:
+    with pytest.raises(RequestError, match="may have 3 requests; it has 3, and this batch adds") as caught:
         send(sessions, "d", [2])
     assert caught.value.status == 400
     _, reply = send(sessions, "d", [2], replace=True)
-    assert len(sessions.get("s").kept) == 1
+    assert len(sessions.get("s").nodes) == 1
     sessions.open("t", streaming=True)
     for _ in range(9):
         _, reply = send(sessions, "e", [2], id="t")
         reply.end({"type": "stop"})
         await settle()
-    assert len(sessions.get("t").kept) == 1
+    assert len(sessions.get("t").nodes) == 1
     assert sessions.get("t").tokens == 9
 
 
-async def test_tokens_of_all_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_tokens_of_all_sessions_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_TOKENS", 10)
     sessions = Sessions()
     for name in ("s", "t"):
@@ -345,19 +355,19 @@ async def test_tokens_of_all_sessions_are_bounded(monkeypatch: pytest.MonkeyPatc
     reply.end({"type": "stop"})
 
 
-async def test_the_output_of_a_request_is_kept_without_its_reply() -> None:
+async def test_output_is_copied_from_a_reply_that_has_ended() -> None:
     sessions = Sessions()
     sessions.open("s")
     _, reply = send(sessions, "a", [2])
     reply.tokens.append(5)
     reply.end({"type": "stop"})
     await settle()
-    assert sessions.get("s").nodes["a"]._reply is None
+    assert sessions.get("s").by_rid["a"]._reply is None
     reply.tokens.clear()
     assert send(sessions, "b", [3], rid="a")[0] == [2, 5, 3]
 
 
-async def test_a_session_belongs_to_a_model_whatever_that_is_called() -> None:
+async def test_a_session_belongs_to_a_model_under_all_its_names() -> None:
     sessions = Sessions()
     sessions.open("s")
     send(sessions, "a", [2])[1].end({"type": "stop"})
@@ -367,26 +377,26 @@ async def test_a_session_belongs_to_a_model_whatever_that_is_called() -> None:
     send(sessions, "c", [2], served("newer", "m", "new"))
 
 
-async def test_a_change_between_restoring_and_submitting_is_seen() -> None:
+async def test_a_change_between_restoring_and_submitting_is_detected() -> None:
     sessions = Sessions()
     sessions.open("s")
     _, reply = send(sessions, "a", [2])
     reply.end({"type": "stop"})
     await settle()
-    late = Turns(sessions, [SessionParams(id="s", rid="a")], served())
+    late = SessionPrompts(sessions, [SessionParams(id="s", rid="a")], served())
     late.restore([[3]], BOS, "input_ids", single=True)
     send(sessions, "a", [4], rid="a")[1].end({"type": "stop"})
     with pytest.raises(RequestError, match="The session 's' was changed by another request; send this one again"):
-        late.claim()
-    gone = Turns(sessions, [SessionParams(id="s")], served())
+        late.check_unchanged()
+    gone = SessionPrompts(sessions, [SessionParams(id="s")], served())
     gone.restore([[3]], BOS, "input_ids", single=True)
     sessions.close("s")
     sessions.open("s")
     with pytest.raises(RequestError, match="was changed"):
-        gone.claim()
+        gone.check_unchanged()
 
 
-async def test_a_batch_may_replace_nothing_under_itself() -> None:
+async def test_a_batch_that_replaces_requests_has_only_one_prompt_of_the_session() -> None:
     sessions = Sessions()
     sessions.open("s")
     sessions.open("t", streaming=True)
@@ -395,9 +405,9 @@ async def test_a_batch_may_replace_nothing_under_itself() -> None:
         ([{"replace": True}, {}], "must be the only one of that session"),
         ([{"id": "t"}, {"id": "t"}], "already has an active request"),
     ):
-        turns = Turns(sessions, [SessionParams(**{"id": "s"} | one) for one in params], served())
+        prompts = SessionPrompts(sessions, [SessionParams(**{"id": "s"} | each) for each in params], served())
         with pytest.raises(RequestError, match=rf"^text\[1\]: .*{message}"):
-            turns.restore([[2], [2]], BOS, "text", single=False)
+            prompts.restore([[2], [2]], BOS, "text", single=False)
 
 
 # -- over HTTP, with a scripted engine -------------------------------------------------------
@@ -410,7 +420,7 @@ async def opened(client: httpx.AsyncClient, **body: Any) -> str:
     return name
 
 
-async def test_a_batch_continues_as_many_requests(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_each_prompt_of_a_batch_continues_a_request(client: httpx.AsyncClient, engine: Any) -> None:
     engine.script = lambda item: [9, {"type": "length", "length": 1}]
     name = await opened(client)
     both: dict[str, Any] = {"input_ids": [[5], [6]], "session_params": {"id": name}, "rid": "r"}
@@ -450,7 +460,9 @@ async def test_a_failed_submission_leaves_the_session_as_it_was(client: httpx.As
         ({"input_ids": [100_000]}, "The input_ids contains values greater than the vocab size ("),
     ],
 )
-async def test_what_is_refused(client: httpx.AsyncClient, engine: Any, changes: dict[str, Any], message: str) -> None:
+async def test_invalid_session_params(
+    client: httpx.AsyncClient, engine: Any, changes: dict[str, Any], message: str
+) -> None:
     await opened(client, session_id="s")
     body = {"input_ids": [5], "session_params": {"id": "s"}} | changes
     answer = await client.post("/generate", json=body)
@@ -460,7 +472,7 @@ async def test_what_is_refused(client: httpx.AsyncClient, engine: Any, changes: 
 
 
 @pytest.mark.parametrize("params", [{}, {"id": None}, None, {"id": None, "rid": None, "offset": None}])
-async def test_no_session_is_meant(client: httpx.AsyncClient, engine: Any, params: Any) -> None:
+async def test_params_without_a_session(client: httpx.AsyncClient, engine: Any, params: Any) -> None:
     for body in ({"text": "a"}, {"text": ["a", "b"]}):
         answer = await client.post("/generate", json={**body, "session_params": params, "session_id": None})
         assert answer.status_code == 200
@@ -479,12 +491,12 @@ async def test_no_session_is_meant(client: httpx.AsyncClient, engine: Any, param
         ("/generate", {"text": "a", "session_params": {"id": "s", "replce": True}}),
     ],
 )
-async def test_bad_bodies(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
+async def test_invalid_bodies(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
     answer = await client.post(path, json=body)
     assert (answer.status_code, answer.json()["type"]) == (400, "Bad Request")
 
 
-async def test_the_history_counts_for_the_length(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_the_length_limit_includes_the_history(client: httpx.AsyncClient, engine: Any) -> None:
     engine.script = lambda item: [{"type": "length", "length": 0}]
     await opened(client, session_id="s")
     body: dict[str, Any] = {"input_ids": [5] * 60, "session_params": {"id": "s"}, "rid": "r"}
@@ -494,7 +506,9 @@ async def test_the_history_counts_for_the_length(client: httpx.AsyncClient, engi
     assert answer["error"]["message"].startswith("The input (120 tokens) is longer")
 
 
-async def test_text_loses_its_bos_in_the_middle(make_engine: Callable[..., Any], make_app: Callable[..., Any]) -> None:
+async def test_a_continued_text_has_no_second_bos(
+    make_engine: Callable[..., Any], make_app: Callable[..., Any]
+) -> None:
     class Tokenizer:
         bos_token_id = BOS
         eos_token_id = 2
@@ -505,7 +519,7 @@ async def test_text_loses_its_bos_in_the_middle(make_engine: Callable[..., Any],
             return 100
 
         def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-            return [BOS] * add_special_tokens + [ord(one) % 100 for one in text]
+            return [BOS] * add_special_tokens + [ord(character) % 100 for character in text]
 
         def decode(self, ids: Any, *, skip_special_tokens: bool = True) -> str:
             return "".join(map(chr, ids))

@@ -29,7 +29,7 @@ async def events(client: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]]
     return [json.loads(event.removeprefix("data: ")) for event in text.split("\n\n")[:-2]]
 
 
-async def test_whole(client: httpx.AsyncClient, engine: Any, byte_level: Any) -> None:
+async def test_a_reply(client: httpx.AsyncClient, engine: Any, byte_level: Any) -> None:
     engine.says(" fox", {"type": "stop", "matched": "x"})
     answer = (await chat(client, stop="x")).json()
     (item,) = engine.items
@@ -48,6 +48,22 @@ async def test_whole(client: httpx.AsyncClient, engine: Any, byte_level: Any) ->
         "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert answer["metadata"] == {"weight_version": "default"}
+
+
+async def test_the_reply_names_all_weights_that_generated_it(
+    client: httpx.AsyncClient, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.says(" the quick fox", {"type": "length", "length": 9})
+    play = engine._play
+
+    async def update(reply: Any) -> None:
+        await play(reply)
+        reply.versions, reply.weight_version = [("old", 1)], "new"
+
+    monkeypatch.setattr(engine, "_play", update)
+    metadata = (await chat(client)).json()["metadata"]
+    assert metadata["weight_version"] == "new"
+    assert [span["version"] for span in metadata["weight_versions"]] == ["old", "new"]
 
 
 async def test_parts_of_text_are_joined(client: httpx.AsyncClient, engine: Any, byte_level: Any) -> None:
@@ -182,7 +198,7 @@ async def test_without_chat_template(
     assert "no chat template" in response.json()["message"]
 
 
-def test_defaults_come_from_the_model_s_authors(tmp_path: Path) -> None:
+def test_defaults_come_from_generation_config(tmp_path: Path) -> None:
     recommended = {"temperature": 0.2, "top_p": 0.9, "top_k": 0, "repetition_penalty": 1.05, "eos_token_id": 2}
     assert chat_defaults(str(tmp_path), "model") == {"temperature": 0.7}
     (tmp_path / "generation_config.json").write_text(json.dumps(recommended))
@@ -209,7 +225,7 @@ async def sdk(engine: Any, make_app: Callable[..., Any]) -> AsyncIterator[openai
     await serving
 
 
-async def test_sdk_whole(sdk: openai.AsyncOpenAI, engine: Any) -> None:
+async def test_sdk_reply(sdk: openai.AsyncOpenAI, engine: Any) -> None:
     engine.says("fox", {"type": "stop", "matched": 3})
     answer = await sdk.chat.completions.create(model="any", messages=[{"role": "user", "content": "hi"}])
     assert answer.choices[0].finish_reason == "stop"
@@ -250,7 +266,7 @@ async def test_sdk_error_in_mid_stream(sdk: openai.AsyncOpenAI, engine: Any) -> 
         _ = [chunk async for chunk in stream]
 
 
-async def test_a_client_that_leaves_aborts_its_sequences(sdk: openai.AsyncOpenAI, engine: Any) -> None:
+async def test_the_sequences_of_a_client_that_disconnects_are_aborted(sdk: openai.AsyncOpenAI, engine: Any) -> None:
     engine.script = lambda item: [50] * 1_000_000
     stream = await sdk.chat.completions.create(
         model="any", messages=[{"role": "user", "content": "hi"}], stream=True, n=2

@@ -30,7 +30,7 @@ async def chat(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
 
 
 async def prompt(client: httpx.AsyncClient, engine: Any, **body: Any) -> str:
-    """What the model is asked."""
+    """The prompt that is submitted, as text."""
     answer = await chat(client, **body)
     assert answer.status_code == 200, answer.text
     return str(engine.tokenizer("").decode(engine.items[-1].prompt, skip_special_tokens=False))
@@ -46,12 +46,12 @@ async def refusal(client: httpx.AsyncClient, **body: Any) -> tuple[str, str]:
 
 @pytest.fixture
 def template(byte_level: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``template(text)`` makes it the model's chat template."""
+    """``template(text)`` sets the model's chat template."""
     return lambda text: monkeypatch.setattr(byte_level, "chat_template", text)
 
 
 @pytest.mark.parametrize("content", ["hello", [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]])
-async def test_a_template_for_parts_shows_the_text(
+async def test_a_template_for_parts_of_text(
     client: httpx.AsyncClient, engine: Any, byte_level: Any, template: Any, content: Any
 ) -> None:
     template(PARTS)
@@ -75,7 +75,7 @@ async def test_a_template_for_parts_shows_the_text(
     ],
 )
 @pytest.mark.parametrize("parts", [False, True])
-async def test_how_the_prompt_ends(
+async def test_the_end_of_the_prompt(
     client: httpx.AsyncClient,
     engine: Any,
     byte_level: Any,
@@ -93,7 +93,7 @@ async def test_how_the_prompt_ends(
         assert await prompt(client, engine, messages=messages, **options) == ours
 
 
-async def test_an_answer_either_continues_or_begins(client: httpx.AsyncClient) -> None:
+async def test_continue_final_message_excludes_add_generation_prompt(client: httpx.AsyncClient) -> None:
     message, param = await refusal(client, continue_final_message=True, add_generation_prompt=True)
     assert message.startswith("continue_final_message and add_generation_prompt can't both be true")
     assert param == "continue_final_message"
@@ -107,13 +107,13 @@ async def test_a_final_message_that_the_template_changes_can_t_be_continued(
     assert message.startswith("The model's chat template refused the messages: continue_final_message is set but")
 
 
-async def test_a_template_s_error_is_told_in_a_few_words(client: httpx.AsyncClient, template: Any) -> None:
+async def test_the_error_of_a_template_is_short(client: httpx.AsyncClient, template: Any) -> None:
     template("{{ raise_exception(messages[0].content) }}")
     message, _ = await refusal(client, messages=[{"role": "user", "content": "x" * 100_000}])
     assert len(message) < 1000
 
 
-async def test_a_template_of_the_client_s_is_refused(client: httpx.AsyncClient) -> None:
+async def test_a_template_from_the_client_is_refused(client: httpx.AsyncClient) -> None:
     message, param = await refusal(client, chat_template="{{ messages }}")
     assert message == "chat_template can't be sent: the server takes templates from its operator only " + (
         "(--chat-template FILE)."
@@ -135,7 +135,7 @@ async def test_template_variables(client: httpx.AsyncClient, engine: Any, templa
         *("continue_final_message", "tokenize", "return_dict", "tokenizer_kwargs", "self"),
     ],
 )
-async def test_template_variables_never_replace_what_the_server_sets(
+async def test_template_variables_cannot_replace_those_of_the_server(
     client: httpx.AsyncClient, engine: Any, name: str
 ) -> None:
     message, param = await refusal(client, chat_template_kwargs={"enable_thinking": False, name: []})
@@ -145,7 +145,7 @@ async def test_template_variables_never_replace_what_the_server_sets(
 
 
 @pytest.mark.parametrize("given", ["{{ x }}", [1], {str(number): 1 for number in range(65)}])
-async def test_template_variables_are_bounded(client: httpx.AsyncClient, given: Any) -> None:
+async def test_template_variables_are_limited(client: httpx.AsyncClient, given: Any) -> None:
     answer = await chat(client, chat_template_kwargs=given)
     assert answer.status_code == 400
     assert "`$.chat_template_kwargs`" in answer.json()["message"]
@@ -187,8 +187,8 @@ async def test_fields_of_messages_that_are_refused(
     assert (await refusal(client, messages=[ASSISTANT | message]))[1] == param
 
 
-async def test_an_answer_of_the_openai_sdk_can_be_sent_back(client: httpx.AsyncClient) -> None:
-    """``message.model_dump()`` has all fields, most of them null."""
+async def test_a_message_of_the_openai_sdk_can_be_sent_back(client: httpx.AsyncClient) -> None:
+    """``message.model_dump()`` has all fields, most of which are null."""
     nulls = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "tool_calls"))
     assert (await chat(client, messages=[USER, ASSISTANT | nulls, USER])).status_code == 200
 
@@ -203,7 +203,7 @@ async def test_an_answer_of_the_openai_sdk_can_be_sent_back(client: httpx.AsyncC
         ({"content": ["a"]}, "messages[1].content[0]"),
     ],
 )
-async def test_an_error_of_a_message_names_its_place(
+async def test_an_error_of_a_message_has_its_index(
     client: httpx.AsyncClient, message: dict[str, Any], param: str
 ) -> None:
     text, named = await refusal(client, messages=[ASSISTANT, {"role": "user", "content": "x", **message}])
@@ -219,7 +219,7 @@ async def test_minus_one_is_no_limit(client: httpx.AsyncClient, engine: Any, fie
     assert unlimited == default == 100 - 2 - len(engine.items[0].prompt)
 
 
-async def test_minus_one_goes_before_the_server_s_preferred_limit(engine: Any, make_app: Any) -> None:
+async def test_minus_one_overrides_the_server_s_preferred_limit(engine: Any, make_app: Any) -> None:
     app = make_app(engine, preferred_sampling_params='{"max_new_tokens": 5}')
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         for limit in (None, -1, 7):
@@ -262,7 +262,7 @@ async def test_errors_name_the_field_as_it_was_sent(
 
 
 async def test_sampling_fields_reach_the_engine(client: httpx.AsyncClient, engine: Any) -> None:
-    """Those that chat shares with ``sampling_params``; OpenAI's and SGLang's names."""
+    """Sampling parameters in a chat body, under OpenAI's and SGLang's names."""
     given: dict[str, Any] = {
         "frequency_penalty": 0.5,
         "presence_penalty": -0.25,
@@ -283,7 +283,7 @@ async def test_sampling_fields_reach_the_engine(client: httpx.AsyncClient, engin
     assert nulls == GenerationParams(max_new_tokens=1, temperature=0.7, seed=nulls.seed)
 
 
-async def test_usage_of_every_chunk_on_demand(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_usage_in_every_chunk_on_request(client: httpx.AsyncClient, engine: Any) -> None:
     engine.says("the fox")
     options = {"include_usage": True, "continuous_usage_stats": True}
     text = (await chat(client, stream=True, stream_options=options, n=2)).text
@@ -298,7 +298,7 @@ async def test_usage_of_every_chunk_on_demand(client: httpx.AsyncClient, engine:
     assert chunks[-1]["usage"]["completion_tokens"] == 2 * len(engine.replies[-1].tokens)
 
 
-async def test_caches_are_kept_apart_by_extra_key(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_extra_key_separates_cache_entries(client: httpx.AsyncClient, engine: Any) -> None:
     await chat(client, extra_key="a")
     await chat(client, extra_key="a", cache_salt="b")
     assert [item.salt for item in engine.items] == [b"a", b"a\xffb"]

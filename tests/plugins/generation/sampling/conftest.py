@@ -1,4 +1,4 @@
-"""A generation stage whose hidden rows are the logits themselves, and plugins made on the spot."""
+"""A generation stage with an identity head, so that hidden rows are logits, and with any extensions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EOS = 321
 
 
 class Driver:
-    """Runs a stage one token at a time, and keeps the logits that its sampler saw in the last pass."""
+    """Runs a stage token by token; ``seen`` has the adjusted logits of the last pass."""
 
     def __init__(self, tokenizer: Any = None, processors: Sequence[Any] = (), conditions: Sequence[Any] = ()) -> None:
         info = ModelInfo(
@@ -39,9 +39,9 @@ class Driver:
             info=info, tokenizer=tokenizer, max_request_tokens=100, heads={"lm": lambda hidden: hidden}
         )
         plugin = Plugin("strange", "strange", distribution="strange-things", version="1.2")
-        given = [[Provided(plugin, one) for one in listed] for listed in (processors, conditions)]
+        extensions = [[Provided(plugin, value) for value in values] for values in (processors, conditions)]
         self.seen = torch.empty(0)
-        self.stage = GenerationStage(model, self._sample, adjust_cpu, Extensions(*given))
+        self.stage = GenerationStage(model, self._sample, adjust_cpu, Extensions(*extensions))
 
     def _sample(self, logits: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         self.seen = logits.clone()
@@ -54,7 +54,7 @@ class Driver:
         return request
 
     def steps(self, *rows: tuple[Request, torch.Tensor]) -> list[Step]:
-        """One pass in which each request gets these logits."""
+        """Run a pass with these logits for each request; returns its steps."""
         parts = [
             PartRow(request, len(request.tokens) - 1, len(request.tokens), len(request.tokens) - 1, index, True)
             for index, (request, _) in enumerate(rows)
@@ -68,7 +68,7 @@ class Driver:
         return steps
 
     def feed(self, request: Request, tokens: Sequence[int]) -> Step:
-        """These tokens one by one until the request ends; the last step."""
+        """Sample these tokens one by one until the request ends; returns the last step."""
         for token in tokens:
             logits = torch.zeros(VOCABULARY)
             logits[token] = 1e6

@@ -1,4 +1,4 @@
-"""What the sampler sees: SGLang's order of penalties, forbidden ends and biases, and nothing of it in other rows."""
+"""Adjusted logits: penalties, forbidden end tokens and biases in SGLang's order; other rows aren't changed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ VOCABULARY, EOS = 322, 321
 
 
 def oracle(logits: np.ndarray[Any, Any], output: list[int], params: GenerationParams) -> np.ndarray[Any, Any]:
-    """SGLang 0.5.23 for one request, over whole rows: what its penalisers accumulate, then what its sampler applies.
+    """The logits of a request as SGLang 0.5.23 adjusts them.
 
-    Additive penalties first, then scaling ones (``SamplingBatchInfo.update_penalties``), at last logit_bias.
+    Additive penalties come first, then scaling ones (``SamplingBatchInfo.update_penalties``), then logit_bias.
     """
     additive = np.zeros(VOCABULARY, np.float32)
     scaling = np.ones(VOCABULARY, np.float32)
@@ -58,7 +58,7 @@ PARAMS = st.builds(
 
 
 def follow(driver: Any, params: list[GenerationParams], rounds: int, seed: int) -> list[list[torch.Tensor]]:
-    """Run requests together on random logits; what the sampler saw of each, and checked against the oracle."""
+    """Run requests together on random logits, and compare with the oracle; returns the adjusted logits of each."""
     draw = torch.Generator().manual_seed(seed)
     requests = [
         driver.admit(key=key, prompt=(5, 7, 9), **{name: getattr(one, name) for name in one.__struct_fields__})
@@ -66,7 +66,7 @@ def follow(driver: Any, params: list[GenerationParams], rounds: int, seed: int) 
     ]
     seen: list[list[torch.Tensor]] = [[] for _ in params]
     for _ in range(rounds):
-        # Few tokens far above the others, so that they come again and again.
+        # A few tokens are far more likely than the others, so that they are repeated.
         logits = torch.randn(len(requests), VOCABULARY, generator=draw)
         logits[:, 3:9] += 5
         expected = [
@@ -96,20 +96,20 @@ ALL = GenerationParams(
 
 
 @pytest.mark.parametrize("bug", ["the prompt counts", "a token is forgotten", "one token too few"])
-def test_a_wrong_count_is_caught(make_driver: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
-    """Seeded bugs: each fails the comparison."""
+def test_a_wrong_count_is_detected(make_driver: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
+    """Seeded bugs, with which the comparison fails."""
     init, add, biases = TokenCounts.__init__, TokenCounts.add, adjust.Adjustment.biases
     if bug == "the prompt counts":
         monkeypatch.setattr(TokenCounts, "__init__", lambda self, tokens: init(self, (5, 7, 9)))
     elif bug == "a token is forgotten":
         monkeypatch.setattr(TokenCounts, "add", lambda self, token: None if token == 4 else add(self, token))
     else:
-        monkeypatch.setattr(adjust.Adjustment, "biases", lambda self, produced: biases(self, produced + 1))
+        monkeypatch.setattr(adjust.Adjustment, "biases", lambda self, output_len: biases(self, output_len + 1))
     with pytest.raises(AssertionError):
         follow(make_driver(), [ALL], 6, 1)
 
 
-def test_other_rows_keep_every_bit(make_driver: Callable[..., Any]) -> None:
+def test_other_rows_are_not_changed(make_driver: Callable[..., Any]) -> None:
     plain = GenerationParams(temperature=0.9, seed=3)
     alone = follow(make_driver(), [plain, plain, plain], 5, 7)
     beside = follow(make_driver(), [plain, ALL, plain], 5, 7)
@@ -118,9 +118,9 @@ def test_other_rows_keep_every_bit(make_driver: Callable[..., Any]) -> None:
     assert not any(torch.equal(a, b) for a, b in zip(alone[1], beside[1], strict=True))
 
 
-def test_rows_that_ask_for_nothing_cost_no_call(make_driver: Callable[..., Any]) -> None:
+def test_rows_without_adjustment_need_no_kernel_call(make_driver: Callable[..., Any]) -> None:
     driver = make_driver()
-    driver.stage._adjust._adjust = None  # calling it would fail
+    driver.stage._adjust = None  # a call would fail
     follow(driver, [GenerationParams(), GenerationParams(stop_token_ids=(3,))], 2, 0)
 
 
@@ -135,15 +135,15 @@ def test_rows_that_ask_for_nothing_cost_no_call(make_driver: Callable[..., Any])
         ({"repetition_penalty": 1.1}, True),
     ],
 )
-def test_who_needs_the_last_token_first(
+def test_lockstep_if_logits_depend_on_the_token_before(
     make_driver: Callable[..., Any], params: dict[str, Any], lockstep: bool
 ) -> None:
     assert make_driver().admit(**params).needs.lockstep is lockstep
 
 
 @pytest.mark.parametrize("ignore_eos", [False, True])
-def test_ends_are_forbidden_until_enough_tokens_came(make_driver: Callable[..., Any], ignore_eos: bool) -> None:
-    """Also where they would end nothing, as in SGLang; ids outside the vocabulary matter to nobody."""
+def test_end_tokens_are_forbidden_before_the_minimum(make_driver: Callable[..., Any], ignore_eos: bool) -> None:
+    """Also with ignore_eos, as in SGLang; ids outside the vocabulary have no effect."""
     driver = make_driver()
     request = driver.admit(
         min_new_tokens=2, stop_token_ids=(9, 10**6, -4), ignore_eos=ignore_eos, logit_bias=((EOS, 5.0),)
@@ -155,7 +155,7 @@ def test_ends_are_forbidden_until_enough_tokens_came(make_driver: Callable[..., 
 
 
 def test_a_minimum_leaves_something_to_generate(make_driver: Callable[..., Any]) -> None:
-    """Where all ids are ends, forbidding them would leave nothing."""
+    """If all ids are end tokens, none is forbidden."""
     driver = make_driver()
     request = driver.admit(min_new_tokens=2, stop_token_ids=tuple(range(VOCABULARY)))
     assert driver.feed(request, [5]).finish == {"type": "stop", "matched": 5}
@@ -173,7 +173,7 @@ def test_a_bias_outside_the_vocabulary_is_refused(make_driver: Callable[..., Any
         make_driver().admit(logit_bias=((token, 1.0),))
 
 
-def test_counting_goes_on_after_a_new_admission(make_driver: Callable[..., Any]) -> None:
+def test_counting_continues_when_a_request_is_admitted_again(make_driver: Callable[..., Any]) -> None:
     """When weights change while a request waits, it is admitted again with its output."""
     driver = make_driver()
     request = driver.admit(frequency_penalty=1.0, min_new_tokens=4)
@@ -185,7 +185,7 @@ def test_counting_goes_on_after_a_new_admission(make_driver: Callable[..., Any])
     assert driver.seen[0, EOS] == 0
 
 
-def test_counts_grow() -> None:
+def test_token_counts() -> None:
     counts = TokenCounts([])
     for token in [*range(100), *range(50)]:
         counts.add(token)
@@ -194,7 +194,7 @@ def test_counts_grow() -> None:
     assert times.tolist() == [2.0] * 50 + [1.0] * 50
 
 
-def test_extreme_penalties_never_break_a_row(make_driver: Callable[..., Any]) -> None:
+def test_rows_stay_finite_with_extreme_penalties(make_driver: Callable[..., Any]) -> None:
     driver = make_driver()
     request = driver.admit(repetition_penalty=5e-324, frequency_penalty=-2.0, logit_bias=((5, 1e9),))
     for _ in range(5):

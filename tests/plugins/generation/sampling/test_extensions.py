@@ -1,4 +1,4 @@
-"""Third parties' processors and conditions: what they get, what their failures do, and to whom."""
+"""Plugins' logits processors and stop conditions: their arguments, and the effects of their failures."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 
 from trunkline.core.errors import PluginError, RequestError
 from trunkline.plugins.generation.sampling import extensions
-from trunkline.plugins.generation.sampling.extensions import FAILED, MAX_FAILURES
+from trunkline.plugins.generation.sampling.extensions import FAILED_MESSAGE, MAX_FAILURES
 
 VOCABULARY = 322
 ORIGIN = "plugin 'strange' (strange-things 1.2)"
 
 
 class Only:
-    """Allows the token that a request names, and one more each time."""
+    """Allows one token only: the requested one, and the next id at each further token."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, list[int]]] = []
@@ -37,7 +37,7 @@ class Only:
 
 
 class Faulty:
-    """Does what a request's custom_params say, in ``where``."""
+    """Runs the action that a request's custom_params name, in the method ``where``."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -102,7 +102,7 @@ def test_processors_come_after_penalties_and_bias(make_driver: Callable[..., Any
         seen: Any = None
 
         def admit(self, request: Any) -> Any:
-            return 0  # anything but None takes part
+            return 0  # any value but None
 
         def apply(self, state: int, logits: torch.Tensor, tokens: Any) -> None:
             self.seen = logits.clone()
@@ -117,7 +117,9 @@ def test_processors_come_after_penalties_and_bias(make_driver: Callable[..., Any
     assert request.output[-1] == 11
 
 
-def test_conditions_in_order_after_the_request_s_own_stops(make_driver: Callable[..., Any], byte_level: Any) -> None:
+def test_conditions_are_called_in_order_after_the_request_s_own_stops(
+    make_driver: Callable[..., Any], byte_level: Any
+) -> None:
     class Says:
         def __init__(self, word: str, answer: str) -> None:
             self.word, self.answer = word, answer
@@ -141,17 +143,17 @@ def test_conditions_in_order_after_the_request_s_own_stops(make_driver: Callable
 
 
 def test_conditions_without_a_tokenizer_get_no_text(make_driver: Callable[..., Any]) -> None:
-    told = []
+    calls = []
     condition = SimpleNamespace(
-        admit=lambda request: [], check=lambda state, token, text: told.append((state, token, text))
+        admit=lambda request: [], check=lambda state, token, text: calls.append((state, token, text))
     )
     driver = make_driver(conditions=[condition])
     driver.feed(driver.admit(), [5, 6])
-    assert told == [([], 5, ""), ([], 6, "")]
+    assert calls == [([], 5, ""), ([], 6, "")]
 
 
 @pytest.mark.parametrize("custom", [None, {}, {"x": 1}])
-def test_custom_params_need_somebody_who_reads_them(make_driver: Callable[..., Any], custom: Any) -> None:
+def test_custom_params_without_extensions_are_refused(make_driver: Callable[..., Any], custom: Any) -> None:
     if custom:
         with pytest.raises(RequestError, match="custom_params are read by logits processors and stop") as caught:
             make_driver().admit(custom_params=custom)
@@ -163,7 +165,7 @@ def test_custom_params_need_somebody_who_reads_them(make_driver: Callable[..., A
 
 
 @pytest.mark.parametrize("lacking", ["admit", "apply"])
-def test_an_object_without_its_methods_stops_the_start(make_driver: Callable[..., Any], lacking: str) -> None:
+def test_an_object_without_a_method_is_a_plugin_error(make_driver: Callable[..., Any], lacking: str) -> None:
     whole = {"admit": print, "apply": print}
     del whole[lacking]
     with pytest.raises(PluginError, match=rf"{ORIGIN[:16]}.*: SimpleNamespace has no method {lacking}"):
@@ -174,7 +176,7 @@ def test_an_object_without_its_methods_stops_the_start(make_driver: Callable[...
 
 
 def outcome(driver: Any, do: str) -> RequestError | None:
-    """How a request that asks for ``do`` ends, with a good and a plain one in the same batch, which go on."""
+    """The error of a request with action ``do``; a request beside it in the batch must continue."""
     plain = driver.admit(key=2)
     try:
         request = driver.admit(key=1, custom_params={"do": do})
@@ -195,7 +197,7 @@ def outcome(driver: Any, do: str) -> RequestError | None:
         *(("check", do) for do in ("number", "long", "surrogate")),
     ],
 )
-def test_a_failure_ends_its_request_and_five_switch_the_object_off(
+def test_a_failure_ends_its_request_and_five_in_a_row_switch_the_object_off(
     make_driver: Callable[..., Any], caplog: pytest.LogCaptureFixture, where: str, do: str
 ) -> None:
     faulty = Faulty(where)
@@ -203,8 +205,8 @@ def test_a_failure_ends_its_request_and_five_switch_the_object_off(
     for _ in range(MAX_FAILURES - 1):
         error = outcome(driver, do)
         assert error is not None
-        assert (error.message, error.status) == (FAILED, 500)
-    assert outcome(driver, "good") is None, "a success in between begins the count again"
+        assert (error.message, error.status) == (FAILED_MESSAGE, 500)
+    assert outcome(driver, "good") is None, "a success must reset the count"
     running = driver.admit(key=3, custom_params={"do": "good"})
     for _ in range(MAX_FAILURES):
         error = outcome(driver, do)
@@ -218,13 +220,13 @@ def test_a_failure_ends_its_request_and_five_switch_the_object_off(
         assert error.status == 503
         assert error.message.startswith(f"{ORIGIN}: Faulty is switched off after 5 failures in a row.")
     (step,) = driver.steps((running, flat()))
-    assert step.error.status == 503, "it may be there to enforce something"
+    assert step.error.status == 503, "it may exist to enforce a rule"
     (step,) = driver.steps((driver.admit(key=4), flat()))
-    assert step.tokens == (0,), "requests that it leaves alone are served"
+    assert step.tokens == (0,), "requests that it leaves alone must be served"
 
 
 @pytest.mark.parametrize("where", ["admit", "apply", "check"])
-def test_a_request_error_is_an_answer_and_no_failure(make_driver: Callable[..., Any], where: str) -> None:
+def test_a_request_error_is_sent_to_the_client_and_is_no_failure(make_driver: Callable[..., Any], where: str) -> None:
     driver = make_driver(**{"conditions" if where == "check" else "processors": [Faulty(where)]})
     for _ in range(MAX_FAILURES + 1):
         error = outcome(driver, "answer")
@@ -236,7 +238,7 @@ def test_a_request_error_is_an_answer_and_no_failure(make_driver: Callable[..., 
 def test_a_slow_call_is_logged_once(
     make_driver: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(extensions, "SLOW", 0.001)
+    monkeypatch.setattr(extensions, "SLOW_SECONDS", 0.001)
     monkeypatch.setitem(ACTIONS, "good", lambda logits: time.sleep(0.002))
     driver = make_driver(processors=[Faulty("apply")])
     with caplog.at_level(logging.WARNING):
@@ -247,7 +249,7 @@ def test_a_slow_call_is_logged_once(
     assert slow[0].startswith(f"{ORIGIN}: Faulty.apply took 0.00 s, during which nothing else is served")
 
 
-def test_a_broken_model_is_not_the_plugin_s_fault(make_driver: Callable[..., Any]) -> None:
+def test_logits_of_the_model_that_are_not_finite_are_no_failure_of_a_processor(make_driver: Callable[..., Any]) -> None:
     driver = make_driver(processors=[Only()])
     plain = driver.admit()
     (step,) = driver.steps((plain, torch.full((VOCABULARY,), torch.nan)))

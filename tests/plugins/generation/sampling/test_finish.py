@@ -1,4 +1,4 @@
-"""When a sequence ends: stop expressions beside strings, tokens and the length."""
+"""Ends of sequences: stop expressions, and their order among strings, tokens and the length."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ids(byte_level: Any) -> list[int]:
     return [byte_level.encode(piece, add_special_tokens=False)[0] for piece in pieces]
 
 
-def test_an_expression_ends_a_sequence_with_its_source(driver: Any, ids: list[int], byte_level: Any) -> None:
+def test_the_pattern_of_an_expression_is_the_finish_reason(driver: Any, ids: list[int], byte_level: Any) -> None:
     request = driver.admit(stop_regex=("zz", r"w[a-z]r"))
     assert driver.feed(request, ids).finish == {"type": "stop", "matched": r"w[a-z]r"}
     text = byte_level.decode(request.output)
@@ -41,8 +41,8 @@ def test_an_expression_ends_a_sequence_with_its_source(driver: Any, ids: list[in
         ({"stop_regex": ("^world",)}, None),
     ],
 )
-def test_order(driver: Any, ids: list[int], params: dict[str, Any], matched: str | None) -> None:
-    """Strings before expressions, these in the order given, and both before the length."""
+def test_order_of_finish_reasons(driver: Any, ids: list[int], params: dict[str, Any], matched: str | None) -> None:
+    """Strings come before expressions, which are searched in their order, and both before the length."""
     request = driver.admit(**{"max_new_tokens": len(ids), **params})
     length = {"type": "length", "length": len(ids)}
     assert driver.feed(request, ids).finish == ({"type": "stop", "matched": matched} if matched else length)
@@ -67,7 +67,7 @@ def test_text_needs_a_tokenizer(make_driver: Callable[..., Any], field: str) -> 
     assert caught.value.param == field
 
 
-def test_a_new_admission_remembers_the_text(driver: Any, ids: list[int]) -> None:
+def test_a_request_that_is_admitted_again_has_its_text(driver: Any, ids: list[int]) -> None:
     request = driver.admit(stop=("llo w",), stop_regex=("z",))
     driver.feed(request, ids[:4])
     request.needs = driver.stage.admit(request)

@@ -1,4 +1,4 @@
-"""Every sampling feature at once, in any mixture of batching, chunking, cache hits and retraction, as when alone."""
+"""All sampling features at once: results in mixed batches, chunks, with cache hits and retraction equal those alone."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from trunkline.plugins.generation.sampling.adjust import TokenCounts
 from trunkline.plugins.generation.schemas import GenerationParams
 from trunkline.plugins.generation.stage import GenerationStage
 
-NEW = 24  # tokens at most
+NEW = 24  # limit on new tokens
 SEEDS = 16
-TEXTS = ("a", "[0-9]{2}", "third")  # a stop string, an expression, and what a condition says
+TEXTS = ("a", "[0-9]{2}", "third")  # a stop string, an expression, the return value of a condition
 Outcome = tuple[list[int], dict[str, Any]]
 
 
 class Rising:
-    """A processor that prefers ids above the sum of the output, so that it depends on every token before."""
+    """A processor that prefers ids above the sum of the output ids, so that it depends on every token before."""
 
     def admit(self, request: Any) -> Any:
         return (request.params.custom_params or {}).get("rising")
@@ -38,7 +38,7 @@ class Rising:
 
 
 class Even:
-    """Ends at the third even token; the count is its own state."""
+    """A condition that ends a sequence at the third even token; its state counts them."""
 
     def admit(self, request: Any) -> Any:
         return [] if (request.params.custom_params or {}).get("even") else None
@@ -74,7 +74,7 @@ def opened(zoo: Callable[[str], Path], host: Host) -> Iterator[Callable[..., Eng
 
 
 def requests(seed: int) -> list[tuple[list[int], GenerationParams]]:
-    """Prompts, some with a prefix in common, and parameters with every feature now and then."""
+    """Random prompts, some with a common prefix, and parameters with random features."""
     draw = random.Random(seed)
 
     def maybe(value: Any, neutral: Any, often: float = 0.5) -> Any:
@@ -110,7 +110,7 @@ def requests(seed: int) -> list[tuple[list[int], GenerationParams]]:
 
 
 def outcomes(engine: Engine, given: list[tuple[list[int], GenerationParams]], label: str) -> list[Outcome]:
-    """What all of them give when they are submitted together."""
+    """The tokens and finish reason of each request, when all are submitted at once."""
     items = [
         Submission(prompt=prompt, params=params, rid=f"{label}{index}") for index, (prompt, params) in enumerate(given)
     ]
@@ -119,19 +119,19 @@ def outcomes(engine: Engine, given: list[tuple[list[int], GenerationParams]], la
 
 
 def alone(engine: Engine, given: list[tuple[list[int], GenerationParams]]) -> list[Outcome]:
-    """What each gives in a batch of its own, without anything cached."""
+    """The tokens and finish reason of each request alone, with an empty cache."""
     results = []
-    for index, one in enumerate(given):
+    for index, request in enumerate(given):
         assert engine.call("flush_cache")
-        results += outcomes(engine, [one], f"alone{index}-")
+        results += outcomes(engine, [request], f"alone{index}-")
     return results
 
 
-def squeezed(opened: Callable[..., Engine]) -> tuple[Engine, list[Batch]]:
-    """An engine whose pool is too small for all, and the batches in which something was retracted."""
+def small_pool_engine(opened: Callable[..., Engine]) -> tuple[Engine, list[Batch]]:
+    """An engine whose pool is too small for all requests, and a list of the batches with retractions."""
     engine = opened(chunked_prefill_size=7, max_total_tokens=60)
     (lane,) = engine.client.transport.loop.lanes
-    lane.scheduler._new_token_ratio = 0.0  # admit with optimism, so that the pool does run dry
+    lane.scheduler._new_token_ratio = 0.0  # reserve no slots for output, so that the pool becomes full
     plan, batches = lane.scheduler.plan, []
 
     def watched() -> Batch | None:
@@ -156,22 +156,22 @@ def test_chunks_batches_and_cached_prefixes_change_nothing(opened: Callable[...,
         }
         assert outcomes(engine, given, f"fresh{seed}-") == expected
         assert outcomes(engine, given, f"again{seed}-") == expected
-    assert kinds == {"NoneType", "int", *TEXTS}, "not every way to end was seen"
+    assert kinds == {"NoneType", "int", *TEXTS}, "some kind of finish reason didn't occur"
 
 
 def test_retraction_changes_nothing(opened: Callable[..., Engine]) -> None:
     reference = opened()
-    engine, batches = squeezed(opened)
+    engine, batches = small_pool_engine(opened)
     for seed in range(SEEDS):
         given = requests(seed)
         assert outcomes(engine, given, f"tight{seed}-") == alone(reference, given)
     assert len(batches) >= SEEDS, "hardly anything was retracted"
 
 
-def test_counts_that_retraction_loses_are_caught(
+def test_token_counts_that_are_lost_at_a_retraction_are_detected(
     opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seeded bug: a stage that forgets at a retraction what it has counted."""
+    """Seeded bug: the token counts are lost at a retraction."""
 
     def forget(self: GenerationStage, request: Request) -> None:
         if request.state.adjustment is not None and request.state.adjustment.counts is not None:

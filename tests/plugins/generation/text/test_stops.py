@@ -1,4 +1,4 @@
-"""Where texts end, and what must wait."""
+"""Finding stop strings, and the end of a text that may be the beginning of one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline.plugins.generation.text.stops import find_stop, held_back
+from trunkline.plugins.generation.text.stops import find_stop, partial_stop_length
 
 LETTERS = st.text("ab", max_size=12)
 STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
@@ -23,7 +23,7 @@ STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
         ("abcab", ("abc", "ab"), (0, "abc")),
     ],
 )
-def test_the_earliest_stop_wins(text: str, stops: tuple[str, ...], found: tuple[int, str] | None) -> None:
+def test_the_earliest_stop_is_found(text: str, stops: tuple[str, ...], found: tuple[int, str] | None) -> None:
     assert find_stop(text, stops) == found
 
 
@@ -35,16 +35,16 @@ def test_find_stop_against_brute_force(text: str, stops: list[str]) -> None:
 
 
 @given(LETTERS, LETTERS, STOPS)
-def test_what_is_shown_never_has_to_be_taken_back(text: str, more: str, stops: list[str]) -> None:
-    """Whatever comes next, no stop string begins in the text that wasn't held back."""
+def test_later_text_completes_no_stop_string_before_the_held_back_end(text: str, more: str, stops: list[str]) -> None:
+    """Whatever text follows, no stop string begins in the part that isn't held back."""
     if find_stop(text, stops):
         return
-    shown = text[: len(text) - held_back(text, stops)]
+    visible = text[: len(text) - partial_stop_length(text, stops)]
     found = find_stop(text + more, stops)
-    assert found is None or found[0] >= len(shown)
+    assert found is None or found[0] >= len(visible)
 
 
-def test_held_back_takes_no_more_than_needed() -> None:
-    assert held_back("hello <", ["<end>"]) == 1
-    assert held_back("hello", ["<end>"]) == 0
-    assert held_back("hello", []) == 0
+def test_partial_stop_length() -> None:
+    assert partial_stop_length("hello <", ["<end>"]) == 1
+    assert partial_stop_length("hello", ["<end>"]) == 0
+    assert partial_stop_length("hello", []) == 0

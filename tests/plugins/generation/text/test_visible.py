@@ -1,4 +1,4 @@
-"""Stop strings may be or contain special tokens: where the shown text ends, streamed in any chunks or whole."""
+"""Where the visible text ends if stop strings are or contain special tokens, in any chunks or at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline.plugins.generation.sampling.params import Sampling
-from trunkline.plugins.generation.sequence import Sequence
-from trunkline.plugins.generation.text import shown as shown_module
-from trunkline.plugins.generation.text.shown import ShownText
+from trunkline.plugins.generation.sampling.params import SamplingParams
+from trunkline.plugins.generation.sequence import OutputSequence
+from trunkline.plugins.generation.text import visible as module
+from trunkline.plugins.generation.text.detokenizer import IncrementalDetokenizer
 from trunkline.plugins.generation.text.stops import find_stop
-from trunkline.plugins.generation.text.stream import TextStream
+from trunkline.plugins.generation.text.visible import VisibleText
 
 pytestmark = pytest.mark.field
 
@@ -33,8 +33,8 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 
 
 def generated(tokenizer: Any, prompt: list[int], tokens: list[int], stops: list[str]) -> tuple[list[int], str | None]:
-    """The tokens up to the one that completes a stop string, and that string: what the engine does."""
-    text = TextStream(tokenizer, prompt, skip_special_tokens=False)
+    """The tokens up to the one that completes a stop string, and that string, as the engine returns them."""
+    text = IncrementalDetokenizer(tokenizer, prompt, skip_special_tokens=False)
     for count, token in enumerate(tokens, 1):
         text.push([token])
         if found := find_stop(text.text, stops):
@@ -45,19 +45,19 @@ def generated(tokenizer: Any, prompt: list[int], tokens: list[int], stops: list[
 def follow(
     tokenizer: Any, prompt: list[int], tokens: list[int], sizes: list[int], stop: str | None, **options: Any
 ) -> tuple[str, list[str]]:
-    """The final text, and what was shown after each chunk but the last."""
-    text = ShownText(tokenizer, prompt, **options)
-    seen, at = [], 0
+    """The final text, and the visible text after each chunk but the last."""
+    text = VisibleText(tokenizer, prompt, **options)
+    seen, start = [], 0
     for size in (*sizes, len(tokens)):
-        text.push(tokens[at : at + size])
-        at += size
-        if at < len(tokens):
+        text.push(tokens[start : start + size])
+        start += size
+        if start < len(tokens):
             seen.append(text.so_far())
     return text.finish(stop), seen
 
 
-def visible(text: str, end: int) -> str:
-    """The characters before ``end`` that are no part of a special token."""
+def without_special_tokens(text: str, end: int) -> str:
+    """The characters before ``end`` that aren't part of a special token."""
     special = re.compile("|".join(map(re.escape, SPECIAL)))
     hidden = {index for match in special.finditer(text) for index in range(*match.span())}
     return "".join(character for index, character in enumerate(text[:end]) if index not in hidden)
@@ -77,7 +77,7 @@ def test_text_ends_where_the_stop_string_begins(
     tokens, stop = generated(byte_level, prompt, byte_level.encode(text, add_special_tokens=False), stops)
     final, seen = follow(byte_level, prompt, tokens, sizes, stop, skip_special_tokens=skip, stops=stops)
     end = len(text) if stop is None else text.index(stop)
-    assert final == (visible(text, end) if skip else text[:end])
+    assert final == (without_special_tokens(text, end) if skip else text[:end])
     for shorter, longer in pairwise([*seen, final]):
         assert longer.startswith(shorter)
 
@@ -86,7 +86,7 @@ def test_text_ends_where_the_stop_string_begins(
 def test_any_tokens_in_any_chunks_give_the_same_text(
     tokenizer: Any, data: st.DataObject, sizes: list[int], skip: bool
 ) -> None:
-    """Also tokens that are no text: half characters, special tokens between them."""
+    """Also for tokens that aren't text: incomplete characters, special tokens between them."""
     ids = st.integers(0, len(tokenizer) - 1) | st.sampled_from(tokenizer.convert_tokens_to_ids(list(SPECIAL)))
     tokens = data.draw(st.lists(ids, max_size=40))
     prompt = data.draw(st.lists(ids, max_size=6))
@@ -102,7 +102,7 @@ def test_any_tokens_in_any_chunks_give_the_same_text(
 
 
 @given(data=st.data(), skip=st.booleans())
-def test_stop_strings_that_never_come_change_nothing(tokenizer: Any, data: st.DataObject, skip: bool) -> None:
+def test_stop_strings_that_do_not_occur_change_nothing(tokenizer: Any, data: st.DataObject, skip: bool) -> None:
     tokens = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=40))
     prompt = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=6))
     with_stop, _ = follow(tokenizer, prompt, tokens, [], None, skip_special_tokens=skip, stops=["\0never\0"])
@@ -129,8 +129,8 @@ def test_examples(byte_level: Any, text: str, stop: str, skipped: str, kept: str
         assert final == expected
 
 
-def test_a_space_that_only_one_text_drops_shifts_nothing(metaspace: Any) -> None:
-    """Decoders drop the space of the first word, and only the text with special tokens has something before it."""
+def test_a_space_that_only_one_text_drops_shifts_no_position(metaspace: Any) -> None:
+    """Decoders drop the space of the first word. Only in the text with special tokens, this word isn't the first."""
     end, *hello = metaspace.convert_tokens_to_ids(["<|im_end|>", "▁hello", "▁world"])
     for stop, text in (("world", "hello "), ("lo w", "hel"), ("hello", "")):
         final, _ = follow(metaspace, [end], hello, [], stop, skip_special_tokens=True, stops=[stop])
@@ -150,26 +150,24 @@ def test_trimming_and_special_tokens(byte_level: Any, options: dict[str, Any], t
     ids = byte_level.encode("hello<|im_start|>", add_special_tokens=False)
     reply: Any = SimpleNamespace(tokens=ids, finish={"type": "stop", "matched": "<|im_start|>"}, error=None)
     served: Any = None
-    sequence = Sequence(reply, [], Sampling(stop=("<|im_start|>",), **options), served, byte_level)
+    sequence = OutputSequence(reply, [], SamplingParams(stop=("<|im_start|>",), **options), served, byte_level)
     sequence.refresh()
     assert sequence.text == text
 
 
-def test_the_property_catches_a_position_that_is_not_translated(
-    byte_level: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Seeded bug: the position in the searched text is used in the shown one."""
+def test_a_position_that_is_not_translated_is_detected(byte_level: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeded bug: the position in the searched text is used in the visible one."""
     ids = byte_level.encode("a<|im_start|>hello<|im_end|>", add_special_tokens=False)
     options = {"skip_special_tokens": True, "stops": ["<|im_end|>"]}
     assert follow(byte_level, [], ids, [], "<|im_end|>", **options)[0] == "ahello"
-    monkeypatch.setattr(shown_module.ShownText, "_before", lambda self, at: self._shown.text[: at - 13])
+    monkeypatch.setattr(module.VisibleText, "_before", lambda self, position: self._visible.text[: position - 13])
     assert follow(byte_level, [], ids, [], "<|im_end|>", **options)[0] != "ahello"
 
 
-def test_endless_special_tokens_do_not_pile_up(byte_level: Any) -> None:
-    """A model that is told to ignore the end of text repeats it: each token must cost the same."""
+def test_the_window_does_not_grow_with_special_tokens(byte_level: Any) -> None:
+    """With ignore_eos a model may repeat the end token: each repetition must cost the same."""
     (end,) = byte_level.encode("<|im_end|>", add_special_tokens=False)
-    text = TextStream(byte_level, [])
+    text = IncrementalDetokenizer(byte_level, [])
     for _ in range(200):
         text.push([end])
     assert len(text._window) < 20

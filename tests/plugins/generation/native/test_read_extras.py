@@ -1,4 +1,4 @@
-"""What bodies ask for beside text: values for all prompts or for each, what is refused, and what is too much."""
+"""Extra outputs in bodies: values for all prompts or for each, invalid values, and limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import httpx
 import msgspec
 import pytest
 
-from trunkline.plugins.generation.native import per_item
+from trunkline.plugins.generation.native import read_extras
 from trunkline.plugins.generation.schemas import LogprobParams
 
 pytestmark = pytest.mark.field
@@ -21,8 +21,8 @@ async def post(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
     return await client.post("/generate", json=body)
 
 
-def asked(engine: Any) -> list[LogprobParams | None]:
-    """What each sequence asked the engine for."""
+def requested_logprobs(engine: Any) -> list[LogprobParams | None]:
+    """The logprobs parameters of each submitted sequence."""
     return [item.params.logprobs for item in engine.items]
 
 
@@ -46,10 +46,10 @@ async def test_a_single_prompt(
 ) -> None:
     answer = await post(client, **{"input_ids": [1, 2, 3], "return_logprob": True} | body)
     assert answer.status_code == 200, answer.text
-    assert asked(engine) == [expected]
+    assert requested_logprobs(engine) == [expected]
 
 
-async def test_values_for_all_and_for_each(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_values_for_all_prompts_and_for_each(client: httpx.AsyncClient, engine: Any) -> None:
     body = {
         "input_ids": [[1, 2, 3], [4, 5], [6]],
         "return_logprob": [True, False, True],
@@ -58,20 +58,20 @@ async def test_values_for_all_and_for_each(client: httpx.AsyncClient, engine: An
         "token_ids_logprob": [[1], [2, 3], None],
     }
     assert (await post(client, **body)).status_code == 200
-    assert asked(engine) == [LogprobParams(2, 2, (1,)), None, LogprobParams(None, 2, ())]
+    assert requested_logprobs(engine) == [LogprobParams(2, 2, (1,)), None, LogprobParams(None, 2, ())]
 
 
-async def test_a_batch_in_which_nobody_asks_for_ids(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_a_batch_whose_token_ids_are_all_null(client: httpx.AsyncClient, engine: Any) -> None:
     body = {"input_ids": [[1, 2, 3], [4, 5]], "return_logprob": True, "token_ids_logprob": [None, None]}
     assert (await post(client, **body)).status_code == 200
-    assert asked(engine) == [LogprobParams(), LogprobParams()]
+    assert requested_logprobs(engine) == [LogprobParams(), LogprobParams()]
 
 
 async def test_options_without_return_logprob_ask_for_nothing(client: httpx.AsyncClient, engine: Any) -> None:
     body = {"logprob_start_len": 99, "top_logprobs_num": 99, "token_ids_logprob": [10**6], "return_text_in_logprobs": 1}
     answer = await post(client, input_ids=[1, 2], return_logprob=False, **body)
     assert answer.status_code == 200
-    assert asked(engine) == [None]
+    assert requested_logprobs(engine) == [None]
     assert not {name for name in answer.json()["meta_info"] if "logprob" in name}
 
 
@@ -98,7 +98,7 @@ async def test_options_without_return_logprob_ask_for_nothing(client: httpx.Asyn
         ({"token_ids_logprob": [1, [2]]}, "token_ids_logprob must be a flat list of integers."),
         ({"token_ids_logprob": [1, None]}, "token_ids_logprob must be a flat list of integers."),
         ({"token_ids_logprob": [1] * 1025}, "token_ids_logprob may have at most 1024 ids, got 1025."),
-        ({"return_logprob": [True, True]}, "return_logprob has 2 entries for a batch of 1; give one value, or one a"),
+        ({"return_logprob": [True, True]}, "return_logprob has 2 entries for a batch of 1; give one value, or one per"),
         ({"top_logprobs_num": [1, 2]}, "top_logprobs_num has 2 entries for a batch of 1"),
         ({"return_hidden_states": True}, OFF),
         ({"return_hidden_states": "last"}, OFF),
@@ -204,10 +204,10 @@ async def test_routed_experts(
 
 
 @pytest.mark.parametrize("aborted", [False, True])
-async def test_samples_leave_the_prompt_to_the_request_that_fills_the_cache(
+async def test_samples_know_the_weights_of_their_prompt_s_log_probabilities(
     client: httpx.AsyncClient, engine: Any, monkeypatch: pytest.MonkeyPatch, aborted: bool
 ) -> None:
-    """Unless it was aborted: then each computes what it returns."""
+    """If the prefill was aborted, each sample returns them."""
     play = engine._play
 
     async def abort_first(reply: Any) -> None:
@@ -216,13 +216,17 @@ async def test_samples_leave_the_prompt_to_the_request_that_fills_the_cache(
         else:
             reply.add(finish={"type": "abort", "message": "Aborted", "status_code": None, "err_type": None})
 
-    if aborted:
-        monkeypatch.setattr(engine, "_play", abort_first)
+    async def return_prompt_first(reply: Any) -> None:
+        if not reply.item.params.max_new_tokens:
+            reply.results.append({"weights_id": 7})
+        await play(reply)
+
+    monkeypatch.setattr(engine, "_play", abort_first if aborted else return_prompt_first)
     body = {"input_ids": [1, 2, 3], "return_logprob": True, "logprob_start_len": 1, "top_logprobs_num": 2}
     answer = await post(client, **body, sampling_params={"n": 2, "max_new_tokens": 5})
     assert answer.status_code == 200
-    every, output = LogprobParams(1, 2), LogprobParams(None, 2)
-    assert asked(engine) == [every, *[every if aborted else output] * 2]
+    every, output = LogprobParams(1, 2), LogprobParams(1, 2, prompt_known=7)
+    assert requested_logprobs(engine) == [every, *[every if aborted else output] * 2]
 
 
 # -- bounds ----------------------------------------------------------------------------------
@@ -238,9 +242,9 @@ LIMITS = {
 
 @pytest.fixture
 async def small(make_engine: Callable[..., Any], make_app: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A client of a server that returns 99 of each at most, 49 in streams; vectors have 8 numbers, models 4 layers."""
+    """A client of a server with limits of 99, and 49 in streams; its model has a hidden size of 8, and 4 layers."""
     for name, limit in LIMITS.items():
-        monkeypatch.setattr(per_item, name, limit)
+        monkeypatch.setattr(read_extras, name, limit)
     engine = make_engine()
     info = msgspec.structs.replace(engine.models[0].info, num_experts=8, config={"num_hidden_layers": 4})
     engine.models[0] = msgspec.structs.replace(engine.models[0], info=info)
