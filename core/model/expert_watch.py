@@ -89,7 +89,7 @@ def _log_failure(one: Provided[ExpertObserver], method: str, error: BaseExceptio
 
 
 def watch_experts(model: Any) -> ExpertWatch | None:
-    """Attach the watch to the layers with experts of a loaded model; None when it is dense.
+    """Attach a watch to the layers with experts of a PackedModel; None when it is dense.
 
     Must be called again after modules were replaced. If the routing can't be observed, ``layers.unseen`` says why.
     """

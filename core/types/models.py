@@ -126,13 +126,33 @@ class Head:
 class Model(Protocol):
     """The interface of a loaded model for stages (engine process)."""
 
-    name: str
-    info: ModelInfo
-    tokenizer: Tokenizer | None
-    backend: Backend  # the kernels in use, as ``--attention-backend`` chose them
-    device: torch.device
-    dtype: torch.dtype
-    max_request_tokens: int
+    @property
+    def name(self) -> str:
+        """The name under which the model is served."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """The checkpoint's description; ``info.context_length`` is the model's, not what memory allows."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, None when the model has none."""
+
+    @property
+    def backend(self) -> Backend:
+        """The kernels in use, as ``--attention-backend`` chose them."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights and hidden rows are."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights and hidden rows."""
+
+    @property
+    def max_request_tokens(self) -> int:
+        """Upper bound on prompt + new tokens of one request."""
 
     @property
     def heads(self) -> Mapping[str, Callable[[torch.Tensor], torch.Tensor]]:
