@@ -5,12 +5,6 @@ A message names the cause and the fix; it is shown to users as it stands.
 
 from __future__ import annotations
 
-NOT_EMBEDDING_MODEL = (
-    "This model does not appear to be an embedding model by default. "
-    "Please add `--is-embedding` when launching the server or try another model."
-)
-"""SGLang's text, which clients compare; several tasks use it to refuse a model."""
-
 
 class TrunklineError(Exception):
     """Base of all errors that trunkline raises on purpose."""

@@ -24,7 +24,7 @@ from trunkline.core.types import ServedModel, Settings, Stage, Tokenizer
 from trunkline.kernels.backend import choose
 from trunkline.kernels.cpu import objects
 
-from .candidates import Candidate, examine
+from .candidates import Candidate, examine, reasons
 from .contracts import CheckedControl, CheckedStage
 from .lane import Lane
 from .memory import Grant, plan
@@ -159,10 +159,8 @@ def keep_stages(
             kept[task] = stages[task]
     if not kept:
         raise ModelError(f"{candidate.name} can't be served. {' '.join(refused[task] for task in candidate.tasks)}")
-    generates = any(stage.value.decodes for stage in kept.values())
-    for task, answer in candidate.refused.items():
-        refused[task] = (generates and answer.reason_beside_decoding) or answer.reason
-    return kept, refused
+    decodes = any(stage.value.decodes for stage in kept.values())
+    return kept, refused | reasons(candidate.refused, decodes=decodes)
 
 
 def schedule(

@@ -176,7 +176,8 @@ def _fill(
     """An instance of ``cls`` with the checkpoint's tensors, a sentence about missing tensors, "" if none is missing,
     and the names of unused tensors.
 
-    If only tensors of the head are missing, as in many embedding models, it is an instance of the class without head.
+    If only tensors of the head are missing, it is an instance of the class without head: many
+    checkpoints of base models name a class with head.
     """
     mapped = {one.untyped_storage().data_ptr() for one in tensors.values() if isinstance(one, torch.Tensor)}
     whole, missing, unused = _instance(cls, config, dtype, tensors, info, reference)

@@ -44,14 +44,18 @@ class Serves(Struct, frozen=True):
     """Whether a task can be served from a checkpoint.
 
     ``when`` is ``"default"``; ``"on_request"``: only with ``--task``; ``"no"``; or ``"alone"``: by default, and other
-    tasks only with ``--task``. ``reason`` is the sentence for users with "on_request" and "no";
-    ``reason_beside_decoding``, if given, replaces it where another stage of the model decodes.
+    tasks only with ``--task``. ``reason`` is the sentence for users with "on_request" and "no".
+
+    Clients may expect one message for all tasks that a model doesn't serve where a stage of it decodes: that is the
+    ``common_reason`` of a refused task. Each other refused task with a ``detail`` then answers both in place of its
+    own ``reason``.
     """
 
     task: str
     when: str
     reason: str = ""
-    reason_beside_decoding: str = ""
+    common_reason: str = ""
+    detail: str = ""
 
 
 class ServedModel(Struct, frozen=True, kw_only=True):
