@@ -63,3 +63,11 @@ class EngineDown(RequestError):
 
     def __init__(self, message: str, retry_after: float = 5.0) -> None:
         super().__init__(message, status=503, retry_after=retry_after)
+
+
+def describe_error(error: BaseException) -> str:
+    """The type and message of an exception."""
+    try:
+        return f"{type(error).__name__}: {error}".rstrip(": ")
+    except BaseException:  # its own __str__ raised
+        return type(error).__name__

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from trunkline.core.discovery import Provided, describe
+from trunkline.core.discovery import Provided
+from trunkline.core.errors import describe_error
 from trunkline.core.types import ExpertLayers, ExpertObserver, PassRow
 
 log = logging.getLogger("trunkline.model")
@@ -85,7 +86,7 @@ def _is_active(one: Provided[ExpertObserver]) -> bool:
 
 def _log_failure(one: Provided[ExpertObserver], method: str, error: BaseException) -> None:
     name = type(one.value).__name__
-    log.error("%s", one.failed(f"{name}.{method} failed and misses a pass: {describe(error)}"), exc_info=error)
+    log.error("%s", one.failed(f"{name}.{method} failed and misses a pass: {describe_error(error)}"), exc_info=error)
 
 
 def watch_experts(model: Any) -> ExpertWatch | None:
