@@ -66,7 +66,7 @@ REFUSED = (
     ),
     ForeignFlag(
         ("--allow-auto-truncate",),
-        "too long prompts are refused; tasks that can truncate inputs have a flag for it",
+        "prompts that are too long are refused; tasks that truncate have flags of their own (see --help)",
         switch=True,
     ),
     ForeignFlag(("--enable-custom-logit-processor",), "code from requests is never run; write a plugin", switch=True),

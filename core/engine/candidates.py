@@ -81,6 +81,15 @@ def choose_tasks(
     return tasks, refused
 
 
+def reasons(refused: Mapping[str, Serves], *, decodes: bool) -> dict[str, str]:
+    """For each refused task, the sentence for clients. ``decodes``: whether a stage of the model does."""
+    common = next((answer.common_reason for answer in refused.values() if answer.common_reason), "") if decodes else ""
+    return {
+        task: f"{common} {answer.detail}" if common and answer.detail else answer.reason
+        for task, answer in refused.items()
+    }
+
+
 def chunk_size(asked: int | None, parameters: int, dtype: torch.dtype) -> int | None:
     """Limit on the tokens of a pass. ``asked``: the user's, <= 0 means no limit (None); by default the power of two
     that a CPU computes in less than a second."""

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trunkline.core.discovery import describe
-from trunkline.core.errors import PluginError, RequestError
+from trunkline.core.errors import PluginError, RequestError, describe_error
 from trunkline.core.model.embeds import check_embeds
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import Request, ServedModel, Step
@@ -279,7 +278,7 @@ class Lane:
         try:
             parts = self.runner.run(rows)
         except Exception as error:
-            log.warning("a pass over %d rows failed: %s", len(rows), describe(error), exc_info=error)
+            log.warning("a pass over %d rows failed: %s", len(rows), describe_error(error), exc_info=error)
             return [], [(row, error) for row in rows]
         steps: list[Step] = []
         errors: dict[int, Exception] = {}

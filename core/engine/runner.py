@@ -20,8 +20,11 @@ from .embeds import embeds_of
 class Forward(Protocol):
     """The part of a loaded model that the runner uses."""
 
-    device: torch.device
-    token_types: bool  # whether the model has embeddings of token types (first and second text of a pair)
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def token_types(self) -> bool:
+        """Whether the model has embeddings of token types (first and second text of a pair)."""
 
     @property
     def length_boundaries(self) -> Sequence[int]:

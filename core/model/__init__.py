@@ -13,12 +13,12 @@ from trunkline.core.errors import ModelError
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.types import ModelSource
 
+from .sources import DEMO
+
 if TYPE_CHECKING:
     from trunkline.core.types import Head, ModelInfo, Settings, Tokenizer
 
     from .sources.tensor_file import StoredTensor
-
-DEMO = "demo:"
 
 
 @hookimpl(trylast=True)

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from trunkline.core.discovery import Provided, describe
+from trunkline.core.discovery import Provided
+from trunkline.core.errors import describe_error
 from trunkline.core.types import ExpertLayers, ExpertObserver, PassRow
 
 log = logging.getLogger("trunkline.model")
@@ -87,13 +88,13 @@ def _log_failure(one: Provided[ExpertObserver], method: str, error: BaseExceptio
     name = type(one.value).__name__
     log.error(
         "%s",
-        one.failed(f"{name}.{method} failed and isn't called again in this pass: {describe(error)}"),
+        one.failed(f"{name}.{method} failed and isn't called again in this pass: {describe_error(error)}"),
         exc_info=error,
     )
 
 
 def watch_experts(model: Any) -> ExpertWatch | None:
-    """Attach the watch to the layers with experts of a loaded model; None when it is dense.
+    """Attach a watch to the layers with experts of a PackedModel; None when it is dense.
 
     Must be called again after modules were replaced. If the routing can't be observed, ``layers.unseen`` says why.
     """

@@ -22,6 +22,7 @@ from trunkline.core.server.api import (
     check_batch_size,
     check_characters,
     check_tokenizer,
+    check_vocabulary,
     item_meta,
     locate_errors,
     prepare_inputs,
@@ -161,14 +162,10 @@ LANGCHAIN = "Send text instead (LangChain's OpenAIEmbeddings: check_embedding_ct
 
 def check_ids(inputs: Inputs, served: ServedModel) -> None:
     """RequestError for ids outside the vocabulary, which are from another tokenizer."""
-    vocabulary = served.info.vocab_size
+    advice = f"Were they made with another model's tokenizer? {LANGCHAIN}, or ids of this model's tokenizer."
     for index, ids in enumerate(inputs.ids):
         with locate_errors(inputs.field, index, single=inputs.single):
-            if ids and max(ids) >= vocabulary:
-                raise RequestError(
-                    f"The token id {max(ids)} is outside the vocabulary of {served.name}, which has {vocabulary} ids. "
-                    f"Were they made with another model's tokenizer? {LANGCHAIN}, or ids of this model's tokenizer."
-                )
+            check_vocabulary(ids, served, inputs.field, advice=advice)
 
 
 def check_special_tokens(inputs: Inputs, tokenizer: Tokenizer | None) -> None:

@@ -108,7 +108,9 @@ class UpdateLoader:
             )
         settings = self._config.settings_of(candidate.settings)
         stored = None if tensors is None else tensors.items()
-        served, model, stages = assemble(candidate, lane.grant, settings, self._host, lane.model.tokenizer, stored)
+        served, model, stages = assemble(
+            candidate, lane.grant, settings, self._host, lane.model.tokenizer, stored, lane.model
+        )
         served = msgspec.structs.replace(served, tokenizer_path=lane.served.tokenizer_path)
         if missing := [task for task in lane.stages if task not in model.stages]:
             raise ModelError(f"The checkpoint doesn't serve {missing[0]}: {served.refused[missing[0]]}")
@@ -118,8 +120,6 @@ class UpdateLoader:
             )
         if model.kv_shapes != lane.model.kv_shapes or model.dtype != lane.model.dtype:
             raise ModelError("The checkpoint's keys and values have other shapes than the served model's")
-        if model.expert_watch is not None:  # the same observers continue
-            model.expert_watch.provided = lane.model.expert_watch.provided
         runner = Runner(model, stages, lane.runner.pool, lane.runner.table, model.expert_watch)
         return WeightUpdate(candidate, served, model, stages, runner)
 

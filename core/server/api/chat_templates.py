@@ -30,7 +30,8 @@ SAME = {"default", "d", "list", "reject", "reverse", "select", "sort", "unique"}
 PART_KEYS = {"text", "type"}
 CHOOSE = {"selectattr", "rejectattr"}  # filters that read attributes of the elements, and keep the kind of value
 MARKER = "50273916840"  # the text of test messages; digits, because templates may change the case of letters
-# Roles of test conversations; templates refuse or leave out roles that they don't know. The last is for rerankers.
+# Roles of test conversations; templates refuse or leave out roles that they don't know. The last are those of
+# templates that compare two texts.
 PROBES = (("system", "user", "assistant", "user"), ("user", "assistant", "user"), ("user",), ("query", "document"))
 
 _decided: dict[str, bool] = {}  # template -> whether it needs parts; a server has at most one template per model

@@ -122,13 +122,13 @@ def read_salt(cache_salt: str | None, extra_key: str | None = None) -> bytes:
     return salt + b"\xff" + cache_salt.encode() if cache_salt else salt  # 0xff is in no UTF-8 text
 
 
-def check_vocabulary(ids: Sequence[int], served: ServedModel, field: str = "input_ids") -> None:
-    """RequestError for ids outside the model's vocabulary."""
+def check_vocabulary(ids: Sequence[int], served: ServedModel, field: str = "input_ids", *, advice: str = "") -> None:
+    """RequestError for ids outside the model's vocabulary. Where they are too large, its message ends with ``advice``,
+    if given: they may be another tokenizer's."""
     vocabulary = served.info.vocab_size
     if max(ids) >= vocabulary:
-        raise RequestError(
-            f"The {field} contains values greater than the vocab size ({vocabulary}): {max(ids)}.", param=field
-        )
+        message = f"The {field} contains values greater than the vocab size ({vocabulary}): {max(ids)}."
+        raise RequestError(f"{message} {advice}".rstrip(), param=field)
     if min(ids) < 0:
         raise RequestError(f"The {field} contains a negative value: {min(ids)}.", param=field)
 

@@ -15,12 +15,11 @@ from msgspec import Meta
 from trunkline.core.client.models import ModelQuery, ModelsQuery, named_model
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api.bodies import AnyRequest, json_response
-from trunkline.core.server.api.media_types import JSON, TEXT
+from trunkline.core.server.api.media_types import JSON, PROMETHEUS, TEXT
 from trunkline.core.server.info import InfoReplies
 from trunkline.core.types import EngineClient, ServedModel
 
 SECTIONS = ("core", "memory", "spec", "lora", "disagg", "queues", "all")  # SGLang's
-PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class LoadsQuery(ModelsQuery):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,8 +134,7 @@ def test_dense_models_are_not_watched(load: Callable[..., LoadedModel]) -> None:
 def test_what_cannot_be_seen_is_said(
     load: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch, padded: bool
 ) -> None:
-    model = copy.copy(load("mixtral"))
-    model.padded = padded
+    model = dataclasses.replace(load("mixtral"), padded=padded)
     monkeypatch.setattr(expert_watch, "LAYER", expert_watch.re.compile("nowhere"))
     watching = watch_experts(model)
     assert watching is not None
