@@ -25,7 +25,8 @@ from floor import Machine, Shape, best, floor, measure
 from scenarios import Result, Scenario, build
 from server import running
 
-from trunkline.core.model.sources.catalogue import PREFIX, fetch
+from trunkline.core.model.sources import DEMO
+from trunkline.core.model.sources.catalogue import fetch
 from trunkline.kernels.cpu.processor import has_bfloat16
 
 _Runs = dict[str, list[Result]]
@@ -157,7 +158,7 @@ async def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="scenarios whose name contains this; repeatable")
     options = parser.parse_args()
     dtype = options.dtype or ("bfloat16" if has_bfloat16() else "float32")
-    folder = fetch(options.model) if options.model.startswith(PREFIX) else Path(options.model)
+    folder = fetch(options.model) if options.model.startswith(DEMO) else Path(options.model)
     torch.set_num_threads(options.threads)
     if (load := os.getloadavg()[0]) > 0.5:
         print(f"The machine is busy (load {load:.1f}): times will be worse than it could, ratios unsteady.")

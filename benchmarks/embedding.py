@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from server import running
 from tokenizers import Tokenizer
 
-from trunkline.core.model.sources.catalogue import PREFIX, fetch
+from trunkline.core.model.sources import DEMO
+from trunkline.core.model.sources.catalogue import fetch
 from trunkline.kernels.cpu.processor import has_bfloat16
 
 Array = NDArray[np.float32]
@@ -242,7 +243,7 @@ async def main() -> None:
     if options.worker:
         work(options.worker, options.model, options.dtype)
         return
-    folder = fetch(options.model) if options.model.startswith(PREFIX) else Path(options.model)
+    folder = fetch(options.model) if options.model.startswith(DEMO) else Path(options.model)
     if (load := os.getloadavg()[0]) > 0.5:
         print(f"The machine is busy (load {load:.1f}): times will be worse than it could, ratios unsteady.")
     texts = sentences(folder, options.sentences, 8, 256, seed=1)
