@@ -277,7 +277,7 @@ class Lane:
         """Run rows in one pass. Returns their steps, and the rows that failed, each with its error."""
         self.note([row.request.key for row in rows])
         try:
-            parts = self.runner.run(rows)
+            parts = self.runner.start(rows).wait()
         except Exception as error:
             log.warning("a pass over %d rows failed: %s", len(rows), describe(error), exc_info=error)
             return [], [(row, error) for row in rows]

@@ -27,6 +27,7 @@ from trunkline.kernels.cpu import objects
 
 from .candidates import Candidate, examine
 from .contracts import CheckedControl, CheckedStage
+from .device.cpu import CpuDevice
 from .lane import Lane
 from .memory import Grant, plan
 from .messages import Ready
@@ -103,7 +104,7 @@ def load(candidate: Candidate, grant: Grant, settings: Settings, host: Host) -> 
         watch.provided = host.expert_observers(model, settings)
     pool, table = memory(candidate, grant, model)
     scheduler = schedule(candidate, grant, pool, table, model.length_boundaries)
-    runner = Runner(model, stages, pool, table, watch)
+    runner = Runner(model, stages, pool, table, CpuDevice(), watch)
     return Lane(served, model, stages, scheduler, runner, candidate=candidate, grant=grant)
 
 

@@ -14,7 +14,7 @@ from .observers import RequestObserver
 from .plugins import Ask, Contribution
 from .requests import Needs, Request
 from .settings import Settings, SettingsGroup
-from .stages import Launched, Part, PartRow, Stage, Step
+from .stages import Launched, Part, PartRow, Stage, Step, sequence_starts
 
 __all__ = [
     "INT64_MAX",
@@ -49,4 +49,5 @@ __all__ = [
     "Submission",
     "TokenId",
     "Tokenizer",
+    "sequence_starts",
 ]

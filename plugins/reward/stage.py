@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from trunkline.core.errors import RequestError
-from trunkline.core.types import Launched, Model, Needs, Part, Request, Stage, Step
+from trunkline.core.types import Launched, Model, Needs, Part, Request, Stage, Step, sequence_starts
 from trunkline.kernels.pool import pool
 
 from .schemas import TASK, RewardParams, RewardResult
@@ -36,9 +36,12 @@ class RewardStage(Stage):
     def admit(self, request: Request) -> Needs:
         return Needs() if self._rows == "last" else Needs(rows_from=0, reuse_up_to=0)
 
+    def prepare(self, part: Part) -> None:
+        part.arrays["starts"] = sequence_starts(part)
+
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
         """Rows ``[R, hidden_size]`` of the part -> "scores" float32 ``[len(part.rows), labels]``."""
-        starts = torch.tensor([row.offset for row in part.rows] + [len(hidden)])
+        starts = part.tensors["starts"]
         pooled = hidden if len(part.rows) == len(hidden) else pool(hidden, starts, self._rows)
         return Launched(tensors={"scores": self._model.heads["score"](pooled)})
 

@@ -120,7 +120,7 @@ class UpdateLoader:
             raise ModelError("The checkpoint's keys and values have other shapes than the served model's")
         if model.expert_watch is not None:  # the same observers continue
             model.expert_watch.provided = lane.model.expert_watch.provided
-        runner = Runner(model, stages, lane.runner.pool, lane.runner.table, model.expert_watch)
+        runner = Runner(model, stages, lane.runner.pool, lane.runner.table, lane.runner.device, model.expert_watch)
         return WeightUpdate(candidate, served, model, stages, runner)
 
     def _examine(

@@ -18,6 +18,7 @@ from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
 from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.engine.contracts import MAX_FAILURES, CheckedControl, CheckedStage
+from trunkline.core.engine.device.cpu import CpuDevice
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.loop import EngineLoop
 from trunkline.core.engine.messages import Answer, Call, Progress, Submit, encoder
@@ -124,7 +125,7 @@ class Bench:
         self.scheduler = Scheduler(SlotPool(SLOTS), table, RadixCache(), chunk=8, max_running=8, policy="fcfs")
         self.checked = CheckedStage(Provided(PLUGIN, self.stage), VOCABULARY)
         stages = {"shout": self.checked}
-        lane = Lane(served, Echo(), stages, self.scheduler, Runner(Echo(), stages, None, table))
+        lane = Lane(served, Echo(), stages, self.scheduler, Runner(Echo(), stages, None, table, CpuDevice()))
         self.sent: list[Any] = []
         self.inbox: list[Any] = []
         self.controls: dict[str, Any] = {}

@@ -19,6 +19,7 @@ from trunkline.core.cache.radix import RadixCache
 from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.engine.channel import LocalChannel
 from trunkline.core.engine.contracts import CheckedControl, CheckedStage
+from trunkline.core.engine.device.cpu import CpuDevice
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.loop import EngineLoop
 from trunkline.core.engine.messages import Abort, Answer, Call, Progress, Started, Stop, Submit
@@ -136,7 +137,9 @@ def make_lane(name: str, slots: int = 64, chunk: int | None = 8, running: int = 
     scheduler = Scheduler(SlotPool(slots), table, RadixCache(), chunk=chunk, max_running=running, policy="fcfs")
     stages = {"count": CheckedStage(Provided(PLUGIN, stage), vocabulary=100)}
     ticks = count()  # every pass takes as long as any other
-    return Lane(served, model, stages, scheduler, Runner(model, stages, None, table), clock=lambda: next(ticks))
+    return Lane(
+        served, model, stages, scheduler, Runner(model, stages, None, table, CpuDevice()), clock=lambda: next(ticks)
+    )
 
 
 @dataclass

@@ -397,7 +397,7 @@ def test_requests_without_extra_outputs_have_no_row_selection(
     launch = stage.launch
 
     def watch(part: Any, hidden: torch.Tensor) -> Any:
-        selections.append(part.inputs)
+        selections.append(part.inputs.selection)
         return launch(part, hidden)
 
     stage.launch = watch
