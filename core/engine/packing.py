@@ -16,7 +16,7 @@ from .embeds import embeds_of
 
 
 @dataclass(slots=True)
-class PackedRows:
+class PackedBatch:
     """The inputs of a pass over ``tokens`` tokens.
 
     ``arrays``, to be uploaded, all along the packed axis: "ids", "positions" and "slots", int64 ``[T]``; where the
@@ -40,7 +40,7 @@ class PackedRows:
         return Layout(self.q_start, self.kv_len, self.table_row, self.table, out_slots, self.decodes)
 
 
-def pack(rows: Sequence[Row], table: SlotTable, boundaries: Sequence[int], *, token_types: bool) -> PackedRows:
+def pack(rows: Sequence[Row], table: SlotTable, boundaries: Sequence[int], *, token_types: bool) -> PackedBatch:
     """Pack the rows of one pass. ``boundaries``: lengths beyond which a model's rotary frequencies change.
 
     ``token_types``: whether the model distinguishes the first and second text of a pair.
@@ -61,7 +61,7 @@ def pack(rows: Sequence[Row], table: SlotTable, boundaries: Sequence[int], *, to
         arrays["lengths"] = np.repeat(np.array(known, np.int64), lengths)
     if (embeds := embeds_of(rows)) is not None:
         arrays["embed_indices"], arrays["embeds"] = embeds
-    return PackedRows(
+    return PackedBatch(
         arrays,
         q_start,
         kv_len=np.fromiter((row.end for row in rows), np.int32, len(rows)),

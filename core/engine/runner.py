@@ -55,7 +55,7 @@ class Launcher(Protocol):
 
 
 @dataclass(slots=True)
-class InFlight:
+class PassInFlight:
     """A pass that the device may still be computing."""
 
     parts: list[Part]
@@ -86,14 +86,14 @@ class Runner:
         self._experts = experts
 
     @torch.inference_mode()
-    def start(self, rows: Sequence[Row]) -> InFlight:
+    def start(self, rows: Sequence[Row]) -> PassInFlight:
         """Start one pass. It has a part for each task that needs hidden rows."""
         if self._experts is None:
             return self._start(rows)
         with self._experts.watching(rows):
             return self._start(rows)
 
-    def _start(self, rows: Sequence[Row]) -> InFlight:
+    def _start(self, rows: Sequence[Row]) -> PassInFlight:
         parts = split_by_task(rows)
         for part, _ in parts:
             self._stages[part.task].prepare(part)
@@ -112,7 +112,7 @@ class Runner:
             launched = self._stages[part.task].launch(part, part_hidden)
             ids = {} if launched.next_ids is None else {"next_ids": launched.next_ids}
             results.append(self.device.download(launched.tensors | ids))
-        return InFlight([part for part, _ in parts], results)
+        return PassInFlight([part for part, _ in parts], results)
 
     def _forward(self, layout: Layout, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Hidden rows of the tokens that the stages need."""

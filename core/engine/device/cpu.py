@@ -12,7 +12,7 @@ from .base import Device
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class Completed:
     """Results that are there already."""
 
     tensors: dict[str, torch.Tensor]
@@ -30,5 +30,5 @@ class CpuDevice(Device):
     def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def download(self, tensors: Mapping[str, torch.Tensor]) -> Ready:
-        return Ready(dict(tensors))
+    def download(self, tensors: Mapping[str, torch.Tensor]) -> Completed:
+        return Completed(dict(tensors))

@@ -168,7 +168,7 @@ def test_token_types_follow_the_second_text() -> None:
     runner.start(rows[2:])
     assert model.types is None
     plain = Echo()
-    Runner(plain, {"record": Recorder()}, None, table).start(rows)
+    Runner(plain, {"record": Recorder()}, None, table, CpuDevice()).start(rows)
     assert plain.types is None
 
 
