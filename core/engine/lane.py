@@ -14,13 +14,13 @@ from trunkline.core.model.embeds import check_embeds
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import Request, ServedModel, Step
 
-from .batch import Batch, Row, forward_passes
 from .candidates import Candidate
 from .contracts import CheckedStage, failed_step
 from .memory import Grant
 from .messages import Load
 from .runner import Runner
-from .scheduler import Scheduler
+from .scheduling.batch import Batch, Row, forward_passes
+from .scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from trunkline.core.engine.control.pages import SavedPages

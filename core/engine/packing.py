@@ -11,8 +11,8 @@ import torch
 from trunkline.core.cache.pool import SlotTable
 from trunkline.kernels.layout import Layout
 
-from .batch import Row
 from .embeds import embeds_of
+from .scheduling.batch import Row
 
 
 @dataclass(slots=True)

@@ -14,9 +14,9 @@ from trunkline.core.model.expert_watch import ExpertWatch
 from trunkline.core.types import Launched, Part, PartRow
 from trunkline.kernels.layout import Layout
 
-from .batch import Row
 from .device.base import Device, Pending
 from .packing import pack
+from .scheduling.batch import Row
 
 
 class Forward(Protocol):

@@ -33,7 +33,7 @@ from .memory import Grant, plan
 from .messages import Ready
 from .resources import available_bytes, set_threads
 from .runner import Runner
-from .scheduler import Scheduler
+from .scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
     import torch

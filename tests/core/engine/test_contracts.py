@@ -23,7 +23,7 @@ from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.loop import EngineLoop
 from trunkline.core.engine.messages import Answer, Call, Progress, Submit, encoder
 from trunkline.core.engine.runner import Runner
-from trunkline.core.engine.scheduler import Scheduler
+from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, ModelInfo, Needs, Part, Request, ServedModel, Stage, Step
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from trunkline.core import Engine
 from trunkline.core.discovery import CORE, Plugin, find
-from trunkline.core.engine.batch import Row
+from trunkline.core.engine.scheduling.batch import Row
 from trunkline.core.errors import ModelError, RequestError
 from trunkline.core.host import Host
 from trunkline.core.types import Launched, Model, Needs, Part, Request, Serves, Stage, Step

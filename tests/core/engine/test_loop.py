@@ -25,7 +25,7 @@ from trunkline.core.engine.loop import EngineLoop
 from trunkline.core.engine.messages import Abort, Answer, Call, Progress, Started, Stop, Submit
 from trunkline.core.engine.pass_record import CAPACITY, PassRecord, shared_file
 from trunkline.core.engine.runner import Runner
-from trunkline.core.engine.scheduler import Scheduler
+from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, ModelInfo, Needs, Part, Request, ServedModel, Stage, Step
 

@@ -7,9 +7,9 @@ import torch
 from msgspec import Struct
 
 from trunkline.core.cache.pool import SlotTable
-from trunkline.core.engine.batch import Row
 from trunkline.core.engine.device.cpu import CpuDevice
 from trunkline.core.engine.runner import Runner, split_by_task
+from trunkline.core.engine.scheduling.batch import Row
 from trunkline.core.types import Launched, Needs, Part, Request, Stage, Step
 from trunkline.kernels.layout import Layout
 

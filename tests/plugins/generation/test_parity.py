@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from trunkline.core import Engine
-from trunkline.core.engine.batch import Batch
+from trunkline.core.engine.scheduling.batch import Batch
 from trunkline.core.testing import ZOO
 from trunkline.core.types import Launched, Part, Submission
 from trunkline.plugins.generation.schemas import GenerationParams

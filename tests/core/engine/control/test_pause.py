@@ -19,7 +19,7 @@ from trunkline.core import Engine
 from trunkline.core.client.engine import Ticket
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.loop import EngineLoop
-from trunkline.core.engine.scheduler import Scheduler
+from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.types import Needs, Request
 from trunkline.plugins.embedding.offline import encode

@@ -13,7 +13,7 @@ import torch
 
 from trunkline.core import Engine
 from trunkline.core.discovery import Plugin, find
-from trunkline.core.engine.batch import Batch
+from trunkline.core.engine.scheduling.batch import Batch
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.host import Host
 from trunkline.core.types import Request, Submission

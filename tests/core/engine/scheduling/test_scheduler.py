@@ -9,8 +9,8 @@ import pytest
 
 from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
-from trunkline.core.engine.batch import Batch
-from trunkline.core.engine.scheduler import Scheduler
+from trunkline.core.engine.scheduling.batch import Batch
+from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.types import Needs, Request
 
 Make = Callable[..., Request]

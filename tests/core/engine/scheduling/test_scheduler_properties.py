@@ -21,8 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from trunkline.core.cache.ledger import Holding, Ledger, regime_of
 from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
-from trunkline.core.engine.batch import Batch
-from trunkline.core.engine.scheduler import Scheduler
+from trunkline.core.engine.scheduling.batch import Batch
+from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.types import Needs, Request
 
 PRIME = (1 << 61) - 1
