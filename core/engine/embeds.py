@@ -9,7 +9,7 @@ import numpy as np
 
 from trunkline.core.errors import RequestError
 
-from .scheduling.batch import Row
+from .scheduling.row import Row
 
 MARK = b"\xfe"  # is in no salt before it: those are UTF-8 texts, joined by 0xff
 

@@ -23,6 +23,7 @@ from trunkline.core.types import Request, Step
 
 from .channel import Channel
 from .embeds import content_salt, read_embeds
+from .flight import BatchInFlight
 from .lane import Lane
 from .messages import (
     ABORTED,
@@ -44,6 +45,9 @@ log = logging.getLogger("trunkline.engine")
 BEAT_SECONDS = 1.0
 
 
+Flight = tuple[Lane, BatchInFlight]
+
+
 class EngineLoop:
     """Serves requests on its lanes until the front sends ``Stop`` or disconnects."""
 
@@ -60,6 +64,7 @@ class EngineLoop:
         self.lanes = list(lanes)
         self.channel = channel
         self.requests: dict[int, tuple[Lane, Request]] = {}
+        self.in_flight: Flight | None = None
         self.passes = 0
         self.after_pass: list[AfterPass] = [PassLog(log_interval).after_pass] if log_interval else []
         self.updates = WeightUpdates(self, load_update)
@@ -102,28 +107,55 @@ class EngineLoop:
             self.channel.close()
 
     def turn(self) -> None:
-        """Receive messages, schedule, run a pass, report its results."""
+        """Receive messages, schedule a batch and start it, collect the batch before it, report its results.
+
+        Where the device doesn't overlap with the host, a batch is collected in the turn that starts it.
+        """
         self.receive()
         self.updates.apply_loaded()
+        started = self.start_next()
+        self.collect(started)
+        if started is not None and not started[1].cancelled:
+            self.in_flight = started
+            if not started[0].overlaps:
+                self.collect()
+        if self.in_flight is None:
+            self._note([])
+            self._busy_since = 0.0
+
+    def start_next(self) -> Flight | None:
+        """Start the next batch of the lane whose turn it is. None if there is none, or it depends on that in flight."""
         lane = self.next_lane()
-        batch = None if lane is None else lane.schedule()
-        if lane is not None and batch is not None:
-            self.announce(batch.started)
-            steps = lane.run(batch)
-            self.report(lane, steps)
-            for callback in tuple(self.after_pass):  # a copy: a callback may remove itself
-                callback(lane, batch, steps)
-            self.passes += 1
-        self._note([])
-        self._busy_since = 0.0
+        if lane is None:
+            return None
+        previous = self.in_flight[1] if self.in_flight is not None and self.in_flight[0] is lane else None
+        batch = lane.schedule(ahead=previous is not None)
+        if batch is None:
+            return None
+        self.announce(batch.started)
+        return lane, lane.start(batch, previous)
+
+    def collect(self, following: Flight | None = None) -> None:
+        """Collect the batch in flight, if there is one, and report its results. ``following`` was started after it."""
+        if self.in_flight is None:
+            return
+        (lane, flight), self.in_flight = self.in_flight, None
+        steps = lane.finish(flight, following[1] if following is not None and following[0] is lane else None)
+        self.report(lane, steps)
+        for callback in tuple(self.after_pass):  # a copy: a callback may remove itself
+            callback(lane, flight.batch, steps)
+        self.passes += 1
 
     # -- inbound -----------------------------------------------------------------------------
 
     def receive(self) -> None:
         """Handle all messages that have arrived. Blocks only while there is no work."""
-        busy = self.updates.pending or any(lane.busy and not lane.halted for lane in self.lanes)
+        busy = self.in_flight is not None or self.updates.pending
+        busy = busy or any(lane.busy and not lane.halted for lane in self.lanes)
         messages = self.channel.receive(wait=not busy and not self._stopping)
         self._busy_since = time.monotonic()  # the watchdog covers controls and admissions, too
+        if self.updates.pending or any(isinstance(message, Call) for message in messages):
+            self.collect()
         for message in messages:
             self.handle(message)
 

@@ -12,15 +12,16 @@ from trunkline.core.cache.pool import SlotTable
 from trunkline.kernels.layout import Layout
 
 from .embeds import embeds_of
-from .scheduling.batch import Row
+from .scheduling.row import Row
 
 
 @dataclass(slots=True)
 class PackedBatch:
     """The inputs of a pass over ``tokens`` tokens.
 
-    ``arrays``, to be uploaded, all along the packed axis: "ids", "positions" and "slots", int64 ``[T]``; where the
-    model or a request needs them, "token_types" and "lengths" (of each token's sequence), int64 ``[T]``; and
+    ``arrays``, to be uploaded, all along the packed axis: "ids", "positions" and "slots", int64 ``[T]``; the indices of
+    tokens that are still "awaited" of the pass before, and their "sources" among the ids that it gives, int64 ``[A]``;
+    where the model or a request needs them, "token_types" and "lengths" (of each token's sequence), int64 ``[T]``; and
     "embeds", float32 ``[N, width]``, which replace the tokens "embed_indices", int64 ``[N]``.
     """
 
@@ -49,11 +50,14 @@ def pack(rows: Sequence[Row], table: SlotTable, boundaries: Sequence[int], *, to
     q_start = np.zeros(len(rows) + 1, np.int32)
     np.cumsum(lengths, out=q_start[1:])
     ids, positions, slots = (np.empty(int(q_start[-1]), np.int64) for _ in range(3))
+    awaited = [(int(first), row.source) for row, first in zip(rows, q_start, strict=False) if row.source >= 0]
     for row, first, end in zip(rows, q_start, q_start[1:], strict=False):
-        ids[first:end] = row.request.tokens[row.start : row.end]
+        ids[first:end] = 0 if row.source >= 0 else row.request.tokens[row.start : row.end]
         positions[first:end] = np.arange(row.start, row.end)
         slots[first:end] = table.slots[row.table_row, row.start : row.end]
     arrays = {"ids": ids, "positions": positions, "slots": slots}
+    if awaited:
+        arrays["awaited"], arrays["sources"] = np.array(awaited, np.int64).T.copy()
     if token_types and any(row.request.second_at is not None for row in rows):
         arrays["token_types"] = _token_types(rows)
     known = [len(row.request.tokens) for row in rows]

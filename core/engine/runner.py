@@ -16,7 +16,7 @@ from trunkline.kernels.layout import Layout
 
 from .device.base import Device, Pending
 from .packing import pack
-from .scheduling.batch import Row
+from .scheduling.row import Row
 
 
 class Forward(Protocol):
@@ -60,6 +60,7 @@ class PassInFlight:
 
     parts: list[Part]
     results: list[Pending]  # one for each part
+    next_ids: list[tuple[Part, torch.Tensor]]  # on the device: of the parts that decode, an id for each row
 
     def wait(self) -> list[tuple[Part, dict[str, torch.Tensor]]]:
         """Each part with its stage's tensors on the host, when they are there."""
@@ -86,14 +87,17 @@ class Runner:
         self._experts = experts
 
     @torch.inference_mode()
-    def start(self, rows: Sequence[Row]) -> PassInFlight:
-        """Start one pass. It has a part for each task that needs hidden rows."""
-        if self._experts is None:
-            return self._start(rows)
-        with self._experts.watching(rows):
-            return self._start(rows)
+    def start(self, rows: Sequence[Row], sources: torch.Tensor | None = None) -> PassInFlight:
+        """Start one pass. It has a part for each task that needs hidden rows.
 
-    def _start(self, rows: Sequence[Row]) -> PassInFlight:
+        ``sources``: the ids, int64 ``[N]``, of which rows with a ``source`` take theirs.
+        """
+        if self._experts is None:
+            return self._start(rows, sources)
+        with self._experts.watching(rows):
+            return self._start(rows, sources)
+
+    def _start(self, rows: Sequence[Row], sources: torch.Tensor | None) -> PassInFlight:
         parts = split_by_task(rows)
         for part, _ in parts:
             self._stages[part.task].prepare(part)
@@ -104,15 +108,20 @@ class Runner:
         for part, _ in parts:
             packed.arrays |= {f"{part.task}/{name}": array for name, array in part.arrays.items()}
         inputs = self.device.upload(packed.arrays)
+        if sources is not None and "awaited" in inputs:
+            inputs["ids"][inputs["awaited"]] = sources[inputs["sources"]]
         hidden = self._forward(packed.layout(inputs["slots"]), inputs)
         hidden_of_parts = torch.split(hidden, [len(part_indices) for _, part_indices in parts])
-        results = []
+        flight = PassInFlight([part for part, _ in parts], [], [])
         for (part, _), part_hidden in zip(parts, hidden_of_parts, strict=True):
             part.tensors = {name: inputs[f"{part.task}/{name}"] for name in part.arrays}
             launched = self._stages[part.task].launch(part, part_hidden)
-            ids = {} if launched.next_ids is None else {"next_ids": launched.next_ids}
-            results.append(self.device.download(launched.tensors | ids))
-        return PassInFlight([part for part, _ in parts], results)
+            tensors = dict(launched.tensors)
+            if launched.next_ids is not None:
+                tensors["next_ids"] = launched.next_ids
+                flight.next_ids.append((part, launched.next_ids))
+            flight.results.append(self.device.download(tensors))
+        return flight
 
     def _forward(self, layout: Layout, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Hidden rows of the tokens that the stages need."""

@@ -227,7 +227,7 @@ def warm_up(lane: Lane) -> None:
         request = stage.probe(key=-1 - number)
         lane.admit(request)
         while (batch := lane.schedule()) is not None:
-            for step in lane.run(batch):
+            for step in lane.finish(lane.start(batch)):
                 if step.error is not None:
                     raise ModelError(f"The warm-up of {lane.served.name} failed: {step.error.message}")
     lane.device_seconds = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ class Device(ABC):
     Work may run after the call that asked for it has returned: the host may change the arrays that it has uploaded,
     and must not read a result before :meth:`Pending.wait` returns it.
     """
+
+    overlaps: ClassVar[bool]
+    """Whether work runs on after the call that asked for it has returned."""
 
     def __init__(self, where: torch.device) -> None:
         self.where = where

@@ -24,6 +24,8 @@ class Completed:
 class CpuDevice(Device):
     """Copies nothing: a pass is complete before the host changes the arrays that it has uploaded."""
 
+    overlaps = False
+
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
 

@@ -258,7 +258,7 @@ def test_a_reset_that_raises_ends_the_retracted_request(
     bench: Bench, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     bench.stage.reset = raises(error)  # type: ignore[method-assign]
-    bench.scheduler._new_token_ratio = 0.0  # optimistic, so that the pool does run dry
+    bench.scheduler.reserve.ratio = 0.0  # optimistic, so that the pool does run dry
     keys = [bench.submit(number, steps=40) for number in (1, 2)]
     bench.run()
     assert [bench.outcome(key)[1] for key in keys] == [{"type": "length"}, 500]

@@ -315,7 +315,7 @@ def test_a_step_after_the_last_one_is_dropped(bench: Bench) -> None:
 
 def test_a_reset_that_fails_ends_the_retracted_request_only() -> None:
     bench = Bench([make_lane("one", slots=16, chunk=16)])
-    bench.lanes[0].scheduler._new_token_ratio = 0.0  # optimistic, so that the pool does run dry
+    bench.lanes[0].scheduler.reserve.ratio = 0.0  # optimistic, so that the pool does run dry
     gate = threading.Event()
     bench.lanes[0].model.before = lambda ids: gate.wait(20)
     bench.submit(1, [10], steps=12)

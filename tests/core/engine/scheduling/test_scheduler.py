@@ -267,6 +267,8 @@ def test_a_pass_that_failed_is_planned_again(make: Make) -> None:
     engine.add(make(range(20), new=1))
     first = engine.plan()
     free = engine.free_slots()
+    assert first is not None
+    engine.cancel(first)
     second = engine.plan()
     assert first is not None
     assert second is not None
@@ -280,11 +282,14 @@ def test_finishing_is_possible_at_any_moment(make: Make) -> None:
     engine.add(running)
     run(engine)
     engine.add(planned)
-    assert engine.plan() is not None
+    batch = engine.plan()
+    assert batch is not None
     engine.add(waiting)
-    for request in (waiting, planned, running, running):
-        engine.finish(request)
+    done = [engine.finish(request) for request in (waiting, planned, running, running)]
+    assert done == [True, False, False, True]
     assert engine.idle
+    assert engine.free_slots() < 1000, "the batch in flight has these slots"
+    engine.commit(batch)
     assert engine.free_slots() == 1000
 
 
