@@ -129,7 +129,7 @@ class _Record(msgspec.Struct):
 
 
 async def over_http(base_url: str, texts: Sequence[str], clients: int) -> Run:
-    """One request a text; each client sends its next when it has the answer to its last."""
+    """One request per text; each client sends the next one when it has the reply to its last."""
     found: list[list[float]] = [[]] * len(texts)
     left = iter(range(len(texts)))
     decode = msgspec.json.Decoder(_Record).decode

@@ -1,4 +1,4 @@
-"""What sampling features cost: the time of a decode step of 64 rows over the demo model's 49,152 ids, by feature.
+"""What sampling features cost: the time of a decode pass of 64 rows over the demo model's 49,152 ids, by feature.
 
 ``python benchmarks/features.py [MODEL]`` runs the engine in this process and the variants in turns, each round in
 another order, so that all meet the same neighbours. A step is one token for every row. The share is the part of the
@@ -74,10 +74,10 @@ def measure(engine: Engine, rows: int, steps: int, rounds: int) -> dict[str, lis
 
 
 def table(found: dict[str, list[float]]) -> str:
-    """Lower quartiles: what a step takes while neighbours are quiet."""
+    """Lower quartiles: the time of a pass without load from other processes."""
     quiet = {name: quartile(times) for name, times in found.items()}
     plain = quiet[next(iter(VARIANTS))]
-    lines = ["| features | ms a step | of the step |", "|---|---|---|"]
+    lines = ["| features | ms per pass | of the pass |", "|---|---|---|"]
     lines += [f"| {name} | {own * 1e3:.1f} | {(own - plain) / own:.1%} |" for name, own in quiet.items()]
     return "\n".join(lines)
 

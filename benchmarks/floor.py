@@ -21,7 +21,7 @@ _GEMM_SIZE = (1024, 1024, 2048)
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Bytes a second moved by a copy (read and write both count), FLOP a second of a product by dtype."""
+    """Bytes per second of a copy (read and write both count), FLOP per second of a product by dtype."""
 
     bandwidth: float
     gemm: dict[str, float]
@@ -92,7 +92,7 @@ class Shape:
 def floor(scenario: Scenario, shape: Shape, machine: Machine, dtype: str) -> float:
     """Seconds below which no implementation in ``dtype`` can go on this machine.
 
-    Prefill is bound by FLOPs, with each shared token computed once. A decode step is bound by the
+    Prefill is bound by FLOPs, with each shared token computed once. A decode pass is bound by the
     larger of its FLOPs and its bytes: all weights once, and the keys and values of every row.
     """
     size = 2 if dtype == "bfloat16" else 4

@@ -67,7 +67,7 @@ async def _ask(connection: Connection, body: dict[str, object]) -> None:
 
 
 async def _alone(base_url: str, requests: int) -> float:
-    """Median seconds of a request of one token with nobody else there, on one connection."""
+    """Median seconds of a request of one token without other requests, on one connection."""
     connection = Connection(base_url)
     times: list[float] = []
     for serial in range(requests):
@@ -115,7 +115,7 @@ async def measure(base_url: str, rounds: int, requests: int, tokens: int) -> Non
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="the median of so many counts")
+    parser.add_argument("--rounds", type=int, default=3, help="number of counts whose median is taken")
     parser.add_argument("--requests", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=512, help="new tokens of each streamed request")
     options = parser.parse_args()

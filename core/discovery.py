@@ -14,7 +14,7 @@ import msgspec
 
 from trunkline.core.types import SettingsGroup, Stage
 
-from .errors import ConfigError, PluginError
+from .errors import ConfigError, PluginError, describe_error
 from .hookspecs import PROJECT
 
 CORE = "models"  # core's own plugin, always loaded
@@ -97,7 +97,7 @@ def load_module(plugin: Plugin) -> None:
     try:
         plugin.module = importlib.import_module(plugin.target)
     except (Exception, SystemExit, GeneratorExit) as error:  # a module may raise anything when it is imported
-        raise PluginError(plugin.name, f"can't be imported ({plugin.origin}): {describe(error)}") from error
+        raise PluginError(plugin.name, f"can't be imported ({plugin.origin}): {describe_error(error)}") from error
 
 
 def check_functions(plugin: Plugin, known: Collection[str]) -> list[str]:
@@ -138,11 +138,3 @@ def check_settings(plugin: str, group: SettingsGroup) -> None:
     for setting in msgspec.structs.fields(group.schema):
         if setting.required:
             raise PluginError(plugin, f"setting {setting.name!r} has no default")
-
-
-def describe(error: BaseException) -> str:
-    """The type and message of an exception."""
-    try:
-        return f"{type(error).__name__}: {error}".rstrip(": ")
-    except BaseException:  # its own __str__ fails
-        return type(error).__name__

@@ -5,12 +5,6 @@ A message names the cause and the fix; it is shown to users as it stands.
 
 from __future__ import annotations
 
-NOT_EMBEDDING_MODEL = (
-    "This model does not appear to be an embedding model by default. "
-    "Please add `--is-embedding` when launching the server or try another model."
-)
-"""SGLang's text, which clients compare; several tasks use it to refuse a model."""
-
 
 class TrunklineError(Exception):
     """Base of all errors that trunkline raises on purpose."""
@@ -69,3 +63,11 @@ class EngineDown(RequestError):
 
     def __init__(self, message: str, retry_after: float = 5.0) -> None:
         super().__init__(message, status=503, retry_after=retry_after)
+
+
+def describe_error(error: BaseException) -> str:
+    """The type and message of an exception."""
+    try:
+        return f"{type(error).__name__}: {error}".rstrip(": ")
+    except BaseException:  # its own __str__ raised
+        return type(error).__name__

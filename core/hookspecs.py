@@ -12,8 +12,8 @@ A plugin module is imported by ``trunkline --help`` too, so import heavy things 
 Two processes load every plugin. The *front* is the process of the ``trunkline`` command: the command line and, for
 ``trunkline serve``, the HTTP server. The *engine* is the process that the front starts; it owns the device. The second
 paragraph of each hook says when it is called in the front, in the engine, and at a weight update
-(``POST /update_weights_from_disk``); where one of these isn't named, the hook isn't called. Return values of hooks are
-kept in plain dicts and tuples: requests for a task call no hook.
+(``POST /update_weights_from_disk`` or ``/update_weights_from_tensor``; "from disk" is the former only). Where one of
+these isn't named, the hook isn't called. Return values are kept in dicts and tuples: requests for a task call no hook.
 
 An engine that is restarted after a crash makes all its calls again; a weight update that fails makes no further
 calls. ``trunkline.core.Engine``, in the caller's process, makes the engine's calls and those of the front that concern
@@ -100,7 +100,7 @@ def trunkline_resolve_model(reference: str) -> ModelSource | None:
 
     Front: once for each model, before the engine starts (downloads show their progress there), and once more for
     its tokenizer (``--tokenizer-path``, by default the model). Engine: once for each model, and once more for its
-    ``--tokenizer-path``. Update: once in the front (unless ``--allow-weights-dir`` is set) and once in the engine.
+    ``--tokenizer-path``. Update: from disk, once in the front (not with ``--allow-weights-dir``), once in the engine.
 
     It may download. It raises ModelError for a reference that it knows but can't get::
 
@@ -128,7 +128,8 @@ def trunkline_tokenizer(source: ModelSource) -> Tokenizer | None:
 def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, torch.Tensor]] | None:
     """A stream of checkpoint tensors by name. After None, the next plugin is asked; core's own is the last.
 
-    Engine: once for each model, after its heads are known. Update: once, with the new checkpoint::
+    Engine: once for each model, after its heads are known. Update: from disk, once, with the new checkpoint; from
+    tensors, once, with the served one, unless its tensors came from core::
 
         @hookimpl
         def trunkline_weights(source):
@@ -141,7 +142,7 @@ def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, torch.Tensor]]
 def trunkline_serves(model: ModelInfo, settings: Settings) -> Serves | None:
     """Whether the plugin's task can be served from a checkpoint.
 
-    Engine: once for each model, before any is loaded. Update: once, with the new checkpoint::
+    Engine: once for each model, before any is loaded. Update: from disk, once, with the new checkpoint::
 
         @hookimpl
         def trunkline_serves(model):
@@ -155,7 +156,7 @@ def trunkline_serves(model: ModelInfo, settings: Settings) -> Serves | None:
 def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
     """Heads that the plugin's stages will call by name.
 
-    Engine: once for each model, before its weights are loaded. Update: once, with the new checkpoint.
+    Engine: once for each model, before its weights are loaded. Update: once, before the new weights are loaded.
 
     Called only when one of the plugin's tasks is active for the model. Core has two heads of its own: "lm", the
     logits of a causal language model, and "score", those of a ``…ForSequenceClassification``, which is applied to
@@ -187,8 +188,7 @@ def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[Exp
 
     Engine: once for each mixture-of-experts model whose routing can be observed, after its stages.
 
-    A weight update keeps the observers. ``model.expert_layers`` has the layers with experts. A control finds its
-    observer in ``model.expert_observers``::
+    A weight update keeps them. ``model.expert_layers`` has the layers, ``model.expert_observers`` the observers::
 
         class Busiest:
             active = True

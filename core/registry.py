@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import pluggy
 
 from . import hookspecs
-from .discovery import CORE, Plugin, Provided, check_functions, describe, find, load_module, select
-from .errors import PluginError, TrunklineError
+from .discovery import CORE, Plugin, Provided, check_functions, find, load_module, select
+from .errors import PluginError, TrunklineError, describe_error
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class Registry:
             if module is not None:
                 self._manager.add_hookspecs(module)
         except Exception as error:
-            raise PluginError(plugin.name, f"trunkline_hookspecs failed: {describe(error)}") from error
+            raise PluginError(plugin.name, f"trunkline_hookspecs failed: {describe_error(error)}") from error
 
     def _register(self, plugin: Plugin) -> None:
         known = {name for name in vars(self._manager.hook) if name.startswith("trunkline_")}
@@ -106,7 +106,7 @@ class Registry:
             except TrunklineError:
                 raise
             except (Exception, SystemExit, GeneratorExit) as error:
-                raise PluginError(name, f"{hook} failed: {describe(error)}", self.plugins[name].origin) from error
+                raise PluginError(name, f"{hook} failed: {describe_error(error)}", self.plugins[name].origin) from error
             for one in [answer] if first else answer:
                 if one is not None:
                     yield name, one
@@ -137,7 +137,9 @@ class Registry:
             except TrunklineError:
                 raise
             except (Exception, SystemExit, GeneratorExit) as error:  # a generator runs only now
-                raise PluginError(plugin, f"{hook} failed: {describe(error)}", self.plugins[plugin].origin) from error
+                raise PluginError(
+                    plugin, f"{hook} failed: {describe_error(error)}", self.plugins[plugin].origin
+                ) from error
             for item in items:
                 check_kind(plugin, hook, item, kind)
                 yield plugin, item

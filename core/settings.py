@@ -69,7 +69,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     """The device process: TOML table ``[engine]``."""
 
     random_seed: Annotated[
-        Seed | None, _about("Seed from which requests without a sampling seed get theirs; default random.")
+        Seed | None, _about("Seed from which requests without a seed get theirs; default random.")
     ] = None
     allow_weights_dir: Annotated[
         str | None, _about("Folder that weight updates must come from; default any folder or hub id.")

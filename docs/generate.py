@@ -61,12 +61,13 @@ method ([operations](operations.md#a-plugin-that-fails)). A `RequestError` is se
 requests and collectors of metrics end no request: their failures are logged and counted.
 
 A plugin may import `trunkline.core.types`, `trunkline.core.errors`, `trunkline.core.hookspecs`,
-`trunkline.core.server.api` ([contents](server_api.md)) and `trunkline.kernels`; everything else may change
-without notice.
+`trunkline.core.server.api` ([contents](server_api.md)) and `trunkline.kernels`, and its tests also
+`trunkline.core.testing` and `trunkline.core.Engine` ([tests](#testing-a-plugin)); everything else may change without
+notice.
 
 ## A whole plugin
 
-`examples/trunkline-surprise` is a package of its own: a task that says how many bits a model needs
+`examples/trunkline-surprise` is a package of its own: a task that computes how many bits a model needs
 per token of a text. Install it with `pip install ./examples/trunkline-surprise`.
 
 It is a plugin because of its entry point:
@@ -85,6 +86,23 @@ hidden rows it needs and computes results from them:
 Its route in the front process:
 
 {routes}
+
+## Testing a plugin
+
+`trunkline.core.testing` has tiny checkpoints of real architectures, which are built in a second, without downloads.
+As a pytest plugin (`pytest -p trunkline.core.testing`, or `pytest_plugins = ["trunkline.core.testing"]` in the root
+folder's `conftest.py`) it has the fixture `zoo`, a function from the name of a checkpoint to a local folder.
+`trunkline.core.Engine` runs the stages of installed plugins without HTTP:
+
+{test}
+
+| names of checkpoints | models |
+| --- | --- |
+| `trunkline.core.testing.ZOO` | causal language models |
+| `ENCODERS`, `DECODERS` | base models, bidirectional and causal |
+| `SCORERS` | sequence classification |
+
+`build_checkpoint(name, folder, **config)` writes one of them with other values in its config.
 
 ## Hooks
 
@@ -177,6 +195,7 @@ def plugins() -> str:
         hooks=_code(EXAMPLE / "trunkline_surprise" / "__init__.py", "python"),
         stage=_code(EXAMPLE / "trunkline_surprise" / "stage.py", "python"),
         routes=_code(EXAMPLE / "trunkline_surprise" / "routes.py", "python"),
+        test=_code(EXAMPLE / "test_surprise.py", "python"),
         intro=_prose(hookspecs.__doc__ or ""),
         table=_hook_table(hookspecs),
         manual="\n\n".join(_hook(name) for name in _hooks(hookspecs)),

@@ -23,39 +23,43 @@ TOP = {
     "`core.server.api`, `kernels` and itself, never another plugin.",
     "tests": "Folders as those of the code; `architecture/` tests the project itself, `api/` the HTTP contract on live "
     "servers, `third_party/` plugins from outside.",
-    "examples": "A plugin that is a package of its own, and a script that makes a mixture of experts of a dense model.",
+    "examples": "Two plugins that are packages of their own, and a script that makes a mixture of experts of a dense "
+    "model.",
     "benchmarks": "Measurements against other implementations, the machine's limits, and with and without a feature.",
     "docs": "These pages; `generate.py` and `generate_map.py` write those that come from the source.",
 }
-# Groups of names by the module that defines them; what isn't here comes last, under its module's name.
+# The modules whose names are exported, by heading.
 GROUPS = {
     "Bodies, replies and errors": ("bodies", "body_limits"),
-    "Fields of bodies": ("fields",),
-    "Inputs": ("inputs", "prepare", "models", "chat_templates"),
+    "Fields of bodies": ("fields", "body_schemas"),
+    "Inputs": ("inputs", "prepare", "slices", "truncate"),
+    "Chat prompts": ("chat_messages", "chat_prompts", "chat_templates"),
+    "Models": ("models", "per_model"),
     "Waiting and streams": ("gather", "streams"),
     "Schemas for `opt`": ("reply_schemas", "media_types"),
-    "Limits": ("truncate", "deadline"),
 }
 
 SERVER_API = """# Server functions for routes
 
 `{api}` is the part of the server that plugins may import; the project's own routes use
-nothing else. [Plugins](plugins.md) has an example. A `RequestError` is sent to the client; routes don't catch those of
-the functions below.
+nothing else. [Plugins](plugins.md) has an example. A `RequestError` is sent to the client; routes
+needn't catch it.
 
 ## What a route declares
 
 A handler's `opt` has these keys; only `scope` is required.
 
-* `scope`: `"public"`, `"infer"` or `"admin"`, who may call it ([keys](operations.md#keys)).
-* `dialect`: `"openai"` or `"native"` (the default), the shape of errors.
-* `body`: the Struct that `read_body` reads. A field that clients send and the route doesn't serve is declared
-  `Annotated[Any, Refused()]` (`read_body` answers 400 when it asks for something) or `Annotated[Any, Ignored("why")]`.
+* `scope`: who may call the route, `"public"`, `"infer"` or `"admin"` ([keys](operations.md#keys)).
+* `dialect`: the format of errors, `"openai"` or `"native"` (the default).
+* `body`: the Struct that `read_body` reads. A field that clients send and the route doesn't support is declared
+  `Annotated[Any, Refused()]` (a 400 when its value requests something) or `Annotated[Any, Ignored("why")]`.
+* `body_required`: False if the body may be missing; default True.
+* `raw_body`: in place of `body`, the media type of a body that isn't JSON.
 * `query`: a Struct with the query parameters.
 * `replies`: a type for JSON with status 200, several in a tuple, or types by status and media type,
   `{{200: {{JSON: Shout, SSE: Shout}}, 409: {{TEXT: str}}, 204: None}}` (of an event stream, the type of an event's
-  data; None for an empty body). Errors that every route can give are added.
-* `reply_headers`: as `{{200: {{"X-Loud": "How loud."}}}}`.
+  data; None for an empty body). Errors that are common to all routes are added.
+* `reply_headers`: headers by status, with descriptions: `{{200: {{"X-Loud": "How loud."}}}}`.
 
 `/openapi.json` is made from them.
 
@@ -75,11 +79,9 @@ def server_api() -> str:
     """The text of server_api.md."""
     found: dict[str, list[str]] = {}
     for name, module in exports():
-        stem = module.stem
-        group = next((title for title, stems in GROUPS.items() if stem in stems), f"`{stem}`")
+        [group] = [title for title, stems in GROUPS.items() if module.stem in stems]
         found.setdefault(group, []).append(_entry(name, module))
-    order = [*GROUPS, *sorted(found.keys() - GROUPS.keys())]
-    groups = [f"## {title}\n\n" + "\n".join(found[title]) for title in order if title in found]
+    groups = [f"## {title}\n\n" + "\n".join(found[title]) for title in GROUPS]
     return SERVER_API.format(api=API, groups="\n\n".join(groups))
 
 

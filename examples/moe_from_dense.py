@@ -1,13 +1,13 @@
-"""Turn a dense Llama into a mixture of experts that says the same: for demonstrations and golden outputs.
+"""Convert a dense Llama into a mixture of experts with the same output: for demonstrations and golden outputs.
 
 ``python examples/moe_from_dense.py FOLDER [MODEL]`` writes SmolLM2-135M-Instruct (or another Llama) as
 ``Qwen2MoeForCausalLM``, with some of its layers' MLPs as experts. Then ``trunkline serve FOLDER``.
 
-Every expert is the layer's whole MLP with its neurons in another order, and weights of the chosen
-experts add up to one: whichever are chosen, the sum is what the dense layer gives. Routers point at
-clusters of what the layer meets in some texts, so that choices follow content. It shows statistics on
-real text; it says nothing about dispatch, since a wrong expert gives the right answer, too. (The idea
-of copying an MLP into experts: Komatsuzaki et al., "Sparse Upcycling", 2022.)
+Every expert is a copy of the layer's MLP with its neurons in another order, and the weights of the chosen experts
+add up to one, so the output doesn't depend on the choice. A router's weights are the centres of clusters of the
+layer's inputs for some texts, so the choice depends on the content. The model shows statistics of real text; it
+doesn't test dispatch, because a wrong expert has the right output, too. (Copying an MLP into experts: Komatsuzaki et
+al., "Sparse Upcycling", 2022.)
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _config(dense: Any, sparse: list[int], experts: int, top_k: int) -> Qwen2Moe
 
 @torch.inference_mode()
 def _mlp_inputs(dense: Any, layers: list[int], texts: list[torch.Tensor]) -> dict[int, torch.Tensor]:
-    """What each layer's MLP is given, ``[tokens, hidden_size]``."""
+    """The inputs of each layer's MLP, ``[tokens, hidden_size]``."""
     seen: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
     hooks = [
         dense.model.layers[layer].mlp.register_forward_pre_hook(
@@ -111,7 +111,7 @@ def clusters(x: torch.Tensor, count: int, rounds: int = 25) -> torch.Tensor:
 
 
 def _spread(mlp: Any, name: str, experts: int, tensors: dict[str, torch.Tensor]) -> None:
-    """The MLP's matrices for each expert, its neurons in an order of the expert's own."""
+    """The MLP's matrices for each expert, with the neurons in another order per expert."""
     width = mlp.gate_proj.out_features
     gate_up, down = tensors[f"{name}.experts.gate_up_proj"], tensors[f"{name}.experts.down_proj"]
     for expert in range(experts):

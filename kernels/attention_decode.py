@@ -13,8 +13,6 @@ from trunkline.kernels.cpu.threads import team_size
 from . import attention_extend
 from .layout import Layout
 
-_MIN_PARALLEL = 1 << 19  # multiply-adds of the scores; below, waking the other threads costs more than it saves
-
 
 def decode_reference(
     q: torch.Tensor,
@@ -76,7 +74,7 @@ def decode_cpu(
     if q.stride(2) != 1:
         q = q.contiguous()
     row_ids = np.ascontiguousarray(row_ids, dtype=np.int32)
-    shares = team_size(len(row_ids) * heads * key_dim * int(layout.kv_len.max()) > _MIN_PARALLEL)
+    shares = team_size(len(row_ids) * heads * key_dim * int(layout.kv_len.max()) > attention_extend.MIN_PARALLEL)
     size = paged.scratch_bytes(heads, key_dim, value_dim)
     scratch = keep_alive(torch.empty(shares * size, dtype=torch.uint8))
     sinks = None if sinks is None else sinks.detach().float().contiguous()

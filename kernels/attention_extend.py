@@ -15,6 +15,8 @@ from trunkline.kernels.cpu.threads import team_size
 
 from .layout import Layout
 
+MIN_PARALLEL = 1 << 19  # multiply-adds of the scores; below, waking the other threads costs more than it saves
+
 
 def extend_reference(
     q: torch.Tensor,
@@ -85,7 +87,7 @@ def extend_cpu(
     row_ids = np.ascontiguousarray(row_ids, dtype=np.int32)
     query_counts = layout.q_start[row_ids + 1] - layout.q_start[row_ids]
     multiplications = int(np.dot(query_counts.astype(np.int64), layout.kv_len[row_ids])) * heads * key_dim
-    team = team_size(multiplications > _MIN_PARALLEL)
+    team = team_size(multiplications > MIN_PARALLEL)
     pairs = q.dtype == torch.bfloat16 and flash_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
     panels_per_call = flash_pairs.PANELS_PER_CALL if pairs else 1
     blocks = sizes(heads // kv_heads, key_dim, value_dim, panels_per_call)
@@ -122,9 +124,6 @@ def extend_cpu(
 def _strided(name: str, x: torch.Tensor) -> dict[str, int]:
     """Kernel arguments of a tensor [T, heads, width]: its address, and its strides over tokens and heads in bytes."""
     return {name: x.data_ptr(), f"{name}_token": x.stride(0) * x.itemsize, f"{name}_head": x.stride(1) * x.itemsize}
-
-
-_MIN_PARALLEL = 1 << 19  # multiply-adds of the scores; below, waking the other threads costs more than it saves
 
 
 def attend(

@@ -1,4 +1,4 @@
-"""The attention backend: which kernels run. The engine chooses it once, at start-up."""
+"""The attention backend: which kernels compute attention and sampling. The engine chooses it at start-up."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One implementation of each operation, one field per operation.
+    """The operations of attention and sampling that ``--attention-backend`` chooses, one field per operation.
 
     ``decode``: :mod:`.attention_decode`; ``extend``: :mod:`.attention_extend`; ``write``: :mod:`.kv_write`;
-    ``sample``: :mod:`.sample`. Each of these files documents its operation's arguments.
+    ``sample``: :mod:`.sample`; ``adjust``: :mod:`.adjust`; ``logprobs``: :mod:`.logprobs`. Each of these files
+    documents its operation's arguments. The other operations (norms, RoPE, activations, linear layers, pooling) don't
+    depend on the backend: they run compiled wherever the device and dtype allow it.
 
     Decoding rows go to ``decode``. All prompt rows go to ``extend``, even a prompt whose only uncached token
     is its last one: the two kernels add in different orders, and a prompt's result must not depend on how

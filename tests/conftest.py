@@ -19,6 +19,7 @@ for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "GITHUB_ACTIONS"):
     os.environ.pop(name, None)
 os.environ.update(NO_COLOR="1", TERM="dumb", COLUMNS="200")
 
+import gc
 import importlib.util
 import json
 import random
@@ -27,7 +28,7 @@ import signal
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +36,6 @@ from typing import Any
 
 import hypothesis
 import pytest
-from safetensors.torch import load_file, save_file
 
 pytest_plugins = ["trunkline.core.testing"]  # the fixture ``zoo``
 
@@ -118,6 +118,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 SUITE = pytest.StashKey[Suite]()
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Remember that a test has failed, for the fixtures that clear up after it."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -131,6 +141,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what has been imported by now from garbage collection: a full one took half a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -148,6 +164,8 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def other(zoo: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function from a checkpoint's name to a copy with other numbers in every tensor."""
+    from safetensors.torch import load_file, save_file  # and so torch, which not every run of pytest needs
+
     root = tmp_path_factory.mktemp("other")
 
     def checkpoint(name: str) -> Path:
@@ -176,3 +194,35 @@ def load_script(repository: Path) -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def live_server(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    """The module of live servers."""
+    return load_script("tests/live_server.py")
+
+
+@pytest.fixture(scope="session")
+def servers(live_server: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """The servers that tests share, see tests/live_server.py; for fixtures that remember what one of them said."""
+    shared = live_server.SharedServers(lambda: tmp_path_factory.mktemp("live") / "log")
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def shared_server(request: pytest.FixtureRequest, servers: Any) -> Iterator[Callable[..., Any]]:
+    """``shared_server("--flag", "value")``: a server for all tests that leave it as they found it.
+
+    A test that fails may not have: the servers that it was given are closed.
+    """
+    used: list[Any] = []
+
+    def share(*arguments: str, environment: dict[str, str] | None = None) -> Any:
+        used.append(servers(*arguments, environment=environment))
+        return used[-1]
+
+    yield share
+    if request.node.stash.get(FAILED, False):
+        for server in used:
+            servers.discard(server)

@@ -18,7 +18,7 @@ from .radix import Node, RadixCache
 
 
 @dataclass(slots=True, eq=False)
-class Holding:
+class SlotAllocation:
     """The slots of one request, in its row of the slot table::
 
     position   0 ............ held ............ allocated ............ max_len
@@ -87,14 +87,14 @@ class Ledger:
         """A number that changes whenever results of :meth:`cached_length` may change."""
         return self._radix.version if self._radix else 0
 
-    def cached_length(self, holding: Holding) -> int:
+    def cached_length(self, allocation: SlotAllocation) -> int:
         """How many tokens :meth:`open` would find in the cache. Changes nothing."""
-        reusable = holding.reusable()
+        reusable = allocation.reusable()
         if self._radix is None or reusable == 0:
             return 0
-        return self._radix.match_length(holding.namespace, holding.tokens(reusable))
+        return self._radix.match_length(allocation.namespace, allocation.tokens(reusable))
 
-    def open(self, holding: Holding) -> bool:
+    def open(self, allocation: SlotAllocation) -> bool:
         """Assign a table row to the request, and lock its cached prefix, which then counts as computed.
 
         False, and nothing changes, if the table has no free row.
@@ -102,32 +102,32 @@ class Ledger:
         row = self._table.take()
         if row is None:
             return False
-        holding.row = row
-        reusable = holding.reusable()
+        allocation.row = row
+        reusable = allocation.reusable()
         if self._radix is not None and reusable > 0:
-            match = self._radix.match(holding.namespace, holding.tokens(reusable))
+            match = self._radix.match(allocation.namespace, allocation.tokens(reusable))
             self._radix.lock(match.node)
             self._table.slots[row, : match.length] = match.slots
-            holding.node, holding.held = match.node, match.length
-        holding.request.computed = holding.allocated = holding.held
+            allocation.node, allocation.held = match.node, match.length
+        allocation.request.computed = allocation.allocated = allocation.held
         return True
 
-    def grow(self, holdings: Sequence[Holding], ends: Sequence[int]) -> None:
-        """Allocate private slots so that each holding reaches its end, evicting as needed.
+    def grow(self, allocations: Sequence[SlotAllocation], ends: Sequence[int]) -> None:
+        """Allocate private slots so that each allocation reaches its end, evicting as needed.
 
-        The sum must be available. A holding that reaches its end already stays as it is.
+        The sum must be available. An allocation that reaches its end already stays as it is.
         """
         rows: list[int] = []  # single tokens, most of a decode pass, are written in one operation
         columns: list[int] = []
         ranges: list[tuple[int, int, int]] = []
-        for holding, end in zip(holdings, ends, strict=True):
-            start = holding.allocated
+        for allocation, end in zip(allocations, ends, strict=True):
+            start = allocation.allocated
             if end == start + 1:
-                rows.append(holding.row)
+                rows.append(allocation.row)
                 columns.append(start)
             elif end > start:
-                ranges.append((holding.row, start, end))
-            holding.allocated = max(start, end)
+                ranges.append((allocation.row, start, end))
+            allocation.allocated = max(start, end)
         singles = len(rows)
         slots = self._allocate(singles + sum([end - start for _, start, end in ranges]))
         self._table.slots[rows, columns] = slots[:singles]
@@ -136,31 +136,32 @@ class Ledger:
             self._table.slots[row, start:end] = slots[at : at + end - start]
             at += end - start
 
-    def store(self, holding: Holding) -> None:
+    def store(self, allocation: SlotAllocation) -> None:
         """Insert the computed tokens into the tree, and lock them there."""
-        request, radix = holding.request, self._radix
+        request, radix = allocation.request, self._radix
         end = request.computed
-        if radix is None or not request.cacheable or end <= holding.held:
+        if radix is None or not request.cacheable or end <= allocation.held:
             return
-        tokens, slots = holding.tokens(end), self._table.slots[holding.row, :end]
-        inserted = radix.insert(holding.namespace, tokens, slots)
+        tokens, slots = allocation.tokens(end), self._table.slots[allocation.row, :end]
+        inserted = radix.insert(allocation.namespace, tokens, slots)
         radix.lock(inserted.node)
-        radix.unlock(holding.node)
-        if inserted.existing > holding.held:  # another request has inserted the same tokens: use its slots, free ours
-            overlap = slice(holding.held, inserted.existing)
+        radix.unlock(allocation.node)
+        if inserted.existing > allocation.held:
+            # Another request has inserted the same tokens: use its slots, free ours.
+            overlap = slice(allocation.held, inserted.existing)
             duplicates = slots[overlap].copy()
-            slots[overlap] = radix.match(holding.namespace, tokens).slots[overlap]
+            slots[overlap] = radix.match(allocation.namespace, tokens).slots[overlap]
             self._pool.release(duplicates)
-        holding.node, holding.held = inserted.node, end
+        allocation.node, allocation.held = inserted.node, end
 
-    def close(self, holding: Holding) -> None:
+    def close(self, allocation: SlotAllocation) -> None:
         """Insert the computed tokens into the tree, unlocked, and free all other slots and the table row."""
-        self.store(holding)
-        self._pool.release(self._table.slots[holding.row, holding.held : holding.allocated])
+        self.store(allocation)
+        self._pool.release(self._table.slots[allocation.row, allocation.held : allocation.allocated])
         if self._radix is not None:
-            self._radix.unlock(holding.node)
-        self._table.give(holding.row)
-        holding.row, holding.node, holding.held, holding.allocated = -1, None, 0, 0
+            self._radix.unlock(allocation.node)
+        self._table.give(allocation.row)
+        allocation.row, allocation.node, allocation.held, allocation.allocated = -1, None, 0, 0
 
     def reset(self) -> None:
         """Empty the tree and free its slots. AssertionError while a request holds any."""

@@ -24,9 +24,8 @@ class SlotPool:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.free = capacity
-        self._stack = np.arange(
-            capacity - 1, -1, -1, dtype=np.int32
-        )  # free slots are at [0, free); the last of them is allocated next
+        # Free slots are at [0, free); the last of them is allocated next.
+        self._stack = np.arange(capacity - 1, -1, -1, dtype=np.int32)
         self._state = np.full(capacity, _FREE, dtype=np.int32)  # _FREE, or any other value
 
     def allocate(self, count: int) -> np.ndarray | None:

@@ -62,9 +62,8 @@ class RadixCache:
         self.version = 0  # changes whenever the set of cached prefixes does
         self._clock = 0
         self._root = Node(b"", _EMPTY, _EMPTY, None)
-        self._queue: list[
-            tuple[int, int, Node]
-        ] = []  # heap of (used, tie-break, leaf); entries may be outdated, see evict
+        # Heap of (used, tie-break, leaf); entries may be outdated, see evict.
+        self._queue: list[tuple[int, int, Node]] = []
         self._pushes = 0
 
     def match_length(self, namespace: bytes, tokens: np.ndarray) -> int:

@@ -21,12 +21,12 @@ from .contracts import CheckedObservers, Failures
 from .models import choose_model, version_of
 from .replies import NO_OBSERVERS, EngineReply, check_rids, engine_down, error_from_wire, response_id
 from .status import Status
-from .suspects import Suspects, died_twice
+from .suspects import CrashSuspects, died_twice
 from .threads import WorkThreads
 from .timeouts import Timeouts
 from .tokenizers import Tokenizers, tokenize
 from .transport import Deliver, Down, Transport
-from .waiting import WaitingRoom, displaced
+from .waiting import QueueLimits, displaced
 
 if TYPE_CHECKING:
     from .metrics import MetricsPage
@@ -49,14 +49,14 @@ class Client(Generic[T]):
         self._keys = itertools.count(1)
         self._live: dict[int, EngineReply] = {}
         self._rids: set[str] = set()  # of the live requests
-        self._waiting = WaitingRoom(config.server)
-        self._suspects = Suspects()
+        self._queue_limits = QueueLimits(config.server)
+        self._suspects = CrashSuspects()
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._tokenizers = Tokenizers(config, host)
         self._first_names: dict[str, str] = {}  # of models that weight updates renamed
         self._outbox: list[Any] = []
-        self.status = Status(self.transport, self._live, self._waiting.replies)
-        self._timeouts = Timeouts(config.server, self._live, self._waiting.replies)
+        self.status = Status(self.transport, self._live, self._queue_limits.replies)
+        self._timeouts = Timeouts(config.server, self._live, self._queue_limits.replies)
         self._threads = WorkThreads()
 
     # -- start and stop ----------------------------------------------------------------------
@@ -136,7 +136,7 @@ class Client(Generic[T]):
         self._check_up()
         check_rids([item.rid for item in items], self._rids)
         served = next((served for served in self.models if served.name == model), None)
-        to_displace = self._waiting.make_room(served, model, items)
+        to_displace = self._queue_limits.make_room(served, model, items)
         messages = [self._message(model, task, item) for item in items]  # encode all before one is queued
         ready = self._suspects.admit(messages, items)
         for reply in to_displace:
@@ -156,7 +156,7 @@ class Client(Generic[T]):
             self._live[message.key] = reply
             self._rids.add(item.rid)
             replies.append(reply)
-        self._waiting.enter(replies, max((item.priority for item in items), default=0))
+        self._queue_limits.enter(replies, max((item.priority for item in items), default=0))
         if items and response_id.get() is None:
             response_id.set(items[0].rid)
         self._post(*ready)
@@ -234,7 +234,7 @@ class Client(Generic[T]):
             reply = self._live.get(message.key)
             if reply is None:
                 return  # it was cancelled before the message arrived
-            self._waiting.leave(reply)
+            self._queue_limits.leave(reply)
             if isinstance(message, Started):
                 self.status.started(reply.prompt_tokens, message.cached)
                 reply.start(message, version_of(self.models, reply.model))
@@ -263,7 +263,7 @@ class Client(Generic[T]):
         """Remove a live request here and abort it in the engine. The caller sets the reply's state."""
         if reply.key in self._live:
             self._forget(reply)
-            self._waiting.leave(reply)
+            self._queue_limits.leave(reply)
             self._suspects.dropped(reply.key)
             self._post(Abort(reply.key))
 
@@ -277,7 +277,7 @@ class Client(Generic[T]):
         live, calls = list(self._live.values()), list(self._calls.items())
         self._live.clear()
         self._rids.clear()
-        self._waiting.clear()
+        self._queue_limits.clear()
         self._outbox.clear()
         for reply in live:
             reply.fail(died_twice() if reply.key in refused else error)

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from trunkline.core.discovery import Provided, describe
+from trunkline.core.discovery import Provided
+from trunkline.core.errors import describe_error
 from trunkline.core.types import Reply, RequestObserver
 
 log = logging.getLogger("trunkline.request")
@@ -26,7 +27,7 @@ class Failures:
         key = (provided.plugin.name, name)
         self.counts[key] += 1
         if self.counts[key] == 1:
-            message = f"{name} raised {describe(error)}; further failures of it are only counted"
+            message = f"{name} raised {describe_error(error)}; further failures of it are only counted"
             log.error("%s", provided.failed(message), exc_info=error)
 
 

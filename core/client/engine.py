@@ -67,7 +67,7 @@ class Ticket:
         return self
 
     def __iter__(self) -> Iterator[int]:
-        """Iterate over the output tokens as they are generated."""
+        """Iterate over the output tokens as they arrive."""
         seen = 0
         while True:
             over = self.done

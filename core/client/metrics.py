@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from trunkline.core.discovery import Plugin, Provided, describe
+from trunkline.core.discovery import Plugin, Provided
+from trunkline.core.errors import describe_error
 from trunkline.core.types import Reply, RequestObserver
 
 from .contracts import Failures
@@ -144,6 +145,6 @@ def _is_registered(provided: Provided[Collector], registry: CollectorRegistry) -
         registry.register(provided.value)
     except BaseException as error:
         name = type(provided.value).__name__
-        log.error("%s", provided.failed(f"the metrics of {name} are left out: {describe(error)}"))
+        log.error("%s", provided.failed(f"the metrics of {name} are left out: {describe_error(error)}"))
         return False
     return True

@@ -24,7 +24,7 @@ MAX_DEATHS = 2  # a request that was running at this many deaths of the engine i
 MAX_REMEMBERED = 4096  # requests whose deaths are remembered
 
 
-class Suspects:
+class CrashSuspects:
     """The requests and calls that were sent to the engine or wait to be sent, and the deaths by their content."""
 
     def __init__(self) -> None:

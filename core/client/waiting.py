@@ -34,7 +34,7 @@ class QueuedGroup:
     tokens: int  # their prompt tokens
 
 
-class WaitingRoom:
+class QueueLimits:
     """Bounds the waiting sequences and prompt tokens of each model, and the waiting sequences of all models.
 
     If new sequences don't fit, waiting groups of lower priority are displaced: those of the same model before

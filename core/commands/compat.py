@@ -64,7 +64,11 @@ REFUSED = (
     ForeignFlag(
         ("--stream-output", "--incremental-streaming-output"), "each frame has the whole text so far", switch=True
     ),
-    ForeignFlag(("--allow-auto-truncate",), "prompts that are too long are refused, never truncated", switch=True),
+    ForeignFlag(
+        ("--allow-auto-truncate",),
+        "prompts that are too long are refused; tasks that truncate have flags of their own (see --help)",
+        switch=True,
+    ),
     ForeignFlag(("--enable-custom-logit-processor",), "code from requests is never run; write a plugin", switch=True),
     ForeignFlag(("--completion-template",), "there are no completion templates; --chat-template takes a file"),
     ForeignFlag(("--expert-balancedness-report-mode",), "GET /expert_distribution reports balancedness"),

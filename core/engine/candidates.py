@@ -17,7 +17,7 @@ from trunkline.core.types import ModelInfo, ModelSource, Serves, Settings
 from trunkline.kernels.cpu.processor import has_bfloat16
 
 # Floating-point operations that a CPU does in less than a second; they determine the default chunk size.
-STEP_FLOP = {torch.bfloat16: 3e11, torch.float32: 1.5e11}
+PASS_FLOP = {torch.bfloat16: 3e11, torch.float32: 1.5e11}
 CHUNKS = (32, 2048)  # smallest and largest default chunk size, tokens
 SERVED_ALONE = "The model was launched for {alone} alone; add `--task {alone},{task}` to serve {task} too."
 
@@ -81,11 +81,20 @@ def choose_tasks(
     return tasks, refused
 
 
+def reasons(refused: Mapping[str, Serves], *, decodes: bool) -> dict[str, str]:
+    """For each refused task, the sentence for clients. ``decodes``: whether a stage of the model does."""
+    common = next((answer.common_reason for answer in refused.values() if answer.common_reason), "") if decodes else ""
+    return {
+        task: f"{common} {answer.detail}" if common and answer.detail else answer.reason
+        for task, answer in refused.items()
+    }
+
+
 def chunk_size(asked: int | None, parameters: int, dtype: torch.dtype) -> int | None:
     """Limit on the tokens of a pass. ``asked``: the user's, <= 0 means no limit (None); by default the power of two
     that a CPU computes in less than a second."""
     if asked is not None:
         return asked if asked > 0 else None
-    flop = STEP_FLOP[torch.bfloat16 if dtype == torch.bfloat16 and has_bfloat16() else torch.float32]
+    flop = PASS_FLOP[torch.bfloat16 if dtype == torch.bfloat16 and has_bfloat16() else torch.float32]
     tokens = max(1, int(flop / (2 * max(parameters, 1))))
     return min(max(1 << (tokens.bit_length() - 1), CHUNKS[0]), CHUNKS[1])

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from msgspec import Raw, Struct
 
-from trunkline.core.discovery import describe
-from trunkline.core.errors import RequestError
+from trunkline.core.errors import RequestError, describe_error
 from trunkline.core.types import Launched, Needs, Request, Step
 
 from .messages import MAX_FRAME
@@ -90,7 +89,7 @@ def _problem_of_finish(finish: Any) -> str:
         msgspec.msgpack.decode(_encoder.encode(finish), type=dict[str, Any])
         msgspec.json.encode(finish)  # it is sent to clients unchanged
     except Exception as error:
-        return f"finish can't be sent: {describe(error)}"
+        return f"finish can't be sent: {describe_error(error)}"
     return ""
 
 
@@ -109,7 +108,7 @@ def encoded(value: Any, schema: type[Struct] | None = None) -> Raw:
         if schema is not None:
             msgspec.convert(back, schema)
     except Exception as error:
-        raise ValueError(f"it can't be sent: {describe(error)}") from error
+        raise ValueError(f"it can't be sent: {describe_error(error)}") from error
     if len(raw) > MAX_RESULT:
         raise ValueError(f"it has {len(raw)} bytes, at most {MAX_RESULT} are sent")
     return Raw(raw)

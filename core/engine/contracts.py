@@ -17,9 +17,9 @@ import msgspec
 import torch
 from msgspec import Raw, Struct
 
-from trunkline.core.discovery import Provided, describe
-from trunkline.core.errors import PluginError, RequestError
-from trunkline.core.types import Launched, Needs, Part, Request, Stage, Step
+from trunkline.core.discovery import Provided
+from trunkline.core.errors import PluginError, RequestError, describe_error
+from trunkline.core.types import MAX_FAILURES, SLOW_SECONDS, Launched, Needs, Part, Request, Stage, Step
 
 from .checks import (
     are_tokens,
@@ -35,9 +35,7 @@ from .messages import FAILED
 
 log = logging.getLogger("trunkline.engine")
 
-MAX_FAILURES = 5  # requests in a row that fail through a plugin, after which its task is switched off
 MAX_STEPS = 1024  # limit on the steps of one row in one pass
-SLOW = 0.1  # seconds; a call of a stage that blocks the loop for longer is logged once per method
 
 
 class CheckedStage:
@@ -191,7 +189,7 @@ class CheckedStage:
         return failed_step(request, error)
 
     def _raised(self, method: str, error: BaseException) -> PluginError:
-        return self.fault(method, f"raised {describe(error)}")
+        return self.fault(method, f"raised {describe_error(error)}")
 
     def _problem_of(self, step: Step, final: bool) -> str:
         """The text of an error in a step, "" if it is valid; then its data is encoded."""
@@ -205,7 +203,7 @@ class CheckedStage:
 
     def _time(self, method: str, began: float) -> None:
         took = time.perf_counter() - began
-        if took > SLOW and method not in self._warned:
+        if took > SLOW_SECONDS and method not in self._warned:
             self._warned.add(method)
             log.warning("%s", self.fault(method, f"took {took:.2f} s, during which nothing else is served"))
 
@@ -228,7 +226,7 @@ class CheckedControl:
         return answer
 
     def _raised(self, _: str, error: BaseException) -> PluginError:
-        return self._fault(f"raised {describe(error)}")
+        return self._fault(f"raised {describe_error(error)}")
 
     def _fault(self, what: str) -> PluginError:
         return self._provided.failed(f"the control {self._name!r} {what}")

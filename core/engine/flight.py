@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from trunkline.core.discovery import describe
+from trunkline.core.errors import describe_error
 from trunkline.core.types import Step
 
 from .contracts import CheckedStage
@@ -44,7 +44,7 @@ class Attempt:
             assert self.flight is not None
             parts = self.flight.wait()
         except Exception as error:
-            log.warning("a pass over %d rows failed: %s", len(self.rows), describe(error), exc_info=error)
+            log.warning("a pass over %d rows failed: %s", len(self.rows), describe_error(error), exc_info=error)
             return [], [(row, error) for row in self.rows]
         steps: list[Step] = []
         errors: dict[int, Exception] = {}

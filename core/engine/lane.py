@@ -17,7 +17,7 @@ from trunkline.core.types import Request, ServedModel, Step
 from .candidates import Candidate
 from .contracts import CheckedStage, failed_step
 from .flight import Attempt, BatchInFlight
-from .memory import Grant
+from .memory import MemoryShare
 from .messages import Load
 from .runner import Runner
 from .scheduling.batch import Batch
@@ -68,7 +68,7 @@ class Lane:
         runner: Runner,
         clock: Callable[[], float] = time.perf_counter,
         candidate: Candidate | None = None,
-        grant: Grant | None = None,
+        grant: MemoryShare | None = None,
     ) -> None:
         self._clock = clock
         self._ending: list[Request] = []  # have ended, but a batch in flight has rows of them

@@ -82,7 +82,7 @@ class EngineLoop:
         self._busy_since = 0.0  # time.monotonic() at the start of the running pass or control; 0 while waiting for work
         self._long_work = ""  # its description, see long_work
         self._note = (record or PassRecord()).note
-        self._stopping = False
+        self._stopping = threading.Event()  # ends the heartbeat's thread, too, which would keep the models in memory
         self._encoder = msgspec.msgpack.Encoder()
         self.index_names()
         for lane in self.lanes:
@@ -100,10 +100,10 @@ class EngineLoop:
         """
         threading.Thread(target=self._send_heartbeats, name="trunkline-beat", daemon=True).start()
         try:
-            while not self._stopping:
+            while not self._stopping.is_set():
                 self.turn()
         finally:
-            self._stopping = True
+            self._stopping.set()
             self.channel.close()
 
     def turn(self) -> None:
@@ -152,7 +152,7 @@ class EngineLoop:
         """Handle all messages that have arrived. Blocks only while there is no work."""
         busy = self.in_flight is not None or self.updates.pending
         busy = busy or any(lane.busy and not lane.halted for lane in self.lanes)
-        messages = self.channel.receive(wait=not busy and not self._stopping)
+        messages = self.channel.receive(wait=not busy and not self._stopping.is_set())
         self._busy_since = time.monotonic()  # the watchdog covers controls and admissions, too
         if self.updates.pending or any(isinstance(message, Call) for message in messages):
             self.collect()
@@ -166,7 +166,7 @@ class EngineLoop:
     def handle(self, message: Any) -> None:
         """Handle a message of the front. None means that it disconnected."""
         if message is None or isinstance(message, Stop):
-            self._stopping = True
+            self._stopping.set()
         elif isinstance(message, Submit):
             self._note([message.key])
             self._submit(message)
@@ -316,9 +316,9 @@ class EngineLoop:
             self.channel.send([self.heartbeat()])
 
     def _send_heartbeats(self) -> None:
-        while not self._stopping:
+        while not self._stopping.is_set():
             self.channel.send([self.heartbeat()])
-            time.sleep(BEAT_SECONDS)
+            self._stopping.wait(BEAT_SECONDS)
 
     def heartbeat(self) -> Heartbeat:
         """The current state of the loop. May be called from any thread."""

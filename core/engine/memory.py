@@ -15,7 +15,7 @@ MAX_CONTEXTS = 16  # a pool holds at most this many sequences of full context le
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class MemoryShare:
     """The memory of one model: slots (tokens) of its KV pool, and the context length that fits in them.
 
     Without a pool (``kv_bytes`` 0), slots only bound the tokens of one pass.
@@ -26,7 +26,7 @@ class Grant:
     context: int
 
 
-def plan(candidates: Sequence[Candidate], *, available: int, budget: int | None = None) -> list[Grant]:
+def plan(candidates: Sequence[Candidate], *, available: int, budget: int | None = None) -> list[MemoryShare]:
     """Divide the memory for keys and values evenly among the models that have a KV pool.
 
     ``available``: bytes that this process may use. ``budget``: the user's bound for all pools, in bytes;
@@ -54,12 +54,12 @@ def plan(candidates: Sequence[Candidate], *, available: int, budget: int | None 
     return grants
 
 
-def _grant(one: Candidate, share: int) -> Grant:
+def _grant(one: Candidate, share: int) -> MemoryShare:
     context, token_bytes, asked = one.info.context_length, one.plan.kv_bytes_per_token, one.settings.max_total_tokens
     if not token_bytes:  # an encoder keeps nothing between passes
         one_pass = one.pass_tokens or MAX_CONTEXTS * context
         most = asked or max(one_pass, context)  # a text is computed in one pass, so it must fit
-        return Grant(0, most, min(context, most))
+        return MemoryShare(0, most, min(context, most))
     slots = asked
     if slots is None:
         slots = min(share // token_bytes, MAX_CONTEXTS * context)
@@ -69,7 +69,7 @@ def _grant(one: Candidate, share: int) -> Grant:
             f"and {max(share, 0)} are left. Raise --kv-cache-bytes, lower another model's --max-total-tokens "
             "or load fewer models."
         )
-    return Grant(slots * token_bytes, slots, min(context, slots))
+    return MemoryShare(slots * token_bytes, slots, min(context, slots))
 
 
 def gib(count: float) -> str:

@@ -66,7 +66,7 @@ class Stop(Struct, tag=True, array_like=True):
 
 
 class Loading(Struct, tag=True, array_like=True):
-    """A step of start-up begins; heartbeats come only after ``Ready``."""
+    """A phase of start-up begins; heartbeats come only after ``Ready``."""
 
     what: str
 

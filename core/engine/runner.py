@@ -22,7 +22,9 @@ from .scheduling.row import Row
 class Forward(Protocol):
     """The part of a loaded model that the runner uses."""
 
-    token_types: bool  # whether the model has embeddings of token types (first and second text of a pair)
+    @property
+    def token_types(self) -> bool:
+        """Whether the model has embeddings of token types (first and second text of a pair)."""
 
     @property
     def length_boundaries(self) -> Sequence[int]:

@@ -20,16 +20,15 @@ from trunkline.core.model import loader
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.sources.catalogue import cache_folder
 from trunkline.core.model.sources.tokenizer import public_path
-from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ServedModel, Settings, Stage, Tokenizer
-from trunkline.kernels.backend import Backend, choose
+from trunkline.kernels.backend import choose
 from trunkline.kernels.cpu import objects
 
-from .candidates import Candidate, examine
+from .candidates import Candidate, examine, reasons
 from .contracts import CheckedControl, CheckedStage
 from .device.cpu import CpuDevice
 from .lane import Lane
-from .memory import Grant, plan
+from .memory import MemoryShare, plan
 from .messages import Ready
 from .resources import available_bytes, set_threads
 from .runner import Runner
@@ -55,7 +54,7 @@ class LoadedEngine:
 
 
 def build(config: Config, host: Host, announce: Callable[[str], None]) -> LoadedEngine:
-    """Load every model of the configuration. ``announce`` is called with a description of each step.
+    """Load every model of the configuration. ``announce`` is called with a description of each phase.
 
     Raises ModelError when a model can't be found or served, or doesn't fit into memory.
     """
@@ -84,7 +83,7 @@ def build(config: Config, host: Host, announce: Callable[[str], None]) -> Loaded
     )
 
 
-def memory_plan(candidates: Sequence[Candidate], grants: Sequence[Grant]) -> list[dict[str, Any]]:
+def memory_plan(candidates: Sequence[Candidate], grants: Sequence[MemoryShare]) -> list[dict[str, Any]]:
     """The memory plan for the front: one dict per model."""
     return [
         {"model": one.name, "weight_bytes": one.plan.weight_bytes, "kv_bytes": grant.kv_bytes, "tokens": grant.slots}
@@ -92,36 +91,36 @@ def memory_plan(candidates: Sequence[Candidate], grants: Sequence[Grant]) -> lis
     ]
 
 
-def load(candidate: Candidate, grant: Grant, settings: Settings, host: Host) -> Lane:
+def load(candidate: Candidate, grant: MemoryShare, settings: Settings, host: Host) -> Lane:
     """Weights, heads, stages, pool and scheduler of one model."""
     if grant.context < candidate.info.context_length:
         holder = "the KV pool holds" if grant.kv_bytes else "--max-total-tokens allows"
         log.warning("%s: context reduced to %d tokens, all that %s", candidate.name, grant.context, holder)
     tokenizer = None if candidate.settings.skip_tokenizer_init else host.tokenizer(candidate.tokenizer_source)
     served, model, stages = assemble(candidate, grant, settings, host, tokenizer)
-    watch = model.expert_watch
-    if watch is not None and not watch.layers.unseen:
-        watch.provided = host.expert_observers(model, settings)
-    pool, table = memory(candidate, grant, model)
-    scheduler = schedule(candidate, grant, pool, table, model.length_boundaries)
-    runner = Runner(model, stages, pool, table, CpuDevice(), watch)
+    pool = KVPool(model.kv_shapes, grant.slots, model.dtype, model.device) if grant.kv_bytes else None
+    table = SlotTable(served.max_running_requests, grant.context)
+    scheduler = schedule(candidate, served, pool, table, model.length_boundaries)
+    runner = Runner(model, stages, pool, table, CpuDevice(), model.expert_watch)
     return Lane(served, model, stages, scheduler, runner, candidate=candidate, grant=grant)
 
 
 def assemble(
     candidate: Candidate,
-    grant: Grant,
+    grant: MemoryShare,
     settings: Settings,
     host: Host,
     tokenizer: Tokenizer | None,
     weights: Iterable[tuple[str, torch.Tensor | StoredTensor]] | None = None,
+    former: LoadedModel | None = None,
 ) -> tuple[ServedModel, LoadedModel, dict[str, CheckedStage]]:
     """The description of the model for the front, the model with its weights and heads, and its stages.
 
-    ``weights``: tensors by name, by default the checkpoint's.
+    ``weights``: tensors by name, by default the checkpoint's. ``former``: the served model that it will replace; its
+    observers continue. Stages and observers are set here, after the model is loaded, since plugins make them from it.
     """
     own = candidate.settings
-    backend = choose(None if own.attention_backend == "auto" else own.attention_backend, "cpu")
+    backend = choose(own.attention_backend, "cpu")
     heads = host.heads(candidate.info, settings, candidate.tasks)
     model = loader.load(
         candidate.source,
@@ -136,7 +135,10 @@ def assemble(
     )
     provided, refused = keep_stages(candidate, host.stages(model, settings, candidate.tasks), model)
     model.stages.update({task: one.value for task, one in provided.items()})
-    served = describe(candidate, grant, model, model.stages, refused, backend)
+    if (watch := model.expert_watch) is not None and not watch.layers.unseen:
+        known = None if former is None else former.expert_watch
+        watch.provided = host.expert_observers(model, settings) if known is None else known.provided
+    served = describe(candidate, grant, model, refused)
     return served, model, {task: CheckedStage(one, model.info.vocab_size) for task, one in provided.items()}
 
 
@@ -158,66 +160,46 @@ def keep_stages(
             kept[task] = stages[task]
     if not kept:
         raise ModelError(f"{candidate.name} can't be served. {' '.join(refused[task] for task in candidate.tasks)}")
-    generates = any(stage.value.decodes for stage in kept.values())
-    for task, answer in candidate.refused.items():
-        refused[task] = (generates and answer.reason_beside_decoding) or answer.reason
-    return kept, refused
-
-
-def memory(candidate: Candidate, grant: Grant, model: LoadedModel) -> tuple[KVPool | None, SlotTable]:
-    """The KV pool (None for models without KV cache) and the table from requests to slots."""
-    pool = KVPool(model.kv_shapes, grant.slots, model.dtype, model.device) if grant.kv_bytes else None
-    return pool, SlotTable(max_running(candidate.settings, grant), grant.context)
+    decodes = any(stage.value.decodes for stage in kept.values())
+    return kept, refused | reasons(candidate.refused, decodes=decodes)
 
 
 def schedule(
-    candidate: Candidate, grant: Grant, pool: KVPool | None, table: SlotTable, boundaries: Sequence[int]
+    candidate: Candidate, served: ServedModel, pool: KVPool | None, table: SlotTable, boundaries: Sequence[int]
 ) -> Scheduler:
     """The scheduler of a model. Without a KV pool, it computes prompts whole and has no prefix cache."""
     own = candidate.settings
     return Scheduler(
-        SlotPool(grant.slots),
+        SlotPool(served.max_total_tokens),
         table,
         RadixCache() if pool is not None and not own.disable_radix_cache else None,
         chunk=candidate.pass_tokens if pool is not None else None,
-        max_running=max_running(own, grant),
+        max_running=served.max_running_requests,
         policy=own.schedule_policy,
         boundaries=boundaries,
     )
 
 
-def max_running(own: ModelSettings, grant: Grant) -> int:
-    """Limit on running requests; each needs at least one slot."""
-    return min(own.max_running_requests or MAX_RUNNING, grant.slots)
-
-
-def describe(
-    candidate: Candidate,
-    grant: Grant,
-    model: Any,
-    stages: Mapping[str, Stage],
-    refused: dict[str, str],
-    backend: Backend,
-) -> ServedModel:
+def describe(candidate: Candidate, grant: MemoryShare, model: LoadedModel, refused: dict[str, str]) -> ServedModel:
+    """The description of a loaded model for the front."""
+    own = candidate.settings
     info = msgspec.structs.replace(candidate.info, context_length=grant.context)
     return ServedModel(
         name=candidate.name,
-        aliases=candidate.settings.served_model_aliases,
-        model_path=candidate.settings.model_path,
-        tokenizer_path=public_path(
-            candidate.settings.tokenizer_path or candidate.settings.model_path, candidate.tokenizer_source
-        ),
+        aliases=own.served_model_aliases,
+        model_path=own.model_path,
+        tokenizer_path=public_path(own.tokenizer_path or own.model_path, candidate.tokenizer_source),
         info=info,
-        tasks={task: stage.decodes for task, stage in stages.items()},
+        tasks={task: stage.decodes for task, stage in model.stages.items()},
         refused=refused,
         max_total_tokens=grant.slots,
-        max_running_requests=max_running(candidate.settings, grant),
+        max_running_requests=min(own.max_running_requests or MAX_RUNNING, grant.slots),  # each needs a slot
         chunked_prefill_size=candidate.pass_tokens or -1,
         dtype=str(model.dtype).removeprefix("torch."),
-        attention_backend=backend.name,
-        weight_version=candidate.settings.weight_version,
+        attention_backend=model.backend.name,
+        weight_version=own.weight_version,
         fused=model.fused,
-        skip_tokenizer_init=candidate.settings.skip_tokenizer_init,
+        skip_tokenizer_init=own.skip_tokenizer_init,
     )
 
 

@@ -13,12 +13,12 @@ from trunkline.core.errors import ModelError
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.types import ModelSource
 
+from .sources import DEMO
+
 if TYPE_CHECKING:
     from trunkline.core.types import Head, ModelInfo, Settings, Tokenizer
 
     from .sources.tensor_file import StoredTensor
-
-DEMO = "demo:"
 
 
 @hookimpl(trylast=True)
@@ -78,6 +78,6 @@ def _from_hub(reference: str) -> str:
     except Exception as error:  # network, missing repository, no permission: the hub's own sentence says which
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{reference!r} is not a local folder and can't be had from the hub: {reason} "
+            f"{reference!r} is not a local folder and can't be downloaded from the hub: {reason} "
             f"Give a folder, or {DEMO}smollm2-135m-instruct, which comes from PyPI."
         ) from error

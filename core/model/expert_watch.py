@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from trunkline.core.discovery import Provided, describe
+from trunkline.core.discovery import Provided
+from trunkline.core.errors import describe_error
 from trunkline.core.types import ExpertLayers, ExpertObserver, PassRow
 
 log = logging.getLogger("trunkline.model")
@@ -85,11 +86,15 @@ def _is_active(one: Provided[ExpertObserver]) -> bool:
 
 def _log_failure(one: Provided[ExpertObserver], method: str, error: BaseException) -> None:
     name = type(one.value).__name__
-    log.error("%s", one.failed(f"{name}.{method} failed and misses a pass: {describe(error)}"), exc_info=error)
+    log.error(
+        "%s",
+        one.failed(f"{name}.{method} failed and isn't called again in this pass: {describe_error(error)}"),
+        exc_info=error,
+    )
 
 
 def watch_experts(model: Any) -> ExpertWatch | None:
-    """Attach the watch to the layers with experts of a loaded model; None when it is dense.
+    """Attach a watch to the layers with experts of a PackedModel; None when it is dense.
 
     Must be called again after modules were replaced. If the routing can't be observed, ``layers.unseen`` says why.
     """
@@ -98,7 +103,7 @@ def watch_experts(model: Any) -> ExpertWatch | None:
     depth = int(model.whole.config.get_text_config().num_hidden_layers)
     taps = {} if model.padded else _taps(model.backbone)
     if not taps:
-        reason = "padding would be counted" if model.padded else "its experts don't say which tokens they are sent"
+        reason = "padding would be counted" if model.padded else "its routing can't be observed"
         layers = ExpertLayers((), depth, model.info.num_experts, f"{model.info.architecture}: {reason}.")
         return ExpertWatch(layers)
     watch = ExpertWatch(ExpertLayers(tuple(sorted(taps)), depth, model.info.num_experts))

@@ -24,7 +24,6 @@ from .architecture import (
     choose_dtype,
     layer_count,
     options,
-    padded_only,
     position_offset,
     position_table,
     resolve,
@@ -32,8 +31,10 @@ from .architecture import (
 from .attention import NAME, ForwardContext, packed_layout
 from .expert_watch import watch_experts
 from .float32 import float32_view
+from .head_proof import verify_heads, wrong_heads
 from .loaded import LoadedModel
-from .proof import shapes_of, verify_attention, verify_head, wrong_heads
+from .packed import PackedModel
+from .proof import shapes_of, verify_attention
 from .refusal import BYPASSED, explained, failed_pass, reason_of
 
 if TYPE_CHECKING:
@@ -116,36 +117,41 @@ def load(
     tensors = dict(safetensors.stream(source.path) if weights is None else weights)
     whole, lacking, unused = _fill(cls, config, dtype, tensors, info, source.reference)
     _check_positions(whole, info)
-    model = LoadedModel(
-        name=name or source.reference,
-        info=info,
+    heads, name = list(heads), name or source.reference
+    model = PackedModel.of(whole.to(device), info, backend, device, dtype)
+    with quiet():
+        model, kv_shapes = verify_attention(model)
+        wrong = wrong_heads(model, heads)
+    fused = _fuse(model)
+    view = float32_view(whole, tensors, pack=backend.name == "cpu")
+    verified, refused = verify_heads(model, heads, view, wrong)
+    for head, reason in refused.items():
+        refused[head] = f"{reason} {lacking}".strip()
+        log.warning("%s: %s", name, refused[head])
+    return LoadedModel(
+        **vars(model),
+        name=name,
         tokenizer=tokenizer,
         max_request_tokens=max_request_tokens or info.context_length,
-        whole=whole.to(device),
-        backend=backend,
-        device=device,
-        dtype=dtype,
-        padded=padded_only(type(whole), info),
+        kv_shapes=kv_shapes,
+        heads=verified,
+        refused=refused,
+        fused=fused,
+        expert_watch=watch_experts(model),
         unused=unused,
         stored={name: one for name, one in tensors.items() if isinstance(one, StoredTensor)},
     )
-    heads = list(heads)
-    with quiet():
-        model.kv_shapes = verify_attention(model)
-        wrong = wrong_heads(model, heads)
-    if model.padded:
-        model.fused = "padded batches, because its attention can't be replaced"
-    elif backend.name == "cpu":
-        from trunkline.core.model.fusion.find_decoder import fuse
 
-        model.fused = fuse(whole, backend).sentence
-    view = float32_view(whole, tensors, pack=backend.name == "cpu")
-    for head in heads:
-        if reason := wrong.get(head.name) or verify_head(model, head, view):
-            model.refused[head.name] = f"{reason} {lacking}".strip()
-            log.warning("%s: %s", model.name, model.refused[head.name])
-    model.expert_watch = watch_experts(model)
-    return model
+
+def _fuse(model: PackedModel) -> str:
+    """Fuse layers, in place, if the backend has kernels for them; returns a sentence about the result."""
+    if model.padded:
+        return "padded batches, because its attention can't be replaced"
+    if model.backend.name != "cpu":
+        return ""
+    from trunkline.core.model.fusion.find_decoder import fuse
+
+    return fuse(model.whole, model.backend).sentence
 
 
 @contextmanager
@@ -170,7 +176,8 @@ def _fill(
     """An instance of ``cls`` with the checkpoint's tensors, a sentence about missing tensors, "" if none is missing,
     and the names of unused tensors.
 
-    If only tensors of the head are missing, as in many embedding models, it is an instance of the class without head.
+    If only tensors of the head are missing, it is an instance of the class without head: many
+    checkpoints of base models name a class with head.
     """
     mapped = {one.untyped_storage().data_ptr() for one in tensors.values() if isinstance(one, torch.Tensor)}
     whole, missing, unused = _instance(cls, config, dtype, tensors, info, reference)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .loaded import LoadedModel
+from .packed import PackedModel
 
-WARM_UP = (6, 19)  # lengths in tokens of the two warm-up sequences; the first ends with a decode step
+WARM_UP = (6, 19)  # lengths in tokens of the two warm-up sequences; the first ends with a decode pass
 WHOLE_WARM_UP = (6, 16, 19)  # the same for encoders; the last two are in one padded batch
 FAR = 8  # length in tokens of the sequences that begin at later positions
 
@@ -32,7 +32,7 @@ class Sample:
         return torch.arange(self.start + begin, self.start + (len(self.ids) if end is None else end))
 
 
-def samples(model: LoadedModel) -> list[Sample]:
+def samples(model: PackedModel) -> list[Sample]:
     """Sequences of different lengths from position 0 on, then short ones at later positions.
 
     The latter are at the end of the context, and across each length beyond which rotary frequencies change.
@@ -48,7 +48,7 @@ def samples(model: LoadedModel) -> list[Sample]:
     return [Sample(own, start) for own, start in zip(ids, starts, strict=True)]
 
 
-def warm_up_ids(model: LoadedModel, count: int) -> torch.Tensor:
+def warm_up_ids(model: PackedModel, count: int) -> torch.Tensor:
     """Arbitrary ids, int64 ``[count]``: the same on every run, and without the padding id.
 
     Some classes treat the padding id differently, when they number positions or choose the row to score.

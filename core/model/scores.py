@@ -57,7 +57,7 @@ def reference(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
 
 
 def _pooler(model: Any) -> Apply | None:
-    """The pooler that a class applies to the first row before its classifier; None if it has none."""
+    """The pooler that a class applies to the first row before its ``classifier``; None if it has none."""
     if (own := getattr(model, "pooler", None)) is not None:  # DeBERTa keeps it beside the backbone
         return lambda rows: own(rows[:, None])
     backbone = backbone_of(model)

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import nn
 from trunkline.core.errors import ModelError
 
 from .architecture import options
-from .loaded import LoadedModel
+from .packed import PackedModel
 from .refusal import reason_of
 
 log = logging.getLogger("trunkline.model")
@@ -33,23 +34,21 @@ SMALL_EMBEDDING = 1 << 22  # numbers in an embedding
 
 
 @contextmanager
-def strict(model: LoadedModel) -> Iterator[None]:
-    """All conditions of this module together. ModelError if a pass inside changes the model."""
-    with in_float32(model), short_windows(model), unchanged(model):
-        yield
+def strict(model: PackedModel) -> Iterator[PackedModel]:
+    """All conditions of this module together, for the model that it yields. ModelError if a pass inside changes it."""
+    with in_float32(model) as wide, short_windows(wide), unchanged(wide):
+        yield wide
 
 
 @contextmanager
-def in_float32(model: LoadedModel) -> Iterator[None]:
-    """Every module computes in float32, with its own weights.
+def in_float32(model: PackedModel) -> Iterator[PackedModel]:
+    """Every module computes in float32, with its own weights; yields the model with this dtype.
 
     A module's weights are converted only while it runs, so the extra memory is that of one module. Vectors
     of large embeddings are converted after the look-up. Small embeddings are converted throughout, because
     other modules may use their weights.
     """
-    dtype, model.dtype = model.dtype, torch.float32
     with ExitStack() as stack:
-        stack.callback(setattr, model, "dtype", dtype)
         for module in model.whole.modules():
             stored = [tensor for tensor in _tensors(module) if tensor.dtype in LOW_PRECISION]
             if not isinstance(module, nn.Embedding):
@@ -62,7 +61,7 @@ def in_float32(model: LoadedModel) -> Iterator[None]:
                 _widen(stored)
             for handle in handles:
                 stack.callback(handle.remove)
-        yield
+        yield replace(model, dtype=torch.float32)
 
 
 def _hooks(module: nn.Module, stored: list[torch.Tensor]) -> list[Any]:
@@ -90,7 +89,7 @@ def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
 
 
 @contextmanager
-def short_windows(model: LoadedModel) -> Iterator[None]:
+def short_windows(model: PackedModel) -> Iterator[None]:
     """Set attention windows and chunks to SHORT_WINDOW tokens, so that warm-up sequences are longer.
 
     Settings of at least the context length stay, since no text exceeds them. Values that modules derived from
@@ -108,7 +107,7 @@ def short_windows(model: LoadedModel) -> Iterator[None]:
         yield
 
 
-def _meta_model(model: LoadedModel) -> Any:
+def _meta_model(model: PackedModel) -> Any:
     """A model of the same class on the meta device, with short windows; None if its class refuses them."""
     cls, short = type(model.whole), copy.deepcopy(model.whole.config)
     for config in _configs(short):
@@ -149,7 +148,7 @@ def _configs(config: Any) -> list[Any]:
 
 
 @contextmanager
-def unchanged(model: LoadedModel) -> Iterator[None]:
+def unchanged(model: PackedModel) -> Iterator[None]:
     """ModelError if a pass inside changes the model, since later results would then depend on earlier requests."""
     before = _state(model.backbone)
     yield

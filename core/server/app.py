@@ -27,7 +27,7 @@ from trunkline.core.types import EngineClient, ServedModel, Settings
 from .auth import SCOPES, Authorizer
 from .docs import docs_routes, openapi_config
 from .exception_handlers import add_request_id, on_error, on_http_error, on_request_error
-from .info import Facts
+from .info import InfoReplies
 from .lifecycle import Lifecycle
 from .openapi import Document, check_declarations
 
@@ -52,13 +52,13 @@ def create_app(
     """
     server = settings["server"]
     lifecycle = lifecycle or Lifecycle()
-    facts = Facts(settings, models, lambda model: host.info(model, engine.settings(model.name)), status)
+    info = InfoReplies(settings, models, lambda model: host.info(model, engine.settings(model.name)), status)
     for model in engine.models:
-        facts.model_info(model)  # so that wrong return values of plugins fail the start
+        info.model_info(model)  # so that wrong return values of plugins fail the start
     locked = {"infer": bool(server.api_key), "admin": bool(server.api_key or server.admin_api_key)}
     document = Document(locked)
     core = (
-        *routes(engine, lifecycle, facts),
+        *routes(engine, lifecycle, info),
         *weight_routes(engine, downloader(host, settings)),
         *tensor_routes(engine, settings),
         *docs_routes(document),

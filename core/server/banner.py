@@ -30,9 +30,9 @@ def show(host: Host, config: Config, engine: Client[Supervisor], app: Litestar, 
     table.add_column()
     table.add_row("Address", f"http://{name}:{address[1]}   docs at /docs")
     for model in ready.models:
-        table.add_row("Model", escape_controls(describe(model)))
+        table.add_row("Model", escape_controls(model_line(model)))
     for row in ready.plan:
-        table.add_row("Memory", escape_controls(memory(row)))
+        table.add_row("Memory", escape_controls(memory_line(row)))
     table.add_row("Routes", "  ".join(paths(app)))
     table.add_row("Plugins", ", ".join(host.plugins))
     if host.quarantined:
@@ -42,7 +42,7 @@ def show(host: Host, config: Config, engine: Client[Supervisor], app: Litestar, 
     console.print(Panel(table, title="trunkline", title_align="left"), markup=False)
 
 
-def describe(model: ServedModel) -> str:
+def model_line(model: ServedModel) -> str:
     """One line about a model."""
     return (
         f"{model.name}: {', '.join(model.tasks)} ({model.info.architecture}, {model.dtype}, "
@@ -50,11 +50,11 @@ def describe(model: ServedModel) -> str:
     )
 
 
-def memory(row: dict[str, Any]) -> str:
+def memory_line(row: dict[str, Any]) -> str:
     """One model's row of the memory plan."""
     weights = f"{row['model']}: weights {size(row['weight_bytes'])}"
     if not row["kv_bytes"]:
-        return f"{weights}, no KV pool, up to {row['tokens']} tokens a pass"
+        return f"{weights}, no KV pool, up to {row['tokens']} tokens per pass"
     return f"{weights}, KV pool {size(row['kv_bytes'])} for {row['tokens']} tokens"
 
 

@@ -11,8 +11,7 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFou
 from litestar.types import Message, Scope
 
 from trunkline.core.client.replies import printable, response_id
-from trunkline.core.discovery import describe
-from trunkline.core.errors import RequestError
+from trunkline.core.errors import RequestError, describe_error
 from trunkline.core.server.api.bodies import AnyRequest, dialect_of, error_response, json_response
 from trunkline.core.server.api.body_limits import InvalidBody
 from trunkline.core.server.api.contracts import owner_of
@@ -54,7 +53,7 @@ def on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
     if isinstance(error, RecursionError | msgspec.MsgspecError):
         return error_response(InvalidBody(str(error)))
     where = printable(request.scope["path"])
-    log.error("unhandled error on %s (%s): %s", where, owner_of(request), describe(error), exc_info=error)
+    log.error("unhandled error on %s (%s): %s", where, owner_of(request), describe_error(error), exc_info=error)
     if dialect_of(request) == "openai":
         return error_response(RequestError("Internal Server Error", status=500), "openai")
     return Response(b"Internal Server Error", status_code=500, media_type="text/plain")

@@ -17,8 +17,12 @@ SECRETS = ("api_key", "admin_api_key")
 PREFERRED = "preferred_sampling_params"  # a key of the contract; a plugin gives its value, if any does
 
 
-class Facts:
-    """``extra`` returns the plugins' keys about a model (hook ``info``), ``status`` its current load."""
+class InfoReplies:
+    """The replies about a model.
+
+    ``extra`` returns the plugins' keys about a model (hook ``info``), ``status`` its current load, as in
+    ``internal_states``.
+    """
 
     def __init__(
         self,
@@ -31,7 +35,7 @@ class Facts:
         self._models = {model.name: model.table() for model in models}
         self._ask = extra
         self._extras: dict[str, tuple[ServedModel, Mapping[str, Any]]] = {}
-        self._status = status
+        self.status = status
         self._created = int(time.time())
         self._version = version("trunkline")
 
@@ -96,12 +100,8 @@ class Facts:
             "status": "ready",
             "version": self._version,
             "max_total_num_tokens": model.max_total_tokens,
-            "internal_states": [settings | self._status(model)],
+            "internal_states": [settings | self.status(model)],
         }
-
-    def load(self, model: ServedModel) -> dict[str, Any]:
-        """What the model does now, as in ``internal_states``."""
-        return self._status(model)
 
     def card(self, model: ServedModel) -> dict[str, Any]:
         """OpenAI's description of a model. ``owned_by`` has SGLang's value."""

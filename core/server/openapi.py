@@ -1,9 +1,9 @@
 """Builds ``/openapi.json`` from Litestar's document and from the declarations of handlers in ``opt``.
 
-Beside ``scope`` and ``dialect`` a handler declares
+Besides ``scope`` and ``dialect``, a handler declares
 
 * ``body``: the Struct that it reads with ``read_body``; ``body_required``: False where it may be missing
-* ``raw_body``: the media type of a body that is no JSON
+* ``raw_body``: the media type of a body that isn't JSON
 * ``query``: a Struct with its query parameters
 * ``replies``: types of its replies by status and media type. A single type is JSON with status 200, a tuple has
   alternatives, None is an empty body; for an event stream, the type is that of an event's data
@@ -53,11 +53,11 @@ class Document:
     def __call__(self, app: Litestar) -> bytes:
         """The document as JSON."""
         if self._json is None:
-            self._json = json.dumps(describe(app, self._locked)).encode()
+            self._json = json.dumps(complete_document(app, self._locked)).encode()
         return self._json
 
 
-def describe(app: Litestar, locked: Mapping[str, bool]) -> dict[str, Any]:
+def complete_document(app: Litestar, locked: Mapping[str, bool]) -> dict[str, Any]:
     """Litestar's document, completed by the handlers' declarations."""
     document: dict[str, Any] = deepcopy(app.openapi_schema.to_schema())
     operations = [

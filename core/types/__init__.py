@@ -11,7 +11,7 @@ from .experts import ExpertLayers, ExpertObserver, PassRow
 from .fields import INT64_MAX, INT64_MIN, CacheKey, Count, Int64, RequestId, TokenId
 from .models import Head, Model, ModelInfo, ModelSource, ServedModel, Serves, Tokenizer
 from .observers import RequestObserver
-from .plugins import Ask, Contribution
+from .plugins import MAX_FAILURES, SLOW_SECONDS, Ask, Contribution
 from .requests import Needs, Request
 from .settings import Settings, SettingsGroup
 from .stages import Launched, Part, PartRow, Stage, Step, sequence_starts
@@ -19,6 +19,8 @@ from .stages import Launched, Part, PartRow, Stage, Step, sequence_starts
 __all__ = [
     "INT64_MAX",
     "INT64_MIN",
+    "MAX_FAILURES",
+    "SLOW_SECONDS",
     "Ask",
     "CacheKey",
     "Contribution",

@@ -44,14 +44,18 @@ class Serves(Struct, frozen=True):
     """Whether a task can be served from a checkpoint.
 
     ``when`` is ``"default"``; ``"on_request"``: only with ``--task``; ``"no"``; or ``"alone"``: by default, and other
-    tasks only with ``--task``. ``reason`` is the sentence for users with "on_request" and "no";
-    ``reason_beside_decoding``, if given, replaces it where another stage of the model decodes.
+    tasks only with ``--task``. ``reason`` is the sentence for users with "on_request" and "no".
+
+    Clients may expect one message for all tasks that a model doesn't serve where a stage of it decodes: that is the
+    ``common_reason`` of a refused task. Each other refused task with a ``detail`` then answers both in place of its
+    own ``reason``.
     """
 
     task: str
     when: str
     reason: str = ""
-    reason_beside_decoding: str = ""
+    common_reason: str = ""
+    detail: str = ""
 
 
 class ServedModel(Struct, frozen=True, kw_only=True):
@@ -126,13 +130,33 @@ class Head:
 class Model(Protocol):
     """The interface of a loaded model for stages (engine process)."""
 
-    name: str
-    info: ModelInfo
-    tokenizer: Tokenizer | None
-    backend: Backend  # the kernels in use, as ``--attention-backend`` chose them
-    device: torch.device
-    dtype: torch.dtype
-    max_request_tokens: int
+    @property
+    def name(self) -> str:
+        """The name under which the model is served."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """The checkpoint's description; ``info.context_length`` is the model's, not what memory allows."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, None when the model has none."""
+
+    @property
+    def backend(self) -> Backend:
+        """The kernels in use, as ``--attention-backend`` chose them."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights and hidden rows are."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights and hidden rows."""
+
+    @property
+    def max_request_tokens(self) -> int:
+        """Upper bound on prompt + new tokens of one request."""
 
     @property
     def heads(self) -> Mapping[str, Callable[[torch.Tensor], torch.Tensor]]:

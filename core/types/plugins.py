@@ -1,4 +1,4 @@
-"""Contributions of plugins to other plugins."""
+"""Limits on plugins' code that runs in the engine, and contributions of plugins to other plugins."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from trunkline.core.errors import PluginError
+
+MAX_FAILURES = 5
+"""Failures in a row after which a task or an extension of one is switched off."""
+SLOW_SECONDS = 0.1
+"""A call that blocks the engine for longer is logged, once for each method."""
 
 
 class Contribution(Protocol):

@@ -25,6 +25,12 @@ class Needs(Struct, frozen=True):
     reuse_up_to: Annotated[int, Meta(ge=0)] | None = None
     lockstep: bool = False
 
+    @classmethod
+    def of_rows(cls, rows: str) -> Needs:
+        """The needs of a stage that pools the ``rows`` that a head takes ("first", "last" or "mean"), without output
+        tokens: the last row allows cached prefixes; the others need the hidden rows of the whole prompt."""
+        return cls() if rows == "last" else cls(rows_from=0, reuse_up_to=0)
+
 
 @dataclass(slots=True, eq=False)
 class Request:

@@ -55,7 +55,7 @@ def sequence_starts(part: Part) -> np.ndarray:
 
 @dataclass(slots=True)
 class Launched:
-    """Device tensors of a part. ``next_ids``, int64 ``[len(rows)]``, are the inputs of the next decode step."""
+    """Device tensors of a part. ``next_ids``, int64 ``[len(rows)]``, are the inputs of the next decode pass."""
 
     next_ids: torch.Tensor | None = None
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -40,10 +40,10 @@ def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
 
 @hookimpl
 def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
-    from .openai import openai_routes
+    from .openai_routes import openai_routes
     from .routes import encode_routes
     from .service import Service
-    from .tei import tei_routes
+    from .tei_routes import tei_routes
 
     service = Service(engine, settings)
     return [*encode_routes(service), *openai_routes(service), *tei_routes(service)]

@@ -8,8 +8,8 @@ from msgspec import Struct
 
 from trunkline.core.server.api import (
     Ignored,
+    IgnoredOverridesOption,
     OpenAIPoolingBody,
-    OverridesOption,
     Refused,
     SGLangPoolingBody,
     Truncation,
@@ -59,7 +59,7 @@ class EmbeddingsBody(OpenAIPoolingBody):
     modality: Annotated[Any, Refused("{field} is not supported: this server takes text only.", ("text",))] = None
     lora_path: Unsupported = None
     embed_overrides: Unsupported = None
-    embed_override_token_id: OverridesOption = None
+    embed_override_token_id: IgnoredOverridesOption = None
 
 
 class EmbedBody(Struct):

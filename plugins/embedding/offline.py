@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import Truncation, parse_inputs
+from trunkline.core.server.api import Truncation, inputs_from_python
 
 from .service import Array, EmbeddingRequest, Service
 
@@ -33,7 +33,7 @@ def encode(
     Options are those of ``POST /encode``; the engine's settings apply as in a server. RequestError where the server
     would respond with 4xx; TimeoutError when the call takes more than ``timeout`` seconds.
     """
-    inputs = parse_inputs(texts)
+    inputs = inputs_from_python(texts)
     if not all(isinstance(text, str) for text in inputs.texts):
         raise RequestError("Pairs of texts aren't embedded; join them yourself, or use a reranker.")
     service = engine.service(Service)

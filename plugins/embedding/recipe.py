@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from trunkline.core.errors import NOT_EMBEDDING_MODEL, ModelError
+from trunkline.core.errors import ModelError
 from trunkline.core.types import ModelInfo, Serves
 
 from .settings import TASK, EmbeddingSettings
@@ -32,6 +32,12 @@ TRANSFORMER_CONFIGS = tuple(
 )
 # Activations of Dense that take no arguments; torch's class names.
 ACTIVATIONS = ("Tanh", "Identity", "ReLU", "GELU", "SiLU", "Sigmoid", "ELU", "LeakyReLU", "Mish", "ReLU6", "Softsign")
+
+# SGLang's text, which clients compare, also for other tasks than this one.
+NOT_EMBEDDING_MODEL = (
+    "This model does not appear to be an embedding model by default. "
+    "Please add `--is-embedding` when launching the server or try another model."
+)
 
 
 class Module(Struct, frozen=True):
@@ -93,7 +99,8 @@ def serves(info: ModelInfo, settings: EmbeddingSettings) -> Serves:
         return Serves(TASK, "alone")
     if headless or not info.causal or (Path(info.path) / "modules.json").is_file():
         return Serves(TASK, "default")
-    return Serves(TASK, "on_request", f"{NOT_EMBEDDING_MODEL} (`--task generation,embedding` serves both.)")
+    reason = f"{NOT_EMBEDDING_MODEL} (`--task generation,embedding` serves both.)"
+    return Serves(TASK, "on_request", reason, common_reason=NOT_EMBEDDING_MODEL)
 
 
 def read_recipe(info: ModelInfo, settings: EmbeddingSettings) -> Recipe:

@@ -11,9 +11,9 @@ from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
     AnyRequest,
     encode_json,
+    inputs_from_body,
     json_response,
     read_body,
-    read_inputs,
     read_salt,
     while_connected,
 )
@@ -38,7 +38,7 @@ def encode_routes(service: Service) -> list[Any]:
     )
     async def encode_(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, EncodeBody)
-        inputs = read_inputs(body.text, body.input_ids)
+        inputs = inputs_from_body(body.text, body.input_ids)
         if any(not isinstance(text, str) for text in inputs.texts):
             raise RequestError("Pairs of texts are for cross-encoders; see /v1/rerank.", param="text")
         embedding_request = EmbeddingRequest(

@@ -19,15 +19,16 @@ from trunkline.core.server.api import (
     PreparedInput,
     Truncation,
     assign_rids,
-    check_batch,
+    check_batch_size,
     check_characters,
     check_tokenizer,
+    check_vocabulary,
     item_meta,
     locate_errors,
     prepare_inputs,
     read_truncate,
-    run_all,
     special_token_counts,
+    submit_and_wait,
 )
 from trunkline.core.types import EngineClient, Reply, ServedModel, Settings, Tokenizer
 
@@ -97,7 +98,7 @@ class Service:
         settings = self._settings(served)
         recipe = self.recipes.get(served)
         inputs, single = request.inputs, request.inputs.single
-        check_batch(len(inputs), self._max_batch, inputs.field)
+        check_batch_size(len(inputs), self._max_batch, inputs.field)
         check_dimensions(request.dimensions, recipe)
         prompt = choose_prompt(recipe, request.prompt, request.prompt_name) if inputs.texts else ""
         truncate = settings.embedding_truncate if request.truncate is None else request.truncate
@@ -109,13 +110,14 @@ class Service:
         keep = await self._prompt_tokens(served, recipe, prompt, truncate)
         preprocess = text_preprocessor(self.engine.tokenizer(served.name), recipe, prompt)
         items = await prepare_inputs(
-            self.engine, served, inputs, truncate=truncate, limit=recipe.max_length, keep=keep, lead=len(prompt),
+            self.engine, served, inputs, truncate=truncate, limit=recipe.max_length, prompt_tokens=keep,
+            prompt_characters=len(prompt),
             preprocess=preprocess,
         )  # fmt: skip
         params = EmbeddingParams(
             skip=0 if recipe.include_prompt else keep, normalize=request.normalize, dimensions=request.dimensions
         )
-        replies = await run_all(
+        replies = await submit_and_wait(
             self.engine, served, TASK, items, params, rids,
             priority=request.priority or 0, salt=request.salt, single=single, field=inputs.field,
         )  # fmt: skip
@@ -160,14 +162,10 @@ LANGCHAIN = "Send text instead (LangChain's OpenAIEmbeddings: check_embedding_ct
 
 def check_ids(inputs: Inputs, served: ServedModel) -> None:
     """RequestError for ids outside the vocabulary, which are from another tokenizer."""
-    vocabulary = served.info.vocab_size
+    advice = f"Were they made with another model's tokenizer? {LANGCHAIN}, or ids of this model's tokenizer."
     for index, ids in enumerate(inputs.ids):
         with locate_errors(inputs.field, index, single=inputs.single):
-            if ids and max(ids) >= vocabulary:
-                raise RequestError(
-                    f"The token id {max(ids)} is outside the vocabulary of {served.name}, which has {vocabulary} ids. "
-                    f"Were they made with another model's tokenizer? {LANGCHAIN}, or ids of this model's tokenizer."
-                )
+            check_vocabulary(ids, served, inputs.field, advice=advice)
 
 
 def check_special_tokens(inputs: Inputs, tokenizer: Tokenizer | None) -> None:

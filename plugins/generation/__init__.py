@@ -78,7 +78,7 @@ def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[Exp
 @hookimpl
 def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
     from .native.routes import generate_routes
-    from .openai.chat import chat_routes
+    from .openai.chat_routes import chat_routes
     from .service import Service
 
     service = Service(engine, settings)

@@ -71,12 +71,15 @@ class Job(Struct, frozen=True, kw_only=True):
 
 
 class Service:
-    """The generation task in the front: checks limits, chooses seeds, submits."""
+    """The generation task in the front: checks limits, chooses seeds, submits.
+
+    ``preferred``: the sampling parameters of each model's requests, where these don't set others.
+    """
 
     def __init__(self, engine: EngineClient, settings: Settings) -> None:
         self.engine = engine
         self.sessions = Sessions()
-        self._preferred = PerModel(lambda served: read_preferred(self.settings(served).preferred_sampling_params))
+        self.preferred = PerModel(lambda served: read_preferred(self.settings(served).preferred_sampling_params))
         self.max_batch: int = settings["server"].max_batch_size
         self._random = random.Random(settings["engine"].random_seed)
 
@@ -85,21 +88,17 @@ class Service:
         settings: GenerationSettings = self.engine.settings(served.name)[GROUP]
         return settings
 
-    def preferred(self, served: ServedModel) -> dict[str, Any]:
-        """The sampling parameters of a model's requests, where these don't set others."""
-        return self._preferred.get(served)
-
     def sampling_params(
         self, served: ServedModel, requested: dict[str, Any], names: Mapping[str, str] | None = None
     ) -> SamplingParams:
         """Check a request's parameters; its arguments and errors are those of :func:`parse_sampling_params`."""
-        sampling = parse_sampling_params(requested, self.preferred(served), names, served.info.vocab_size)
+        sampling = parse_sampling_params(requested, self.preferred.get(served), names, served.info.vocab_size)
         limit = self.settings(served).max_n
         if sampling.n > limit:
             raise RequestError(f"n must be at most {limit}, got {sampling.n}; --max-n sets the limit.", param="n")
         return sampling
 
-    def check_batch(self, prompts: int, n: int) -> None:
+    def check_batch_size(self, prompts: int, n: int) -> None:
         """RequestError for more sequences than a request may have (``--max-batch-size``)."""
         if prompts * n > self.max_batch:
             raise RequestError(

@@ -42,7 +42,7 @@ def trunkline_controls() -> dict[str, Callable[..., Any]]:
 
 @hookimpl
 def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
-    from .live import live_routes
+    from .live_routes import live_routes
     from .routes import record_routes
     from .service import Service
 

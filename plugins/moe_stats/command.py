@@ -53,7 +53,7 @@ def summary(report: dict[str, Any]) -> str:
     balance = report["balancedness"]
     return (
         f"{report['model']}: {state}, mode {report['mode']}, {report['passes']} passes, {report['tokens']} tokens, "
-        f"{report['top_k']} of {report['num_experts']} experts a token, "
+        f"{report['top_k']} of {report['num_experts']} experts per token, "
         f"balance {'unknown' if balance is None else f'{balance:.3f}'}"
     )
 

@@ -90,7 +90,7 @@ function draw(report) {
   at("summary").textContent =
     report.model + ": " + (report.recording ? "recording" : "not recording") + ", mode " + report.mode + ", " +
     report.passes + " passes, " + report.tokens + " tokens, " + report.top_k + " of " + report.num_experts +
-    " experts a token, balance " + (report.balancedness === null ? "unknown" : report.balancedness.toFixed(3));
+    " experts per token, balance " + (report.balancedness === null ? "unknown" : report.balancedness.toFixed(3));
   report.layers.forEach((layer, row) => {
     const most = Math.max(1, ...layer.counts);
     layer.counts.forEach((count, expert) => {

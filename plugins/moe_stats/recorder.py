@@ -109,10 +109,10 @@ class Recorder:
     def dump(self) -> Snapshot:
         """Write the record to a file, then clear it. RequestError 500, and it isn't cleared, when writing fails."""
         file = write(self._records.contents(), self._settings.expert_dump_dir, per_rank=self._records.per_rank)
-        told = msgspec.structs.replace(self.snapshot(), file=str(file))
+        snapshot = msgspec.structs.replace(self.snapshot(), file=str(file))
         log.info("%s: expert choices of %d passes written to %s", self.name, self._passes, file)
         self.clear()
-        return told
+        return snapshot
 
     def snapshot(self) -> Snapshot:
         """The record so far."""

@@ -73,35 +73,35 @@ class Records(ABC):
 
 
 class StatRecords(Records):
-    """Counts of each pass, ``[steps, depth, experts]``.
+    """Counts, ``[entries, depth, experts]``, one entry per pass.
 
     SGLang overwrites the oldest passes when its buffer is full. Here, the oldest entry is added to the second oldest,
     so that the sum over all entries is exact.
     """
 
-    def __init__(self, depth: int, experts: int, limit: int, steps: int) -> None:
+    def __init__(self, depth: int, experts: int, limit: int, entries: int) -> None:
         super().__init__(depth, experts, limit)
-        self._fixed = steps > 0
-        self._room = steps if self._fixed else max(1, limit // (depth * experts * 8))
-        self._steps: list[Ints] = []
-        self._first = 0  # index of the oldest step
+        self._fixed = entries > 0
+        self._room = entries if self._fixed else max(1, limit // (depth * experts * 8))
+        self._entries: list[Ints] = []
+        self._first = 0  # index of the oldest entry
 
     def size(self, one: Pass) -> int:
-        return 0  # bounded by the number of steps
+        return 0  # bounded by the number of entries
 
     def keep(self, one: Pass) -> None:
-        if len(self._steps) < self._room:
-            self._steps.append(one.counts.copy())
+        if len(self._entries) < self._room:
+            self._entries.append(one.counts.copy())
         elif self._room == 1:
-            self._steps[0] += one.counts
+            self._entries[0] += one.counts
         else:
             following = (self._first + 1) % self._room
-            self._steps[following] += self._steps[self._first]
-            self._steps[self._first] = one.counts.copy()
+            self._entries[following] += self._entries[self._first]
+            self._entries[self._first] = one.counts.copy()
             self._first = following
 
     def contents(self) -> dict[str, Any]:
-        used = self._steps[self._first :] + self._steps[: self._first]
+        used = self._entries[self._first :] + self._entries[: self._first]
         table = torch.zeros(self._room if self._fixed else len(used), *self.shape, dtype=torch.int64)
         for index, counts in enumerate(used):
             table[index] = torch.from_numpy(counts)
@@ -170,10 +170,10 @@ def forward_mode(rows: Sequence[PassRow]) -> int:
     return DECODE if all(decoding) else MIXED if any(decoding) else EXTEND
 
 
-def records_for(mode: str, depth: int, experts: int, limit: int, steps: int) -> Records:
+def records_for(mode: str, depth: int, experts: int, limit: int, entries: int) -> Records:
     """Empty records of a mode."""
     if mode == "per_pass":
         return PassRecords(depth, experts, limit)
     if mode == "per_token":
         return TokenRecords(depth, experts, limit)
-    return StatRecords(depth, experts, limit, steps)
+    return StatRecords(depth, experts, limit, entries)

@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from trunkline.core.server.api import (
-    Accounting,
     Ignored,
-    MediaOption,
-    Padding,
+    IgnoredAccountingField,
+    IgnoredMediaOption,
+    IgnoredTruncationSide,
     Refused,
-    TruncateTokens,
     Truncation,
-    TruncationSide,
     Unsupported,
+    UnsupportedPadding,
+    UnsupportedTruncateTokens,
 )
 from trunkline.core.types import CacheKey, Int64
 
@@ -57,15 +57,15 @@ class RerankBody(Struct):
     use_activation: NotRaw = None
     activation: NotRaw = None
     softmax: NotRaw = None
-    truncate_prompt_tokens: TruncateTokens = None
-    truncation: TruncateTokens = None
+    truncate_prompt_tokens: UnsupportedTruncateTokens = None
+    truncation: UnsupportedTruncateTokens = None
     max_doc_length: Annotated[Any, Refused("{field} is not supported; max_tokens_per_doc is.", empty=False)] = None
     max_query_length: Annotated[Any, Refused("{field} is not supported: a query is never cut.", empty=False)] = None
     return_embeddings: Unsupported = None
-    padding: Padding = None
-    truncation_side: TruncationSide = None
-    mm_processor_kwargs: MediaOption = None
-    user: Accounting = None
+    padding: UnsupportedPadding = None
+    truncation_side: IgnoredTruncationSide = None
+    mm_processor_kwargs: IgnoredMediaOption = None
+    user: IgnoredAccountingField = None
     rid: OwnId = None
     request_id: OwnId = None
 
@@ -96,11 +96,11 @@ class ScoreBody(Struct):
     query_embed_overrides: Unsupported = None
     item_embed_overrides: Unsupported = None
     return_pooled_hidden_states: Unsupported = None
-    truncate_prompt_tokens: TruncateTokens = None
-    padding: Padding = None
-    truncation_side: TruncationSide = None
-    mm_processor_kwargs: MediaOption = None
+    truncate_prompt_tokens: UnsupportedTruncateTokens = None
+    padding: UnsupportedPadding = None
+    truncation_side: IgnoredTruncationSide = None
+    mm_processor_kwargs: IgnoredMediaOption = None
     embed_override_token_id: Annotated[Any, Ignored("it matters only with overrides, which are refused")] = None
-    user: Accounting = None
+    user: IgnoredAccountingField = None
     rid: OwnId = None
     request_id: OwnId = None

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trunkline.core.errors import NOT_EMBEDDING_MODEL
 from trunkline.core.types import ModelInfo, Serves
 
 from .settings import TASK
@@ -42,8 +41,7 @@ def serves(model: ModelInfo) -> Serves:
     if is_language_model(model):
         if is_reranker(model):
             return Serves(TASK, "default")
-        reason, beside = f"{name} is not a cross-encoder model. {ON_REQUEST}", f"{NOT_EMBEDDING_MODEL} {ON_REQUEST}"
-        return Serves(TASK, "on_request", reason, reason_beside_decoding=beside)
+        return Serves(TASK, "on_request", f"{name} is not a cross-encoder model. {ON_REQUEST}", detail=ON_REQUEST)
     if not name.endswith("ForSequenceClassification"):
         return Serves(TASK, "no", f"{name} is not a cross-encoder model: it has no score head. Try another model.")
     if (labels := label_count(model.config)) != 1:

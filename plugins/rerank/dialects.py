@@ -8,8 +8,6 @@ from typing import Any
 
 from msgspec import Struct
 
-from trunkline.core.server.api import TruncationReport
-
 from .detect import sigmoid
 from .reply_schemas import CohereMeta, CohereReply, JinaReply, Result, SglangEntry, TeiEntry
 from .service import ScoredPair, usage
@@ -56,7 +54,7 @@ def tei(ranking: Ranking) -> list[TeiEntry]:
     for index in ranking.order:
         one = ranking.scored[index]
         entry: TeiEntry = {"index": index, "score": relevance(ranking, one)}
-        entry = {**entry, **cut(one)}
+        entry = {**entry, **one.report}
         if ranking.with_documents:
             entry["text"] = ranking.texts[index]
         answer.append(entry)
@@ -99,7 +97,7 @@ def _results(ranking: Ranking, *, cuts: bool = True) -> list[Result]:
         one = ranking.scored[index]
         entry: Result = {"index": index, "relevance_score": relevance(ranking, one)}
         if cuts:
-            entry = {**entry, **cut(one)}
+            entry = {**entry, **one.report}
         if ranking.with_documents:
             document = ranking.documents[index]
             entry["document"] = {"text": document} if isinstance(document, str) else document
@@ -111,11 +109,6 @@ def relevance(ranking: Ranking, one: ScoredPair) -> float:
     """The sigmoid of the logit, whatever the checkpoint's activation, so that thresholds mean the same for all models;
     with ``raw_scores``, the logit."""
     return one.logit if ranking.raw_scores else sigmoid(one.logit)
-
-
-def cut(one: ScoredPair) -> TruncationReport:
-    """The keys about truncation of a document, {} if it wasn't truncated."""
-    return one.report
 
 
 DIALECTS: dict[str, Callable[[Ranking], Any]] = {"sglang": sglang, "jina": jina, "cohere": cohere, "tei": tei}

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from trunkline.core.errors import RequestError
-from trunkline.core.server.api import shape_contents
+from trunkline.core.server.api import contents_for_template
 
 from .detect import knows_pair_roles
 
@@ -95,7 +95,7 @@ class JudgePrompter:
             turns = [{"role": "system", "content": JUDGE}, {"role": "user", "content": fields.format(**PLACES)}]
         try:
             text: str = self._tokenizer.apply_chat_template(
-                shape_contents(self._tokenizer, turns),
+                contents_for_template(self._tokenizer, turns),
                 tokenize=False,
                 add_generation_prompt=True,
                 enable_thinking=False,

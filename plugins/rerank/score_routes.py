@@ -16,7 +16,7 @@ from trunkline.core.server.api import (
     InvalidBody,
     ItemMeta,
     PreparedInput,
-    check_batch,
+    check_batch_size,
     check_characters,
     check_vocabulary,
     item_meta,
@@ -32,7 +32,6 @@ from trunkline.core.types import Reply
 
 from .body_schemas import ScoreBody
 from .detect import sigmoid
-from .dialects import cut
 from .prompts import Prompt, split_prompts
 from .reply_schemas import PairScores, Scoring
 from .reranker import QUERY, Field, Limits, Reranker, read_values, uncounted
@@ -91,7 +90,7 @@ async def _pairs(service: Service, request: AnyRequest, body: ScoreBody) -> Resp
             "created": int(time.time()),
             "model": reranker.served.name,
             "data": [
-                {"index": index, "object": "score", "score": value, **cut(one)}
+                {"index": index, "object": "score", "score": value, **one.report}
                 for index, (one, value) in enumerate(zip(scored, _values(scored, body), strict=True))
             ],
             "usage": usage(scored),
@@ -105,7 +104,7 @@ async def _items(service: Service, request: AnyRequest, body: ScoreBody) -> Resp
     if reranker.by_labels:
         raise RequestError("label_token_ids is required for generation (CausalLM) models.", param="label_token_ids")
     if body.apply_softmax:
-        raise RequestError("apply_softmax needs label_token_ids: there is one score an item.", param="apply_softmax")
+        raise RequestError("apply_softmax needs label_token_ids: there is one score per item.", param="apply_softmax")
     texts = [body.items] if isinstance(body.items, str) else body.items
     if not isinstance(body.query, str) or not all(isinstance(text, str) for text in texts or ()):
         raise RequestError(
@@ -210,7 +209,7 @@ async def _label_items(service: Service, reranker: Reranker, body: ScoreBody) ->
     query, items = body.query, _listed(body.items)
     if not items or not query:
         raise RequestError(f"{'items' if query else 'query'} cannot be empty", param="items" if query else "query")
-    check_batch(len(items), service.max_batch, "items")
+    check_batch_size(len(items), service.max_batch, "items")
     limits, field = Limits.of(reranker.served, body.truncate), Field("items", isinstance(body.items, str))
     if isinstance(query, list):
         if not all(isinstance(item, list) for item in items):

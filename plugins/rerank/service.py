@@ -13,11 +13,11 @@ from trunkline.core.server.api import (
     PreparedInput,
     TruncationReport,
     Usage,
-    check_batch,
+    check_batch_size,
     item_meta,
     new_rid,
-    run_all,
     run_in_slices,
+    submit_and_wait,
     token_usage,
 )
 from trunkline.core.types import EngineClient, Reply, ServedModel, Settings
@@ -69,7 +69,7 @@ class Service:
     async def score(self, reranker: Reranker, request: ScoringRequest, rid: str) -> list[ScoredPair]:
         """Score all pairs, in their order. Raises the first error; if the caller is cancelled, all are."""
         field = next((field for field in reversed(request.fields) if not field.single), request.fields[1])
-        check_batch(len(request.documents), self.max_batch, field.name)
+        check_batch_size(len(request.documents), self.max_batch, field.name)
         await self.engine.off_loop(reranker.prepare)
         pieces = await self._prompts(reranker, request)
         replies = await self.run(
@@ -123,7 +123,7 @@ class Service:
         flat = [item for items in pieces for item in items]
         rids = [rid] if len(flat) == 1 else [f"{rid}_{index}" for index in range(len(flat))]
         replies = iter(
-            await run_all(
+            await submit_and_wait(
                 self.engine,
                 reranker.served,
                 TASK,

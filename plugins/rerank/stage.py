@@ -31,14 +31,13 @@ class ScoreStage(Stage):
         self._rows = model.info.score_rows
 
     def admit(self, request: Request) -> Needs:
-        return Needs() if self._rows == "last" else Needs(rows_from=0, reuse_up_to=0)
+        return Needs.of_rows(self._rows)
 
     def prepare(self, part: Part) -> None:
         part.arrays["starts"] = sequence_starts(part)
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
-        starts = part.tensors["starts"]
-        pooled = hidden if len(part.rows) == len(hidden) else pool(hidden, starts, self._rows)
+        pooled = pool(hidden, part.tensors["starts"], self._rows)
         return Launched(tensors={"values": self._model.heads["score"](pooled)})
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from trunkline.core.errors import NOT_EMBEDDING_MODEL
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.types import Serves
 
@@ -23,8 +22,7 @@ def trunkline_serves(model: ModelInfo) -> Serves:
     if model.score_rows:
         return Serves(TASK, "default")
     need = f"/classify needs a …ForSequenceClassification checkpoint, and {model.architecture} has no such head."
-    beside = f"{NOT_EMBEDDING_MODEL} It serves /encode then; {need}"
-    return Serves(TASK, "no", f"{need} Use /encode for vectors.", reason_beside_decoding=beside)
+    return Serves(TASK, "no", f"{need} Use /encode for vectors.", detail=f"It serves /encode then; {need}")
 
 
 @hookimpl
@@ -36,7 +34,7 @@ def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
 
 @hookimpl
 def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
-    from .openai import openai_routes
+    from .openai_routes import openai_routes
     from .routes import classify_routes
     from .service import Service
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trunkline.core.server.api import Truncation, parse_inputs
+from trunkline.core.server.api import Truncation, inputs_from_python
 
 from .labels import label_of, probabilities
 from .service import Service
@@ -29,7 +29,7 @@ def classify(
     4xx (then nothing is computed); TimeoutError when the call takes more than ``timeout`` seconds.
     """
     work = engine.service(Service).score(
-        parse_inputs(texts), model=model and engine.served(model).name, truncate=truncate
+        inputs_from_python(texts), model=model and engine.served(model).name, truncate=truncate
     )
     scored = engine.run(work, timeout)
     config = scored.served.info.config

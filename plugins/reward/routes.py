@@ -7,7 +7,7 @@ from typing import Any
 from litestar import Response, route
 from litestar.enums import HttpMethod
 
-from trunkline.core.server.api import AnyRequest, json_response, read_body, read_inputs, read_salt, while_connected
+from trunkline.core.server.api import AnyRequest, inputs_from_body, json_response, read_body, read_salt, while_connected
 
 from .body_schemas import ClassifyBody
 from .reply_schemas import ClassifyRecord
@@ -29,7 +29,7 @@ def classify_routes(service: Service) -> list[Any]:
     )
     async def classify(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, ClassifyBody)
-        inputs = read_inputs(body.text, body.input_ids)
+        inputs = inputs_from_body(body.text, body.input_ids)
         work = service.score(
             inputs,
             model=body.model,

@@ -14,10 +14,10 @@ from trunkline.core.server.api import (
     PreparedInput,
     Truncation,
     assign_rids,
-    check_batch,
+    check_batch_size,
     item_meta,
     prepare_inputs,
-    run_all,
+    submit_and_wait,
 )
 from trunkline.core.types import EngineClient, Reply, ServedModel, Settings
 
@@ -61,10 +61,10 @@ class Service:
     ) -> ScoredInputs:
         """Compute the scores. RequestError for an invalid request, before anything is computed."""
         served = self.engine.choose(TASK, model)
-        check_batch(len(inputs), self._max_batch, inputs.field)
+        check_batch_size(len(inputs), self._max_batch, inputs.field)
         rids = assign_rids(rid, len(inputs), single=inputs.single, number=False)
         items = await prepare_inputs(self.engine, served, inputs, truncate=truncate)
-        replies = await run_all(
+        replies = await submit_and_wait(
             self.engine, served, TASK, items, RewardParams(), rids,
             priority=priority or 0, salt=salt, single=inputs.single, field=inputs.field,
         )  # fmt: skip

@@ -34,15 +34,14 @@ class RewardStage(Stage):
         self._rows = model.info.score_rows
 
     def admit(self, request: Request) -> Needs:
-        return Needs() if self._rows == "last" else Needs(rows_from=0, reuse_up_to=0)
+        return Needs.of_rows(self._rows)
 
     def prepare(self, part: Part) -> None:
         part.arrays["starts"] = sequence_starts(part)
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
         """Rows ``[R, hidden_size]`` of the part -> "scores" float32 ``[len(part.rows), labels]``."""
-        starts = part.tensors["starts"]
-        pooled = hidden if len(part.rows) == len(hidden) else pool(hidden, starts, self._rows)
+        pooled = pool(hidden, part.tensors["starts"], self._rows)
         return Launched(tensors={"scores": self._model.heads["score"](pooled)})
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:

@@ -1,62 +1,14 @@
-"""A live server: ``trunkline serve`` on a tiny checkpoint, in processes of its own."""
+"""Live servers on tiny checkpoints: of one test, of a module, and a few that all tests share."""
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import httpx
-import psutil
 import pytest
-
-
-class LiveServer:
-    """One ``trunkline serve``. ``log`` is the file with everything it says."""
-
-    def __init__(self, arguments: list[str], log: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = log
-        self.arguments = arguments
-        script = "from trunkline.core.cli import main; main()"
-        command = [sys.executable, "-c", script, "serve", *arguments, "--port", str(self.port)]
-        with log.open("w") as sink:
-            self.process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
-
-    def wait(self, seconds: float = 240, key: str = "None") -> None:
-        """As SGLang's clients do, which show a key that they don't have: poll /v1/models until it answers 200."""
-        deadline = time.monotonic() + seconds
-        while True:
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            try:
-                answer = httpx.get(f"{self.url}/v1/models", headers={"authorization": f"Bearer {key}"})
-                if answer.status_code == 200 and httpx.get(f"{self.url}/health").status_code == 200:
-                    return
-            except httpx.ConnectError:
-                time.sleep(0.1)
-
-    def engine(self) -> psutil.Process:
-        """The engine process."""
-        (child,) = psutil.Process(self.process.pid).children()
-        return child
-
-    def terminate(self) -> int:
-        """SIGTERM; the exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(60)
 
 
 @pytest.fixture(scope="session")
@@ -66,12 +18,13 @@ def checkpoint(zoo: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture
-def launch(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., LiveServer]]:
+def launch(checkpoint: Path, tmp_path: Path, live_server: ModuleType) -> Iterator[Callable[..., Any]]:
     """``launch("--flag", "value")``: a server of the test's own."""
-    servers: list[LiveServer] = []
+    servers: list[Any] = []
 
-    def make(*arguments: str) -> LiveServer:
-        servers.append(LiveServer([str(checkpoint), *arguments], tmp_path / f"server{len(servers)}.log"))
+    def make(*arguments: str) -> Any:
+        log = tmp_path / f"server{len(servers)}.log"
+        servers.append(live_server.LiveServer([str(checkpoint), *arguments], log))
         return servers[-1]
 
     yield make
@@ -80,12 +33,13 @@ def launch(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., LiveServe
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., LiveServer]]:
+def live(tmp_path_factory: pytest.TempPathFactory, live_server: ModuleType) -> Iterator[Callable[..., Any]]:
     """``live("--flag", "value")``: a server for a module's tests, with all arguments given, ready."""
-    servers: list[LiveServer] = []
+    servers: list[Any] = []
 
-    def make(*arguments: str, key: str = "None") -> LiveServer:
-        servers.append(LiveServer([*arguments], tmp_path_factory.mktemp("live") / "log"))
+    def make(*arguments: str, key: str = "None", environment: dict[str, str] | None = None) -> Any:
+        log = tmp_path_factory.mktemp("live") / "log"
+        servers.append(live_server.LiveServer(arguments, log, environment))
         servers[-1].wait(key=key)
         return servers[-1]
 
@@ -94,18 +48,45 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Liv
         server.close()
 
 
+@pytest.fixture
+def server(shared_server: Callable[..., Any], checkpoint: Path) -> Any:
+    """One server for all tests that leave it as they found it. In float32, where cached prefixes change no token."""
+    flags = ["--served-model-name", "tiny", "--dtype", "float32", "--stream-timeout", "300"]
+    return shared_server(str(checkpoint), *flags)
+
+
 @pytest.fixture(scope="session")
-def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """One server for all tests that leave it as they found it."""
-    assert os.environ["HF_HUB_OFFLINE"] == "1"
-    live = LiveServer([str(checkpoint), "--served-model-name", "tiny"], tmp_path_factory.mktemp("live") / "log")
-    live.wait()
-    yield live
-    live.close()
+def profiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the workbench leaves profiles."""
+    return tmp_path_factory.mktemp("profiles")
 
 
 @pytest.fixture
-def http(server: LiveServer) -> Iterator[httpx.Client]:
+def workbench(shared_server: Callable[..., Any], checkpoint: Path, profiles: Path) -> Any:
+    """One server for tests that change it and undo that: two requests at a time, two tasks."""
+    flags = ["--task", "generation,embedding", "--dtype", "float32", "--max-running-requests", "2"]
+    flags += ["--decode-log-interval", "5"]
+    return shared_server(str(checkpoint), *flags, environment={"SGLANG_TORCH_PROFILER_DIR": str(profiles)})
+
+
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where nothing is."""
+    return tmp_path_factory.mktemp("empty")
+
+
+@pytest.fixture
+def fleet(shared_server: Callable[..., Any], zoo: Callable[[str], Path], empty: Path) -> Any:
+    """A generator, an embedder, a reranker and a reward model behind one port. No weights are allowed but theirs."""
+    names = {"talks": "llama", "embeds": "bert", "ranks": "bert-score", "labels": "qwen2-labels"}
+    arguments = ["--dtype", "float32", "--threads", "1", "--allow-weights-dir", str(empty)]
+    for name, checkpoint in names.items():
+        arguments += ["--model-path", str(zoo(checkpoint)), "--served-model-name", name]
+    return shared_server(*arguments)
+
+
+@pytest.fixture
+def http(server: Any) -> Iterator[httpx.Client]:
     """A client of the shared server."""
     with httpx.Client(base_url=server.url, timeout=120) as client:
         yield client

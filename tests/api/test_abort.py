@@ -16,12 +16,12 @@ ABORTED = {"type": "abort", "message": "Aborted", "status_code": None, "err_type
 WAITING = ABORTED | {"message": "Abort in waiting queue"}
 
 
-@pytest.fixture(scope="module")
-def slow(checkpoint: Any, live: Callable[..., Any]) -> Any:
+@pytest.fixture
+def slow(workbench: Any) -> Iterator[Any]:
     """Two requests at a time, and one pass takes a moment."""
-    server = live(str(checkpoint), "--task", "generation,embedding", "--max-running-requests", "2")
-    httpx.post(f"{server.url}/slow_down", json={"forward_sleep_time": 0.01})
-    return server
+    httpx.post(f"{workbench.url}/slow_down", json={"forward_sleep_time": 0.01})
+    yield workbench
+    httpx.post(f"{workbench.url}/slow_down", json={"forward_sleep_time": None})
 
 
 @pytest.fixture

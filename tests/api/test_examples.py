@@ -1,10 +1,9 @@
-"""The examples of the documentation, run as they stand against a server with two models."""
+"""The examples of the documentation, run as they stand against a server with a model for every task."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ HOST = "localhost:30000"
 PAGES = ("README.md", "docs/api.md", "docs/embedding.md")
 
 
-@pytest.fixture(scope="module")
-def url(zoo: Callable[[str], Path], live: Callable[..., Any]) -> str:
-    server = live("--dtype", "float32", "--threads", "1", str(zoo("llama")), str(zoo("bert")))
-    return str(server.url)
+@pytest.fixture
+def url(fleet: Any) -> str:
+    return str(fleet.url)
 
 
 def blocks(page: Path, language: str) -> list[str]:

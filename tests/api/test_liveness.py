@@ -133,7 +133,7 @@ def check(server: Any, seen: Counter[str]) -> None:
 
 
 async def test_mixed_load_never_stalls(fleet: Any) -> None:
-    check(fleet, await storm(fleet.url, 15, seed=1))
+    check(fleet, await storm(fleet.url, 8, seed=1))
 
 
 @pytest.mark.soak

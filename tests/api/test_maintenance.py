@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,9 @@ SAMPLING = {"max_new_tokens": 16, "temperature": 0, "ignore_eos": True}
 BODY: dict[str, Any] = {"input_ids": list(range(5, 45)), "sampling_params": SAMPLING}
 
 
-@pytest.fixture(scope="module")
-def profiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("profiles")
-
-
-@pytest.fixture(scope="module")
-def own(checkpoint: Path, profiles: Path, live: Callable[..., Any]) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SGLANG_TORCH_PROFILER_DIR", str(profiles))
-        return live(str(checkpoint), "--decode-log-interval", "5")
-
-
 @pytest.fixture
-def client(own: Any) -> Any:
-    with httpx.Client(base_url=own.url, timeout=120) as client:
+def client(workbench: Any) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=workbench.url, timeout=120) as client:
         yield client
 
 
@@ -41,7 +29,7 @@ def generate(client: httpx.Client, **more: Any) -> list[int]:
 
 
 def test_profiles(client: httpx.Client, profiles: Path) -> None:
-    before = generate(client)
+    before, kept = generate(client), set(profiles.iterdir())
     started = client.get("/start_profile")  # as SGLang's RuntimeEndpoint calls it
     assert (started.status_code, started.text) == (200, "Start profiling.\n")
     again = client.post("/start_profile", json={"activities": ["CPU", "GPU"], "output_dir": "/etc", "num_steps": "5"})
@@ -50,7 +38,7 @@ def test_profiles(client: httpx.Client, profiles: Path) -> None:
     assert generate(client) == before
     stopped = client.post("/stop_profile", json={})
     assert (stopped.status_code, stopped.text) == (200, "Stop profiling. This will take some time.\n")
-    assert len(list(profiles.iterdir())) == 1
+    assert len(set(profiles.iterdir()) - kept) == 1
     assert client.post("/stop_profile").status_code == 400
     # As SGLang's benchmark calls it.
     body = {
@@ -59,7 +47,7 @@ def test_profiles(client: httpx.Client, profiles: Path) -> None:
     }  # fmt: skip
     assert client.post("/start_profile", json=body).text == "Start profiling.\n"
     generate(client)
-    assert len(list(profiles.iterdir())) == 2
+    assert len(set(profiles.iterdir()) - kept) == 2
     assert all(path.name.endswith(".trace.json.gz") for path in profiles.iterdir())
     for wrong in ({"num_steps": "many"}, {"num_steps": -1}, {"activities": "CPU"}):
         assert client.post("/start_profile", json=wrong).json()["type"] == "Bad Request"
@@ -81,10 +69,10 @@ def test_freeze_and_slow_down(client: httpx.Client) -> None:
     assert client.post("/slow_down").status_code == 400
 
 
-def test_logging(client: httpx.Client, own: Any) -> None:
+def test_logging(client: httpx.Client, workbench: Any) -> None:
     def logged(rid: str) -> bool:
         generate(client, rid=rid)
-        return f"rid={rid} " in own.log.read_text()
+        return f"rid={rid} " in workbench.log.read_text()
 
     assert logged("first")
     answer = client.post("/configure_logging", json={"log_requests": False, "log_requests_level": 2})
@@ -93,12 +81,12 @@ def test_logging(client: httpx.Client, own: Any) -> None:
     client.post("/configure_logging", json={"log_requests": True})
     assert logged("third")
     assert client.post("/configure_logging", json={"log_level": "WARNING"}).status_code == 200
-    before = own.log.read_text().count("Decode batch")
+    before = workbench.log.read_text().count("Decode batch")
     assert not logged("fourth")
-    assert own.log.read_text().count("Decode batch") == before
+    assert workbench.log.read_text().count("Decode batch") == before
     client.post("/configure_logging", json={"log_level": "info"})
     assert logged("fifth")
-    assert own.log.read_text().count("Decode batch") > before
+    assert workbench.log.read_text().count("Decode batch") > before
     for wrong, status in (
         ({"log_level": "loud"}, 400), ({"dump_requests_folder": "/tmp"}, 400), ({"crash_dump_folder": "/tmp"}, 400),
         ({}, 200), ({"dump_requests_folder": None, "unknown": 1}, 200),
@@ -107,9 +95,9 @@ def test_logging(client: httpx.Client, own: Any) -> None:
     assert client.post("/configure_logging").status_code == 400
 
 
-def test_the_interval_line(client: httpx.Client, own: Any) -> None:
-    before = own.log.read_text().count("#queue-req: ")
+def test_the_interval_line(client: httpx.Client, workbench: Any) -> None:
+    before = workbench.log.read_text().count("#queue-req: ")
     generate(client)
-    lines = [line for line in own.log.read_text().splitlines() if "#queue-req: " in line]
+    lines = [line for line in workbench.log.read_text().splitlines() if "#queue-req: " in line]
     assert len(lines) - before in (3, 4)  # of 15 passes that decode, and of one that reads a prompt
     assert "INFO trunkline.engine: Decode batch, #running-req: 1, #token: " in lines[-1]

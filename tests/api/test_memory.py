@@ -38,14 +38,17 @@ def large(zoo: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
     return folder, sum(parameter.nbytes for parameter in model.parameters())
 
 
+@pytest.fixture(scope="module")
+def roomy(large: tuple[Path, int], live: Callable[..., Any]) -> Any:
+    options = ["--dtype", "float32", "--max-total-tokens", str(SLOTS), "--threads", "1", "--enable-memory-saver"]
+    return live(str(large[0]), *options)
+
+
 @pytest.mark.parametrize(("tags", "body"), [(["weights"], None), (["kv_cache"], None), (["weights", "kv_cache"], {})])
 def test_resident_memory_falls_and_answers_stay(
-    large: tuple[Path, int], live: Callable[..., Any], tags: list[str], body: Any
+    large: tuple[Path, int], roomy: Any, tags: list[str], body: Any
 ) -> None:
-    folder, weight_bytes = large
-    server = live(
-        str(folder), "--dtype", "float32", "--max-total-tokens", str(SLOTS), "--threads", "1", "--enable-memory-saver"
-    )
+    server, weight_bytes = roomy, large[1]
     with httpx.Client(base_url=server.url, timeout=120) as http, ThreadPoolExecutor(1) as pool:
         for start in range(9):  # so that all of the pool is in memory
             ids = [(7 * start + 3 * step) % VOCABULARY for step in range(490)]
@@ -71,7 +74,6 @@ def test_resident_memory_falls_and_answers_stay(
         for wrong in ({"tags": ["graphs"]}, {"tags": "weights"}, []):
             refused = http.post(RELEASE, json=wrong)
             assert (refused.status_code, refused.json()["type"]) == (400, "Bad Request")
-    server.close()
 
 
 def test_a_server_without_its_memory_drains_at_once(launch: Callable[..., Any]) -> None:

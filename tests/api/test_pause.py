@@ -138,10 +138,9 @@ def test_a_batch_with_samples_is_aborted_whole(server: Any, callers: Callable[[A
 
 @pytest.mark.parametrize("mode", ["retract", "in_place"])
 def test_weights_are_updated_in_a_pause_and_replies_name_both(
-    launch: Callable[..., Any], callers: Callable[[Any], Callers], other: Callable[[str], Path], mode: str
+    workbench: Any, checkpoint: Path, callers: Callable[[Any], Callers], other: Callable[[str], Path], mode: str
 ) -> None:
-    server = launch("--weight-version", "one")
-    server.wait()
+    server = workbench
     frames, ended = callers(server).stream()
     pause(server, {"mode": mode})
     hanging = callers(server).post(SHORT)
@@ -155,18 +154,20 @@ def test_weights_are_updated_in_a_pause_and_replies_name_both(
     meta = frames[-1]["meta_info"]
     assert meta["weight_version"] == "two"
     assert meta["weight_versions"] == [
-        {"version": "one", "start": 0, "end": count},
+        {"version": "default", "start": 0, "end": count},
         {"version": "two", "start": count, "end": 400},
     ]
     later = hanging.result(60).json()["meta_info"]
     assert later["weight_version"] == "two"
     assert "weight_versions" not in later
+    order = {"model_path": str(checkpoint), "weight_version": "default"}
+    assert httpx.post(f"{server.url}/update_weights_from_disk", json=order, timeout=120).json()["success"]
 
 
 def test_limits_of_time_and_a_restart_of_the_engine(
     launch: Callable[..., Any], callers: Callable[[Any], Callers]
 ) -> None:
-    server = launch("--queue-timeout", "2", "--watchdog-timeout", "1")
+    server = launch("--queue-timeout", "1", "--watchdog-timeout", "1")
     server.wait()
     engine = server.engine()
     _, ended = callers(server).stream()

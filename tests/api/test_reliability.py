@@ -69,9 +69,8 @@ def test_a_killed_engine_is_replaced_and_sigterm_drains(launch: Callable[..., An
     assert set(statuses()) == {200}
 
 
-def test_a_stopped_engine_makes_health_fail_until_it_goes_on(launch: Callable[..., Any]) -> None:
-    server = launch(*SLOWLY)
-    server.wait()
+def test_a_stopped_engine_makes_health_fail_until_it_goes_on(workbench: Any) -> None:
+    server = workbench
     engine = server.engine()
     statuses = load(server.url, 16)
     wait_until(lambda: running(server))
@@ -84,10 +83,8 @@ def test_a_stopped_engine_makes_health_fail_until_it_goes_on(launch: Callable[..
     assert httpx.post(f"{server.url}/generate", json=BODY, timeout=120).status_code == 200
 
 
-def test_a_hundred_clients_that_never_read_cost_nobody_anything(launch: Callable[..., Any]) -> None:
+def test_a_hundred_clients_that_never_read_cost_nobody_anything(server: Any) -> None:
     """Their streams are computed and kept as one state each; neighbours are served meanwhile."""
-    server = launch("--stream-timeout", "300")
-    server.wait()
     short = {"input_ids": [9, 8, 7], "sampling_params": {"max_new_tokens": 8, "temperature": 0}}
     expected = httpx.post(f"{server.url}/generate", json=short, timeout=120).json()["output_ids"]
     engine, front = server.engine(), psutil.Process(server.process.pid)

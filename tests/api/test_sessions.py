@@ -6,19 +6,12 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 GREEDY = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def server(live: Callable[..., Any], zoo: Callable[[str], Path]) -> Any:
-    """In float32, where cached prefixes change no token."""
-    return live(str(zoo("llama")), "--dtype", "float32")
 
 
 @pytest.fixture

@@ -151,9 +151,7 @@ def test_tensors_over_http(
     assert "those labelled 'two' were sent and are lost" in server.log.read_text()
 
 
-def test_only_folders_where_the_operator_says_so(launch: Callable[..., Any], tmp_path: Path, cache: Path) -> None:
-    server = launch("--allow-weights-dir", str(tmp_path), "--max-body-bytes", "1000")
-    server.wait()
-    answer = httpx.post(f"{server.url}{ROUTE}", content=save({"a": torch.ones(1)}), headers=BYTES)
+def test_only_folders_where_the_operator_says_so(fleet: Any) -> None:
+    answer = httpx.post(f"{fleet.url}{ROUTE}", content=save({"a": torch.ones(1)}), headers=BYTES)
     assert (answer.status_code, answer.json()["success"]) == (400, False)
     assert "--allow-weights-dir" in answer.json()["message"]

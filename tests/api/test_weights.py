@@ -122,9 +122,8 @@ def test_a_pipe_in_place_of_a_file_is_refused_at_once(
     assert server.engine().pid == engine
 
 
-def test_an_update_under_load_loses_nobody(launch: Callable[..., Any], new: Path) -> None:
-    server = launch("--max-running-requests", "2")
-    server.wait()
+def test_an_update_under_load_loses_nobody(workbench: Any, new: Path) -> None:
+    server = workbench
     with httpx.Client(base_url=server.url, timeout=120) as http:
         before = ids(http)
         assert update(http, new).status_code == 200
@@ -156,12 +155,11 @@ def test_an_update_under_load_loses_nobody(launch: Callable[..., Any], new: Path
             assert result["meta_info"]["finish_reason"]["type"] == "length"
         assert server.engine().pid == engine
         assert http.get("/health").status_code == 200
+        assert http.post("/update_weight_version", json={"new_version": "default"}).status_code == 200
 
 
-def test_labels_allowed_folders_and_bad_names(launch: Callable[..., Any], new: Path, tmp_path: Path) -> None:
-    server = launch("--allow-weights-dir", str(tmp_path))
-    server.wait()
-    with httpx.Client(base_url=server.url, timeout=120) as http:
+def test_labels_allowed_folders_and_bad_names(fleet: Any, new: Path) -> None:
+    with httpx.Client(base_url=fleet.url, timeout=120) as http:
         refused = update(http, new)
         message = f"Failed to get weights iterator: {new} (repository not found)."
         assert (refused.status_code, refused.json()["message"]) == (400, message)
@@ -175,6 +173,7 @@ def test_labels_allowed_folders_and_bad_names(launch: Callable[..., Any], new: P
         assert unknown.json() == {"error": {"message": "Get parameter by name failed"}}
         too_many = http.post("/get_weights_by_name", json={"name": "lm_head.weight", "truncate_size": -1})
         assert too_many.status_code == 400
+        assert http.post("/update_weight_version", json={"new_version": "default"}).status_code == 200
 
 
 def test_a_checkpoint_with_another_recipe_for_vectors(

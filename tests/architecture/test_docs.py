@@ -121,10 +121,41 @@ def test_files_that_pages_name_exist(repository: Path) -> None:
         assert lost == [], page.name
 
 
+def anchors(text: str) -> list[str]:
+    """The anchors of a page: ids of its elements, and GitHub's of its headings."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings]
+    return re.findall(r'id="([^"]+)"', prose) + slugs
+
+
+def broken_links(pages: dict[Path, str]) -> list[str]:
+    """Links to files or anchors that don't exist, and anchors that occur twice. ``pages``: text by path."""
+    problems = []
+    for page, text in pages.items():
+        own = anchors(text)
+        problems += [f"{page.name} has two anchors {name!r}" for name in sorted(set(own)) if own.count(name) > 1]
+        for file, anchor in re.findall(r"\]\((?!\w+:)([^)#]*)(?:#([^)]*))?\)", text):
+            target = (page.parent / file).resolve() if file else page
+            if not target.exists():
+                problems.append(f"{page.name} links to {file}")
+            elif anchor and anchor not in anchors(pages.get(target, "")):
+                problems.append(f"{page.name} links to {file}#{anchor}")
+    return problems
+
+
 def test_links_between_pages_lead_somewhere(repository: Path) -> None:
-    for page in (*repository.glob("*.md"), *(repository / "docs").glob("*.md")):
-        for target in re.findall(r"\]\((?!\w+:)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    pages = [*repository.glob("*.md"), *(repository / "docs").glob("*.md")]
+    assert broken_links({page.resolve(): page.read_text() for page in pages}) == []
+
+
+def test_broken_links_are_found(tmp_path: Path) -> None:
+    for name in ("a.md", "b.md"):
+        (tmp_path / name).touch()
+    headings = "# A\n## Two words?\n```\n# Two words\n```\n"
+    a = f"{headings}[1](b.md) [2](b.md#yes) [3](b.md#no) [4](c.md) [5](#two-words) [6](#x)"
+    found = broken_links({tmp_path / "a.md": a, tmp_path / "b.md": '# B\n# B\n<a id="yes"></a>'})
+    assert found == ["a.md links to b.md#no", "a.md links to c.md", "a.md links to #x", "b.md has two anchors 'b'"]
 
 
 OWNERS = {

@@ -187,7 +187,7 @@ def test_a_field_that_nobody_reads_is_found() -> None:
 @pytest.mark.parametrize(
     ("schema", "module", "read"),
     [
-        (ChatBody, "trunkline.plugins.generation.openai.chat", "body.extra_key"),
+        (ChatBody, "trunkline.plugins.generation.openai.chat_routes", "body.extra_key"),
         (GenerateBody, "trunkline.plugins.generation.native.make_job", "body.extra_key"),
         (ChatMessage, "trunkline.core.server.api.chat_messages", "role"),
     ],

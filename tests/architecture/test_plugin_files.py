@@ -39,8 +39,8 @@ def misnamed(source: Source) -> str:
         return f"{source.name}: stages are in stage.py, and only there"
     if ("hookimpl" in decorators(source)) != (name == "__init__" and source.name.count(".") == 1):
         return f"{source.name}: hooks are in the plugin's __init__.py, and only there"
-    if name == "routes" and not HTTP & decorators(source):
-        return f"{source.name} has no route"
+    if (name == "routes" or name.endswith("_routes")) != bool(HTTP & decorators(source)):
+        return f"{source.name}: route handlers are in routes.py and *_routes.py, and only there"
     if name == "settings" and "Struct" not in bases(source):
         return f"{source.name} has no settings"
     if name == "service" and "Service" not in defined(source):
@@ -73,6 +73,8 @@ def test_every_plugin_has_a_service_for_routes_and_scripts(repository: Path) -> 
         ("stage", "X = 1"),
         ("recorder", "class A(Stage): ..."),
         ("routes", "def routes(): ..."),
+        ("chat_routes", "def routes(): ..."),
+        ("openai", "def routes():\n    @post('/v1/x')\n    async def x(): ..."),
         ("settings", 'TASK = "x"'),
         ("heads", "@hookimpl\ndef trunkline_heads(): ..."),
     ],

@@ -18,7 +18,7 @@ testpaths = ["tests"]
 [tool.trunkline.suites]
 good = { minutes = 5, about = "passes" }
 bad = { minutes = 5, about = "has a test that fails" }
-long = { minutes = 0.1, about = "takes longer than its budget" }
+long = { minutes = 0.05, about = "takes longer than its budget" }
 absent = { minutes = 5, about = "lacks what it needs" }
 """
 

@@ -54,12 +54,10 @@ def demo() -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(
-    demo: Path, load_script: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
+def server(demo: Path, live_server: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A live server of the demo model in float32, so that its numbers compare with those of transformers."""
     log = tmp_path_factory.mktemp("live") / "log"
-    live = load_script("tests/api/conftest.py").LiveServer([MODEL, "--dtype", "float32"], log)
+    live = live_server.LiveServer([MODEL, "--dtype", "float32"], log)
     live.wait()
     yield live
     live.close()

@@ -8,7 +8,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -204,8 +204,13 @@ async def start(host: Host, command: list[str], configure: Callable[..., Config]
 
 
 @pytest.fixture
-async def listen() -> AsyncIterator[Callable[[Litestar], Any]]:
-    """``await listen(app)``: serve it on a free port of 127.0.0.1; the port."""
+async def listen(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[Litestar], Any]]:
+    """``await listen(app)``: serve it on a free port of 127.0.0.1; the port.
+
+    uvicorn looks ten times a second whether it shall stop, and then sleeps as long once more: here it looks oftener.
+    """
+    hurried = {"sleep": lambda seconds: asyncio.sleep(min(seconds, 0.01))}
+    monkeypatch.setattr("uvicorn.server.asyncio", SimpleNamespace(**{**vars(asyncio), **hurried}))
     running: list[tuple[Any, asyncio.Task[None]]] = []
 
     async def make(app: Litestar) -> int:
@@ -221,6 +226,7 @@ async def listen() -> AsyncIterator[Callable[[Litestar], Any]]:
     for server, task in running:
         server.should_exit = server.force_exit = True
         await task
+        await server.lifespan.shutdown()  # which force_exit leaves out
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trunkline.kernels import attention_decode
+from trunkline.kernels import attention_extend
 from trunkline.kernels.backend import Backend, choose
 from trunkline.kernels.cpu.attention import paged
 from trunkline.kernels.layout import Layout
@@ -150,7 +150,7 @@ def four_threads(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Four threads, for work of any size."""
     before = torch.get_num_threads()
     torch.set_num_threads(4)
-    monkeypatch.setattr(attention_decode, "_MIN_PARALLEL", 0)
+    monkeypatch.setattr(attention_extend, "MIN_PARALLEL", 0)
     yield
     torch.set_num_threads(before)
 

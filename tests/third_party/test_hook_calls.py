@@ -16,6 +16,7 @@ from types import ModuleType
 
 import httpx
 import pytest
+from safetensors.torch import load_file, save
 
 from trunkline.core import Engine, hookspecs
 from trunkline.plugins.generation import hooks as generation_hooks
@@ -79,27 +80,27 @@ names = [name for module in (hookspecs, hooks) for name in vars(module) if name.
 globals().update({name: counted(name) for name in names})
 """
 
-# Hook -> calls with one model and --enable-metrics: at the start in the front and in the engine, at an update in the
-# front and the engine.
+# Hook -> calls with one model and --enable-metrics, in the front and in the engine: at the start, at an update from
+# disk, at an update from tensors.
 CALLS = {
-    "trunkline_hookspecs": (1, 1, 0, 0),
-    "trunkline_settings": (1, 1, 0, 0),
-    "trunkline_commands": (1, 0, 0, 0),
-    "trunkline_resolve_model": (2, 1, 1, 1),
-    "trunkline_tokenizer": (1, 1, 0, 0),
-    "trunkline_weights": (0, 1, 0, 1),
-    "trunkline_serves": (0, 1, 0, 1),
-    "trunkline_heads": (0, 1, 0, 1),
-    "trunkline_stages": (0, 1, 0, 1),
-    "trunkline_expert_observers": (0, 1, 0, 0),
-    "trunkline_request_observers": (1, 0, 0, 0),
-    "trunkline_metrics": (1, 0, 0, 0),
-    "trunkline_controls": (0, 1, 0, 0),
-    "trunkline_info": (1, 0, 1, 0),
-    "trunkline_routes": (1, 0, 0, 0),
-    "trunkline_app_config": (1, 0, 0, 0),
-    "trunkline_logits_processors": (0, 1, 0, 1),
-    "trunkline_stop_conditions": (0, 1, 0, 1),
+    "trunkline_hookspecs": (1, 1, 0, 0, 0, 0),
+    "trunkline_settings": (1, 1, 0, 0, 0, 0),
+    "trunkline_commands": (1, 0, 0, 0, 0, 0),
+    "trunkline_resolve_model": (2, 1, 1, 1, 0, 0),
+    "trunkline_tokenizer": (1, 1, 0, 0, 0, 0),
+    "trunkline_weights": (0, 1, 0, 1, 0, 0),
+    "trunkline_serves": (0, 1, 0, 1, 0, 0),
+    "trunkline_heads": (0, 1, 0, 1, 0, 1),
+    "trunkline_stages": (0, 1, 0, 1, 0, 1),
+    "trunkline_expert_observers": (0, 1, 0, 0, 0, 0),
+    "trunkline_request_observers": (1, 0, 0, 0, 0, 0),
+    "trunkline_metrics": (1, 0, 0, 0, 0, 0),
+    "trunkline_controls": (0, 1, 0, 0, 0, 0),
+    "trunkline_info": (1, 0, 1, 0, 1, 0),
+    "trunkline_routes": (1, 0, 0, 0, 0, 0),
+    "trunkline_app_config": (1, 0, 0, 0, 0, 0),
+    "trunkline_logits_processors": (0, 1, 0, 1, 0, 1),
+    "trunkline_stop_conditions": (0, 1, 0, 1, 0, 1),
 }
 # Called for a client, wherever it is.
 CLIENT = ("trunkline_resolve_model", "trunkline_tokenizer", "trunkline_request_observers")
@@ -143,6 +144,12 @@ def model(zoo: Callable[[str], Path]) -> Path:
     return zoo("qwen3-moe")
 
 
+def changed(model: Path) -> bytes:
+    """A safetensors file with one of the model's tensors, which is changed."""
+    name, tensor = next(iter(load_file(model / "model.safetensors").items()))
+    return save({name: tensor + 1})
+
+
 def column(index: int) -> Counter[str]:
     return Counter({hook: counts[index] for hook, counts in CALLS.items() if counts[index]})
 
@@ -153,7 +160,9 @@ def test_the_table_is_what_the_hooks_say(load_script: Callable[[str], ModuleType
     assert set(CALLS) == {name for name in specified if name.startswith("trunkline_")}
     for hook, (front, engine, *update) in CALLS.items():
         expected = {"Front": front, "Engine": engine, "Update": sum(update)}
-        assert generator.when_called(hook).keys() == {where for where, count in expected.items() if count}, hook
+        said = generator.when_called(hook)
+        assert said.keys() == {where for where, count in expected.items() if count}, hook
+        assert said.get("Update", "").startswith("from disk, ") == (update[:2] != update[2:]), hook
 
 
 def test_both_processes_at_the_start_and_at_an_update(calls: Calls, model: Path, tmp_path: Path) -> None:
@@ -182,6 +191,14 @@ def test_both_processes_at_the_start_and_at_an_update(calls: Calls, model: Path,
             update = calls.since()
             assert update.pop(server.pid) == column(2)
             assert list(update.values()) == [column(3)]
+            headers = {"content-type": "application/octet-stream"}
+            sent = {"content": changed(model), "headers": headers, "timeout": 120}
+            answer = httpx.post(f"{url}/update_weights_from_tensor", params={"weight_version": "sent"}, **sent)
+            assert answer.json()["success"], answer.text
+            assert httpx.get(f"{url}/model_info").json()["weight_version"] == "sent"
+            update = calls.since()
+            assert update.pop(server.pid) == column(4)
+            assert list(update.values()) == [column(5)]
         finally:
             server.send_signal(signal.SIGTERM)
 
@@ -192,6 +209,9 @@ def test_an_engine_in_this_process(calls: Calls, model: Path, tmp_path: Path) ->
         assert calls.since() == {os.getpid(): column(1) + Counter(CLIENT)}
         assert engine.call("update_weights", model_path=str(other))["success"]
         assert calls.since() == {os.getpid(): column(3)}
+        (tmp_path / "sent").write_bytes(changed(model))
+        assert engine.call("update_weights_from_tensor", path=str(tmp_path / "sent"))["success"]
+        assert calls.since() == {os.getpid(): column(5)}
 
 
 def test_other_commands(calls: Calls) -> None:

@@ -61,3 +61,11 @@ config = Config.load({"settings": {"surprise": {"surprise_max_tokens": 7}}}, hos
 print(json.dumps(Config.load(config.dump(), host).dump()["settings"]["surprise"]))
 """
     assert json.loads(python(outside, code)) == {"surprise_max_tokens": 7}
+
+
+def test_its_own_tests_pass(outside: Path) -> None:
+    """With the test kit, as docs/plugins.md shows."""
+    tests = outside.parent.parent / "trunkline-surprise" / "test_surprise.py"
+    options = ["-q", "-p", "trunkline.core.testing", "-p", "no:cacheprovider", "-c", "/dev/null", str(tests)]
+    done = subprocess.run([outside / "python", "-m", "pytest", *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -119,7 +119,7 @@ class Occupation:
                     lane.saved_weights = None
                 lane.released -= tags
                 if tags:
-                    log.info("%s has its memory again: %s", lane.served.name, ", ".join(sorted(tags)))
+                    log.info("%s: memory restored: %s", lane.served.name, ", ".join(sorted(tags)))
         self._loop.send([Answer(call.key)])
 
 

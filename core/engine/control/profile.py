@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 from torch.profiler import ProfilerActivity, profile
 
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.messages import Answer, Call
 from trunkline.core.engine.scheduling.batch import Batch
 from trunkline.core.errors import RequestError
-from trunkline.core.types import Step
+from trunkline.core.types import Count, Step
 
 from .maintenance import AfterPass
 
@@ -31,14 +31,12 @@ FOLDER_VARIABLE = "SGLANG_TORCH_PROFILER_DIR"
 ALREADY_RUNNING = "Profiling is already in progress. Call /stop_profile first."  # SGLang's text
 NOT_RUNNING = "Profiling is not in progress. Call /start_profile first."
 
-Steps = Annotated[int, Meta(ge=0, lt=1 << 62)]
-
 
 class ProfileArguments(Struct, kw_only=True):
     """Arguments of the control ``start_profile``. ``start_step``: a number of passes since the engine's start."""
 
-    start_step: Steps | None = None
-    num_steps: Steps | None = None
+    start_step: Count | None = None
+    num_steps: Count | None = None
     memory: bool = False
     with_stack: bool = False
     record_shapes: bool = False

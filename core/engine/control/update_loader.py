@@ -13,7 +13,7 @@ import msgspec
 from trunkline.core.config import Config
 from trunkline.core.engine.candidates import Candidate, choose_tasks
 from trunkline.core.engine.lane import Lane, WeightUpdate
-from trunkline.core.engine.memory import Grant, gib
+from trunkline.core.engine.memory import MemoryShare, gib
 from trunkline.core.engine.messages import NOT_FOUND
 from trunkline.core.engine.resources import available_bytes
 from trunkline.core.engine.runner import Runner
@@ -108,7 +108,9 @@ class UpdateLoader:
             )
         settings = self._config.settings_of(candidate.settings)
         stored = None if tensors is None else tensors.items()
-        served, model, stages = assemble(candidate, lane.grant, settings, self._host, lane.model.tokenizer, stored)
+        served, model, stages = assemble(
+            candidate, lane.grant, settings, self._host, lane.model.tokenizer, stored, lane.model
+        )
         served = msgspec.structs.replace(served, tokenizer_path=lane.served.tokenizer_path)
         if missing := [task for task in lane.stages if task not in model.stages]:
             raise ModelError(f"The checkpoint doesn't serve {missing[0]}: {served.refused[missing[0]]}")
@@ -118,13 +120,11 @@ class UpdateLoader:
             )
         if model.kv_shapes != lane.model.kv_shapes or model.dtype != lane.model.dtype:
             raise ModelError("The checkpoint's keys and values have other shapes than the served model's")
-        if model.expert_watch is not None:  # the same observers continue
-            model.expert_watch.provided = lane.model.expert_watch.provided
         runner = Runner(model, stages, lane.runner.pool, lane.runner.table, lane.runner.device, model.expert_watch)
         return WeightUpdate(candidate, served, model, stages, runner)
 
     def _examine(
-        self, lane: Lane, served: Candidate, grant: Grant, source: ModelSource, arguments: UpdateWeights
+        self, lane: Lane, served: Candidate, grant: MemoryShare, source: ModelSource, arguments: UpdateWeights
     ) -> Candidate:
         """Examine a checkpoint by its config. ModelError unless its architecture and tensor shapes are those served."""
         settings, current = self._next_settings(lane, arguments), lane.model.info

@@ -27,7 +27,7 @@ class Batch:
 
 
 @dataclass(slots=True)
-class Draft:
+class BatchDraft:
     """A batch while it is being built."""
 
     budget: int  # tokens that prompts may still take

@@ -18,7 +18,7 @@ from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
 from trunkline.core.types import Request
 
-from .batch import Batch, Draft
+from .batch import Batch, BatchDraft
 from .reserve import Reserve
 from .row import Row
 from .waiting import Entry, InFlight, WaitingQueue, launch, retraction_cost, sort_running
@@ -143,7 +143,7 @@ class Scheduler:
         """
         if ahead and self.boundaries:
             return None  # the tokens that are awaited may take a sequence past a boundary
-        draft = Draft(budget=self._capacity)
+        draft = BatchDraft(budget=self._capacity)
         self.reserve.lower()
         if self.boundaries:
             self._requeue_past_boundary(draft)
@@ -193,7 +193,7 @@ class Scheduler:
 
     # -- steps of plan ---------------------------------------------------------------------------
 
-    def _requeue_past_boundary(self, draft: Draft) -> None:
+    def _requeue_past_boundary(self, draft: BatchDraft) -> None:
         """Queue requests again whose length has exceeded a boundary: their keys have the old rotary frequencies.
 
         This happens at most once per request and boundary, so the oldest request still ends.
@@ -203,15 +203,15 @@ class Scheduler:
                 self._requeue(entry)
                 draft.restarted.append(entry.request)
 
-    def _slots_left(self, draft: Draft) -> int:
+    def _slots_left(self, draft: BatchDraft) -> int:
         """Slots that can be allocated beyond those that the draft takes."""
         return self._ledger.available - draft.slots
 
-    def _continue_prompts(self, draft: Draft, prefilling: list[Entry]) -> None:
+    def _continue_prompts(self, draft: BatchDraft, prefilling: list[Entry]) -> None:
         for entry in prefilling:
             self._add_chunk(draft, entry)
 
-    def _add_chunk(self, draft: Draft, entry: Entry) -> None:
+    def _add_chunk(self, draft: BatchDraft, entry: Entry) -> None:
         """Add as much of the prompt as the token budget and free slots allow; without chunking, all or nothing."""
         missing = entry.length - entry.launched
         allocated = entry.allocated - entry.launched  # slots left from a batch that was cancelled
@@ -220,7 +220,7 @@ class Scheduler:
             draft.budget -= count
             draft.add(entry, entry.launched + count)
 
-    def _retract(self, draft: Draft) -> bool:
+    def _retract(self, draft: BatchDraft) -> bool:
         """Free the slots of the cheapest running request and queue it again; False when only one runs.
 
         Cheapest means: lowest priority, then fewest tokens to recompute, then admitted last. Never the
@@ -243,7 +243,7 @@ class Scheduler:
         entry.running = False
         self.queue.requeue(entry)
 
-    def _admit(self, draft: Draft) -> None:
+    def _admit(self, draft: BatchDraft) -> None:
         """Start waiting requests in the queue's order, while token budget, ``max_running`` and slots allow.
 
         Stops at the first request that doesn't fit; if smaller ones overtook it, large requests could starve.
@@ -301,7 +301,7 @@ class Scheduler:
                 in_flight.add(entry)
         return in_flight
 
-    def _allocate(self, draft: Draft, decodes: int) -> Batch | None:
+    def _allocate(self, draft: BatchDraft, decodes: int) -> Batch | None:
         if not draft.entries:
             return None
         self._ledger.grow(draft.entries, draft.ends)

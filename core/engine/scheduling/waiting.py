@@ -6,7 +6,7 @@ from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from trunkline.core.cache.ledger import Holding
+from trunkline.core.cache.ledger import SlotAllocation
 
 from .row import Row
 
@@ -15,7 +15,7 @@ _MIN_SHARED = 32  # tokens; for a shorter common prefix, waiting doesn't pay
 
 
 @dataclass(slots=True, eq=False)
-class Entry(Holding):
+class Entry(SlotAllocation):
     """The scheduler's state of one request (``Request.schedule``): its slots, and its position in the queue."""
 
     order: int = 0  # number in order of arrival
@@ -128,24 +128,24 @@ class InFlight:
     """Prefixes that running requests will compute in the next pass, so that other requests can wait for them."""
 
     def __init__(self) -> None:
-        self._next: dict[tuple[bytes, int, bytes], Holding] = {}
+        self._next: dict[tuple[bytes, int, bytes], SlotAllocation] = {}
 
-    def add(self, holding: Holding) -> None:
+    def add(self, allocation: SlotAllocation) -> None:
         """Add a running request; without effect unless it has at least ``_MIN_SHARED`` tokens to compute."""
-        request = holding.request
+        request = allocation.request
         start, end = request.computed, request.computed + _MIN_SHARED
         if request.cacheable and end <= len(request.tokens):
-            tokens = holding.tokens(end)
-            self._next[holding.namespace, start, tokens[start:].tobytes()] = holding
+            tokens = allocation.tokens(end)
+            self._next[allocation.namespace, start, tokens[start:].tobytes()] = allocation
 
-    def covers(self, holding: Holding, cached: int) -> bool:
+    def covers(self, allocation: SlotAllocation, cached: int) -> bool:
         """Whether the next pass adds at least ``_MIN_SHARED`` tokens to this waiting request's cached prefix.
 
         ``cached``: the prefix's length now, in tokens.
         """
         end = cached + _MIN_SHARED
-        if not self._next or end > holding.reusable():
+        if not self._next or end > allocation.reusable():
             return False
-        tokens = holding.tokens(end)
-        other = self._next.get((holding.namespace, cached, tokens[cached:].tobytes()))
+        tokens = allocation.tokens(end)
+        other = self._next.get((allocation.namespace, cached, tokens[cached:].tobytes()))
         return other is not None and tokens.tobytes() == other.tokens(end).tobytes()

@@ -121,9 +121,9 @@ class FusedLayer(nn.Module):
     ) -> torch.Tensor:
         """The interface of transformers' layers: ``[1, T, H]`` -> ``[1, T, H]``; cos and sin ``[1, T, R]``."""
         cos, sin = position_embeddings
-        return self.step(hidden_states[0], cos[0], sin[0], trunk)[None]
+        return self.compute(hidden_states[0], cos[0], sin[0], trunk)[None]
 
-    def step(
+    def compute(
         self,
         x: torch.Tensor,
         cos: torch.Tensor,
@@ -209,7 +209,7 @@ class FusedLayer(nn.Module):
     def record(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext, scratch: Scratch
     ) -> None:
-        """:meth:`step` of a :attr:`recordable` layer, in place on ``x``; intermediate results are in ``scratch``."""
+        """:meth:`compute` of a :attr:`recordable` layer, in place on ``x``; intermediate results are in ``scratch``."""
         assert self.gate_up is not None
         assert self.down is not None
         norms, width = self.norms, x.shape[1]
@@ -275,11 +275,11 @@ class FusedForward:
                 self._recorded = RecordedDecode(self.layers, trunk, x, cos)
             return self._recorded.run(x, cos, sin, trunk), False
         for layer in self.layers[:-1]:
-            x = layer.step(x, cos, sin, trunk)
+            x = layer.compute(x, cos, sin, trunk)
         last = self.layers[-1]
         if last.mlp is not None:  # a mixture of experts must see all tokens: observers count them
-            return last.step(x, cos, sin, trunk), False
-        return last.step(x, cos, sin, trunk, trunk.wanted), trunk.wanted is not None
+            return last.compute(x, cos, sin, trunk), False
+        return last.compute(x, cos, sin, trunk, trunk.wanted), trunk.wanted is not None
 
 
 def _is_requested(value: Any) -> bool:

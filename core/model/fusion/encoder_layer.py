@@ -60,9 +60,9 @@ class FusedEncoderLayer(nn.Module):
         """The interface of transformers' layers: ``[1, T, H]`` -> ``[1, T, H]``. ValueError for padded batches."""
         if trunk is None or attention_mask is not None or len(hidden_states) != 1:
             raise ValueError("fused layers run packed sequences: they need a ForwardContext, and take no mask")
-        return self.step(hidden_states[0], trunk)[None]
+        return self.compute(hidden_states[0], trunk)[None]
 
-    def step(self, x: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
+    def compute(self, x: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
         """``x`` [T, H] -> [T, H]."""
         attended = self._attend(x, trunk)
         result = torch.empty_like(x)
@@ -150,7 +150,7 @@ class FusedEncoderForward:
         assert trunk is not None
         x = self.embeddings(**given)[0]
         for layer in self.layers:
-            x = layer.step(x, trunk)
+            x = layer.compute(x, trunk)
         hidden = x[None]
         if self.pooler is None:
             return self.output(last_hidden_state=hidden)

@@ -41,11 +41,11 @@ class Layer(Protocol):
     def recordable(self) -> bool:
         """Whether :meth:`record` supports the layer."""
 
-    def step(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor: ...
+    def compute(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor: ...
     def record(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext, scratch: Scratch
     ) -> None:
-        """:meth:`step`, in place on ``x``; intermediate results are in ``scratch``."""
+        """:meth:`compute`, in place on ``x``; intermediate results are in ``scratch``."""
 
 
 class RecordedDecode:
@@ -56,9 +56,8 @@ class RecordedDecode:
         self.pool, self.table = trunk.pool, trunk.layout.table
         self.capacity = rows = max(32, 2 * trunk.layout.rows)
         self.layout = packed_layout([1] * rows)
-        self.layout.kv_len.fill(
-            self.table.shape[1]
-        )  # the largest possible: launches choose their number of threads by it
+        # The largest possible length: launches choose their number of threads by it.
+        self.layout.kv_len.fill(self.table.shape[1])
         self.layout.table, self.layout.decodes = self.table, rows
         self.layout.out_slots = torch.zeros(rows, dtype=torch.int64)
         self.scratch = Scratch(rows, x.dtype)
@@ -108,6 +107,6 @@ def can_replay(
     x, cos, sin = (torch.randn(rows, width, generator=noise).to(dtype) for width in (hidden, rotary_dim, rotary_dim))
     expected = x
     for layer in layers:
-        expected = layer.step(expected, cos, sin, trunk)
+        expected = layer.compute(expected, cos, sin, trunk)
     played = RecordedDecode(layers, trunk, x, cos).run(x, cos, sin, trunk)
     return bool((played - expected).abs().max() <= tolerance * expected.abs().max())

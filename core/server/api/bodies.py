@@ -121,7 +121,8 @@ async def _read(request: AnyRequest) -> list[bytes]:
                     deadline.reschedule(asyncio.get_running_loop().time() + stall_seconds)
     except TimeoutError:
         raise RequestError(
-            f"The body arrived too slowly: less than {SLOWEST_BODY} bytes a second for {stall_seconds:g} s.", status=408
+            f"The body arrived too slowly: less than {SLOWEST_BODY} bytes per second for {stall_seconds:g} s.",
+            status=408,
         ) from None
     return chunks
 

@@ -10,18 +10,18 @@ from trunkline.core.client.truncate import Truncation
 from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
 
 from .fields import (
-    Accounting,
     Ignored,
-    MediaOption,
-    MessagesOption,
-    OverridesOption,
-    Padding,
-    Placement,
+    IgnoredAccountingField,
+    IgnoredMediaOption,
+    IgnoredMessagesOption,
+    IgnoredOverridesOption,
+    IgnoredPlacementField,
+    IgnoredTruncationSide,
     Refused,
-    TruncateTokens,
-    TruncationSide,
     Unsupported,
     UnsupportedMedia,
+    UnsupportedPadding,
+    UnsupportedTruncateTokens,
 )
 
 
@@ -47,16 +47,16 @@ class SGLangPoolingBody(Struct):
     multi_item_delimiter_indices: Unsupported = None
     return_pooled_hidden_states: Unsupported = None
     return_prompt_token_ids: Unsupported = None
-    modalities: MediaOption = None
-    log_metrics: Accounting = None
-    data_parallel_rank: Placement = None
-    routed_dp_rank: Placement = None
-    embed_override_token_id: OverridesOption = None
-    background: Accounting = None
-    external_trace_header: Accounting = None
-    received_time: Accounting = None
-    routing_key: Placement = None
-    http_worker_ipc: Placement = None
+    modalities: IgnoredMediaOption = None
+    log_metrics: IgnoredAccountingField = None
+    data_parallel_rank: IgnoredPlacementField = None
+    routed_dp_rank: IgnoredPlacementField = None
+    embed_override_token_id: IgnoredOverridesOption = None
+    background: IgnoredAccountingField = None
+    external_trace_header: IgnoredAccountingField = None
+    received_time: IgnoredAccountingField = None
+    routing_key: IgnoredPlacementField = None
+    http_worker_ipc: IgnoredPlacementField = None
 
 
 class OpenAIPoolingBody(Struct):
@@ -71,16 +71,16 @@ class OpenAIPoolingBody(Struct):
     extra_key: CacheKey | None = None
     messages: Annotated[Any, Refused("{field} is not supported; send texts as input.")] = None
     chat_template: Annotated[Any, Refused("{field} can't be sent: templates come from the server's operator.")] = None
-    truncate_prompt_tokens: TruncateTokens = None
+    truncate_prompt_tokens: UnsupportedTruncateTokens = None
     add_special_tokens: Annotated[Any, Refused("{field} is not supported; send token ids.", (True,), empty=False)] = (
         None
     )
-    padding: Padding = None
-    truncation_side: TruncationSide = None
-    add_generation_prompt: MessagesOption = None
-    continue_final_message: MessagesOption = None
-    chat_template_kwargs: MessagesOption = None
-    mm_processor_kwargs: MediaOption = None
-    media_io_kwargs: MediaOption = None
-    user: Accounting = None
+    padding: UnsupportedPadding = None
+    truncation_side: IgnoredTruncationSide = None
+    add_generation_prompt: IgnoredMessagesOption = None
+    continue_final_message: IgnoredMessagesOption = None
+    chat_template_kwargs: IgnoredMessagesOption = None
+    mm_processor_kwargs: IgnoredMediaOption = None
+    media_io_kwargs: IgnoredMediaOption = None
+    user: IgnoredAccountingField = None
     request_id: Annotated[Any, Ignored("rid is the request's id")] = None

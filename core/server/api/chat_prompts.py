@@ -13,7 +13,7 @@ from trunkline.core.client.truncate import check_characters
 from trunkline.core.errors import RequestError
 from trunkline.core.types import EngineClient, ServedModel, Tokenizer
 
-from .chat_templates import shape_contents, template_variables
+from .chat_templates import contents_for_template, template_variables
 from .deadline import TEMPLATE_SECONDS, TookTooLong, deadline
 
 SHOWN_ERROR = 500  # characters of a template's error; it may quote the whole chat
@@ -39,8 +39,8 @@ def template_options(
 
     RequestError for what contradicts itself or has no effect on it.
     """
-    goes_on = bool(continue_final_message)
-    if goes_on and add_generation_prompt:
+    continues = bool(continue_final_message)
+    if continues and add_generation_prompt:
         raise RequestError(
             "continue_final_message and add_generation_prompt can't both be true: the answer either continues the "
             "final message or begins a new one.",
@@ -55,8 +55,8 @@ def template_options(
                 param="chat_template_kwargs",
             )
     return TemplateOptions(
-        add_generation_prompt=not goes_on if add_generation_prompt is None else add_generation_prompt,
-        continue_final_message=goes_on,
+        add_generation_prompt=not continues if add_generation_prompt is None else add_generation_prompt,
+        continue_final_message=continues,
         variables={**_effort(effort, tokenizer), **given},
     )
 
@@ -100,10 +100,10 @@ async def chat_prompt(
 
 
 def render_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], model: str, options: TemplateOptions) -> str:
-    """The prompt. RequestError when the model has no template, or its template can't or won't do these messages."""
+    """The prompt. RequestError when the model has no template, or the template raises for these messages."""
     if not tokenizer.chat_template:
         raise RequestError(f"{model} has no chat template; send a text prompt, or start it with --chat-template FILE.")
-    shaped = shape_contents(tokenizer, messages)  # has a time limit of its own
+    shaped = contents_for_template(tokenizer, messages)  # has a time limit of its own
     try:
         with deadline(TEMPLATE_SECONDS):
             text: str = tokenizer.apply_chat_template(

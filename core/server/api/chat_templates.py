@@ -30,13 +30,14 @@ SAME = {"default", "d", "list", "reject", "reverse", "select", "sort", "unique"}
 PART_KEYS = {"text", "type"}
 CHOOSE = {"selectattr", "rejectattr"}  # filters that read attributes of the elements, and keep the kind of value
 MARKER = "50273916840"  # the text of test messages; digits, because templates may change the case of letters
-# Roles of test conversations; templates refuse or leave out roles that they don't know. The last is for rerankers.
+# Roles of test conversations; templates refuse or leave out roles that they don't know. The last are those of
+# templates that compare two texts.
 PROBES = (("system", "user", "assistant", "user"), ("user", "assistant", "user"), ("user",), ("query", "document"))
 
 _decided: dict[str, bool] = {}  # template -> whether it needs parts; a server has at most one template per model
 
 
-def shape_contents(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def contents_for_template(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The messages with every ``content`` (a string or a list of text parts) in the form that the template needs."""
     shape = _as_parts if needs_parts(tokenizer) else _as_string
     return [message | {"content": shape(message["content"])} for message in messages]

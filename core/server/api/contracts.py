@@ -11,8 +11,8 @@ from typing import Any, get_type_hints
 import msgspec
 from litestar.handlers import HTTPRouteHandler
 
-from trunkline.core.discovery import Plugin, describe
-from trunkline.core.errors import PluginError
+from trunkline.core.discovery import Plugin
+from trunkline.core.errors import PluginError, describe_error
 
 from .bodies import AnyRequest
 
@@ -53,7 +53,7 @@ def contain(handler: HTTPRouteHandler, plugin: Plugin) -> None:
         except (Exception, asyncio.CancelledError):
             raise
         except BaseException as error:
-            raise fault(f"raised {describe(error)}") from error
+            raise fault(f"raised {describe_error(error)}") from error
 
     @functools.wraps(function)
     def call_sync(*args: Any, **kwargs: Any) -> Any:
@@ -62,7 +62,7 @@ def contain(handler: HTTPRouteHandler, plugin: Plugin) -> None:
         except Exception:
             raise
         except BaseException as error:
-            raise fault(f"raised {describe(error)}") from error
+            raise fault(f"raised {describe_error(error)}") from error
 
     handler(call if inspect.iscoroutinefunction(function) else call_sync)
 

@@ -53,25 +53,25 @@ class Ignored:
 
 Unsupported = Annotated[Any, Refused()]
 """Type of a field that isn't supported; null and empty values are accepted."""
-OnlyNull = Annotated[Any, Refused(empty=False)]
+UnsupportedUnlessNull = Annotated[Any, Refused(empty=False)]
 """Type of a field that isn't supported and for which 0 or {} is a request, too; only null is accepted."""
 UnsupportedMedia = Annotated[Any, Refused("{field} is not supported: this server takes text only. Leave it out.")]
 """Type of a field that carries images, video or audio: refused."""
-MediaOption = Annotated[Any, Ignored("it is about images, video or audio, which are refused")]
+IgnoredMediaOption = Annotated[Any, Ignored("it is about images, video or audio, which are refused")]
 """Type of a field that only says how to treat images, video or audio: ignored."""
-Accounting = Annotated[Any, Ignored("the server keeps no record of requests for its clients")]
+IgnoredAccountingField = Annotated[Any, Ignored("the server keeps no record of requests for its clients")]
 """Type of a field for the records of a hosted service: ignored."""
-Placement = Annotated[Any, Ignored("it chooses between replicas, and this server is one")]
+IgnoredPlacementField = Annotated[Any, Ignored("it chooses between replicas, and this server is one")]
 """Type of a field that chooses a replica: ignored."""
-MessagesOption = Annotated[Any, Ignored("it matters only with messages, which are refused")]
+IgnoredMessagesOption = Annotated[Any, Ignored("it matters only with messages, which are refused")]
 """Type of a field that only says how to treat messages: ignored."""
-OverridesOption = Annotated[Any, Ignored("it matters only with embed_overrides, which are refused")]
+IgnoredOverridesOption = Annotated[Any, Ignored("it matters only with embed_overrides, which are refused")]
 """Type of a field that only says how to treat embed_overrides: ignored."""
-Padding = Annotated[Any, Refused("{field} is not supported: inputs are never padded.", ("do_not_pad",))]
+UnsupportedPadding = Annotated[Any, Refused("{field} is not supported: inputs are never padded.", ("do_not_pad",))]
 """Type of a field that asks for padding: refused."""
-TruncateTokens = Annotated[Any, Refused("{field} is not supported; truncate is.", empty=False)]
+UnsupportedTruncateTokens = Annotated[Any, Refused("{field} is not supported; truncate is.", empty=False)]
 """Type of vLLM's truncate_prompt_tokens: refused."""
-TruncationSide = Annotated[Any, Ignored("it matters only with truncate_prompt_tokens, which is refused")]
+IgnoredTruncationSide = Annotated[Any, Ignored("it matters only with truncate_prompt_tokens, which is refused")]
 """Type of vLLM's truncation_side: ignored."""
 
 

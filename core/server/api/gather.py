@@ -16,7 +16,7 @@ from .prepare import PreparedInput
 from .reply_schemas import FinishReason, ItemMeta, Usage
 
 
-async def run_all(
+async def submit_and_wait(
     engine: EngineClient,
     served: ServedModel,
     task: str,

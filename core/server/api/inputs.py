@@ -36,7 +36,7 @@ class Inputs(Struct, frozen=True):
 # -- what bodies hold ------------------------------------------------------------------------
 
 
-def parse_inputs(given: Sequence[Any]) -> Inputs:
+def inputs_from_python(given: Sequence[Any]) -> Inputs:
     """The inputs of a Python caller (argument ``texts``): texts and pairs of texts, or lists of token ids.
 
     RequestError for an entry of another type, and for texts mixed with token ids.
@@ -57,7 +57,7 @@ def parse_inputs(given: Sequence[Any]) -> Inputs:
     return Inputs(texts=texts, ids=ids, field="texts")
 
 
-def read_inputs(text: str | list[str | list[str]] | None, input_ids: list[int | list[int]] | None) -> Inputs:
+def inputs_from_body(text: str | list[str | list[str]] | None, input_ids: list[int | list[int]] | None) -> Inputs:
     """The inputs of a body with ``text`` (one, several, pairs) or ``input_ids``. RequestErrors have SGLang's texts."""
     if text is None and input_ids is None:
         raise RequestError("At least one of text, input_ids, or image should be provided")
@@ -100,7 +100,7 @@ def assign_rids(
     If the client sent one id for several inputs, the input's index is appended; RequestError unless ``number``.
     """
     if isinstance(given, str) and given and not single and not number:
-        raise RequestError("rid must be a list with one id an input for a batch.", param="rid")
+        raise RequestError("For a batch, rid must be a list with one id per input.", param="rid")
     if isinstance(given, list) and len(given) != count:
         raise RequestError("The specified rids length mismatch with the batch_size for batch processing.", param="rid")
     if samples > 1 or not given:
@@ -122,22 +122,22 @@ def read_salt(cache_salt: str | None, extra_key: str | None = None) -> bytes:
     return salt + b"\xff" + cache_salt.encode() if cache_salt else salt  # 0xff is in no UTF-8 text
 
 
-def check_vocabulary(ids: Sequence[int], served: ServedModel, field: str = "input_ids") -> None:
-    """RequestError for ids outside the model's vocabulary."""
+def check_vocabulary(ids: Sequence[int], served: ServedModel, field: str = "input_ids", *, advice: str = "") -> None:
+    """RequestError for ids outside the model's vocabulary. Where they are too large, its message ends with ``advice``,
+    if given: they may be another tokenizer's."""
     vocabulary = served.info.vocab_size
     if max(ids) >= vocabulary:
-        raise RequestError(
-            f"The {field} contains values greater than the vocab size ({vocabulary}): {max(ids)}.", param=field
-        )
+        message = f"The {field} contains values greater than the vocab size ({vocabulary}): {max(ids)}."
+        raise RequestError(f"{message} {advice}".rstrip(), param=field)
     if min(ids) < 0:
         raise RequestError(f"The {field} contains a negative value: {min(ids)}.", param=field)
 
 
-def check_batch(count: int, most: int, field: str) -> None:
+def check_batch_size(count: int, limit: int, field: str) -> None:
     """RequestError when ``field`` has more items than one request may have (``--max-batch-size``)."""
-    if count > most:
+    if count > limit:
         raise RequestError(
-            f"{field} has {count} items; at most {most} are allowed. Split it, or raise --max-batch-size.", param=field
+            f"{field} has {count} items; at most {limit} are allowed. Split it, or raise --max-batch-size.", param=field
         )
 
 

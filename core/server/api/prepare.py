@@ -29,7 +29,7 @@ from trunkline.core.types import EngineClient, ServedModel, Tokenizer
 from .inputs import Inputs, Text, check_vocabulary, locate_errors
 from .reply_schemas import TruncationReport
 
-LEAD_MARGIN = 256  # characters after a prompt that may change how the prompt's end is tokenised
+PROMPT_MARGIN = 256  # characters after a prompt that may change how the prompt's end is tokenised
 
 
 class PreparedInput(Struct):
@@ -55,15 +55,16 @@ async def prepare_inputs(
     *,
     truncate: Truncation = None,
     limit: int | None = None,
-    keep: int = 0,
-    lead: int = 0,
+    prompt_tokens: int = 0,
+    prompt_characters: int = 0,
     preprocess: Callable[[str], str] | None = None,
 ) -> list[PreparedInput]:
     """Token ids of all inputs, computed off the event loop, in slices that alternate with other requests'.
 
     ``limit`` (tokens, special ones included) is by default the model's. ``truncate`` says which end of a longer input
     is cut off; of a pair, only the second text is truncated. ``preprocess`` is applied to each text before it is
-    tokenised: it adds a prompt of ``lead`` characters at the beginning, whose first ``keep`` tokens are never cut off.
+    tokenised. If it adds a prompt at the beginning, ``prompt_characters`` is the prompt's length, and its
+    ``prompt_tokens`` tokens are never cut off.
     RequestError for an empty text, ids outside the vocabulary, or an input that is too long.
     """
     preparer = InputPreparer(
@@ -71,8 +72,8 @@ async def prepare_inputs(
         served,
         truncate=truncate,
         limit=limit,
-        keep=keep,
-        lead=lead,
+        prompt_tokens=prompt_tokens,
+        prompt_characters=prompt_characters,
         preprocess=preprocess,
     )
     return await run_in_slices(engine, preparer.lengths(inputs), partial(preparer.items, inputs))
@@ -97,8 +98,8 @@ class InputPreparer:
         *,
         truncate: Truncation = None,
         limit: int | None = None,
-        keep: int = 0,
-        lead: int = 0,
+        prompt_tokens: int = 0,
+        prompt_characters: int = 0,
         preprocess: Callable[[str], str] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
@@ -106,13 +107,15 @@ class InputPreparer:
         self._how = read_truncate(truncate)
         self._limit = served.max_request_tokens if limit is None else min(limit, served.max_request_tokens)
         self._ends, self._special = _ends_and_ids(cast("Hashable", tokenizer))
-        self._keep, self._lead, self._preprocess = keep, lead, preprocess
+        self._prompt_tokens, self._prompt_characters = prompt_tokens, prompt_characters
+        self._preprocess = preprocess
 
     def lengths(self, inputs: Inputs) -> list[int]:
         """Number of characters of each text or pair, including a prompt before it; or number of ids."""
         if not inputs.texts:
             return [len(ids) for ids in inputs.ids]
-        return [len(text) + self._lead if isinstance(text, str) else sum(map(len, text)) for text in inputs.texts]
+        added = self._prompt_characters
+        return [len(text) + added if isinstance(text, str) else sum(map(len, text)) for text in inputs.texts]
 
     def items(self, inputs: Inputs, start: int = 0, end: int | None = None) -> list[PreparedInput]:
         """The items ``[start, end)`` of ``inputs``."""
@@ -135,13 +138,14 @@ class InputPreparer:
             return self._pair(tokenizer, text[0], text[1])
         whole = text if self._preprocess is None else self._preprocess(text)
         part = clip_text(tokenizer, whole, self._limit, self._how)
-        if part is not whole and self._how == "start" and self._keep:
-            part = whole[: self._lead + LEAD_MARGIN] + part  # truncation keeps only the prompt's tokens of this
+        if part is not whole and self._how == "start" and self._prompt_tokens:
+            # Truncation keeps only the prompt's tokens of what is added here.
+            part = whole[: self._prompt_characters + PROMPT_MARGIN] + part
         ids = token_ids(tokenizer, part)
         if not whole or not ids:
-            raise empty_text()
+            raise empty_text_error()
         head, tail = self._ends
-        return self._cut(ids, (max(head, self._keep), tail), counted=part is whole)
+        return self._cut(ids, (max(head, self._prompt_tokens), tail), counted=part is whole)
 
     def _cut(self, ids: list[int], ends: tuple[int, int], *, counted: bool = True) -> PreparedInput:
         kept, cut = truncate_ids(ids, self._limit, self._how, *ends)
@@ -149,7 +153,7 @@ class InputPreparer:
 
     def _pair(self, tokenizer: Tokenizer, first: str, second: str) -> PreparedInput:
         if not first or not second:
-            raise empty_text()
+            raise empty_text_error()
         check_characters(len(first), self._limit)
         part = clip_text(tokenizer, second, self._limit, self._how)
         ids, begin, end, typed = encode_pair(tokenizer, first, part)
@@ -180,7 +184,7 @@ def check_tokenizer(tokenizer: Tokenizer | None, served: ServedModel) -> Tokeniz
     raise RequestError(f"{served.name} has no tokenizer and cannot accept text prompts. Please provide input_ids.")
 
 
-def empty_text() -> RequestError:
+def empty_text_error() -> RequestError:
     """The error for a text without tokens, with SGLang's message."""
     return RequestError("texts cannot be empty and tokenizer must be initialized")
 
@@ -200,5 +204,5 @@ def encode_pair(tokenizer: Tokenizer, first: str, second: str) -> tuple[list[int
         raise RequestError("This model's tokenizer can't join pairs of texts; send token ids.") from None
     of_second = [index for index, text in enumerate(texts) if text == 1]
     if not of_second:
-        raise empty_text()
+        raise empty_text_error()
     return joined["input_ids"], of_second[0], of_second[-1] + 1, 1 in joined.get("token_type_ids", ())

@@ -12,8 +12,7 @@ from litestar import Response
 from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 
-from trunkline.core.discovery import describe
-from trunkline.core.errors import RequestError
+from trunkline.core.errors import RequestError, describe_error
 
 from .bodies import DONE, AnyRequest, ClientGone, dialect_of, error_frame, stall_limit
 from .contracts import owner_of
@@ -119,7 +118,7 @@ class _EventStream(ASGIResponse):
         except TimeoutError:
             raise
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # raised by the plugin's generator
-            log.error("a stream failed (%s): %s", self.owner, describe(error), exc_info=error)
+            log.error("a stream failed (%s): %s", self.owner, describe_error(error), exc_info=error)
             await self._send(send, error_frame(RequestError("Internal Server Error", status=500), self.dialect) + DONE)
         finally:
             close = getattr(self.frames, "aclose", None)

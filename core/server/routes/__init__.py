@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from litestar.handlers import HTTPRouteHandler
 
-from trunkline.core.server.info import Facts
+from trunkline.core.server.info import InfoReplies
 from trunkline.core.server.lifecycle import Lifecycle
 from trunkline.core.types import EngineClient
 
@@ -20,11 +20,11 @@ from .pause import pause_routes
 from .tokenizers import tokenizer_routes
 
 
-def routes(engine: EngineClient, lifecycle: Lifecycle, facts: Facts) -> Iterator[HTTPRouteHandler]:
+def routes(engine: EngineClient, lifecycle: Lifecycle, info: InfoReplies) -> Iterator[HTTPRouteHandler]:
     """All of them except those about weights, metrics and documentation, which the app adds itself."""
     yield from health_routes(engine, lifecycle)
-    yield from model_routes(engine, facts)
-    yield from load_routes(engine, facts)
+    yield from model_routes(engine, info)
+    yield from load_routes(engine, info)
     yield from tokenizer_routes(engine)
     yield from admin_routes(engine)
     yield from pause_routes(engine)

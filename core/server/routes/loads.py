@@ -15,12 +15,11 @@ from msgspec import Meta
 from trunkline.core.client.models import ModelQuery, ModelsQuery, named_model
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api.bodies import AnyRequest, json_response
-from trunkline.core.server.api.media_types import JSON, TEXT
-from trunkline.core.server.info import Facts
+from trunkline.core.server.api.media_types import JSON, PROMETHEUS, TEXT
+from trunkline.core.server.info import InfoReplies
 from trunkline.core.types import EngineClient, ServedModel
 
 SECTIONS = ("core", "memory", "spec", "lora", "disagg", "queues", "all")  # SGLang's
-PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class LoadsQuery(ModelsQuery):
@@ -87,7 +86,7 @@ class Loads(TypedDict):
     loads: list[ModelLoad]
 
 
-def load_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandler]:
+def load_routes(engine: EngineClient, info: InfoReplies) -> Iterator[HTTPRouteHandler]:
     infer = {"scope": "infer"}
 
     @get("/get_load", opt=infer | {"query": ModelQuery, "replies": list[OldLoad]})
@@ -125,7 +124,7 @@ def load_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandler
             if not (rank.isascii() and rank.isdecimal() and len(rank) < 10):
                 raise RequestError(f"dp_rank must be a number from 0 on, got {rank[:40]!r}.", param="dp_rank")
             ranked = [(index, model) for index, model in ranked if index == int(rank)]
-        return [_load(index, model, facts.load(model)) for index, model in ranked]
+        return [_load(index, model, info.status(model)) for index, model in ranked]
 
     yield from (get_load, v1_loads)
 
@@ -141,7 +140,7 @@ def _parse_sections(include: str | None) -> set[str]:
 
 
 def _load(rank: int, model: ServedModel, state: dict[str, Any]) -> ModelLoad:
-    """``state``: the model's keys in :meth:`.Facts.load`."""
+    """``state``: the model's keys in :meth:`.InfoReplies.status`."""
     capacity, running = model.max_total_tokens, state["num_running_reqs"]
     used, waiting = state["num_used_tokens"], state["num_waiting_tokens"]
     memory = state["memory_usage"]

@@ -15,12 +15,10 @@ from trunkline.core.server.api.bodies import AnyRequest, empty_response, json_re
 from trunkline.core.server.api.fields import Ignored, Refused
 from trunkline.core.server.api.media_types import TEXT
 from trunkline.core.server.api.reply_schemas import NativeError
-from trunkline.core.types import EngineClient
+from trunkline.core.types import Count, EngineClient
 
-MAX_STEPS = 1 << 62
 REQUEST_LOG = "trunkline.request"  # the logger of one line per request
 
-Steps = Annotated[int, Meta(ge=0, lt=MAX_STEPS)]
 Level = Literal[
     "debug", "info", "warning", "error", "critical", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL",
 ]  # fmt: skip
@@ -34,8 +32,8 @@ OnlyWithDumps = Annotated[Any, Ignored("it matters only with dump_requests_folde
 class ProfileBody(Struct):
     """The body of ``/start_profile``, which may be missing."""
 
-    start_step: Steps | None = None
-    num_steps: Steps | None = None
+    start_step: Count | None = None
+    num_steps: Count | None = None
     activities: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=16)] | None = None
     with_stack: bool | None = None
     record_shapes: bool | None = None

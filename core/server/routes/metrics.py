@@ -6,15 +6,13 @@ from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 
 from trunkline.core.client.metrics import MetricsPage
-from trunkline.core.server.api.media_types import TEXT
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from trunkline.core.server.api.media_types import PROMETHEUS, TEXT
 
 
 def metrics_route(page: MetricsPage) -> HTTPRouteHandler:
     @get("/metrics", opt={"scope": "public", "replies": {200: {TEXT: str}}})
     async def show() -> Response[bytes]:
         """Metrics as Prometheus text; only with ``--enable-metrics``."""
-        return Response(page.text(), headers={"content-type": CONTENT_TYPE})
+        return Response(page.text(), headers={"content-type": PROMETHEUS})
 
     return show

@@ -18,11 +18,11 @@ from trunkline.core.server.api.reply_schemas import (
     ServerInfo,
     WeightVersion,
 )
-from trunkline.core.server.info import Facts
+from trunkline.core.server.info import InfoReplies
 from trunkline.core.types import EngineClient, ServedModel
 
 
-def model_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandler]:
+def model_routes(engine: EngineClient, info: InfoReplies) -> Iterator[HTTPRouteHandler]:
     infer = {"scope": "infer", "query": ModelQuery}
 
     def selected(request: AnyRequest) -> ServedModel:
@@ -31,17 +31,17 @@ def model_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandle
     @get("/get_model_info", opt=infer | {"replies": ModelInfo})
     async def get_model_info(request: AnyRequest) -> Response[bytes]:
         """Five keys about the model that ``?model=`` names, by default the first."""
-        return json_response(facts.model_info(selected(request)))
+        return json_response(info.model_info(selected(request)))
 
     @get("/model_info", opt=infer | {"replies": LongModelInfo})
     async def model_info(request: AnyRequest) -> Response[bytes]:
         """All keys about a model: those of /get_model_info and more."""
-        return json_response(facts.long_model_info(selected(request)))
+        return json_response(info.long_model_info(selected(request)))
 
     @get(["/get_server_info", "/server_info"], opt=infer | {"replies": ServerInfo})
     async def server_info(request: AnyRequest) -> Response[bytes]:
         """Settings in force, without secrets, and the current state of the engine."""
-        return json_response(facts.server_info(selected(request)))
+        return json_response(info.server_info(selected(request)))
 
     @get("/get_weight_version", opt=infer | {"replies": WeightVersion})
     async def weight_version(request: AnyRequest) -> Response[bytes]:
@@ -51,7 +51,7 @@ def model_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandle
     @get("/v1/models", opt={"scope": "infer", "dialect": "openai", "replies": ModelList})
     async def list_models() -> Response[bytes]:
         """OpenAI's list of models."""
-        return json_response({"object": "list", "data": [facts.card(model) for model in engine.models]})
+        return json_response({"object": "list", "data": [info.card(model) for model in engine.models]})
 
     @get("/v1/models/{name:path}", opt={"scope": "infer", "dialect": "openai", "replies": ModelCard})
     async def get_model(request: AnyRequest) -> Response[bytes]:
@@ -63,6 +63,6 @@ def model_routes(engine: EngineClient, facts: Facts) -> Iterator[HTTPRouteHandle
             [model] = models
         if model is None:
             raise RequestError(f"The model '{name}' does not exist", param="model", code="model_not_found")
-        return json_response(facts.card(model))
+        return json_response(info.card(model))
 
     yield from (get_model_info, model_info, server_info, weight_version, list_models, get_model)

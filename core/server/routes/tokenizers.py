@@ -161,7 +161,7 @@ async def _input_texts(
         effort=body.reasoning_effort,
     )
     text = await chat_prompt(engine, served, tokenizer, messages, options)
-    # As in SGLang: without add_generation_prompt the prompt is that of a chat completion, to which none are added.
+    # As in SGLang: unless add_generation_prompt is given, the template alone decides on special tokens.
     return [text], bool(body.add_special_tokens) and body.add_generation_prompt is not None
 
 

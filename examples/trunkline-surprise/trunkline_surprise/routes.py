@@ -24,7 +24,7 @@ class SurpriseBody(Struct):
 
 class SurpriseReply(TypedDict):
     bits_per_token: float
-    tokens: int  # after the first, which has nothing before it
+    tokens: int  # without the first, which has no prediction
 
 
 def routes(engine: EngineClient, settings: SurpriseSettings) -> list[Any]:

@@ -16,7 +16,7 @@ SLICE = 256  # rows of logits held at a time
 
 
 class SurpriseParams(Struct, frozen=True):
-    """Nothing to choose."""
+    """There are no parameters."""
 
 
 class Surprise(Struct, frozen=True):
@@ -24,7 +24,7 @@ class Surprise(Struct, frozen=True):
 
 
 class SurpriseStage(Stage):
-    """Decodes nothing; wants every hidden row, so cached prefixes can't stand in for computing."""
+    """Doesn't decode. Needs the hidden row of every token, so no cached prefix is reused."""
 
     task = "surprise"
     heads = ("lm",)  # core's own: the logits as the model's class computes them

@@ -248,7 +248,6 @@ def _attend(a: Any, low: Any, high: Any, k_block: Any, v_block: Any, s: Any, pan
     )
 
 
-copy_bits = convert(
-    False, False, scaled=False
-)  # pairs of bfloat16, moved as float32: arithmetic on them would change bits
+# Pairs of bfloat16, moved as float32: arithmetic on them would change bits.
+copy_bits = convert(False, False, scaled=False)
 copy, attend = njit(**OPTIONS)(_copy), njit(**OPTIONS)(_attend)

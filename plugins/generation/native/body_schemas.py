@@ -7,14 +7,14 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from trunkline.core.server.api import (
-    Accounting,
     Ignored,
-    MediaOption,
-    OnlyNull,
-    Placement,
+    IgnoredAccountingField,
+    IgnoredMediaOption,
+    IgnoredPlacementField,
     Refused,
     Unsupported,
     UnsupportedMedia,
+    UnsupportedUnlessNull,
 )
 from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
 
@@ -93,39 +93,39 @@ class GenerateBody(Struct):
     lora_id: Unsupported = None
     positional_embed_overrides: Unsupported = None
     multi_item_delimiter_indices: Unsupported = None
-    max_thinking_tokens: OnlyNull = None
+    max_thinking_tokens: UnsupportedUnlessNull = None
     watermark: Unsupported = None
     return_flat_raw_top_logprobs: Unsupported = None
     return_flat_raw_top_logprobs_b64: Unsupported = None
-    modalities: MediaOption = None
-    mm_hashes: MediaOption = None
-    mm_content_hashes: MediaOption = None
-    use_audio_in_video: MediaOption = None
-    video_config: MediaOption = None
-    images_config: MediaOption = None
-    max_dynamic_patch: MediaOption = None
-    min_dynamic_patch: MediaOption = None
-    image_max_dynamic_patch: MediaOption = None
-    video_max_dynamic_patch: MediaOption = None
-    return_bytes: MediaOption = None
-    need_wait_for_mm_inputs: MediaOption = None
-    num_items_assigned: MediaOption = None
-    encoder_urls: MediaOption = None
-    log_metrics: Accounting = None
-    no_logs: Accounting = None
-    background: Accounting = None
-    conversation_id: Accounting = None
-    custom_labels: Accounting = None
-    external_trace_header: Accounting = None
-    received_time: Accounting = None
-    data_parallel_rank: Placement = None
-    routed_dp_rank: Placement = None
-    bootstrap_host: Placement = None
-    bootstrap_port: Placement = None
-    bootstrap_room: Placement = None
-    bootstrap_pair_key: Placement = None
-    decode_tp_size: Placement = None
-    disagg_prefill_dp_rank: Placement = None
-    kv_router_hint: Placement = None
-    routing_key: Placement = None
-    http_worker_ipc: Placement = None
+    modalities: IgnoredMediaOption = None
+    mm_hashes: IgnoredMediaOption = None
+    mm_content_hashes: IgnoredMediaOption = None
+    use_audio_in_video: IgnoredMediaOption = None
+    video_config: IgnoredMediaOption = None
+    images_config: IgnoredMediaOption = None
+    max_dynamic_patch: IgnoredMediaOption = None
+    min_dynamic_patch: IgnoredMediaOption = None
+    image_max_dynamic_patch: IgnoredMediaOption = None
+    video_max_dynamic_patch: IgnoredMediaOption = None
+    return_bytes: IgnoredMediaOption = None
+    need_wait_for_mm_inputs: IgnoredMediaOption = None
+    num_items_assigned: IgnoredMediaOption = None
+    encoder_urls: IgnoredMediaOption = None
+    log_metrics: IgnoredAccountingField = None
+    no_logs: IgnoredAccountingField = None
+    background: IgnoredAccountingField = None
+    conversation_id: IgnoredAccountingField = None
+    custom_labels: IgnoredAccountingField = None
+    external_trace_header: IgnoredAccountingField = None
+    received_time: IgnoredAccountingField = None
+    data_parallel_rank: IgnoredPlacementField = None
+    routed_dp_rank: IgnoredPlacementField = None
+    bootstrap_host: IgnoredPlacementField = None
+    bootstrap_port: IgnoredPlacementField = None
+    bootstrap_room: IgnoredPlacementField = None
+    bootstrap_pair_key: IgnoredPlacementField = None
+    decode_tp_size: IgnoredPlacementField = None
+    disagg_prefill_dp_rank: IgnoredPlacementField = None
+    kv_router_hint: IgnoredPlacementField = None
+    routing_key: IgnoredPlacementField = None
+    http_worker_ipc: IgnoredPlacementField = None

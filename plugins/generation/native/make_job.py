@@ -13,7 +13,7 @@ from trunkline.core.server.api import (
     assign_rids,
     check_characters,
     check_tokenizer,
-    empty_text,
+    empty_text_error,
     locate_errors,
     read_salt,
 )
@@ -40,7 +40,7 @@ async def make_job(service: Service, body: GenerateBody) -> Job:
     sampling, requested_limits = _sampling(service, served, body, count, single=single)
     n = sampling[0].n if sampling else 1
     _check_stops(served, sampling)
-    service.check_batch(count, n)
+    service.check_batch_size(count, n)
     check_copies(embeds, n)
     rids = assign_rids(body.rid, count, single=single, samples=n)
     salts = [
@@ -158,7 +158,7 @@ async def _tokenize(service: Service, served: ServedModel, inputs: Inputs, *, al
     for index, prompt in enumerate(prompts):
         with locate_errors(inputs.field, index, single=inputs.single):
             if not (prompt or allow_empty):
-                raise empty_text()
+                raise empty_text_error()
     return prompts
 
 

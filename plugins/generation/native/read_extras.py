@@ -217,7 +217,7 @@ def _check_sizes(
         )
     if routed > MAX_ROUTED:
         raise RequestError(
-            f"The request asks for the experts of up to {routed} positions, counted once a layer; at most "
+            f"The request asks for the experts of up to {routed} positions, counted per layer; at most "
             f"{MAX_ROUTED} are returned at once. {fewer}; a higher routed_experts_start_len helps, too.",
             param="return_routed_experts",
         )

@@ -7,17 +7,17 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from trunkline.core.server.api import (
-    Accounting,
     ChatMessages,
     Ignored,
-    MediaOption,
-    OnlyNull,
-    Placement,
+    IgnoredAccountingField,
+    IgnoredMediaOption,
+    IgnoredPlacementField,
+    IgnoredTruncationSide,
     Refused,
     TemplateVariables,
-    TruncationSide,
     Unsupported,
     UnsupportedMedia,
+    UnsupportedUnlessNull,
 )
 from trunkline.core.types import CacheKey, Int64, RequestId, TokenId
 from trunkline.plugins.generation.native.body_schemas import ExpertsOption, LogitProcessor
@@ -83,9 +83,9 @@ class ChatBody(Struct):
     function_call: Annotated[Any, Refused(neutral=("none", "auto"))] = None
     audio: UnsupportedMedia = None
     modalities: Annotated[Any, Refused(neutral=(["text"],))] = None
-    moderation: OnlyNull = None
+    moderation: UnsupportedUnlessNull = None
     verbosity: Annotated[Any, Refused(neutral=("medium",))] = None
-    web_search_options: OnlyNull = None
+    web_search_options: UnsupportedUnlessNull = None
     # SGLang's and vLLM's, refused
     chat_template: Annotated[
         Any, Refused("{field} can't be sent: the server takes templates from its operator only (--chat-template FILE).")
@@ -112,8 +112,8 @@ class ChatBody(Struct):
     session_id: Unsupported = None
     custom_logit_processor: LogitProcessor = None
     logits_processors: LogitProcessor = None
-    max_thinking_tokens: OnlyNull = None
-    thinking_token_budget: OnlyNull = None
+    max_thinking_tokens: UnsupportedUnlessNull = None
+    thinking_token_budget: UnsupportedUnlessNull = None
     include_reasoning: Annotated[Any, Refused(neutral=(True,), empty=False)] = None
     return_hidden_states: Unsupported = None
     return_routed_experts: Unsupported = None
@@ -125,22 +125,22 @@ class ChatBody(Struct):
     documents: Unsupported = None
     echo: Unsupported = None
     add_special_tokens: Unsupported = None
-    truncate_prompt_tokens: OnlyNull = None
+    truncate_prompt_tokens: UnsupportedUnlessNull = None
     best_of: Annotated[Any, Refused(neutral=(1,))] = None
     use_beam_search: Unsupported = None
     include_stop_str_in_output: Annotated[Any, Refused("{field} is not supported; no_stop_trim does the same.")] = None
     allowed_token_ids: Unsupported = None
     bad_words: Unsupported = None
-    prompt_logprobs: OnlyNull = None
+    prompt_logprobs: UnsupportedUnlessNull = None
     logprob_token_ids: Unsupported = None
     repetition_detection: Unsupported = None
     watermarking: Unsupported = None
     # without an effect
-    user: Accounting = None
-    store: Accounting = None
-    metadata: Accounting = None
+    user: IgnoredAccountingField = None
+    store: IgnoredAccountingField = None
+    metadata: IgnoredAccountingField = None
     service_tier: Annotated[Any, Ignored("there is one tier")] = None
-    safety_identifier: Accounting = None
+    safety_identifier: IgnoredAccountingField = None
     request_id: Annotated[Any, Ignored("rid is the request's id")] = None
     prompt_cache_key: CacheHint = None
     prompt_cache_retention: CacheHint = None
@@ -154,25 +154,25 @@ class ChatBody(Struct):
     length_penalty: Annotated[Any, Ignored("it matters only with use_beam_search")] = None
     guided_decoding_backend: GuidedOption = None
     guided_whitespace_pattern: GuidedOption = None
-    truncation_side: TruncationSide = None
+    truncation_side: IgnoredTruncationSide = None
     routed_experts_start_len: ExpertsOption = None
     routed_experts_prompt_start: ExpertsOption = None
     return_token_offsets: Annotated[Any, Ignored("only routes that show a prompt have it")] = None
     stream_interval: Annotated[Any, Ignored("chunks are sent as tokens come")] = None
     ngram_corpus_id: Annotated[Any, Ignored("it could only make the answer come sooner")] = None
-    mm_processor_kwargs: MediaOption = None
-    media_io_kwargs: MediaOption = None
-    return_mm_kwargs: MediaOption = None
-    images_config: MediaOption = None
-    max_dynamic_patch: MediaOption = None
-    min_dynamic_patch: MediaOption = None
-    use_audio_in_video: MediaOption = None
-    data_parallel_rank: Placement = None
-    routed_dp_rank: Placement = None
-    bootstrap_host: Placement = None
-    bootstrap_port: Placement = None
-    bootstrap_room: Placement = None
-    disagg_prefill_dp_rank: Placement = None
+    mm_processor_kwargs: IgnoredMediaOption = None
+    media_io_kwargs: IgnoredMediaOption = None
+    return_mm_kwargs: IgnoredMediaOption = None
+    images_config: IgnoredMediaOption = None
+    max_dynamic_patch: IgnoredMediaOption = None
+    min_dynamic_patch: IgnoredMediaOption = None
+    use_audio_in_video: IgnoredMediaOption = None
+    data_parallel_rank: IgnoredPlacementField = None
+    routed_dp_rank: IgnoredPlacementField = None
+    bootstrap_host: IgnoredPlacementField = None
+    bootstrap_port: IgnoredPlacementField = None
+    bootstrap_room: IgnoredPlacementField = None
+    disagg_prefill_dp_rank: IgnoredPlacementField = None
 
 
 SAMPLING = {

@@ -12,14 +12,12 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from trunkline.core.errors import RequestError
-from trunkline.core.types import Contribution, Request
+from trunkline.core.errors import RequestError, describe_error
+from trunkline.core.types import MAX_FAILURES, SLOW_SECONDS, Contribution, Request
 
 log = logging.getLogger("trunkline.generation")
 
 FAILED_MESSAGE = "Generation failed; the server's log has the reason."
-MAX_FAILURES = 5  # in a row, after which an extension is switched off
-SLOW_SECONDS = 0.1  # a call that takes longer is logged
 MAX_MATCHED = 1024  # characters that a stop condition may return
 
 
@@ -88,7 +86,7 @@ class Extension:
         except BaseException as error:  # SystemExit would end the engine
             if (refusal := _client_error(error)) is not None:
                 raise refusal from error
-            raise self.record_failure(method, f"raised {_describe(error)}") from error
+            raise self.record_failure(method, f"raised {describe_error(error)}") from error
         took = time.perf_counter() - began
         if took > SLOW_SECONDS and method not in self._slow_methods:
             self._slow_methods.add(method)
@@ -166,10 +164,3 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _describe(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}".rstrip(": ")
-    except BaseException:  # its __str__ raised
-        return type(error).__name__

@@ -49,24 +49,18 @@ def install(folder: Path, name: str, module: str) -> None:
     (info / "entry_points.txt").write_text(f"[trunkline]\n{name} = {module}\n")
 
 
-@pytest.fixture(scope="module")
-def outsiders(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """For servers started meanwhile: the example plugin, an intruder, and one that is broken."""
+@pytest.fixture(scope="session")
+def outsiders(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of servers that find the example plugin, an intruder, and one that is broken."""
     folder = tmp_path_factory.mktemp("outsiders")
     (folder / "intruder.py").write_text(INTRUDER)
     (folder / "broken.py").write_text("raise ImportError('half installed')\n")
     for name, module in (("surprise", "trunkline_surprise"), ("intruder", "intruder"), ("broken", "broken")):
         install(folder, name, module)
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), str(repository / "examples" / "trunkline-surprise")])
-    yield
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(repository / "examples" / "trunkline-surprise")])}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``weights``, where updates may come from, and ``dumps``, where dumps of experts go."""
     root = tmp_path_factory.mktemp("folders")
@@ -75,15 +69,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def fortress(live: Callable[..., Any], zoo: Callable[[str], Path], outsiders: None, folders: Path) -> Any:
-    """Every task on one port."""
+@pytest.fixture(scope="session")
+def walls(zoo: Callable[[str], Path], folders: Path) -> list[str]:
+    """The arguments of the server ``fortress``."""
     causal, scorer, labels, experts = (str(zoo(name)) for name in ("llama", "bert-score", "bert-labels", "mixtral"))
     files = ["--allow-weights-dir", str(folders / "weights"), "--expert-dump-dir", str(folders / "dumps")]
     limits = ["--max-body-bytes", str(MAX_BODY), "--enable-metrics"]
     tasks = ["--task", "generation,embedding,surprise"]
-    experts_options = ["--served-model-name", "experts"]
-    return live(*files, *limits, causal, *tasks, scorer, labels, experts, *experts_options)
+    return [*files, *limits, causal, *tasks, scorer, labels, experts, "--served-model-name", "experts"]
+
+
+@pytest.fixture
+def fortress(shared_server: Callable[..., Any], walls: list[str], outsiders: dict[str, str]) -> Any:
+    """One server with limits, every task of the project's own and two plugins from outside, one of them hostile."""
+    return shared_server(*walls, environment=outsiders)
 
 
 @pytest.fixture

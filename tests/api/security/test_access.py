@@ -24,8 +24,9 @@ def operations(http: httpx.Client, key: str = "") -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def locked(live: Callable[..., Any], zoo: Callable[[str], Path], outsiders: None) -> Iterator[httpx.Client]:
-    server = live("--api-key", API, "--admin-api-key", ADMIN, "--enable-metrics", str(zoo("llama")), key=API)
+def locked(live: Callable[..., Any], zoo: Callable[[str], Path], outsiders: dict[str, str]) -> Iterator[httpx.Client]:
+    keys = ["--api-key", API, "--admin-api-key", ADMIN]
+    server = live(*keys, "--enable-metrics", str(zoo("llama")), key=API, environment=outsiders)
     with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
 

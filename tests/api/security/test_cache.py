@@ -12,4 +12,5 @@ def test_a_salt_keeps_prefixes_apart(http: httpx.Client) -> None:
         assert answer.status_code == 200, answer.text
         return int(answer.json()["meta_info"]["cached_tokens"])
 
+    assert http.post("/flush_cache?timeout=20").status_code == 200
     assert [cached("ours"), cached("ours"), cached("theirs"), cached(None), cached("theirs")] == [0, 39, 0, 0, 39]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -76,13 +77,18 @@ def test_code_beside_the_weights_never_runs(zoo: Callable[[str], Path], tmp_path
     assert mark.exists(), "the trap must work, or this test says nothing"
 
 
-def test_a_broken_plugin_is_set_aside_and_named(http: httpx.Client, fortress: object, outsiders: None) -> None:
+def test_a_broken_plugin_is_set_aside_and_named(
+    http: httpx.Client, fortress: object, outsiders: dict[str, str]
+) -> None:
     assert http.get("/health").status_code == 200
     assert "half installed" in fortress.log.read_text()  # type: ignore[attr-defined]
     script = "from trunkline.core.cli import main; main()"
     told = {
         arguments: subprocess.run(
-            [sys.executable, "-c", script, "plugins", *arguments], capture_output=True, text=True
+            [sys.executable, "-c", script, "plugins", *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | outsiders,
         ).stdout
         for arguments in (("list",), ("inspect", "intruder"))
     }

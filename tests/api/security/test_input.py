@@ -7,7 +7,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,8 +61,9 @@ FIELDS = (
 
 
 @pytest.fixture(scope="module")
-def posts(fortress: Any) -> list[str]:
+def posts(servers: Callable[..., Any], walls: list[str], outsiders: dict[str, str]) -> list[str]:
     """All routes that take a body from clients, those of plugins from outside included."""
+    fortress = servers(*walls, environment=outsiders)
     paths = httpx.get(f"{fortress.url}/openapi.json").json()["paths"]
     found = [path for path, methods in paths.items() if "requestBody" in methods.get("post", {})]
     assert {"/generate", "/v1/chat/completions", "/encode", "/v1/rerank", "/classify", "/surprise"} <= set(found)

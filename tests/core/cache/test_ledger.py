@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trunkline.core.cache.ledger import Holding, Ledger
+from trunkline.core.cache.ledger import Ledger, SlotAllocation
 from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
 from trunkline.core.types import Needs, Request
@@ -16,20 +16,20 @@ class Bench:
         self.pool, self.table = SlotPool(slots), SlotTable(3, slots)
         self.ledger = Ledger(self.pool, self.table, RadixCache() if cache else None)
 
-    def open(self, tokens: range, **needs: int) -> Holding:
+    def open(self, tokens: range, **needs: int) -> SlotAllocation:
         request = Request(0, "", "", None, list(tokens), len(tokens), needs=Needs(**needs))
-        holding = Holding(request, np.array(request.tokens, dtype=np.int32))
+        holding = SlotAllocation(request, np.array(request.tokens, dtype=np.int32))
         assert self.ledger.open(holding)
         return holding
 
-    def compute(self, holding: Holding, end: int) -> list[int]:
+    def compute(self, holding: SlotAllocation, end: int) -> list[int]:
         """Grow and store; returns the slots."""
         self.ledger.grow([holding], [end])
         holding.request.computed = end
         self.ledger.store(holding)
         return self.slots(holding)
 
-    def slots(self, holding: Holding) -> list[int]:
+    def slots(self, holding: SlotAllocation) -> list[int]:
         return self.table.slots[holding.row, : holding.allocated].tolist()
 
 
@@ -113,4 +113,4 @@ def test_a_full_table_refuses() -> None:
     for start in (0, 10, 20):
         bench.open(range(start, start + 3))
     request = Request(0, "", "", None, [1], 1)
-    assert not bench.ledger.open(Holding(request, np.array([1], dtype=np.int32)))
+    assert not bench.ledger.open(SlotAllocation(request, np.array([1], dtype=np.int32)))

@@ -11,7 +11,7 @@ import pytest
 
 from trunkline.core.client import suspects
 from trunkline.core.client.supervisor import WatchdogLimits
-from trunkline.core.client.suspects import Suspects
+from trunkline.core.client.suspects import CrashSuspects
 from trunkline.core.engine.messages import Call, Submit
 from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.types import Submission
@@ -172,14 +172,14 @@ def submit(key: int, prompt: bytes = b"x", **params: Any) -> tuple[Submit, Submi
     return Submit(key, "m", "t", f"r{key}", prompt, raw), Submission(prompt=[1], params=None, rid=f"r{key}")
 
 
-def admit(table: Suspects, *pairs: tuple[Submit, Submission]) -> list[Submit]:
+def admit(table: CrashSuspects, *pairs: tuple[Submit, Submission]) -> list[Submit]:
     messages: Sequence[Submit] = [message for message, _ in pairs]
     return table.admit(messages, [item for _, item in pairs])
 
 
 def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suspects, "MAX_REMEMBERED", 10)
-    table = Suspects()
+    table = CrashSuspects()
     for number in range(100):
         admit(table, submit(number, prompt=number.to_bytes(4)))
         assert table.engine_died([number]) == set()
@@ -189,7 +189,7 @@ def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_samples_of_one_prompt_count_once_and_all_get_their_turn() -> None:
-    table = Suspects()
+    table = CrashSuspects()
     assert len(admit(table, submit(1), submit(2), submit(3))) == 3
     assert table.engine_died([1, 2, 3]) == set()
     assert [message.key for message in admit(table, submit(4), submit(5), submit(6))] == [4]
@@ -200,7 +200,7 @@ def test_samples_of_one_prompt_count_once_and_all_get_their_turn() -> None:
 
 
 def test_an_abort_clears_nobody() -> None:
-    table = Suspects()
+    table = CrashSuspects()
     admit(table, submit(1))
     table.engine_died([1])
     (message,) = admit(table, submit(2))
@@ -211,7 +211,7 @@ def test_an_abort_clears_nobody() -> None:
 
 
 def test_all_or_none_of_a_batch() -> None:
-    table = Suspects()
+    table = CrashSuspects()
     for key in (1, 2):
         admit(table, submit(key))
         table.engine_died([key])
@@ -223,7 +223,7 @@ def test_all_or_none_of_a_batch() -> None:
 
 
 def test_other_params_are_another_request() -> None:
-    table = Suspects()
+    table = CrashSuspects()
     for key in (1, 2):
         admit(table, submit(key, top_k=0))
         table.engine_died([key])
@@ -231,7 +231,7 @@ def test_other_params_are_another_request() -> None:
 
 
 def test_other_embeddings_are_another_request() -> None:
-    table = Suspects()
+    table = CrashSuspects()
 
     def of(key: int, embeds: bytes) -> tuple[Submit, Submission]:
         message, item = submit(key)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trunkline.core.client.replies import EngineReply
-from trunkline.core.client.waiting import FALLBACK_POOL, QUEUE_POOLS, WaitingRoom, displaced
+from trunkline.core.client.waiting import FALLBACK_POOL, QUEUE_POOLS, QueueLimits, displaced
 from trunkline.core.errors import QueueFull, RequestError
 from trunkline.core.settings import ServerSettings
 from trunkline.core.types import ModelInfo, ServedModel, Submission
@@ -30,7 +30,7 @@ def items(count: int, tokens: int = 1, priority: int = 0) -> list[Submission]:
     return [Submission(prompt=[1] * tokens, params=None, rid="", priority=priority) for _ in range(count)]
 
 
-def submit(room: WaitingRoom, model: str, count: int, *, tokens: int = 1, priority: int = 0) -> list[EngineReply]:
+def submit(room: QueueLimits, model: str, count: int, *, tokens: int = 1, priority: int = 0) -> list[EngineReply]:
     """As the engine client does; the replies."""
     batch = items(count, tokens, priority)
     for reply in room.make_room(served(), model, batch):
@@ -50,7 +50,7 @@ def ended(*batches: list[EngineReply]) -> list[bool]:
 
 @pytest.mark.parametrize(("causal", "limit"), [(True, QUEUE_POOLS * 64), (False, QUEUE_POOLS * FALLBACK_POOL)])
 def test_the_tokens_of_one_pass_are_no_pool(causal: bool, limit: int) -> None:
-    room = WaitingRoom(ServerSettings())
+    room = QueueLimits(ServerSettings())
     room.make_room(served(causal), "m", items(1, limit))
     with pytest.raises(RequestError, match=rf"the limit is {limit} \(--max-queued-tokens\)"):
         room.make_room(served(causal), "m", items(1, limit + 1))
@@ -58,7 +58,7 @@ def test_the_tokens_of_one_pass_are_no_pool(causal: bool, limit: int) -> None:
 
 @pytest.mark.field
 def test_a_full_queue_of_one_model_leaves_room_for_another() -> None:
-    room = WaitingRoom(ServerSettings(max_queued_tokens=10_000))
+    room = QueueLimits(ServerSettings(max_queued_tokens=10_000))
     submit(room, "a", 1024)
     submit(room, "a", 1024)
     with pytest.raises(QueueFull):
@@ -70,19 +70,19 @@ def test_a_full_queue_of_one_model_leaves_room_for_another() -> None:
 
 @pytest.mark.field
 def test_all_models_together_have_a_limit() -> None:
-    room = WaitingRoom(ServerSettings(max_queued_requests=6, max_queued_requests_all_models=10))
+    room = QueueLimits(ServerSettings(max_queued_requests=6, max_queued_requests_all_models=10))
     first, second = submit(room, "a", 6), submit(room, "b", 4)
     with pytest.raises(QueueFull):
         submit(room, "c", 1)
     with pytest.raises(RequestError, match=r"limit is 10 \(--max-queued-requests-all-models\)"):
-        WaitingRoom(ServerSettings(max_queued_requests_all_models=10)).make_room(None, "a", items(11))
+        QueueLimits(ServerSettings(max_queued_requests_all_models=10)).make_room(None, "a", items(11))
     submit(room, "c", 1, priority=1)
     assert ended(first, second) == [False, True]  # the latest
 
 
 @pytest.mark.field
 def test_the_lowest_priority_gives_way_then_the_latest() -> None:
-    room = WaitingRoom(ServerSettings(max_queued_requests=6))
+    room = QueueLimits(ServerSettings(max_queued_requests=6))
     high, low, early, late = (submit(room, "a", count, priority=p) for count, p in ((1, 5), (1, -2), (2, 0), (2, 0)))
     with pytest.raises(QueueFull):
         submit(room, "a", 1, priority=-2)
@@ -94,7 +94,7 @@ def test_the_lowest_priority_gives_way_then_the_latest() -> None:
 
 @pytest.mark.field
 def test_a_batch_is_displaced_whole_its_running_part_too() -> None:
-    room = WaitingRoom(ServerSettings(max_queued_requests=4))
+    room = QueueLimits(ServerSettings(max_queued_requests=4))
     batch = submit(room, "a", 4)
     room.leave(batch[0])  # it started
     submit(room, "a", 2, priority=1)
@@ -105,7 +105,7 @@ def test_a_batch_is_displaced_whole_its_running_part_too() -> None:
 
 @pytest.mark.field
 def test_nobody_gives_way_in_vain() -> None:
-    room = WaitingRoom(ServerSettings(max_queued_requests=4))
+    room = QueueLimits(ServerSettings(max_queued_requests=4))
     high, low = submit(room, "a", 3, priority=9), submit(room, "a", 1)
     with pytest.raises(QueueFull):
         submit(room, "a", 2, priority=5)
@@ -114,7 +114,7 @@ def test_nobody_gives_way_in_vain() -> None:
 
 @pytest.mark.field
 def test_other_models_give_way_only_to_the_limit_of_all() -> None:
-    room = WaitingRoom(ServerSettings(max_queued_requests=4, max_queued_requests_all_models=100))
+    room = QueueLimits(ServerSettings(max_queued_requests=4, max_queued_requests_all_models=100))
     other, own, same = submit(room, "b", 4, priority=-9), submit(room, "a", 1), submit(room, "a", 3, priority=7)
     submit(room, "a", 1, priority=7)
     assert ended(other, own, same) == [False, True, False]
@@ -122,7 +122,7 @@ def test_other_models_give_way_only_to_the_limit_of_all() -> None:
 
 @pytest.mark.field
 def test_tokens_make_room_too() -> None:
-    room = WaitingRoom(ServerSettings(max_queued_tokens=100))
+    room = QueueLimits(ServerSettings(max_queued_tokens=100))
     small, large = submit(room, "a", 1, tokens=10), submit(room, "a", 1, tokens=80)
     submit(room, "a", 1, tokens=50, priority=1)
     assert ended(small, large) == [False, True]
@@ -137,7 +137,7 @@ def test_tokens_make_room_too() -> None:
 )
 def test_the_limits_hold_whatever_comes_and_goes(steps: list[tuple[str, int, int, int, int]]) -> None:
     limits = ServerSettings(max_queued_requests=8, max_queued_tokens=40, max_queued_requests_all_models=14)
-    room = WaitingRoom(limits)
+    room = QueueLimits(limits)
     for model, count, tokens, priority, leaves in steps:
         waiting: list[Any] = list(room.replies.values())
         before = {reply.key for reply in waiting}

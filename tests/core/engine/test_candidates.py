@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trunkline.core.engine.candidates import choose_tasks
+from trunkline.core.engine.candidates import choose_tasks, reasons
 from trunkline.core.errors import ModelError
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ModelInfo, Serves
@@ -52,3 +52,13 @@ def test_what_cannot_be_served_is_said(task: tuple[str, ...], words: str) -> Non
 def test_a_checkpoint_without_any_task_is_refused_with_all_reasons() -> None:
     with pytest.raises(ModelError, match=r"score: Ask for it\. draw: It can't draw\."):
         choose(SCORE, DRAW)
+
+
+def test_tasks_share_a_reason_beside_a_stage_that_decodes() -> None:
+    embed = Serves("embed", "on_request", "Not by default. (Ask for it.)", common_reason="Not by default.")
+    score = Serves("score", "no", "It can't score.", detail="Nor can it score.")
+    own = {"embed": embed.reason, "score": score.reason, "draw": DRAW.reason}
+    answers = {one.task: one for one in (embed, score, DRAW)}
+    assert reasons(answers, decodes=False) == own
+    assert reasons(answers, decodes=True) == own | {"score": "Not by default. Nor can it score."}
+    assert reasons({"score": score, "draw": DRAW}, decodes=True) == {"score": score.reason, "draw": DRAW.reason}

@@ -17,7 +17,7 @@ from msgspec import Struct
 from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
 from trunkline.core.discovery import Plugin, Provided
-from trunkline.core.engine.contracts import MAX_FAILURES, CheckedControl, CheckedStage
+from trunkline.core.engine.contracts import CheckedControl, CheckedStage
 from trunkline.core.engine.device.cpu import CpuDevice
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.loop import EngineLoop
@@ -25,7 +25,7 @@ from trunkline.core.engine.messages import Answer, Call, Progress, Submit, encod
 from trunkline.core.engine.runner import Runner
 from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.errors import RequestError
-from trunkline.core.types import Launched, ModelInfo, Needs, Part, Request, ServedModel, Stage, Step
+from trunkline.core.types import MAX_FAILURES, Launched, ModelInfo, Needs, Part, Request, ServedModel, Stage, Step
 
 pytestmark = pytest.mark.field
 

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from trunkline.core import Engine
-from trunkline.core.cache.ledger import Holding
+from trunkline.core.cache.ledger import SlotAllocation
 from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.errors import ModelError
 from trunkline.core.model import rotary
@@ -155,7 +155,7 @@ def test_the_verification_at_load_covers_the_long_regime(folder: Path, monkeypat
 def test_defects_are_caught(folder: Path, defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests above fail when a crossing request keeps its keys, or when regimes share a cache."""
     if defect == "shares keys":
-        monkeypatch.setattr(Holding, "namespace", property(lambda self: self.request.namespace))
+        monkeypatch.setattr(SlotAllocation, "namespace", property(lambda self: self.request.namespace))
         names = ["long", "short"]
     else:
         monkeypatch.setattr(Scheduler, "_requeue_past_boundary", lambda self, draft: None)

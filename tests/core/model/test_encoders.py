@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from trunkline.core.errors import ModelError
-from trunkline.core.model import attention, loaded, loader, padded, scores
+from trunkline.core.model import attention, loader, packed, padded, scores
 from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.loaded import LoadedModel
+from trunkline.core.model.packed import PackedModel
 from trunkline.core.model.sources.info import read_info
 from trunkline.core.settings import ModelSettings
 from trunkline.core.testing import DECODERS, ENCODERS, PAD, SCORERS
@@ -139,7 +140,7 @@ def test_the_last_token_is_scored_even_if_it_is_the_paddings(start: Start, zoo: 
 
 
 def test_positions_that_begin_elsewhere_are_caught(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaded, "position_offset", lambda _: 0)
+    monkeypatch.setattr(packed, "position_offset", lambda _: 0)
     for name in ("roberta", "mpnet"):
         with pytest.raises(ModelError, match="padded, its warm-up differs from transformers' own forward"):
             start(name)
@@ -147,8 +148,8 @@ def test_positions_that_begin_elsewhere_are_caught(start: Start, monkeypatch: py
 
 
 def test_token_types_that_are_lost_are_caught(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    keywords = LoadedModel.keywords
-    monkeypatch.setattr(LoadedModel, "keywords", lambda self, places, _: keywords(self, places, None))
+    keywords = PackedModel.keywords
+    monkeypatch.setattr(PackedModel, "keywords", lambda self, places, _: keywords(self, places, None))
     with pytest.raises(ModelError, match="differs from transformers' own forward"):
         start("bert")
 
@@ -160,7 +161,7 @@ def test_a_mask_that_is_ignored_is_caught(start: Start, monkeypatch: pytest.Monk
 
         return padded.forward_padded(all_seen, tokens, layout)
 
-    monkeypatch.setattr(loaded, "forward_padded", unmasked)
+    monkeypatch.setattr(packed, "forward_padded", unmasked)
     with pytest.raises(ModelError, match="MPNetModel can't be served: padded"):
         start("mpnet")
 

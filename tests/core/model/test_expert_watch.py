@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,13 +134,12 @@ def test_dense_models_are_not_watched(load: Callable[..., LoadedModel]) -> None:
 def test_what_cannot_be_seen_is_said(
     load: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch, padded: bool
 ) -> None:
-    model = copy.copy(load("mixtral"))
-    model.padded = padded
+    model = dataclasses.replace(load("mixtral"), padded=padded)
     monkeypatch.setattr(expert_watch, "LAYER", expert_watch.re.compile("nowhere"))
     watching = watch_experts(model)
     assert watching is not None
     assert watching.layers.layers == ()
-    assert ("padding" if padded else "don't say") in watching.layers.unseen
+    assert ("padding" if padded else "can't be observed") in watching.layers.unseen
 
 
 def test_a_pass_that_fails_has_no_end() -> None:
@@ -177,7 +177,7 @@ def test_an_observer_that_fails_misses_the_pass_alone(
     assert good.calls == ["begin", 0, "end"] * 2
     before = {"active": [], "begin_pass": [], "observe": ["begin"], "end_pass": ["begin", 0]}
     assert bad.calls == before[method] * 2
-    assert f"plugin 'shapes' (shapes-dist 2.0): Bad.{method} failed and misses a pass" in caplog.text
+    assert f"plugin 'shapes' (shapes-dist 2.0): Bad.{method} failed and isn't called again in this pass" in caplog.text
 
 
 def test_copies_of_layers_share_the_watch(load: Callable[..., LoadedModel]) -> None:

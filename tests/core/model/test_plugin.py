@@ -44,7 +44,9 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nowhere() -> None:
-    with pytest.raises(ModelError, match=r"'owner/no-such-name' is not a local folder and can't be had from the hub"):
+    with pytest.raises(
+        ModelError, match=r"'owner/no-such-name' is not a local folder and can't be downloaded from the hub"
+    ):
         plugin.trunkline_resolve_model("owner/no-such-name")
     with pytest.raises(ModelError, match="neither a folder nor a hub id"):
         plugin.trunkline_resolve_model("no such/na:me/at all")

@@ -91,7 +91,7 @@ def test_a_class_that_refuses_narrow_windows_is_compared_as_it_is(
     monkeypatch.setattr(transformers.MistralForCausalLM, "_from_config", lambda *_, **__: 1 / 0)
     with strict.short_windows(model):
         assert model.whole.config.sliding_window == LIMIT
-    assert proof.verify_attention(model) == model.kv_shapes
+    assert proof.verify_attention(model)[1] == model.kv_shapes
 
 
 # -- state ------------------------------------------------------------------------------------

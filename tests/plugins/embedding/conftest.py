@@ -22,11 +22,11 @@ from trunkline.core.client.models import choose_model
 from trunkline.core.errors import ModelError, RequestError
 from trunkline.core.server.api.bodies import dialect_of, error_response
 from trunkline.core.types import ServedModel, Submission
-from trunkline.plugins.embedding.openai import openai_routes
+from trunkline.plugins.embedding.openai_routes import openai_routes
 from trunkline.plugins.embedding.routes import encode_routes
 from trunkline.plugins.embedding.service import Service
 from trunkline.plugins.embedding.settings import EmbeddingSettings
-from trunkline.plugins.embedding.tei import tei_routes
+from trunkline.plugins.embedding.tei_routes import tei_routes
 
 TEXTS = [
     "A",

@@ -342,6 +342,15 @@ async def test_ids_need_the_special_tokens_that_the_tokenizer_adds(
 
 
 @pytest.mark.field
+async def test_ids_outside_the_vocabulary_are_refused_with_advice(live: Any) -> None:
+    answer = (await live[0].post("/v1/embeddings", json={"input": [[9], [512]]})).json()
+    assert answer["message"].startswith("input[1]: The input contains values greater than the vocab size (512): 512. ")
+    assert "Were they made with another model's tokenizer? Send text instead" in answer["message"]
+    native = (await live[0].post("/encode", json={"input_ids": [[9], [512]]})).json()
+    assert native["error"]["message"].endswith("the vocab size (512): 512.")
+
+
+@pytest.mark.field
 async def test_a_tokenizer_without_special_tokens_takes_all_ids(live: Any) -> None:
     """Nothing tells its own ids from others there."""
     assert (await live[0].post("/v1/embeddings", json={"input": [[9, 19], [4]]})).status_code == 200

@@ -28,7 +28,7 @@ from trunkline.core.types import ModelInfo, ServedModel, Submission
 from trunkline.plugins.generation.native.body_schemas import GenerateBody
 from trunkline.plugins.generation.native.make_job import make_job
 from trunkline.plugins.generation.native.routes import frames, generate_routes
-from trunkline.plugins.generation.openai.chat import chat_routes
+from trunkline.plugins.generation.openai.chat_routes import chat_routes
 from trunkline.plugins.generation.service import Service
 from trunkline.plugins.generation.settings import GenerationSettings
 

@@ -209,9 +209,8 @@ def test_logits_that_are_not_finite_have_no_log_probabilities(driver: Driver) ->
 
 def test_a_row_whose_results_fail_ends_alone(driver: Driver) -> None:
     broken, whole = (driver.admit(key=key, logprobs=LogprobParams(), **GREEDY) for key in (1, 2))
-    broken.state.extras = SimpleNamespace(
-        prompt_len=3, logprobs=LogprobParams(), hidden="", logprobs_due=2
-    )  # has no mark_sent
+    # The namespace has no mark_sent:
+    broken.state.extras = SimpleNamespace(prompt_len=3, logprobs=LogprobParams(), hidden="", logprobs_due=2)
     bad, good = driver.steps((broken, peak(5)), (whole, peak(6)))
     assert bad.error is not None
     assert (bad.error.status, good.tokens) == (500, (6,))

@@ -51,7 +51,7 @@ def test_a_table(run: Callable[..., Any]) -> None:
     assert seen[0].url.path == "/expert_distribution"
     assert seen[0].url.params["model"] == "a b"
     assert seen[0].headers["authorization"] == "Bearer secret"
-    assert "tiny: recording, mode stat, 3 passes, 4 tokens, 2 of 4 experts a token, balance 0.667" in result.output
+    assert "tiny: recording, mode stat, 3 passes, 4 tokens, 2 of 4 experts per token, balance 0.667" in result.output
     first, second = ([cell.strip() for cell in line.split("│")] for line in result.output.splitlines()[-2:])
     assert first == ["1", "8", "0.333", "█░░", "1 (75.0%), 2 (12.5%)"]
     assert second[:4] == ["2", "8", "1.000", "████"]

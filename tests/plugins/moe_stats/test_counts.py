@@ -72,7 +72,7 @@ def test_counts_are_those_of_transformers(
     assert counts_of(report) == expected
     assert report["tokens"] == sum(map(len, sequences))
     assert {layer["selections"] for layer in report["layers"]} == {report["tokens"] * report["top_k"]}
-    assert report["passes"] > 7  # 16 prompt tokens in chunks of 4, then 4 decode steps
+    assert report["passes"] > 7  # 16 prompt tokens in chunks of 4, then 4 decode passes
 
 
 def test_cached_prefixes_are_not_computed_and_not_counted(engine_of: Callable[..., Engine]) -> None:

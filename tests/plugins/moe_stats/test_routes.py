@@ -12,7 +12,7 @@ import pytest
 
 from trunkline.core import Engine
 from trunkline.plugins.generation.offline import generate
-from trunkline.plugins.moe_stats import live, offline, trunkline_routes
+from trunkline.plugins.moe_stats import live_routes, offline, trunkline_routes
 from trunkline.plugins.moe_stats.recorder import Recorder
 
 START, STOP, DUMP = (f"/{verb}_expert_distribution_record" for verb in ("start", "stop", "dump"))
@@ -96,7 +96,7 @@ def test_who_may_call() -> None:
 
 async def test_the_stream_grows(shared: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The frames themselves: ASGITransport would wait for the end of a stream that has none."""
-    monkeypatch.setattr(live, "EVENT_SECONDS", 0.01)
+    monkeypatch.setattr(live_routes, "EVENT_SECONDS", 0.01)
     offline.start(shared)
 
     class Lifecycle:
@@ -117,7 +117,7 @@ async def test_the_stream_grows(shared: Engine, monkeypatch: pytest.MonkeyPatch)
             state = {"lifecycle": Lifecycle}  # noqa: RUF012
 
     service: Any = Service()
-    frames: AsyncIterator[bytes] = live._events(service, Request, await service.run("experts_look", None))  # type: ignore[arg-type]
+    frames: AsyncIterator[bytes] = live_routes._events(service, Request, await service.run("experts_look", None))  # type: ignore[arg-type]
 
     async def tokens() -> int:
         frame = await anext(frames)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 import transformers
@@ -187,26 +187,14 @@ def reranker(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return checkpoint
 
 
-@pytest.fixture(scope="session")
-def live(
-    repository: Path, reranker: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., str]]:
-    """``live("bert", "--flag")``: the address of a real server with those models; the same one for the same call."""
-    spec = importlib.util.spec_from_file_location("api_conftest", repository / "tests" / "api" / "conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    shared = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(shared)
-    servers: dict[tuple[str, ...], Any] = {}
+@pytest.fixture
+def url(shared_server: Callable[..., Any], reranker: Callable[[str], Path]) -> str:
+    """The address of a server with a cross-encoder, a causal reranker and a model that is no reranker."""
+    models = [str(reranker(name)) for name in ("bert", "qwen3-reranker", "llama")]
+    return str(shared_server("--dtype", "float32", "--context-length", "1024", *models).url)
 
-    def start(*arguments: str) -> str:
-        if arguments not in servers:
-            paths = [str(reranker(one)) if one in MODELS else one for one in arguments]
-            log = tmp_path_factory.mktemp("live") / "log"
-            servers[arguments] = shared.LiveServer(["--dtype", "float32", *paths], log)
-            servers[arguments].wait()
-        return str(servers[arguments].url)
 
-    yield start
-    for server in servers.values():
-        server.close()
+@pytest.fixture
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client

@@ -65,7 +65,7 @@ def test_who_serves(model: ModelInfo, when: str, reason: str) -> None:
     assert reason in answer.reason
     assert bool(answer.reason) == (when != "default")
     language = is_language_model(model) and when == "on_request"
-    assert ("Please add `--is-embedding` when" in answer.reason_beside_decoding) == language
+    assert answer.detail.startswith("To have it rerank by answering yes or no") == language
 
 
 @pytest.mark.parametrize(

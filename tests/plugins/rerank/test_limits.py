@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -19,17 +18,6 @@ from .conftest import wordpiece
 pytestmark = pytest.mark.field
 
 FIRST, SECOND = "bert", "qwen3-reranker"
-
-
-@pytest.fixture(scope="session")
-def server(live: Callable[..., str]) -> str:
-    return live(FIRST, SECOND, "--context-length", "1024")
-
-
-@pytest.fixture
-def http(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server, timeout=60) as client:
-        yield client
 
 
 HUGE = "a" * 3_000_000

@@ -234,5 +234,5 @@ def watch_score_rows(engine: Engine) -> list[torch.Tensor]:
         rows.append(hidden.clone())
         return head(hidden)
 
-    lane.model.heads = {**lane.model.heads, "score": note}
+    lane.model.heads["score"] = note
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import cohere
@@ -14,19 +14,6 @@ from transformers import AutoTokenizer
 QUERY = "what is the capital of china?"
 DOCUMENTS = ["the capital of china is beijing.", "gravity is a force", "paris"]
 BODY = {"query": QUERY, "documents": DOCUMENTS}
-MODELS = ("bert", "qwen3-reranker", "llama")
-
-
-@pytest.fixture(scope="session")
-def url(live: Callable[..., str]) -> str:
-    """A server with a cross-encoder, a causal reranker and a model that is no reranker."""
-    return live(*MODELS, "--context-length", "1024")
-
-
-@pytest.fixture
-def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=60) as client:
-        yield client
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ async def test_salt_and_priority_reach_the_engine(client: httpx.AsyncClient, eng
         ),
         ({"input_ids": [512]}, "The input_ids contains values greater than the vocab size (512): 512."),
         ({"text": ["a"] * 5}, "text has 5 items; at most 4 are allowed. Split it, or raise --max-batch-size."),
-        ({"text": ["a", "b"], "rid": "x"}, "rid must be a list with one id an input for a batch."),
+        ({"text": ["a", "b"], "rid": "x"}, "For a batch, rid must be a list with one id per input."),
         ({"text": "a", "image_data": ["x"]}, "image_data is not supported: this server takes text only. Leave it out."),
     ],
 )

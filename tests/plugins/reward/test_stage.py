@@ -72,10 +72,7 @@ def test_which_models_are_served() -> None:
     assert trunkline_serves(info("BertForSequenceClassification", causal=False, score_rows="first")).when == "default"
     language = trunkline_serves(info("LlamaForCausalLM"))
     assert language.when == "no"
-    assert language.reason_beside_decoding.startswith(
-        "This model does not appear to be an embedding model by default. Please add `--is-embedding` when launching "
-        "the server or try another model."
-    )
+    assert language.detail.startswith("It serves /encode then; /classify needs a")
     for other in (info("LlamaForCausalLM"), info("BertModel", causal=False)):
         assert "/encode" in trunkline_serves(other).reason
         assert "--is-embedding" not in trunkline_serves(other).reason

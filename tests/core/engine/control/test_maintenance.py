@@ -58,12 +58,9 @@ def test_sleeping_is_no_hang(engine: Engine) -> None:
     engine.call("slow_down")
 
 
-def test_freeze(engine: Engine) -> None:
+def test_freeze(frozen: None, engine: Engine) -> None:
     before = gc.get_freeze_count()
-    try:
-        assert engine.call("freeze_gc") > before
-    finally:
-        gc.unfreeze()
+    assert engine.call("freeze_gc") > before
     run(engine)
 
 

@@ -88,23 +88,30 @@ def continued() -> Callable[..., list[int]]:
     """``continued([(folder, count), …], in_place=…)``: greedy tokens, ``count`` of them by each checkpoint in turn.
 
     In place, transformers' own cache goes from one model to the next as it is; else each model reads all
-    anew.
+    anew. With ``given`` each token is the one after the prompt and the given tokens before it: so a reply
+    that equals the outcome is the greedy one, and each checkpoint is asked but once.
     """
     models: dict[Path, Any] = {}
 
     @torch.inference_mode()
-    def greedy(spans: list[tuple[Path, int]], *, in_place: bool, prompt: list[int] = PROMPT) -> list[int]:
+    def greedy(
+        spans: list[tuple[Path, int]], *, in_place: bool, prompt: list[int] = PROMPT, given: list[int] | None = None
+    ) -> list[int]:
         tokens, cache, known = list(prompt), None, 0
+        chosen: list[int] = []
         for folder, count in spans:
             if folder not in models:
                 models[folder] = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
             if not in_place:
                 cache, known = None, 0
-            for _ in range(count):
+            for step in [count] if given is not None else [1] * count:
+                if given is not None:
+                    tokens = [*prompt, *given[: len(chosen) + step - 1]]
                 output = models[folder](torch.tensor([tokens[known:]]), past_key_values=cache, use_cache=True)
                 cache, known = output.past_key_values, len(tokens)
-                tokens.append(int(output.logits[0, -1].argmax()))
-        return tokens[len(prompt) :]
+                chosen += output.logits[0, -step:].argmax(-1).tolist()
+                tokens.append(chosen[-1])
+        return chosen
 
     return greedy
 
@@ -458,7 +465,8 @@ class Storm:
         starts = [0, *(end for _, end in ticket.versions)]
         spans = [(self.folders[label], end - start) for (label, end), start in zip(ends, starts, strict=True)]
         self.mixed += len(spans) > 1
-        assert ticket.tokens == self.continued(spans, in_place=mode == "in_place", prompt=prompt)
+        given = ticket.tokens
+        assert given == self.continued(spans, in_place=mode == "in_place", prompt=prompt, given=given)
 
 
 def storm(old: Path, new: Path, continued: Callable[..., list[int]], mode: str, rounds: int = 25) -> int:

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from trunkline.core.cache.ledger import Holding, Ledger, regime_of
+from trunkline.core.cache.ledger import Ledger, SlotAllocation, regime_of
 from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
 from trunkline.core.engine.scheduling.batch import Batch
@@ -444,7 +444,7 @@ def test_a_million_passes(seed: int) -> None:
     soak(seed, 50_000, check_every=20)
 
 
-def close_leaking(self: Ledger, holding: Holding, original: Callable[..., Any]) -> None:
+def close_leaking(self: Ledger, holding: SlotAllocation, original: Callable[..., Any]) -> None:
     holding.allocated = max(holding.held, holding.request.computed)  # forgets the slots of a failed pass
     original(self, holding)
 
@@ -458,7 +458,7 @@ def retract_the_first(self: Scheduler, draft: Any, original: Callable[..., Any])
     return original(self, draft)
 
 
-def reuse_everything(self: Holding, original: Callable[..., Any]) -> int:
+def reuse_everything(self: SlotAllocation, original: Callable[..., Any]) -> int:
     return len(self.request.tokens) if self.request.cacheable else 0
 
 
@@ -529,7 +529,7 @@ def retract_in_the_former_regime(self: Scheduler, chosen: Any, original: Callabl
     return requests
 
 
-def share_between_regimes(self: Holding, original: Any) -> bytes:
+def share_between_regimes(self: SlotAllocation, original: Any) -> bytes:
     return self.request.namespace
 
 
@@ -540,11 +540,11 @@ DEFECTS: list[tuple[type, str, Callable[..., Any]]] = [
     (Scheduler, "commit", commit_too_much),
     (Scheduler, "finish", free_slots_in_flight),
     (Scheduler, "cancel", cancel_and_keep_the_place),
-    (Holding, "reusable", reuse_everything),
+    (SlotAllocation, "reusable", reuse_everything),
     (RadixCache, "lock", evict_ignoring_locks),
     (RadixCache, "insert", match_without_namespace),
     (Scheduler, "_requeue_past_boundary", never_restart),
-    (Holding, "namespace", share_between_regimes),
+    (SlotAllocation, "namespace", share_between_regimes),
     (Scheduler, "start_epoch", start_epoch_and_keep_sharing),
     (Ledger, "forget", forget_what_is_held),
     (Scheduler, "retract", retract_and_keep_slots),

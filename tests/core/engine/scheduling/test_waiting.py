@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trunkline.core.cache.ledger import Holding
+from trunkline.core.cache.ledger import SlotAllocation
 from trunkline.core.engine.scheduling.waiting import Entry, InFlight, WaitingQueue
 from trunkline.core.types import Request
 
@@ -17,10 +17,10 @@ def entry(order: int, priority: int = 0, cached: int = 0) -> Entry:
     return made
 
 
-def holding(tokens: list[int], *, computed: int = 0, namespace: bytes = b"", cacheable: bool = True) -> Holding:
+def holding(tokens: list[int], *, computed: int = 0, namespace: bytes = b"", cacheable: bool = True) -> SlotAllocation:
     request = Request(0, "", "", None, tokens, len(tokens), namespace=namespace, cacheable=cacheable)
     request.computed = computed
-    return Holding(request, np.array(tokens, dtype=np.int32))
+    return SlotAllocation(request, np.array(tokens, dtype=np.int32))
 
 
 def orders(queue: WaitingQueue) -> list[int]:
@@ -90,7 +90,9 @@ TOKENS = list(range(100))
         (holding(TOKENS, computed=40), holding([9, *TOKENS[1:]]), 40, False),  # same stretch, other beginning
     ],
 )
-def test_waiting_for_a_prefix_in_flight(running: Holding, candidate: Holding, cached: int, expected: bool) -> None:
+def test_waiting_for_a_prefix_in_flight(
+    running: SlotAllocation, candidate: SlotAllocation, cached: int, expected: bool
+) -> None:
     in_flight = InFlight()
     in_flight.add(running)
     assert in_flight.covers(candidate, cached) == expected

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from trunkline.core.server.api import chat_templates
 from trunkline.core.server.api.chat_templates import (
+    contents_for_template,
     goes_through_parts,
     needs_parts,
-    shape_contents,
     template_variables,
 )
 
@@ -145,7 +145,7 @@ def tokenizer() -> Any:
 
 
 def rendered(tokenizer: Any, messages: list[dict[str, Any]]) -> str:
-    return str(tokenizer.apply_chat_template(shape_contents(tokenizer, messages), tokenize=False))
+    return str(tokenizer.apply_chat_template(contents_for_template(tokenizer, messages), tokenize=False))
 
 
 FORMS = {"parts": PARTS | PROBED_PARTS, "strings": STRINGS | PROBED_STRINGS}
@@ -224,7 +224,7 @@ def test_named_templates(tokenizer: Any) -> None:
 
 
 def test_no_template(tokenizer: Any) -> None:
-    assert shape_contents(tokenizer, [{"role": "user", "content": "hi"}]) == [{"role": "user", "content": "hi"}]
+    assert contents_for_template(tokenizer, [{"role": "user", "content": "hi"}]) == [{"role": "user", "content": "hi"}]
     assert template_variables(tokenizer) == frozenset()
 
 
@@ -240,7 +240,7 @@ def test_no_template(tokenizer: Any) -> None:
 def test_broken_templates_get_strings(template: str) -> None:
     tokenizer: Any = SimpleNamespace(chat_template=template)
     message = {"role": "user", "content": "hi"}
-    assert shape_contents(tokenizer, [message]) == [message]
+    assert contents_for_template(tokenizer, [message]) == [message]
     assert isinstance(template_variables(tokenizer), frozenset)
 
 

@@ -12,7 +12,7 @@ import pytest
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import while_connected
 from trunkline.core.server.api.bodies import ClientGone
-from trunkline.core.server.api.gather import item_meta, run_all
+from trunkline.core.server.api.gather import item_meta, submit_and_wait
 from trunkline.core.server.api.prepare import PreparedInput
 
 
@@ -29,7 +29,7 @@ def client(*, leaves_after: float = 60.0) -> Any:
 async def run(engine: Any, params: Any, items: list[PreparedInput], **options: Any) -> Any:
     served = engine.models[0]
     rids = [f"r{index}" for index in range(len(items))]
-    return await run_all(engine, served, "echo", items, params, rids, **options)
+    return await submit_and_wait(engine, served, "echo", items, params, rids, **options)
 
 
 async def test_all_run_together_and_keep_their_order(start: Callable[..., Any], params: Any) -> None:

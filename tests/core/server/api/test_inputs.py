@@ -11,22 +11,22 @@ from trunkline.core.server.api.inputs import (
     Inputs,
     as_id_lists,
     assign_rids,
-    check_batch,
+    check_batch_size,
+    inputs_from_body,
+    inputs_from_python,
     locate_error,
     locate_errors,
-    parse_inputs,
-    read_inputs,
     read_salt,
 )
 
 
 def test_one_and_many() -> None:
-    assert read_inputs("a", None) == Inputs(texts=["a"], single=True, field="text")
-    assert read_inputs(["a"], None) == Inputs(texts=["a"], field="text")
-    assert read_inputs([["a", "b"], "c"], None) == Inputs(texts=[["a", "b"], "c"], field="text")
-    assert read_inputs(None, [1, 2]) == Inputs(ids=[[1, 2]], single=True, field="input_ids")
-    assert read_inputs(None, [[1], [2]]) == Inputs(ids=[[1], [2]], field="input_ids")
-    assert [len(read_inputs(text, None)) for text in ("a", ["a", "b"], [])] == [1, 2, 0]
+    assert inputs_from_body("a", None) == Inputs(texts=["a"], single=True, field="text")
+    assert inputs_from_body(["a"], None) == Inputs(texts=["a"], field="text")
+    assert inputs_from_body([["a", "b"], "c"], None) == Inputs(texts=[["a", "b"], "c"], field="text")
+    assert inputs_from_body(None, [1, 2]) == Inputs(ids=[[1, 2]], single=True, field="input_ids")
+    assert inputs_from_body(None, [[1], [2]]) == Inputs(ids=[[1], [2]], field="input_ids")
+    assert [len(inputs_from_body(text, None)) for text in ("a", ["a", "b"], [])] == [1, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_one_and_many() -> None:
 )
 def test_what_is_refused(text: Any, ids: Any, message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        read_inputs(text, ids)
+        inputs_from_body(text, ids)
     assert caught.value.message == message
 
 
@@ -63,9 +63,9 @@ def test_ids_that_do_not_fit_the_batch(rid: Any, message: str) -> None:
 
 
 def test_a_batch_has_a_limit_that_is_named() -> None:
-    check_batch(3, 3, "texts")
+    check_batch_size(3, 3, "texts")
     with pytest.raises(RequestError, match=r"^texts has 4 items; at most 3 .* --max-batch-size") as caught:
-        check_batch(4, 3, "texts")
+        check_batch_size(4, 3, "texts")
     assert caught.value.param == "texts"
 
 
@@ -96,9 +96,9 @@ def test_a_single_list_is_told_from_many() -> None:
 
 
 def test_inputs_of_python_callers() -> None:
-    assert parse_inputs(["a", ["b", "c"]]).texts == ["a", ["b", "c"]]
-    assert parse_inputs([[1, 2], (3,)]).ids == [[1, 2], [3]]
-    assert len(parse_inputs([])) == 0
+    assert inputs_from_python(["a", ["b", "c"]]).texts == ["a", ["b", "c"]]
+    assert inputs_from_python([[1, 2], (3,)]).ids == [[1, 2], [3]]
+    assert len(inputs_from_python([])) == 0
     for wrong, message in (([[]], r"texts\[0\] is neither"), (["a", ["b", 3]], r"texts\[1\]"), (["a", [5, 6]], "mix")):
         with pytest.raises(RequestError, match=message):
-            parse_inputs(wrong)
+            inputs_from_python(wrong)

@@ -77,7 +77,7 @@ def test_the_beginning_of_a_very_long_text_is_the_same_as_of_all(wordpiece: Any,
 def test_the_first_tokens_of_a_text_can_be_kept(wordpiece: Any, served: ServedModel) -> None:
     text = "hello: " + "the sea of " * 10
     whole = wordpiece(text)["input_ids"]
-    [item] = InputPreparer(wordpiece, served, truncate="start", keep=4).items(Inputs(texts=[text]))
+    [item] = InputPreparer(wordpiece, served, truncate="start", prompt_tokens=4).items(Inputs(texts=[text]))
     assert item.ids == whole[:4] + whole[-12:]
 
 
@@ -88,7 +88,12 @@ def test_the_first_tokens_of_a_very_long_text_are_kept_too(wordpiece: Any, serve
     whole = wordpiece(text)["input_ids"]
     keep = len(wordpiece(prompt)["input_ids"]) - 1
     preparer = InputPreparer(
-        wordpiece, served, truncate="start", keep=keep, lead=len(prompt), preprocess=lambda rest: prompt + rest
+        wordpiece,
+        served,
+        truncate="start",
+        prompt_tokens=keep,
+        prompt_characters=len(prompt),
+        preprocess=lambda rest: prompt + rest,
     )
     [item] = preparer.items(Inputs(texts=[text[len(prompt) :]]))
     assert item.ids == whole[:keep] + whole[-(16 - keep) :]
@@ -212,5 +217,5 @@ async def test_a_prompt_before_many_texts_is_bounded(wordpiece: Any, served: Ser
     texts: list[str | list[str]] = ["a"] * 1000
     with pytest.raises(RequestError, match="100001000 characters, counting what is put before each"):
         await prepare_inputs(
-            engine, served, Inputs(texts=texts), lead=100_000, preprocess=lambda text: "p" * 100_000 + text
+            engine, served, Inputs(texts=texts), prompt_characters=100_000, preprocess=lambda text: "p" * 100_000 + text
         )

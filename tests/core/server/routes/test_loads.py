@@ -21,7 +21,7 @@ async def busy(http: httpx.AsyncClient, engine: Any) -> list[asyncio.Task[Any]]:
     while not engine.status.results:
         await asyncio.sleep(0.01)
     waiting = asyncio.create_task(http.post("/echo", json={"ids": [1, 2, 3], "queue": 5, "copies": 2}))
-    while len(engine._waiting.replies) < 2:
+    while len(engine._queue_limits.replies) < 2:
         await asyncio.sleep(0.01)
     return [running, waiting]
 

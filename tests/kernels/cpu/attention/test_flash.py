@@ -84,7 +84,7 @@ def _four_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Four threads, for work of any size."""
     before = torch.get_num_threads()
     torch.set_num_threads(4)
-    monkeypatch.setattr(attention_extend, "_MIN_PARALLEL", 0)
+    monkeypatch.setattr(attention_extend, "MIN_PARALLEL", 0)
     yield
     torch.set_num_threads(before)
 

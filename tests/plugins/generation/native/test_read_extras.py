@@ -269,7 +269,7 @@ async def small(make_engine: Callable[..., Any], make_app: Callable[..., Any], m
         ({"return_hidden_states": "last"}, 80, 12, ""),
         ({"return_hidden_states": True, "stream": True}, 1, 1, "'last' asks for one vector."),
         ({"return_routed_experts": True}, 17, 1, ""),
-        ({"return_routed_experts": True}, 18, 1, "the experts of up to 100 positions, counted once a layer"),
+        ({"return_routed_experts": True}, 18, 1, "the experts of up to 100 positions, counted per layer"),
         ({"return_routed_experts": True, "routed_experts_start_len": 6}, 18, 1, ""),
     ],
 )

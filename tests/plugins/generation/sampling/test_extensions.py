@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from trunkline.core.errors import PluginError, RequestError
+from trunkline.core.types import MAX_FAILURES
 from trunkline.plugins.generation.sampling import extensions
-from trunkline.plugins.generation.sampling.extensions import FAILED_MESSAGE, MAX_FAILURES
+from trunkline.plugins.generation.sampling.extensions import FAILED_MESSAGE
 
 VOCABULARY = 322
 ORIGIN = "plugin 'strange' (strange-things 1.2)"

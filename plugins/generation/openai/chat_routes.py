@@ -76,7 +76,7 @@ async def make_job(service: Service, body: ChatBody, defaults: Callable[[str, st
     messages = read_messages(body.messages)
     model_defaults = defaults(served.info.path, service.settings(served).sampling_defaults)
     params, limit_field = _sampling_params(service, served, body, model_defaults)
-    service.check_batch(1, params.n)
+    service.check_batch_size(1, params.n)
     tokenizer = service.engine.tokenizer(served.name)
     if tokenizer is None:
         raise RequestError(f"{served.name} has no tokenizer; use /generate with input_ids.")
@@ -120,7 +120,7 @@ def _sampling_params(
         if limit != NO_LIMIT:
             raise RequestError(f"{limit_field} must be at least 1, or -1 for no limit; got {limit}.", param=limit_field)
         requested["max_new_tokens"] = None
-    merged = {**defaults, "max_new_tokens": None, **service.preferred(served), **requested}
+    merged = {**defaults, "max_new_tokens": None, **service.preferred.get(served), **requested}
     return service.sampling_params(served, merged, names), limit_field
 
 
