@@ -54,8 +54,8 @@ def answer(fuzz: ModuleType, case: Any) -> Any:
     expected = fuzz._expected(case.body)
     records = []
     for one in expected:
-        given = one.sampling.get("max_new_tokens", 128)
-        most = 512 - len(one.ids or [5, 6]) if given is None else int(given)
+        given, left = one.sampling.get("max_new_tokens", 128), 512 - len(one.ids or [5, 6])
+        most = left if given is None else min(int(given), left)  # the default may be more than fits
         records.append([record(one, tokens) for tokens in sorted({min(1, most), most})])
         records[-1][-1]["meta_info"]["finish_reason"] = {"type": "length", "length": most}
     _, single = fuzz.shape(case.body)
