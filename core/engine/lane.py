@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trunkline.core.errors import PluginError, RequestError
@@ -23,6 +22,7 @@ from .runner import Runner
 from .scheduling.batch import Batch
 from .scheduling.row import Row
 from .scheduling.scheduler import Scheduler
+from .weight_update import WeightUpdate
 
 if TYPE_CHECKING:
     from trunkline.core.engine.control.pages import SavedPages
@@ -30,18 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("trunkline.engine")
 
 EPOCH_BYTES = 4  # at the start of a namespace; the rest is the request's salt
-
-
-@dataclass(frozen=True, slots=True)
-class WeightUpdate:
-    """All that a weight update replaces in a lane. ``weights_sent``: see :class:`Lane`."""
-
-    candidate: Candidate
-    served: ServedModel
-    model: Any
-    stages: Mapping[str, CheckedStage]
-    runner: Runner
-    weights_sent: bool = False
 
 
 class Lane:
@@ -204,10 +192,6 @@ class Lane:
                 "Shorten the input or lower the number of new tokens."
             )
 
-    def schedule(self, *, ahead: bool = False) -> Batch | None:
-        """The batch to compute next; None when no request waits or runs. ``ahead``: see :meth:`Scheduler.plan`."""
-        return self.scheduler.plan(ahead=ahead)
-
     def start(self, batch: Batch, previous: BatchInFlight | None = None) -> BatchInFlight:
         """Start to compute a batch; ``previous``: the batch of this lane that is in flight."""
         began = self._clock()
@@ -221,33 +205,27 @@ class Lane:
 
         ``following``: the next batch of this lane, which is in flight. A failure cancels it.
         """
-        batch, ending = flight.batch, self._ending
-        self._ending = []
+        ending, self._ending = self._ending, []  # requests that ended after the batch was started
         collected = [attempt.collect(self.stages) for attempt in flight.attempts]
         failures = [failure for _, failed in collected for failure in failed]
         if failures and following is not None:
             self._cancel(following)
         steps = [step for attempt_steps, _ in collected for step in attempt_steps]
-        for row, _ in failures:
+        for row in (row for row, _ in failures if self.scheduler.holds(row.request)):
             steps += self._retry(row)
-        steps = [step for step in steps if self.scheduler.holds(step.request) or not self._ended_before(step, ending)]
+        steps = [step for step in steps if not any(step.request is request for request in ending)]
         # Keys and values of a failed request may be wrong, so they must not reach the prefix cache.
-        self.scheduler.commit(batch, {step.request.key for step in steps if is_failure(step)})
+        self.scheduler.commit(flight.batch, {step.request.key for step in steps if is_failure(step)})
         applied = [done for step in (*flight.resets, *steps) for done in self._apply(step)]
         # A final row without a step: its request would never make progress.
         moved = {step.request.key for step in steps if step.tokens}
-        stalled = [row.request for row in batch.rows if row.final and row.request.key not in moved]
-        for request in stalled:
-            if self.scheduler.holds(request):
-                applied += self._apply(self._fault(request, "gave no step for the request's last token"))
+        for row in flight.batch.rows:
+            if row.final and row.request.key not in moved and self.scheduler.holds(row.request):
+                applied += self._apply(self._fault(row.request, "gave no step for the request's last token"))
         for request in ending:
             self.stages[request.task].release(request)
         self.device_seconds += self._clock() - flight.began
         return applied
-
-    def _ended_before(self, step: Step, ending: Sequence[Request]) -> bool:
-        """Whether the request ended while the batch that gave the step was in flight: then the step is void."""
-        return any(request is step.request for request in ending)
 
     def _cancel(self, flight: BatchInFlight) -> None:
         """The results of a batch in flight won't be used; its tokens are planned again."""

@@ -23,7 +23,6 @@ from trunkline.core.types import Request, Step
 
 from .channel import Channel
 from .embeds import content_salt, read_embeds
-from .flight import BatchInFlight
 from .lane import Lane
 from .messages import (
     ABORTED,
@@ -39,13 +38,12 @@ from .messages import (
     as_wire,
 )
 from .pass_record import PassRecord
+from .pipeline import Pipeline
+from .scheduling.batch import Batch
 
 log = logging.getLogger("trunkline.engine")
 
 BEAT_SECONDS = 1.0
-
-
-Flight = tuple[Lane, BatchInFlight]
 
 
 class EngineLoop:
@@ -64,7 +62,7 @@ class EngineLoop:
         self.lanes = list(lanes)
         self.channel = channel
         self.requests: dict[int, tuple[Lane, Request]] = {}
-        self.in_flight: Flight | None = None
+        self.pipeline = Pipeline(self.lanes, self.announce, self._finish)
         self.passes = 0
         self.after_pass: list[AfterPass] = [PassLog(log_interval).after_pass] if log_interval else []
         self.updates = WeightUpdates(self, load_update)
@@ -107,55 +105,22 @@ class EngineLoop:
             self.channel.close()
 
     def turn(self) -> None:
-        """Receive messages, schedule a batch and start it, collect the batch before it, report its results.
-
-        Where the device doesn't overlap with the host, a batch is collected in the turn that starts it.
-        """
+        """Receive messages, then schedule and start a batch, and collect and report the one before it."""
         self.receive()
         self.updates.apply_loaded()
-        started = self.start_next()
-        self.collect(started)
-        if started is not None and not started[1].cancelled:
-            self.in_flight = started
-            if not started[0].overlaps:
-                self.collect()
-        if self.in_flight is None:
+        if not self.pipeline.advance():
             self._note([])
             self._busy_since = 0.0
-
-    def start_next(self) -> Flight | None:
-        """Start the next batch of the lane whose turn it is. None if there is none, or it depends on that in flight."""
-        lane = self.next_lane()
-        if lane is None:
-            return None
-        previous = self.in_flight[1] if self.in_flight is not None and self.in_flight[0] is lane else None
-        batch = lane.schedule(ahead=previous is not None)
-        if batch is None:
-            return None
-        self.announce(batch.started)
-        return lane, lane.start(batch, previous)
-
-    def collect(self, following: Flight | None = None) -> None:
-        """Collect the batch in flight, if there is one, and report its results. ``following`` was started after it."""
-        if self.in_flight is None:
-            return
-        (lane, flight), self.in_flight = self.in_flight, None
-        steps = lane.finish(flight, following[1] if following is not None and following[0] is lane else None)
-        self.report(lane, steps)
-        for callback in tuple(self.after_pass):  # a copy: a callback may remove itself
-            callback(lane, flight.batch, steps)
-        self.passes += 1
 
     # -- inbound -----------------------------------------------------------------------------
 
     def receive(self) -> None:
         """Handle all messages that have arrived. Blocks only while there is no work."""
-        busy = self.in_flight is not None or self.updates.pending
-        busy = busy or any(lane.busy and not lane.halted for lane in self.lanes)
+        busy = self.updates.pending or self.pipeline.busy
         messages = self.channel.receive(wait=not busy and not self._stopping.is_set())
         self._busy_since = time.monotonic()  # the watchdog covers controls and admissions, too
         if self.updates.pending or any(isinstance(message, Call) for message in messages):
-            self.collect()
+            self.pipeline.drain()
         for message in messages:
             self.handle(message)
 
@@ -256,24 +221,18 @@ class EngineLoop:
 
     # -- outbound ----------------------------------------------------------------------------
 
-    def next_lane(self) -> Lane | None:
-        """Of the lanes that are busy and not halted, the one with the least device time; None if there is none.
-
-        Lanes with less were idle or halted; theirs is raised to the same value, so that they get no more than others.
-        """
-        busy = [lane for lane in self.lanes if lane.busy and not lane.halted]
-        if not busy:
-            return None
-        chosen = min(busy, key=lambda lane: lane.device_seconds)
-        for lane in self.lanes:
-            lane.device_seconds = max(lane.device_seconds, chosen.device_seconds)
-        return chosen
-
     def announce(self, started: Sequence[Request]) -> None:
         """Send the front the requests that left the waiting queue with this pass."""
         messages = [Started(request.key, request.cached) for request in started if request.key >= 0]
         if messages:
             self.channel.send(messages)
+
+    def _finish(self, lane: Lane, batch: Batch, steps: list[Step]) -> None:
+        """A batch was collected."""
+        self.report(lane, steps)
+        for callback in tuple(self.after_pass):  # a copy: a callback may remove itself
+            callback(lane, batch, steps)
+        self.passes += 1
 
     def report(self, lane: Lane, steps: Sequence[Step]) -> None:
         """Send the front the steps of a pass, and remove the requests that ended."""

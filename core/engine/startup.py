@@ -208,7 +208,7 @@ def warm_up(lane: Lane) -> None:
     for number, stage in enumerate(lane.stages.values()):
         request = stage.probe(key=-1 - number)
         lane.admit(request)
-        while (batch := lane.schedule()) is not None:
+        while (batch := lane.scheduler.plan()) is not None:
             for step in lane.finish(lane.start(batch)):
                 if step.error is not None:
                     raise ModelError(f"The warm-up of {lane.served.name} failed: {step.error.message}")

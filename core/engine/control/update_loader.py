@@ -12,12 +12,13 @@ import msgspec
 
 from trunkline.core.config import Config
 from trunkline.core.engine.candidates import Candidate, choose_tasks
-from trunkline.core.engine.lane import Lane, WeightUpdate
+from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.memory import MemoryShare, gib
 from trunkline.core.engine.messages import NOT_FOUND
 from trunkline.core.engine.resources import available_bytes
 from trunkline.core.engine.runner import Runner
 from trunkline.core.engine.startup import assemble
+from trunkline.core.engine.weight_update import WeightUpdate
 from trunkline.core.errors import ModelError, TrunklineError
 from trunkline.core.host import Host
 from trunkline.core.model import loader

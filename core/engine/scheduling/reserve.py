@@ -1,4 +1,4 @@
-"""How many slots are reserved for the tokens that running requests will generate."""
+"""How many slots are reserved for the output of running requests."""
 
 from __future__ import annotations
 

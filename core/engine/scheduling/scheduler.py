@@ -53,7 +53,7 @@ class Scheduler:
         self.queue = WaitingQueue(policy, max_overtakes=2 * max_running)
         self._running: list[Entry] = []  # in order of admission
         self._arrivals = 0
-        self._ending = 0  # requests that have ended, whose slots a pass in flight still uses
+        self._ending = 0  # requests that have ended, whose slots are used by a batch in flight
         self.reserve = Reserve()
 
     @property
@@ -117,8 +117,7 @@ class Scheduler:
     def finish(self, request: Request) -> bool:
         """Remove a request, whether it waits or runs; its computed tokens stay in the prefix cache.
 
-        False if a batch in flight uses its slots, which are freed when that is committed or cancelled. Does nothing
-        for a request that isn't here.
+        False if its slots are freed later, because a batch in flight uses them. Does nothing for one that isn't here.
         """
         entry: Entry | None = request.schedule
         if entry is None:
@@ -138,8 +137,8 @@ class Scheduler:
     def plan(self, *, ahead: bool = False) -> Batch | None:
         """The batch of the next forward pass; its slots are allocated and in the slot table.
 
-        Every batch must be committed or cancelled. ``ahead``: one batch is in flight; then None also means that the
-        next one can be planned only after its results are known. Otherwise None means that no request waits or runs.
+        Every batch must be committed or cancelled. None means that no request waits or runs; ``ahead``, while one
+        batch is in flight, also that the next one depends on its results.
         """
         if ahead and self.boundaries:
             return None  # the tokens that are awaited may take a sequence past a boundary
@@ -166,10 +165,8 @@ class Scheduler:
         return self._allocate(draft, decodes)
 
     def commit(self, batch: Batch, failed: Collection[int] = ()) -> None:
-        """Mark the batch's tokens as computed, and insert computed prompts into the prefix cache.
-
-        ``failed``: keys of requests whose keys and values may be wrong.
-        """
+        """Mark the batch's tokens as computed, and insert computed prompts into the prefix cache, except those of the
+        requests ``failed`` (by key), whose keys and values may be wrong."""
         for index, (row, entry) in enumerate(zip(batch.rows, batch.entries, strict=True)):
             if not entry.ended and row.request.key not in failed:
                 row.request.computed = row.end
@@ -253,7 +250,7 @@ class Scheduler:
         reserved = sum([self.reserve.slots(entry) for entry in self._running])
         if self._running and reserved >= self._ledger.available:
             return
-        in_flight = self._prompts_in_flight()
+        in_flight = InFlight(self._running if self._ledger.caches else ())
         for entry in self.queue.candidates(self._cached_length):
             if draft.budget <= 0 or len(self._running) >= self._max_running:
                 return
@@ -293,13 +290,6 @@ class Scheduler:
         if entry.cached_version != version:
             entry.cached, entry.cached_version = self._ledger.cached_length(entry), version
         return entry.cached
-
-    def _prompts_in_flight(self) -> InFlight:
-        in_flight = InFlight()
-        if self._ledger.caches:
-            for entry in self._running:
-                in_flight.add(entry)
-        return in_flight
 
     def _allocate(self, draft: BatchDraft, decodes: int) -> Batch | None:
         if not draft.entries:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trunkline.core.cache.ledger import SlotAllocation
@@ -127,8 +127,10 @@ def _queue_order(entry: Entry) -> tuple[int, bool, int]:
 class InFlight:
     """Prefixes that running requests will compute in the next pass, so that other requests can wait for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, running: Iterable[SlotAllocation] = ()) -> None:
         self._next: dict[tuple[bytes, int, bytes], SlotAllocation] = {}
+        for each in running:
+            self.add(each)
 
     def add(self, allocation: SlotAllocation) -> None:
         """Add a running request; without effect unless it has at least ``_MIN_SHARED`` tokens to compute."""
