@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from msgspec import Raw, Struct
 
@@ -14,6 +15,7 @@ from trunkline.core.types import Launched, Needs, Request, Step
 
 from .messages import MAX_FRAME
 
+UPLOADED = ("int64", "int32", "float32", "float64", "bool", "uint8")  # dtypes of arrays for the device
 MAX_RESULT = MAX_FRAME // 4  # bytes of one result as msgpack
 
 _encoder = msgspec.msgpack.Encoder()
@@ -37,6 +39,17 @@ def problem_of_new_needs(needs: Any, request: Request) -> str:
     if not problem and needs.new_tokens != request.needs.new_tokens:
         problem = f"new_tokens={needs.new_tokens}, not {request.needs.new_tokens} as before"
     return problem
+
+
+def problem_of_arrays(arrays: Any) -> str:
+    if not isinstance(arrays, dict):
+        return f"{type(arrays).__name__}, not dict"
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype.name not in UPLOADED:
+            return f"{name!r}, an array of {getattr(array, 'dtype', type(array).__name__)}; use {', '.join(UPLOADED)}"
+        if not array.flags.c_contiguous:
+            return f"{name!r}, which is not C-contiguous"
+    return ""
 
 
 def problem_of_launched(launched: Any, rows: int) -> str:

@@ -25,6 +25,7 @@ from .checks import (
     are_tokens,
     encoded,
     is_sendable,
+    problem_of_arrays,
     problem_of_launched,
     problem_of_needs,
     problem_of_new_needs,
@@ -107,6 +108,8 @@ class CheckedStage:
             self.stage.prepare(part)
         except BaseException as error:
             raise self._raised("prepare", error) from error
+        if problem := problem_of_arrays(part.arrays):
+            raise self.fault("prepare", f"put {problem} into part.arrays")
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
         try:

@@ -6,11 +6,10 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from trunkline.core.errors import RequestError
 
-from .batch import Row
+from .scheduling.row import Row
 
 MARK = b"\xfe"  # is in no salt before it: those are UTF-8 texts, joined by 0xff
 
@@ -30,7 +29,7 @@ def content_salt(content: bytes) -> bytes:
     return MARK + hashlib.blake2b(content, digest_size=16).digest() if content else b""
 
 
-def embeds_of(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor] | None:
+def embeds_of(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray] | None:
     """The packed indices of a pass's tokens that are embeddings, int64 ``[N]``, and these, float32 ``[N, width]``.
 
     None if all tokens are ids.
@@ -47,4 +46,4 @@ def embeds_of(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor] | None:
         packed += row.end - row.start
     if not taken:
         return None  # they decode, or compute output again after a retraction
-    return torch.from_numpy(np.concatenate(indices)), torch.from_numpy(np.concatenate(taken))
+    return np.concatenate(indices), np.concatenate(taken)

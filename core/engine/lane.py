@@ -5,21 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from trunkline.core.errors import PluginError, RequestError, describe_error
+from trunkline.core.errors import PluginError, RequestError
 from trunkline.core.model.embeds import check_embeds
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import Request, ServedModel, Step
 
-from .batch import Batch, Row, forward_passes
 from .candidates import Candidate
 from .contracts import CheckedStage, failed_step
+from .flight import Attempt, BatchInFlight
 from .memory import MemoryShare
 from .messages import Load
 from .runner import Runner
-from .scheduler import Scheduler
+from .scheduling.batch import Batch
+from .scheduling.row import Row
+from .scheduling.scheduler import Scheduler
+from .weight_update import WeightUpdate
 
 if TYPE_CHECKING:
     from trunkline.core.engine.control.pages import SavedPages
@@ -27,18 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("trunkline.engine")
 
 EPOCH_BYTES = 4  # at the start of a namespace; the rest is the request's salt
-
-
-@dataclass(frozen=True, slots=True)
-class WeightUpdate:
-    """All that a weight update replaces in a lane. ``weights_sent``: see :class:`Lane`."""
-
-    candidate: Candidate
-    served: ServedModel
-    model: Any
-    stages: Mapping[str, CheckedStage]
-    runner: Runner
-    weights_sent: bool = False
 
 
 class Lane:
@@ -68,6 +59,7 @@ class Lane:
         grant: MemoryShare | None = None,
     ) -> None:
         self._clock = clock
+        self._ending: list[Request] = []  # have ended, but a batch in flight has rows of them
         self.served = served
         self.model = model
         self.stages = stages
@@ -99,6 +91,11 @@ class Lane:
     def busy(self) -> bool:
         """Whether any request waits or runs."""
         return self.scheduler.waiting + self.scheduler.running > 0
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a batch runs on while the host prepares the next one."""
+        return self.runner.device.overlaps
 
     @property
     def halted(self) -> bool:
@@ -195,27 +192,56 @@ class Lane:
                 "Shorten the input or lower the number of new tokens."
             )
 
-    def schedule(self) -> Batch | None:
-        """The batch to compute next; None when no request waits or runs."""
-        return self.scheduler.plan()
-
-    def run(self, batch: Batch) -> list[Step]:
-        """Compute a batch and apply its steps to their requests. Requests that ended are removed."""
+    def start(self, batch: Batch, previous: BatchInFlight | None = None) -> BatchInFlight:
+        """Start to compute a batch; ``previous``: the batch of this lane that is in flight."""
         began = self._clock()
         resets = [step for request in batch.retracted for step in self._reset(request)]
-        steps = [step for rows in forward_passes(batch.rows) for step in self._compute(rows)]
+        flight = BatchInFlight(batch, began, resets)
+        flight.start(self.runner, self.note, previous)
+        return flight
+
+    def finish(self, flight: BatchInFlight, following: BatchInFlight | None = None) -> list[Step]:
+        """Collect a batch and apply its steps to their requests. Requests that ended are removed.
+
+        ``following``: the next batch of this lane, which is in flight. A failure cancels it.
+        """
+        ending, self._ending = self._ending, []  # requests that ended after the batch was started
+        collected = [attempt.collect(self.stages) for attempt in flight.attempts]
+        failures = [failure for _, failed in collected for failure in failed]
+        if failures and following is not None:
+            self._cancel(following)
+        steps = [step for attempt_steps, _ in collected for step in attempt_steps]
+        for row in (row for row, _ in failures if self.scheduler.holds(row.request)):
+            steps += self._retry(row)
+        steps = [step for step in steps if not any(step.request is request for request in ending)]
         # Keys and values of a failed request may be wrong, so they must not reach the prefix cache.
-        failed_keys = {step.request.key for step in steps if is_failure(step)}
-        self.scheduler.commit(batch.without(failed_keys) if failed_keys else batch)
-        results = [applied for step in (*resets, *steps) for applied in self._apply(step)]
+        self.scheduler.commit(flight.batch, {step.request.key for step in steps if is_failure(step)})
+        applied = [done for step in (*flight.resets, *steps) for done in self._apply(step)]
         # A final row without a step: its request would never make progress.
-        stalled = [
-            row.request for row in batch.rows if self.scheduler.holds(row.request) and not row.request.extend_len
-        ]
-        for request in stalled:
-            results += self._apply(self._fault(request, "gave no step for the request's last token"))
-        self.device_seconds += self._clock() - began
-        return results
+        moved = {step.request.key for step in steps if step.tokens}
+        for row in flight.batch.rows:
+            if row.final and row.request.key not in moved and self.scheduler.holds(row.request):
+                applied += self._apply(self._fault(row.request, "gave no step for the request's last token"))
+        for request in ending:
+            self.stages[request.task].release(request)
+        self.device_seconds += self._clock() - flight.began
+        return applied
+
+    def _cancel(self, flight: BatchInFlight) -> None:
+        """The results of a batch in flight won't be used; its tokens are planned again."""
+        for attempt in flight.attempts:
+            if attempt.flight is not None:
+                with suppress(Exception):
+                    attempt.flight.wait()
+        flight.cancelled = True
+        self.scheduler.cancel(flight.batch)
+
+    def _retry(self, row: Row) -> list[Step]:
+        """Compute a row that failed once more, alone; a second failure ends its request."""
+        self.note([row.request.key])
+        row.source = -1  # its input is known by now
+        steps, failed = Attempt.start([row], self.runner).collect(self.stages)
+        return steps + [self._failed(row.request, error) for _, error in failed]
 
     def _apply(self, step: Step) -> list[Step]:
         """Apply a step to its request. Returns it, or the failed step if the stage broke its contract.
@@ -254,41 +280,16 @@ class Lane:
         """Remove a request that finished, failed or was aborted. Does nothing if it is already removed."""
         if not self.scheduler.holds(request):
             return
-        self.scheduler.finish(request)
-        self.stages[request.task].release(request)
-
-    def _compute(self, rows: Sequence[Row]) -> list[Step]:
-        """Run rows together. Those that fail are run once more, each alone; a second failure ends the request."""
-        steps, failed = self._attempt(rows)
-        for row, _ in failed:
-            retry_steps, failed_again = self._attempt([row])
-            steps += retry_steps
-            steps += [self._failed(row.request, error) for _, error in failed_again]
-        return steps
+        if self.scheduler.finish(request):
+            self.stages[request.task].release(request)
+        else:
+            self._ending.append(request)
 
     def _failed(self, request: Request, error: Exception) -> Step:
         """The failed step of a request, counted as a failure of its stage if a plugin caused it."""
         if isinstance(error, PluginError):
             return self.stages[request.task].fail(request, error)
         return failed_step(request, error)
-
-    def _attempt(self, rows: Sequence[Row]) -> tuple[list[Step], list[tuple[Row, Exception]]]:
-        """Run rows in one pass. Returns their steps, and the rows that failed, each with its error."""
-        self.note([row.request.key for row in rows])
-        try:
-            parts = self.runner.run(rows)
-        except Exception as error:
-            log.warning("a pass over %d rows failed: %s", len(rows), describe_error(error), exc_info=error)
-            return [], [(row, error) for row in rows]
-        steps: list[Step] = []
-        errors: dict[int, Exception] = {}
-        for part, tensors in parts:
-            part_steps, failure = self.stages[part.task].collect(part, tensors)
-            steps += part_steps
-            if failure is not None:
-                with_step = {step.request.key for step in part_steps}
-                errors |= {row.request.key: failure for row in part.rows if row.request.key not in with_step}
-        return steps, [(row, errors[row.request.key]) for row in rows if row.request.key in errors]
 
 
 def is_failure(step: Step) -> bool:

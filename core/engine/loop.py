@@ -38,6 +38,8 @@ from .messages import (
     as_wire,
 )
 from .pass_record import PassRecord
+from .pipeline import Pipeline
+from .scheduling.batch import Batch
 
 log = logging.getLogger("trunkline.engine")
 
@@ -60,6 +62,7 @@ class EngineLoop:
         self.lanes = list(lanes)
         self.channel = channel
         self.requests: dict[int, tuple[Lane, Request]] = {}
+        self.pipeline = Pipeline(self.lanes, self.announce, self._finish)
         self.passes = 0
         self.after_pass: list[AfterPass] = [PassLog(log_interval).after_pass] if log_interval else []
         self.updates = WeightUpdates(self, load_update)
@@ -102,28 +105,22 @@ class EngineLoop:
             self.channel.close()
 
     def turn(self) -> None:
-        """Receive messages, schedule, run a pass, report its results."""
+        """Receive messages, then schedule and start a batch, and collect and report the one before it."""
         self.receive()
         self.updates.apply_loaded()
-        lane = self.next_lane()
-        batch = None if lane is None else lane.schedule()
-        if lane is not None and batch is not None:
-            self.announce(batch.started)
-            steps = lane.run(batch)
-            self.report(lane, steps)
-            for callback in tuple(self.after_pass):  # a copy: a callback may remove itself
-                callback(lane, batch, steps)
-            self.passes += 1
-        self._note([])
-        self._busy_since = 0.0
+        if not self.pipeline.advance():
+            self._note([])
+            self._busy_since = 0.0
 
     # -- inbound -----------------------------------------------------------------------------
 
     def receive(self) -> None:
         """Handle all messages that have arrived. Blocks only while there is no work."""
-        busy = self.updates.pending or any(lane.busy and not lane.halted for lane in self.lanes)
+        busy = self.updates.pending or self.pipeline.busy
         messages = self.channel.receive(wait=not busy and not self._stopping.is_set())
         self._busy_since = time.monotonic()  # the watchdog covers controls and admissions, too
+        if self.updates.pending or any(isinstance(message, Call) for message in messages):
+            self.pipeline.drain()
         for message in messages:
             self.handle(message)
 
@@ -224,24 +221,18 @@ class EngineLoop:
 
     # -- outbound ----------------------------------------------------------------------------
 
-    def next_lane(self) -> Lane | None:
-        """Of the lanes that are busy and not halted, the one with the least device time; None if there is none.
-
-        Lanes with less were idle or halted; theirs is raised to the same value, so that they get no more than others.
-        """
-        busy = [lane for lane in self.lanes if lane.busy and not lane.halted]
-        if not busy:
-            return None
-        chosen = min(busy, key=lambda lane: lane.device_seconds)
-        for lane in self.lanes:
-            lane.device_seconds = max(lane.device_seconds, chosen.device_seconds)
-        return chosen
-
     def announce(self, started: Sequence[Request]) -> None:
         """Send the front the requests that left the waiting queue with this pass."""
         messages = [Started(request.key, request.cached) for request in started if request.key >= 0]
         if messages:
             self.channel.send(messages)
+
+    def _finish(self, lane: Lane, batch: Batch, steps: list[Step]) -> None:
+        """A batch was collected."""
+        self.report(lane, steps)
+        for callback in tuple(self.after_pass):  # a copy: a callback may remove itself
+            callback(lane, batch, steps)
+        self.passes += 1
 
     def report(self, lane: Lane, steps: Sequence[Step]) -> None:
         """Send the front the steps of a pass, and remove the requests that ended."""

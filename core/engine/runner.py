@@ -1,8 +1,9 @@
-"""``Runner``: packs rows into tensors, runs the model once, and gives each stage the hidden rows that it needs."""
+"""``Runner``: runs the model once over the rows of a pass, and gives each stage the hidden rows that it needs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,15 +14,14 @@ from trunkline.core.model.expert_watch import ExpertWatch
 from trunkline.core.types import Launched, Part, PartRow
 from trunkline.kernels.layout import Layout
 
-from .batch import Row
-from .embeds import embeds_of
+from .device.base import Device, Pending
+from .packing import pack
+from .scheduling.row import Row
 
 
 class Forward(Protocol):
     """The part of a loaded model that the runner uses."""
 
-    @property
-    def device(self) -> torch.device: ...
     @property
     def token_types(self) -> bool:
         """Whether the model has embeddings of token types (first and second text of a pair)."""
@@ -56,6 +56,19 @@ class Launcher(Protocol):
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched: ...
 
 
+@dataclass(slots=True)
+class PassInFlight:
+    """A pass that the device may still be computing."""
+
+    parts: list[Part]
+    results: list[Pending]  # one for each part
+    next_ids: list[tuple[Part, torch.Tensor]]  # on the device: of the parts that decode, an id for each row
+
+    def wait(self) -> list[tuple[Part, dict[str, torch.Tensor]]]:
+        """Each part with its stage's tensors on the host, when they are there."""
+        return [(part, result.wait()) for part, result in zip(self.parts, self.results, strict=True)]
+
+
 class Runner:
     """Runs the forward passes of one model."""
 
@@ -65,90 +78,66 @@ class Runner:
         stages: Mapping[str, Launcher],
         pool: KVPool | None,
         table: SlotTable,
+        device: Device,
         experts: ExpertWatch | None = None,
     ) -> None:
         self._model = model
         self._stages = stages
         self.pool = pool
         self.table = table
+        self.device = device
         self._experts = experts
 
     @torch.inference_mode()
-    def run(self, rows: Sequence[Row]) -> list[tuple[Part, dict[str, torch.Tensor]]]:
-        """Run one pass. Returns a part, and its stage's tensors on the CPU, for each task that needs hidden rows."""
-        if self._experts is None:
-            return self._run(rows)
-        with self._experts.watching(rows):
-            return self._run(rows)
+    def start(self, rows: Sequence[Row], sources: torch.Tensor | None = None) -> PassInFlight:
+        """Start one pass. It has a part for each task that needs hidden rows.
 
-    def _run(self, rows: Sequence[Row]) -> list[tuple[Part, dict[str, torch.Tensor]]]:
+        ``sources``: the ids, int64 ``[N]``, of which rows with a ``source`` take theirs.
+        """
+        if self._experts is None:
+            return self._start(rows, sources)
+        with self._experts.watching(rows):
+            return self._start(rows, sources)
+
+    def _start(self, rows: Sequence[Row], sources: torch.Tensor | None) -> PassInFlight:
         parts = split_by_task(rows)
         for part, _ in parts:
             self._stages[part.task].prepare(part)
-        ids, positions, layout = self._inputs(rows)
-        all_indices = [index for _, indices in parts for index in indices]
-        all_rows = len(all_indices) == len(ids) and all_indices == list(range(len(ids)))
-        wanted = None if all_rows else torch.tensor(all_indices, dtype=torch.int64, device=self._model.device)
-        hidden = self._model.forward(
-            ids, positions, layout, self.pool, self._token_types(rows), wanted, self._lengths(rows), embeds_of(rows)
+        packed = pack(rows, self.table, self._model.length_boundaries, token_types=self._model.token_types)
+        indices = [index for _, part_indices in parts for index in part_indices]
+        if indices != list(range(packed.tokens)):
+            packed.arrays["wanted"] = np.array(indices, np.int64)
+        for part, _ in parts:
+            packed.arrays |= {f"{part.task}/{name}": array for name, array in part.arrays.items()}
+        inputs = self.device.upload(packed.arrays)
+        if sources is not None and "awaited" in inputs:
+            inputs["ids"][inputs["awaited"]] = sources[inputs["sources"]]
+        hidden = self._forward(packed.layout(inputs["slots"]), inputs)
+        hidden_of_parts = torch.split(hidden, [len(part_indices) for _, part_indices in parts])
+        flight = PassInFlight([part for part, _ in parts], [], [])
+        for (part, _), part_hidden in zip(parts, hidden_of_parts, strict=True):
+            part.tensors = {name: inputs[f"{part.task}/{name}"] for name in part.arrays}
+            launched = self._stages[part.task].launch(part, part_hidden)
+            tensors = dict(launched.tensors)
+            if launched.next_ids is not None:
+                tensors["next_ids"] = launched.next_ids
+                flight.next_ids.append((part, launched.next_ids))
+            flight.results.append(self.device.download(tensors))
+        return flight
+
+    def _forward(self, layout: Layout, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Hidden rows of the tokens that the stages need."""
+        embeds = (inputs["embed_indices"], inputs["embeds"]) if "embeds" in inputs else None
+        return self._model.forward(
+            inputs["ids"],
+            inputs["positions"],
+            layout,
+            self.pool,
+            inputs.get("token_types"),
+            inputs.get("wanted"),
+            inputs.get("lengths"),
+            embeds,
         )
-        hidden_of_parts = torch.split(hidden, [len(indices) for _, indices in parts])
-        launched = [
-            (part, self._stages[part.task].launch(part, part_hidden))
-            for (part, _), part_hidden in zip(parts, hidden_of_parts, strict=True)
-        ]
-        return [(part, to_host(result)) for part, result in launched]
-
-    def _inputs(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, Layout]:
-        """Token ids and positions, int64 ``[T]``, and the layout of the packed axis."""
-        lengths = np.fromiter((row.end - row.start for row in rows), np.int32, len(rows))
-        q_start = np.zeros(len(rows) + 1, np.int32)
-        np.cumsum(lengths, out=q_start[1:])
-        total = int(q_start[-1])
-        ids, positions, slots = (np.empty(total, np.int64) for _ in range(3))
-        for row, first, end in zip(rows, q_start, q_start[1:], strict=False):
-            ids[first:end] = row.request.tokens[row.start : row.end]
-            positions[first:end] = np.arange(row.start, row.end)
-            slots[first:end] = self.table.slots[row.table_row, row.start : row.end]
-        device = self._model.device
-        layout = Layout(
-            q_start=q_start,
-            kv_len=np.fromiter((row.end for row in rows), np.int32, len(rows)),
-            table_row=np.fromiter((row.table_row for row in rows), np.int32, len(rows)),
-            table=self.table.slots,
-            out_slots=torch.from_numpy(slots).to(device),
-            decodes=count_decodes(rows),
-        )
-        return torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), layout
-
-    def _lengths(self, rows: Sequence[Row]) -> torch.Tensor | None:
-        """The number of known tokens of each token's request, int64 ``[T]``; None if none exceeds a boundary."""
-        boundaries = self._model.length_boundaries
-        known = [len(row.request.tokens) for row in rows]
-        if not boundaries or max(known) <= boundaries[0]:
-            return None
-        lengths = np.repeat(known, [row.end - row.start for row in rows])
-        return torch.from_numpy(lengths).to(self._model.device)
-
-    def _token_types(self, rows: Sequence[Row]) -> torch.Tensor | None:
-        """Token types, int64 ``[T]``: 1 in the second text of a pair. None if all are 0 or the model has none."""
-        if not self._model.token_types or all(row.request.second_at is None for row in rows):
-            return None
-        types: list[np.ndarray] = []
-        for row in rows:
-            second_at = row.end if row.request.second_at is None else row.request.second_at
-            types.append(np.arange(row.start, row.end) >= second_at)
-        return torch.from_numpy(np.concatenate(types).astype(np.int64)).to(self._model.device)
-
-
-def count_decodes(rows: Sequence[Row]) -> int:
-    """The number of rows at the start of a batch that decode: with one token, which is not of the prompt."""
-    count = 0
-    for row in rows:
-        if row.end - row.start != 1 or row.start < row.request.prompt_len:
-            break
-        count += 1
-    return count
 
 
 def split_by_task(rows: Sequence[Row]) -> list[tuple[Part, list[int]]]:
@@ -173,11 +162,3 @@ def first_needed(row: Row) -> int:
     if row.request.needs.rows_from is None:
         return row.end - 1 if row.final else row.end
     return max(row.start, row.request.needs.rows_from)
-
-
-def to_host(launched: Launched) -> dict[str, torch.Tensor]:
-    """Copy a launch's tensors to the CPU, by name, ``next_ids`` included. Waits for the device."""
-    tensors = {name: tensor.cpu() for name, tensor in launched.tensors.items()}
-    if launched.next_ids is not None:
-        tensors["next_ids"] = launched.next_ids.cpu()
-    return tensors

@@ -26,12 +26,13 @@ from trunkline.kernels.cpu import objects
 
 from .candidates import Candidate, examine, reasons
 from .contracts import CheckedControl, CheckedStage
+from .device.cpu import CpuDevice
 from .lane import Lane
 from .memory import MemoryShare, plan
 from .messages import Ready
 from .resources import available_bytes, set_threads
 from .runner import Runner
-from .scheduler import Scheduler
+from .scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +101,7 @@ def load(candidate: Candidate, grant: MemoryShare, settings: Settings, host: Hos
     pool = KVPool(model.kv_shapes, grant.slots, model.dtype, model.device) if grant.kv_bytes else None
     table = SlotTable(served.max_running_requests, grant.context)
     scheduler = schedule(candidate, served, pool, table, model.length_boundaries)
-    runner = Runner(model, stages, pool, table, model.expert_watch)
+    runner = Runner(model, stages, pool, table, CpuDevice(), model.expert_watch)
     return Lane(served, model, stages, scheduler, runner, candidate=candidate, grant=grant)
 
 
@@ -207,8 +208,8 @@ def warm_up(lane: Lane) -> None:
     for number, stage in enumerate(lane.stages.values()):
         request = stage.probe(key=-1 - number)
         lane.admit(request)
-        while (batch := lane.schedule()) is not None:
-            for step in lane.run(batch):
+        while (batch := lane.scheduler.plan()) is not None:
+            for step in lane.finish(lane.start(batch)):
                 if step.error is not None:
                     raise ModelError(f"The warm-up of {lane.served.name} failed: {step.error.message}")
     lane.device_seconds = 0.0

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn import functional as F
+
+from trunkline.kernels.grouped_linear import grouped_linear
 
 from .attention import NAME
 from .expert_watch import TAP
@@ -37,36 +38,30 @@ def run_experts(
     if tap is not None and tap[0].active:
         tap[0].observe(tap[1], top_k_index)
     tokens, k = top_k_index.shape
-    experts = top_k_index.reshape(-1)
-    order = torch.argsort(experts, stable=True)
-    pairs = hidden[order // k]
-    results = torch.empty_like(pairs)
-    start = 0
-    for expert, count in enumerate(torch.bincount(experts, minlength=module.num_experts).tolist()):
-        if count:
-            end = start + count
-            results[start:end] = _expert(module, expert, pairs[start:end])
-            start = end
+    experts, order = top_k_index.reshape(-1).sort(stable=True)
+    counts = torch.zeros(module.num_experts, dtype=torch.int32, device=experts.device)
+    ends = counts.scatter_add_(0, experts, torch.ones_like(experts, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
+    results = _mlp(module, hidden[order // k], experts, ends)
     results = results * top_k_weights.reshape(-1)[order].unsqueeze(-1)
     by_token = torch.empty_like(results)
     by_token[order] = results
     return by_token.view(tokens, k, -1).sum(1).to(hidden.dtype)
 
 
-def _expert(module: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
-    """One expert's MLP on its rows ``x [n, hidden_size]``."""
+def _mlp(module: Any, x: torch.Tensor, experts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """The experts' MLPs on rows ``x`` [N, hidden_size], sorted by expert; ``experts`` int64 [N] is that of each."""
     if module.has_gate:
-        x = module._apply_gate(_project(module, "gate_up_proj", expert, x))
+        x = module._apply_gate(_project(module, "gate_up_proj", x, experts, ends))
     else:
-        x = module.act_fn(_project(module, "up_proj", expert, x))
-    x = _project(module, "down_proj", expert, x)
+        x = module.act_fn(_project(module, "up_proj", x, experts, ends))
+    x = _project(module, "down_proj", x, experts, ends)
     if getattr(module, "has_post_expert_norm", False):
         x = module.post_expert_norm(x)
     return x
 
 
-def _project(module: Any, name: str, expert: int, x: torch.Tensor) -> torch.Tensor:
-    """``x`` times one expert's matrix, ``[out, in]``, or ``[in, out]`` if the module stores it transposed."""
-    weight = getattr(module, name)[expert]
-    bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
-    return F.linear(x, weight.t() if module.is_transposed else weight, bias)
+def _project(module: Any, name: str, x: torch.Tensor, experts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Rows times their experts' matrices, ``[out, in]``, or ``[in, out]`` if the module stores them transposed."""
+    weight = getattr(module, name)
+    x = grouped_linear(x, weight.transpose(1, 2) if module.is_transposed else weight, ends)
+    return x + getattr(module, f"{name}_bias")[experts] if module.has_bias else x

@@ -24,6 +24,7 @@ from .causal import BOS, CONTEXT, DENSE, EOS, PAD, VOCABULARY, ZOO
 from .chain import write_chain
 from .checkpoints import ANSWERERS, DECODERS, ENCODERS, SCORERS, Chain, Checkpoint
 from .noise import randomize
+from .stages import launch_stage, run_stage
 from .tokenizers import CHAT_TEMPLATE, write_tokenizer
 
 __all__ = [
@@ -41,7 +42,9 @@ __all__ = [
     "Chain",
     "Checkpoint",
     "build_checkpoint",
+    "launch_stage",
     "randomize",
+    "run_stage",
     "write_chain",
     "write_tokenizer",
     "zoo",

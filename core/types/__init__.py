@@ -14,7 +14,7 @@ from .observers import RequestObserver
 from .plugins import MAX_FAILURES, SLOW_SECONDS, Ask, Contribution
 from .requests import Needs, Request
 from .settings import Settings, SettingsGroup
-from .stages import Launched, Part, PartRow, Stage, Step
+from .stages import Launched, Part, PartRow, Stage, Step, sequence_starts
 
 __all__ = [
     "INT64_MAX",
@@ -51,4 +51,5 @@ __all__ = [
     "Submission",
     "TokenId",
     "Tokenizer",
+    "sequence_starts",
 ]

@@ -68,8 +68,3 @@ class Request:
     def output_len(self) -> int:
         """Number of tokens after the prompt."""
         return len(self.tokens) - self.prompt_len
-
-    @property
-    def extend_len(self) -> int:
-        """Tokens known but not yet computed."""
-        return len(self.tokens) - self.computed

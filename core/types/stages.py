@@ -14,6 +14,7 @@ from trunkline.core.errors import RequestError
 from .requests import Needs, Request
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -39,7 +40,17 @@ class Part:
 
     task: str
     rows: list[PartRow]
-    inputs: Any = None  # passed from ``prepare`` to ``launch``
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)  # set by ``prepare``, for the device
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # in ``launch``: ``arrays`` on the device
+    inputs: Any = None  # passed from ``prepare`` to ``launch`` and ``collect``; stays on the host
+
+
+def sequence_starts(part: Part) -> np.ndarray:
+    """int64 ``[len(part.rows) + 1]``: where each request's hidden rows begin, and where the last one's end."""
+    import numpy as np
+
+    ends = [row.offset + row.end - row.first for row in part.rows]
+    return np.array([0, *ends], np.int64)
 
 
 @dataclass(slots=True)
@@ -102,11 +113,18 @@ class Stage(ABC):
         return self.admit(request)
 
     def prepare(self, part: Part) -> None:
-        """Host side, before the forward pass; may set ``part.inputs``."""
+        """Host side, before the forward pass. Put what ``launch`` reads into ``part.arrays``.
+
+        ``launch`` gets the arrays, C-contiguous and each with a name of its own, as ``part.tensors``. They are copied
+        in one piece with those of the other parts; a tensor that ``launch`` makes of host values would make a GPU wait.
+        """
 
     @abstractmethod
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
-        """Device side, without synchronising. ``hidden`` is ``[R, hidden_size]``, see PartRow."""
+        """Device side. ``hidden`` is ``[R, hidden_size]``, see PartRow.
+
+        It must not read a tensor's values, nor call anything whose result has a shape that depends on them.
+        """
 
     @abstractmethod
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:

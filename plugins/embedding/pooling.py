@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from trunkline.core.types import Needs, PartRow
+from trunkline.core.types import Needs, Part, PartRow, sequence_starts
 from trunkline.kernels.pool import pool
 
 KERNEL_MODES = {
@@ -42,16 +43,25 @@ class Pooler:
         """
         return Needs() if self._only_last else Needs(rows_from=skip, reuse_up_to=0)
 
-    def pool(self, rows: Sequence[PartRow], hidden: Tensor, skips: Sequence[int]) -> Tensor:
+    def arrays(self, part: Part) -> dict[str, np.ndarray]:
+        """What :meth:`pool` reads on the device: "starts" where all sequences are whole, else "last" where only last
+        rows are pooled."""
+        if self._only_last:
+            last = [row.offset + row.end - row.first - 1 for row in part.rows if row.final]
+            return {"last": np.array(last, np.int64)}
+        if all(row.final and row.first == 0 for row in part.rows):
+            return {"starts": sequence_starts(part)}
+        return {}
+
+    def pool(self, part: Part, hidden: Tensor, skips: Sequence[int]) -> Tensor:
         """Float32 ``[F, modes * H]`` for the F final rows; partial results of others are kept in ``request.state``."""
         if self._only_last:
-            last = [row.offset + row.end - row.first - 1 for row in rows if row.final]
-            picked = hidden if len(last) == len(hidden) else hidden[torch.tensor(last, device=hidden.device)]
+            last = part.tensors["last"]
+            picked = hidden if len(last) == len(hidden) else hidden[last]
             return torch.cat([picked.float()] * len(self._modes), dim=-1)
-        if all(row.final and row.first == 0 for row in rows):
-            starts = torch.tensor([*(row.offset for row in rows), len(hidden)])
+        if (starts := part.tensors.get("starts")) is not None:
             return torch.cat([pool(hidden, starts, KERNEL_MODES[mode]) for mode in self._modes], dim=-1)
-        done = [self._chunk(row, hidden, skip) for row, skip in zip(rows, skips, strict=True)]
+        done = [self._chunk(row, hidden, skip) for row, skip in zip(part.rows, skips, strict=True)]
         vectors = [vector for vector in done if vector is not None]
         return torch.stack(vectors) if vectors else hidden.new_empty(0, 0, dtype=torch.float32)
 

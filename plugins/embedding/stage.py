@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from trunkline.core.errors import RequestError
-from trunkline.core.types import Launched, Model, Needs, Part, Request, Stage, Step
+from trunkline.core.types import INT64_MAX, Launched, Model, Needs, Part, Request, Stage, Step
 
 from .heads import build, normalize
 from .pooling import Pooler
@@ -46,24 +46,29 @@ class EmbeddingStage(Stage):
     def reset(self, request: Request) -> None:
         request.state.clear()
 
+    def prepare(self, part: Part) -> None:
+        """Arrays of the pooler; "dimensions" and "normalize" of the final rows where these differ from the recipe."""
+        params: list[EmbeddingParams] = [row.request.params for row in part.rows if row.final]
+        part.arrays = self._pooler.arrays(part)
+        if any(each.dimensions is not None for each in params):
+            part.arrays["dimensions"] = np.array([each.dimensions or INT64_MAX for each in params], np.int64)
+        if any(each.normalize not in (None, self._recipe.normalize) for each in params):
+            chosen = [self._recipe.normalize if each.normalize is None else each.normalize for each in params]
+            part.arrays["normalize"] = np.array(chosen, np.bool_)
+
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
-        vectors = self._pooler.pool(part.rows, hidden, [row.request.params.skip for row in part.rows])
+        vectors = self._pooler.pool(part, hidden, [row.request.params.skip for row in part.rows])
         if len(vectors):
-            vectors = self._finish(self._after(vectors), [row.request.params for row in part.rows if row.final])
+            vectors = self._finish(self._after(vectors), part.tensors)
         return Launched(tensors={"vectors": vectors})
 
-    def _finish(self, vectors: torch.Tensor, params: list[EmbeddingParams]) -> torch.Tensor:
+    def _finish(self, vectors: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Cut vectors (set the rest to zero; ``collect`` cuts the bytes) and normalise them, as each request asks."""
-        width = vectors.shape[1]
-        if any(each.dimensions is not None for each in params):
-            lengths = torch.tensor([each.dimensions or width for each in params], device=vectors.device)
-            vectors = vectors * (torch.arange(width, device=vectors.device) < lengths[:, None])
-        wanted = [self._recipe.normalize if each.normalize is None else each.normalize for each in params]
-        if not any(wanted):
-            return vectors
-        if all(wanted):
-            return normalize(vectors)
-        return torch.where(torch.tensor(wanted, device=vectors.device)[:, None], normalize(vectors), vectors)
+        if (dimensions := inputs.get("dimensions")) is not None:
+            vectors = vectors * (torch.arange(vectors.shape[1], device=vectors.device) < dimensions[:, None])
+        if (chosen := inputs.get("normalize")) is not None:
+            return torch.where(chosen[:, None], normalize(vectors), vectors)
+        return normalize(vectors) if self._recipe.normalize else vectors
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
         final = [row.request for row in part.rows if row.final]

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, Model, Needs, Part, PartRow, Request, Stage, Step
-from trunkline.plugins.generation.sampling.adjust import Adjust, adjust_rows
+from trunkline.plugins.generation.sampling.adjust import Adjust, AdjustedRow, adjust_rows, adjusted_rows, kernel_arrays
 from trunkline.plugins.generation.sampling.extensions import FAILED_MESSAGE, Extensions
 from trunkline.plugins.generation.sampling.extra_results import (
     PartResults,
@@ -56,11 +57,17 @@ class Sampler(Protocol):
 
 
 class SampledTokens(NamedTuple):
-    """New tokens: ``ids`` int64 ``[R]``, sampled from ``logits`` float32 ``[R, V]`` at ``temperature`` ``[R]``."""
+    """New tokens: ``ids`` int64 ``[R]``, sampled from ``logits`` float32 ``[R, V]``."""
 
     ids: torch.Tensor
     logits: torch.Tensor
-    temperature: torch.Tensor
+
+
+class Prepared(NamedTuple):
+    """What ``prepare`` keeps on the host; ``selection`` None: no request of the part has extra outputs."""
+
+    selection: RowSelection | None
+    adjusted: list[AdjustedRow]
 
 
 class GenerationStage(Stage):
@@ -82,8 +89,8 @@ class GenerationStage(Stage):
         if tokenizer is not None and tokenizer.eos_token_id is not None:
             self._eos |= {tokenizer.eos_token_id}
         self._weights_id = secrets.randbits(63)  # a stage is made for one version of the weights
-        # Request keys of the last pass, and the sampling parameters of these requests as tensors.
-        self._last_parameters: tuple[list[int], list[torch.Tensor]] = ([], [])
+        # Request keys of the last pass, and the sampling parameters of these requests.
+        self._last_parameters: tuple[list[int], dict[str, np.ndarray]] = ([], {})
 
     def admit(self, request: Request) -> Needs:
         params: GenerationParams = request.params
@@ -125,65 +132,76 @@ class GenerationStage(Stage):
             capturer_of(self._model).stop(request.key)
 
     def prepare(self, part: Part) -> None:
-        part.inputs = select_rows(part.rows)
+        selection = select_rows(part.rows)
+        rows = part.rows if selection is None else selection.sampled
+        adjusted = adjusted_rows(rows)
+        part.inputs = Prepared(selection, adjusted)
+        if selection is None and all(row.request.state.limit == 0 for row in rows):
+            return  # nothing is sampled
+        part.arrays = self._sampling_arrays(rows) | kernel_arrays(adjusted)
+        part.arrays["last"] = np.array([row.offset + row.end - row.first - 1 for row in rows], np.int64)
+        part.arrays["position"] = np.array([row.end for row in rows], np.int64)
+        if selection is not None:
+            part.arrays |= selection.arrays()
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
-        selection: RowSelection | None = part.inputs
-        if selection is not None:
-            return self._launch_with_extras(part, selection, hidden)
-        if all(row.request.state.limit == 0 for row in part.rows):
+        prepared: Prepared = part.inputs
+        if prepared.selection is not None:
+            return self._launch_with_extras(part, prepared.selection, hidden)
+        if not part.tensors:
             return Launched(torch.zeros(len(part.rows), dtype=torch.int64, device=hidden.device))
-        return Launched(self._sample_tokens(part.rows, hidden).ids)
+        return Launched(self._sample_tokens(part, hidden).ids)
 
     def _launch_with_extras(self, part: Part, selection: RowSelection, hidden: torch.Tensor) -> Launched:
         """:meth:`launch` for a part in which some request has extra outputs."""
+        inputs = part.tensors
         next_ids = torch.zeros(len(part.rows), dtype=torch.int64, device=hidden.device)
         tensors: dict[str, torch.Tensor] = {}
         head, kernel = self._model.heads["lm"], self._model.backend.logprobs
         if selection.sampled:
-            new = self._sample_tokens(selection.sampled, hidden)
-            next_ids[torch.tensor(selection.sampled_indices, device=hidden.device)] = new.ids
+            new = self._sample_tokens(part, hidden)
+            next_ids[inputs["sampled.rows"]] = new.ids
             if selection.output.indices:
-                tensors |= output_logprobs(selection.output, new.logits, new.temperature, new.ids, kernel)
+                tensors |= output_logprobs(selection.output, inputs, new.logits, new.ids, kernel)
         if selection.prompt.indices:
-            tensors |= prompt_logprobs(selection.prompt, hidden, head, self._model.info.vocab_size, kernel)
+            tensors |= prompt_logprobs(selection.prompt, inputs, hidden, head, self._model.info.vocab_size, kernel)
         if selection.hidden_indices:
-            tensors |= hidden_states(selection.hidden_indices, hidden)
+            tensors |= hidden_states(inputs, hidden)
         return Launched(next_ids, tensors)
 
-    def _sample_tokens(self, rows: Sequence[PartRow], hidden: torch.Tensor) -> SampledTokens:
-        """The next token of each row."""
-        if len(rows) != len(hidden):
-            last = [row.offset + row.end - row.first - 1 for row in rows]
-            hidden = hidden[torch.tensor(last, device=hidden.device)]
+    def _sample_tokens(self, part: Part, hidden: torch.Tensor) -> SampledTokens:
+        """The next token of each sampled row."""
+        inputs = part.tensors
+        if len(inputs["last"]) != len(hidden):
+            hidden = hidden[inputs["last"]]
         logits = self._model.heads["lm"](hidden).float()
-        adjust_rows(self._adjust, rows, logits)
-        position = torch.tensor([row.end for row in rows], device=hidden.device)
-        temperature, top_k, top_p, min_p, seed = self._parameters(rows, hidden.device)
-        return SampledTokens(
-            self._sample(logits, temperature, top_k, top_p, min_p, seed, position), logits, temperature
-        )
+        adjust_rows(self._adjust, part.inputs.adjusted, inputs, logits)
+        parameters = [inputs[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed", "position")]
+        return SampledTokens(self._sample(logits, *parameters), logits)
 
-    def _parameters(self, rows: Sequence[PartRow], device: torch.device) -> list[torch.Tensor]:
-        """Temperature, top_k, top_p, min_p and seed, each ``[R]``. They are reused while the rows stay the same."""
+    def _sampling_arrays(self, rows: Sequence[PartRow]) -> dict[str, np.ndarray]:
+        """The parameters of :class:`Sampler`, each ``[R]``. They are reused while the rows stay the same."""
         keys = [row.request.key for row in rows]
         if keys != self._last_parameters[0]:
             params: list[GenerationParams] = [row.request.params for row in rows]
-            columns: list[Any] = [
-                torch.tensor([p.temperature for p in params], dtype=torch.float32),
-                torch.tensor([p.top_k for p in params], dtype=torch.int64),
-                torch.tensor([p.top_p for p in params], dtype=torch.float32),
-                torch.tensor([p.min_p for p in params], dtype=torch.float32),
-                torch.tensor([p.seed for p in params], dtype=torch.int64),
-            ]
-            self._last_parameters = (keys, [column.to(device) for column in columns])
-        return self._last_parameters[1]
+            self._last_parameters = (
+                keys,
+                {
+                    "temperature": np.array([each.temperature for each in params], np.float32),
+                    "top_k": np.array([each.top_k for each in params], np.int64),
+                    "top_p": np.array([each.top_p for each in params], np.float32),
+                    "min_p": np.array([each.min_p for each in params], np.float32),
+                    "seed": np.array([each.seed for each in params], np.int64),
+                },
+            )
+        return dict(self._last_parameters[1])
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
         ids: list[int] = tensors["next_ids"].tolist()
-        if part.inputs is None:
+        selection = part.inputs.selection
+        if selection is None:
             return [self._step(row, token) for row, token in zip(part.rows, ids, strict=True)]
-        results = PartResults(part.inputs, tensors, self._weights_id)
+        results = PartResults(selection, tensors, self._weights_id)
         pairs = enumerate(zip(part.rows, ids, strict=True))
         return [step for index, (row, token) in pairs for step in self._steps(index, row, token, results)]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 
 from trunkline.core.errors import RequestError
-from trunkline.core.types import Launched, Model, Needs, Part, Request, Stage, Step
+from trunkline.core.types import Launched, Model, Needs, Part, Request, Stage, Step, sequence_starts
 from trunkline.kernels.pool import pool
 
 from .schemas import RerankParams, RerankResult, check_labels
@@ -32,9 +33,11 @@ class ScoreStage(Stage):
     def admit(self, request: Request) -> Needs:
         return Needs.of_rows(self._rows)
 
+    def prepare(self, part: Part) -> None:
+        part.arrays["starts"] = sequence_starts(part)
+
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
-        starts = torch.tensor([*(row.offset for row in part.rows), len(hidden)])
-        pooled = pool(hidden, starts, self._rows)
+        pooled = pool(hidden, part.tensors["starts"], self._rows)
         return Launched(tensors={"values": self._model.heads["score"](pooled)})
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
@@ -65,10 +68,10 @@ class LabelStage(Stage):
         """Label ids ``[R, largest number of labels]``; rows with fewer labels are padded with id 0."""
         labels = [row.request.params.labels for row in part.rows]
         width = max(map(len, labels))
-        part.inputs = torch.tensor([(*ids, *[0] * (width - len(ids))) for ids in labels])
+        part.arrays["labels"] = np.array([(*ids, *[0] * (width - len(ids))) for ids in labels], np.int64)
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
-        labels = part.inputs.to(hidden.device)
+        labels = part.tensors["labels"]
         rows = max(1, SLICE_BYTES // (4 * self._vocabulary))
         slices = zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True)
         pieces = [self._values(some, ids) for some, ids in slices]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from trunkline.core.errors import RequestError
-from trunkline.core.types import Launched, Model, Needs, Part, Request, Stage, Step
+from trunkline.core.types import Launched, Model, Needs, Part, Request, Stage, Step, sequence_starts
 from trunkline.kernels.pool import pool
 
 from .schemas import TASK, RewardParams, RewardResult
@@ -36,10 +36,12 @@ class RewardStage(Stage):
     def admit(self, request: Request) -> Needs:
         return Needs.of_rows(self._rows)
 
+    def prepare(self, part: Part) -> None:
+        part.arrays["starts"] = sequence_starts(part)
+
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
         """Rows ``[R, hidden_size]`` of the part -> "scores" float32 ``[len(part.rows), labels]``."""
-        starts = torch.tensor([row.offset for row in part.rows] + [len(hidden)])
-        pooled = pool(hidden, starts, self._rows)
+        pooled = pool(hidden, part.tensors["starts"], self._rows)
         return Launched(tensors={"scores": self._model.heads["score"](pooled)})
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from trunkline.core import Engine
-from trunkline.core.engine.batch import Batch
+from trunkline.core.engine.scheduling.batch import Batch
 from trunkline.core.errors import ModelError, RequestError
 from trunkline.core.model.sources import catalogue
 from trunkline.plugins.embedding.offline import encode

@@ -15,7 +15,7 @@ from trunkline.core import Engine
 from trunkline.core.client.client import Client
 from trunkline.core.client.supervisor import supervised
 from trunkline.core.discovery import Plugin, find
-from trunkline.core.engine.batch import Batch
+from trunkline.core.engine.scheduling.batch import Batch
 from trunkline.core.host import Host
 from trunkline.core.server.app import create_app
 from trunkline.core.types import Part, Step

@@ -83,7 +83,7 @@ def test_every_event_of_requests_that_end_in_each_way(engine: Engine, plugin: Mo
     tickets["death"] = submit(engine, "death", 400)
     next(iter(tickets["death"]))
     (lane,) = engine.client.transport.loop.lanes
-    lane.schedule = broken  # type: ignore[assignment, method-assign]
+    lane.scheduler.plan = broken  # type: ignore[assignment, method-assign]
     over(tickets["death"])
     assert engine.host.hook_calls == calls, "no hook is called for a request"
     events: dict[str, list[Any]] = plugin.trace.events

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Protocol
 import msgspec
 from msgspec import Meta, Struct
 
-from trunkline.core.engine.batch import Batch
 from trunkline.core.engine.contracts import enable
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.messages import Answer, Call
+from trunkline.core.engine.scheduling.batch import Batch
 from trunkline.core.types import Step
 
 MAX_SLEEP = 10.0  # seconds; calls and aborts are delayed by as much

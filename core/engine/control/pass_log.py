@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from trunkline.core.engine.batch import Batch
 from trunkline.core.engine.lane import Lane
+from trunkline.core.engine.scheduling.batch import Batch
 from trunkline.core.types import Step
 
 log = logging.getLogger("trunkline.engine")

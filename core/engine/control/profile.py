@@ -16,9 +16,9 @@ import msgspec
 from msgspec import Struct
 from torch.profiler import ProfilerActivity, profile
 
-from trunkline.core.engine.batch import Batch
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.messages import Answer, Call
+from trunkline.core.engine.scheduling.batch import Batch
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Count, Step
 

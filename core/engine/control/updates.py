@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
-from trunkline.core.engine.lane import Lane, WeightUpdate
+from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.messages import Answer, Call, Heartbeat, ModelsChanged, Submit
+from trunkline.core.engine.weight_update import WeightUpdate
 from trunkline.core.errors import RequestError
 from trunkline.core.model.sources.tensor_file import MAX_HEADER
 from trunkline.core.types import Step

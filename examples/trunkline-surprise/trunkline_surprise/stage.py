@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from msgspec import Struct
 
@@ -42,11 +43,13 @@ class SurpriseStage(Stage):
     def reset(self, request: Request) -> None:
         request.state = 0.0
 
+    def prepare(self, part: Part) -> None:
+        part.arrays["targets"] = np.array([token for row in part.rows for token in followers(row)], np.int64)
+
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
-        targets = torch.tensor([token for row in part.rows for token in followers(row)], device=hidden.device)
         slices = [
             torch.nn.functional.cross_entropy(self._logits(rows).float(), ids, ignore_index=-1, reduction="none")
-            for rows, ids in zip(hidden.split(SLICE), targets.split(SLICE), strict=True)
+            for rows, ids in zip(hidden.split(SLICE), part.tensors["targets"].split(SLICE), strict=True)
         ]
         return Launched(tensors={"nats": torch.cat(slices)})
 

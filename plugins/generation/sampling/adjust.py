@@ -7,8 +7,8 @@ prompt's.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -141,25 +141,48 @@ def make_adjustment(
     return Adjustment(params, end_ids, request.output, processors)
 
 
-def adjust_rows(adjust: Adjust, rows: Sequence[PartRow], logits: torch.Tensor) -> None:
-    """Adjust the logits of the requests that have an adjustment; other rows aren't changed.
+class AdjustedRow(NamedTuple):
+    """A row whose logits are adjusted; ``place``: its index among the sampled rows."""
 
-    ``logits``: float32 ``[len(rows), V]``; row i is for the next token of ``rows[i]``.
-    """
-    adjusted = [
-        (index, row, adjustment)
-        for index, row in enumerate(rows)
+    place: int
+    row: PartRow
+    adjustment: Adjustment
+
+
+def adjusted_rows(rows: Sequence[PartRow]) -> list[AdjustedRow]:
+    """Those of the sampled ``rows`` whose requests have an adjustment."""
+    return [
+        AdjustedRow(place, row, adjustment)
+        for place, row in enumerate(rows)
         if (adjustment := row.request.state.adjustment) is not None
     ]
-    counts = [EMPTY if each.counts is None else each.counts.table() for _, _, each in adjusted]
-    biases = [each.biases(row.end - row.request.prompt_len) for _, row, each in adjusted]
-    if any(len(ids) for ids, _ in (*counts, *biases)):
-        indices = np.array([index for index, _, _ in adjusted], np.int64)
-        penalties = np.array([each.penalties for _, _, each in adjusted], np.float64)
-        arrays = (indices, penalties, *_concatenate(counts), *_concatenate(biases))
-        adjust(logits, *(torch.from_numpy(array).to(logits.device) for array in arrays))
-    for index, row, adjustment in adjusted:
-        adjustment.process(logits[index], row.request)
+
+
+def kernel_arrays(adjusted: Sequence[AdjustedRow]) -> dict[str, np.ndarray]:
+    """The arguments of :class:`Adjust` after the logits, in its order; {} if no logit changes."""
+    counts = [EMPTY if each.adjustment.counts is None else each.adjustment.counts.table() for each in adjusted]
+    biases = [each.adjustment.biases(each.row.end - each.row.request.prompt_len) for each in adjusted]
+    if not any(len(ids) for ids, _ in (*counts, *biases)):
+        return {}
+    indices = np.array([each.place for each in adjusted], np.int64)
+    penalties = np.array([each.adjustment.penalties for each in adjusted], np.float64)
+    arrays = (indices, penalties, *_concatenate(counts), *_concatenate(biases))
+    return dict(zip(KERNEL_ARGUMENTS, arrays, strict=True))
+
+
+def adjust_rows(
+    adjust: Adjust, adjusted: Sequence[AdjustedRow], inputs: Mapping[str, torch.Tensor], logits: torch.Tensor
+) -> None:
+    """Adjust the logits of the sampled rows, float32 ``[R, V]``. ``inputs``: :func:`kernel_arrays` on the device."""
+    if KERNEL_ARGUMENTS[0] in inputs:
+        adjust(logits, *(inputs[name] for name in KERNEL_ARGUMENTS))
+    for place, row, adjustment in adjusted:
+        adjustment.process(logits[place], row.request)
+
+
+KERNEL_ARGUMENTS = tuple(
+    f"adjust.{name}" for name in ("rows", "penalties", "starts", "ids", "counts", "bias_starts", "bias_ids", "biases")
+)
 
 
 def _table(values: dict[int, float]) -> IdTable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
 
 import numpy as np
@@ -25,30 +25,36 @@ Kernel = Callable[..., RowLogprobs]
 
 
 def output_logprobs(
-    selected: LogprobRows, logits: torch.Tensor, temperature: torch.Tensor, sampled: torch.Tensor, kernel: Kernel
+    selected: LogprobRows,
+    inputs: Mapping[str, torch.Tensor],
+    logits: torch.Tensor,
+    sampled: torch.Tensor,
+    kernel: Kernel,
 ) -> dict[str, torch.Tensor]:
     """Log-probabilities of the sampled ids, and of other ids at these positions.
 
-    The ids ``sampled``, int64 ``[S]``, were sampled from ``logits``, float32 ``[S, V]``, at ``temperature`` ``[S]``.
+    The ids ``sampled``, int64 ``[S]``, were sampled from ``logits``, float32 ``[S, V]``.
     """
-    device = logits.device
-    rows = torch.tensor(selected.indices, device=device)
-    top, ids = _max_top(selected), _padded_ids(selected, device)
-    logprobs: RowLogprobs = kernel(logits, rows, temperature[rows], sampled[rows], top, ids)
+    rows, ids = inputs["output.rows"], inputs["output.ids"]
+    temperature = inputs["temperature"]
+    logprobs: RowLogprobs = kernel(logits, rows, temperature[rows], sampled[rows], _max_top(selected), ids)
     return {f"output.{name}": tensor for name, tensor in logprobs._asdict().items()}
 
 
 def prompt_logprobs(
-    selected: LogprobRows, hidden: torch.Tensor, head: Head, vocab_size: int, kernel: Kernel
+    selected: LogprobRows,
+    inputs: Mapping[str, torch.Tensor],
+    hidden: torch.Tensor,
+    head: Head,
+    vocab_size: int,
+    kernel: Kernel,
 ) -> dict[str, torch.Tensor]:
     """Log-probabilities of prompt tokens, from hidden rows ``[R, hidden_size]``; no sampling parameter applies.
 
     The head runs over a slice of the rows at a time, because the logits of all would need much memory.
     """
-    device, top, ids = hidden.device, _max_top(selected), _padded_ids(selected, hidden.device)
-    indices, targets = torch.tensor(selected.indices, device=device), torch.tensor(selected.targets, device=device)
-    lengths = [span.end - span.begin for span in selected.spans.values()]
-    owners = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device)  # of each row, in ``ids``
+    device, top, ids = hidden.device, _max_top(selected), inputs["prompt.ids"]
+    indices, targets, owners = inputs["prompt.rows"], inputs["prompt.targets"], inputs["prompt.owners"]
     step = max(1, SLICE // (4 * vocab_size + 8 * top + 12 * ids.shape[1]))
     temperature, rows = torch.zeros(step, device=device), torch.arange(step, device=device)
     pieces: list[RowLogprobs] = []
@@ -65,18 +71,9 @@ def _max_top(selected: LogprobRows) -> int:
     return max(params.top for params in selected.params.values())
 
 
-def _padded_ids(selected: LogprobRows, device: torch.device) -> torch.Tensor:
-    """The requests' ``ids``, int64 ``[requests, N]``, padded with -1."""
-    lists = [params.ids for params in selected.params.values()]
-    table = np.full((len(lists), max(map(len, lists))), -1, np.int64)
-    for row, ids in zip(table, lists, strict=True):
-        row[: len(ids)] = ids
-    return torch.from_numpy(table).to(device)
-
-
-def hidden_states(indices: Sequence[int], hidden: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Copies of the hidden rows at ``indices``, float32 ``[len(indices), hidden_size]``."""
-    return {"hidden": hidden[torch.tensor(indices, device=hidden.device)].float()}
+def hidden_states(inputs: Mapping[str, torch.Tensor], hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Copies of the selected hidden rows, float32 ``[rows, hidden_size]``."""
+    return {"hidden": hidden[inputs["hidden.rows"]].float()}
 
 
 # -- on the host -------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 from msgspec import structs
 
 from trunkline.core.types import Needs, PartRow, Request
@@ -121,6 +122,21 @@ class LogprobRows:
     indices: list[int] = field(default_factory=list)  # of the rows in the tensor of logits, or of hidden rows
     targets: list[int] = field(default_factory=list)  # the id whose log-probability a row gives; for prompts only
 
+    def arrays(self, kind: str) -> dict[str, np.ndarray]:
+        """For the device, by names that begin with ``kind``: int64 "rows" and "targets" ``[rows]``, "owners"
+        ``[rows]``, the request of each, and "ids" ``[requests, N]``, their ``LogprobParams.ids``, padded with -1."""
+        lists = [params.ids for params in self.params.values()]
+        ids = np.full((len(lists), max(map(len, lists), default=0)), -1, np.int64)
+        for row, own in zip(ids, lists, strict=True):
+            row[: len(own)] = own
+        lengths = [span.end - span.begin for span in self.spans.values()]
+        return {
+            f"{kind}.rows": np.array(self.indices, np.int64),
+            f"{kind}.targets": np.array(self.targets, np.int64),
+            f"{kind}.owners": np.repeat(np.arange(len(lengths)), lengths),
+            f"{kind}.ids": ids,
+        }
+
     def add(self, index: int, params: LogprobParams, rows: Sequence[int], position: int) -> None:
         self.params[index] = params
         self.spans[index] = Span(len(self.indices), len(self.indices) + len(rows), position)
@@ -141,6 +157,14 @@ class RowSelection:
     prompt: LogprobRows = field(default_factory=LogprobRows)
     hidden: dict[int, Span] = field(default_factory=dict)  # spans of hidden_indices, by the request's index in the part
     hidden_indices: list[int] = field(default_factory=list)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The selection for the device, int64."""
+        arrays = {
+            "sampled.rows": np.array(self.sampled_indices, np.int64),
+            "hidden.rows": np.array(self.hidden_indices, np.int64),
+        }
+        return arrays | self.output.arrays("output") | self.prompt.arrays("prompt")
 
     def add(self, index: int, row: PartRow) -> None:
         """Add the part's row ``index``."""

@@ -66,7 +66,7 @@ def test_a_loop_that_breaks_fails_every_ticket(engine: Engine, trouble: type[Bas
         raise trouble("a defect")
 
     (lane,) = engine.client.transport.loop.lanes
-    lane.schedule = broken  # type: ignore[assignment, method-assign]
+    lane.scheduler.plan = broken  # type: ignore[assignment, method-assign]
     ticket = submit(engine)
     with pytest.raises(EngineDown, match="broke"):
         ticket.result(60)

@@ -18,11 +18,12 @@ from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
 from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.engine.contracts import CheckedControl, CheckedStage
+from trunkline.core.engine.device.cpu import CpuDevice
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.loop import EngineLoop
 from trunkline.core.engine.messages import Answer, Call, Progress, Submit, encoder
 from trunkline.core.engine.runner import Runner
-from trunkline.core.engine.scheduler import Scheduler
+from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.errors import RequestError
 from trunkline.core.types import MAX_FAILURES, Launched, ModelInfo, Needs, Part, Request, ServedModel, Stage, Step
 
@@ -124,7 +125,7 @@ class Bench:
         self.scheduler = Scheduler(SlotPool(SLOTS), table, RadixCache(), chunk=8, max_running=8, policy="fcfs")
         self.checked = CheckedStage(Provided(PLUGIN, self.stage), VOCABULARY)
         stages = {"shout": self.checked}
-        lane = Lane(served, Echo(), stages, self.scheduler, Runner(Echo(), stages, None, table))
+        lane = Lane(served, Echo(), stages, self.scheduler, Runner(Echo(), stages, None, table, CpuDevice()))
         self.sent: list[Any] = []
         self.inbox: list[Any] = []
         self.controls: dict[str, Any] = {}
@@ -257,7 +258,7 @@ def test_a_reset_that_raises_ends_the_retracted_request(
     bench: Bench, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     bench.stage.reset = raises(error)  # type: ignore[method-assign]
-    bench.scheduler._new_token_ratio = 0.0  # optimistic, so that the pool does run dry
+    bench.scheduler.reserve.ratio = 0.0  # optimistic, so that the pool does run dry
     keys = [bench.submit(number, steps=40) for number in (1, 2)]
     bench.run()
     assert [bench.outcome(key)[1] for key in keys] == [{"type": "length"}, 500]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from msgspec import Struct
 
 from trunkline.core import Engine
 from trunkline.core.discovery import CORE, Plugin, find
-from trunkline.core.engine.batch import Row
+from trunkline.core.engine.scheduling.row import Row
 from trunkline.core.errors import ModelError, RequestError
 from trunkline.core.host import Host
 from trunkline.core.types import Launched, Model, Needs, Part, Request, Serves, Stage, Step
@@ -138,13 +139,13 @@ def texts(count: int, longest: int, seed: int = 3) -> list[list[int]]:
 def watch(engine: Engine) -> list[list[Row]]:
     """The rows of every pass from now on."""
     (lane,) = engine.client.transport.loop.lanes
-    run, passes = lane.runner.run, []
+    start, passes = lane.runner.start, []
 
-    def spy(rows: Sequence[Row]) -> Any:
-        passes.append([Row(row.request, row.start, row.end, row.table_row) for row in rows])
-        return run(rows)
+    def spy(rows: Sequence[Row], *sources: Any) -> Any:
+        passes.append([replace(row) for row in rows])
+        return start(rows, *sources)
 
-    lane.runner.run = spy  # type: ignore[method-assign]
+    lane.runner.start = spy  # type: ignore[method-assign]
     return passes
 
 

@@ -19,12 +19,13 @@ from trunkline.core.cache.radix import RadixCache
 from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.engine.channel import LocalChannel
 from trunkline.core.engine.contracts import CheckedControl, CheckedStage
+from trunkline.core.engine.device.cpu import CpuDevice
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.loop import EngineLoop
 from trunkline.core.engine.messages import Abort, Answer, Call, Progress, Started, Stop, Submit
 from trunkline.core.engine.pass_record import CAPACITY, PassRecord, shared_file
 from trunkline.core.engine.runner import Runner
-from trunkline.core.engine.scheduler import Scheduler
+from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, ModelInfo, Needs, Part, Request, ServedModel, Stage, Step
 
@@ -136,7 +137,9 @@ def make_lane(name: str, slots: int = 64, chunk: int | None = 8, running: int = 
     scheduler = Scheduler(SlotPool(slots), table, RadixCache(), chunk=chunk, max_running=running, policy="fcfs")
     stages = {"count": CheckedStage(Provided(PLUGIN, stage), vocabulary=100)}
     ticks = count()  # every pass takes as long as any other
-    return Lane(served, model, stages, scheduler, Runner(model, stages, None, table), clock=lambda: next(ticks))
+    return Lane(
+        served, model, stages, scheduler, Runner(model, stages, None, table, CpuDevice()), clock=lambda: next(ticks)
+    )
 
 
 @dataclass
@@ -312,7 +315,7 @@ def test_a_step_after_the_last_one_is_dropped(bench: Bench) -> None:
 
 def test_a_reset_that_fails_ends_the_retracted_request_only() -> None:
     bench = Bench([make_lane("one", slots=16, chunk=16)])
-    bench.lanes[0].scheduler._new_token_ratio = 0.0  # optimistic, so that the pool does run dry
+    bench.lanes[0].scheduler.reserve.ratio = 0.0  # optimistic, so that the pool does run dry
     gate = threading.Event()
     bench.lanes[0].model.before = lambda ids: gate.wait(20)
     bench.submit(1, [10], steps=12)

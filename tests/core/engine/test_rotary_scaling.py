@@ -19,7 +19,7 @@ import transformers
 
 from trunkline.core import Engine
 from trunkline.core.cache.ledger import SlotAllocation
-from trunkline.core.engine.scheduler import Scheduler
+from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.errors import ModelError
 from trunkline.core.model import rotary
 from trunkline.core.testing import build_checkpoint

@@ -7,8 +7,9 @@ import torch
 from msgspec import Struct
 
 from trunkline.core.cache.pool import SlotTable
-from trunkline.core.engine.batch import Row
+from trunkline.core.engine.device.cpu import CpuDevice
 from trunkline.core.engine.runner import Runner, split_by_task
+from trunkline.core.engine.scheduling.row import Row
 from trunkline.core.types import Launched, Needs, Part, Request, Stage, Step
 from trunkline.kernels.layout import Layout
 
@@ -31,10 +32,11 @@ class Recorder(Stage):
         return Needs()
 
     def prepare(self, part: Part) -> None:
-        part.inputs = "prepared"
+        part.inputs, part.arrays = "prepared", {"keys": np.arange(len(part.rows))}
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
         assert part.inputs == "prepared"
+        assert part.tensors["keys"].tolist() == list(range(len(part.rows)))
         self.seen.append((part, hidden.clone()))
         return Launched(hidden[:, 0].long(), {"hidden": hidden})
 
@@ -52,7 +54,6 @@ class Second(Recorder):
 class Echo:
     """A model whose hidden row is (token id, position)."""
 
-    device = torch.device("cpu")
     layout: Layout
     types: torch.Tensor | None
     wanted: torch.Tensor | None
@@ -85,14 +86,18 @@ def request(task: str, tokens: list[int], rows_from: int | None = None) -> Reque
     )
 
 
+def share(request: Request, start: int, end: int, table_row: int) -> Row:
+    return Row(request, start, end, table_row, final=end == len(request.tokens))
+
+
 def test_each_stage_gets_the_rows_it_wants_and_nothing_else() -> None:
     decode = request("record", [7, 8, 9])
     chunk = request("record", list(range(10, 20)))  # not its last chunk: no row wanted
     scored = request("second", list(range(30, 36)), rows_from=2)
-    rows = [Row(decode, 2, 3, 0), Row(chunk, 0, 4, 1), Row(scored, 0, 5, 2)]
+    rows = [share(decode, 2, 3, 0), share(chunk, 0, 4, 1), share(scored, 0, 5, 2)]
     model, first, second, table = Echo(), Recorder(), Second(), SlotTable(3, 16)
     table.slots[:] = np.arange(48).reshape(3, 16)
-    results = Runner(model, {"record": first, "second": second}, None, table).run(rows)
+    results = Runner(model, {"record": first, "second": second}, None, table, CpuDevice()).start(rows).wait()
 
     ((part, hidden),) = first.seen
     assert [row.request for row in part.rows] == [decode]
@@ -108,10 +113,10 @@ def test_each_stage_gets_the_rows_it_wants_and_nothing_else() -> None:
 
 def test_a_pass_may_want_all_rows_or_none() -> None:
     model, stage, table = Echo(), Recorder(), SlotTable(3, 16)
-    runner = Runner(model, {"record": stage}, None, table)
-    runner.run([Row(request("record", [7, 8]), 1, 2, 0), Row(request("record", [5]), 0, 1, 1)])
+    runner = Runner(model, {"record": stage}, None, table, CpuDevice())
+    runner.start([share(request("record", [7, 8]), 1, 2, 0), share(request("record", [5]), 0, 1, 1)])
     assert model.wanted is None
-    assert runner.run([Row(request("record", list(range(10))), 0, 4, 1)]) == []
+    assert runner.start([share(request("record", list(range(10))), 0, 4, 1)]).wait() == []
     assert model.wanted is not None
     assert model.wanted.tolist() == []
 
@@ -119,10 +124,10 @@ def test_a_pass_may_want_all_rows_or_none() -> None:
 def test_the_layout_says_where_everything_lies() -> None:
     decoding = request("record", [1, 2])
     decoding.prompt_len = 1
-    rows = [Row(decoding, 1, 2, 2), Row(request("record", [3, 4, 5]), 1, 3, 0)]
+    rows = [share(decoding, 1, 2, 2), share(request("record", [3, 4, 5]), 1, 3, 0)]
     model, table = Echo(), SlotTable(3, 4)
     table.slots[:] = np.arange(12).reshape(3, 4)
-    Runner(model, {"record": Recorder()}, None, table).run(rows)
+    Runner(model, {"record": Recorder()}, None, table, CpuDevice()).start(rows)
     layout = model.layout
     assert layout.q_start.tolist() == [0, 1, 3]
     assert layout.kv_len.tolist() == [2, 3]
@@ -137,43 +142,45 @@ def test_the_last_token_of_a_prompt_is_no_decoding_row() -> None:
     decoding.prompt_len = 1
     for rows, decodes in (([decoding], 1), ([prompt], 0), ([decoding, prompt], 1)):
         model, table = Echo(), SlotTable(2, 4)
-        Runner(model, {"record": Recorder()}, None, table).run([Row(one, 1, 2, i) for i, one in enumerate(rows)])
+        Runner(model, {"record": Recorder()}, None, table, CpuDevice()).start(
+            [share(one, 1, 2, i) for i, one in enumerate(rows)]
+        )
         assert model.layout.decodes == decodes
 
 
 def test_lengths_are_told_where_one_exceeds_a_boundary() -> None:
     table = SlotTable(2, 8)
     model = Echo(length_boundaries=(3,))
-    rows = [Row(request("record", [1, 2, 3]), 0, 3, 0), Row(request("record", [1, 2, 3, 4, 5]), 1, 3, 1)]
-    Runner(model, {"record": Recorder()}, None, table).run(rows)
+    rows = [share(request("record", [1, 2, 3]), 0, 3, 0), share(request("record", [1, 2, 3, 4, 5]), 1, 3, 1)]
+    Runner(model, {"record": Recorder()}, None, table, CpuDevice()).start(rows)
     assert model.lengths is not None
     assert model.lengths.tolist() == [3, 3, 3, 5, 5]
-    Runner(model, {"record": Recorder()}, None, table).run(rows[:1])
+    Runner(model, {"record": Recorder()}, None, table, CpuDevice()).start(rows[:1])
     assert model.lengths is None
 
 
 def test_token_types_follow_the_second_text() -> None:
     pair, chunk, single = (request("record", [1, 2, 3, 4]) for _ in range(3))
     pair.second_at, chunk.second_at = 3, 1
-    rows = [Row(pair, 0, 4, 0), Row(chunk, 2, 4, 1), Row(single, 0, 2, 2)]
+    rows = [share(pair, 0, 4, 0), share(chunk, 2, 4, 1), share(single, 0, 2, 2)]
     table = SlotTable(3, 4)
     model = Echo(token_types=True)
-    runner = Runner(model, {"record": Recorder()}, None, table)
-    runner.run(rows)
+    runner = Runner(model, {"record": Recorder()}, None, table, CpuDevice())
+    runner.start(rows)
     assert model.types is not None
     assert model.types.tolist() == [0, 0, 0, 1, 1, 1, 0, 0]
-    runner.run(rows[2:])
+    runner.start(rows[2:])
     assert model.types is None
     plain = Echo()
-    Runner(plain, {"record": Recorder()}, None, table).run(rows)
+    Runner(plain, {"record": Recorder()}, None, table, CpuDevice()).start(rows)
     assert plain.types is None
 
 
 def test_offsets_of_a_part_follow_its_rows() -> None:
     rows = [
-        Row(request("record", [1, 2, 3], rows_from=1), 0, 3, 0),
-        Row(request("record", [1, 2, 3, 4], rows_from=0), 2, 4, 1),
-        Row(request("record", [5]), 0, 1, 2),
+        share(request("record", [1, 2, 3], rows_from=1), 0, 3, 0),
+        share(request("record", [1, 2, 3, 4], rows_from=0), 2, 4, 1),
+        share(request("record", [5]), 0, 1, 2),
     ]
     ((part, wanted),) = split_by_task(rows)
     assert [(row.first, row.offset) for row in part.rows] == [(1, 0), (2, 2), (0, 4)]
@@ -183,12 +190,12 @@ def test_offsets_of_a_part_follow_its_rows() -> None:
 def test_embeddings_are_told_by_packed_index() -> None:
     ids, mixed, decoding = (request("record", list(range(length))) for length in (5, 6, 3))
     mixed.embeds, decoding.embeds = np.arange(8, dtype=np.float32).reshape(4, 2), np.ones((2, 2), np.float32)
-    rows = [Row(ids, 1, 5, 0), Row(mixed, 2, 6, 1), Row(decoding, 2, 3, 2)]
+    rows = [share(ids, 1, 5, 0), share(mixed, 2, 6, 1), share(decoding, 2, 3, 2)]
     model, table = Echo(), SlotTable(3, 16)
-    runner = Runner(model, {"record": Recorder()}, None, table)
-    runner.run(rows)
+    runner = Runner(model, {"record": Recorder()}, None, table, CpuDevice())
+    runner.start(rows)
     assert model.embeds is not None
     indices, values = model.embeds
     assert (indices.tolist(), values.tolist()) == ([4, 5], [[4, 5], [6, 7]])
-    runner.run(rows[::2])
+    runner.start(rows[::2])
     assert model.embeds is None

@@ -13,6 +13,7 @@ import torch
 
 from trunkline.core import Engine
 from trunkline.core.errors import RequestError
+from trunkline.core.testing import run_stage
 from trunkline.core.types import Needs, Part, PartRow, Request
 from trunkline.plugins.embedding.offline import encode
 from trunkline.plugins.embedding.recipe import MODES, Recipe
@@ -41,8 +42,7 @@ def feed(stage: EmbeddingStage, request: Request, rows: torch.Tensor, start: int
     skip = request.params.skip
     first = end - 1 if request.needs.rows_from is None else max(start, skip)
     part = Part("embedding", [PartRow(request, start, end, first, 0, end == len(rows))])
-    launched = stage.launch(part, rows[first:end])
-    return list(stage.collect(part, launched.tensors))
+    return run_stage(stage, part, rows[first:end])
 
 
 @pytest.mark.parametrize("skip", [0, 4])
@@ -80,7 +80,7 @@ def test_requests_of_one_pass_get_what_each_asked_for() -> None:
     asked = [{}, {"normalize": False}, {"dimensions": 2}, {"dimensions": 4, "normalize": False}]
     requests = [request_of(stage, 2, **params) for params in asked]
     part = Part("embedding", [PartRow(request, 0, 2, 0, 2 * i, True) for i, request in enumerate(requests)])
-    steps = list(stage.collect(part, stage.launch(part, rows).tensors))
+    steps = run_stage(stage, part, rows)
     means = rows.reshape(4, 2, WIDTH).mean(1).numpy()
     expected = [
         means[0] / np.linalg.norm(means[0]),
@@ -97,7 +97,7 @@ def test_a_row_that_is_not_finite_ends_its_request_only() -> None:
     rows[3, 1] = torch.nan
     requests = [request_of(stage, 2) for _ in range(3)]
     part = Part("embedding", [PartRow(request, 0, 2, 0, 2 * i, True) for i, request in enumerate(requests)])
-    steps = list(stage.collect(part, stage.launch(part, rows).tensors))
+    steps = run_stage(stage, part, rows)
     assert [step.error is None for step in steps] == [True, False, True]
     assert steps[1].error is not None
     assert steps[1].error.status == 500

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trunkline.core import Engine
 from trunkline.core import types as core_types
-from trunkline.core.engine.batch import Batch
+from trunkline.core.engine.scheduling.batch import Batch
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import encode_json
 from trunkline.core.server.api.bodies import dialect_of, error_response

@@ -137,7 +137,7 @@ def test_retraction_under_a_pool_that_is_too_small(
     zoo: Callable[[str], Path], recorded_engine: Callable[..., Any], name: str
 ) -> None:
     engine = recorded_engine(zoo(name), chunked_prefill_size=8, max_total_tokens=76)
-    engine.lane.scheduler._new_token_ratio = 0.0  # reserve no slots for output, so that the pool becomes full
+    engine.lane.scheduler.reserve.ratio = 0.0  # reserve no slots for output, so that the pool becomes full
     check_all(engine, ask_all(engine))
     assert engine.retracted, "nothing was retracted"
 
@@ -347,7 +347,7 @@ def test_hidden_states_are_those_of_the_last_layer(
 
 def test_hidden_states_survive_retraction(zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]) -> None:
     engine = recorded_engine(zoo("llama"), chunked_prefill_size=8, max_total_tokens=76)
-    engine.lane.scheduler._new_token_ratio = 0.0
+    engine.lane.scheduler.reserve.ratio = 0.0
     records = engine(
         input_ids=prompts(), return_hidden_states=True, sampling_params=GREEDY | {"max_new_tokens": 12}
     )  # fmt: skip
@@ -397,7 +397,7 @@ def test_requests_without_extra_outputs_have_no_row_selection(
     launch = stage.launch
 
     def watch(part: Any, hidden: torch.Tensor) -> Any:
-        selections.append(part.inputs)
+        selections.append(part.inputs.selection)
         return launch(part, hidden)
 
     stage.launch = watch

@@ -80,7 +80,7 @@ def bodies(draw: st.DrawFn) -> dict[str, Any]:
 def pair(zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]) -> tuple[Any, Any]:
     """An engine for single requests, and one with small chunks and a small pool for mixtures."""
     busy = recorded_engine(zoo("llama"), chunked_prefill_size=7, max_total_tokens=150)
-    busy.lane.scheduler._new_token_ratio = 0.0
+    busy.lane.scheduler.reserve.ratio = 0.0
     return recorded_engine(zoo("llama")), busy
 
 

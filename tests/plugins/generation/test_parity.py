@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from trunkline.core import Engine
-from trunkline.core.engine.batch import Batch
+from trunkline.core.engine.scheduling.batch import Batch
 from trunkline.core.testing import ZOO
 from trunkline.core.types import Launched, Part, Submission
 from trunkline.plugins.generation.schemas import GenerationParams
@@ -148,6 +148,6 @@ def test_retraction_changes_nothing(
     path = zoo(name)
     engine = recorded_engine(path, backend, chunked_prefill_size=16, max_total_tokens=76, disable_radix_cache=True)
     for lane in engine.engine.client.transport.loop.lanes:  # reserve no slots for output, so that the pool becomes full
-        lane.scheduler._new_token_ratio = 0.0
+        lane.scheduler.reserve.ratio = 0.0
     engine.check(path, "tight")
     assert engine.retracted > 0, "nothing was retracted"

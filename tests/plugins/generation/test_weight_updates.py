@@ -51,16 +51,16 @@ def interrupted(engine: Engine, chosen: Callable[[Lane, list[Any]], bool], then:
     """Call ``then`` in the engine after the first batch that is ``chosen`` by its steps."""
     lane = engine.client.transport.loop.lanes[0]
     assert isinstance(lane, Lane)
-    run, done = lane.run, []
+    finish, done = lane.finish, []
 
-    def observed(batch: Any) -> Any:
-        steps = run(batch)
+    def observed(flight: Any, following: Any = None) -> Any:
+        steps = finish(flight, following)
         if not done and chosen(lane, steps):
             done.append(True)
             then(lane)
         return steps
 
-    lane.run = observed  # type: ignore[method-assign]
+    lane.finish = observed  # type: ignore[method-assign]
 
 
 def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:

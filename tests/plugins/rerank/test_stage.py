@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from trunkline.core.errors import RequestError
+from trunkline.core.testing import run_stage
 from trunkline.core.types import Needs, Part, PartRow, Request, Step
 from trunkline.plugins.rerank import stage as stages
 from trunkline.plugins.rerank.schemas import RerankParams
@@ -40,11 +41,6 @@ def values(step: Step) -> list[float]:
     return [float(value) for value in np.frombuffer(step.data.values, "<f4")]
 
 
-def run(stage: Any, batch: Part, hidden: torch.Tensor) -> list[Step]:
-    stage.prepare(batch)
-    return list(stage.collect(batch, stage.launch(batch, hidden).tensors))
-
-
 @pytest.mark.parametrize(
     ("rows", "needs", "wanted"),
     [
@@ -57,7 +53,7 @@ def test_rows_of_a_score_head(rows: str, needs: Needs, wanted: list[float]) -> N
     fake.info.score_rows = rows
     stage = ScoreStage(fake)
     assert stage.admit(request()) == needs
-    steps = run(stage, part(3, 2), torch.arange(5.0)[:, None].expand(5, 4))
+    steps = run_stage(stage, part(3, 2), torch.arange(5.0)[:, None].expand(5, 4))
     assert [values(step) for step in steps] == [[one] for one in wanted]
 
 
@@ -66,7 +62,7 @@ def test_a_causal_score_head_wants_the_last_row_only() -> None:
     fake.info.score_rows = "last"
     stage = ScoreStage(fake)
     assert stage.admit(request()) == Needs()
-    assert [values(step) for step in run(stage, part(1, 1), torch.tensor([[5.0], [7.0]]))] == [[5.0], [7.0]]
+    assert [values(step) for step in run_stage(stage, part(1, 1), torch.tensor([[5.0], [7.0]]))] == [[5.0], [7.0]]
 
 
 @pytest.mark.parametrize("slice_bytes", [1, 48, 1 << 20])
@@ -82,7 +78,7 @@ def test_labels_of_each_request(slice_bytes: int, monkeypatch: pytest.MonkeyPatc
     stage = LabelStage(model(lm=head))
     labels = ((5,), (0, 3, 3), (2, 1))
     hidden = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
-    steps = run(stage, part(1, 1, 1, labels=labels), hidden)
+    steps = run_stage(stage, part(1, 1, 1, labels=labels), hidden)
     for step, ids, logits in zip(steps, labels, hidden, strict=True):
         assert values(step) == pytest.approx([*logits[list(ids)].tolist(), float(logits.logsumexp(0))], abs=1e-6)
     assert max(sizes) == {1: 1, 48: 2, 1 << 20: 3}[slice_bytes]
@@ -91,7 +87,7 @@ def test_labels_of_each_request(slice_bytes: int, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_ends_its_request_only(bad: float) -> None:
     stage = ScoreStage(model(score=lambda hidden: hidden[:, :1]))
-    first, second = run(stage, part(1, 1), torch.tensor([[bad], [7.0]]))
+    first, second = run_stage(stage, part(1, 1), torch.tensor([[bad], [7.0]]))
     assert first.error is not None
     assert first.error.status == 500
     assert values(second) == [7.0]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trunkline.core.testing import run_stage
 from trunkline.core.types import ModelInfo, Needs, Part, PartRow, Request
 from trunkline.plugins.reward import trunkline_serves
 from trunkline.plugins.reward.schemas import RewardParams
@@ -31,9 +32,7 @@ def request(*ids: int) -> Request:
 
 
 def scores(stage: RewardStage, part: Part, hidden: torch.Tensor) -> list[Any]:
-    launched = stage.launch(part, hidden)
-    assert launched.next_ids is None
-    steps = list(stage.collect(part, launched.tensors))
+    steps = run_stage(stage, part, hidden)
     assert [step.request for step in steps] == [row.request for row in part.rows]
     return [step.error if step.error else np.frombuffer(step.data.scores, np.dtype("<f4")).tolist() for step in steps]
 

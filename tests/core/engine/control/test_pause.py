@@ -19,7 +19,7 @@ from trunkline.core import Engine
 from trunkline.core.client.engine import Ticket
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.loop import EngineLoop
-from trunkline.core.engine.scheduler import Scheduler
+from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.types import Needs, Request
 from trunkline.plugins.embedding.offline import encode
@@ -362,19 +362,19 @@ def test_vectors_are_of_one_version(old: Path, new: Path, mode: str) -> None:
         ids = engine.encode("the sea is there " * 20)
         half: list[int] = []
         first = lane(engine)
-        run = first.run
+        finish = first.finish
 
-        def stop_after_a_chunk(batch: Any) -> Any:
-            steps = run(batch)
-            half.append(batch.rows[0].end)
+        def stop_after_a_chunk(flight: Any, following: Any = None) -> Any:
+            steps = finish(flight, following)
+            half.append(flight.batch.rows[0].end)
             first.paused = True
             return steps
 
-        first.run = stop_after_a_chunk  # type: ignore[method-assign]
+        first.finish = stop_after_a_chunk  # type: ignore[method-assign]
         ticket = engine.submit("embedding", ids, EmbeddingParams())
         while not half:
             time.sleep(0.01)
-        del first.run
+        del first.finish
         assert 0 < half[0] < len(ids)
         engine.call("pause", mode=mode)
         assert engine.call("update_weights", model_path=str(new), weight_version="two")["success"]

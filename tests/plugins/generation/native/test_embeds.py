@@ -150,7 +150,7 @@ def test_a_retraction_changes_nothing(
         return batch
 
     engine.lane.scheduler.plan = watch_plan
-    engine.lane.scheduler._new_token_ratio = 0.0
+    engine.lane.scheduler.reserve.ratio = 0.0
     engine.check("tight")
     assert any(request.embeds is not None for request in retracted)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from trunkline.core.discovery import Plugin, Provided
+from trunkline.core.testing import run_stage
 from trunkline.core.types import ModelInfo, Part, PartRow, Request, Step
 from trunkline.kernels.adjust import adjust_cpu
 from trunkline.kernels.sample import sample_cpu
@@ -60,9 +61,7 @@ class Driver:
             for index, (request, _) in enumerate(rows)
         ]
         part = Part("generation", parts)
-        launched = self.stage.launch(part, torch.stack([logits for _, logits in rows]))
-        assert launched.next_ids is not None
-        steps = list(self.stage.collect(part, {"next_ids": launched.next_ids}))
+        steps = run_stage(self.stage, part, torch.stack([logits for _, logits in rows]))
         for step in steps:
             step.request.tokens.extend(step.tokens)
         return steps

@@ -13,7 +13,7 @@ import torch
 
 from trunkline.core import Engine
 from trunkline.core.discovery import Plugin, find
-from trunkline.core.engine.batch import Batch
+from trunkline.core.engine.scheduling.batch import Batch
 from trunkline.core.hookspecs import hookimpl
 from trunkline.core.host import Host
 from trunkline.core.types import Request, Submission
@@ -131,7 +131,7 @@ def small_pool_engine(opened: Callable[..., Engine]) -> tuple[Engine, list[Batch
     """An engine whose pool is too small for all requests, and a list of the batches with retractions."""
     engine = opened(chunked_prefill_size=7, max_total_tokens=60)
     (lane,) = engine.client.transport.loop.lanes
-    lane.scheduler._new_token_ratio = 0.0  # reserve no slots for output, so that the pool becomes full
+    lane.scheduler.reserve.ratio = 0.0  # reserve no slots for output, so that the pool becomes full
     plan, batches = lane.scheduler.plan, []
 
     def watched() -> Batch | None:

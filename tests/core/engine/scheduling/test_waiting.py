@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trunkline.core.cache.ledger import SlotAllocation
-from trunkline.core.engine.waiting import Entry, InFlight, WaitingQueue
+from trunkline.core.engine.scheduling.waiting import Entry, InFlight, WaitingQueue
 from trunkline.core.types import Request
 
 

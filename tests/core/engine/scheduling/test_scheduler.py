@@ -9,8 +9,8 @@ import pytest
 
 from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
-from trunkline.core.engine.batch import Batch
-from trunkline.core.engine.scheduler import Scheduler
+from trunkline.core.engine.scheduling.batch import Batch
+from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.types import Needs, Request
 
 Make = Callable[..., Request]
@@ -267,6 +267,8 @@ def test_a_pass_that_failed_is_planned_again(make: Make) -> None:
     engine.add(make(range(20), new=1))
     first = engine.plan()
     free = engine.free_slots()
+    assert first is not None
+    engine.cancel(first)
     second = engine.plan()
     assert first is not None
     assert second is not None
@@ -280,11 +282,14 @@ def test_finishing_is_possible_at_any_moment(make: Make) -> None:
     engine.add(running)
     run(engine)
     engine.add(planned)
-    assert engine.plan() is not None
+    batch = engine.plan()
+    assert batch is not None
     engine.add(waiting)
-    for request in (waiting, planned, running, running):
-        engine.finish(request)
+    done = [engine.finish(request) for request in (waiting, planned, running, running)]
+    assert done == [True, False, False, True]
     assert engine.idle
+    assert engine.free_slots() < 1000, "the batch in flight has these slots"
+    engine.commit(batch)
     assert engine.free_slots() == 1000
 
 

@@ -7,26 +7,8 @@ from dataclasses import dataclass, field
 
 from trunkline.core.types import Request
 
+from .row import Row
 from .waiting import Entry
-
-
-@dataclass(slots=True)
-class Row:
-    """One request's share of a batch: positions ``[start, end)`` are computed; ``[0, start)`` are cached.
-
-    The slots of ``[0, end)`` are in row ``table_row`` of the slot table; see :class:`trunkline.kernels.layout.Layout`.
-    Stages get a :class:`PartRow` of it, with the place of their hidden rows instead of the slots.
-    """
-
-    request: Request
-    start: int
-    end: int
-    table_row: int
-
-    @property
-    def final(self) -> bool:
-        """Whether the row reaches the request's last known token, so that the pass gives a result."""
-        return self.end == len(self.request.tokens)
 
 
 @dataclass(slots=True)
@@ -34,6 +16,7 @@ class Batch:
     """The rows of one forward pass. The first ``decodes`` rows are decoding, with one token each."""
 
     rows: list[Row]
+    entries: list[Entry]  # the scheduler's state of each row's request
     decodes: int
     started: list[Request] = field(default_factory=list)  # run for the first time in this pass
     retracted: list[Request] = field(default_factory=list)  # lost their slots and will be recomputed
@@ -41,11 +24,6 @@ class Batch:
     @property
     def tokens(self) -> int:
         return sum(row.end - row.start for row in self.rows)
-
-    def without(self, keys: set[int]) -> Batch:
-        """The batch without the rows of the requests with these keys."""
-        decodes = sum(row.request.key not in keys for row in self.rows[: self.decodes])
-        return Batch([row for row in self.rows if row.request.key not in keys], decodes)
 
 
 @dataclass(slots=True)

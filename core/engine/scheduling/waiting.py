@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trunkline.core.cache.ledger import SlotAllocation
+
+from .row import Row
 
 _LPM_WINDOW = 64  # requests at the head of the queue that are ordered by cached prefix
 _MIN_SHARED = 32  # tokens; for a shorter common prefix, waiting doesn't pay
@@ -21,6 +23,15 @@ class Entry(SlotAllocation):
     running: bool = False
     cached: int = 0  # length of its cached prefix, in tokens …
     cached_version: int = -1  # … in this version of the cache
+    launched: int = 0  # tokens [0, launched) are computed, or are in a pass that is in flight
+    awaited: int = 0  # tokens that passes in flight will give, and later ones may take as input
+    in_flight: int = 0  # number of such passes
+    ended: bool = False  # its slots are freed when no pass uses them any more
+
+    @property
+    def length(self) -> int:
+        """Number of tokens, those that are awaited included."""
+        return len(self.request.tokens) + self.awaited
 
 
 def sort_running(running: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
@@ -28,14 +39,25 @@ def sort_running(running: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
     decoding: list[Entry] = []
     prefilling: list[Entry] = []
     for entry in running:
-        request = entry.request
-        known = len(request.tokens)
-        missing = known - request.computed
-        if missing == 1 and known > request.prompt_len:
+        length = len(entry.request.tokens) + entry.awaited
+        missing = length - entry.launched
+        if missing == 1 and length > entry.request.prompt_len:
             decoding.append(entry)
         elif missing:
             prefilling.append(entry)
     return decoding, prefilling
+
+
+def launch(entry: Entry, end: int) -> Row:
+    """The row that computes a request's tokens up to ``end``."""
+    needs, length = entry.request.needs, entry.length
+    final = end == length
+    more = length + 1 - entry.request.prompt_len < needs.new_tokens  # tokens may follow the one that it gives
+    row = Row(entry.request, entry.launched, end, entry.row, final, awaited=final and more and not needs.lockstep)
+    entry.launched = end
+    entry.in_flight += 1
+    entry.awaited += row.awaited
+    return row
 
 
 def retraction_cost(entry: Entry) -> tuple[int, int]:
@@ -105,8 +127,10 @@ def _queue_order(entry: Entry) -> tuple[int, bool, int]:
 class InFlight:
     """Prefixes that running requests will compute in the next pass, so that other requests can wait for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, running: Iterable[SlotAllocation] = ()) -> None:
         self._next: dict[tuple[bytes, int, bytes], SlotAllocation] = {}
+        for each in running:
+            self.add(each)
 
     def add(self, allocation: SlotAllocation) -> None:
         """Add a running request; without effect unless it has at least ``_MIN_SHARED`` tokens to compute."""

@@ -9,7 +9,7 @@ request is never retracted. So it ends, and then the same holds for the next one
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -18,17 +18,10 @@ from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
 from trunkline.core.types import Request
 
-from .batch import Batch, BatchDraft, Row
-from .waiting import Entry, InFlight, WaitingQueue, retraction_cost, sort_running
-
-_MAX_EXPECTED_NEW = 4096  # tokens; at admission, a larger limit on new tokens is reduced to this
-
-# Most requests end before their limit on new tokens. So only a share of these tokens is reserved at admission,
-# the new-token ratio (as in SGLang): it falls with each pass and rises with each retraction.
-_RATIO_START = 0.5
-_RATIO_MIN = 0.1
-_RATIO_DECAY = 0.99  # factor per pass
-_RATIO_RISE = 2.0  # factor per retraction
+from .batch import Batch, BatchDraft
+from .reserve import Reserve
+from .row import Row
+from .waiting import Entry, InFlight, WaitingQueue, launch, retraction_cost, sort_running
 
 
 class Scheduler:
@@ -60,7 +53,8 @@ class Scheduler:
         self.queue = WaitingQueue(policy, max_overtakes=2 * max_running)
         self._running: list[Entry] = []  # in order of admission
         self._arrivals = 0
-        self._new_token_ratio = _RATIO_START
+        self._ending = 0  # requests that have ended, whose slots are used by a batch in flight
+        self.reserve = Reserve()
 
     @property
     def waiting(self) -> int:
@@ -120,56 +114,79 @@ class Scheduler:
         self._arrivals += 1
         self.queue.add(entry)
 
-    def finish(self, request: Request) -> None:
+    def finish(self, request: Request) -> bool:
         """Remove a request, whether it waits or runs; its computed tokens stay in the prefix cache.
 
-        Called between two passes. Does nothing for a request that isn't here.
+        False if its slots are freed later, because a batch in flight uses them. Does nothing for one that isn't here.
         """
         entry: Entry | None = request.schedule
         if entry is None:
-            return
+            return True
         request.schedule = None
-        if entry.running:
-            self._running.remove(entry)
-            self._ledger.close(entry)
-        else:
+        if not entry.running:
             self.queue.remove(entry)
+            return True
+        self._running.remove(entry)
+        if entry.in_flight:
+            entry.ended = True
+            self._ending += 1
+            return False
+        self._ledger.close(entry)
+        return True
 
-    def plan(self) -> Batch | None:
+    def plan(self, *, ahead: bool = False) -> Batch | None:
         """The batch of the next forward pass; its slots are allocated and in the slot table.
 
-        None only if no request waits or runs. If the last batch wasn't committed, its tokens are
-        planned again.
+        Every batch must be committed or cancelled. None means that no request waits or runs; ``ahead``, while one
+        batch is in flight, also that the next one depends on its results.
         """
+        if ahead and self.boundaries:
+            return None  # the tokens that are awaited may take a sequence past a boundary
         draft = BatchDraft(budget=self._capacity)
-        self._new_token_ratio = max(_RATIO_MIN, self._new_token_ratio * _RATIO_DECAY)
+        self.reserve.lower()
         if self.boundaries:
             self._requeue_past_boundary(draft)
         decoding, prefilling = sort_running(self._running)
+        if ahead and self._slots_left(draft) < len(decoding):
+            return None
         while self._slots_left(draft) < len(decoding) and self._retract(draft):
             decoding, prefilling = sort_running(self._running)
         for entry in decoding:
-            draft.add(entry, len(entry.request.tokens))
+            draft.add(entry, entry.length)
         decodes = len(decoding)
         if self._chunk is not None:
             draft.budget = max(self._chunk - decodes, self._chunk // 4, 1)
         self._continue_prompts(draft, prefilling)
-        while prefilling and not draft.entries and self._retract(draft):
+        while not ahead and prefilling and not draft.entries and self._retract(draft):
             _, prefilling = sort_running(self._running)
             self._continue_prompts(draft, prefilling)
         if not draft.retracted:
             self._admit(draft)
         return self._allocate(draft, decodes)
 
-    def commit(self, batch: Batch) -> None:
-        """Mark the batch's tokens as computed, and insert computed prompts into the prefix cache."""
-        for row in batch.rows[: batch.decodes]:
-            row.request.computed = row.end
-        for row in batch.rows[batch.decodes :]:
-            entry: Entry | None = row.request.schedule
-            if entry is not None:  # None: aborted after this pass was planned
+    def commit(self, batch: Batch, failed: Collection[int] = ()) -> None:
+        """Mark the batch's tokens as computed, and insert computed prompts into the prefix cache, except those of the
+        requests ``failed`` (by key), whose keys and values may be wrong."""
+        for index, (row, entry) in enumerate(zip(batch.rows, batch.entries, strict=True)):
+            if not entry.ended and row.request.key not in failed:
                 row.request.computed = row.end
-                self._ledger.store(entry)
+                if index >= batch.decodes:
+                    self._ledger.store(entry)
+            self._leave(row, entry)
+
+    def cancel(self, batch: Batch) -> None:
+        """The batch's results aren't used: its tokens are planned again."""
+        for row, entry in zip(batch.rows, batch.entries, strict=True):
+            entry.launched = row.start
+            self._leave(row, entry)
+
+    def _leave(self, row: Row, entry: Entry) -> None:
+        """A pass is no longer in flight: free the slots of a request that ended meanwhile."""
+        entry.in_flight -= 1
+        entry.awaited -= row.awaited
+        if entry.ended and not entry.in_flight:
+            self._ending -= 1
+            self._ledger.close(entry)
 
     # -- steps of plan ---------------------------------------------------------------------------
 
@@ -193,13 +210,12 @@ class Scheduler:
 
     def _add_chunk(self, draft: BatchDraft, entry: Entry) -> None:
         """Add as much of the prompt as the token budget and free slots allow; without chunking, all or nothing."""
-        request = entry.request
-        missing = len(request.tokens) - request.computed
-        allocated = entry.allocated - request.computed  # slots left from a pass that failed
+        missing = entry.length - entry.launched
+        allocated = entry.allocated - entry.launched  # slots left from a batch that was cancelled
         count = min(missing, draft.budget, allocated + self._slots_left(draft))
         if count > 0 and (self._chunk is not None or count == missing):
             draft.budget -= count
-            draft.add(entry, request.computed + count)
+            draft.add(entry, entry.launched + count)
 
     def _retract(self, draft: BatchDraft) -> bool:
         """Free the slots of the cheapest running request and queue it again; False when only one runs.
@@ -211,7 +227,7 @@ class Scheduler:
             return False
         victim = min(reversed(self._running[1:]), key=retraction_cost)
         self._requeue(victim)
-        self._new_token_ratio = min(1.0, self._new_token_ratio * _RATIO_RISE)
+        self.reserve.rise()
         draft.retracted.append(victim.request)
         return True
 
@@ -220,7 +236,7 @@ class Scheduler:
         self._running.remove(entry)
         self._ledger.close(entry)
         entry.regime, entry.cached_version = regime_of(len(entry.request.tokens), self.boundaries), -1
-        entry.request.computed = 0
+        entry.request.computed = entry.launched = 0
         entry.running = False
         self.queue.requeue(entry)
 
@@ -231,10 +247,10 @@ class Scheduler:
         """
         if not self.queue or draft.budget <= 0 or len(self._running) >= self._max_running:
             return
-        reserved = sum([self._reserve(entry) for entry in self._running])
+        reserved = sum([self.reserve.slots(entry) for entry in self._running])
         if self._running and reserved >= self._ledger.available:
             return
-        in_flight = self._prompts_in_flight()
+        in_flight = InFlight(self._running if self._ledger.caches else ())
         for entry in self.queue.candidates(self._cached_length):
             if draft.budget <= 0 or len(self._running) >= self._max_running:
                 return
@@ -246,33 +262,27 @@ class Scheduler:
             if not request.started:
                 request.started, request.cached = time.monotonic(), request.computed
                 draft.started.append(request)
-            reserved += self._reserve(entry)
+            reserved += self.reserve.slots(entry)
             in_flight.add(entry)
             self._add_chunk(draft, entry)
 
     def _start(self, entry: Entry, reserved: int) -> bool:
         """Move a waiting request to the running ones, if there are slots for it beside the ``reserved`` ones."""
-        first = not self._running  # then it fits: every cached prefix can be evicted
-        if not first and reserved + self._reserve(entry) - self._cached_length(entry) > self._ledger.available:
+        first = not self._running and not self._ending  # then it fits: every cached prefix can be evicted
+        if not first and reserved + self.reserve.slots(entry) - self._cached_length(entry) > self._ledger.available:
             return False
         if not self._ledger.open(entry):
             return False
         # Locking its prefix may have made slots unavailable.
-        if not first and reserved + self._reserve(entry) > self._ledger.available:
+        if not first and reserved + self.reserve.slots(entry) > self._ledger.available:
             self._ledger.close(entry)
             entry.request.computed = 0
             return False
+        entry.launched = entry.request.computed
         self.queue.admit(entry)
         self._running.append(entry)
         entry.running = True
         return True
-
-    def _reserve(self, entry: Entry) -> int:
-        """Slots to reserve for a request: for its known tokens, and for a share of its new tokens."""
-        request = entry.request
-        known = len(request.tokens)
-        new = min(request.needs.new_tokens - known + request.prompt_len, _MAX_EXPECTED_NEW)
-        return known - entry.allocated + max(0, int(new * self._new_token_ratio))
 
     def _cached_length(self, entry: Entry) -> int:
         """The length of the request's cached prefix, in tokens; computed again when the cache has changed."""
@@ -281,20 +291,9 @@ class Scheduler:
             entry.cached, entry.cached_version = self._ledger.cached_length(entry), version
         return entry.cached
 
-    def _prompts_in_flight(self) -> InFlight:
-        in_flight = InFlight()
-        if self._ledger.caches:
-            for entry in self._running:
-                in_flight.add(entry)
-        return in_flight
-
     def _allocate(self, draft: BatchDraft, decodes: int) -> Batch | None:
         if not draft.entries:
             return None
-        entries = draft.entries
-        rows = [
-            Row(entry.request, entry.request.computed, end, entry.row)
-            for entry, end in zip(entries, draft.ends, strict=True)
-        ]
-        self._ledger.grow(entries, draft.ends)
-        return Batch(rows, decodes, draft.started, [*draft.restarted, *draft.retracted])
+        self._ledger.grow(draft.entries, draft.ends)
+        rows = [launch(entry, end) for entry, end in zip(draft.entries, draft.ends, strict=True)]
+        return Batch(rows, draft.entries, decodes, draft.started, [*draft.restarted, *draft.retracted])

@@ -1,0 +1,1 @@
+"""Where a model's tensors are: how values are copied there and back."""

@@ -1,0 +1,91 @@
+"""``BatchInFlight``: a batch that a lane has started, and whose results aren't collected yet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from trunkline.core.errors import describe_error
+from trunkline.core.types import Step
+
+from .contracts import CheckedStage
+from .runner import PassInFlight, Runner
+from .scheduling.batch import Batch, forward_passes
+from .scheduling.row import Row
+
+log = logging.getLogger("trunkline.engine")
+
+Failures = list[tuple[Row, Exception]]
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One forward pass over ``rows``; ``error``: it couldn't be started."""
+
+    rows: Sequence[Row]
+    flight: PassInFlight | None
+    error: Exception | None = None
+
+    @classmethod
+    def start(cls, rows: Sequence[Row], runner: Runner, sources: torch.Tensor | None = None) -> Attempt:
+        try:
+            return cls(rows, runner.start(rows, sources))
+        except Exception as error:
+            return cls(rows, None, error)
+
+    def collect(self, stages: Mapping[str, CheckedStage]) -> tuple[list[Step], Failures]:
+        """Wait for the pass. Its steps, and the rows that failed, each with its error."""
+        try:
+            if self.error is not None:
+                raise self.error
+            assert self.flight is not None
+            parts = self.flight.wait()
+        except Exception as error:
+            log.warning("a pass over %d rows failed: %s", len(self.rows), describe_error(error), exc_info=error)
+            return [], [(row, error) for row in self.rows]
+        steps: list[Step] = []
+        errors: dict[int, Exception] = {}
+        for part, tensors in parts:
+            part_steps, failure = stages[part.task].collect(part, tensors)
+            steps += part_steps
+            if failure is not None:
+                with_step = {step.request.key for step in part_steps}
+                errors |= {row.request.key: failure for row in part.rows if row.request.key not in with_step}
+        return steps, [(row, errors[row.request.key]) for row in self.rows if row.request.key in errors]
+
+
+@dataclass(slots=True)
+class BatchInFlight:
+    """``began``: when it was started, by the lane's clock. ``cancelled``: its results aren't used."""
+
+    batch: Batch
+    began: float
+    resets: list[Step]  # of requests that ended because they couldn't be retracted
+    attempts: list[Attempt] = field(default_factory=list)
+    cancelled: bool = False
+
+    @property
+    def keys(self) -> list[int]:
+        """The keys of its requests."""
+        return [row.request.key for row in self.batch.rows]
+
+    def start(self, runner: Runner, note: Callable[[Sequence[int]], None], previous: BatchInFlight | None) -> None:
+        """Start its passes. Rows whose input isn't known yet take it from the results of ``previous``."""
+        sources, indices = (None, {}) if previous is None else previous._next_ids()
+        for row in self.batch.rows:
+            if row.start >= len(row.request.tokens):
+                row.source = indices[row.request.key]
+        before = [] if previous is None else previous.keys
+        for rows in forward_passes(self.batch.rows):
+            note([*before, *(row.request.key for row in rows)])
+            self.attempts.append(Attempt.start(rows, runner, sources))
+
+    def _next_ids(self) -> tuple[torch.Tensor | None, dict[int, int]]:
+        """The ids that its passes give, int64 ``[N]``, and the index of each request's by its key."""
+        found = [pair for attempt in self.attempts if attempt.flight is not None for pair in attempt.flight.next_ids]
+        keys = [row.request.key for part, _ in found for row in part.rows]
+        tensors = [ids for _, ids in found]
+        return (torch.cat(tensors) if tensors else None), {key: index for index, key in enumerate(keys)}

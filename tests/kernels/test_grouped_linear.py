@@ -1,0 +1,25 @@
+"""Products of groups of rows with their own matrices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trunkline.kernels.grouped_linear import grouped_linear, grouped_linear_reference
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("sizes", [[3, 0, 5, 1], [0, 0, 0, 1], [0, 7, 0, 0], [0, 0, 0, 0]])
+def test_like_a_product_for_each_group(sizes: list[int], dtype: torch.dtype, *, transposed: bool) -> None:
+    torch.manual_seed(sum(sizes))
+    x = torch.randn(sum(sizes), 16, dtype=dtype)
+    weight = torch.randn(4, 16, 24, dtype=dtype).transpose(1, 2) if transposed else torch.randn(4, 24, 16, dtype=dtype)
+    ends = torch.tensor(sizes).cumsum(0).to(torch.int32)
+    expected = torch.cat(
+        [rows.double() @ matrix.double().T for rows, matrix in zip(x.split(sizes), weight, strict=True)]
+    )
+    for product in (grouped_linear, grouped_linear_reference):
+        found = product(x, weight, ends)
+        assert (found.shape, found.dtype) == ((len(x), 24), dtype)
+        assert torch.allclose(found.double(), expected, atol=1e-5 if dtype == torch.float32 else 0.2)
