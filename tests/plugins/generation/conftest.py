@@ -279,15 +279,19 @@ class RecordedEngine:
         self.retracted: list[core_types.Request] = []
         # Whether a running request is retracted before the next pass.
         self.must_retract: Callable[[core_types.Request], bool] = lambda request: False
+        self._chosen: list[Any] = []  # will be retracted when no batch is in flight
         self._plan = self.lane.scheduler.plan
         self.lane.scheduler.plan = self._record
 
-    def _record(self) -> Batch | None:
+    def _record(self, *, ahead: bool = False) -> Batch | None:
         scheduler = self.lane.scheduler
-        chosen = [entry for entry in scheduler._running if self.must_retract(entry.request)]
+        chosen = [each for each in scheduler._running if each in self._chosen or self.must_retract(each.request)]
+        self._chosen = chosen if ahead else []
+        if chosen and ahead:
+            return None  # first the batch in flight is collected
         for entry in chosen:
             scheduler._requeue(entry)
-        batch: Batch | None = self._plan()
+        batch: Batch | None = self._plan(ahead=ahead)
         if batch is not None:
             batch.retracted.extend(entry.request for entry in chosen)
             self.batches.append(batch)

@@ -76,10 +76,20 @@ def bodies(draw: st.DrawFn) -> dict[str, Any]:
     return body
 
 
-@pytest.fixture
-def pair(zoo: Callable[[str], Path], recorded_engine: Callable[..., Any]) -> tuple[Any, Any]:
-    """An engine for single requests, and one with small chunks and a small pool for mixtures."""
+@pytest.fixture(params=["synchronous", "overlapping"])
+def pair(
+    request: pytest.FixtureRequest,
+    zoo: Callable[[str], Path],
+    recorded_engine: Callable[..., Any],
+    load_script: Callable[[str], Any],
+) -> tuple[Any, Any]:
+    """An engine for single requests, and one with small chunks and a small pool for mixtures.
+
+    In half of the tests the latter prepares a batch while the one before it is in flight.
+    """
     busy = recorded_engine(zoo("llama"), chunked_prefill_size=7, max_total_tokens=150)
+    if request.param == "overlapping":
+        busy.lane.runner.device = load_script("tests/core/engine/device/late.py").LateDevice()
     busy.lane.scheduler.reserve.ratio = 0.0
     return recorded_engine(zoo("llama")), busy
 
