@@ -31,7 +31,7 @@ class _Frame(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Frame).decode
 
 
-class _Timed(msgspec.Struct):
+class Timed(msgspec.Struct):
     """One request: when (time.perf_counter) how many tokens were there, and the last frame."""
 
     arrivals: list[tuple[float, int]]
@@ -44,7 +44,7 @@ async def run(base_url: str, scenario: Scenario) -> Result:
     start = time.perf_counter()
     try:
         pairs = zip(connections, scenario.prompts, strict=True)
-        timed = await asyncio.gather(*(_one(each, prompt, scenario.new_tokens) for each, prompt in pairs))
+        timed = await asyncio.gather(*(stream_one(each, prompt, scenario.new_tokens) for each, prompt in pairs))
     finally:
         for connection in connections:
             await connection.close()
@@ -53,14 +53,15 @@ async def run(base_url: str, scenario: Scenario) -> Result:
         scenario=scenario.name,
         wall=wall,
         ttft=[each.arrivals[0][0] - start for each in timed],
-        itl=[gap for each in timed for gap in _gaps(each.arrivals)],
+        itl=[gap for each in timed for gap in token_gaps(each.arrivals)],
         prompt_tokens=sum(each.last.meta_info.prompt_tokens for each in timed),
         cached_tokens=sum(each.last.meta_info.cached_tokens for each in timed),
         outputs=[each.last.output_ids for each in timed],
     )
 
 
-async def _one(connection: Connection, prompt: list[int], new_tokens: int) -> _Timed:
+async def stream_one(connection: Connection, prompt: list[int], new_tokens: int) -> Timed:
+    """One streamed request. RuntimeError if it fails, or gives another number of tokens."""
     body = {
         "input_ids": prompt,
         "sampling_params": {"temperature": 0.0, "max_new_tokens": new_tokens, "ignore_eos": True},
@@ -78,10 +79,10 @@ async def _one(connection: Connection, prompt: list[int], new_tokens: int) -> _T
             arrivals.append((time.perf_counter(), last.meta_info.completion_tokens))
     if last is None or last.meta_info.completion_tokens != new_tokens:
         raise RuntimeError(f"asked for {new_tokens} tokens, got {last and last.meta_info}")
-    return _Timed(arrivals, last)
+    return Timed(arrivals, last)
 
 
-def _gaps(arrivals: list[tuple[float, int]]) -> list[float]:
+def token_gaps(arrivals: list[tuple[float, int]]) -> list[float]:
     """Seconds a token for every token after the first frame; a frame of k tokens counts k times."""
     gaps: list[float] = []
     for (before, had), (now, has) in pairwise(arrivals):

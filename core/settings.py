@@ -116,6 +116,13 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     chunked_prefill_size: Annotated[
         Limit | None, _about("Limit on the tokens of a forward pass; -1 = no limit, default auto.")
     ] = None
+    max_stall_ms: Annotated[
+        Annotated[float, Meta(gt=0, le=3_600_000)] | None,
+        _about(
+            "Time that prompts may add to a pass in which other requests decode, in milliseconds: their chunks are "
+            "bounded by it, from measured speed; default twice the time of the pass without prompts."
+        ),
+    ] = None
     max_running_requests: Annotated[
         PositiveCount | None, _about("Limit on sequences that run at the same time; default auto.")
     ] = None

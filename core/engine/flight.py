@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -82,6 +83,14 @@ class BatchInFlight:
         for rows in forward_passes(self.batch.rows):
             note([*before, *(row.request.key for row in rows)])
             self.attempts.append(Attempt.start(rows, runner, sources))
+
+    def cancel(self) -> None:
+        """Wait for its passes; their results won't be used."""
+        for attempt in self.attempts:
+            if attempt.flight is not None:
+                with suppress(Exception):
+                    attempt.flight.wait()
+        self.cancelled = True
 
     def _next_ids(self) -> tuple[torch.Tensor | None, dict[int, int]]:
         """The ids that its passes give, int64 ``[N]``, and the index of each request's by its key."""

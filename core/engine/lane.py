@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from trunkline.core.errors import PluginError, RequestError
@@ -59,6 +58,7 @@ class Lane:
         grant: MemoryShare | None = None,
     ) -> None:
         self._clock = clock
+        self._finished = 0.0  # when the last batch was, by the clock
         self._ending: list[Request] = []  # have ended, but a batch in flight has rows of them
         self.served = served
         self.model = model
@@ -209,7 +209,8 @@ class Lane:
         collected = [attempt.collect(self.stages) for attempt in flight.attempts]
         failures = [failure for _, failed in collected for failure in failed]
         if failures and following is not None:
-            self._cancel(following)
+            following.cancel()
+            self.scheduler.cancel(following.batch)  # its tokens are planned again
         steps = [step for attempt_steps, _ in collected for step in attempt_steps]
         for row in (row for row, _ in failures if self.scheduler.holds(row.request)):
             steps += self._retry(row)
@@ -224,17 +225,13 @@ class Lane:
                 applied += self._apply(self._fault(row.request, "gave no step for the request's last token"))
         for request in ending:
             self.stages[request.task].release(request)
-        self.device_seconds += self._clock() - flight.began
+        now = self._clock()
+        self.device_seconds += now - flight.began
+        if (pace := self.scheduler.pace) is not None:
+            decodes, tokens = flight.batch.decodes, flight.batch.tokens
+            pace.observe(decodes, tokens - decodes, now - max(flight.began, self._finished))
+        self._finished = now
         return applied
-
-    def _cancel(self, flight: BatchInFlight) -> None:
-        """The results of a batch in flight won't be used; its tokens are planned again."""
-        for attempt in flight.attempts:
-            if attempt.flight is not None:
-                with suppress(Exception):
-                    attempt.flight.wait()
-        flight.cancelled = True
-        self.scheduler.cancel(flight.batch)
 
     def _retry(self, row: Row) -> list[Step]:
         """Compute a row that failed once more, alone; a second failure ends its request."""

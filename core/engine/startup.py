@@ -32,6 +32,7 @@ from .memory import MemoryShare, plan
 from .messages import Ready
 from .resources import available_bytes, set_threads
 from .runner import Runner
+from .scheduling.pace import Pace
 from .scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ def schedule(
         max_running=served.max_running_requests,
         policy=own.schedule_policy,
         boundaries=boundaries,
+        pace=Pace(None if own.max_stall_ms is None else own.max_stall_ms / 1000),
     )
 
 

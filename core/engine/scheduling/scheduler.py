@@ -9,7 +9,7 @@ request is never retracted. So it ends, and then the same holds for the next one
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from trunkline.core.cache.radix import RadixCache
 from trunkline.core.types import Request
 
 from .batch import Batch, BatchDraft
+from .pace import Pace
 from .reserve import Reserve
 from .row import Row
 from .waiting import Entry, InFlight, WaitingQueue, launch, retraction_cost, sort_running
@@ -27,10 +28,10 @@ from .waiting import Entry, InFlight, WaitingQueue, launch, retraction_cost, sor
 class Scheduler:
     """The requests of one model: which of them run, in which order, and with which slots. Not thread-safe.
 
-    ``chunk`` is the token budget of a pass. With None, prompts are computed whole, as many as the pool
-    holds (models with bidirectional attention). Decoding requests are in every batch; at least a quarter
-    of the budget is left for prompts. ``max_running``: limit on running requests. ``policy``:
-    see :class:`.WaitingQueue`. ``boundaries``: see :attr:`boundaries`.
+    ``chunk`` is the token budget of a pass. With None, prompts are computed whole, as many as the pool holds
+    (models with bidirectional attention). Decoding requests are in every batch; at least a quarter of the budget
+    is left for prompts, whose chunks ``pace`` bounds by their time. ``max_running``: limit on running requests.
+    ``policy``: see :class:`.WaitingQueue`. ``boundaries``: see :attr:`boundaries`.
     """
 
     def __init__(
@@ -43,18 +44,19 @@ class Scheduler:
         max_running: int,
         policy: str,
         boundaries: Sequence[int] = (),
+        pace: Pace | None = None,
     ) -> None:
         self.boundaries = boundaries  # lengths in tokens; a longer sequence is recomputed with other rotary frequencies
         self.max_request_tokens = min(pool.capacity, table.max_len)
         self._capacity = pool.capacity
         self._ledger = Ledger(pool, table, radix)
-        self._chunk = chunk
-        self._max_running = max_running
+        self._chunk, self._max_running = chunk, max_running
         self.queue = WaitingQueue(policy, max_overtakes=2 * max_running)
         self._running: list[Entry] = []  # in order of admission
         self._arrivals = 0
         self._ending = 0  # requests that have ended, whose slots are used by a batch in flight
         self.reserve = Reserve()
+        self.pace = pace
 
     @property
     def waiting(self) -> int:
@@ -140,11 +142,11 @@ class Scheduler:
         Every batch must be committed or cancelled. None means that no request waits or runs; ``ahead``, while one
         batch is in flight, also that the next one depends on its results.
         """
-        if ahead and self.boundaries:
-            return None  # the tokens that are awaited may take a sequence past a boundary
         draft = BatchDraft(budget=self._capacity)
         self.reserve.lower()
         if self.boundaries:
+            if ahead:
+                return None  # the tokens that are awaited may take a sequence past one
             self._requeue_past_boundary(draft)
         decoding, prefilling = sort_running(self._running)
         if ahead and self._slots_left(draft) < len(decoding):
@@ -156,17 +158,18 @@ class Scheduler:
         decodes = len(decoding)
         if self._chunk is not None:
             draft.budget = max(self._chunk - decodes, self._chunk // 4, 1)
-        self._continue_prompts(draft, prefilling)
+            if decodes and self.pace is not None:
+                draft.budget = min(draft.budget, self.pace.tokens(self._chunk))
+        self._add_chunks(draft, prefilling)
         while not ahead and prefilling and not draft.entries and self._retract(draft):
             _, prefilling = sort_running(self._running)
-            self._continue_prompts(draft, prefilling)
+            self._add_chunks(draft, prefilling)
         if not draft.retracted:
             self._admit(draft)
         return self._allocate(draft, decodes)
 
     def commit(self, batch: Batch, failed: Collection[int] = ()) -> None:
-        """Mark the batch's tokens as computed, and insert computed prompts into the prefix cache, except those of the
-        requests ``failed`` (by key), whose keys and values may be wrong."""
+        """Mark the batch's tokens as computed and cache computed prompts, but for the requests ``failed``, by key."""
         for index, (row, entry) in enumerate(zip(batch.rows, batch.entries, strict=True)):
             if not entry.ended and row.request.key not in failed:
                 row.request.computed = row.end
@@ -204,18 +207,15 @@ class Scheduler:
         """Slots that can be allocated beyond those that the draft takes."""
         return self._ledger.available - draft.slots
 
-    def _continue_prompts(self, draft: BatchDraft, prefilling: list[Entry]) -> None:
+    def _add_chunks(self, draft: BatchDraft, prefilling: Iterable[Entry]) -> None:
+        """Add as much of each prompt as the token budget and free slots allow; without chunking, all or nothing."""
         for entry in prefilling:
-            self._add_chunk(draft, entry)
-
-    def _add_chunk(self, draft: BatchDraft, entry: Entry) -> None:
-        """Add as much of the prompt as the token budget and free slots allow; without chunking, all or nothing."""
-        missing = entry.length - entry.launched
-        allocated = entry.allocated - entry.launched  # slots left from a batch that was cancelled
-        count = min(missing, draft.budget, allocated + self._slots_left(draft))
-        if count > 0 and (self._chunk is not None or count == missing):
-            draft.budget -= count
-            draft.add(entry, entry.launched + count)
+            missing = entry.length - entry.launched
+            allocated = entry.allocated - entry.launched  # slots left from a batch that was cancelled
+            count = min(missing, draft.budget, allocated + self._slots_left(draft))
+            if count > 0 and (self._chunk is not None or count == missing):
+                draft.budget -= count
+                draft.add(entry, entry.launched + count)
 
     def _retract(self, draft: BatchDraft) -> bool:
         """Free the slots of the cheapest running request and queue it again; False when only one runs.
@@ -264,7 +264,7 @@ class Scheduler:
                 draft.started.append(request)
             reserved += self.reserve.slots(entry)
             in_flight.add(entry)
-            self._add_chunk(draft, entry)
+            self._add_chunks(draft, [entry])
 
     def _start(self, entry: Entry, reserved: int) -> bool:
         """Move a waiting request to the running ones, if there are slots for it beside the ``reserved`` ones."""

@@ -233,7 +233,8 @@ def overlap_lockstep(patch: pytest.MonkeyPatch) -> None:
 
 def use_what_failed(patch: pytest.MonkeyPatch) -> None:
     """A failure doesn't cancel the batch after it."""
-    patch.setattr(Lane, "_cancel", lambda self, flight: None)
+    patch.setattr(BatchInFlight, "cancel", lambda self: None)
+    patch.setattr(Scheduler, "cancel", lambda self, batch: None)
 
 
 BUGS = [keep_uploads, free_in_flight, read_the_wrong_row, overlap_lockstep, use_what_failed]
