@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,8 +37,6 @@ from .messages import (
     as_wire,
 )
 from .pass_record import PassRecord
-
-log = logging.getLogger("trunkline.engine")
 
 BEAT_SECONDS = 1.0
 
@@ -292,7 +289,6 @@ class EngineLoop:
         """The current state of the loop. May be called from any thread."""
         work, since = self._long_work, self._busy_since  # in this order, see long_work
         return Heartbeat(
-            passes=self.passes,
             age=time.monotonic() - since if since else 0.0,
             loads=[lane.current_load(self.updates.deferred_requests(lane)) for lane in self.lanes],
             work=work,
