@@ -20,7 +20,6 @@ class PluginError(TrunklineError):
 
     def __init__(self, plugin: str, message: str, origin: str = "") -> None:
         super().__init__(f"plugin {plugin!r}{f' ({origin})' if origin else ''}: {message}")
-        self.plugin = plugin
 
 
 class ModelError(TrunklineError):

@@ -104,6 +104,23 @@ folder's `conftest.py`) it has the fixture `zoo`, a function from the name of a 
 
 `build_checkpoint(name, folder, **config)` writes one of them with other values in its config.
 
+From Python, without HTTP, `Engine.submit` takes requests of every task; `prompt` is text or token ids, and the params
+are those of the stage. `Engine.submit_all` takes several `Submission`s, which are batched from the first pass on:
+
+```python
+from trunkline.core import Engine
+from trunkline_surprise.stage import SurpriseParams
+
+with Engine("demo:smollm2-135m-instruct") as engine:
+    ticket = engine.submit("surprise", "The capital of France is", SurpriseParams())
+    reply = ticket.result(timeout=60)  # raises the request's error
+    print(reply.data["bits"])
+    ticket.cancel()  # aborts a request that hasn't ended
+```
+
+A `Ticket` also has `done` and `reply` (a `core.types.Reply`, which is updated while the request runs), and
+iterates over output tokens as they arrive.
+
 ## Hooks
 
 {intro}

@@ -197,7 +197,7 @@ def compare_generation(engine: Engine, reference: Reference) -> Iterator[str]:
             tokens, known = ticket.result(120).tokens, list(ids)
             for token in tokens:
                 expected = reference(known).logits[0, -1]
-                error = off(logits[ticket.rid, len(known)], expected)
+                error = off(logits[ticket.reply.rid, len(known)], expected)
                 best = expected.topk(2).values
                 if not error <= TOLERANCE:
                     yield f"{turn}, {len(ids)} tokens: logits off by {error:.0e}"
@@ -207,7 +207,7 @@ def compare_generation(engine: Engine, reference: Reference) -> Iterator[str]:
                     yield f"{turn}, {len(ids)} tokens: another token"
                     break
                 known.append(token)
-        if turn == "again" and not all(ticket.cached_tokens for ticket in tickets):
+        if turn == "again" and not all(ticket.reply.cached_tokens for ticket in tickets):
             yield "a repeated prompt was not cached"
 
 

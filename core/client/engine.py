@@ -32,46 +32,26 @@ OWN_LIMITS = {
 
 
 class Ticket:
-    """One submitted request, for code without an event loop. Its properties are updated while the engine runs it.
-
-    ``tokens``: the output so far. ``results``: the stage's results (dicts); ``data``: the last of them. ``finish``:
-    the finish reason, None before the end. ``created`` and ``finished``: times by ``time.perf_counter()``.
-    """
+    """One submitted request, for code without an event loop. ``reply`` is updated while the engine runs it."""
 
     def __init__(self, engine: Engine, reply: Reply) -> None:
         self.reply = reply
         self._engine = engine
 
-    rid = property(lambda self: self.reply.rid)
-    tokens = property(lambda self: self.reply.tokens)
-    data = property(lambda self: self.reply.data)
-    results = property(lambda self: self.reply.results)
-    finish = property(lambda self: self.reply.finish)
-    error = property(lambda self: self.reply.error)
-    cached_tokens = property(lambda self: self.reply.cached_tokens)
-    weight_version = property(lambda self: self.reply.weight_version)
-    versions = property(lambda self: self.reply.versions)
-    created = property(lambda self: self.reply.created)
-    finished = property(lambda self: self.reply.finished)
-
-    @property
-    def done(self) -> bool:
-        return self.finish is not None or self.error is not None
-
-    def result(self, timeout: float | None = None) -> Ticket:
+    def result(self, timeout: float | None = None) -> Reply:
         """Wait for the end. Raises the request's RequestError, or TimeoutError after ``timeout`` seconds."""
         if not self.done:
             self._engine.run(self.reply.result(), timeout)
-        if self.error is not None:
-            raise self.error
-        return self
+        if self.reply.error is not None:
+            raise self.reply.error
+        return self.reply
 
     def __iter__(self) -> Iterator[int]:
         """Iterate over the output tokens as they arrive."""
         seen = 0
         while True:
             over = self.done
-            fresh = self.tokens[seen:]
+            fresh = self.reply.tokens[seen:]
             yield from fresh
             seen += len(fresh)
             if over:
@@ -84,6 +64,11 @@ class Ticket:
         """Abort the request. Does nothing when it has ended."""
         if not self.done:
             self._engine.start(_soon(self.reply.cancel))
+
+    @property
+    def done(self) -> bool:
+        """Whether the request has ended."""
+        return self.reply.finish is not None or self.reply.error is not None
 
 
 class Engine:
@@ -174,20 +159,6 @@ class Engine:
         """Queue several requests of one task at once, so that they are batched from the first pass on."""
         name = self.served(model).name if self._open else ""
         return [Ticket(self, reply) for reply in self.run(_soon(self.client.submit, name, task, items))]
-
-    @staticmethod
-    def wait_for(tickets: Sequence[Ticket], timeout: float | None = None) -> None:
-        """Wait for the end of all, at most ``timeout`` seconds for each.
-
-        If one fails, or takes too long, the others are cancelled and its exception is raised.
-        """
-        try:
-            for ticket in tickets:
-                ticket.result(timeout)
-        except BaseException:
-            for ticket in tickets:
-                ticket.cancel()
-            raise
 
     def call(self, control: str, *, model: str = "", **arguments: Any) -> Any:
         """Run a control between two passes and return its value."""

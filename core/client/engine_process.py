@@ -60,10 +60,6 @@ class EngineProcess(asyncio.Protocol):
         process.write(frame({**first, "record": record}))
         return process
 
-    @property
-    def pid(self) -> int:
-        return self._child.pid if self._child else 0
-
     def write(self, data: bytes) -> None:
         if self._transport is not None:
             self._transport.write(data)

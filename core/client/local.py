@@ -33,7 +33,7 @@ class LocalTransport:
         """``started``: the engine with the models of ``config``, loaded by :func:`.startup.build`."""
         self.ready = started.ready
         self.up = True
-        self.beat = Heartbeat(0, 0.0)
+        self.beat = Heartbeat(0.0)
         self._why = CLOSED
         self._deliver = deliver
         self._down = down

@@ -68,7 +68,7 @@ class Supervisor:
         self.ready: Ready | None = None  # sent by the latest engine; kept during a restart
         self.up = False  # an engine is there and takes requests
         self.restarts = 0
-        self.beat = Heartbeat(0, 0.0)
+        self.beat = Heartbeat(0.0)
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._config = config
         self._paused: list[bool] = []  # models, in the order of the configuration
@@ -88,10 +88,6 @@ class Supervisor:
         """The engine is up, has sent a message recently, and no pass has run for too long."""
         progressing = bool(self.beat.work) or self.beat.age < self._limits.one_pass / 3
         return self.up and self._silence < self._limits.unhealthy and progressing
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid if self._process else 0
 
     async def start(self) -> None:
         """Return when the engine is ready. ModelError with its reason when it can't be."""
@@ -134,7 +130,7 @@ class Supervisor:
 
     async def _one_run(self) -> str:
         """Start an engine process and watch it until it ends; returns the reason."""
-        self._silence, self._failure, self.beat = 0.0, None, Heartbeat(0, 0.0)
+        self._silence, self._failure, self.beat = 0.0, None, Heartbeat(0.0)
         try:
             process = await EngineProcess.spawn(
                 self._command, {"config": self._config, "paused": self._paused}, self._receive

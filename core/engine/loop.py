@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,8 +39,6 @@ from .messages import (
 from .pass_record import PassRecord
 from .pipeline import Pipeline
 from .scheduling.batch import Batch
-
-log = logging.getLogger("trunkline.engine")
 
 BEAT_SECONDS = 1.0
 
@@ -283,7 +280,6 @@ class EngineLoop:
         """The current state of the loop. May be called from any thread."""
         work, since = self._long_work, self._busy_since  # in this order, see long_work
         return Heartbeat(
-            passes=self.passes,
             age=time.monotonic() - since if since else 0.0,
             loads=[lane.current_load(self.updates.deferred_requests(lane)) for lane in self.lanes],
             work=work,

@@ -117,11 +117,10 @@ class Load(Struct, array_like=True):
 
 
 class Heartbeat(Struct, tag=True, array_like=True):
-    """The heartbeat, sent once a second by a separate thread. ``passes``: number of passes so far. ``age``: seconds
-    since the running pass began, 0 when idle. ``work``: description of long work other than a pass (loading weights),
-    "" if there is none; then ``age`` counts from its beginning."""
+    """The heartbeat, sent once a second by a separate thread. ``age``: seconds since the running pass began, 0 when
+    idle. ``work``: description of long work other than a pass (loading weights), "" if there is none; then ``age``
+    counts from its beginning."""
 
-    passes: int
     age: float
     loads: list[Load] = []
     work: str = ""

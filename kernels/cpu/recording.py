@@ -57,7 +57,7 @@ class Recording:
         single_thread = [single_thread for _, _, single_thread in self._launches]
         self._program = np.ascontiguousarray(np.stack([functions, addresses, single_thread], axis=1), dtype=np.int64)
 
-    def add(self, task: Kernel, block: bytes, single_thread: bool) -> None:
+    def record(self, task: Kernel, block: bytes, single_thread: bool) -> None:
         """Record one launch; called by :meth:`.Kernel.run`."""
         self._launches.append((task, block, single_thread))
 

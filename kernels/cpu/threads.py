@@ -144,7 +144,7 @@ class Kernel:
             raise TypeError(f"the fields are {self.fields}, not {tuple(arguments)}")
         block = self._pack(*self._in_order(arguments))  # a new record for each launch: ``claim`` writes to it
         if recorder.recording is not None:
-            recorder.recording.add(self, block, single_thread)
+            recorder.recording.record(self, block, single_thread)
         elif team > 1 and not single_thread and _library is not None:
             _library.GOMP_parallel(self.address, block, team, 0)
         else:
@@ -172,5 +172,5 @@ def _pointer_to(element: Any) -> Any:
 
 
 float32s, float64s = map(_pointer_to, (types.float32, types.float64))
-uint32s, uint16s = map(_pointer_to, (types.uint32, types.uint16))
+uint16s = _pointer_to(types.uint16)
 int32s, int64s = map(_pointer_to, (types.int32, types.int64))

@@ -38,7 +38,7 @@ def send(*messages):
 
 def beat():
     while beating:
-        send(Heartbeat(0, age, loads, work))
+        send(Heartbeat(age, loads, work))
         time.sleep(0.05)
 
 
@@ -122,7 +122,7 @@ def call(message):
         age = 1000.0
     elif message.control == "beat":
         age, work = message.arguments["age"], message.arguments.get("work", "")
-        send(Heartbeat(0, age, loads, work), Answer(message.key, None))
+        send(Heartbeat(age, loads, work), Answer(message.key, None))
     elif message.control == "nonsense":
         with lock:
             sock.sendall((5).to_bytes(4, "little") + b"abcde")

@@ -135,9 +135,8 @@ def test_wrong_answers_and_exceptions_carry_the_plugins_name(plugin: MakePlugin)
         raise ValueError("what now")
 
     for function, words in ((lambda: 3, "answered with int, not SettingsGroup"), (broken, "ValueError: what now")):
-        with pytest.raises(PluginError, match=rf"'guilty'.*{words}") as caught:
+        with pytest.raises(PluginError, match=rf"^plugin 'guilty'.*{words}"):
             Host([plugin("innocent"), plugin("guilty", trunkline_settings=function)]).settings()
-        assert caught.value.plugin == "guilty"
 
 
 def test_an_exception_inside_a_generator_is_blamed_too(plugin: MakePlugin) -> None:

@@ -98,5 +98,5 @@ def test_every_event_of_requests_that_end_in_each_way(engine: Engine, plugin: Mo
     assert events["error"][2:] == [400], "a request that is refused never starts"
     for rid in ("stop", "abort", "death"):
         assert events[rid][2] == "started"
-        assert sum(events[rid][3:-1]) == len(tickets[rid].tokens)
+        assert sum(events[rid][3:-1]) == len(tickets[rid].reply.tokens)
         assert 0 not in events[rid][3:-1]

@@ -27,9 +27,6 @@ class Device(ABC):
     overlaps: ClassVar[bool]
     """Whether work runs on after the call that asked for it has returned."""
 
-    def __init__(self, where: torch.device) -> None:
-        self.where = where
-
     @abstractmethod
     def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
         """Tensors on the device with the values, shapes and dtypes of the arrays, which are C-contiguous."""

@@ -26,9 +26,6 @@ class CpuDevice(Device):
 
     overlaps = False
 
-    def __init__(self) -> None:
-        super().__init__(torch.device("cpu"))
-
     def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

@@ -62,7 +62,10 @@ def fuse(model: Any, backend: Backend) -> FuseReport:
     elif (layers := encoder_layers(base)) is not None:
         understood = fuse_encoder(base, layers, backend, report)
     report.head = understood and _pack_head(model)
-    log.info("%s: %s", type(model).__name__, report.sentence)
+    log.info(
+        "%s: %s; fused forward pass: %s; packed output matrix: %s",
+        type(model).__name__, report.sentence, report.fused_forward, report.head,
+    )  # fmt: skip
     return report
 
 

@@ -8,7 +8,6 @@ original is kept.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,8 +38,6 @@ from .warm_up import (
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend
-
-log = logging.getLogger("trunkline.model")
 
 # Attribute paths in known classes: query, key, value; output, norm; the MLP's two linear layers, norm, activation.
 _PATHS = (

@@ -26,8 +26,8 @@ def submit(engine: Engine, new: int = 4) -> Ticket:
 def test_tokens_come_one_by_one_and_as_a_result(engine: Engine) -> None:
     ticket = submit(engine)
     assert list(ticket) == ticket.result(60).tokens
-    assert len(ticket.tokens) == 4
-    assert ticket.finish == {"type": "length", "length": 4}
+    assert len(ticket.reply.tokens) == 4
+    assert ticket.reply.finish == {"type": "length", "length": 4}
     assert engine.call("flush_cache") is True
 
 

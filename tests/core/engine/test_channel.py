@@ -21,7 +21,7 @@ from trunkline.core.engine.messages import (
 def test_unsent_progress_of_one_request_is_one_message() -> None:
     box = Outbox()
     box.put([Progress(1, [5]), Progress(2, [7])])
-    box.put([Progress(1, [6]), Heartbeat(passes=1, age=0.0)])
+    box.put([Progress(1, [6]), Heartbeat(age=0.0)])
     box.put([Progress(1, [8], finish={"type": "length"})])
     items = box.take()
     assert items is not None

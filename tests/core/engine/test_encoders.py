@@ -174,7 +174,7 @@ def test_texts_are_computed_whole_and_without_a_cache(
     assert all(row.start == 0 and row.final for rows in passes for row in rows)
     assert all(len(rows) <= 8 and sum(row.end for row in rows) <= 512 for rows in passes)
     assert max(len(rows) for rows in passes) > 1
-    assert again.cached_tokens == 0
+    assert again.reply.cached_tokens == 0
     torch.testing.assert_close(repeated, found[0], atol=1e-5, rtol=0)
     reference = eager(zoo(name))
     with torch.inference_mode():
@@ -239,7 +239,7 @@ def test_several_tasks_share_passes_and_the_cache(start: Callable[..., Engine], 
         rows = vectors(lasts)
         later = engine.submit("generation", prompts[0], sampling).result(60)
     assert any(len({row.request.task for row in batch}) > 1 for batch in passes)
-    assert [ticket.cached_tokens for ticket in lasts] == [len(prompt) - 1 for prompt in prompts]
+    assert [ticket.reply.cached_tokens for ticket in lasts] == [len(prompt) - 1 for prompt in prompts]
     assert (later.tokens, later.cached_tokens) == (written[0], len(prompts[0]) - 1)
     reference = eager(zoo("qwen2"), "AutoModelForCausalLM")
     with torch.inference_mode():

@@ -95,7 +95,8 @@ def test_a_mixed_load_is_counted_by_task(zoo: Callable[[str], Path]) -> None:
         params = GenerationParams(max_new_tokens=4, temperature=0, ignore_eos=True)
         written = [engine.submit("generation", [5, 6, 7], params) for _ in range(2)]
         vectors = [engine.submit("embedding", [5, 6, number], EmbeddingParams()) for number in range(3)]
-        engine.wait_for([*written, *vectors], 60)
+        for ticket in (*written, *vectors):
+            ticket.result(60)
         assert engine.client.metrics is not None
         found = samples(engine.client.metrics.text())
     by_task = {

@@ -103,13 +103,13 @@ class RecordedEngine:
         for index, (ticket, prompt) in enumerate(zip(tickets, prompts(), strict=True)):
             tokens = ticket.result(60).tokens
             for step, logits in enumerate(expected.logits[index]):
-                ours = self.logits[ticket.rid, len(prompt) + step]
+                ours = self.logits[ticket.reply.rid, len(prompt) + step]
                 assert (ours - logits).abs().max() <= 1e-4, f"{label}: prompt {index}, step {step}"
                 best, second = logits.topk(2).values
                 if best - second < GAP:
                     break  # the other token would be as correct, so the rest can differ
                 assert tokens[step] == expected.tokens[index][step]
-        return [ticket.cached_tokens for ticket in tickets]
+        return [ticket.reply.cached_tokens for ticket in tickets]
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_requests_wait_until_all_that_was_released_is_there(engine: Engine, tags
         engine.call("resume_memory", tags=[tag])
     assert ticket.result(60).tokens == wanted
     # Keys and values of the same weights outlive these, but not their own memory.
-    assert ticket.cached_tokens == (len(PROMPT) - 1 if tags == ["weights"] else 0)
+    assert ticket.reply.cached_tokens == (len(PROMPT) - 1 if tags == ["weights"] else 0)
     assert lane.released == frozenset()
     engine.call("resume_memory")  # harmless
 

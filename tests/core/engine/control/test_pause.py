@@ -60,9 +60,9 @@ def pause_in_mid_reply(engine: Engine, mode: str, new: int = 300, **options: Any
     for _, _ in zip(range(5), ticket, strict=False):
         pass
     engine.call("pause", mode=mode)
-    settled = len(ticket.tokens)
+    settled = len(ticket.reply.tokens)
     time.sleep(0.1)
-    assert len(ticket.tokens) == settled, "a paused model went on"
+    assert len(ticket.reply.tokens) == settled, "a paused model went on"
     assert not ticket.done
     return ticket, settled
 
@@ -134,7 +134,7 @@ def test_a_paused_request_goes_on_as_if_nothing_had_been(engine: Engine, mode: s
     engine.call("continue")
     assert ticket.result(60).tokens == alone
     assert later.result(60).tokens == alone[:12]
-    assert ticket.versions == []
+    assert ticket.reply.versions == []
     assert scheduler.free_slots() == lane(engine).served.max_total_tokens
 
 
@@ -144,7 +144,7 @@ def test_a_pause_that_aborts_ends_what_is_there_and_keeps_what_comes(engine: Eng
     engine.call("pause")
     assert (running.result(60).finish or {})["message"] == "Aborted"
     assert (waiting.result(60).finish or {})["type"] == "abort"
-    assert running.tokens
+    assert running.reply.tokens
     later = submit(engine)
     time.sleep(0.1)
     assert not later.done
@@ -240,11 +240,11 @@ def test_an_update_in_a_pause(
     kept = sum(len(node.tokens) for node in radix._nodes())
     engine.call("continue")
     ticket.result(60)
-    assert ticket.tokens == continued([(old, count), (new, 60 - count)], in_place=mode == "in_place")
-    assert (ticket.versions, ticket.weight_version) == ([("default", count)], "two")
+    assert ticket.reply.tokens == continued([(old, count), (new, 60 - count)], in_place=mode == "in_place")
+    assert (ticket.reply.versions, ticket.reply.weight_version) == ([("default", count)], "two")
     fresh = continued([(new, 12)], in_place=False)
     assert waiting.result(60).tokens == fresh
-    assert (waiting.versions, waiting.weight_version) == ([], "two")
+    assert (waiting.reply.versions, waiting.reply.weight_version) == ([], "two")
     again = submit(engine).result(60)
     assert again.tokens == fresh
     assert again.cached_tokens == len(PROMPT) - 1  # what the waiting one computed
@@ -286,7 +286,7 @@ def test_an_update_that_waits_for_requests_waits_no_more_once_they_are_paused(
     assert update.result(60)["success"]
     engine.call("continue")
     count = ticket.result(60).versions[0][1]
-    assert ticket.tokens == continued([(old, count), (new, 400 - count)], in_place=False)
+    assert ticket.reply.tokens == continued([(old, count), (new, 400 - count)], in_place=False)
     assert held.result(60).tokens == continued([(new, 12)], in_place=False)
 
 
@@ -306,12 +306,12 @@ def test_labels_that_come_and_go_between_two_tokens(engine: Engine, new: Path) -
     ticket, count = pause_in_mid_reply(engine, "in_place", 60)
     for label in ("two", "three", "default"):
         engine.call("update_weight_version", new_version=label, abort_all_requests=False)
-    assert (ticket.versions, ticket.weight_version) == ([], "default")
+    assert (ticket.reply.versions, ticket.reply.weight_version) == ([], "default")
     for label in ("two", "three"):
         engine.call("update_weight_version", new_version=label, abort_all_requests=False)
     engine.call("continue")
     ticket.result(60)
-    assert (ticket.versions, ticket.weight_version) == ([("default", count)], "three")
+    assert (ticket.reply.versions, ticket.reply.weight_version) == ([("default", count)], "three")
 
 
 def test_a_stop_string_over_the_pause_is_found(engine: Engine, new: Path) -> None:
@@ -346,7 +346,7 @@ def test_what_a_reply_has_beside_tokens_goes_on(
         assert engine.call("update_weights", model_path=str(other("qwen2-moe")))["success"]
         engine.call("continue")
         results = [msgspec.convert(one, GenerationResult) for one in ticket.result(60).results]
-    assert sum(len(one.output.chosen) // 4 for one in results if one.output) == len(ticket.tokens) == 60
+    assert sum(len(one.output.chosen) // 4 for one in results if one.output) == len(ticket.reply.tokens) == 60
     assert sum(len(one.prompt.chosen) // 4 for one in results if one.prompt) == len(PROMPT) - 1 - wanted.start
     experts = np.frombuffer(results[-1].experts, np.int32)
     assert experts.size
@@ -381,7 +381,7 @@ def test_vectors_are_of_one_version(old: Path, new: Path, mode: str) -> None:
         engine.call("continue")
         vector = torch.frombuffer(bytearray(ticket.result(60).data["vector"]), dtype=torch.float32)
         assert torch.allclose(vector, torch.from_numpy(wanted), atol=1e-5)
-        assert (ticket.weight_version, ticket.versions) == ("two", [])
+        assert (ticket.reply.weight_version, ticket.reply.versions) == ("two", [])
 
 
 @pytest.mark.parametrize("way", ["refuses", "raises", "wants more"])
@@ -456,16 +456,16 @@ class Storm:
         assert self.engine.call("flush_cache")
 
     def check(self, ticket: Ticket, prompt: list[int], new: int, mode: str) -> None:
-        count = len(ticket.tokens) if mode == "abort" else new
-        assert mode != "abort" or (ticket.finish or {})["type"] in ("abort", "length")
-        if not ticket.weight_version:  # it was aborted before it began
-            assert ticket.tokens == []
+        count = len(ticket.reply.tokens) if mode == "abort" else new
+        assert mode != "abort" or (ticket.reply.finish or {})["type"] in ("abort", "length")
+        if not ticket.reply.weight_version:  # it was aborted before it began
+            assert ticket.reply.tokens == []
             return
-        ends = [*ticket.versions, (ticket.weight_version, count)]
-        starts = [0, *(end for _, end in ticket.versions)]
+        ends = [*ticket.reply.versions, (ticket.reply.weight_version, count)]
+        starts = [0, *(end for _, end in ticket.reply.versions)]
         spans = [(self.folders[label], end - start) for (label, end), start in zip(ends, starts, strict=True)]
         self.mixed += len(spans) > 1
-        given = ticket.tokens
+        given = ticket.reply.tokens
         assert given == self.continued(spans, in_place=mode == "in_place", prompt=prompt, given=given)
 
 

@@ -203,7 +203,7 @@ def test_running_requests_end_with_the_old_tensors(old: Path, new: Path, tmp_pat
         next(iter(running))
         assert engine.call("update_weights_from_tensor", path=str(path), weight_version="two")["success"]
         assert running.done
-        assert (running.tokens[:12], running.weight_version) == (alone, "default")
+        assert (running.reply.tokens[:12], running.reply.weight_version) == (alone, "default")
         running = engine.submit("generation", PROMPT, params)
         next(iter(running))
         engine.call("pause", mode="in_place")

@@ -474,7 +474,8 @@ def test_running_requests_end_with_the_old_weights_and_later_ones_begin_with_the
         assert running.result(60).tokens == alone
         assert update.result(60)["success"]
         assert [ticket.result(60).tokens for ticket in later] == [wanted] * 3
-        assert [running.weight_version, *(ticket.weight_version for ticket in later)] == ["default", *["two"] * 3]
+        labels = [ticket.reply.weight_version for ticket in (running, *later)]
+        assert labels == ["default", *["two"] * 3]
         assert dropped.result(60).finish == {
             "type": "abort", "status_code": None, "err_type": None, "message": "Abort in waiting queue",
         }  # fmt: skip
@@ -489,7 +490,7 @@ def test_abort_all_requests_ends_them_and_none_is_lost(old: Path, new: Path) -> 
         assert engine.call("update_weights", model_path=str(new), abort_all_requests=True)["success"]
         finishes = [ticket.result(60).finish or {} for ticket in tickets]
         assert {finish["type"] for finish in finishes} == {"abort"}
-        assert tickets[0].tokens
+        assert tickets[0].reply.tokens
         assert tokens(engine)
 
 
@@ -505,7 +506,7 @@ def test_an_abort_does_not_wait_for_an_earlier_update(old: Path, new: Path) -> N
         assert engine.client.transport.loop.heartbeat().loads[0].waiting == 1
         label = begin(engine, "update_weight_version", new_version="two")
         assert (running.result(60).finish or {})["type"] == "abort"
-        assert len(running.tokens) < 400
+        assert len(running.reply.tokens) < 400
         assert update.result(60)["success"]
         assert label.result(60)["success"]
         assert (held.result(60).finish or {})["type"] in ("length", "abort")

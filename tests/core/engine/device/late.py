@@ -44,7 +44,6 @@ class LateDevice(Device):
     overlaps = True
 
     def __init__(self) -> None:
-        super().__init__(torch.device("cpu"))
         self.downloads = self.waited = self.in_flight = self.failures = self.disorder = 0
         self.fails: Callable[[], bool] = lambda: False
         self._staging: list[list[torch.Tensor]] = []

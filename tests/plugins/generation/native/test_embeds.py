@@ -102,13 +102,13 @@ class RecordedEngine:
         for item, ticket, (tokens, logits) in zip(items, tickets, reference(self.path), strict=True):
             ours = ticket.result(60).tokens
             for step in range(NEW):
-                mine = self.logits[ticket.rid, len(item.prompt) + step]
-                assert (mine - logits[step]).abs().max() <= 1e-4, f"{ticket.rid}, step {step}"
+                mine = self.logits[ticket.reply.rid, len(item.prompt) + step]
+                assert (mine - logits[step]).abs().max() <= 1e-4, f"{ticket.reply.rid}, step {step}"
                 best, second = logits[step].topk(2).values
                 if best - second < GAP:
                     break
                 assert ours[step] == tokens[step]
-        return [ticket.cached_tokens for ticket in tickets]
+        return [ticket.reply.cached_tokens for ticket in tickets]
 
 
 @pytest.fixture
