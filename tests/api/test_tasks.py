@@ -49,8 +49,8 @@ def watch(engine: Engine) -> list[Batch]:
     batches: list[Batch] = []
     plan = lane.scheduler.plan
 
-    def watched() -> Batch | None:
-        batch = plan()
+    def watched(**options: Any) -> Batch | None:
+        batch = plan(**options)
         if batch is not None:
             batches.append(batch)
         return batch

@@ -70,7 +70,7 @@ def over(ticket: Ticket) -> None:
 
 
 def test_every_event_of_requests_that_end_in_each_way(engine: Engine, plugin: ModuleType) -> None:
-    def broken() -> None:
+    def broken(**options: object) -> None:
         raise SystemExit("a defect")
 
     calls = engine.host.hook_calls

@@ -62,7 +62,7 @@ def test_closing_ends_what_runs_and_refuses_what_comes(engine: Engine) -> None:
 
 @pytest.mark.parametrize("trouble", [RuntimeError, SystemExit])
 def test_a_loop_that_breaks_fails_every_ticket(engine: Engine, trouble: type[BaseException]) -> None:
-    def broken() -> None:
+    def broken(**options: object) -> None:
         raise trouble("a defect")
 
     (lane,) = engine.client.transport.loop.lanes

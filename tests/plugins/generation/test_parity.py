@@ -81,8 +81,8 @@ class RecordedEngine:
                 self.logits[row.request.rid, row.end] = logits.clone()
             return launched
 
-        def watch_plan() -> Batch | None:
-            batch = plan()
+        def watch_plan(**options: Any) -> Batch | None:
+            batch = plan(**options)
             if batch is not None:
                 self.batches.append(batch)
                 self.retracted += len(batch.retracted)

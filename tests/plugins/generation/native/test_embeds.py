@@ -144,8 +144,8 @@ def test_a_retraction_changes_nothing(
     retracted: list[Any] = []
     plan = engine.lane.scheduler.plan
 
-    def watch_plan() -> Any:
-        batch = plan()
+    def watch_plan(**options: Any) -> Any:
+        batch = plan(**options)
         retracted.extend(() if batch is None else batch.retracted)
         return batch
 
