@@ -119,8 +119,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     max_stall_ms: Annotated[
         Annotated[float, Meta(gt=0, le=3_600_000)] | None,
         _about(
-            "Time that prompts may add to a pass in which other requests decode, in milliseconds: their chunks are "
-            "bounded by it, from measured speed; default twice the time of the pass without prompts."
+            "Time that prompts may add to a pass in which other requests decode, in milliseconds: by the measured "
+            "speed, their chunks are made small enough. Smaller chunks cost throughput; default no limit."
         ),
     ] = None
     max_running_requests: Annotated[

@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-SMOOTHING = 0.2  # weight of a new measurement
+import numpy as np
+
 LEAST = 32  # tokens; smaller chunks take hardly less time
-SAMPLE = 64  # prompt tokens of a pass from which their speed is measured
-RELATIVE = 2.0  # default limit: the time of a chunk, divided by that of the decoding beside it
+SCALES = np.array([1.0, 16.0, 1.0, 256.0])  # of the terms below, so that they are of similar size
+FORGETTING = 0.98  # factor per pass on the weight of all passes before
+UNKNOWN = 1e6  # variance of the coefficients before the first pass
 
 
 class Pace:
-    """Measures how long passes take, and bounds the chunks of prompts beside decoding requests by their time.
+    """Predicts the time of a pass from those that were measured: ``a + b * decodes``, and with prompts
+    ``+ c + d * prompt tokens``. The coefficients are fitted by recursive least squares with exponential forgetting.
 
-    ``limit``: seconds that prompts may add to a pass in which requests decode; None is ``RELATIVE`` times what the
-    pass takes without prompts, so that the time between two tokens is at most three times the usual.
+    ``limit``: seconds that prompts may add to a pass in which requests decode.
     """
 
-    def __init__(self, limit: float | None = None) -> None:
+    def __init__(self, limit: float) -> None:
         self._limit = limit
-        self._decoding = 0.0  # seconds of a pass without prompts; 0 = not measured yet
-        self._token = 0.0  # seconds of one prompt token; 0 = not measured yet
+        self._coefficients = np.zeros(4)
+        self._covariance = np.eye(4) * UNKNOWN
+        self._with_prompts = self._without = False  # which kinds of passes were measured
 
     def observe(self, decodes: int, prompt_tokens: int, seconds: float) -> None:
         """A pass with ``decodes`` decoding requests and ``prompt_tokens`` took ``seconds``."""
-        if not prompt_tokens:
-            self._decoding = _smoothed(self._decoding, seconds)
-        elif prompt_tokens >= SAMPLE:
-            own = seconds - (self._decoding if decodes else 0.0)
-            self._token = _smoothed(self._token, max(own, 0.1 * seconds) / prompt_tokens)
+        self._with_prompts |= prompt_tokens > 0
+        self._without |= not prompt_tokens
+        terms = np.array([1.0, decodes, prompt_tokens > 0, prompt_tokens]) / SCALES
+        gain = self._covariance @ terms
+        gain /= FORGETTING + terms @ gain
+        self._coefficients += gain * (seconds - terms @ self._coefficients)
+        self._covariance = (self._covariance - np.outer(gain, terms @ self._covariance)) / FORGETTING
+        np.fill_diagonal(self._covariance, np.minimum(self._covariance.diagonal(), UNKNOWN))
 
     def tokens(self, chunk: int) -> int:
         """Limit on the prompt tokens of a pass in which requests decode; at most ``chunk``."""
-        limit = RELATIVE * self._decoding if self._limit is None else self._limit
-        if not self._token or not limit:
+        if not (self._with_prompts and self._without):
             return chunk
-        return max(min(LEAST, chunk), min(chunk, int(limit / self._token)))
-
-
-def _smoothed(before: float, now: float) -> float:
-    return before + SMOOTHING * (now - before) if before else now
+        _, _, prompts, per_token = self._coefficients / SCALES
+        if per_token <= 0:
+            return chunk
+        return max(min(LEAST, chunk), min(chunk, int((self._limit - prompts) / per_token)))

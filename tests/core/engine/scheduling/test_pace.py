@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -11,50 +12,72 @@ from trunkline.core.engine.scheduling.pace import LEAST, Pace
 from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.types import Needs, Request
 
-DECODE, TOKEN = 0.010, 0.0002  # seconds of a decode pass, and of a prompt token
+# Seconds of any pass, of each decoding request, of having prompts, and of each of their tokens.
+FIXED, DECODE, PROMPTS, TOKEN = (
+    0.008,
+    0.0005,
+    0.004,
+    0.0004,
+)
+ROWS = 4
 
 
-def simulate(pace: Pace, chunk: int, passes: int = 50) -> list[int]:
-    """The chunks of a prompt without end on a machine of fixed speed, after a warm-up."""
-    for _ in range(5):
-        pace.observe(4, 0, DECODE)
+def seconds(decodes: int, prompt_tokens: int) -> float:
+    return FIXED + decodes * DECODE + (prompt_tokens > 0) * PROMPTS + prompt_tokens * TOKEN
+
+
+def simulate(pace: Pace, chunk: int, passes: int = 60) -> list[int]:
+    """The chunks of a prompt without end beside four requests, on a machine of fixed speed."""
+    for rows in (1, 2, 3, 4):
+        pace.observe(rows, 0, seconds(rows, 0))
+    for size in (300, 100, 700):
+        pace.observe(0, size, seconds(0, size))
     chunks = []
     for _ in range(passes):
         chunks.append(pace.tokens(chunk))
-        pace.observe(4, chunks[-1], DECODE + chunks[-1] * TOKEN)
+        pace.observe(ROWS, chunks[-1], seconds(ROWS, chunks[-1]))
     return chunks
 
 
-def test_by_default_a_chunk_takes_twice_as_long_as_decoding() -> None:
-    chunks = simulate(Pace(), 1024)
-    assert chunks[0] == 1024, "nothing was measured yet"
-    assert chunks[-1] == pytest.approx(2 * DECODE / TOKEN, rel=0.02)
+def test_without_measurements_chunks_are_whole() -> None:
+    assert Pace(0.001).tokens(1024) == 1024
 
 
-@pytest.mark.parametrize(("limit", "tokens"), [(0.020, 100), (0.1, 500), (9.0, 1024), (0.000_1, LEAST)])
+@pytest.mark.parametrize(("limit", "tokens"), [(0.024, 50), (0.104, 250), (9.0, 1024), (0.000_1, LEAST)])
 def test_a_limit_in_seconds(limit: float, tokens: int) -> None:
-    assert simulate(Pace(limit), 1024)[-1] == pytest.approx(tokens, rel=0.02)
+    assert simulate(Pace(limit), 1024)[-1] == pytest.approx(tokens, rel=0.05)
+
+
+def test_more_decoding_requests_are_not_taken_for_slower_prompts() -> None:
+    """While prompts are computed, each pass has one more request that decodes."""
+    pace = Pace(0.044)
+    simulate(pace, 1024)
+    for rows in range(4, 40):
+        chunk = pace.tokens(1024)
+        assert chunk == pytest.approx((0.044 - PROMPTS) / TOKEN, rel=0.1)
+        pace.observe(rows, chunk, seconds(rows, chunk))
 
 
 def test_it_follows_the_speed() -> None:
     pace = Pace(0.020)
     simulate(pace, 1024)
-    for _ in range(40):
-        pace.observe(4, 0, DECODE)
-        pace.observe(4, 100, DECODE + 100 * 4 * TOKEN)  # longer contexts: a token takes four times as long
-    assert pace.tokens(1024) == pytest.approx(25 if LEAST < 25 else LEAST)
+    for number in range(200):
+        chunk = 0 if number % 3 else 100
+        pace.observe(ROWS, chunk, 4 * seconds(ROWS, chunk))
+    assert pace.tokens(1024) == LEAST
+
+
+def test_noise_is_averaged() -> None:
+    pace, dice = Pace(0.044), random.Random(1)
+    simulate(pace, 1024)
+    for _ in range(300):
+        rows, chunk = dice.randint(1, 8), dice.choice([0, 0, 64, 128])
+        pace.observe(rows, chunk, seconds(rows, chunk) * dice.uniform(0.8, 1.3))
+    assert pace.tokens(1024) == pytest.approx((0.044 - PROMPTS) / TOKEN, rel=0.3)
 
 
 def test_small_chunks_stay() -> None:
     assert simulate(Pace(0.000_1), 7)[-1] == 7
-
-
-def test_the_first_prompt_of_a_server_is_measured_alone() -> None:
-    pace = Pace()
-    pace.observe(0, 1024, 1024 * TOKEN)
-    assert pace.tokens(1024) == 1024
-    pace.observe(1, 0, DECODE)
-    assert pace.tokens(1024) == pytest.approx(2 * DECODE / TOKEN, rel=0.02)
 
 
 def request(key: int, length: int, new: int = 5) -> Request:
@@ -63,7 +86,7 @@ def request(key: int, length: int, new: int = 5) -> Request:
 
 @pytest.fixture
 def paced() -> Scheduler:
-    pace = Pace()
+    pace = Pace(0.044)
     simulate(pace, 1024)
     return Scheduler(SlotPool(4000), SlotTable(8, 4000), None, chunk=1024, max_running=8, policy="fcfs", pace=pace)
 
@@ -88,5 +111,5 @@ def test_the_scheduler_bounds_chunks_only_beside_decoding_requests(paced: Schedu
     assert sizes[:2] == [(0, 1024), (0, 476)]
     bounded = [prompt for decodes, prompt in sizes if decodes and prompt]
     assert bounded
-    assert max(bounded) <= 2.05 * DECODE / TOKEN
+    assert max(bounded) <= 1.1 * 0.04 / TOKEN
     assert (0, 1024) in sizes[2:], "full chunks when nothing is decoding"
