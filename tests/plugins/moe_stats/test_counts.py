@@ -113,8 +113,8 @@ def test_probes_do_not_count_alone_or_beside_requests(engine_of: Callable[..., E
     together = []
     plan = lane.scheduler.plan
 
-    def watched() -> Any:
-        batch = plan()
+    def watched(**options: Any) -> Any:
+        batch = plan(**options)
         if batch is not None:
             together.append({row.request.key < 0 for row in batch.rows})
         return batch

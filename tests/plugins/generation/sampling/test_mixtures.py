@@ -134,8 +134,8 @@ def small_pool_engine(opened: Callable[..., Engine]) -> tuple[Engine, list[Batch
     lane.scheduler.reserve.ratio = 0.0  # reserve no slots for output, so that the pool becomes full
     plan, batches = lane.scheduler.plan, []
 
-    def watched() -> Batch | None:
-        batch = plan()
+    def watched(**options: Any) -> Batch | None:
+        batch = plan(**options)
         if batch is not None and batch.retracted:
             batches.append(batch)
         return batch
