@@ -107,7 +107,8 @@ def test_a_logits_processor_acts_on_the_requests_that_ask_for_it(server: str) ->
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_stop_condition_ends_the_requests_that_ask_for_it(server: str, stream: bool) -> None:
-    sampling = {"logit_bias": {str(token): 4 for token in range(4, 40)}, "max_new_tokens": 200}
+    bias = {str(token): 4 for token in range(4, 40)}
+    sampling = {"logit_bias": bias, "max_new_tokens": 200, "sampling_seed": 3}
     custom = {"max_sentences": 2}
     if stream:
         body = {"text": TEXT, "stream": True, "sampling_params": {**sampling, "custom_params": custom}}
