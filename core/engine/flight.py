@@ -69,6 +69,11 @@ class BatchInFlight:
     cancelled: bool = False
 
     @property
+    def failed(self) -> bool:
+        """Whether a pass couldn't be started. What follows can be planned only when it was computed again."""
+        return any(attempt.error is not None for attempt in self.attempts)
+
+    @property
     def keys(self) -> list[int]:
         """The keys of its requests."""
         return [row.request.key for row in self.batch.rows]
@@ -76,13 +81,17 @@ class BatchInFlight:
     def start(self, runner: Runner, note: Callable[[Sequence[int]], None], previous: BatchInFlight | None) -> None:
         """Start its passes. Rows whose input isn't known yet take it from the results of ``previous``."""
         sources, indices = (None, {}) if previous is None else previous._next_ids()
-        for row in self.batch.rows:
-            if row.start >= len(row.request.tokens):
-                row.source = indices[row.request.key]
         before = [] if previous is None else previous.keys
         for rows in forward_passes(self.batch.rows):
             note([*before, *(row.request.key for row in rows)])
-            self.attempts.append(Attempt.start(rows, runner, sources))
+            awaiting = [row for row in rows if row.start >= len(row.request.tokens)]
+            for row in awaiting:
+                row.source = indices.get(row.request.key, -1)
+            if all(row.source >= 0 for row in awaiting):
+                self.attempts.append(Attempt.start(rows, runner, sources))
+            else:
+                error = RuntimeError("a stage that decodes gave no next_ids; its rows are computed one after another")
+                self.attempts.append(Attempt(rows, None, error))
 
     def cancel(self) -> None:
         """Wait for its passes; their results won't be used."""

@@ -63,6 +63,8 @@ class Pipeline:
             return None
         flight = self._in_flight
         previous = flight.batch if flight is not None and flight.lane is lane else None
+        if previous is not None and previous.failed:
+            return None
         batch = lane.scheduler.plan(ahead=previous is not None)
         if batch is None:
             return None

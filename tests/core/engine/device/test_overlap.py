@@ -140,6 +140,18 @@ def disturb(engine: Engine, folders: list[str], dice: random.Random) -> None:
     engine.call("continue", model=name)
 
 
+def fail_at_start(lane: Lane, dice: random.Random) -> None:
+    """Some passes over several rows can't be started."""
+    start = lane.runner.start
+
+    def start_or_fail(rows: Any, sources: Any = None) -> Any:
+        if len(rows) > 1 and dice.random() < 0.1:
+            raise RuntimeError("the pass can't be started")
+        return start(rows, sources)
+
+    lane.runner.start = start_or_fail  # type: ignore[method-assign]
+
+
 def storm(engine: Engine, folders: list[str], seed: int, begin: Callable[[], None] = lambda: None) -> int:
     """Answers in a storm of failures, aborts, pauses and updates equal those without. Returns how many there were.
 
@@ -148,6 +160,7 @@ def storm(engine: Engine, folders: list[str], seed: int, begin: Callable[[], Non
     made = requests(seed)
     for lane in lanes(engine):
         lane.runner.device = CpuDevice()
+        vars(lane.runner).pop("start", None)
     alone = [answer(ticket) for ticket in submit(engine, made)]
     begin()
     dice = random.Random(seed)
@@ -155,6 +168,7 @@ def storm(engine: Engine, folders: list[str], seed: int, begin: Callable[[], Non
         device = LateDevice()
         device.fails = lambda: dice.random() < 0.08
         lane.runner.device = device
+        fail_at_start(lane, dice)
     tickets = submit(engine, made)
     left = list(range(len(tickets)))
     while any(not tickets[index].done for index in left):
@@ -235,6 +249,28 @@ def use_what_failed(patch: pytest.MonkeyPatch) -> None:
     """A failure doesn't cancel the batch after it."""
     patch.setattr(BatchInFlight, "cancel", lambda self: None)
     patch.setattr(Scheduler, "cancel", lambda self, batch: None)
+
+
+def test_a_stage_without_next_ids_is_computed_token_by_token(
+    start: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = GenerationStage.launch
+
+    def without_next_ids(self: GenerationStage, part: Part, hidden: torch.Tensor) -> Launched:
+        launched = launch(self, part, hidden)
+        assert launched.next_ids is not None
+        return Launched(None, launched.tensors | {"ids": launched.next_ids})
+
+    collect = GenerationStage.collect
+    monkeypatch.setattr(GenerationStage, "launch", without_next_ids)
+    monkeypatch.setattr(
+        GenerationStage,
+        "collect",
+        lambda self, part, tensors: collect(self, part, {**tensors, "next_ids": tensors["ids"]}),
+    )
+    made = [each for each in requests(3) if each[1] == "generation"][:4]
+    alone = [answer(ticket) for ticket in submit(start(late=False, **OPTIONS), made)]
+    assert_same([answer(ticket) for ticket in submit(start(late=True, **OPTIONS), made)], alone)
 
 
 BUGS = [keep_uploads, free_in_flight, read_the_wrong_row, overlap_lockstep, use_what_failed]
