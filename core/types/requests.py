@@ -17,7 +17,8 @@ class Needs(Struct, frozen=True):
     ``new_tokens``: limit on output tokens; 0 reserves no slots for them.
     ``rows_from``: first position whose hidden row the stage gets; None = only the last position's.
     ``reuse_up_to``: limit on prefix tokens that are taken from the cache; None = all but the last.
-    ``lockstep``: the next step may be launched only after this one was collected (no overlap).
+    ``lockstep``: the next step may be launched only after this one was collected (no overlap). Required where the
+    next step's input isn't exactly the id in ``Launched.next_ids``, or depends on the tokens before it on the host.
     """
 
     new_tokens: Annotated[int, Meta(ge=0)] = 0
