@@ -143,7 +143,10 @@ class Pending:
         self.weight_version = ""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._ticket, name)
+        return getattr(self._ticket.reply, name)
+
+    def cancel(self) -> None:
+        self._ticket.cancel()
 
     async def result(self) -> None:
         await asyncio.to_thread(self._ticket.result, 60)
