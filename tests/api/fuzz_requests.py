@@ -129,7 +129,8 @@ class Generator:
             return self._with_manners(Case(self.correct(), "answered", "correct"))
         if share < 0.8:
             body, what = self.wrong()
-            return Case(body, "refused", what)
+            # Only the model finds that embeddings are too large: until then the request may be ended, as any other.
+            return Case(body, "either" if what == "embedding too large" else "refused", what)
         return self._with_manners(self.hostile())
 
     def _with_manners(self, case: Case) -> Case:
