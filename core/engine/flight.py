@@ -32,6 +32,7 @@ class Attempt:
 
     @classmethod
     def start(cls, rows: Sequence[Row], runner: Runner, sources: torch.Tensor | None = None) -> Attempt:
+        """Start a pass; ``sources`` as in :meth:`Runner.start`."""
         try:
             return cls(rows, runner.start(rows, sources))
         except Exception as error:

@@ -115,8 +115,8 @@ class Stage(ABC):
     def prepare(self, part: Part) -> None:
         """Host side, before the forward pass. Put what ``launch`` reads into ``part.arrays``.
 
-        ``launch`` gets the arrays, C-contiguous and each with a name of its own, as ``part.tensors``. They are copied
-        in one piece with those of the other parts; a tensor that ``launch`` makes of host values would make a GPU wait.
+        ``launch`` gets the arrays, which must be C-contiguous, as ``part.tensors``, under the same names. A tensor that
+        ``launch`` itself makes of host values would make a GPU wait.
         """
 
     @abstractmethod

@@ -23,3 +23,14 @@ def test_like_a_product_for_each_group(sizes: list[int], dtype: torch.dtype, *, 
         found = product(x, weight, ends)
         assert (found.shape, found.dtype) == ((len(x), 24), dtype)
         assert torch.allclose(found.double(), expected, atol=1e-5 if dtype == torch.float32 else 0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_odd_sizes_on_the_cpu(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    x, weight = torch.randn(9, 7).to(dtype), torch.randn(3, 5, 7).to(dtype)
+    found = grouped_linear(x, weight, torch.tensor([2, 2, 9], dtype=torch.int32))
+    expected = torch.cat([x[:2].double() @ weight[0].double().T, x[2:].double() @ weight[2].double().T])
+    assert torch.allclose(found.double(), expected, atol=1e-5 if dtype != torch.bfloat16 else 0.2)
+    with pytest.raises(RuntimeError):
+        grouped_linear_reference(x, weight, torch.tensor([2, 2, 9], dtype=torch.int32))

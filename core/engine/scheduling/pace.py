@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-LEAST = 32  # tokens; smaller chunks take hardly less time
+LEAST = 32  # tokens; most of the time of smaller chunks is that of having any
 SCALES = np.array([1.0, 16.0, 1.0, 256.0])  # of the terms below, so that they are of similar size
 FORGETTING = 0.98  # factor per pass on the weight of all passes before
 UNKNOWN = 1e6  # variance of the coefficients before the first pass
