@@ -1,10 +1,10 @@
-"""``Device``: the one place that knows how values get from the host to the device and back."""
+"""``Device``: the one place that knows where tensors are, and how values get from the host to there and back."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,20 @@ class Pending(Protocol):
         """The results on the host, by name, when they are there."""
 
 
+class Graph(Protocol):
+    """The work of a function, which can be repeated."""
+
+    def replay(self) -> None:
+        """Do the work again, with the values that the tensors it reads have by then; results go to the same tensors."""
+
+
+class Memory(NamedTuple):
+    """Bytes of a device's memory: all of it, and what this process can still allocate."""
+
+    total: int
+    available: int
+
+
 class Device(ABC):
     """Copies values to and from one device. Everything runs in the order of the calls.
 
@@ -27,6 +41,13 @@ class Device(ABC):
     overlaps: ClassVar[bool]
     """Whether work runs on after the call that asked for it has returned."""
 
+    captures: ClassVar[bool]
+    """Whether :meth:`capture` makes graphs, which save the host the launches of a pass."""
+
+    def __init__(self, kind: torch.device) -> None:
+        self.kind = kind
+        """Where its tensors are."""
+
     @abstractmethod
     def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
         """Tensors on the device with the values, shapes and dtypes of the arrays, which are C-contiguous."""
@@ -34,3 +55,19 @@ class Device(ABC):
     @abstractmethod
     def download(self, tensors: Mapping[str, torch.Tensor]) -> Pending:
         """Copy tensors to the host, after the work so far."""
+
+    @abstractmethod
+    def capture(self, run: Callable[[], None]) -> Graph:
+        """A graph of the work that ``run`` gives the device. Must not be called where ``captures`` is False.
+
+        ``run`` must not read values of tensors on the host, or have shapes that depend on them; what it computes on
+        the host stays as it is in every replay. Tensors that it allocates live as long as the graph.
+        """
+
+    @abstractmethod
+    def memory(self) -> Memory:
+        """The memory in which weights and KV pools are allocated."""
+
+    def broken_by(self, error: BaseException) -> bool:
+        """Whether the device can't be used any more after an error of a pass."""
+        return False

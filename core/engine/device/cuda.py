@@ -1,0 +1,60 @@
+"""NVIDIA GPUs, and AMD's, which torch gives the same names: streams, events, pinned memory and graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .base import Memory
+from .staged import Copied, StagedDevice
+
+
+class CudaDevice(StagedDevice):
+    """Computes and uploads on one stream. Copies results on another, so that the next pass doesn't wait for them."""
+
+    captures = True
+
+    def __init__(self, index: int) -> None:
+        super().__init__(torch.device("cuda", index))
+        torch.cuda.set_device(index)
+        self._copies = torch.cuda.Stream(index)
+        self._graph_memory: tuple[int, int] = torch.cuda.graph_pool_handle()
+
+    def pinned(self, size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    def copy_to_device(self, staged: torch.Tensor) -> Copied:
+        copy = staged.to(self.kind, non_blocking=True)
+        return Copied([copy], torch.cuda.current_stream().record_event())
+
+    def copy_to_host(self, tensors: Sequence[torch.Tensor]) -> Copied:
+        computed = torch.cuda.current_stream().record_event()
+        self._copies.wait_event(computed)
+        copies = []
+        with torch.cuda.stream(self._copies):
+            for tensor in tensors:
+                copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                copies.append(copy.copy_(tensor, non_blocking=True))
+                tensor.record_stream(self._copies)  # its memory isn't used again before the copy is done
+            return Copied(copies, self._copies.record_event())
+
+    def capture(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Graphs share their memory: the results of one are overwritten when another runs."""
+        side = torch.cuda.Stream(self.kind)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run()  # kernels are compiled, and libraries allocate their workspaces, outside of the graph
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._graph_memory):
+            run()
+        return graph
+
+    def memory(self) -> Memory:
+        free, total = torch.cuda.mem_get_info(self.kind)
+        return Memory(total, free)
+
+    def broken_by(self, error: BaseException) -> bool:
+        """Errors of the GPU itself, such as an illegal address. Running out of memory isn't one."""
+        return isinstance(error, torch.AcceleratorError)
