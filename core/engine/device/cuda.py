@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -18,8 +19,8 @@ class CudaDevice(StagedDevice):
     def __init__(self, index: int) -> None:
         super().__init__(torch.device("cuda", index))
         torch.cuda.set_device(index)
-        self._copies = torch.cuda.Stream(index)
-        self._graph_memory: tuple[int, int] = torch.cuda.graph_pool_handle()
+        self._copies = _stream(self.kind)
+        self._graph_memory: Any = torch.cuda.graph_pool_handle()
 
     def pinned(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
@@ -41,7 +42,7 @@ class CudaDevice(StagedDevice):
 
     def capture(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Graphs share their memory: the results of one are overwritten when another runs."""
-        side = torch.cuda.Stream(self.kind)
+        side = _stream(self.kind)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             run()  # kernels are compiled, and libraries allocate their workspaces, outside of the graph
@@ -58,3 +59,7 @@ class CudaDevice(StagedDevice):
     def broken_by(self, error: BaseException) -> bool:
         """Errors of the GPU itself, such as an illegal address. Running out of memory isn't one."""
         return isinstance(error, torch.AcceleratorError)
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
