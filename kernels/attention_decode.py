@@ -13,6 +13,8 @@ from trunkline.kernels.cpu.threads import team_size
 from . import attention_extend
 from .layout import Layout
 
+GATHERED_BYTES = 1 << 28  # of keys and values that :func:`decode_batched` copies at a time
+
 
 def decode_reference(
     q: torch.Tensor,
@@ -40,11 +42,62 @@ def decode_reference(
     exact = torch.promote_types(q.dtype, torch.float32)
     for r in row_ids:
         tokens = slice(int(layout.q_start[r]), int(layout.q_start[r]) + 1)
-        slots = torch.from_numpy(layout.table[layout.table_row[r], : layout.kv_len[r]]).to(keys.device)
+        slots = layout.on(keys.device).table[int(layout.table_row[r]), : int(layout.kv_len[r])]
         k, v = keys.index_select(0, slots).to(exact), values.index_select(0, slots).to(exact)
         mask = attention_extend.visible(1, len(k), True, window, chunk, q.device)
         row = attention_extend.attend(q[tokens].to(exact), k, v, mask, scale=scale, softcap=softcap, sinks=sinks)
         out[tokens] = row.to(out.dtype)
+
+
+def decode_batched(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    layout: Layout,
+    row_ids: np.ndarray,
+    out: torch.Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    chunk: int = 0,
+) -> None:
+    """:func:`decode_reference` in plain torch on any device, for many rows at once.
+
+    Rows are padded to the longest one, and divided so that the gathered keys and values take at most
+    ``GATHERED_BYTES``. ``row_ids`` must be the first rows of the layout, which have one query each. Lengths and slots
+    are read from the layout's tensors; ``layout.kv_len`` only bounds them, so that a CUDA graph of it can be replayed
+    with other rows.
+    """
+    exact = torch.promote_types(q.dtype, torch.float32)
+    tensors, longest = layout.on(q.device), int(layout.kv_len[: len(row_ids)].max())
+    heads, kv_heads = q.shape[1], keys.shape[1]
+    position = torch.arange(longest, device=q.device)
+    row_bytes = longest * kv_heads * (keys.shape[2] + values.shape[2]) * exact.itemsize
+    step = max(1, GATHERED_BYTES // row_bytes)
+    for first in range(0, len(row_ids), step):
+        rows = slice(first, min(first + step, len(row_ids)))
+        length = tensors.kv_len[rows, None]
+        seen = position < length
+        if window:
+            seen = seen & (position >= length - window)
+        if chunk:
+            seen = seen & (position // chunk == (length - 1) // chunk)
+        # Entries of the table that aren't the row's, and slots that aren't seen, may hold any number, even NaN.
+        slots = torch.where(seen, tensors.table[:, :longest][tensors.table_row[rows].long()], 0).long()
+        k = keys[slots].to(exact).masked_fill(~seen[..., None, None], 0)  # [n, longest, KV, D]
+        v = values[slots].to(exact).masked_fill(~seen[..., None, None], 0)
+        query = q[rows].to(exact).reshape(len(slots), kv_heads, heads // kv_heads, -1)
+        scores = query @ k.permute(0, 2, 3, 1) * scale  # [n, KV, H / KV, longest]
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill(~seen[:, None, None], -torch.inf)
+        if sinks is not None:
+            column = sinks.to(exact).view(kv_heads, -1, 1).expand(len(slots), -1, -1, 1)
+            scores = torch.cat([scores, column], dim=-1)
+        weights = scores.softmax(-1)[..., :longest]
+        out[rows] = (weights @ v.transpose(1, 2)).reshape(len(slots), heads, -1).to(out.dtype)
 
 
 def decode_cpu(

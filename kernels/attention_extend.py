@@ -172,7 +172,7 @@ def row_keys(
     start, stop, length = int(layout.q_start[row]), int(layout.q_start[row + 1]), int(layout.kv_len[row])
     if length == stop - start or keys is None or values is None:
         return k[start:stop], v[start:stop]
-    slots = torch.from_numpy(layout.table[layout.table_row[row], :length]).to(keys.device)
+    slots = layout.on(keys.device).table[int(layout.table_row[row]), :length]
     return keys.index_select(0, slots), values.index_select(0, slots)
 
 

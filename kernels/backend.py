@@ -24,6 +24,9 @@ class Backend:
     documents its operation's arguments. The other operations (norms, RoPE, activations, linear layers, pooling) don't
     depend on the backend: they run compiled wherever the device and dtype allow it.
 
+    ``captures``: whether decode-only passes can be CUDA graphs: ``decode`` and ``write`` read all that differs between
+    passes from tensors, and don't take longer for a wider slot table.
+
     Decoding rows go to ``decode``. All prompt rows go to ``extend``, even a prompt whose only uncached token
     is its last one: the two kernels add in different orders, and a prompt's result must not depend on how
     much of it was cached.
@@ -36,6 +39,7 @@ class Backend:
     sample: Callable[..., torch.Tensor]
     adjust: Callable[..., None]
     logprobs: Callable[..., logprobs.RowLogprobs]
+    captures: bool = False
 
     def attention(
         self,
@@ -121,7 +125,7 @@ def choose(name: str | None, device: str) -> Backend:
         )
     return Backend(
         "torch_native",
-        attention_decode.decode_reference,
+        attention_decode.decode_batched,
         attention_extend.extend_reference,
         kv_write.write_reference,
         sample.sample_reference,

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+
+
+class LayoutTensors(NamedTuple):
+    """:class:`Layout`'s arrays of the same names, int32, on the device where keys and values are.
+
+    A kernel that reads only these, and takes nothing but the number of rows from the arrays, can be part of a CUDA
+    graph: it is replayed with other values in the tensors.
+    """
+
+    q_start: torch.Tensor
+    kv_len: torch.Tensor
+    table_row: torch.Tensor
+    table: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -47,6 +61,7 @@ class Layout:
     table: np.ndarray  # int32 [table rows, max_len]: the slot table, owned by the scheduler
     out_slots: torch.Tensor  # int64 [T]: the slots to which the new tokens' keys and values are written
     decodes: int
+    tensors: LayoutTensors | None = None  # see :meth:`on`
     # Row numbers for decode and for extend, which the backend computes in the first layer for all of them.
     split: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -54,3 +69,11 @@ class Layout:
     def rows(self) -> int:
         """Number of rows."""
         return len(self.kv_len)
+
+    def on(self, device: torch.device) -> LayoutTensors:
+        """The arrays on ``device``. The engine uploads them with a pass's other inputs, and sets ``tensors``; else they
+        are copied here, which waits for the device."""
+        if self.tensors is None:
+            arrays = (self.q_start, self.kv_len, self.table_row, self.table)
+            self.tensors = LayoutTensors(*(torch.from_numpy(array).to(device) for array in arrays))
+        return self.tensors

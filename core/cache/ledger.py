@@ -107,7 +107,7 @@ class Ledger:
         if self._radix is not None and reusable > 0:
             match = self._radix.match(allocation.namespace, allocation.tokens(reusable))
             self._radix.lock(match.node)
-            self._table.slots[row, : match.length] = match.slots
+            self._table.write(row, 0, match.slots)
             allocation.node, allocation.held = match.node, match.length
         allocation.request.computed = allocation.allocated = allocation.held
         return True
@@ -130,10 +130,11 @@ class Ledger:
             allocation.allocated = max(start, end)
         singles = len(rows)
         slots = self._allocate(singles + sum([end - start for _, start, end in ranges]))
-        self._table.slots[rows, columns] = slots[:singles]
+        if singles:
+            self._table.write_each(rows, columns, slots[:singles])
         at = singles
         for row, start, end in ranges:
-            self._table.slots[row, start:end] = slots[at : at + end - start]
+            self._table.write(row, start, slots[at : at + end - start])
             at += end - start
 
     def store(self, allocation: SlotAllocation) -> None:
@@ -150,7 +151,8 @@ class Ledger:
             # Another request has inserted the same tokens: use its slots, free ours.
             overlap = slice(allocation.held, inserted.existing)
             duplicates = slots[overlap].copy()
-            slots[overlap] = radix.match(allocation.namespace, tokens).slots[overlap]
+            theirs = radix.match(allocation.namespace, tokens).slots[overlap]
+            self._table.write(allocation.row, allocation.held, theirs)
             self._pool.release(duplicates)
         allocation.node, allocation.held = inserted.node, end
 

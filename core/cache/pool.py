@@ -60,12 +60,13 @@ class SlotTable:
     """The slot of each running request's tokens: ``slots[row, position]``, int32 ``[rows, max_len]``.
 
     The operating system provides memory only for the pages that are written. A row's entries beyond the
-    allocated tokens of its request are stale.
+    allocated tokens of its request are stale. Only :meth:`write` and :meth:`write_each` may change it.
     """
 
     def __init__(self, rows: int, max_len: int) -> None:
         self.slots = np.zeros((rows, max_len), dtype=np.int32)
         self._free = list(range(rows - 1, -1, -1))
+        self._changes: list[tuple[Sequence[int] | int, Sequence[int] | range]] | None = None
 
     @property
     def max_len(self) -> int:
@@ -75,6 +76,28 @@ class SlotTable:
         """Assign a row to a request; None if all are taken."""
         return self._free.pop() if self._free else None
 
+    def write(self, row: int, start: int, slots: np.ndarray) -> None:
+        """Set a row's entries from position ``start`` on."""
+        end = start + len(slots)
+        self.slots[row, start:end] = slots
+        if self._changes is not None:
+            self._changes.append((row, range(start, end)))
+
+    def write_each(self, rows: Sequence[int], positions: Sequence[int], slots: np.ndarray) -> None:
+        """Set one entry in each of some rows."""
+        self.slots[rows, positions] = slots
+        if self._changes is not None:
+            self._changes.append((rows, positions))
+
+    def changes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and positions, int64 each, of the entries that were set since the last call; none at the first one."""
+        changes, self._changes = self._changes or [], []
+        if not changes:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        pairs = [np.broadcast_arrays(rows, positions) for rows, positions in changes]
+        rows, positions = (np.concatenate(side).astype(np.int64) for side in zip(*pairs, strict=True))
+        return rows, positions
+
     def give(self, row: int) -> None:
         """Free a request's row. AssertionError if it is already free."""
         if row in self._free:
@@ -83,12 +106,15 @@ class SlotTable:
 
 
 class KVPool:
-    """Keys and values of all slots: for each layer ``[slots, kv_heads, dim]``; dims of keys and values may differ."""
+    """Keys and values of all slots: for each layer ``[slots + 1, kv_heads, dim]``; dims of keys and values may differ.
+
+    The last slot belongs to no request: rows that only fill up a CUDA graph write to it.
+    """
 
     def __init__(self, shapes: Sequence[KVShape], slots: int, dtype: torch.dtype, device: torch.device | str) -> None:
         self.slots = slots
-        self.keys = [_zeros((slots, heads, key_dim), dtype, device) for heads, key_dim, _ in shapes]
-        self.values = [_zeros((slots, heads, value_dim), dtype, device) for heads, _, value_dim in shapes]
+        self.keys = [_zeros((slots + 1, heads, key_dim), dtype, device) for heads, key_dim, _ in shapes]
+        self.values = [_zeros((slots + 1, heads, value_dim), dtype, device) for heads, _, value_dim in shapes]
 
     @staticmethod
     def bytes_per_token(shapes: Sequence[KVShape], dtype: torch.dtype) -> int:

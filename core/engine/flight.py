@@ -13,6 +13,7 @@ from trunkline.core.errors import describe_error
 from trunkline.core.types import Step
 
 from .contracts import CheckedStage
+from .device.base import Device
 from .runner import PassInFlight, Runner
 from .scheduling.batch import Batch, forward_passes
 from .scheduling.row import Row
@@ -32,20 +33,24 @@ class Attempt:
 
     @classmethod
     def start(cls, rows: Sequence[Row], runner: Runner, sources: torch.Tensor | None = None) -> Attempt:
-        """Start a pass; ``sources`` as in :meth:`Runner.start`."""
+        """Start a pass; ``sources`` as in :meth:`Runner.start`. Raises what breaks the device."""
         try:
             return cls(rows, runner.start(rows, sources))
         except Exception as error:
+            if runner.device.broken_by(error):
+                raise
             return cls(rows, None, error)
 
-    def collect(self, stages: Mapping[str, CheckedStage]) -> tuple[list[Step], Failures]:
-        """Wait for the pass. Its steps, and the rows that failed, each with its error."""
+    def collect(self, stages: Mapping[str, CheckedStage], device: Device) -> tuple[list[Step], Failures]:
+        """Wait for the pass. Its steps, and the rows that failed, each with its error. Raises what broke it."""
         try:
             if self.error is not None:
                 raise self.error
             assert self.flight is not None
             parts = self.flight.wait()
         except Exception as error:
+            if device.broken_by(error):
+                raise
             log.warning("a pass over %d rows failed: %s", len(self.rows), describe_error(error), exc_info=error)
             return [], [(row, error) for row in self.rows]
         steps: list[Step] = []

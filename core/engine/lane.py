@@ -120,7 +120,10 @@ class Lane:
         old_stages = self.stages
         self.candidate, self.settings = update.candidate, update.candidate.settings
         self.served, self.model = update.served, update.model
+        capture = self.runner.has_graphs
         self.stages, self.runner, self.weights_sent = update.stages, update.runner, update.weights_sent
+        if capture:
+            self.runner.capture(self.served.name)
         self.released, self.saved_weights = self.released - {"weights"}, None  # the new model has its own memory
         self.epoch += 1
         return steps + [step for request in requests for step in self._adopt(request, old_stages[request.task])]
@@ -206,7 +209,8 @@ class Lane:
         ``following``: the next batch of this lane, which is in flight. A failure cancels it.
         """
         ending, self._ending = self._ending, []  # requests that ended after the batch was started
-        collected = [attempt.collect(self.stages) for attempt in flight.attempts]
+        device = self.runner.device
+        collected = [attempt.collect(self.stages, device) for attempt in flight.attempts]
         failures = [failure for _, failed in collected for failure in failed]
         if failures and following is not None:
             following.cancel()
@@ -237,7 +241,7 @@ class Lane:
         """Compute a row that failed once more, alone; a second failure ends its request."""
         self.note([row.request.key])
         row.source = -1  # its input is known by now
-        steps, failed = Attempt.start([row], self.runner).collect(self.stages)
+        steps, failed = Attempt.start([row], self.runner).collect(self.stages, self.runner.device)
         return steps + [self._failed(row.request, error) for _, error in failed]
 
     def _apply(self, step: Step) -> list[Step]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from trunkline.core.cache.pool import SlotTable
-from trunkline.kernels.layout import Layout
+from trunkline.kernels.layout import Layout, LayoutTensors
 
 from .embeds import embeds_of
 from .scheduling.row import Row
@@ -19,7 +19,7 @@ from .scheduling.row import Row
 class PackedBatch:
     """The inputs of a pass over ``tokens`` tokens.
 
-    ``arrays``, to be uploaded, all along the packed axis: "ids", "positions" and "slots", int64 ``[T]``; the indices of
+    ``arrays``, to be uploaded, along the packed axis: "ids", "positions" and "slots", int64 ``[T]``; the indices of
     tokens that are still "awaited" of the pass before, and their "sources" among the ids that it gives, int64 ``[A]``;
     where the model or a request needs them, "token_types" and "lengths" (of each token's sequence), int64 ``[T]``; and
     "embeds", float32 ``[N, width]``, which replace the tokens "embed_indices", int64 ``[N]``.
@@ -36,9 +36,16 @@ class PackedBatch:
     def tokens(self) -> int:
         return int(self.q_start[-1])
 
-    def layout(self, out_slots: torch.Tensor) -> Layout:
-        """The layout of the pass; ``out_slots``: the uploaded "slots"."""
-        return Layout(self.q_start, self.kv_len, self.table_row, self.table, out_slots, self.decodes)
+    @property
+    def layout_arrays(self) -> dict[str, np.ndarray]:
+        """To be uploaded, too, unless the pass is a graph, which has them in tensors of its own."""
+        return {"q_start": self.q_start, "kv_len": self.kv_len, "table_row": self.table_row}
+
+    def layout(self, inputs: Mapping[str, torch.Tensor], table: torch.Tensor) -> Layout:
+        """The layout of the pass; ``inputs``: the uploaded arrays, ``table``: the slot table on the device."""
+        tensors = LayoutTensors(inputs["q_start"], inputs["kv_len"], inputs["table_row"], table)
+        arrays = (self.q_start, self.kv_len, self.table_row, self.table)
+        return Layout(*arrays, out_slots=inputs["slots"], decodes=self.decodes, tensors=tensors)
 
 
 def pack(rows: Sequence[Row], table: SlotTable, boundaries: Sequence[int], *, token_types: bool) -> PackedBatch:

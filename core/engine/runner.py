@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,9 @@ from trunkline.core.types import Launched, Part, PartRow
 from trunkline.kernels.layout import Layout
 
 from .device.base import Device, Pending
-from .packing import pack
+from .device.graphs import INPUTS, DecodeGraphs, capture_graphs
+from .device.table import DeviceTable
+from .packing import PackedBatch, pack
 from .scheduling.row import Row
 
 
@@ -84,9 +87,28 @@ class Runner:
         self._model = model
         self._stages = stages
         self.pool = pool
-        self.table = table
         self.device = device
+        self._table = DeviceTable(table, device, unused_slot=0 if pool is None else pool.slots)
         self._experts = experts
+        self._graphs: DecodeGraphs | None = None
+
+    def for_model(self, model: Forward, stages: Mapping[str, Launcher], experts: ExpertWatch | None) -> Runner:
+        """A runner of another model with the same pool and slot table, of which one runner at a time is used."""
+        other = copy.copy(self)
+        other._model, other._stages, other._experts, other._graphs = model, stages, experts, None
+        return other
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether decode-only passes are graphs."""
+        return self._graphs is not None
+
+    def capture(self, name: str) -> None:
+        """Capture graphs of decode-only passes of the model ``name``, which needs a KV pool."""
+        assert self.pool is not None
+        rows = len(self._table.host.slots)
+        graphs = DecodeGraphs(self._model, self.pool, self._table, self.device, self._experts, rows=rows)
+        self._graphs = capture_graphs(graphs, name)
 
     @torch.inference_mode()
     def start(self, rows: Sequence[Row], sources: torch.Tensor | None = None) -> PassInFlight:
@@ -103,16 +125,21 @@ class Runner:
         parts = split_by_task(rows)
         for part, _ in parts:
             self._stages[part.task].prepare(part)
-        packed = pack(rows, self.table, self._model.length_boundaries, token_types=self._model.token_types)
+        packed = pack(rows, self._table.host, self._model.length_boundaries, token_types=self._model.token_types)
+        arrays = None if self._graphs is None else self._graphs.inputs_for(packed)
+        if arrays is None:
+            arrays = packed.arrays | packed.layout_arrays
         indices = [index for _, part_indices in parts for index in part_indices]
         if indices != list(range(packed.tokens)):
-            packed.arrays["wanted"] = np.array(indices, np.int64)
+            arrays["wanted"] = np.array(indices, np.int64)
         for part, _ in parts:
-            packed.arrays |= {f"{part.task}/{name}": array for name, array in part.arrays.items()}
-        inputs = self.device.upload(packed.arrays)
+            arrays |= {f"{part.task}/{name}": array for name, array in part.arrays.items()}
+        inputs = self.device.upload(arrays | self._table.changes())
+        self._table.update(inputs)
         if sources is not None and "awaited" in inputs:
-            inputs["ids"][inputs["awaited"]] = sources[inputs["sources"]]
-        hidden = self._forward(packed.layout(inputs["slots"]), inputs)
+            ids = inputs[INPUTS][0] if INPUTS in inputs else inputs["ids"]
+            ids[inputs["awaited"]] = sources[inputs["sources"]]
+        hidden = self._forward(packed, inputs)
         hidden_of_parts = torch.split(hidden, [len(part_indices) for _, part_indices in parts])
         flight = PassInFlight([part for part, _ in parts], [], [])
         for (part, _), part_hidden in zip(parts, hidden_of_parts, strict=True):
@@ -125,13 +152,16 @@ class Runner:
             flight.results.append(self.device.download(tensors))
         return flight
 
-    def _forward(self, layout: Layout, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _forward(self, packed: PackedBatch, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Hidden rows of the tokens that the stages need."""
+        if self._graphs is not None and INPUTS in inputs:
+            hidden = self._graphs.run(packed.decodes, inputs)
+            return hidden[inputs["wanted"]] if "wanted" in inputs else hidden
         embeds = (inputs["embed_indices"], inputs["embeds"]) if "embeds" in inputs else None
         return self._model.forward(
             inputs["ids"],
             inputs["positions"],
-            layout,
+            packed.layout(inputs, self._table.tensor),
             self.pool,
             inputs.get("token_types"),
             inputs.get("wanted"),

@@ -102,7 +102,10 @@ def load(candidate: Candidate, grant: MemoryShare, settings: Settings, host: Hos
     pool = KVPool(model.kv_shapes, grant.slots, model.dtype, model.device) if grant.kv_bytes else None
     table = SlotTable(served.max_running_requests, grant.context)
     scheduler = schedule(candidate, served, pool, table, model.length_boundaries)
-    runner = Runner(model, stages, pool, table, CpuDevice(), model.expert_watch)
+    device = CpuDevice()
+    runner = Runner(model, stages, pool, table, device, model.expert_watch)
+    if pool is not None and device.captures and model.captures:
+        runner.capture(candidate.name)
     return Lane(served, model, stages, scheduler, runner, candidate=candidate, grant=grant)
 
 

@@ -31,6 +31,7 @@ class ExpertWatch:
         self.layers = layers
         self.provided = tuple(provided)
         self.active: tuple[Provided[ExpertObserver], ...] = ()  # observers of the running pass; () between passes
+        self._noted: list[tuple[int, torch.Tensor]] | None = None
         self._shown: Sequence[PassRow] = ()  # rows of the last completed pass that was observed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExpertWatch:
@@ -57,10 +58,25 @@ class ExpertWatch:
         finally:
             self.active = ()
 
+    @contextmanager
+    def noting(self, choices: list[tuple[int, torch.Tensor]]) -> Iterator[None]:
+        """Wraps the pass of a graph that is captured: appends each layer with experts, and the tensor of those chosen.
+
+        Its replays don't call :meth:`observe`.
+        """
+        self._noted, self.active = choices, self.provided
+        try:
+            yield
+        finally:
+            self._noted, self.active = None, ()
+
     def observe(self, layer: int, chosen: torch.Tensor) -> None:
         """Tell the observers that tokens were sent to the experts ``chosen``, int64 ``[T, k]``, in decoder layer
         ``layer``."""
-        self._tell("observe", layer, chosen)
+        if self._noted is None:
+            self._tell("observe", layer, chosen)
+        else:
+            self._noted.append((layer, chosen))
 
     @property
     def observers(self) -> tuple[ExpertObserver, ...]:

@@ -64,6 +64,11 @@ class PackedModel:
         return self.rotary.boundaries
 
     @property
+    def captures(self) -> bool:
+        """Whether decode-only passes can be CUDA graphs."""
+        return self.backend.captures and not self.padded
+
+    @property
     def attention(self) -> str:
         """The name of the attention implementation in transformers."""
         return EAGER if self.padded else NAME

@@ -63,4 +63,4 @@ class ExpertObserver(Protocol):
         """
 
     def end_pass(self) -> None:
-        """The pass is complete: all layers were observed, and its results are on the CPU."""
+        """All layers were observed. To read ``chosen`` on the host waits for the device to finish the pass."""

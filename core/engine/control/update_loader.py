@@ -16,7 +16,6 @@ from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.memory import MemoryShare, gib
 from trunkline.core.engine.messages import NOT_FOUND
 from trunkline.core.engine.resources import available_bytes
-from trunkline.core.engine.runner import Runner
 from trunkline.core.engine.startup import assemble
 from trunkline.core.engine.weight_update import WeightUpdate
 from trunkline.core.errors import ModelError, TrunklineError
@@ -121,7 +120,7 @@ class UpdateLoader:
             )
         if model.kv_shapes != lane.model.kv_shapes or model.dtype != lane.model.dtype:
             raise ModelError("The checkpoint's keys and values have other shapes than the served model's")
-        runner = Runner(model, stages, lane.runner.pool, lane.runner.table, lane.runner.device, model.expert_watch)
+        runner = lane.runner.for_model(model, stages, model.expert_watch)
         return WeightUpdate(candidate, served, model, stages, runner)
 
     def _examine(

@@ -50,7 +50,10 @@ class Device(ABC):
 
     @abstractmethod
     def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        """Tensors on the device with the values, shapes and dtypes of the arrays, which are C-contiguous."""
+        """Tensors on the device with the values, shapes and dtypes of the arrays, which are C-contiguous.
+
+        They are the inputs of one pass: what is used in later ones must be cloned.
+        """
 
     @abstractmethod
     def download(self, tensors: Mapping[str, torch.Tensor]) -> Pending:
@@ -69,5 +72,5 @@ class Device(ABC):
         """The memory in which weights and KV pools are allocated."""
 
     def broken_by(self, error: BaseException) -> bool:
-        """Whether the device can't be used any more after an error of a pass."""
+        """Whether the device can't be used any more after an error of a pass. The engine then ends, to be restarted."""
         return False

@@ -90,10 +90,11 @@ def test_table_rows_are_lent_once() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kv_pool_has_one_pair_per_layer(dtype: torch.dtype) -> None:
+    """With one slot more than the pool gives to requests."""
     shapes = [(2, 48, 32), (1, 16, 16)]
     pool = KVPool(shapes, 7, dtype, "cpu")
-    assert [tuple(keys.shape) for keys in pool.keys] == [(7, 2, 48), (7, 1, 16)]
-    assert [tuple(values.shape) for values in pool.values] == [(7, 2, 32), (7, 1, 16)]
+    assert [tuple(keys.shape) for keys in pool.keys] == [(8, 2, 48), (8, 1, 16)]
+    assert [tuple(values.shape) for values in pool.values] == [(8, 2, 32), (8, 1, 16)]
     for tensor in (*pool.keys, *pool.values):
         assert tensor.dtype == dtype
         assert tensor.is_contiguous()
@@ -101,4 +102,17 @@ def test_kv_pool_has_one_pair_per_layer(dtype: torch.dtype) -> None:
         assert not tensor.any()
     width = (2 * (48 + 32) + 16 + 16) * dtype.itemsize
     assert KVPool.bytes_per_token(shapes, dtype) == width
-    assert 7 * width == sum(tensor.nbytes for tensor in (*pool.keys, *pool.values))
+    assert (7 + 1) * width == sum(tensor.nbytes for tensor in (*pool.keys, *pool.values))
+
+
+def test_the_slot_table_notes_what_changed() -> None:
+    """From the first question on."""
+    table = SlotTable(3, 9)
+    table.write(0, 2, np.array([5, 6], np.int32))
+    assert [side.tolist() for side in table.changes()] == [[], []]
+    table.write(2, 1, np.array([7, 8], np.int32))
+    table.write_each([0, 1], [4, 5], np.array([1, 2], np.int32))
+    assert [side.tolist() for side in table.changes()] == [[2, 2, 0, 1], [1, 2, 4, 5]]
+    assert [side.tolist() for side in table.changes()] == [[], []]
+    assert table.slots[2, 1:3].tolist() == [7, 8]
+    assert table.slots[[0, 1], [4, 5]].tolist() == [1, 2]

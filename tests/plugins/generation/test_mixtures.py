@@ -5,6 +5,7 @@ All features of ``/generate`` are switched on at random.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import random
 from collections.abc import Callable
@@ -81,7 +82,6 @@ def pair(
     request: pytest.FixtureRequest,
     zoo: Callable[[str], Path],
     recorded_engine: Callable[..., Any],
-    load_script: Callable[[str], Any],
 ) -> tuple[Any, Any]:
     """An engine for single requests, and one with small chunks and a small pool for mixtures.
 
@@ -89,7 +89,8 @@ def pair(
     """
     busy = recorded_engine(zoo("llama"), chunked_prefill_size=7, max_total_tokens=150)
     if request.param == "overlapping":
-        busy.lane.runner.device = load_script("tests/core/engine/device/late.py").LateDevice()
+        late = importlib.import_module("tests.core.engine.device.late")
+        late.move(busy.lane, late.LateDevice())
     busy.lane.scheduler.reserve.ratio = 0.0
     return recorded_engine(zoo("llama")), busy
 

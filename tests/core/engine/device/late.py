@@ -2,60 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from trunkline.core.engine.device.base import Device
+from trunkline.core.engine.device.base import Device, Memory
+from trunkline.core.engine.device.cpu import CpuDevice
+from trunkline.core.engine.device.staged import Copied, Download, StagedDevice
+from trunkline.core.engine.lane import Lane
+from trunkline.core.engine.runner import Runner
 
-STAGING = 3  # uploads after which a staging buffer is used again
+from .fake_graph import FakeGraph, captured
+
+LIVES = 3  # uploads after which the memory of an upload is used for something else
 
 
-class LateResults:
-    """Results that are there after ``wait``."""
+def move(lane: Lane, device: Device) -> None:
+    """Run the lane's passes on another device from now on."""
+    old = lane.runner
+    lane.runner = Runner(old._model, old._stages, old.pool, old._table.host, device, old._experts)
 
-    def __init__(self, device: LateDevice, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._device = device
-        self._number = device.downloads
-        self._values = {name: tensor.clone() for name, tensor in tensors.items()}
-        self._lost = device.fails()
-        if self._lost and "next_ids" in tensors:
-            tensors["next_ids"].fill_(0)  # nor can the next batch use them
-        device.downloads += 1
 
-    def wait(self) -> dict[str, torch.Tensor]:
-        self._device.disorder += self._number < self._device.waited
-        self._device.waited = self._number + 1
-        if self._lost:
-            self._device.failures += 1
+def poison(tensor: torch.Tensor) -> torch.Tensor:
+    """Fill with values that no result has; as indices, they are out of range."""
+    return tensor.fill_(False if tensor.dtype == torch.bool else -(10**6) if tensor.dtype != torch.uint8 else 0x97)
+
+
+@dataclass
+class LateFence:
+    """Copies values to the host when it is waited for."""
+
+    device: LateDevice
+    number: int
+    values: list[torch.Tensor]
+    copies: list[torch.Tensor]
+    lost: bool
+
+    @torch.inference_mode()
+    def synchronize(self) -> None:
+        self.device.disorder += self.number < self.device.waited
+        self.device.waited = self.number + 1
+        if self.lost:
+            self.device.failures += 1
             raise RuntimeError("the device has lost these results")
-        return self._values
+        for copy, value in zip(self.copies, self.values, strict=True):
+            copy.copy_(value)
 
 
-class LateDevice(Device):
-    """Computes on the CPU. Uploaded tensors lie in staging buffers, which later uploads overwrite.
+class Passed:
+    """A fence of work that is done."""
+
+    def synchronize(self) -> None:
+        pass
+
+
+class LateDevice(StagedDevice):
+    """Computes on the CPU. Results are poison before they are waited for, and uploads once they are old.
 
     ``in_flight``: the largest number of results that were outstanding when a pass was uploaded. ``disorder``: results
-    that were waited for after those of a later pass. ``fails`` decides
-    whether results are lost, which is seen when they are waited for.
+    that were waited for after those of a later pass. ``fails`` decides whether results are lost, which is seen when
+    they are waited for. ``replays`` counts those of graphs.
     """
 
-    overlaps = True
+    captures = True
 
     def __init__(self) -> None:
-        self.downloads = self.waited = self.in_flight = self.failures = self.disorder = 0
+        super().__init__(torch.device("cpu"))
+        self.downloads = self.waited = self.in_flight = self.failures = self.disorder = self.replays = 0
         self.fails: Callable[[], bool] = lambda: False
-        self._staging: list[list[torch.Tensor]] = []
+        self._lost = False
+        self._uploads: list[torch.Tensor] = []
 
-    def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    def pinned(self, size: int) -> torch.Tensor:
+        return poison(torch.empty(size, dtype=torch.uint8))
+
+    def copy_to_device(self, staged: torch.Tensor) -> Copied:
         self.in_flight = max(self.in_flight, self.downloads - self.waited)
-        tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-        self._staging.append(list(tensors.values()))
-        if len(self._staging) > STAGING:
-            for tensor in self._staging.pop(0):
-                tensor.fill_(False if tensor.dtype == torch.bool else -(10**6))
-        return tensors
+        self._uploads.append(staged.clone())
+        if len(self._uploads) > LIVES:
+            poison(self._uploads.pop(0))
+        return Copied([self._uploads[-1]], Passed())
 
-    def download(self, tensors: Mapping[str, torch.Tensor]) -> LateResults:
-        return LateResults(self, tensors)
+    def download(self, tensors: Mapping[str, torch.Tensor]) -> Download:
+        self._lost = self.fails()
+        if self._lost and "next_ids" in tensors:
+            tensors["next_ids"].fill_(0)  # nor can the next batch use them
+        return super().download(tensors)
+
+    def copy_to_host(self, tensors: Sequence[torch.Tensor]) -> Copied:
+        copies = [poison(torch.empty_like(tensor)) for tensor in tensors]
+        fence = LateFence(self, self.downloads, [tensor.clone() for tensor in tensors], copies, self._lost)
+        self.downloads += 1
+        return Copied(copies, fence)
+
+    def capture(self, run: Callable[[], None]) -> FakeGraph:
+        return captured(run, self._replayed)
+
+    def _replayed(self) -> None:
+        self.replays += 1
+
+    def memory(self) -> Memory:
+        return CpuDevice().memory()

@@ -27,7 +27,7 @@ from trunkline.plugins.generation.schemas import GenerationParams, LogprobParams
 from trunkline.plugins.generation.stage import GenerationStage
 from trunkline.plugins.rerank.schemas import RerankParams
 
-from .late import LateDevice
+from .late import LateDevice, move
 
 MODELS = ("llama", "qwen3-moe", "bert-score", "bert")
 Answer = tuple[Any, ...]
@@ -42,7 +42,7 @@ def start(zoo: Callable[[str], Path]) -> Iterator[Callable[..., Engine]]:
         engines.append(engine)
         for lane in lanes(engine):
             if late:
-                lane.runner.device = LateDevice()
+                move(lane, LateDevice())
         return engine
 
     yield start_engine
@@ -54,7 +54,7 @@ def lanes(engine: Engine) -> list[Lane]:
     return list(engine.client.transport.loop.lanes)
 
 
-def requests(seed: int) -> list[tuple[str, str, Submission]]:
+def requests(seed: int, *, experts_from: int | None = None) -> list[tuple[str, str, Submission]]:
     """Requests of several tasks and models, as (model's index, task, what is submitted)."""
     dice = random.Random(seed)
     made: list[tuple[str, str, Submission]] = []
@@ -71,6 +71,7 @@ def requests(seed: int) -> list[tuple[str, str, Submission]]:
                 frequency_penalty=dice.choice([0.0, 0.0, 0.7]),  # lockstep
                 min_new_tokens=0,
                 logprobs=dice.choice([None, LogprobParams(start=2, top=2)]),
+                experts_from=experts_from if kind == "moe" else None,
             )
         else:
             params = EmbeddingParams() if kind == "vector" else RerankParams()
@@ -100,7 +101,7 @@ def answer(ticket: Any) -> Answer:
             if isinstance(value, bytes):
                 arrays[name].append(value)
     numbers = {
-        name: np.frombuffer(b"".join(pieces), np.int32 if name.endswith("ids") else np.float32)
+        name: np.frombuffer(b"".join(pieces), np.int32 if name.endswith(("ids", "experts")) else np.float32)
         for name, pieces in arrays.items()
     }
     return reply.tokens, reply.finish, numbers
@@ -127,6 +128,21 @@ def test_mixed_tasks_and_several_models(seed: int, start: Callable[..., Engine])
     assert engine.call("flush_cache")  # after the batch in flight, which has rows of requests that have ended
     for lane in lanes(engine):
         assert lane.scheduler.free_slots() == lane.served.max_total_tokens
+
+
+@pytest.mark.usefixtures("grouped_products")
+@pytest.mark.parametrize("seed", range(30, 33))
+def test_decode_passes_that_are_graphs(seed: int, start: Callable[..., Engine]) -> None:
+    options = OPTIONS | {"attention_backend": "torch_native", "max_running_requests": 6}
+    made = requests(seed, experts_from=0)
+    alone = [answer(ticket) for ticket in submit(start(late=False, **options), made)]
+    engine = start(late=True, **options)
+    decoding = [lane for lane in lanes(engine) if lane.runner.pool is not None]
+    for lane in decoding:
+        lane.runner.capture(lane.served.name)
+        assert lane.runner.has_graphs
+    assert_same([answer(ticket) for ticket in submit(engine, made)], alone)
+    assert sum(lane.runner.device.replays for lane in decoding) > 10
 
 
 def disturb(engine: Engine, folders: list[str], dice: random.Random) -> None:
@@ -159,15 +175,14 @@ def storm(engine: Engine, folders: list[str], seed: int, begin: Callable[[], Non
     """
     made = requests(seed)
     for lane in lanes(engine):
-        lane.runner.device = CpuDevice()
-        vars(lane.runner).pop("start", None)
+        move(lane, CpuDevice())
     alone = [answer(ticket) for ticket in submit(engine, made)]
     begin()
     dice = random.Random(seed)
     for lane in lanes(engine):
         device = LateDevice()
         device.fails = lambda: dice.random() < 0.08
-        lane.runner.device = device
+        move(lane, device)
         fail_at_start(lane, dice)
     tickets = submit(engine, made)
     left = list(range(len(tickets)))

@@ -1,0 +1,50 @@
+"""The slot table where kernels read it: on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from trunkline.core.cache.pool import SlotTable
+
+from .base import Device
+
+ROWS, POSITIONS, SLOTS = "table.rows", "table.positions", "table.slots"
+
+
+class DeviceTable:
+    """A copy of a slot table on the device: the entries that have changed are uploaded with each pass.
+
+    It has one row more than the table, for rows that only fill up a CUDA graph; its first entry is ``unused_slot``. On
+    a device that shares the host's memory, ``tensor`` is the table itself.
+    """
+
+    def __init__(self, table: SlotTable, device: Device, unused_slot: int) -> None:
+        self.host = table
+        self.unused_row = len(table.slots)
+        self._shared = not device.overlaps
+        if self._shared:
+            self.tensor = torch.from_numpy(table.slots)
+            return
+        table.changes()  # notes them from now on
+        self._changed = [np.empty(0, np.int64)] * 2  # rows and positions that may not be on the device yet
+        filler = np.full((1, table.max_len), unused_slot, np.int32)
+        self.tensor = device.upload({"table": np.concatenate([table.slots, filler])})["table"].clone()
+
+    def changes(self) -> dict[str, np.ndarray]:
+        """The arrays to be uploaded with the next pass; none if nothing has changed."""
+        if self._shared:
+            return {}
+        self._changed = [np.concatenate(sides) for sides in zip(self._changed, self.host.changes(), strict=True)]
+        rows, positions = self._changed
+        if not len(rows):
+            return {}
+        return {ROWS: rows, POSITIONS: positions, SLOTS: self.host.slots[rows, positions]}
+
+    def update(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Apply the uploaded changes, before the pass that they were uploaded with."""
+        if ROWS in inputs:
+            self.tensor[inputs[ROWS], inputs[POSITIONS]] = inputs[SLOTS]
+            self._changed = [np.empty(0, np.int64)] * 2
