@@ -24,6 +24,7 @@ def move(lane: Lane, device: Device) -> None:
     lane.runner = Runner(old._model, old._stages, old.pool, old._table.host, device, old._experts)
 
 
+@torch.inference_mode()
 def poison(tensor: torch.Tensor) -> torch.Tensor:
     """Fill with values that no result has; as indices, they are out of range."""
     return tensor.fill_(False if tensor.dtype == torch.bool else -(10**6) if tensor.dtype != torch.uint8 else 0x97)

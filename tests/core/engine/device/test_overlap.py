@@ -116,6 +116,7 @@ def assert_same(found: list[Answer], expected: list[Answer]) -> None:
 
 
 OPTIONS: dict[str, Any] = {"chunked_prefill_size": 16, "max_total_tokens": 300}
+GRAPHS = OPTIONS | {"attention_backend": "torch_native", "max_running_requests": 6}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -133,16 +134,20 @@ def test_mixed_tasks_and_several_models(seed: int, start: Callable[..., Engine])
 @pytest.mark.usefixtures("grouped_products")
 @pytest.mark.parametrize("seed", range(30, 33))
 def test_decode_passes_that_are_graphs(seed: int, start: Callable[..., Engine]) -> None:
-    options = OPTIONS | {"attention_backend": "torch_native", "max_running_requests": 6}
     made = requests(seed, experts_from=0)
-    alone = [answer(ticket) for ticket in submit(start(late=False, **options), made)]
-    engine = start(late=True, **options)
-    decoding = [lane for lane in lanes(engine) if lane.runner.pool is not None]
-    for lane in decoding:
-        lane.runner.capture(lane.served.name)
-        assert lane.runner.has_graphs
+    alone = [answer(ticket) for ticket in submit(start(late=False, **GRAPHS), made)]
+    engine = start(late=True, **GRAPHS)
+    capture(engine)
     assert_same([answer(ticket) for ticket in submit(engine, made)], alone)
-    assert sum(lane.runner.device.replays for lane in decoding) > 10
+    assert sum(lane.runner.device.replays for lane in lanes(engine)) > 10
+    assert all(lane.runner.has_graphs for lane in lanes(engine) if lane.runner.pool is not None)
+
+
+def capture(engine: Engine) -> None:
+    """Capture graphs for the lanes that decode."""
+    for lane in lanes(engine):
+        if lane.runner.pool is not None:
+            lane.runner.capture(lane.served.name)
 
 
 def disturb(engine: Engine, folders: list[str], dice: random.Random) -> None:
@@ -168,10 +173,12 @@ def fail_at_start(lane: Lane, dice: random.Random) -> None:
     lane.runner.start = start_or_fail  # type: ignore[method-assign]
 
 
-def storm(engine: Engine, folders: list[str], seed: int, begin: Callable[[], None] = lambda: None) -> int:
+def storm(
+    engine: Engine, folders: list[str], seed: int, begin: Callable[[], None] = lambda: None, *, graphs: bool = False
+) -> int:
     """Answers in a storm of failures, aborts, pauses and updates equal those without. Returns how many there were.
 
-    ``begin`` is called before the storm.
+    ``begin`` is called before the storm. ``graphs``: decode passes are graphs.
     """
     made = requests(seed)
     for lane in lanes(engine):
@@ -184,6 +191,8 @@ def storm(engine: Engine, folders: list[str], seed: int, begin: Callable[[], Non
         device.fails = lambda: dice.random() < 0.08
         move(lane, device)
         fail_at_start(lane, dice)
+    if graphs:
+        capture(engine)
     tickets = submit(engine, made)
     left = list(range(len(tickets)))
     while any(not tickets[index].done for index in left):
@@ -207,13 +216,26 @@ def storm(engine: Engine, folders: list[str], seed: int, begin: Callable[[], Non
     return compared
 
 
-@pytest.mark.parametrize("seed", range(10, 16))
+@pytest.mark.usefixtures("grouped_products")
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("seed", range(10, 13))
 def test_whatever_happens_answers_are_those_of_the_synchronous_engine(
-    seed: int, start: Callable[..., Engine], zoo: Callable[[str], Path]
+    seed: int, graphs: bool, start: Callable[..., Engine], zoo: Callable[[str], Path]
 ) -> None:
-    engine = start(late=False, **OPTIONS)
-    assert storm(engine, [str(zoo(name)) for name in MODELS], seed) > 4
+    engine = start(late=False, **(GRAPHS if graphs else OPTIONS))
+    assert storm(engine, [str(zoo(name)) for name in MODELS], seed, graphs=graphs) > 4
     assert max(lane.runner.device.in_flight for lane in lanes(engine)) > 0
+    assert (sum(lane.runner.device.replays for lane in lanes(engine)) > 0) == graphs
+
+
+@pytest.mark.properties
+@pytest.mark.timeout(3600)
+@pytest.mark.usefixtures("grouped_products")
+@pytest.mark.parametrize("number", range(10))
+def test_many_storms(number: int, suite: Any, start: Callable[..., Engine], zoo: Callable[[str], Path]) -> None:
+    engine = start(late=False, **(GRAPHS if number % 2 else OPTIONS))
+    for seed in suite.random.sample(range(10**6), 30):
+        storm(engine, [str(zoo(name)) for name in MODELS], seed + number, graphs=number % 2 == 1)
 
 
 def keep_uploads(patch: pytest.MonkeyPatch) -> None:
