@@ -110,9 +110,9 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
         Literal["auto", "half", "float16", "bfloat16", "float", "float32"],
         _about("Number format of weights and KV cache."),
     ] = "auto"
-    attention_backend: Annotated[Literal["auto", "cpu", "torch_native", "triton"], _about("Attention kernels.")] = (
-        "auto"
-    )
+    attention_backend: Annotated[
+        Literal["auto", "cpu", "torch_native", "triton"], _about("Kernels of all operations.")
+    ] = "auto"
     chunked_prefill_size: Annotated[
         Limit | None, _about("Limit on the tokens of a forward pass; -1 = no limit, default auto.")
     ] = None

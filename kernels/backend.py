@@ -1,4 +1,4 @@
-"""The attention backend: which kernels compute attention and sampling. The engine chooses it at start-up."""
+"""The backend: which kernel computes each operation. The engine chooses it at start-up, the model calls it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,38 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import adjust, attention_decode, attention_extend, kv_write, logprobs, sample
+from . import (
+    activation,
+    adjust,
+    attention_decode,
+    attention_extend,
+    glu,
+    grouped_linear,
+    kv_write,
+    layer_norm,
+    linear,
+    logprobs,
+    norm,
+    pool,
+    rope,
+    sample,
+)
+from .cpu.processor import has_bfloat16
 from .layout import Layout
 
 logger = logging.getLogger(__name__)
 
+Operation = Callable[..., torch.Tensor]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """The operations of attention and sampling that ``--attention-backend`` chooses, one field per operation.
+    """All operations on a device, one field per operation; ``--attention-backend`` chooses it.
 
-    ``decode``: :mod:`.attention_decode`; ``extend``: :mod:`.attention_extend`; ``write``: :mod:`.kv_write`;
-    ``sample``: :mod:`.sample`; ``adjust``: :mod:`.adjust`; ``logprobs``: :mod:`.logprobs`. Each of these files
-    documents its operation's arguments. The other operations (norms, RoPE, activations, linear layers, pooling) don't
-    depend on the backend: they run compiled wherever the device and dtype allow it.
+    Nothing outside of this package calls a device's kernel by name: models, stages and plugins call these fields.
+    The module of each operation documents its arguments and results, at the function ``*_reference`` (plain torch, for
+    every device); all backends take the same arguments. A backend may support fewer dtypes, which its own function
+    documents.
 
     ``captures``: whether decode-only passes can be CUDA graphs: ``decode`` and ``write`` read all that differs between
     passes from tensors, and don't take longer for a wider slot table.
@@ -33,10 +51,22 @@ class Backend:
     """
 
     name: str
+    # Attention, called by :meth:`attention`: :mod:`.attention_decode`, :mod:`.attention_extend`, :mod:`.kv_write`.
     decode: Callable[..., None]
     extend: Callable[..., None]
     write: Callable[..., None]
-    sample: Callable[..., torch.Tensor]
+    # Layers: :mod:`.norm`, :mod:`.layer_norm`, :mod:`.rope` (in place), :mod:`.glu`, :mod:`.activation`,
+    # :mod:`.linear` (makes a layer of a weight, once), :mod:`.grouped_linear` (the products of experts).
+    rms_norm: Operation
+    layer_norm: Operation
+    rope: Callable[..., None]
+    glu: Operation
+    activate: Operation
+    linear: Callable[..., linear.LinearLayer]
+    grouped_linear: Operation
+    # Results: :mod:`.pool`, :mod:`.sample`, :mod:`.adjust` (in place), :mod:`.logprobs`.
+    pool: Operation
+    sample: Operation
     adjust: Callable[..., None]
     logprobs: Callable[..., logprobs.RowLogprobs]
     captures: bool = False
@@ -99,6 +129,42 @@ class Backend:
         return rows[: layout.decodes], rows[layout.decodes :]
 
 
+CPU = Backend(
+    name="cpu",
+    decode=attention_decode.decode_cpu,
+    extend=attention_extend.extend_cpu,
+    write=kv_write.write_cpu,
+    rms_norm=norm.rms_norm_cpu,
+    layer_norm=layer_norm.layer_norm_cpu,
+    rope=rope.rope_cpu,
+    glu=glu.glu_cpu,
+    activate=activation.activate_cpu,
+    linear=linear.PackedLinear,
+    grouped_linear=grouped_linear.grouped_linear_cpu,
+    pool=pool.pool_cpu,
+    sample=sample.sample_cpu,
+    adjust=adjust.adjust_cpu,
+    logprobs=logprobs.logprobs_cpu,
+)
+TORCH_NATIVE = Backend(
+    name="torch_native",
+    decode=attention_decode.decode_batched,
+    extend=attention_extend.extend_reference,
+    write=kv_write.write_reference,
+    rms_norm=norm.rms_norm_reference,
+    layer_norm=layer_norm.layer_norm_reference,
+    rope=rope.rope_reference,
+    glu=glu.glu_reference,
+    activate=activation.activate_reference,
+    linear=linear.PlainLinear,
+    grouped_linear=grouped_linear.grouped_linear_reference,
+    pool=pool.pool_reference,
+    sample=sample.sample_reference,
+    adjust=adjust.adjust_reference,
+    logprobs=logprobs.logprobs_reference,
+)
+
+
 def choose(name: str | None, device: str) -> Backend:
     """The backend ``name`` for the device type "cpu" or "cuda"; None or "auto" is the device's default.
 
@@ -113,22 +179,9 @@ def choose(name: str | None, device: str) -> Backend:
     if name == "triton" or (name == "cpu" and device != "cpu"):
         logger.warning("attention backend %r doesn't run on device %r yet; using %r", name, device, default)
         name = default
-    if name == "cpu":
-        return Backend(
-            "cpu",
-            attention_decode.decode_cpu,
-            attention_extend.extend_cpu,
-            kv_write.write_cpu,
-            sample.sample_cpu,
-            adjust.adjust_cpu,
-            logprobs.logprobs_cpu,
-        )
-    return Backend(
-        "torch_native",
-        attention_decode.decode_batched,
-        attention_extend.extend_reference,
-        kv_write.write_reference,
-        sample.sample_reference,
-        adjust.adjust_reference,
-        logprobs.logprobs_reference,
-    )
+    return CPU if name == "cpu" else TORCH_NATIVE
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether a device of type "cpu" or "cuda" has instructions for products of bfloat16 matrices."""
+    return device != "cpu" or has_bfloat16()

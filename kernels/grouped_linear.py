@@ -5,25 +5,27 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+ALIGNMENT = 16  # bytes of which a row's size must be a multiple in grouped_mm
+
 
 def grouped_linear_reference(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Multiply each group of rows by its own matrix: ``x`` [N, H] -> [N, O].
 
     ``weight`` is [E, O, H], of ``x``'s dtype and any strides. Group ``e`` is the rows from the end of the group before
-    it to ``ends[e]``; ``ends`` is int32 [E], and the last one is N. Groups may be empty. Reads no value on the host.
-    RuntimeError for dtypes other than float32, bfloat16 and float16, and for rows of a size that isn't a multiple of
-    16 bytes.
+    it to ``ends[e]``; ``ends`` is int32 [E], and the last one is N. Groups may be empty.
+
+    It is :func:`torch.nn.functional.grouped_mm`, which reads no value on the host, for float32, bfloat16 and float16
+    and rows of a multiple of 16 bytes. Others work on the CPU only, by :func:`grouped_linear_cpu`; else RuntimeError.
     """
+    known = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    aligned = all(width * x.itemsize % ALIGNMENT == 0 for width in weight.shape[1:])
+    if x.is_cpu and not (known and aligned):
+        return grouped_linear_cpu(x, weight, ends)
     return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
 
 
-def grouped_linear(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """:func:`grouped_linear_reference`, with the same arguments and result.
-
-    On the CPU a loop over the groups, which is as fast and takes every dtype and size.
-    """
-    if not x.is_cpu:
-        return grouped_linear_reference(x, weight, ends)
+def grouped_linear_cpu(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """:func:`grouped_linear_reference` as a loop over the groups: as fast on a CPU, and for every dtype and size."""
     out = x.new_empty(len(x), weight.shape[1])
     start = 0
     for expert, end in enumerate(ends.tolist()):

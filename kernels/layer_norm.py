@@ -9,21 +9,27 @@ from trunkline.kernels.cpu import layer_norm as compiled
 
 
 def layer_norm_reference(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``(y - mean(y)) / sqrt(var(y) + eps) * weight + bias`` with ``y = x + residual``, over the last dimension.
 
-    ``x`` and ``residual`` [T, H] of any float dtype, ``weight`` and ``bias`` [H] -> [T, H] of ``x``'s dtype.
-    Computes in float32, or in float64 for a float64 ``x``.
+    ``x``, ``residual`` and ``out`` [T, H] of any float dtype, ``weight`` and ``bias`` [H] -> [T, H] of ``x``'s dtype,
+    written to ``out`` if given. Computes in float32, or in float64 for a float64 ``x``.
 
     Source: Ba, Kiros and Hinton, "Layer Normalization" (2016, arXiv:1607.06450).
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     exact = x.to(wide) if residual is None else x.to(wide) + residual.to(wide)
-    return F.layer_norm(exact, exact.shape[-1:], weight.to(wide), bias.to(wide), eps).to(x.dtype)
+    result = F.layer_norm(exact, exact.shape[-1:], weight.to(wide), bias.to(wide), eps).to(x.dtype)
+    return result if out is None else out.copy_(result)
 
 
-def layer_norm(
+def layer_norm_cpu(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,

@@ -1,6 +1,8 @@
-"""Linear layers over weights that are packed once, at load time, into the layout that the GEMM kernel reads."""
+"""Linear layers. On a CPU their weights are packed once, at load time, into the layout that the GEMM kernel reads."""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +12,77 @@ from trunkline.kernels.cpu import gemm
 from trunkline.kernels.cpu.processor import has_bfloat16, has_bfloat16_pairs
 
 
-class PackedLinear(nn.Module):
-    """``x Wᵀ + b``: replaces ``nn.Linear`` on a CPU and holds its own packed copy of the weight.
+class LinearLayer(nn.Module, ABC):
+    """``x Wᵀ + b``, W [N, K] and b [N]: what replaces ``nn.Linear``, with the weight stored as the kernel reads it.
+
+    Constructors take (weight [N, K], bias [N] or None, ``float32_out`` = False). With ``float32_out``, :meth:`forward`
+    returns float32, with unrounded sums where the kernel can.
+    """
+
+    in_features: int
+    out_features: int
+    bias: torch.Tensor | None
+
+    @abstractmethod
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """``x`` [..., K] -> ``x Wᵀ + bias + residual`` [..., N], of ``x``'s dtype unless ``float32_out``.
+
+        ``residual`` [..., N] has ``x``'s dtype and isn't changed.
+        """
+
+    @abstractmethod
+    def set_bias(self, bias: torch.Tensor | None) -> None:
+        """Replace the bias [N]; None for no bias."""
+
+    @abstractmethod
+    def weight(self, rows: slice) -> torch.Tensor:
+        """Rows ``rows`` of the weight [N, K], with exactly the values that the constructor was given."""
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a forward pass is one launch of our own kernel in the model's dtype, so that it can be recorded."""
+        return False
+
+    def forward_into(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """:meth:`forward` of a :attr:`recordable` layer: ``x`` [T, K] -> ``out`` [T, N], which may be ``residual``.
+
+        With a residual [T, N], the bias isn't added. All are contiguous and of the weight's dtype; ValueError
+        otherwise.
+        """
+        raise NotImplementedError
+
+
+class PlainLinear(LinearLayer):
+    """torch's product, for every device and dtype. The weight isn't copied."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, float32_out: bool = False) -> None:
+        """``weight`` [N, K] and ``bias`` [N] of one dtype, to which sums are rounded, with ``float32_out`` too."""
+        super().__init__()
+        self.float32_out = float32_out
+        self.out_features, self.in_features = weight.shape
+        self.matrix = weight.detach()
+        self.set_bias(bias)
+
+    def set_bias(self, bias: torch.Tensor | None) -> None:
+        """Replace the bias [N]; None for no bias."""
+        self.bias = None if bias is None else bias.detach()
+
+    def weight(self, rows: slice) -> torch.Tensor:
+        """Rows ``rows`` of the weight [N, K], not copied."""
+        return self.matrix[rows]
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """:func:`linear_reference`, in float32 if ``float32_out``."""
+        out = linear_reference(x, self.matrix, self.bias, residual)
+        return out.float() if self.float32_out else out
+
+    def extra_repr(self) -> str:
+        """Sizes and the dtype of the weight, for ``print``."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, dtype={self.matrix.dtype}"
+
+
+class PackedLinear(LinearLayer):
+    """A linear layer on a CPU, which holds its own packed copy of the weight.
 
     Which kernel multiplies, by the weight's dtype and the CPU:
 
@@ -52,31 +123,24 @@ class PackedLinear(nn.Module):
                 self.addend[: self.out_features] = bias
 
     def weight(self, rows: slice) -> torch.Tensor:
-        """Rows ``rows`` of the weight [N, K], unpacked, with exactly the values that were packed."""
+        """Rows ``rows`` of the weight [N, K], unpacked."""
         weight: torch.Tensor = self.packed.to_dense()[rows] if self.onednn else gemm.unpack(self.packed, rows)
         return weight.to(self.dtype)
 
     @property
     def recordable(self) -> bool:
-        """Whether a forward pass is one launch of our own kernel in the model's dtype, so that it can be recorded."""
+        """Whether the product is one launch of our own kernel in the model's dtype, without padding."""
         if self.onednn or gemm.rows_dtype(self.packed) != self.dtype:
             return False
         return self.out_features == gemm.width_of(self.packed)
 
     def forward_into(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """:meth:`forward` of a :attr:`recordable` layer: ``x`` [T, K] -> ``out`` [T, N], which may be ``residual``.
-
-        With a residual [T, N], the bias isn't added. All are contiguous and of the weight's dtype; ValueError
-        otherwise.
-        """
+        """One launch; ValueError for tensors that aren't contiguous or don't fit."""
         gemm.product(x, self.packed, self.addend if residual is None else residual, out)
         return out
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """``x`` [..., K] -> ``x Wᵀ + bias + residual`` [..., N], of ``x``'s dtype unless ``float32_out``.
-
-        ``residual`` [..., N] has ``x``'s dtype and isn't changed.
-        """
+        """``x`` [..., K] -> [..., N]; a residual is added by the kernel if there is no bias."""
         flat = x.reshape(-1, self.in_features)
         added = None if residual is None else residual.reshape(-1, self.out_features)
         out = self._onednn(flat, added) if self.onednn else self._compiled(flat, added)
@@ -113,7 +177,7 @@ class PackedLinear(nn.Module):
 def linear_reference(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """What :class:`PackedLinear` computes: ``x`` [..., K], ``weight`` [N, K], ``bias`` [N] and ``residual`` [..., N].
+    """What a :class:`LinearLayer` computes: ``x`` [..., K], ``weight`` [N, K], ``bias`` [N] and ``residual`` [..., N].
 
     All of one float dtype, which is the result's.
     """

@@ -39,17 +39,15 @@ def pool_reference(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> tor
     return sums / (totals.sqrt() if mode == "sqrt" else totals)
 
 
-def pool(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
-    """:func:`pool_reference`, with the same arguments, result and errors.
+def pool_cpu(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
+    """:func:`pool_reference` of tensors on the CPU, with the same arguments, result and errors.
 
-    "mean", "weighted" and "sqrt" of float32 and bfloat16 tensors on the CPU run compiled.
+    "mean", "weighted" and "sqrt" of float32 and bfloat16 tensors run compiled.
     """
-    compilable = hidden.is_cpu and hidden.dtype in (torch.float32, torch.bfloat16)
-    if not compilable or mode in ("max", "first", "last"):
+    if hidden.dtype not in (torch.float32, torch.bfloat16) or mode in ("max", "first", "last"):
         return pool_reference(hidden, starts, mode)
     _check(hidden, starts, mode)
-    starts, hidden = starts.cpu().contiguous(), hidden.contiguous()
-    return compiled.pool(hidden, starts, mode)
+    return compiled.pool(hidden.contiguous(), starts.contiguous(), mode)
 
 
 def _pick(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:

@@ -40,7 +40,7 @@ def rope_reference(
     qkv[:, : q_heads + k_heads] = torch.cat([rotated, exact[..., width:]], dim=-1).to(qkv.dtype)
 
 
-def rope(
+def rope_cpu(
     qkv: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from trunkline.core.errors import ModelError
 from trunkline.core.types import ModelInfo
-from trunkline.kernels.cpu.processor import has_bfloat16
+from trunkline.kernels.backend import multiplies_bfloat16
 
 from . import attention, experts, rotary
 
@@ -150,8 +150,7 @@ def layer_count(config: Any) -> int:
 def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
     """The torch dtype for ``--dtype``. ``auto`` is bfloat16 if the hardware has instructions for it, else float32."""
     if asked == "auto":
-        native = device.type != "cpu" or has_bfloat16()
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if multiplies_bfloat16(device.type) else torch.float32
     dtype = DTYPES[asked]
     if dtype is torch.float16 and device.type == "cpu":
         raise ModelError("--dtype float16 is slow and inexact on a CPU; use bfloat16 or float32.")

@@ -6,14 +6,17 @@ on all tokens in its own module.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trunkline.kernels.grouped_linear import grouped_linear
-
 from .attention import NAME
 from .expert_watch import TAP
+
+if TYPE_CHECKING:
+    from trunkline.kernels.backend import Backend
+
+GROUPED_LINEAR = "trunk_grouped_linear"  # attribute of experts modules: Backend.grouped_linear
 
 
 def register() -> None:
@@ -23,6 +26,16 @@ def register() -> None:
     ExpertsInterface.register(NAME, run_experts)
 
 
+def bind_backend(model: torch.nn.Module, backend: Backend) -> None:
+    """Let the experts of a model that was made with ``experts_implementation=NAME`` use this backend.
+
+    transformers calls :func:`run_experts` without a context, so each module refers to the operation itself.
+    """
+    for module in model.modules():
+        if hasattr(module, "has_gate") and hasattr(module, "num_experts"):
+            setattr(module, GROUPED_LINEAR, backend.grouped_linear)
+
+
 def run_experts(
     module: Any, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
@@ -30,7 +43,8 @@ def run_experts(
 
     ``hidden`` is ``[T, hidden_size]``, ``top_k_index`` int64 ``[T, k]``, ``top_k_weights`` ``[T, k]``;
     returns ``[T, hidden_size]``. Token-expert pairs are sorted by expert, so that each expert's weights
-    are read once, by one matrix product per projection. Observers are shown ``top_k_index``.
+    are read once, by one matrix product per projection. Observers are shown ``top_k_index``. ``module`` must have been
+    bound by :func:`bind_backend`.
     """
     if hidden.is_meta:  # a pass on the meta device, for shapes: there are no indices to sort by
         return torch.empty_like(hidden)
@@ -63,5 +77,6 @@ def _mlp(module: Any, x: torch.Tensor, experts: torch.Tensor, ends: torch.Tensor
 def _project(module: Any, name: str, x: torch.Tensor, experts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Rows times their experts' matrices, ``[out, in]``, or ``[in, out]`` if the module stores them transposed."""
     weight = getattr(module, name)
+    grouped_linear = module.__dict__[GROUPED_LINEAR]
     x = grouped_linear(x, weight.transpose(1, 2) if module.is_transposed else weight, ends)
     return x + getattr(module, f"{name}_bias")[experts] if module.has_bias else x

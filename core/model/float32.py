@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from trunkline.core.model.sources.tensor_file import StoredTensor
-from trunkline.kernels.linear import PackedLinear
 
 from .architecture import backbone_of, output_matrix
 
+if TYPE_CHECKING:
+    from trunkline.kernels.backend import Backend
 
-def float32_view(whole: Any, stored: Mapping[str, torch.Tensor | StoredTensor], *, pack: bool = False) -> Any:
+
+def float32_view(whole: Any, stored: Mapping[str, torch.Tensor | StoredTensor], backend: Backend) -> Any:
     """A view of a transformers model, with float32 copies of the modules that come after its layers.
 
     These are poolers, and the modules beside the backbone except the output matrix of logits. All other
     modules are shared with the model. ``stored`` are the checkpoint's tensors by name; copies take their
-    values from it, unrounded. With ``pack``, linear layers become :class:`PackedLinear`: unlike torch's,
-    their result for a row doesn't depend on the other rows.
+    values from it, unrounded. Linear layers become those of the backend: unlike torch's, the result of a packed one
+    for a row doesn't depend on the other rows.
     """
     names = {id(parameter): name for name, parameter in whole.named_parameters()}
     backbone, logits = backbone_of(whole), output_matrix(whole)
@@ -36,7 +38,7 @@ def float32_view(whole: Any, stored: Mapping[str, torch.Tensor | StoredTensor], 
             exact = stored.get(names[id(theirs)])
             if exact is not None and exact.shape == mine.shape:
                 mine.data.copy_(exact.to(mine.device, torch.float32))
-        return _packed(clone) if pack else clone
+        return _with_linears(clone, backend)
 
     if backbone is whole:
         return whole
@@ -50,12 +52,12 @@ def float32_view(whole: Any, stored: Mapping[str, torch.Tensor | StoredTensor], 
     return view
 
 
-def _packed(module: nn.Module) -> nn.Module:
-    """Replace a module's linear layers by packed ones, in place; returns it, or its replacement if it is one itself."""
+def _with_linears(module: nn.Module, backend: Backend) -> nn.Module:
+    """Replace a module's linear layers by the backend's, in place; returns it, or its replacement if it is one."""
     if type(module) is nn.Linear:
-        return PackedLinear(module.weight.detach(), module.bias)
+        return backend.linear(module.weight.detach(), module.bias)
     for name, child in module.named_children():
-        setattr(module, name, _packed(child))
+        setattr(module, name, _with_linears(child, backend))
     return module
 
 

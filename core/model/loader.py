@@ -30,6 +30,7 @@ from .architecture import (
 )
 from .attention import NAME, ForwardContext, packed_layout
 from .expert_watch import watch_experts
+from .experts import bind_backend
 from .float32 import float32_view
 from .head_proof import verify_heads, wrong_heads
 from .loaded import LoadedModel
@@ -117,13 +118,14 @@ def load(
     tensors = dict(safetensors.stream(source.path) if weights is None else weights)
     whole, lacking, unused = _fill(cls, config, dtype, tensors, info, source.reference)
     _check_positions(whole, info)
+    bind_backend(whole, backend)
     heads, name = list(heads), name or source.reference
     model = PackedModel.of(whole.to(device), info, backend, device, dtype)
     with quiet():
         model, kv_shapes = verify_attention(model)
         wrong = wrong_heads(model, heads)
     fused = _fuse(model)
-    view = float32_view(whole, tensors, pack=backend.name == "cpu")
+    view = float32_view(whole, tensors, backend)
     verified, refused = verify_heads(model, heads, view, wrong)
     for head, reason in refused.items():
         refused[head] = f"{reason} {lacking}".strip()
@@ -144,11 +146,9 @@ def load(
 
 
 def _fuse(model: PackedModel) -> str:
-    """Fuse layers, in place, if the backend has kernels for them; returns a sentence about the result."""
+    """Fuse layers, in place; returns a sentence about the result."""
     if model.padded:
         return "padded batches, because its attention can't be replaced"
-    if model.backend.name != "cpu":
-        return ""
     from trunkline.core.model.fusion.find_decoder import fuse
 
     return fuse(model.whole, model.backend).sentence

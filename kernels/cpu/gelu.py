@@ -1,4 +1,4 @@
-"""The compiled CPU kernels of :mod:`trunkline.kernels.gelu`: a polynomial for float32, a table for bfloat16."""
+"""The compiled CPU kernels of :mod:`trunkline.kernels.activation`: a polynomial for float32, a table for bfloat16."""
 
 from __future__ import annotations
 

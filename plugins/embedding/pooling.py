@@ -1,20 +1,19 @@
 """Pools hidden rows to one vector per sequence; a sequence may be computed in several passes.
 
-Rows of whole sequences are pooled by the kernel. If a sequence is computed in chunks, or begins with a
+Rows of whole sequences are pooled by the backend. If a sequence is computed in chunks, or begins with a
 prompt that isn't pooled, partial sums of each chunk are kept and added up after the last one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trunkline.core.types import Needs, Part, PartRow, sequence_starts
-from trunkline.kernels.pool import pool
 
 KERNEL_MODES = {
     "cls": "first",
@@ -32,8 +31,9 @@ Partial = dict[str, Tensor]
 class Pooler:
     """Pools by ``modes`` (sentence-transformers' names) and concatenates the results."""
 
-    def __init__(self, modes: tuple[str, ...]) -> None:
-        self._modes = modes
+    def __init__(self, modes: tuple[str, ...], operation: Callable[..., Tensor]) -> None:
+        """``operation``: the backend's ``pool``."""
+        self._modes, self._operation = modes, operation
         self._only_last = set(modes) == {"lasttoken"}
 
     def needs(self, skip: int) -> Needs:
@@ -60,7 +60,7 @@ class Pooler:
             picked = hidden if len(last) == len(hidden) else hidden[last]
             return torch.cat([picked.float()] * len(self._modes), dim=-1)
         if (starts := part.tensors.get("starts")) is not None:
-            return torch.cat([pool(hidden, starts, KERNEL_MODES[mode]) for mode in self._modes], dim=-1)
+            return torch.cat([self._operation(hidden, starts, KERNEL_MODES[mode]) for mode in self._modes], dim=-1)
         done = [self._chunk(row, hidden, skip) for row, skip in zip(part.rows, skips, strict=True)]
         vectors = [vector for vector in done if vector is not None]
         return torch.stack(vectors) if vectors else hidden.new_empty(0, 0, dtype=torch.float32)

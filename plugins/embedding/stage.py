@@ -33,7 +33,7 @@ class EmbeddingStage(Stage):
     def __init__(self, model: Model, recipe: Recipe) -> None:
         """ModelError when weights of the recipe's modules are missing or don't fit."""
         self._recipe = recipe
-        self._pooler = Pooler(recipe.modes)
+        self._pooler = Pooler(recipe.modes, model.backend.pool)
         self._after = build(recipe.modules, model.info.hidden_size * len(recipe.modes), model.device)
 
     def admit(self, request: Request) -> Needs:

@@ -9,7 +9,6 @@ import torch
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, Model, Needs, Part, Request, Stage, Step, sequence_starts
-from trunkline.kernels.pool import pool
 
 from .schemas import RerankParams, RerankResult, check_labels
 from .settings import TASK
@@ -37,7 +36,7 @@ class ScoreStage(Stage):
         part.arrays["starts"] = sequence_starts(part)
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
-        pooled = pool(hidden, part.tensors["starts"], self._rows)
+        pooled = self._model.backend.pool(hidden, part.tensors["starts"], self._rows)
         return Launched(tensors={"values": self._model.heads["score"](pooled)})
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:

@@ -9,7 +9,6 @@ import torch
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, Model, Needs, Part, Request, Stage, Step, sequence_starts
-from trunkline.kernels.pool import pool
 
 from .schemas import TASK, RewardParams, RewardResult
 
@@ -41,7 +40,7 @@ class RewardStage(Stage):
 
     def launch(self, part: Part, hidden: torch.Tensor) -> Launched:
         """Rows ``[R, hidden_size]`` of the part -> "scores" float32 ``[len(part.rows), labels]``."""
-        pooled = pool(hidden, part.tensors["starts"], self._rows)
+        pooled = self._model.backend.pool(hidden, part.tensors["starts"], self._rows)
         return Launched(tensors={"scores": self._model.heads["score"](pooled)})
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trunkline.kernels.grouped_linear import grouped_linear, grouped_linear_reference
+from trunkline.kernels import grouped_linear
+from trunkline.kernels.grouped_linear import grouped_linear_cpu, grouped_linear_reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -19,7 +20,7 @@ def test_like_a_product_for_each_group(sizes: list[int], dtype: torch.dtype, *, 
     expected = torch.cat(
         [rows.double() @ matrix.double().T for rows, matrix in zip(x.split(sizes), weight, strict=True)]
     )
-    for product in (grouped_linear, grouped_linear_reference):
+    for product in (grouped_linear_cpu, grouped_linear_reference):
         found = product(x, weight, ends)
         assert (found.shape, found.dtype) == ((len(x), 24), dtype)
         assert torch.allclose(found.double(), expected, atol=1e-5 if dtype == torch.float32 else 0.2)
@@ -29,8 +30,21 @@ def test_like_a_product_for_each_group(sizes: list[int], dtype: torch.dtype, *, 
 def test_odd_sizes_on_the_cpu(dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     x, weight = torch.randn(9, 7).to(dtype), torch.randn(3, 5, 7).to(dtype)
-    found = grouped_linear(x, weight, torch.tensor([2, 2, 9], dtype=torch.int32))
     expected = torch.cat([x[:2].double() @ weight[0].double().T, x[2:].double() @ weight[2].double().T])
-    assert torch.allclose(found.double(), expected, atol=1e-5 if dtype != torch.bfloat16 else 0.2)
-    with pytest.raises(RuntimeError):
-        grouped_linear_reference(x, weight, torch.tensor([2, 2, 9], dtype=torch.int32))
+    for product in (grouped_linear_cpu, grouped_linear_reference):
+        found = product(x, weight, torch.tensor([2, 2, 9], dtype=torch.int32))
+        assert torch.allclose(found.double(), expected, atol=1e-5 if dtype != torch.bfloat16 else 0.2)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(16, 24), (16, 5), (7, 8)])
+def test_the_reference_loops_only_where_it_must(inputs: int, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loop(*_: torch.Tensor) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(grouped_linear, "grouped_linear_cpu", loop)
+    given = torch.randn(9, inputs), torch.randn(3, outputs, inputs), torch.tensor([2, 2, 9], dtype=torch.int32)
+    if (inputs, outputs) == (16, 24):
+        assert grouped_linear_reference(*given).shape == (9, 24)
+    else:
+        with pytest.raises(NotImplementedError):
+            grouped_linear_reference(*given)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from trunkline.kernels import linear
 from trunkline.kernels.cpu import gemm
 from trunkline.kernels.cpu.gemm_tiles import FLOAT_PANEL, PAIR_PANEL
 from trunkline.kernels.cpu.processor import has_bfloat16, has_bfloat16_pairs
-from trunkline.kernels.linear import PackedLinear, linear_reference, storage_dtype
+from trunkline.kernels.linear import LinearLayer, PackedLinear, PlainLinear, linear_reference, storage_dtype
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
@@ -127,9 +129,10 @@ def test_onednn_in_earnest(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(layer(x, residual), linear_reference(x, weight, bias, residual), rtol=3e-2, atol=3e-2)
 
 
-def test_any_leading_shape() -> None:
+@pytest.mark.parametrize("kind", [PackedLinear, PlainLinear])
+def test_any_leading_shape(kind: Callable[..., LinearLayer]) -> None:
     weight, bias, x = torch.randn(20, 12), torch.randn(20), torch.randn(2, 3, 12)
-    layer = PackedLinear(weight, bias)
+    layer = kind(weight, bias)
     torch.testing.assert_close(layer(x), linear_reference(x, weight, bias), rtol=1e-5, atol=1e-5)
     assert layer(x[0, 0]).shape == (20,)
     assert "in_features=12, out_features=20" in repr(layer)
@@ -181,3 +184,19 @@ def test_onednn_where_it_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) ->
     assert len(calls) == 1
     assert PackedLinear(weight.float(), None)(x.float()).dtype == torch.float32
     assert len(calls) == 1  # float32 goes another way
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_plain_linear(dtype: torch.dtype) -> None:
+    weight, bias, x = torch.randn(20, 12).to(dtype), torch.randn(20).to(dtype), torch.randn(3, 12).to(dtype)
+    residual = torch.randn(3, 20).to(dtype)
+    before = residual.clone()
+    layer = PlainLinear(weight, bias)
+    assert layer.weight(slice(0, 20)).data_ptr() == weight.data_ptr()  # not copied
+    assert torch.equal(layer.weight(slice(3, 7)), weight[3:7])
+    torch.testing.assert_close(layer(x, residual), x @ weight.T + bias + residual, rtol=1e-2, atol=1e-2)
+    assert torch.equal(residual, before)
+    layer.set_bias(None)
+    torch.testing.assert_close(layer(x), x @ weight.T, rtol=1e-2, atol=1e-2)
+    assert not layer.recordable
+    assert PlainLinear(weight, bias, float32_out=True)(x).dtype == torch.float32

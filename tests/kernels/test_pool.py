@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from trunkline.kernels.pool import MODES, pool, pool_reference
+from trunkline.kernels.pool import MODES, pool_cpu, pool_reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}  # the results are float32
 
@@ -34,7 +34,7 @@ def test_equals_each_sequence_alone(mode: str, width: int, lengths: list[int], d
     starts = torch.tensor([0, *lengths]).cumsum(0)
     hidden = (torch.randn(int(starts[-1]), width) * 3).to(dtype)
     exact = torch.stack([plainly(hidden[a:b].double(), mode) for a, b in pairwise(starts.tolist())])
-    for compute in (pool, pool_reference):
+    for compute in (pool_cpu, pool_reference):
         result = compute(hidden, starts, mode)
         assert result.dtype == torch.float32
         torch.testing.assert_close(result.double(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
@@ -45,11 +45,11 @@ def test_any_number_of_threads_gives_the_same(mode: str) -> None:
     lengths = torch.randint(1, 60, (50,))
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     hidden = torch.randn(int(starts[-1]), 96)
-    alone = pool(hidden, starts, mode)
+    alone = pool_cpu(hidden, starts, mode)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert torch.equal(pool(hidden, starts, mode), alone)
+        assert torch.equal(pool_cpu(hidden, starts, mode), alone)
     finally:
         torch.set_num_threads(before)
 
@@ -58,22 +58,22 @@ def test_any_number_of_threads_gives_the_same(mode: str) -> None:
 def test_not_a_number_stays_in_its_sequence(mode: str) -> None:
     hidden = torch.randn(9, 40)
     hidden[3, 5] = torch.nan
-    result = pool(hidden, torch.tensor([0, 2, 6, 9]), mode)
+    result = pool_cpu(hidden, torch.tensor([0, 2, 6, 9]), mode)
     assert result.isnan().nonzero().tolist() == [[1, 5]]
 
 
 def test_no_sequence() -> None:
     for mode in MODES:
-        assert pool(torch.zeros(0, 8), torch.tensor([0]), mode).shape == (0, 8)
+        assert pool_cpu(torch.zeros(0, 8), torch.tensor([0]), mode).shape == (0, 8)
 
 
 def test_reads_what_is_not_contiguous() -> None:
     hidden = torch.randn(6, 8).t()
     starts = torch.tensor([0, 2, 8])
-    torch.testing.assert_close(pool(hidden, starts, "mean"), pool(hidden.contiguous(), starts, "mean"))
+    torch.testing.assert_close(pool_cpu(hidden, starts, "mean"), pool_cpu(hidden.contiguous(), starts, "mean"))
 
 
-@pytest.mark.parametrize("compute", [pool, pool_reference])
+@pytest.mark.parametrize("compute", [pool_cpu, pool_reference])
 def test_refuses_what_does_not_fit(compute: object) -> None:
     assert callable(compute)
     hidden = torch.randn(4, 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trunkline.kernels.rope import rope, rope_reference
+from trunkline.kernels.rope import rope_cpu, rope_reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
 
@@ -28,7 +28,7 @@ def test_equals_its_reference(
     exact, result = qkv.double(), qkv.clone()
     doubled = [None if weight is None else weight.double() for weight in weights]
     rope_reference(exact, cos.double(), sin.double(), queries, keys, *doubled, 1e-5)
-    rope(result, cos, sin, queries, keys, *weights, 1e-5)
+    rope_cpu(result, cos, sin, queries, keys, *weights, 1e-5)
     torch.testing.assert_close(result.double(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     assert torch.equal(result[:, queries + keys :], qkv[:, queries + keys :])  # values stay
 
@@ -37,21 +37,21 @@ def test_turns_pairs_as_complex_numbers() -> None:
     qkv = torch.randn(2, 3, 8)
     cos, sin = angles(2, 8)
     pairs = torch.complex(qkv[:, :2, :4], qkv[:, :2, 4:]) * torch.complex(cos, sin)[:, None, :4]
-    rope(qkv, cos, sin, 1, 1)
+    rope_cpu(qkv, cos, sin, 1, 1)
     torch.testing.assert_close(qkv[:, :2], torch.cat([pairs.real, pairs.imag], dim=-1))
 
 
 def test_refuses_what_does_not_fit() -> None:
     qkv = torch.randn(2, 3, 8)
     with pytest.raises(ValueError, match="cos and sin must be"):
-        rope(qkv, *angles(3, 8), 1, 1)
+        rope_cpu(qkv, *angles(3, 8), 1, 1)
     with pytest.raises(ValueError, match="cos and sin must be"):
-        rope(qkv, *angles(2, 8, torch.bfloat16), 1, 1)
+        rope_cpu(qkv, *angles(2, 8, torch.bfloat16), 1, 1)
     with pytest.raises(ValueError, match="rotary dimension"):
-        rope(qkv, *angles(2, 10), 1, 1)
+        rope_cpu(qkv, *angles(2, 10), 1, 1)
     with pytest.raises(ValueError, match="or neither"):
-        rope(qkv, *angles(2, 8), 1, 1, torch.ones(8))
+        rope_cpu(qkv, *angles(2, 8), 1, 1, torch.ones(8))
     with pytest.raises(ValueError, match="the head's width 8"):
-        rope(qkv, *angles(2, 8), 1, 1, torch.ones(4), torch.ones(4))
+        rope_cpu(qkv, *angles(2, 8), 1, 1, torch.ones(4), torch.ones(4))
     with pytest.raises(ValueError, match="qkv must be a contiguous"):
-        rope(qkv.transpose(0, 1), *angles(3, 8), 1, 1)
+        rope_cpu(qkv.transpose(0, 1), *angles(3, 8), 1, 1)

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from trunkline.core.model.attention import ForwardContext
-from trunkline.kernels.glu import COMPILED, glu
-from trunkline.kernels.linear import PackedLinear
-from trunkline.kernels.norm import rms_norm
-from trunkline.kernels.rope import rope
+from trunkline.kernels.glu import COMPILED
 
 from .origins import Origins
 from .recorded import RecordedDecode, Scratch
 
+if TYPE_CHECKING:
+    from trunkline.kernels.linear import LinearLayer
+
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """RMS norm. ``weight`` is the float32 factor itself: for Gemma, it already is ``1 + w``."""
+    """RMS norm. ``weight`` is the float32 factor itself: for Gemma, it already is ``1 + w``.
+
+    ``operation``: :attr:`.Backend.rms_norm`.
+    """
 
     weight: torch.Tensor
     eps: float
+    operation: Callable[..., torch.Tensor]
 
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor | None = None, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return rms_norm(x, self.weight, self.eps, residual, out)
+        return self.operation(x, self.weight, self.eps, residual, out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +54,20 @@ class AttentionCall:
 
 @dataclass(frozen=True, slots=True)
 class Matrices:
-    """A layer's merged and packed linear layers; ``gate_up`` and ``down`` are None if it keeps its own MLP module."""
+    """A layer's merged linear layers, made by :attr:`.Backend.linear`.
 
-    qkv: PackedLinear
-    out: PackedLinear
-    gate_up: PackedLinear | None
-    down: PackedLinear | None
+    ``gate_up`` and ``down`` are None if the layer keeps its own MLP module.
+    """
+
+    qkv: LinearLayer
+    out: LinearLayer
+    gate_up: LinearLayer | None
+    down: LinearLayer | None
 
     def with_biases(self, biases: Biases) -> Matrices:
-        """The same packed weights, not copied, with other biases."""
+        """The same weights, not copied, with other biases."""
 
-        def rebias(linear: PackedLinear | None, bias: torch.Tensor | None) -> Any:
+        def rebias(linear: LinearLayer | None, bias: torch.Tensor | None) -> Any:
             if linear is None:
                 return None
             twin = copy.copy(linear)
@@ -144,7 +152,7 @@ class FusedLayer(nn.Module):
             assert self.mlp is not None
             h = self.mlp(h[None])[0]
             return h + x if self.norms.after_mlp is None else self.norms.after_mlp(h, x)
-        h = glu(self.gate_up.forward(h), self.activation)
+        h = trunk.backend.glu(self.gate_up.forward(h), self.activation)
         if self.norms.after_mlp is None:
             return self.down.forward(h, x)
         return self.norms.after_mlp(self.down.forward(h), x)
@@ -161,10 +169,10 @@ class FusedLayer(nn.Module):
         call, norms, pool = self.call, self.norms, trunk.pool
         heads = qkv.view(len(qkv), call.heads + 2 * call.kv_heads, call.width)
         if norms.queries is None or norms.keys is None:
-            rope(heads, cos, sin, call.heads, call.kv_heads)
+            trunk.backend.rope(heads, cos, sin, call.heads, call.kv_heads)
         else:
             queries, keys = norms.queries, norms.keys
-            rope(heads, cos, sin, call.heads, call.kv_heads, queries.weight, keys.weight, queries.eps)
+            trunk.backend.rope(heads, cos, sin, call.heads, call.kv_heads, queries.weight, keys.weight, queries.eps)
         q, k, v = torch.split(heads, [call.heads, call.kv_heads, call.kv_heads], 1)
         trunk.calls += 1
         trunk.kv_shapes[call.layer] = self.kv_shape
@@ -222,7 +230,7 @@ class FusedLayer(nn.Module):
             norms.after_attention(self.out.forward_into(attended, scratch("added", width)), x, x)
         normed = norms.mlp(x, out=scratch("normed", width))
         gate_up = self.gate_up.forward_into(normed, scratch("gate_up", self.gate_up.out_features))
-        gated = glu(gate_up, self.activation, scratch("gated", self.down.in_features))
+        gated = trunk.backend.glu(gate_up, self.activation, scratch("gated", self.down.in_features))
         if norms.after_mlp is None:
             self.down.forward_into(gated, x, x)
         else:

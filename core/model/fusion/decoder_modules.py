@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from trunkline.kernels.glu import ACTIVATIONS, activate
-from trunkline.kernels.linear import PackedLinear
-from trunkline.kernels.norm import rms_norm_reference
+from trunkline.kernels.activation import ACTIVATIONS
 
 from .decoder_layer import Biases, Matrices, Norm, Norms
 from .origins import Origins, origins
+
+if TYPE_CHECKING:
+    from trunkline.kernels.backend import Backend
 
 MATCH_TOLERANCE = 1e-5
 
@@ -40,14 +41,14 @@ class DecoderModules:
     other_mlp: nn.Module | None
     norms: Norms
 
-    def matrices(self) -> Matrices:
-        """Merge and pack the linear layers. The result holds copies, so the layer can be freed."""
-        biases = self.biases()
+    def matrices(self, backend: Backend) -> Matrices:
+        """Merge the linear layers. The result doesn't refer to their modules, so the layer can be freed."""
+        linear, biases = backend.linear, self.biases()
         return Matrices(
-            qkv=PackedLinear(merged(self.qkv), biases.qkv),
-            out=PackedLinear(self.out.weight, biases.out),
-            gate_up=PackedLinear(merged(self.gate_up), biases.gate_up) if self.gate_up else None,
-            down=PackedLinear(self.down.weight, biases.down) if self.down is not None else None,
+            qkv=linear(merged(self.qkv), biases.qkv),
+            out=linear(self.out.weight, biases.out),
+            gate_up=linear(merged(self.gate_up), biases.gate_up) if self.gate_up else None,
+            down=linear(self.down.weight, biases.down) if self.down is not None else None,
         )
 
     def origins(self, layer: nn.Module, matrices: Matrices) -> Origins:
@@ -65,8 +66,8 @@ class DecoderModules:
         )
 
 
-def decoder_modules(layer: Any) -> DecoderModules:
-    """The modules of a decoder layer; Mismatch if one is missing or unknown."""
+def decoder_modules(layer: Any, backend: Backend) -> DecoderModules:
+    """The modules of a decoder layer; Mismatch if one is missing, or none of the backend's operations computes it."""
     attention, mlp = layer.self_attn, getattr(layer, "mlp", None)
     known: list[nn.Module] = []
     qkv = _linears(attention, ("qkv_proj",), known) or _linears(attention, ("q_proj", "k_proj", "v_proj"), known)
@@ -76,9 +77,10 @@ def decoder_modules(layer: Any) -> DecoderModules:
     mlp_known: list[nn.Module] = []
     gate_up = _linears(mlp, ("gate_up_proj",), mlp_known) or _linears(mlp, ("gate_proj", "up_proj"), mlp_known)
     down = _linears(mlp, ("down_proj",), mlp_known)
-    activation = activation_name(getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None))
+    function = getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None)
+    activation = activation_name(function, backend, out[0].weight.device)
     gated = bool(gate_up and down and activation) and covered(mlp, mlp_known)
-    norms = _norms(layer, attention, known)
+    norms = _norms(layer, attention, known, backend)
     if not covered(layer, [*known, mlp]):
         raise Mismatch("parameters beyond those of the common decoder layer")
     return DecoderModules(
@@ -93,23 +95,24 @@ def decoder_modules(layer: Any) -> DecoderModules:
     )
 
 
-def norm_of(module: nn.Module) -> Norm | None:
-    """The RMS norm that a module computes; None if it computes something else."""
+def norm_of(module: nn.Module, backend: Backend) -> Norm | None:
+    """The RMS norm of the backend that computes the same as a module, in float32; None if there is none."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if weight is None or weight.ndim != 1 or not isinstance(eps, float) or len(list(module.parameters())) != 1:
         return None
-    x = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0))
+    x = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device)
     expected = copy.deepcopy(module).float()(x)
-    for candidate in (weight.float(), 1.0 + weight.float()):
-        if torch.allclose(rms_norm_reference(x, candidate, eps), expected, MATCH_TOLERANCE, MATCH_TOLERANCE):
-            return Norm(candidate.clone(), eps)
+    for factor in (weight.float().clone(), 1.0 + weight.float()):
+        norm = Norm(factor, eps, backend.rms_norm)
+        if torch.allclose(norm(x), expected, MATCH_TOLERANCE, MATCH_TOLERANCE):
+            return norm
     return None
 
 
-def _norms(layer: Any, attention: Any, known: list[nn.Module]) -> Norms:
+def _norms(layer: Any, attention: Any, known: list[nn.Module], backend: Backend) -> Norms:
     def find(owner: Any, name: str) -> Norm | None:
         module: Any = getattr(owner, name, None)
-        norm = norm_of(module) if isinstance(module, nn.Module) else None
+        norm = norm_of(module, backend) if isinstance(module, nn.Module) else None
         if norm is not None:
             known.append(module)
         return norm
@@ -137,13 +140,13 @@ def _linears(owner: Any, names: tuple[str, ...], known: list[nn.Module]) -> tupl
     return found
 
 
-def activation_name(function: Any) -> str:
-    """Which of :data:`ACTIVATIONS` a function computes; "" for none of them."""
+def activation_name(function: Any, backend: Backend, device: torch.device) -> str:
+    """Which of :data:`ACTIVATIONS` a function computes; "" for none of them. ``device``: the backend's."""
     if function is None:
         return ""
-    x = torch.linspace(-6, 6, 97)
+    x = torch.linspace(-6, 6, 97, device=device)[None]
     for name in ACTIVATIONS:
-        if torch.allclose(function(x), activate(x, name), MATCH_TOLERANCE, MATCH_TOLERANCE):
+        if torch.allclose(function(x), backend.activate(x, name), MATCH_TOLERANCE, MATCH_TOLERANCE):
             return name
     return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,28 +11,26 @@ import torch.nn.functional as F
 from torch import nn
 
 from trunkline.core.model.attention import ForwardContext
-from trunkline.kernels.gelu import gelu
-from trunkline.kernels.glu import activate
-from trunkline.kernels.layer_norm import layer_norm
 
 from .decoder_layer import AttentionCall, Matrices
 from .origins import Origins
 
-BLOCK_TOKENS = 1024  # tokens that pass through the MLP together, so that intermediate results stay in the CPU cache
+BLOCK_TOKENS = 1024  # tokens that pass through the MLP together, so that intermediate results stay in a CPU's cache
 
 
 @dataclass(frozen=True, slots=True)
 class LayerNorm:
-    """Layer norm with float32 ``weight`` and ``bias``."""
+    """Layer norm with float32 ``weight`` and ``bias``. ``operation``: :attr:`.Backend.layer_norm`."""
 
     weight: torch.Tensor
     bias: torch.Tensor
     eps: float
+    operation: Callable[..., torch.Tensor]
 
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor | None = None, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return layer_norm(x, self.weight, self.bias, self.eps, residual, out)
+        return self.operation(x, self.weight, self.bias, self.eps, residual, out)
 
 
 class FusedEncoderLayer(nn.Module):
@@ -69,8 +68,7 @@ class FusedEncoderLayer(nn.Module):
         for first in range(0, len(x), BLOCK_TOKENS):
             block = slice(first, first + BLOCK_TOKENS)
             y = self.attention_norm(self.out.forward(attended[block]), x[block])
-            h = self.up.forward(y)
-            h = gelu(h) if self.activation == "gelu" else activate(h, self.activation)
+            h = trunk.backend.activate(self.up.forward(y), self.activation)
             self.mlp_norm(self.down.forward(h), y, result[block])
         return result
 

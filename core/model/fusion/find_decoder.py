@@ -18,7 +18,6 @@ from torch import nn
 
 from trunkline.core.model.architecture import output_matrix
 from trunkline.core.model.attention import ForwardContext, packed_layout
-from trunkline.kernels.linear import PackedLinear
 
 from .decoder_layer import AttentionCall, FusedForward, FusedLayer, Matrices
 from .decoder_modules import Mismatch, decoder_modules, norm_of
@@ -49,7 +48,7 @@ log = logging.getLogger("trunkline.model")
 
 @torch.inference_mode()
 def fuse(model: Any, backend: Backend) -> FuseReport:
-    """Replace layers of a loaded transformers ``model`` on the CPU by fused ones, in place.
+    """Replace layers of a loaded transformers ``model`` on the backend's device by fused ones, in place.
 
     Each original's memory is freed when it is replaced. Never raises for an unknown kind of model; it is
     left unchanged.
@@ -61,9 +60,9 @@ def fuse(model: Any, backend: Backend) -> FuseReport:
         understood = _fuse_decoder(base, layers, backend, report)
     elif (layers := encoder_layers(base)) is not None:
         understood = fuse_encoder(base, layers, backend, report)
-    report.head = understood and _pack_head(model)
+    report.head = understood and _replace_head(model, backend)
     log.info(
-        "%s: %s; fused forward pass: %s; packed output matrix: %s",
+        "%s: %s; fused forward pass: %s; replaced output matrix: %s",
         type(model).__name__, report.sentence, report.fused_forward, report.head,
     )  # fmt: skip
     return report
@@ -92,11 +91,11 @@ def _replace(layer: Any, observed: ObservedLayer, backend: Backend) -> FusedLaye
         raise Mismatch("attention with sinks or with values of another width")
     if "position_embeddings" not in observed.keywords:
         raise Mismatch("no rotary embedding")
-    modules = decoder_modules(layer)
+    modules = decoder_modules(layer, backend)
     call = replace(observed.call, layer=modules.index)
     if modules.norms.queries is not None and len(modules.norms.queries.weight) != call.width:
         raise Mismatch("queries are normalised over all heads together")
-    matrices = modules.matrices()
+    matrices = modules.matrices(backend)
     check_layer(modules.index, lambda: _error(layer, call, matrices, observed, backend))
     fused = FusedLayer(call, matrices, modules.norms, modules.activation, modules.other_mlp)
     fused.origins = modules.origins(layer, matrices)
@@ -108,12 +107,11 @@ def _error(layer: Any, call: AttentionCall, matrices: Matrices, observed: Observ
 
     It is relative to what the layer adds to its input.
     """
-    mlp = decoder_modules(layer).other_mlp  # a kept MLP is left out of the comparison
+    mlp = decoder_modules(layer, backend).other_mlp  # a kept MLP is left out of the comparison
     original = noisy_copy(layer, {} if mlp is None else {id(mlp): nn.Identity()})
-    modules = decoder_modules(original)
-    candidate = FusedLayer(
-        call, noisy_matrices(layer, matrices, modules), modules.norms, modules.activation, modules.other_mlp
-    )
+    modules = decoder_modules(original, backend)
+    noisy = noisy_matrices(layer, matrices, modules, backend)
+    candidate = FusedLayer(call, noisy, modules.norms, modules.activation, modules.other_mlp)
     hidden = observed.hidden.float()
     cos, sin = observed.keywords["position_embeddings"]
     layout = packed_layout([hidden.shape[1]])
@@ -135,7 +133,7 @@ def _fuse_forward(
     """
     expected = output.last_hidden_state
     embeddings = {id(one.keywords["position_embeddings"]) for one in observed}
-    norm = norm_of(base.norm) if isinstance(getattr(base, "norm", None), nn.Module) else None
+    norm = norm_of(base.norm, backend) if isinstance(getattr(base, "norm", None), nn.Module) else None
     if len(embeddings) != 1 or norm is None or not hasattr(base, "embed_tokens") or not hasattr(base, "rotary_emb"):
         return False
     base.forward = fused_forward = FusedForward(base, list(layers), norm, type(output))  # type: ignore[arg-type]
@@ -153,21 +151,23 @@ def _fuse_forward(
     return False
 
 
-def _pack_head(model: Any) -> bool:
-    """Replace the output matrix by a packed linear layer, unless its logits differ; returns whether it was replaced."""
+def _replace_head(model: Any, backend: Backend) -> bool:
+    """Replace the output matrix by a linear layer of the backend, unless its logits differ; returns whether it was."""
     head = output_matrix(model)
     if type(head) is not nn.Linear:
         return False
     # float32 results: from 16 on, bfloat16 numbers are 1/8 apart, so rounded logits would have ties.
-    packed = PackedLinear(head.weight, head.bias, float32_out=True)
-    rows = torch.randn(4, head.in_features, generator=torch.Generator().manual_seed(2)).to(head.weight.dtype)
+    replacement = backend.linear(head.weight, head.bias, float32_out=True)
+    rows = torch.randn(4, head.in_features, generator=torch.Generator().manual_seed(2)).to(head.weight)
     expected = head(rows).float()
-    error = relative_error(packed(rows), expected)
+    error = relative_error(replacement(rows), expected)
     if error > tolerance(head.weight.dtype):
-        log.warning("%s: the output matrix isn't packed, its relative error would be %.1e", type(model).__name__, error)
+        log.warning(
+            "%s: the output matrix isn't replaced, its relative error would be %.1e", type(model).__name__, error
+        )
         return False
     # Not with set_output_embeddings: in some classes it needs a bias that is a parameter.
     name = next(name for name, module in model.named_modules() if module is head)
     parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, packed)
+    setattr(model.get_submodule(parent), attribute, replacement)
     return True

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from trunkline.core.model.attention import ForwardContext, packed_layout
-from trunkline.kernels.linear import PackedLinear
 
 from .decoder_layer import AttentionCall, Biases, Matrices
 from .decoder_modules import Mismatch, activation_name, covered, merged, merged_bias
@@ -66,14 +65,14 @@ class EncoderModules:
     mlp_norm: LayerNorm
     activation: str
 
-    def matrices(self) -> Matrices:
-        """Merge and pack the linear layers. The result holds copies, so the layer can be freed."""
-        biases = self.biases()
+    def matrices(self, backend: Backend) -> Matrices:
+        """Merge the linear layers. The result doesn't refer to their modules, so the layer can be freed."""
+        linear, biases = backend.linear, self.biases()
         return Matrices(
-            qkv=PackedLinear(merged(self.qkv), biases.qkv),
-            out=PackedLinear(self.out.weight, biases.out),
-            gate_up=PackedLinear(self.up.weight, biases.gate_up),
-            down=PackedLinear(self.down.weight, biases.down),
+            qkv=linear(merged(self.qkv), biases.qkv),
+            out=linear(self.out.weight, biases.out),
+            gate_up=linear(self.up.weight, biases.gate_up),
+            down=linear(self.down.weight, biases.down),
         )
 
     def biases(self) -> Biases:
@@ -84,7 +83,7 @@ class EncoderModules:
 
 
 def fuse_encoder(base: Any, layers: nn.ModuleList, backend: Backend, report: FuseReport) -> bool:
-    """Replace an encoder's ``layers`` on the CPU by fused ones, in place, and add them to ``report``.
+    """Replace an encoder's ``layers`` by fused ones, in place, and add them to ``report``.
 
     False, and nothing is changed, if the warm-up pass fails. Never raises for an unknown kind of layer.
     """
@@ -96,8 +95,8 @@ def fuse_encoder(base: Any, layers: nn.ModuleList, backend: Backend, report: Fus
     return warmed is not None
 
 
-def encoder_modules(layer: Any) -> EncoderModules:
-    """The modules of an encoder layer; Mismatch if one is missing or unknown."""
+def encoder_modules(layer: Any, backend: Backend) -> EncoderModules:
+    """The modules of an encoder layer; Mismatch if one is missing, or none of the backend's operations computes it."""
     for qkv_paths, out_paths, mlp_paths in _PATHS:
         found = [_at(layer, path) for path in (*qkv_paths, *out_paths, *mlp_paths)]
         if all(module is not None for module in found):
@@ -109,7 +108,7 @@ def encoder_modules(layer: Any) -> EncoderModules:
         raise Mismatch("linear layers of another kind")
     if any(type(module) is not nn.LayerNorm for module in (attention_norm, mlp_norm)):
         raise Mismatch("norms of another kind")
-    activation = activation_name(function)
+    activation = activation_name(function, backend, out.weight.device)
     if not activation:
         raise Mismatch("another activation")
     if not covered(layer, [*qkv, out, up, down, attention_norm, mlp_norm]):
@@ -119,8 +118,8 @@ def encoder_modules(layer: Any) -> EncoderModules:
         out=out,
         up=up,
         down=down,
-        attention_norm=_norm(attention_norm),
-        mlp_norm=_norm(mlp_norm),
+        attention_norm=_norm(attention_norm, backend),
+        mlp_norm=_norm(mlp_norm, backend),
         activation=activation,
     )
 
@@ -142,22 +141,20 @@ def _at(owner: Any, path: str) -> Any:
     return owner
 
 
-def _norm(module: nn.LayerNorm) -> LayerNorm:
+def _norm(module: nn.LayerNorm, backend: Backend) -> LayerNorm:
     weight, bias = module.weight, module.bias
     width = module.normalized_shape[0]
-    return LayerNorm(
-        torch.ones(width) if weight is None else weight.detach().float().clone(),
-        torch.zeros(width) if bias is None else bias.detach().float().clone(),
-        module.eps,
-    )
+    scale = torch.ones(width) if weight is None else weight.detach().float().clone()
+    shift = torch.zeros_like(scale) if bias is None else bias.detach().float().clone()
+    return LayerNorm(scale, shift, module.eps, backend.layer_norm)
 
 
 def _replace(index: int, layer: Any, observed: ObservedLayer, backend: Backend) -> FusedEncoderLayer:
     """The verified replacement of one layer; Mismatch if there is none."""
     if observed.call is None:
         raise Mismatch("attention that doesn't call ours")
-    modules, call = encoder_modules(layer), replace(observed.call, layer=index)
-    matrices = modules.matrices()
+    modules, call = encoder_modules(layer, backend), replace(observed.call, layer=index)
+    matrices = modules.matrices(backend)
     check_layer(index, lambda: _error(layer, call, matrices, observed, backend))
     fused = modules.layer(call, matrices)
     linears = ((matrices.qkv, modules.qkv), (matrices.out, (modules.out,)), (matrices.gate_up, (modules.up,)))
@@ -168,8 +165,8 @@ def _replace(index: int, layer: Any, observed: ObservedLayer, backend: Backend) 
 def _error(layer: Any, call: AttentionCall, matrices: Matrices, observed: ObservedLayer, backend: Backend) -> float:
     """The fused layer's largest relative error over all tokens, in float32 with noise."""
     original = noisy_copy(layer, {})
-    modules = encoder_modules(original)
-    candidate = modules.layer(call, noisy_matrices(layer, matrices, modules))
+    modules = encoder_modules(original, backend)
+    candidate = modules.layer(call, noisy_matrices(layer, matrices, modules, backend))
     hidden = observed.hidden.float()
     half = hidden.shape[1] // 2
     context = ForwardContext(packed_layout([half, hidden.shape[1] - half]), None, backend)
@@ -178,7 +175,7 @@ def _error(layer: Any, call: AttentionCall, matrices: Matrices, observed: Observ
     return float((max_abs(candidate(hidden, **keywords) - expected) / max_abs(expected)).max())
 
 
-def _embeddings(module: Any) -> FusedEmbeddings | None:
+def _embeddings(module: Any, backend: Backend) -> FusedEmbeddings | None:
     """Fused embeddings equivalent to ``module``; None if it has other modules than expected."""
     found = [
         getattr(module, name, None) for name in ("word_embeddings", "position_embeddings", "token_type_embeddings")
@@ -188,7 +185,7 @@ def _embeddings(module: Any) -> FusedEmbeddings | None:
     if found[0] is None or found[1] is None or type(norm) is not nn.LayerNorm or not covered(module, [*tables, norm]):
         return None
     words, positions, *types = (table.weight for table in tables)
-    return FusedEmbeddings(words, positions, types[0] if types else None, _norm(norm))
+    return FusedEmbeddings(words, positions, types[0] if types else None, _norm(norm, backend))
 
 
 def _fuse_forward(base: Any, layers: nn.ModuleList, output: Any, backend: Backend) -> bool:
@@ -201,7 +198,7 @@ def _fuse_forward(base: Any, layers: nn.ModuleList, output: Any, backend: Backen
     typed: dict[str, Any] = {}
     if (getattr(base.config, "type_vocab_size", None) or 0) > 1:
         tokens = output.last_hidden_state.shape[1]
-        typed["token_type_ids"] = (torch.arange(tokens) >= tokens // 2).long()[None]
+        typed["token_type_ids"] = (torch.arange(tokens, device=base.device) >= tokens // 2).long()[None]
 
     def results() -> list[torch.Tensor]:
         both = [run(base, warm_up_context(base, backend), **given) for given in ({}, typed)]
@@ -212,7 +209,7 @@ def _fuse_forward(base: Any, layers: nn.ModuleList, output: Any, backend: Backen
         base.forward = FusedEncoderForward(base, list(layers), type(output), embeddings)  # type: ignore[arg-type]
         return max(relative_error(mine, theirs) for mine, theirs in zip(results(), expected, strict=True))
 
-    for embeddings in (_embeddings(base.embeddings), base.embeddings):
+    for embeddings in (_embeddings(base.embeddings, backend), base.embeddings):
         if embeddings is not None and check_fused_forward(
             base, output.last_hidden_state.dtype, partial(error, embeddings)
         ):

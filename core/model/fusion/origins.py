@@ -9,41 +9,41 @@ from typing import Any
 import torch
 from torch import nn
 
-from trunkline.kernels.linear import PackedLinear
+from trunkline.kernels.linear import LinearLayer
 
 
 @dataclass(frozen=True, slots=True)
-class PackedRows:
-    """A tensor of the checkpoint that is the rows ``[start, stop)`` of a packed linear layer's weight."""
+class LinearRows:
+    """A tensor of the checkpoint that is the rows ``[start, stop)`` of a linear layer's weight."""
 
-    packed: PackedLinear
+    linear: LinearLayer
     start: int
     stop: int
 
     def read(self, most: int) -> torch.Tensor:
         """At most the first ``most`` rows of the tensor."""
-        return self.packed.weight(slice(self.start, min(self.stop, self.start + most)))
+        return self.linear.weight(slice(self.start, min(self.stop, self.start + most)))
 
 
-Origins = dict[str, PackedRows | torch.Tensor]
+Origins = dict[str, LinearRows | torch.Tensor]
 """By the name of a parameter in its layer. Norms and biases are copies, since fused layers may store them changed."""
 
 
-def origins(layer: nn.Module, linears: Iterable[tuple[PackedLinear | None, Iterable[nn.Linear]]]) -> Origins:
+def origins(layer: nn.Module, linears: Iterable[tuple[LinearLayer | None, Iterable[nn.Linear]]]) -> Origins:
     """The origins of a layer's parameters.
 
-    ``linears``: packed linear layers, each with the originals that were merged into it, in this order.
+    ``linears``: the backend's linear layers, each with the originals that were merged into it, in this order.
     """
     names = {id(parameter): name for name, parameter in layer.named_parameters()}
     found: Origins = {
         name: parameter.detach().clone() for name, parameter in layer.named_parameters() if parameter.ndim == 1
     }
-    for packed, merged in linears:
+    for linear, merged in linears:
         start = 0
-        for linear in merged:
-            assert packed is not None
-            found[names[id(linear.weight)]] = PackedRows(packed, start, start + linear.out_features)
-            start += linear.out_features
+        for original in merged:
+            assert linear is not None
+            found[names[id(original.weight)]] = LinearRows(linear, start, start + original.out_features)
+            start += original.out_features
     return found
 
 
@@ -55,14 +55,14 @@ def read(whole: Any, name: str, most: int) -> torch.Tensor | None:
     prefix = f"{whole.base_model_prefix}."
     for known in (name, name.removeprefix(prefix), prefix + name):
         found = _find(whole, known)
-        if isinstance(found, PackedRows):
+        if isinstance(found, LinearRows):
             return found.read(most)
         if found is not None:
             return found[:most] if found.ndim else found
     return None
 
 
-def _find(whole: nn.Module, name: str) -> PackedRows | torch.Tensor | None:
+def _find(whole: nn.Module, name: str) -> LinearRows | torch.Tensor | None:
     owner: Any = whole
     steps, fused = name.split("."), False
     for at, step in enumerate(steps):
@@ -70,11 +70,11 @@ def _find(whole: nn.Module, name: str) -> PackedRows | torch.Tensor | None:
             known: Origins = inside
             if (found := known.get(".".join(steps[at:]))) is not None:
                 return found
-            fused = True  # packed layers inside a fused layer aren't tensors of the checkpoint
-        if isinstance(owner, PackedLinear):
+            fused = True  # linear layers inside a fused layer aren't tensors of the checkpoint
+        if isinstance(owner, LinearLayer):
             if fused or steps[at:] not in (["weight"], ["bias"]):
                 return None
-            return owner.bias if step == "bias" else PackedRows(owner, 0, owner.out_features)
+            return owner.bias if step == "bias" else LinearRows(owner, 0, owner.out_features)
         tensors = {**owner._parameters, **owner._buffers}
         if at + 1 == len(steps):
             return tensors.get(step)

@@ -36,7 +36,7 @@ class FuseReport:
     fused: list[int] = field(default_factory=list)
     kept: dict[int, str] = field(default_factory=dict)
     fused_forward: bool = False  # whether the base model's forward is replaced, too
-    head: bool = False  # whether the output matrix is packed
+    head: bool = False  # whether the output matrix is replaced
 
     @property
     def sentence(self) -> str:
@@ -63,7 +63,7 @@ class ObservedLayer:
 class LayerModules(Protocol):
     """The interface of a layer's modules, of decoders and of encoders."""
 
-    def matrices(self) -> Matrices: ...
+    def matrices(self, backend: Backend) -> Matrices: ...
 
     def biases(self) -> Biases: ...
 
@@ -149,12 +149,9 @@ def warm_up_context(base: Any, backend: Any) -> ForwardContext:
 
 def run(base: Any, context: ForwardContext, **given: Any) -> Any:
     """Run one pass over arbitrary ids; ``given`` are further arguments of the model."""
-    tokens = int(context.layout.kv_len[0])
-    ids = (torch.arange(tokens) * 7919 + 11) % base.get_input_embeddings().num_embeddings
-    positions = torch.arange(tokens)[None]
-    return base(
-        input_ids=ids[None], position_ids=positions, past_key_values=None, use_cache=False, trunk=context, **given
-    )
+    positions = torch.arange(int(context.layout.kv_len[0]), device=base.device)[None]
+    ids = (positions * 7919 + 11) % base.get_input_embeddings().num_embeddings
+    return base(input_ids=ids, position_ids=positions, past_key_values=None, use_cache=False, trunk=context, **given)
 
 
 def check_layer(index: int, error: Callable[[], float]) -> None:
@@ -188,10 +185,10 @@ def relative_error(mine: torch.Tensor, theirs: torch.Tensor) -> float:
     return error if error >= 0 else float("inf")
 
 
-def noisy_matrices(layer: Any, matrices: Matrices, noisy: LayerModules) -> Matrices:
+def noisy_matrices(layer: Any, matrices: Matrices, noisy: LayerModules, backend: Backend) -> Matrices:
     """The matrices of a noisy copy's modules. A float32 layer's own ones, with the noisy biases, save memory."""
     shared = next(layer.parameters()).dtype == torch.float32
-    return matrices.with_biases(noisy.biases()) if shared else noisy.matrices()
+    return matrices.with_biases(noisy.biases()) if shared else noisy.matrices(backend)
 
 
 def max_abs(rows: torch.Tensor) -> torch.Tensor:
@@ -216,5 +213,5 @@ def noisy_copy(layer: Any, shared: dict[int, Any]) -> Any:
     noise = torch.Generator().manual_seed(1)
     for parameter in noisy.parameters():
         if parameter.ndim == 1:
-            parameter += NOISE * torch.randn(parameter.shape, generator=noise)
+            parameter += NOISE * torch.randn(parameter.shape, generator=noise).to(parameter.device)
     return noisy

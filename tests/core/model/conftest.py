@@ -39,6 +39,12 @@ def bare_head() -> Head:
     return Head("bare", lambda whole: whole.lm_head, lambda whole, ids: whole(ids, logits_to_keep=1).logits[:, -1])
 
 
+@pytest.fixture
+def unfused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that are loaded by the test keep transformers' layers."""
+    monkeypatch.setattr(loader, "_fuse", lambda _: "")
+
+
 @pytest.fixture(scope="session")
 def load(zoo: Callable[[str], Path]) -> Callable[..., LoadedModel]:
     """``load(name, backend)``: a model of the zoo in float32 with the heads above."""

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from trunkline.core.model.experts import run_experts
+from trunkline.core.model.experts import bind_backend, run_experts
 from trunkline.core.model.loaded import LoadedModel
+from trunkline.kernels.backend import choose
 
 MIXTURES = ["gpt-oss", "mixtral", "qwen2-moe", "qwen3-moe", "olmoe", "deepseek-v2", "deepseek-v3"]
 
@@ -21,8 +22,10 @@ def experts_of(whole: Any) -> Any:
 
 @pytest.mark.parametrize("name", [name for name in MIXTURES if name != "gpt-oss"])
 @pytest.mark.parametrize("tokens", [1, 3, 50])
-def test_like_transformers(name: str, tokens: int, reference: Callable[[str], Any]) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "torch_native"])
+def test_like_transformers(name: str, tokens: int, backend: str, reference: Callable[[str], Any]) -> None:
     module = experts_of(reference(name))
+    bind_backend(module, choose(backend, "cpu"))
     generator = torch.Generator().manual_seed(tokens)
     hidden = torch.randn(tokens, 128, generator=generator)
     index = torch.stack([torch.randperm(8, generator=generator)[:3] for _ in range(tokens)])

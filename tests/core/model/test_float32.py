@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from trunkline.core import Engine
 from trunkline.core.model.float32 import float32_view
 from trunkline.core.testing import SCORERS
+from trunkline.kernels.backend import choose
 from trunkline.plugins.reward.offline import classify
 
 pytestmark = pytest.mark.field
@@ -88,19 +89,21 @@ def head_in_float32(folder: Path, rows: torch.Tensor) -> torch.Tensor:
         return model.classifier(rows[:, None]) if pooler is None else model.classifier(pooler(rows[:, None]))
 
 
-def test_the_view_shares_what_is_large_and_copies_what_scores(zoo: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "torch_native"])
+def test_the_view_shares_what_is_large_and_copies_what_scores(backend: str, zoo: Callable[[str], Path]) -> None:
     folder = zoo("bert-score")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
     stored = load_file(folder / "model.safetensors")
-    view = float32_view(model, stored)
+    view = float32_view(model, stored, choose(backend, "cpu"))
     assert view.bert.encoder is model.bert.encoder
-    assert view.classifier.weight.dtype == view.bert.pooler.dense.weight.dtype == torch.float32
-    assert torch.equal(view.classifier.weight, stored["classifier.weight"])  # not rounded to bfloat16 before
-    assert torch.equal(view.bert.pooler.dense.weight, stored["bert.pooler.dense.weight"])
+    for linear, name in ((view.classifier, "classifier.weight"), (view.bert.pooler.dense, "bert.pooler.dense.weight")):
+        weight = linear.weight(slice(0, linear.out_features))
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, stored[name])  # not rounded to bfloat16 before
     assert model.classifier.weight.dtype == model.bert.pooler.dense.weight.dtype == torch.bfloat16
 
 
 def test_the_view_does_not_copy_the_vocabulary(zoo: Callable[[str], Path]) -> None:
     folder = zoo("llama")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    assert float32_view(model, {}).lm_head is model.lm_head
+    assert float32_view(model, {}, choose(None, "cpu")).lm_head is model.lm_head

@@ -84,6 +84,7 @@ def test_windows_are_only_narrow_while_the_proof_runs(tmp_path: Path) -> None:
     assert model.whole.config.local_attention == LIMIT
 
 
+@pytest.mark.usefixtures("unfused")
 def test_a_class_that_refuses_narrow_windows_is_compared_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +126,7 @@ def test_rounding_hides_no_soft_cap(dtype: str, tmp_path: Path) -> None:
     assert "differs from Gemma2ForCausalLM's own forward" in model.refused["bare"]
 
 
+@pytest.mark.usefixtures("unfused")
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gpt-oss", "deepseek-v3", "gpt2"])
 def test_the_proof_in_float32_leaves_every_bit_as_it_was(name: str, tmp_path: Path) -> None:
     model = start(build_checkpoint(name, tmp_path / name), dtype="bfloat16")
@@ -219,6 +221,7 @@ def test_the_context_of_a_model_without_a_limit_is_the_users(tmp_path: Path) -> 
 # -- memory -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unfused")
 def test_keys_of_other_tokens_never_reach_a_kernel(zoo: Callable[[str], Path]) -> None:
     """Kernels read as many keys as the layout says: fewer would be read from whatever lies behind them."""
     model = start(zoo("llama"))

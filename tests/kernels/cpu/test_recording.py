@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from trunkline.kernels.cpu.recording import Recording, keep_alive
-from trunkline.kernels.glu import glu
+from trunkline.kernels.glu import glu_cpu
 from trunkline.kernels.linear import PackedLinear
-from trunkline.kernels.norm import rms_norm
+from trunkline.kernels.norm import rms_norm_cpu
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -21,14 +21,14 @@ def test_plays_over_any_number_of_rows(threads: int) -> None:
         x, normed, wide, gated = (torch.zeros(9, width) for width in (48, 48, 64, 32))
         with Recording() as recording:
             for _ in range(3):
-                up.forward_into(rms_norm(x, weight, 1e-6, out=normed), wide)
-                down.forward_into(glu(wide, "silu", gated), x, x)
+                up.forward_into(rms_norm_cpu(x, weight, 1e-6, out=normed), wide)
+                down.forward_into(glu_cpu(wide, "silu", gated), x, x)
         assert not x.any()  # noted, not run
         for rows in (9, 1, 4, 9):
             given = torch.randn(rows, 48)
             expected = given
             for _ in range(3):
-                expected = down(glu(up(rms_norm(expected, weight, 1e-6)), "silu"), expected)
+                expected = down(glu_cpu(up(rms_norm_cpu(expected, weight, 1e-6)), "silu"), expected)
             x[:] = torch.nan
             x[:rows] = given
             recording.run(rows)
@@ -42,7 +42,7 @@ def test_launches_run_again_once_the_recording_ends() -> None:
     x, weight = torch.randn(2, 8), torch.ones(8)
     with pytest.raises(ZeroDivisionError), Recording():
         raise ZeroDivisionError
-    assert rms_norm(x, weight, 1e-6).abs().max() > 0
+    assert rms_norm_cpu(x, weight, 1e-6).abs().max() > 0
 
 
 def test_scratch_lives_as_long_as_the_recording() -> None:
@@ -50,5 +50,5 @@ def test_scratch_lives_as_long_as_the_recording() -> None:
     assert keep_alive(scratch) is scratch
     with Recording() as recording:
         keep_alive(scratch)
-        rms_norm(torch.zeros(1, 8), torch.ones(8), 1e-6)
+        rms_norm_cpu(torch.zeros(1, 8), torch.ones(8), 1e-6)
     assert recording.kept_alive == [scratch]

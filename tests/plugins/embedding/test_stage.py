@@ -15,6 +15,7 @@ from trunkline.core import Engine
 from trunkline.core.errors import RequestError
 from trunkline.core.testing import run_stage
 from trunkline.core.types import Needs, Part, PartRow, Request
+from trunkline.kernels.backend import choose
 from trunkline.plugins.embedding.offline import encode
 from trunkline.plugins.embedding.recipe import MODES, Recipe
 from trunkline.plugins.embedding.schemas import EmbeddingParams
@@ -26,7 +27,10 @@ WIDTH = 6
 
 def stage_of(*modes: str, normalize: bool = False) -> EmbeddingStage:
     model: Any = SimpleNamespace(
-        info=SimpleNamespace(vocab_size=100, hidden_size=WIDTH), device=torch.device("cpu"), max_request_tokens=64
+        info=SimpleNamespace(vocab_size=100, hidden_size=WIDTH),
+        backend=choose(None, "cpu"),
+        device=torch.device("cpu"),
+        max_request_tokens=64,
     )
     return EmbeddingStage(model, Recipe(modes=modes, normalize=normalize, dimensions=WIDTH * len(modes)))
 

@@ -13,13 +13,15 @@ import torch
 from trunkline.core.errors import RequestError
 from trunkline.core.testing import run_stage
 from trunkline.core.types import Needs, Part, PartRow, Request, Step
+from trunkline.kernels.backend import choose
 from trunkline.plugins.rerank import stage as stages
 from trunkline.plugins.rerank.schemas import RerankParams
 from trunkline.plugins.rerank.stage import LabelStage, ScoreStage
 
 
 def model(**heads: Any) -> Any:
-    return SimpleNamespace(info=SimpleNamespace(score_rows="first", vocab_size=6), heads=heads)
+    info = SimpleNamespace(score_rows="first", vocab_size=6)
+    return SimpleNamespace(info=info, backend=choose(None, "cpu"), heads=heads)
 
 
 def request(labels: tuple[int, ...] = (), tokens: tuple[int, ...] = (1, 2, 3)) -> Request:

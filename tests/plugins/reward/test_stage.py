@@ -10,6 +10,7 @@ import torch
 
 from trunkline.core.testing import run_stage
 from trunkline.core.types import ModelInfo, Needs, Part, PartRow, Request
+from trunkline.kernels.backend import choose
 from trunkline.plugins.reward import trunkline_serves
 from trunkline.plugins.reward.schemas import RewardParams
 from trunkline.plugins.reward.stage import RewardStage
@@ -23,7 +24,8 @@ def info(architecture: str = "LlamaForSequenceClassification", **own: Any) -> Mo
 
 
 def stage(score_rows: str) -> RewardStage:
-    model: Any = SimpleNamespace(info=info(score_rows=score_rows), heads={"score": lambda rows: rows * 2})
+    heads = {"score": lambda rows: rows * 2}
+    model: Any = SimpleNamespace(info=info(score_rows=score_rows), backend=choose(None, "cpu"), heads=heads)
     return RewardStage(model)
 
 

@@ -95,7 +95,6 @@ def model_of(zoo: Callable[[str], Path]) -> Iterator[Callable[[str], LoadedModel
         engine.close()
 
 
-@pytest.mark.usefixtures("grouped_products")
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(passes=st.lists(st.lists(st.integers(2, LONGEST), min_size=1, max_size=ROWS), min_size=1, max_size=3))

@@ -131,7 +131,6 @@ def test_mixed_tasks_and_several_models(seed: int, start: Callable[..., Engine])
         assert lane.scheduler.free_slots() == lane.served.max_total_tokens
 
 
-@pytest.mark.usefixtures("grouped_products")
 @pytest.mark.parametrize("seed", range(30, 33))
 def test_decode_passes_that_are_graphs(seed: int, start: Callable[..., Engine]) -> None:
     made = requests(seed, experts_from=0)
@@ -216,7 +215,6 @@ def storm(
     return compared
 
 
-@pytest.mark.usefixtures("grouped_products")
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("seed", range(10, 13))
 def test_whatever_happens_answers_are_those_of_the_synchronous_engine(
@@ -230,7 +228,6 @@ def test_whatever_happens_answers_are_those_of_the_synchronous_engine(
 
 @pytest.mark.properties
 @pytest.mark.timeout(3600)
-@pytest.mark.usefixtures("grouped_products")
 @pytest.mark.parametrize("number", range(10))
 def test_many_storms(number: int, suite: Any, start: Callable[..., Engine], zoo: Callable[[str], Path]) -> None:
     engine = start(late=False, **(GRAPHS if number % 2 else OPTIONS))

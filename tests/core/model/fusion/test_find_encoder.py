@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,11 +19,8 @@ from trunkline.core.model.attention import ForwardContext, packed_layout
 from trunkline.core.model.fusion import encoder_layer as fused_encoder
 from trunkline.core.model.fusion.encoder_layer import FusedEncoderForward, FusedEncoderLayer
 from trunkline.core.model.fusion.find_decoder import FuseReport, fuse
-from trunkline.kernels.backend import choose
-from trunkline.kernels.layer_norm import layer_norm
-from trunkline.kernels.linear import PackedLinear
+from trunkline.kernels.backend import Backend, choose
 
-BACKEND = choose("cpu", "cpu")
 LENGTHS = (5, 11, 1, 20)
 SIZES: dict[str, Any] = {
     "vocab_size": 120,
@@ -58,6 +56,11 @@ def positions(spans: Sequence[tuple[int, int]]) -> torch.Tensor:
     return torch.cat([torch.arange(start, end) for start, end in spans])
 
 
+@pytest.fixture(params=["cpu", "torch_native"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return choose(request.param, "cpu")
+
+
 @pytest.fixture
 def build() -> Callable[..., Any]:
     """``build(name, dtype)``: a model of random weights with our attention, not yet fused."""
@@ -81,9 +84,9 @@ def build() -> Callable[..., Any]:
 _OTHER_NAMES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-def hidden(model: Any, lengths: Sequence[int] = LENGTHS, **others: Any) -> torch.Tensor:
+def hidden(model: Any, backend: Backend, lengths: Sequence[int] = LENGTHS, **others: Any) -> torch.Tensor:
     """Of whole sequences packed in one row."""
-    context = ForwardContext(packed_layout(lengths), None, BACKEND)
+    context = ForwardContext(packed_layout(lengths), None, backend)
     ids = (torch.arange(sum(lengths)) * 31 + 7) % model.config.vocab_size
     given = {"input_ids": ids[None], "trunk": context, **others}
     given["position_ids"] = positions([(0, length) for length in lengths])[None]
@@ -98,167 +101,171 @@ def layers_of(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_fused_and_the_same(name: str, build: Callable[..., Any]) -> None:
+def test_fused_and_the_same(name: str, build: Callable[..., Any], backend: Backend) -> None:
     model = build(name)
-    before = hidden(model)
-    report = fuse(model, BACKEND)
+    before = hidden(model, backend)
+    report = fuse(model, backend)
     assert report.sentence == "2 of 2 layers fused"
     assert all(type(layer) is FusedEncoderLayer for layer in layers_of(model))
     assert report.fused_forward == (name != "electra-narrow")  # something stands between its embeddings and its layers
     assert isinstance(model.forward, FusedEncoderForward) == report.fused_forward
-    torch.testing.assert_close(hidden(model), before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(hidden(model, backend), before, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_kept_and_untouched(name: str, build: Callable[..., Any]) -> None:
+def test_kept_and_untouched(name: str, build: Callable[..., Any], backend: Backend) -> None:
     model = build(name)
-    before = hidden(model)
-    report = fuse(model, BACKEND)
+    before = hidden(model, backend)
+    report = fuse(model, backend)
     assert not report.fused
     assert not report.fused_forward
     assert KEPT[name] in report.sentence
-    assert torch.equal(hidden(model), before)
+    assert torch.equal(hidden(model, backend), before)
 
 
-def test_token_types_and_the_pooler_come_out_as_before(build: Callable[..., Any]) -> None:
+def test_token_types_and_the_pooler_come_out_as_before(build: Callable[..., Any], backend: Backend) -> None:
     model = build("bert")
     types = torch.arange(sum(LENGTHS))[None] % 2
-    before, plain = hidden(model, token_type_ids=types), hidden(model)
+    before, plain = hidden(model, backend, token_type_ids=types), hidden(model, backend)
     assert not torch.allclose(before, plain, atol=1e-2)
     with torch.inference_mode():
-        context = ForwardContext(packed_layout([6]), None, BACKEND)
+        context = ForwardContext(packed_layout([6]), None, backend)
         ids = torch.arange(6)[None]
         expected = model(input_ids=ids, position_ids=ids, trunk=context)
-        assert fuse(model, BACKEND).fused_forward
-        torch.testing.assert_close(hidden(model, token_type_ids=types), before, rtol=1e-4, atol=1e-4)
+        assert fuse(model, backend).fused_forward
+        torch.testing.assert_close(hidden(model, backend, token_type_ids=types), before, rtol=1e-4, atol=1e-4)
         result = model(input_ids=ids, position_ids=ids, trunk=context)
     assert type(result) is type(expected)
     torch.testing.assert_close(result.pooler_output, expected.pooler_output, rtol=1e-4, atol=1e-4)
 
 
-def test_more_tokens_than_are_done_at_once(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_tokens_than_are_done_at_once(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
     monkeypatch.setattr(fused_encoder, "BLOCK_TOKENS", 8)
     model = build("bert")
-    before = hidden(model)
-    assert fuse(model, BACKEND).fused_forward
-    torch.testing.assert_close(hidden(model), before, rtol=1e-4, atol=1e-4)
+    before = hidden(model, backend)
+    assert fuse(model, backend).fused_forward
+    torch.testing.assert_close(hidden(model, backend), before, rtol=1e-4, atol=1e-4)
 
 
-def test_sequences_do_not_see_each_other(build: Callable[..., Any]) -> None:
+def test_sequences_do_not_see_each_other(build: Callable[..., Any], backend: Backend) -> None:
     model = build("roberta")
-    fuse(model, BACKEND)
-    both = hidden(model, (9, 7))
-    torch.testing.assert_close(both[:9], hidden(model, (9,)), rtol=1e-5, atol=1e-5)
+    fuse(model, backend)
+    both = hidden(model, backend, (9, 7))
+    torch.testing.assert_close(both[:9], hidden(model, backend, (9,)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert"])
-def test_bfloat16_is_proven_in_float32(name: str, build: Callable[..., Any]) -> None:
+def test_bfloat16_is_proven_in_float32(name: str, build: Callable[..., Any], backend: Backend) -> None:
     model = build(name, torch.bfloat16)
-    exact = hidden(copy.deepcopy(model).float())
-    before = hidden(model)
-    assert len(fuse(model, BACKEND).fused) == 2
-    assert (hidden(model) - exact).norm() <= 1.5 * (before - exact).norm()  # no less exact than transformers' own
+    exact = hidden(copy.deepcopy(model).float(), backend)
+    before = hidden(model, backend)
+    assert len(fuse(model, backend).fused) == 2
+    assert (hidden(model, backend) - exact).norm() <= 1.5 * (
+        before - exact
+    ).norm()  # no less exact than transformers' own
 
 
-def test_padded_batches_are_refused(build: Callable[..., Any]) -> None:
+def test_padded_batches_are_refused(build: Callable[..., Any], backend: Backend) -> None:
     """Fused layers would take another row of a batch, or its mask, for nothing."""
     model = build("bert")
-    fuse(model, BACKEND)
+    fuse(model, backend)
     ids = torch.arange(12).view(2, 6)
     with pytest.raises(ValueError, match="packed sequences"):
         model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    context = ForwardContext(packed_layout([6]), None, BACKEND)
+    context = ForwardContext(packed_layout([6]), None, backend)
     with pytest.raises(ValueError, match="packed sequences"):
         model(input_ids=ids, position_ids=ids % 6, trunk=context)
 
 
-def test_own_forward_still_answers_what_the_walk_does_not(build: Callable[..., Any]) -> None:
+def test_own_forward_still_answers_what_the_walk_does_not(build: Callable[..., Any], backend: Backend) -> None:
     model = build("bert")
-    assert fuse(model, BACKEND).fused_forward
-    plain = hidden(model, (6,))
+    assert fuse(model, backend).fused_forward
+    plain = hidden(model, backend, (6,))
     with torch.inference_mode():
         embeds = model.embeddings.word_embeddings((torch.arange(6) * 31 + 7)[None] % 120)
-        context = ForwardContext(packed_layout([6]), None, BACKEND)
+        context = ForwardContext(packed_layout([6]), None, backend)
         other = model(inputs_embeds=embeds, position_ids=torch.arange(6)[None], trunk=context)
     torch.testing.assert_close(other.last_hidden_state[0], plain, rtol=1e-5, atol=1e-5)
 
 
-def test_originals_are_freed(build: Callable[..., Any]) -> None:
+def test_originals_are_freed(build: Callable[..., Any], backend: Backend) -> None:
     model = build("bert")
     originals = [weakref.ref(layer) for layer in layers_of(model)]
     matrices = [weakref.ref(layer.output.dense.weight) for layer in layers_of(model)]
-    fuse(model, BACKEND)
+    fuse(model, backend)
     assert all(original() is None for original in (*originals, *matrices))
 
 
-def forget_bias(layer: PackedLinear, bias: torch.Tensor | None, real: Any = PackedLinear.set_bias) -> None:
-    real(layer, None)
+def _norm_without(backend: Backend, index: int) -> Backend:
+    """A backend whose layer norm forgets one of its arguments (x, weight, bias, eps, residual, out)."""
 
-
-def _norm_without(index: int) -> Callable[..., Any]:
-    """Layer norm that forgets one of its arguments (x, weight, bias, eps, residual, out)."""
-
-    def norm(*given: Any, real: Any = layer_norm) -> torch.Tensor:
+    def norm(*given: Any) -> torch.Tensor:
         x, weight, bias, eps, _, out = given
         neutral = (x, torch.ones_like(weight), torch.zeros_like(bias), eps + 0.1, None, out)
-        result: torch.Tensor = real(*given[:index], neutral[index], *given[index + 1 :])
-        return result
+        return backend.layer_norm(*given[:index], neutral[index], *given[index + 1 :])
 
-    return norm
+    return replace(backend, layer_norm=norm)
 
 
-DEFECTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "another activation": lambda patch: patch.setattr(fused_encoder, "gelu", torch.tanh),
-    "no weight in norms": lambda patch: patch.setattr(fused_encoder, "layer_norm", _norm_without(1)),
-    "no bias in norms": lambda patch: patch.setattr(fused_encoder, "layer_norm", _norm_without(2)),
-    "wrong eps": lambda patch: patch.setattr(fused_encoder, "layer_norm", _norm_without(3)),
-    "no residual": lambda patch: patch.setattr(fused_encoder, "layer_norm", _norm_without(4)),
-    "biases forgotten": lambda patch: patch.setattr(PackedLinear, "set_bias", forget_bias),
+def _forget_biases(backend: Any) -> Backend:
+    methods = {"set_bias": lambda self, _: backend.linear.set_bias(self, None)}
+    return replace(backend, linear=type("Defective", (backend.linear,), methods))
+
+
+DEFECTS: dict[str, Callable[[Backend], Backend]] = {
+    "another activation": lambda one: replace(
+        one, activate=lambda x, name: torch.tanh(x) if len(x) > 1 else one.activate(x, name)
+    ),
+    "no weight in norms": lambda one: _norm_without(one, 1),
+    "no bias in norms": lambda one: _norm_without(one, 2),
+    "wrong eps": lambda one: _norm_without(one, 3),
+    "no residual": lambda one: _norm_without(one, 4),
+    "biases forgotten": _forget_biases,
 }
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_proof_catches(defect: str, build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proof_catches(defect: str, build: Callable[..., Any], backend: Backend) -> None:
     """Even in a fresh checkpoint, whose norms and biases are 1 and 0."""
     model = build("bert")
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             parameter.fill_(float(name.endswith("LayerNorm.weight")))
-    before = hidden(model)
-    with monkeypatch.context() as patch:
-        DEFECTS[defect](patch)
-        report = fuse(model, BACKEND)
+    before = hidden(model, backend)
+    report = fuse(model, DEFECTS[defect](backend))
     assert not report.fused
     assert "does more than its modules show" in report.sentence
-    torch.testing.assert_close(hidden(model), before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(hidden(model, backend), before, rtol=1e-5, atol=1e-5)
 
 
-def test_a_layer_that_scales_keeps_its_forward(build: Callable[..., Any]) -> None:
+def test_a_layer_that_scales_keeps_its_forward(build: Callable[..., Any], backend: Backend) -> None:
     """The same parts, another forward: only the one layer stays, and transformers' loop with it."""
     model = build("bert")
     second = layers_of(model)[1]
     plain = second.forward
     second.forward = lambda *given, **others: plain(*given, **others) * 1.01
-    before = hidden(model)
-    report = fuse(model, BACKEND)
+    before = hidden(model, backend)
+    report = fuse(model, backend)
     assert report.fused == [0]
     assert list(report.kept) == [1]
     assert not report.fused_forward
-    torch.testing.assert_close(hidden(model), before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(hidden(model, backend), before, rtol=1e-4, atol=1e-4)
 
 
-def test_a_walk_that_differs_is_not_taken(build: Callable[..., Any]) -> None:
+def test_a_walk_that_differs_is_not_taken(build: Callable[..., Any], backend: Backend) -> None:
     """A class that does something to the embeddings before its layers get them."""
     model = build("bert")
     model.encoder.register_forward_pre_hook(lambda _, given: (given[0] * 1.1, *given[1:]))
-    before = hidden(model)
-    report = fuse(model, BACKEND)
+    before = hidden(model, backend)
+    report = fuse(model, backend)
     assert len(report.fused) == 2
     assert not report.fused_forward
-    torch.testing.assert_close(hidden(model), before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(hidden(model, backend), before, rtol=1e-4, atol=1e-4)
 
 
-def test_a_failing_warm_up_changes_nothing(build: Callable[..., Any]) -> None:
+def test_a_failing_warm_up_changes_nothing(build: Callable[..., Any], backend: Backend) -> None:
     model = build("bert")
     layers = list(layers_of(model))
 
@@ -266,5 +273,5 @@ def test_a_failing_warm_up_changes_nothing(build: Callable[..., Any]) -> None:
         raise RuntimeError("no kernel")
 
     model.embeddings.forward = fail
-    assert fuse(model, BACKEND) == FuseReport()
+    assert fuse(model, backend) == FuseReport()
     assert all(mine is theirs for mine, theirs in zip(layers, layers_of(model), strict=True))

@@ -1,0 +1,33 @@
+"""The activation of an MLP, elementwise. Exact GELU (erf) is compiled: computed for float32, a table for bfloat16."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from trunkline.kernels.cpu import gelu as compiled
+
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu")  # "gelu_tanh" is GELU's tanh approximation, "gelu" the exact form
+
+
+def activate_reference(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """One of :data:`ACTIVATIONS` of ``x``, of any float dtype and shape. Any other name means "gelu".
+
+    Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016, arXiv:1606.08415).
+    """
+    if activation == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def activate_cpu(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """:func:`activate_reference` of ``x`` [T, N], float32 or bfloat16; "gelu" is compiled.
+
+    Its error is at most 1e-6 in float32; bfloat16 results are correctly rounded. ValueError for another dtype, or for
+    a tensor that isn't contiguous.
+    """
+    if activation != "gelu":
+        return activate_reference(x, activation)
+    out = torch.empty_like(x)
+    compiled.gelu(x, out)
+    return out
