@@ -73,7 +73,7 @@ def test_an_error_of_the_device_ends_the_engine(
     monkeypatch.setattr(runner, "_forward", fails)
     monkeypatch.setattr(Device, "broken_by", lambda self, error: broken)
     ticket = engine.submit("generation", [5, 6, 7], GenerationParams(max_new_tokens=2))
-    with pytest.raises(EngineDown if broken else Exception, match="failed inside|engine") as caught:
+    with pytest.raises(EngineDown if broken else Exception, match=r"failed inside|engine") as caught:
         ticket.result(30)
     assert isinstance(caught.value, EngineDown) == broken
     engine.close()
