@@ -41,11 +41,9 @@ class ForeignFlag:
 IGNORED = (
     ForeignFlag(("--tp-size", "--tp", "--tensor-parallel-size"), "one device is used", accepted=("1",)),
     ForeignFlag(("--dp-size", "--dp", "--data-parallel-size"), "one engine is used", accepted=("1",)),
-    ForeignFlag(("--device",), "models are computed on the CPU", accepted=("auto", "cpu")),
     ForeignFlag(("--page-size",), "the prefix cache has no pages: prefixes are shared token by token", accepted=("1",)),
     ForeignFlag(("--load-format",), "weights are read from safetensors", accepted=("auto", "safetensors")),
     ForeignFlag(("--json-model-override-args",), "config.json can't be overridden", accepted=("{}", "")),
-    ForeignFlag(("--mem-fraction-static",), "there is no GPU memory to divide; --kv-cache-bytes sizes the pool"),
     ForeignFlag(("--max-prefill-tokens",), "--chunked-prefill-size bounds a pass"),
     ForeignFlag(("--sampling-backend",), "there is one sampler"),
     ForeignFlag(("--grammar-backend",), "there is no choice of grammar engines"),
