@@ -164,7 +164,7 @@ def fill(
     If only tensors of the head are missing, it is an instance of the class without head: many
     checkpoints of base models name a class with head.
     """
-    mapped = {one.memory for one in tensors.values()}
+    mapped = {one.memory for one in tensors.values()} - {None}
     whole, missing, unused = _instance(cls, config, dtype, tensors, info, reference)
     lacking = ""
     if missing:
@@ -181,7 +181,7 @@ def fill(
             raise ModelError(lacking)
     for parameter in whole.parameters():
         # A parameter in a memory-mapped file would change when the file does, or crash the process.
-        if parameter.untyped_storage().data_ptr() in mapped:
+        if mapped and parameter.untyped_storage().data_ptr() in mapped:
             parameter.data = parameter.data.clone()
     adapt(whole)
     return whole.requires_grad_(False).eval(), lacking, unused

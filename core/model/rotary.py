@@ -124,7 +124,7 @@ def _fix_dynamic(module: Any, layer_type: str | None, context_length: int) -> No
     """Make the module compute its base for a sequence of the context length, then keep it from ever changing."""
     own = {} if layer_type is None else {"layer_type": layer_type}
     device = next(module.buffers()).device
-    last = torch.tensor([[context_length - 1]], device=device)
+    last = torch.full((1, 1), context_length - 1, device=device)
     module(torch.zeros(1, device=device), last, **own)
     if layer_type is None:
         module.rope_type = FIXED

@@ -80,6 +80,7 @@ def plan_model(source: ModelSource, info: ModelInfo, settings: ModelSettings, de
 
 def _pass_sizes(whole: Any, info: ModelInfo, dtype: torch.dtype) -> tuple[list[KVShape], int]:
     """Each layer's key and value shapes (none for encoders), and the bytes of activations per token."""
+    layers = layer_count(whole.config) if info.causal else 0
     try:
         with quiet():
             context, activations = dry_run.run(whole, causal=info.causal)
@@ -89,10 +90,9 @@ def _pass_sizes(whole: Any, info: ModelInfo, dtype: torch.dtype) -> tuple[list[K
         if not info.causal:
             return [], activations
         try:
-            return [_shape_in_config(whole.config.get_text_config())] * layer_count(whole.config), activations
+            return [_shape_in_config(whole.config.get_text_config())] * layers, activations
         except Exception:  # the config doesn't have these sizes
             raise ModelError(f"{info.architecture} can't be served: {failed_pass(error)}") from error
-    layers = layer_count(whole.config) if info.causal else 0
     return shapes_of(context, layers, info.architecture) if info.causal else [], activations
 
 
