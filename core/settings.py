@@ -74,8 +74,30 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     allow_weights_dir: Annotated[
         str | None, _about("Folder that weight updates must come from; default any folder or hub id.")
     ] = None
+    device: Annotated[
+        str,
+        Meta(
+            pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$",
+            description="Where models are computed: cpu, cuda or cuda:INDEX; auto is the first GPU, else the CPU.",
+        ),
+    ] = "auto"
+    mem_fraction_static: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        _about(
+            "Share of a GPU's memory for weights and KV pools, by default 0.88. On a CPU, of the available memory; "
+            "by default, --kv-cache-bytes applies."
+        ),
+    ] = None
+    disable_overlap_schedule: Annotated[
+        bool, _about("On a GPU, don't prepare a batch while the one before it is computed.")
+    ] = False
+    disable_cuda_graph: Annotated[bool, _about("On a GPU, launch the kernels of decode passes one by one.")] = False
+    cuda_graph_max_bs: Annotated[
+        int, Meta(ge=1, le=512, description="Largest number of requests in a decode pass that is a CUDA graph.")
+    ] = 512
     kv_cache_bytes: Annotated[
-        Bytes | None, _about("KV memory of all models on a CPU; default 40% of what weights leave, at most 4 GiB.")
+        Bytes | None,
+        _about("KV memory of all models; default on a CPU 40% of what the weights leave, at most 4 GiB."),
     ] = None
     decode_log_interval: Annotated[
         Passes, _about("Decode passes of a model between two log lines of running and queued requests; 0 = never.")

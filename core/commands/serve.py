@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -122,6 +122,14 @@ def add_serve(app: typer.Typer, host: Host, selection: StartupSelection) -> None
 
         run(host, config)
 
+    add_models_command(app, serve, flags, "Serve one or more models over HTTP.")
+
+
+def add_models_command(app: typer.Typer, command: Callable[..., None], flags: Sequence[Flag], about: str) -> None:
+    """Add a command whose arguments are models, and ``flags`` before and after each of them.
+
+    It is called with the context, whose ``meta`` has the segments that :class:`ServeCommand` makes of them.
+    """
     models = inspect.Parameter(
         "models",
         inspect.Parameter.KEYWORD_ONLY,
@@ -132,9 +140,9 @@ def add_serve(app: typer.Typer, host: Host, selection: StartupSelection) -> None
     )
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     described, annotations = signature([context, models, *(flag.parameter for flag in flags)])
-    serve.__signature__ = described  # type: ignore[attr-defined]
-    serve.__annotations__ = annotations
-    app.command(cls=ServeCommand, help="Serve one or more models over HTTP.")(serve)
+    command.__signature__ = described  # type: ignore[attr-defined]
+    command.__annotations__ = annotations
+    app.command(cls=ServeCommand, help=about)(command)
 
 
 def configure(

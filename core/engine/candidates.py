@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
 from trunkline.core.errors import ModelError
 from trunkline.core.host import Host
-from trunkline.core.model import loader
+from trunkline.core.model.sizes.plan import ModelPlan, plan_model
 from trunkline.core.model.sources.info import read_info
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ModelInfo, ModelSource, Serves, Settings
-from trunkline.kernels.cpu.processor import has_bfloat16
+from trunkline.kernels.backend import multiplies_bfloat16
 
 # Floating-point operations that a CPU does in less than a second; they determine the default chunk size.
 PASS_FLOP = {torch.bfloat16: 3e11, torch.float32: 1.5e11}
-CHUNKS = (32, 2048)  # smallest and largest default chunk size, tokens
+CHUNKS = (32, 2048)  # smallest and largest default chunk size on a CPU, tokens
+# Default chunk sizes on GPUs by their memory, in bytes, which are SGLang's: the first for less than 35 GiB and so on.
+GPU_CHUNKS = ((35 << 30, 2048), (60 << 30, 4096), (160 << 30, 8192))
+LARGE_GPU_CHUNK = 16384
+MAX_RUNNING = 256  # default limit on running requests; the size of the pool may lower it
 SERVED_ALONE = "The model was launched for {alone} alone; add `--task {alone},{task}` to serve {task} too."
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that will be loaded. ``refused``: for each task that it doesn't serve, the plugin's answer."""
+    """A model that will be loaded. ``refused``: for each task that it doesn't serve, the plugin's answer.
+
+    ``default_chunk``: limit on the tokens of one pass, unless ``--chunked-prefill-size`` is given.
+    """
 
     settings: ModelSettings
     source: ModelSource
@@ -32,25 +38,39 @@ class Candidate:
     info: ModelInfo
     tasks: list[str]
     refused: dict[str, Serves]
-    plan: loader.ModelPlan
+    plan: ModelPlan
+    default_chunk: int
 
     @property
     def name(self) -> str:
         return self.settings.name
 
-    @cached_property
+    @property
     def pass_tokens(self) -> int | None:
         """Limit on the tokens of one pass, None = no limit."""
-        return chunk_size(self.settings.chunked_prefill_size, self.plan.active_parameters, self.plan.dtype)
+        asked = self.settings.chunked_prefill_size
+        if asked is None:
+            return self.default_chunk
+        return asked if asked > 0 else None
+
+    @property
+    def running(self) -> int:
+        """Limit on the requests that run at the same time."""
+        return self.settings.max_running_requests or MAX_RUNNING
 
 
-def examine(settings: ModelSettings, every: Settings, host: Host) -> Candidate:
-    """Resolve one model and choose its tasks, without loading weights. ``every``: all settings, for hooks."""
+def examine(settings: ModelSettings, every: Settings, host: Host, device: torch.device, device_bytes: int) -> Candidate:
+    """Resolve one model and choose its tasks, without loading weights. ``every``: all settings, for hooks.
+
+    ``device``: where it will be computed. ``device_bytes``: all memory of this device.
+    """
     source = host.resolve_model(settings.reference)
     tokenizer_source = host.resolve_model(settings.tokenizer_path) if settings.tokenizer_path else source
     info = read_info(source, settings)
     tasks, refused = choose_tasks(settings, info, host.serves(info, every))
-    return Candidate(settings, source, tokenizer_source, info, tasks, refused, loader.plan(source, info, settings))
+    plan = plan_model(source, info, settings, device)
+    chunk = gpu_chunk(device_bytes) if device.type != "cpu" else cpu_chunk(plan.active_parameters, plan.dtype)
+    return Candidate(settings, source, tokenizer_source, info, tasks, refused, plan, chunk)
 
 
 def choose_tasks(
@@ -90,11 +110,13 @@ def reasons(refused: Mapping[str, Serves], *, decodes: bool) -> dict[str, str]:
     }
 
 
-def chunk_size(asked: int | None, parameters: int, dtype: torch.dtype) -> int | None:
-    """Limit on the tokens of a pass. ``asked``: the user's, <= 0 means no limit (None); by default the power of two
-    that a CPU computes in less than a second."""
-    if asked is not None:
-        return asked if asked > 0 else None
-    flop = PASS_FLOP[torch.bfloat16 if dtype == torch.bfloat16 and has_bfloat16() else torch.float32]
+def cpu_chunk(parameters: int, dtype: torch.dtype) -> int:
+    """The power of two of tokens that a CPU computes in less than a second, within ``CHUNKS``."""
+    flop = PASS_FLOP[torch.bfloat16 if dtype == torch.bfloat16 and multiplies_bfloat16("cpu") else torch.float32]
     tokens = max(1, int(flop / (2 * max(parameters, 1))))
     return min(max(1 << (tokens.bit_length() - 1), CHUNKS[0]), CHUNKS[1])
+
+
+def gpu_chunk(memory: int) -> int:
+    """The default chunk size on a GPU with ``memory`` bytes, in tokens."""
+    return next((chunk for limit, chunk in GPU_CHUNKS if memory < limit), LARGE_GPU_CHUNK)

@@ -106,7 +106,7 @@ class Runner:
     def capture(self, name: str) -> None:
         """Capture graphs of decode-only passes of the model ``name``, which needs a KV pool."""
         assert self.pool is not None
-        rows = len(self._table.host.slots)
+        rows = min(len(self._table.host.slots), self.device.graph_rows)
         graphs = DecodeGraphs(self._model, self.pool, self._table, self.device, self._experts, rows=rows)
         self._graphs = capture_graphs(graphs, name)
 

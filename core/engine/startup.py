@@ -26,11 +26,12 @@ from trunkline.kernels.cpu import objects
 
 from .candidates import Candidate, examine, reasons
 from .contracts import CheckedControl, CheckedStage
-from .device.cpu import CpuDevice
+from .device.base import Device, Memory
+from .device.choose import choose_device
 from .lane import Lane
-from .memory import MemoryShare, plan
+from .memory import MemoryPlan, MemoryShare, plan
 from .messages import Ready
-from .resources import available_bytes, set_threads
+from .resources import set_threads
 from .runner import Runner
 from .scheduling.pace import Pace
 from .scheduling.scheduler import Scheduler
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from trunkline.core.model.sources.tensor_file import StoredTensor
 
 log = logging.getLogger("trunkline.engine")
-
-MAX_RUNNING = 256  # default limit on running requests; the size of the pool may lower it
 
 
 @dataclass(slots=True)
@@ -59,18 +58,25 @@ def build(config: Config, host: Host, announce: Callable[[str], None]) -> Loaded
 
     Raises ModelError when a model can't be found or served, or doesn't fit into memory.
     """
-    engine = config.engine
+    device = choose_device(
+        config.engine.device,
+        overlaps=not config.engine.disable_overlap_schedule,
+        graph_rows=0 if config.engine.disable_cuda_graph else config.engine.cuda_graph_max_bs,
+    )
     objects.keep_in(cache_folder() / "kernels")
-    set_threads(engine.threads)
+    set_threads(config.engine.threads)
     clock = time.perf_counter()
-    candidates = [examine(one, config.settings_of(one), host) for one in config.models]
-    grants = plan(candidates, available=available_bytes(), budget=engine.kv_cache_bytes)
+    memory = plan_models(config, host, device.kind, device.memory())
     seconds = {"plan": time.perf_counter() - clock}
+    for line in memory.lines():
+        announce(line)
+    if memory.problem:
+        raise ModelError(memory.problem)
     lanes = []
-    for candidate, grant in zip(candidates, grants, strict=True):
+    for candidate, grant in zip(memory.candidates, memory.shares, strict=True):
         announce(f"loading {candidate.name}")
         clock = time.perf_counter()
-        lane = load(candidate, grant, config.settings_of(candidate.settings), host)
+        lane = load(candidate, grant, config.settings_of(candidate.settings), host, device)
         seconds[f"load {candidate.name}"] = time.perf_counter() - clock
         clock = time.perf_counter()
         warm_up(lane)
@@ -79,32 +85,29 @@ def build(config: Config, host: Host, announce: Callable[[str], None]) -> Loaded
     controls: dict[str, Callable[..., Any]] = {}
     for name, provided in host.controls().items():
         controls[name] = CheckedControl(name, provided)
-    return LoadedEngine(
-        lanes, controls, Ready([lane.served for lane in lanes], memory_plan(candidates, grants), seconds)
-    )
+    return LoadedEngine(lanes, controls, Ready([lane.served for lane in lanes], memory.rows(), seconds))
 
 
-def memory_plan(candidates: Sequence[Candidate], grants: Sequence[MemoryShare]) -> list[dict[str, Any]]:
-    """The memory plan for the front: one dict per model."""
-    return [
-        {"model": one.name, "weight_bytes": one.plan.weight_bytes, "kv_bytes": grant.kv_bytes, "tokens": grant.slots}
-        for one, grant in zip(candidates, grants, strict=True)
-    ]
+def plan_models(config: Config, host: Host, device: torch.device, memory: Memory) -> MemoryPlan:
+    """Plan the memory of all models of the configuration, without loading weights. ModelError for one that can't be
+    found or served; whether they fit is the result's ``problem``."""
+    engine = config.engine
+    candidates = [examine(one, config.settings_of(one), host, device, memory.total) for one in config.models]
+    return plan(candidates, device, memory, fraction=engine.mem_fraction_static, pool_bytes=engine.kv_cache_bytes)
 
 
-def load(candidate: Candidate, grant: MemoryShare, settings: Settings, host: Host) -> Lane:
+def load(candidate: Candidate, grant: MemoryShare, settings: Settings, host: Host, device: Device) -> Lane:
     """Weights, heads, stages, pool and scheduler of one model."""
     if grant.context < candidate.info.context_length:
         holder = "the KV pool holds" if grant.kv_bytes else "--max-total-tokens allows"
         log.warning("%s: context reduced to %d tokens, all that %s", candidate.name, grant.context, holder)
     tokenizer = None if candidate.settings.skip_tokenizer_init else host.tokenizer(candidate.tokenizer_source)
-    served, model, stages = assemble(candidate, grant, settings, host, tokenizer)
+    served, model, stages = assemble(candidate, grant, settings, host, device.kind, tokenizer)
     pool = KVPool(model.kv_shapes, grant.slots, model.dtype, model.device) if grant.kv_bytes else None
     table = SlotTable(served.max_running_requests, grant.context)
     scheduler = schedule(candidate, served, pool, table, model.length_boundaries)
-    device = CpuDevice()
     runner = Runner(model, stages, pool, table, device, model.expert_watch)
-    if pool is not None and device.captures and model.captures:
+    if pool is not None and device.graph_rows and model.captures:
         runner.capture(candidate.name)
     return Lane(served, model, stages, scheduler, runner, candidate=candidate, grant=grant)
 
@@ -114,6 +117,7 @@ def assemble(
     grant: MemoryShare,
     settings: Settings,
     host: Host,
+    device: torch.device,
     tokenizer: Tokenizer | None,
     weights: Iterable[tuple[str, torch.Tensor | StoredTensor]] | None = None,
     former: LoadedModel | None = None,
@@ -124,7 +128,7 @@ def assemble(
     observers continue. Stages and observers are set here, after the model is loaded, since plugins make them from it.
     """
     own = candidate.settings
-    backend = choose(own.attention_backend, "cpu")
+    backend = choose(own.attention_backend, device.type)
     heads = host.heads(candidate.info, settings, candidate.tasks)
     model = loader.load(
         candidate.source,
@@ -136,6 +140,7 @@ def assemble(
         tokenizer=tokenizer,
         max_request_tokens=grant.context,
         weights=host.weights(candidate.source) if weights is None else weights,
+        device=device,
     )
     provided, refused = keep_stages(candidate, host.stages(model, settings, candidate.tasks), model)
     model.stages.update({task: one.value for task, one in provided.items()})
@@ -198,10 +203,11 @@ def describe(candidate: Candidate, grant: MemoryShare, model: LoadedModel, refus
         tasks={task: stage.decodes for task, stage in model.stages.items()},
         refused=refused,
         max_total_tokens=grant.slots,
-        max_running_requests=min(own.max_running_requests or MAX_RUNNING, grant.slots),  # each needs a slot
+        max_running_requests=min(candidate.running, grant.slots),  # each needs a slot
         chunked_prefill_size=candidate.pass_tokens or -1,
         dtype=str(model.dtype).removeprefix("torch."),
         attention_backend=model.backend.name,
+        device=str(model.device),
         weight_version=own.weight_version,
         fused=model.fused,
         skip_tokenizer_init=own.skip_tokenizer_init,

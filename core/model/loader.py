@@ -1,17 +1,15 @@
-"""Plans a model's memory without its weights, then loads it and checks its fast paths."""
+"""Loads a model onto a device, verifies it, and fuses its layers."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trunkline.core.cache.pool import KVPool, KVShape
 from trunkline.core.errors import ModelError
 from trunkline.core.model.sources import weights as safetensors
 from trunkline.core.model.sources.tensor_file import StoredTensor
@@ -22,21 +20,19 @@ from .architecture import (
     backbone_of,
     base_class,
     choose_dtype,
-    layer_count,
     options,
     position_offset,
     position_table,
     resolve,
 )
-from .attention import NAME, ForwardContext, packed_layout
 from .expert_watch import watch_experts
 from .experts import bind_backend
 from .float32 import float32_view
 from .head_proof import verify_heads, wrong_heads
 from .loaded import LoadedModel
 from .packed import PackedModel
-from .proof import shapes_of, verify_attention
-from .refusal import BYPASSED, explained, failed_pass, reason_of
+from .proof import verify_attention
+from .refusal import explained
 
 if TYPE_CHECKING:
     from trunkline.core.settings import ModelSettings
@@ -44,50 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trunkline.model")
 
-Tensors = dict[str, torch.Tensor | StoredTensor]
 CPU = torch.device("cpu")
-DRY_RUN = 4  # tokens of the pass that determines shapes
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # allowed dtypes of stored parameters
-
-
-@dataclass(frozen=True, slots=True)
-class ModelPlan:
-    """The memory demand of a model. ``active_parameters``: number of parameters that are used for one token."""
-
-    weight_bytes: int
-    kv_shapes: list[KVShape]
-    kv_bytes_per_token: int
-    dtype: torch.dtype
-    active_parameters: int
-    shapes: dict[str, torch.Size] = field(default_factory=dict)  # of the class's parameters
-
-
-@explained
-def plan(source: ModelSource, info: ModelInfo, settings: ModelSettings, device: torch.device = CPU) -> ModelPlan:
-    """Sizes of weights and of one token's keys and values, without loading weights.
-
-    They come from a pass on the meta device. If that fails (because the forward reads values of tensors), they are
-    estimated from the config. ModelError when the model can't be served.
-    """
-    cls, config = resolve(info)
-    dtype = choose_dtype(settings.dtype, device)
-    with quiet(), torch.device("meta"):
-        try:
-            whole = cls._from_config(config, dtype=dtype, **options(cls, info))
-        except Exception as error:  # model classes raise various exceptions
-            if error.args == (NAME,):  # KeyError of a class with its own table of attention functions
-                raise ModelError(f"{info.architecture} can't be served: {BYPASSED}") from error
-            raise ModelError(f"{source.reference} can't be built from its config: {reason_of(error)}") from error
-    adapt(whole)
-    shapes = _dry_run(whole, info) if info.causal else []
-    return ModelPlan(
-        weight_bytes=sum(tensor.nbytes for tensor in (*whole.parameters(), *whole.buffers())),
-        kv_shapes=shapes,
-        kv_bytes_per_token=KVPool.bytes_per_token(shapes, dtype),
-        dtype=dtype,
-        active_parameters=_active_parameters(whole, config),
-        shapes={name: parameter.shape for name, parameter in whole.named_parameters()},
-    )
 
 
 @explained
@@ -104,8 +58,8 @@ def load(
     weights: Iterable[tuple[str, torch.Tensor | StoredTensor]] | None = None,
     device: torch.device = CPU,
 ) -> LoadedModel:
-    """Load a model, verify it, and fuse its layers. ``weights``: stream of tensors, by default of its safetensors
-    files.
+    """Load a model onto ``device``, verify it, and fuse its layers. ``weights``: stream of tensors, by default of its
+    safetensors files; each of them goes to the device when it is read.
 
     ``name`` (by default the reference), ``tokenizer`` and ``max_request_tokens`` (by default the context length) are
     attributes of the result for stages.
@@ -115,8 +69,10 @@ def load(
     """
     cls, config = resolve(info)
     dtype = choose_dtype(settings.dtype, device)
-    tensors = dict(safetensors.stream(source.path) if weights is None else weights)
-    whole, lacking, unused = _fill(cls, config, dtype, tensors, info, source.reference)
+    stream = safetensors.stream(source.path) if weights is None else weights
+    tensors = {name: one if isinstance(one, StoredTensor) else one.to(device) for name, one in stream}
+    placed = {name: PlacedTensor(tensor, device) for name, tensor in tensors.items()}
+    whole, lacking, unused = fill(cls, config, dtype, placed, info, source.reference)
     _check_positions(whole, info)
     bind_backend(whole, backend)
     heads, name = list(heads), name or source.reference
@@ -170,16 +126,45 @@ def quiet() -> Iterator[None]:
             theirs.enable_progress_bar()
 
 
-def _fill(
-    cls: Any, config: Any, dtype: torch.dtype, tensors: Tensors, info: ModelInfo, reference: str
+class PlacedTensor:
+    """A checkpoint's tensor that is read to one device, whatever device transformers asks for.
+
+    transformers moves tensors to other devices than the CPU only with the package accelerate. Each of its threads
+    reads one tensor at a time, so that the host has only that many of them if the model is on another device.
+    """
+
+    def __init__(self, tensor: torch.Tensor | StoredTensor, device: torch.device) -> None:
+        self.dtype, self.shape = tensor.dtype, tensor.shape
+        self._tensor, self._device = tensor, device
+
+    def __getitem__(self, index: EllipsisType) -> PlacedTensor:
+        """The whole tensor (the index is ``...``); nothing is read."""
+        return self
+
+    def to(self, device: object = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The tensor on its device."""
+        return self._tensor.to(self._device, dtype or self.dtype)
+
+    @property
+    def memory(self) -> int | None:
+        """The address of the host memory that ``to`` may share; None if there is none."""
+        if isinstance(self._tensor, torch.Tensor) and self._device.type == "cpu":
+            return self._tensor.untyped_storage().data_ptr()
+        return None
+
+
+def fill(
+    cls: Any, config: Any, dtype: torch.dtype, tensors: Mapping[str, PlacedTensor], info: ModelInfo, reference: str
 ) -> tuple[Any, str, frozenset[str]]:
     """An instance of ``cls`` with the checkpoint's tensors, a sentence about missing tensors, "" if none is missing,
     and the names of unused tensors.
 
+    Parameters are on the device of ``tensors``, buffers that aren't in the checkpoint on the CPU.
+
     If only tensors of the head are missing, it is an instance of the class without head: many
     checkpoints of base models name a class with head.
     """
-    mapped = {one.untyped_storage().data_ptr() for one in tensors.values() if isinstance(one, torch.Tensor)}
+    mapped = {one.memory for one in tensors.values()} - {None}
     whole, missing, unused = _instance(cls, config, dtype, tensors, info, reference)
     lacking = ""
     if missing:
@@ -190,19 +175,20 @@ def _fill(
         base = base_class(config, cls)
         if base in (None, cls) or any(name.startswith(f"{cls.base_model_prefix}.") for name in missing):
             raise ModelError(lacking)
+        del whole  # or the device would have both instances at the same time
         whole, missing, unused = _instance(base, config, dtype, tensors, info, reference)
         if missing:
             raise ModelError(lacking)
     for parameter in whole.parameters():
         # A parameter in a memory-mapped file would change when the file does, or crash the process.
-        if parameter.untyped_storage().data_ptr() in mapped:
+        if mapped and parameter.untyped_storage().data_ptr() in mapped:
             parameter.data = parameter.data.clone()
     adapt(whole)
     return whole.requires_grad_(False).eval(), lacking, unused
 
 
 def _instance(
-    cls: Any, config: Any, dtype: torch.dtype, tensors: Tensors, info: ModelInfo, reference: str
+    cls: Any, config: Any, dtype: torch.dtype, tensors: Mapping[str, PlacedTensor], info: ModelInfo, reference: str
 ) -> tuple[Any, list[str], frozenset[str]]:
     """An instance of ``cls``, the names of missing tensors, and those of unused ones.
 
@@ -247,51 +233,3 @@ def _check_positions(whole: Any, info: ModelInfo) -> None:
     if table is not None and table.num_embeddings - position_offset(backbone) < info.context_length:
         room = table.num_embeddings - position_offset(backbone)
         raise ModelError(f"{info.architecture} has embeddings of {room} positions only; give --context-length {room}.")
-
-
-class _DryRun:
-    """A backend for the meta device, on which tensors have shapes but no values."""
-
-    @staticmethod
-    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return q.new_empty(q.shape[0], q.shape[1], v.shape[2])
-
-
-def _dry_run(whole: Any, info: ModelInfo) -> list[KVShape]:
-    """Each layer's key and value shapes, from one pass of a causal model on the meta device."""
-    context = ForwardContext(packed_layout([DRY_RUN]), None, cast("Backend", _DryRun()))
-    ids = torch.zeros(1, DRY_RUN, dtype=torch.int64, device="meta")
-    layers = layer_count(whole.config)
-    try:
-        with torch.inference_mode(), quiet():
-            backbone_of(whole)(input_ids=ids, position_ids=ids, past_key_values=None, use_cache=False, trunk=context)
-    except Exception as error:  # the forward reads values of tensors; exact shapes are known after loading
-        log.info("%s: no dry run (%s), sizes are the config's", info.architecture, error)
-        try:
-            return [_shape_in_config(whole.config.get_text_config())] * layers
-        except Exception:  # the config doesn't have these sizes
-            raise ModelError(f"{info.architecture} can't be served: {failed_pass(error)}") from error
-    return shapes_of(context, layers, info.architecture)
-
-
-def _shape_in_config(config: Any) -> KVShape:
-    """Upper bound on the shapes of a layer's keys and values: if the plan is too small, memory runs out later."""
-    heads = int(config.num_attention_heads)
-    widths = [config.hidden_size // heads]
-    widths += [getattr(config, name, None) or 0 for name in ("head_dim", "qk_head_dim", "v_head_dim")]
-    return heads, int(max(widths)), int(max(widths))
-
-
-def _active_parameters(whole: Any, config: Any) -> int:
-    """Number of parameters without embeddings; experts count in proportion to the share that a token uses."""
-    text = config.get_text_config()
-    table = getattr(whole.get_input_embeddings(), "weight", None)  # some classes have several tables
-    total = 0.0
-    for name, parameter in whole.named_parameters():
-        if parameter is table:
-            continue
-        share = 1.0
-        if parameter.ndim == 3 and ".experts." in name:
-            share = min(1.0, (getattr(text, "num_experts_per_tok", None) or 1) / parameter.shape[0])
-        total += parameter.numel() * share
-    return math.ceil(total)

@@ -123,8 +123,9 @@ def _boundary(module: Any, layer_type: str | None) -> int:
 def _fix_dynamic(module: Any, layer_type: str | None, context_length: int) -> None:
     """Make the module compute its base for a sequence of the context length, then keep it from ever changing."""
     own = {} if layer_type is None else {"layer_type": layer_type}
-    last = torch.tensor([[context_length - 1]])
-    module(torch.zeros(1), last, **own)
+    device = next(module.buffers()).device
+    last = torch.full((1, 1), context_length - 1, device=device)
+    module(torch.zeros(1, device=device), last, **own)
     if layer_type is None:
         module.rope_type = FIXED
     else:

@@ -82,9 +82,8 @@ class InfoReplies:
             "attention_backend": model.attention_backend,
             "dtype": model.dtype,
             "weight_version": model.weight_version,
-            "device": "cpu",
+            "device": model.device,
             "load_format": "auto",
-            "mem_fraction_static": None,  # read by SGLang's clients; here, pools are sized in bytes
             "page_size": 1,
             "tp_size": 1,
             "dp_size": 1,

@@ -73,6 +73,7 @@ class ServedModel(Struct, frozen=True, kw_only=True):
     chunked_prefill_size: int = -1  # limit on the tokens of one pass, -1 = no limit
     dtype: str
     attention_backend: str
+    device: str = "cpu"  # where it is computed; "cuda:0" is the first GPU
     weight_version: str = "default"
     fused: str = ""  # a sentence about fused layers (core/model/fusion), for /model_info
     skip_tokenizer_init: bool = False  # whether it has no tokenizer because the user said so

@@ -37,6 +37,11 @@ def test_the_longest_input_is_the_one_that_server_info_names(http: httpx.Client)
     assert f"exceeds the maximum allowed length ({limit} tokens)" in refused
 
 
+def test_server_info_has_the_device_in_use(http: httpx.Client) -> None:
+    info = http.get("/get_server_info").json()
+    assert (info["device"], info["internal_states"][0]["device"]) == ("cpu", "cpu")  # the setting is "auto"
+
+
 @pytest.mark.field
 @pytest.mark.parametrize(
     ("path", "body"),

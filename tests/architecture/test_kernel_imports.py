@@ -27,7 +27,6 @@ EXCEPTIONS = {
         "cpu.recording.Recording",
     ): "records launches of compiled code, which only a CPU has",
     ("core.model.fusion.decoder_layer", "glu.COMPILED"): "the activations whose launches can be recorded",
-    ("core.engine.candidates", "cpu.processor.has_bfloat16"): "chunks are sized by the speed of this CPU",
     ("core.engine.startup", "cpu.objects"): "sets the folder in which the process stores compiled code",
 }
 

@@ -44,7 +44,7 @@ def test_the_installed_plugins_are_listed(capsys: pytest.CaptureFixture[str]) ->
     assert "trunkline" in out
 
 
-@pytest.mark.parametrize("args", [["--help"], ["serve", "--help"], ["plugins", "list"]])
+@pytest.mark.parametrize("args", [["--help"], ["serve", "--help"], ["plan", "--help"], ["plugins", "list"]])
 def test_looking_around_imports_nothing_heavy(args: list[str]) -> None:
     heavy = ("torch", "transformers", "litestar", "triton", "numba", "uvicorn", "huggingface_hub")
     script = (

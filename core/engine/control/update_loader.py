@@ -15,12 +15,11 @@ from trunkline.core.engine.candidates import Candidate, choose_tasks
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.memory import MemoryShare, gib
 from trunkline.core.engine.messages import NOT_FOUND
-from trunkline.core.engine.resources import available_bytes
 from trunkline.core.engine.startup import assemble
 from trunkline.core.engine.weight_update import WeightUpdate
 from trunkline.core.errors import ModelError, TrunklineError
 from trunkline.core.host import Host
-from trunkline.core.model import loader
+from trunkline.core.model.sizes.plan import plan_model
 from trunkline.core.model.sources import weights
 from trunkline.core.model.sources.info import EXPERTS, read_config, read_info
 from trunkline.core.settings import ModelSettings
@@ -100,7 +99,7 @@ class UpdateLoader:
     def _load(self, lane: Lane, candidate: Candidate, tensors: Tensors | None) -> WeightUpdate:
         """Load the model, from ``tensors`` if given, else from its folder. ModelError when it doesn't fit the lane."""
         assert lane.grant is not None
-        needed, free = candidate.plan.weight_bytes, available_bytes()
+        needed, free = candidate.plan.weight_bytes, lane.runner.device.memory().available
         if needed > free:
             raise ModelError(
                 f"The new weights need {needed} bytes ({gib(needed)}) beside the old ones, "
@@ -109,7 +108,7 @@ class UpdateLoader:
         settings = self._config.settings_of(candidate.settings)
         stored = None if tensors is None else tensors.items()
         served, model, stages = assemble(
-            candidate, lane.grant, settings, self._host, lane.model.tokenizer, stored, lane.model
+            candidate, lane.grant, settings, self._host, lane.model.device, lane.model.tokenizer, stored, lane.model
         )
         served = msgspec.structs.replace(served, tokenizer_path=lane.served.tokenizer_path)
         if missing := [task for task in lane.stages if task not in model.stages]:
@@ -138,13 +137,13 @@ class UpdateLoader:
                 f"The checkpoint was made for {info.context_length} tokens, but {grant.context} are served"
             )
         tasks, refused = choose_tasks(settings, info, self._host.serves(info, self._config.settings_of(settings)))
-        plan = loader.plan(source, info, settings)
+        plan = plan_model(source, info, settings, lane.model.device)
         for name, shape in served.plan.shapes.items():
             if name in plan.shapes and plan.shapes[name] != shape:
                 raise ModelError(f"Attempted to load weight ({plan.shapes[name]}) into parameter ({shape}): {name}")
         if different := sorted(plan.shapes.keys() ^ served.plan.shapes.keys()):
             raise ModelError(f"The checkpoint's config makes another model: {different[0]} is in one of them only")
-        return Candidate(settings, source, source, info, tasks, refused, plan)
+        return Candidate(settings, source, source, info, tasks, refused, plan, served.default_chunk)
 
     def _next_settings(self, lane: Lane, arguments: UpdateWeights) -> ModelSettings:
         """The lane's settings with the new path, which becomes the model's name unless another model has this name."""

@@ -38,15 +38,17 @@ class Device(ABC):
     and must not read a result before :meth:`Pending.wait` returns it.
     """
 
-    overlaps: ClassVar[bool]
-    """Whether work runs on after the call that asked for it has returned."""
+    shares_memory: ClassVar[bool]
+    """Whether the arrays of the host are on the device."""
 
-    captures: ClassVar[bool]
-    """Whether :meth:`capture` makes graphs, which save the host the launches of a pass."""
+    def __init__(self, kind: torch.device, *, overlaps: bool = False, graph_rows: int = 0) -> None:
+        """``kind``: where its tensors are. ``overlaps``: whether the host prepares a batch while one is computed.
 
-    def __init__(self, kind: torch.device) -> None:
+        ``graph_rows``: decode passes of up to so many rows are graphs, which save the host their launches; 0: none are.
+        """
         self.kind = kind
-        """Where its tensors are."""
+        self.overlaps = overlaps
+        self.graph_rows = graph_rows
 
     @abstractmethod
     def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -61,7 +63,7 @@ class Device(ABC):
 
     @abstractmethod
     def capture(self, run: Callable[[], None]) -> Graph:
-        """A graph of the work that ``run`` gives the device. Must not be called where ``captures`` is False.
+        """A graph of the work that ``run`` gives the device. Must not be called if ``graph_rows`` is 0.
 
         ``run`` must not read values of tensors on the host, or have shapes that depend on them; what it computes on
         the host stays as it is in every replay. Tensors that it allocates live as long as the graph.

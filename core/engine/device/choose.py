@@ -16,10 +16,11 @@ AUTO = "auto"
 NAME = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
-def choose_device(name: str = AUTO) -> Device:
+def choose_device(name: str = AUTO, *, overlaps: bool = True, graph_rows: int = 0) -> Device:
     """The device ``name``: "cpu", "cuda" (the first GPU), "cuda:1" or "auto", the first GPU or else the CPU.
 
-    ModelError where this machine, or the torch that is installed, doesn't have it.
+    ``overlaps`` and ``graph_rows`` as in :class:`Device`; a CPU has neither. ModelError where this machine, or the torch
+    that is installed, doesn't have the device.
     """
     if not NAME.fullmatch(name):
         raise ModelError(f"--device {name}: choose auto, cpu, cuda or cuda:INDEX.")
@@ -30,4 +31,4 @@ def choose_device(name: str = AUTO) -> Device:
     if index >= count:
         found = f"it finds {count}, numbered from 0" if count else "it finds none, or is a build for CPUs"
         raise ModelError(f"--device {name}: torch {torch.__version__} can't use this GPU; {found}.")
-    return CudaDevice(index)
+    return CudaDevice(index, overlaps=overlaps, graph_rows=graph_rows)

@@ -27,7 +27,7 @@ class Completed:
 class CpuDevice(Device):
     """Copies nothing: a pass is complete before the host changes the arrays that it has uploaded."""
 
-    overlaps = captures = False
+    shares_memory = True
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))

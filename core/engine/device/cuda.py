@@ -14,10 +14,8 @@ from .staged import Copied, StagedDevice
 class CudaDevice(StagedDevice):
     """Computes and uploads on one stream. Copies results on another, so that the next pass doesn't wait for them."""
 
-    captures = True
-
-    def __init__(self, index: int) -> None:
-        super().__init__(torch.device("cuda", index))
+    def __init__(self, index: int, *, overlaps: bool = True, graph_rows: int = 0) -> None:
+        super().__init__(torch.device("cuda", index), overlaps=overlaps, graph_rows=graph_rows)
         torch.cuda.set_device(index)
         self._copies = _stream(self.kind)
         self._graph_memory: Any = torch.cuda.graph_pool_handle()

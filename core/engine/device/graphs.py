@@ -25,7 +25,7 @@ from .table import DeviceTable
 
 log = logging.getLogger("trunkline.engine")
 
-MOST_ROWS = 512
+MOST_ROWS = 512  # of a graph; beyond, a pass takes longer than its launches
 COLUMNS = ("ids", "positions", "slots", "kv_len", "table_row")
 INPUTS = "decode"  # name of the uploaded array with these columns
 
@@ -61,7 +61,7 @@ class DecodeGraphs:
         *,
         rows: int,
     ) -> None:
-        """For passes of up to ``rows`` rows, but at most 512."""
+        """For passes of up to ``rows`` rows."""
         self._model, self._pool, self._table, self._device, self._experts = model, pool, table, device, experts
         self.sizes = padded_sizes(rows)
         self._filler = np.array([[0], [0], [pool.slots], [1], [table.unused_row]], np.int64)

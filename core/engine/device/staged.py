@@ -58,10 +58,10 @@ class Download:
 class StagedDevice(Device):
     """All arrays of an upload are packed into one buffer, and copied at once."""
 
-    overlaps = True
+    shares_memory = False
 
-    def __init__(self, kind: torch.device) -> None:
-        super().__init__(kind)
+    def __init__(self, kind: torch.device, *, overlaps: bool = True, graph_rows: int = 0) -> None:
+        super().__init__(kind, overlaps=overlaps, graph_rows=graph_rows)
         self._ring = [StagingBuffer(torch.empty(0, dtype=torch.uint8)) for _ in range(BUFFERS)]
 
     @abstractmethod

@@ -24,7 +24,7 @@ class DeviceTable:
     def __init__(self, table: SlotTable, device: Device, unused_slot: int) -> None:
         self.host = table
         self.unused_row = len(table.slots)
-        self._shared = not device.overlaps
+        self._shared = device.shares_memory
         if self._shared:
             self.tensor = torch.from_numpy(table.slots)
             return

@@ -146,14 +146,14 @@ def test_what_cannot_be_used_exits_with_2_and_a_sentence(
 
 def test_flags_without_effect_are_accepted_with_a_log_line(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    ignored = ("--tp", "1", "--disable-cuda-graph", "--page-size", "1", "--schedule-conservativeness", "0.3")
+    ignored = ("--tp", "1", "--log-requests", "--page-size", "1", "--schedule-conservativeness", "0.3")
     config = serve("m", *ignored, "--enable-memory-saver", "--skip-tokenizer-init")
     assert config.models[0].skip_tokenizer_init
     lines = [record.getMessage() for record in caplog.records if "accepted and ignored" in record.getMessage()]
     named = sorted(line.split()[0] for line in lines)
     assert named == [
-        "--disable-cuda-graph",
         "--enable-memory-saver",
+        "--log-requests",
         "--page-size",
         "--schedule-conservativeness",
         "--tp-size",

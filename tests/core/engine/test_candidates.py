@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from trunkline.core.engine.candidates import choose_tasks, reasons
+from trunkline.core.engine.candidates import Candidate, choose_tasks, cpu_chunk, gpu_chunk, reasons
 from trunkline.core.errors import ModelError
+from trunkline.core.model.sizes.plan import ModelPlan
 from trunkline.core.settings import ModelSettings
-from trunkline.core.types import ModelInfo, Serves
+from trunkline.core.types import ModelInfo, ModelSource, Serves
 
 INFO = ModelInfo(
     path="m", architecture="Net", model_type="", context_length=8, vocab_size=8, hidden_size=8, causal=True
@@ -62,3 +64,24 @@ def test_tasks_share_a_reason_beside_a_stage_that_decodes() -> None:
     assert reasons(answers, decodes=False) == own
     assert reasons(answers, decodes=True) == own | {"score": "Not by default. Nor can it score."}
     assert reasons({"score": score, "draw": DRAW}, decodes=True) == {"score": score.reason, "draw": DRAW.reason}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "parameters", "tokens"),
+    [(torch.float32, 100_000_000, 512), (torch.float32, 1_000, 2048), (torch.float32, 70_000_000_000, 32)],
+)
+def test_a_pass_takes_less_than_a_second_on_a_cpu(dtype: torch.dtype, parameters: int, tokens: int) -> None:
+    assert cpu_chunk(parameters, dtype) == tokens
+
+
+@pytest.mark.parametrize(("gib", "tokens"), [(24, 2048), (48, 4096), (80, 8192), (141, 8192), (192, 16384)])
+def test_chunks_on_a_gpu_depend_on_its_memory(gib: int, tokens: int) -> None:
+    assert gpu_chunk(gib << 30) == tokens
+
+
+@pytest.mark.parametrize(("asked", "tokens"), [(None, 2048), (7, 7), (-1, None), (0, None)])
+def test_the_chunk_size_that_is_asked_for_wins(asked: int | None, tokens: int | None) -> None:
+    source = ModelSource("m", "m")
+    sizes = ModelPlan(0, [], 0, torch.float32, 0)
+    settings = ModelSettings(model_path="m", chunked_prefill_size=asked)
+    assert Candidate(settings, source, source, INFO, [], {}, sizes, 2048).pass_tokens == tokens

@@ -14,6 +14,7 @@ from trunkline.core.model import attention, loader, packed, padded, scores
 from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.packed import PackedModel
+from trunkline.core.model.sizes.plan import plan_model
 from trunkline.core.model.sources.info import read_info
 from trunkline.core.settings import ModelSettings
 from trunkline.core.testing import DECODERS, ENCODERS, PAD, SCORERS
@@ -38,7 +39,7 @@ def start(zoo: Callable[[str], Path]) -> Start:
         source = ModelSource(name, str(zoo(name)))
         settings = ModelSettings(model_path=source.path, dtype="float32")
         info = read_info(source, settings)
-        assert loader.plan(source, info, settings).weight_bytes > 0
+        assert plan_model(source, info, settings, torch.device("cpu")).weight_bytes > 0
         own = (*heads, scores.head(info)) if info.score_rows else heads
         kernels = choose(backend, "cpu") if isinstance(backend, str) else backend
         return loader.load(source, info, settings, own, kernels)

@@ -18,6 +18,7 @@ from trunkline.core.model import loader, proof, scores
 from trunkline.core.model.architecture import choose_dtype
 from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.loaded import LoadedModel
+from trunkline.core.model.sizes.plan import plan_model
 from trunkline.core.model.sources.info import read_info
 from trunkline.core.settings import ModelSettings
 from trunkline.core.testing import ZOO, build_checkpoint
@@ -34,7 +35,7 @@ def start(
     source = ModelSource(folder.name, str(folder))
     own = ModelSettings(model_path=str(folder), **{"dtype": "float32", **settings})
     info = read_info(source, own)
-    loader.plan(source, info, own)
+    plan_model(source, info, own, CPU)
     return loader.load(source, info, own, heads, backend or choose("torch_native", "cpu"))
 
 
@@ -56,7 +57,7 @@ def test_the_plan_is_what_loading_takes(name: str, zoo: Callable[[str], Path]) -
     model = start(zoo(name))
     source = ModelSource(name, str(zoo(name)))
     settings = ModelSettings(model_path=source.path, dtype="float32")
-    plan = loader.plan(source, read_info(source, settings), settings)
+    plan = plan_model(source, read_info(source, settings), settings, CPU)
     assert plan.kv_shapes == model.kv_shapes
     assert plan.kv_bytes_per_token == sum(4 * heads * (key + value) for heads, key, value in model.kv_shapes)
     loaded = sum(tensor.nbytes for tensor in (*model.whole.parameters(), *model.whole.buffers()))
@@ -71,7 +72,7 @@ def test_key_and_value_widths_may_differ(load: Callable[..., LoadedModel]) -> No
 def test_experts_count_for_the_share_that_a_token_visits(zoo: Callable[[str], Path]) -> None:
     source = ModelSource("mixtral", str(zoo("mixtral")))
     settings = ModelSettings(model_path=source.path, dtype="float32")
-    plan = loader.plan(source, read_info(source, settings), settings)
+    plan = plan_model(source, read_info(source, settings), settings, CPU)
     experts = 2 * 8 * 3 * 128 * 16  # layers, experts, matrices, sizes
     embeddings = 512 * 128
     assert plan.active_parameters == plan.weight_bytes // 4 - embeddings - experts * 6 // 8 - _buffers(zoo("mixtral"))
@@ -258,7 +259,7 @@ def test_refused_before_weights_are_read(case: str, tmp_path: Path) -> None:
     folder = write_config(tmp_path / "model", **{**sizes, **config})
     source, settings = ModelSource("x", str(folder)), ModelSettings(model_path="x")
     with pytest.raises(ModelError, match=reason) as caught:
-        loader.plan(source, read_info(source, settings), settings)
+        plan_model(source, read_info(source, settings), settings, CPU)
     assert len(str(caught.value)) < 400
     assert "\n" not in str(caught.value)
 

@@ -16,6 +16,7 @@ from trunkline.core.errors import ModelError
 from trunkline.core.model import architecture, loader, proof, refusal, strict
 from trunkline.core.model.attention import ForwardContext, attend, packed_layout
 from trunkline.core.model.loaded import LoadedModel
+from trunkline.core.model.sizes.plan import plan_model
 from trunkline.core.model.sources.info import read_info
 from trunkline.core.settings import ModelSettings
 from trunkline.core.testing import build_checkpoint, randomize
@@ -42,7 +43,7 @@ def start(folder: Path, *heads: Head, **settings: Any) -> LoadedModel:
     source = ModelSource(folder.name, str(folder))
     own = ModelSettings(model_path=str(folder), **{"dtype": "float32", **settings})
     info = read_info(source, own)
-    loader.plan(source, info, own)
+    plan_model(source, info, own, torch.device("cpu"))
     return loader.load(source, info, own, heads, choose("torch_native", "cpu"))
 
 
@@ -250,7 +251,7 @@ def test_no_layer_keeps_more_than_was_planned(name: str, tmp_path: Path) -> None
     """The first two can't run without values, so that their sizes are guessed."""
     folder = write(tmp_path / name, name)
     source, own = ModelSource(name, str(folder)), ModelSettings(model_path=str(folder), dtype="float32")
-    planned = loader.plan(source, read_info(source, own), own).kv_shapes
+    planned = plan_model(source, read_info(source, own), own, torch.device("cpu")).kv_shapes
     kept = start(folder).kv_shapes
     assert len(planned) == len(kept)
     assert all(

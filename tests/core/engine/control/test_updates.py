@@ -23,6 +23,8 @@ from trunkline.core import Engine
 from trunkline.core.client.engine import Ticket
 from trunkline.core.engine import startup
 from trunkline.core.engine.control import update_loader, updates
+from trunkline.core.engine.device.base import Memory
+from trunkline.core.engine.device.cpu import CpuDevice
 from trunkline.core.engine.messages import Answer, Heartbeat, ModelsChanged
 from trunkline.core.errors import RequestError
 from trunkline.core.model.attention import packed_layout
@@ -398,7 +400,7 @@ def test_formats_and_arguments(engine: Engine, new: Path) -> None:
 
 def test_too_little_memory_is_said_with_numbers(engine: Engine, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = tokens(engine)
-    monkeypatch.setattr(update_loader, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(CpuDevice, "memory", lambda _: Memory(1 << 40, 1000))
     message = engine.call("update_weights", model_path=str(new))["message"]
     assert "1000 bytes (0.00 GiB) of memory are free" in message
     size = sum(tensor.nbytes for tensor in load_file(new / WEIGHTS).values())

@@ -66,10 +66,8 @@ class LateDevice(StagedDevice):
     they are waited for. ``replays`` counts those of graphs.
     """
 
-    captures = True
-
     def __init__(self) -> None:
-        super().__init__(torch.device("cpu"))
+        super().__init__(torch.device("cpu"), graph_rows=512)
         self.downloads = self.waited = self.in_flight = self.failures = self.disorder = self.replays = 0
         self.fails: Callable[[], bool] = lambda: False
         self._lost = False

@@ -25,15 +25,16 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def give(count: int) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        monkeypatch.setattr(module, "CudaDevice", lambda index: index)
+        monkeypatch.setattr(module, "CudaDevice", lambda index, **options: (index, options))
 
     return give
 
 
 def test_names(gpus: Callable[[int], None]) -> None:
     gpus(2)
-    chosen: list[Any] = [choose_device(name) for name in ("auto", "cuda", "cuda:0", "cuda:1")]
-    assert chosen == [0, 0, 0, 1]
+    options = {"overlaps": False, "graph_rows": 8}
+    chosen: list[Any] = [choose_device(name, **options) for name in ("auto", "cuda", "cuda:0", "cuda:1")]
+    assert chosen == [(0, options), (0, options), (0, options), (1, options)]
     assert isinstance(choose_device("cpu"), CpuDevice)
     gpus(0)
     assert isinstance(choose_device("auto"), CpuDevice)

@@ -25,8 +25,6 @@ DTYPES = (np.int64, np.int32, np.float32, np.bool_)
 class QueueDevice(StagedDevice):
     """Its work, copies and additions, waits in a queue until something is waited for, or :meth:`run` is called."""
 
-    captures = False
-
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
         self.queue: list[Callable[[], Any]] = []

@@ -1,0 +1,1 @@
+"""The memory that a model needs, computed without its weights."""
