@@ -44,7 +44,7 @@ class Device(ABC):
     def __init__(self, kind: torch.device, *, overlaps: bool = False, graph_rows: int = 0) -> None:
         """``kind``: where its tensors are. ``overlaps``: whether the host prepares a batch while one is computed.
 
-        ``graph_rows``: decode passes of up to so many rows are graphs, which save the host their launches; 0: none are.
+        ``graph_rows``: the largest number of rows of a graph, which saves the host the launches; 0 = no graphs.
         """
         self.kind = kind
         self.overlaps = overlaps

@@ -19,8 +19,8 @@ NAME = re.compile(r"auto|cpu|cuda(:\d+)?")
 def choose_device(name: str = AUTO, *, overlaps: bool = True, graph_rows: int = 0) -> Device:
     """The device ``name``: "cpu", "cuda" (the first GPU), "cuda:1" or "auto", the first GPU or else the CPU.
 
-    ``overlaps`` and ``graph_rows`` as in :class:`Device`; a CPU has neither. ModelError where this machine, or the torch
-    that is installed, doesn't have the device.
+    ``overlaps`` and ``graph_rows`` as in :class:`Device`; a CPU has neither. ModelError where this machine, or the
+    torch that is installed, doesn't have the device.
     """
     if not NAME.fullmatch(name):
         raise ModelError(f"--device {name}: choose auto, cpu, cuda or cuda:INDEX.")

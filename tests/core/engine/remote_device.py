@@ -122,7 +122,7 @@ def patch() -> Callable[[], int]:
         def memory(self) -> Memory:
             return Memory(8 << 30, 8 << 30)
 
-    startup.choose_device = lambda name: RemoteDevice(REMOTE)  # type: ignore[attr-defined]
+    startup.choose_device = lambda name, **_: RemoteDevice(REMOTE)  # type: ignore[attr-defined]
     return lambda: peak[0]
 
 
@@ -147,6 +147,7 @@ def move(module: Any, device: torch.device) -> Any:
 
 def main(folders: Sequence[str]) -> None:
     from trunkline.core.client.engine import configure
+    from trunkline.core.engine.control.pages import tensors_of
     from trunkline.core.engine.startup import build
     from trunkline.core.host import Host
 
@@ -156,7 +157,9 @@ def main(folders: Sequence[str]) -> None:
     config = configure(host, tuple(folders), {"dtype": "float32", "max_total_tokens": 512})
     with RemoteMode():
         started = build(config, host, announced.append)
-    tensors = [one for lane in started.lanes for one in (*lane.model.whole.parameters(), *lane.model.whole.buffers())]
+    found = [one for lane in started.lanes for one in tensors_of(lane.model) if one.numel()]
+    values = {id(one.values) for one in found if isinstance(one, RemoteTensor)}
+    tensors = [one for one in found if id(one) not in values]
     report = {
         "devices": sorted({str(one.device) for one in tensors}),
         "served": [(served.device, sorted(served.tasks)) for served in started.ready.models],
