@@ -59,7 +59,8 @@ the drain and the start of another server.
 
 {table}
 
-`make full` repeats the run and writes the counts to `benchmarks/results/`.
+`make full` repeats the run, 20 times for each fault (`TRUNKLINE_FAULT_REPETITIONS` sets another number), and writes the
+counts to `benchmarks/results/`.
 """
 NO_COUNTS = "There is no complete run yet: `make full`."
 

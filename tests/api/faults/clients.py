@@ -95,6 +95,8 @@ def _ending(job: Job, last: dict[str, Any]) -> str:
     if "error" in last:  # nothing had been computed
         return ABORTED if last["error"]["code"] == 503 else "unclear reply"
     finish = last["meta_info"]["finish_reason"]
+    if finish["type"] == "abort" and finish["status_code"] == 500:
+        return FAILED
     if finish["type"] == "abort" and finish["status_code"] == 503:
         ids = last["output_ids"]
         return ABORTED if ids == list(job.expected[: len(ids)]) else "wrong answer"

@@ -27,11 +27,6 @@ WATCHED = "dropped-"  # prefix of request ids whose admission and release are re
 PACKED_BEFORE = 3  # matrices of the new model that are packed before the fault "pack"
 TENSORS_BEFORE = 5  # tensors of the new model that are read before the fault "read"
 
-# `crashes` within `window` end the server; a fault that is repeated must not.
-supervisor.WatchdogLimits = functools.partial(  # type: ignore[misc,assignment]
-    supervisor.WatchdogLimits, unhealthy=2.0, silent=5.0, window=0.1
-)
-
 
 @dataclass
 class Faults:
@@ -149,6 +144,14 @@ def arm(model: Any, point: str, error: str, count: int) -> dict[str, Any]:
         faults.left[point] = count + PACKED_BEFORE * (point == "pack")
     names = ("fired", "passes", "resets", "admitted", "released")
     return {name: getattr(faults, name) for name in names}
+
+
+@hookimpl
+def trunkline_settings() -> None:
+    """The first hook that is called: shorten the watchdog's limits, and let crashes be repeated without end."""
+    supervisor.WatchdogLimits = functools.partial(  # type: ignore[misc,assignment]
+        supervisor.WatchdogLimits, unhealthy=2.0, silent=5.0, window=0.1
+    )
 
 
 @hookimpl

@@ -1,4 +1,7 @@
-"""How each fault of table.py is caused, in the middle of a load of requests."""
+"""How the faults of table.py are caused in the middle of a load: processes, passes and clients.
+
+Those of weight updates are in failed_updates.py.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,16 @@ import contextlib
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 
-from .clients import PATIENCE, POLL, Job, client_of, send
+from .bench import Bench, Injections, is_health, until
+from .clients import Job, client_of, send
 from .fault_plugin import KILLS, RAISES, WATCHED
 from .table import CLOSED, DROPPED, FAILED, RETRY
+
+INJECTIONS = Injections()
 
 READERS = 4  # clients that don't read, or that disconnect
 GROWTH = 64 << 20  # bytes by which a process may grow because of clients that don't read
@@ -27,88 +29,16 @@ UNREAD = "closed a stream that its client left unread"
 SAMPLING = {"max_new_tokens": 300, "temperature": 0, "ignore_eos": True}
 
 
-@dataclass
-class Bench:
-    """A server under test. ``start`` starts it, again if it has ended; ``checkpoints``: of weight updates, by fault.
-
-    Per repetition: its ``number``; ``happened``: the time of the fault, by time.monotonic; ``outcomes``: those of
-    requests that the fault itself sends.
-    """
-
-    start: Callable[[], Any]
-    jobs: list[Job]
-    checkpoints: dict[str, Path]
-    number: int = 0
-    happened: asyncio.Future[float] = field(default_factory=asyncio.Future)
-    outcomes: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def server(self) -> Any:
-        return self.start()
-
-    def mark(self, time_of_fault: float | None = None) -> None:
-        """The fault has just happened; from now on, the time until the server answers is measured.
-
-        Only the first call of a repetition counts.
-        """
-        if not self.happened.done():
-            self.happened.set_result(time_of_fault or time.monotonic())
-
-    async def call(self, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        """A POST request that isn't counted."""
-        async with client_of(self.server.url) as http:
-            return await asyncio.wait_for(http.post(path, json=body or {}), PATIENCE)
-
-    async def arm(self, point: str = "", error: str = "", count: int = 1) -> dict[str, Any]:
-        """Arm a fault in the engine; what happened there so far."""
-        answer = await self.call("/fault", {"point": point, "error": error, "count": count})
-        assert answer.status_code == 200, answer.text
-        report: dict[str, Any] = answer.json()
-        return report
-
-    async def health(self) -> int:
-        async with client_of(self.server.url) as http:
-            return (await http.get("/health")).status_code
-
-    async def state(self) -> dict[str, Any]:
-        """The server's figures of its first model."""
-        async with client_of(self.server.url) as http:
-            found: dict[str, Any] = (await http.get("/get_server_info")).json()["internal_states"][0]
-        return found
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for a condition; AssertionError after PATIENCE seconds."""
-    deadline = time.monotonic() + PATIENCE
-    while not await condition():
-        assert time.monotonic() < deadline, condition
-        await asyncio.sleep(POLL)
-
-
-Injection = Callable[[Bench], Awaitable[None]]
-INJECTIONS: dict[str, Injection] = {}
-
-
-def injection(name: str) -> Callable[[Injection], Injection]:
-    """Register a function as the cause of a fault."""
-
-    def register(function: Injection) -> Injection:
-        INJECTIONS[name] = function
-        return function
-
-    return register
-
-
 # -- the process -------------------------------------------------------------------------------
 
 
-@injection("kill -9")
+@INJECTIONS.causes("kill -9")
 async def kill(bench: Bench) -> None:
     bench.server.engine().kill()
     bench.mark()
 
 
-@injection("kill -STOP")
+@INJECTIONS.causes("kill -STOP")
 async def stop(bench: Bench) -> None:
     engine = bench.server.engine()
     engine.suspend()
@@ -118,7 +48,7 @@ async def stop(bench: Bench) -> None:
     assert bench.server.engine().pid != engine.pid
 
 
-@injection("kill -STOP, then -CONT")
+@INJECTIONS.causes("kill -STOP, then -CONT")
 async def stop_and_continue(bench: Bench) -> None:
     engine = bench.server.engine()
     engine.suspend()
@@ -129,11 +59,7 @@ async def stop_and_continue(bench: Bench) -> None:
     assert bench.server.engine().pid == engine.pid
 
 
-async def is_health(bench: Bench, status: int) -> bool:
-    return await bench.health() == status
-
-
-@injection("SIGTERM")
+@INJECTIONS.causes("SIGTERM")
 async def terminate(bench: Bench) -> None:
     """New requests are sent while the running ones finish; then a new server is started in place of this one."""
     server = bench.server
@@ -154,18 +80,18 @@ async def terminate(bench: Bench) -> None:
 # -- passes ------------------------------------------------------------------------------------
 
 
-@injection("a pass raises once")
+@INJECTIONS.causes("a pass raises once")
 async def raise_once(bench: Bench) -> None:
     await fire(bench, "RuntimeError")
 
 
-@injection("out of memory in a pass")
+@INJECTIONS.causes("out of memory in a pass")
 async def out_of_memory(bench: Bench) -> None:
     await fire(bench, "OutOfMemoryError")
     await fire(bench, "MemoryError")
 
 
-@injection("an allocation fails")
+@INJECTIONS.causes("an allocation fails")
 async def limited(bench: Bench) -> None:
     engine = bench.server.engine()
     before = engine.rlimit(psutil.RLIMIT_AS)
@@ -185,7 +111,7 @@ async def fire(bench: Bench, error: str) -> None:
     assert (await bench.arm())["fired"] == before + 1
 
 
-@injection("a pass raises for one request")
+@INJECTIONS.causes("a pass raises for one request")
 async def raise_for_one(bench: Bench) -> None:
     job = Job("/generate", {"input_ids": [9, 8, *RAISES, 7], "sampling_params": SAMPLING}, ())
     bench.mark()
@@ -195,7 +121,7 @@ async def raise_for_one(bench: Bench) -> None:
     bench.outcomes[outcome] += 1
 
 
-@injection("a request kills the engine")
+@INJECTIONS.causes("a request kills the engine")
 async def kill_by_request(bench: Bench) -> None:
     """It is sent until it is rejected; the time is that from the second death on."""
     body = {"input_ids": [9 + bench.number, 8, *KILLS, 7], "sampling_params": SAMPLING}
@@ -211,9 +137,9 @@ async def kill_by_request(bench: Bench) -> None:
     assert (await bench.state())["engine_restarts"] == before + 2
 
 
-@injection("a full pool")
+@INJECTIONS.causes("a full pool")
 async def fill_pool(bench: Bench) -> None:
-    """The load does it; this waits for a retraction."""
+    """All jobs once more, at the same time."""
     before = (await bench.arm())["resets"]
     bench.mark()
     async with client_of(bench.server.url) as http, asyncio.TaskGroup() as group:
@@ -225,7 +151,7 @@ async def fill_pool(bench: Bench) -> None:
 # -- clients -----------------------------------------------------------------------------------
 
 
-@injection("a slow reader")
+@INJECTIONS.causes("a slow reader")
 async def slow_readers(bench: Bench) -> None:
     server = bench.server
     processes = [server.engine(), psutil.Process(server.process.pid)]
@@ -250,7 +176,7 @@ async def slow_readers(bench: Bench) -> None:
     assert all(one.memory_info().rss - rss < GROWTH for one, rss in zip(processes, before, strict=True))
 
 
-@injection("a dropped client")
+@INJECTIONS.causes("a dropped client")
 async def drop(bench: Bench) -> None:
     await bench.call("/slow_down", {"forward_sleep_time": 0.01})
     rids = [f"{WATCHED}{bench.number}-{index}" for index in range(READERS)]
@@ -284,64 +210,3 @@ async def _drop(bench: Bench, rid: str, *, stream: bool) -> None:
 
         await until(admitted)
         waiting.cancel()
-
-
-# -- weight updates ----------------------------------------------------------------------------
-
-
-async def update(bench: Bench, checkpoint: str, label: str = "new") -> httpx.Response:
-    """The reply to an update. One that may kill the engine needs a label of its own, or it is rejected later."""
-    body = {"model_path": str(bench.checkpoints[checkpoint]), "weight_version": label}
-    return await bench.call("/update_weights_from_disk", body)
-
-
-def refused(name: str, point: str = "", error: str = "") -> None:
-    """Register the fault of an update that is refused: by its checkpoint, or by a fault at ``point``."""
-
-    @injection(name)
-    async def inject(bench: Bench) -> None:
-        before = (await bench.arm(point, error))["fired"]
-        bench.mark()
-        answer = await update(bench, "sound" if point else name)
-        assert (answer.status_code, answer.json()["success"]) == (400, False), answer.text
-        assert (await bench.arm())["fired"] == before + bool(point)
-
-
-for name in ("another config", "a tensor is missing", "an unknown tensor", "a wrong shape", "a wrong dtype"):
-    refused(f"update: {name}")
-refused("update: a cut file")
-refused("update: a damaged header")
-refused("update: no memory", "memory")
-refused("update: reading raises", "read", "RuntimeError")
-refused("update: packing raises", "pack", "MemoryError")
-refused("update: the last step raises", "last step", "RuntimeError")
-
-
-@injection("update: the swap raises")
-async def break_swap(bench: Bench) -> None:
-    await bench.arm("swap", "RuntimeError")
-    await lost_update(bench, asyncio.create_task(update(bench, "sound", f"swap {bench.number}")))
-    bench.mark()
-
-
-@injection("update: kill -9")
-async def kill_update(bench: Bench) -> None:
-    await bench.arm("read", "hang")
-    updating = asyncio.create_task(update(bench, "sound", f"kill {bench.number}"))
-    words = f"loading {str(bench.checkpoints['sound'])!r} into"
-    seen = bench.server.log.read_text().count(words)
-
-    async def loading() -> bool:
-        return bool(bench.server.log.read_text().count(words) > seen)
-
-    await until(loading)
-    bench.server.engine().kill()
-    bench.mark()
-    await lost_update(bench, updating)
-
-
-async def lost_update(bench: Bench, updating: asyncio.Task[httpx.Response]) -> None:
-    """The reply to an update during which the engine ended."""
-    answer = await updating
-    assert answer.status_code == 503, answer.text
-    assert "retry-after" in answer.headers

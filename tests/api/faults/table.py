@@ -14,7 +14,7 @@ CLOSED, DROPPED = "closed by the server", "dropped by the client"
 OUTCOMES = {
     ANSWERED: "the whole answer, equal to that of an undisturbed server",
     RETRY: "503 with `Retry-After`",
-    FAILED: "500",
+    FAILED: "500, in a stream that has begun as the `status_code` of an abort",
     ABORTED: "a stream ends with the tokens so far, `finish_reason` abort and `status_code` 503, or with an error "
     "event if there are none",
     CLOSED: "the server closes the connection of a client that doesn't read",

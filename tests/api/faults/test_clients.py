@@ -52,6 +52,7 @@ async def outcome_of(job: Job, reply: httpx.Response) -> str:
         (STREAM, httpx.Response(200, text=record([5, 6, 7], STOP)), "stream without an end"),
         (STREAM, httpx.Response(200, text=aborted([5, 6])), ABORTED),
         (STREAM, httpx.Response(200, text=aborted([5, 7])), "wrong answer"),
+        (STREAM, httpx.Response(200, text=aborted([5, 6], 500)), FAILED),
         (STREAM, httpx.Response(200, text=aborted([5, 6], None)), "wrong answer"),
         (STREAM, httpx.Response(200, text='data: {"error": {"code": 503}}\n\n' + DONE), ABORTED),
         (STREAM, httpx.Response(200, text='data: {"error": {"code": 400}}\n\n' + DONE), "unclear reply"),

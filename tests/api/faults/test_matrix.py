@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from . import failed_updates, injections
+from .bench import Bench, until
 from .clients import Job, Load, jobs_of, seconds_to_serve
-from .injections import INJECTIONS, Bench, until
 from .table import ANSWERED, FAULTS, OUTCOMES, Fault
 
+INJECTIONS = injections.INJECTIONS | failed_updates.INJECTIONS
 CLIENTS, JOBS = 8, 24
 
 # Prompt and output with log-probabilities, and a vector.
