@@ -150,7 +150,7 @@ def arm(model: Any, point: str, error: str, count: int) -> dict[str, Any]:
 def trunkline_settings() -> None:
     """The first hook that is called: shorten the watchdog's limits, and let crashes be repeated without end."""
     supervisor.WatchdogLimits = functools.partial(  # type: ignore[misc,assignment]
-        supervisor.WatchdogLimits, unhealthy=2.0, silent=5.0, window=0.1
+        supervisor.WatchdogLimits, unhealthy=2.0, silent=10.0, window=0.1
     )
 
 

@@ -71,7 +71,7 @@ PROCESS = (
         "kill -STOP",
         title="`kill -STOP` of the engine",
         server="`/health` is 503 after 10 s without a heartbeat; after 30 s a new engine process replaces it "
-        "(2 s and 5 s in this test).",
+        "(2 s and 10 s in this test).",
         clients=f"Requests wait until then. {RESTARTED}",
         tuning="`--request-timeout` ends the wait earlier.",
         allowed=INTERRUPTED,
