@@ -2,7 +2,7 @@
 
 ``python docs/generate.py`` rewrites plugins.md (hooks from ``core/hookspecs.py`` and ``plugins/generation/hooks.py``,
 files of ``examples/``), configuration.md (settings from their structs), fields.md (fields of request bodies
-from theirs) and the pages of ``docs/generate_map.py``; a test compares them.
+from theirs) and the pages of ``docs/generate_map.py`` and ``docs/generate_reliability.py``; a test compares them.
 """
 
 from __future__ import annotations
@@ -358,8 +358,10 @@ def _foreign(flags: Iterable[compat.ForeignFlag]) -> str:
 
 
 if __name__ == "__main__":
-    from generate_map import write  # from this script's folder
+    import generate_map  # from this script's folder
+    import generate_reliability
 
-    write()
+    generate_map.write()
+    generate_reliability.write()
     for name, text in (("plugins.md", plugins()), ("configuration.md", configuration()), ("fields.md", fields())):
         (DOCS / name).write_text(text)

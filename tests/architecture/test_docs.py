@@ -41,6 +41,16 @@ def test_pages_made_of_docstrings_are_up_to_date(map_generator: ModuleType, repo
     assert page == getattr(map_generator, name)(), "run python docs/generate.py"
 
 
+@pytest.fixture(scope="module")
+def reliability_generator(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("docs/generate_reliability.py")
+
+
+def test_the_fault_matrix_is_up_to_date(reliability_generator: ModuleType, repository: Path) -> None:
+    page = (repository / "docs" / "reliability.md").read_text()
+    assert page == reliability_generator.reliability(), "run python docs/generate.py"
+
+
 def test_everything_in_the_map_and_in_the_api_is_documented(map_generator: ModuleType, sources: dict[str, Any]) -> None:
     mapped = [one for one in sources.values() if one.name.startswith("core") or one.path.name == "__init__.py"]
     assert [one.name for one in mapped if not ast.get_docstring(one.tree)] == []

@@ -188,8 +188,12 @@ def _flat(error: RequestError, kind: str, status: int) -> dict[str, Any]:
 
 def error_response(error: RequestError, dialect: str = "native") -> Response[bytes]:
     """An error as a response, with ``Retry-After`` if the request may be retried."""
-    headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
-    return json_response(render_error(error, dialect), error_status(error, dialect), headers)
+    return json_response(render_error(error, dialect), error_status(error, dialect), retry_headers(error))
+
+
+def retry_headers(error: RequestError) -> dict[str, str]:
+    """``Retry-After`` if the request may be retried, in whole seconds."""
+    return {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
 
 
 def error_frame(error: RequestError, dialect: str = "native") -> bytes:

@@ -20,7 +20,14 @@ from msgspec import Meta, Struct
 from trunkline.core.client.models import named_or_primary
 from trunkline.core.errors import RequestError
 from trunkline.core.model.sources.catalogue import cache_folder
-from trunkline.core.server.api.bodies import SLOWEST_BODY, AnyRequest, ClientGone, json_response, stall_limit
+from trunkline.core.server.api.bodies import (
+    SLOWEST_BODY,
+    AnyRequest,
+    ClientGone,
+    json_response,
+    retry_headers,
+    stall_limit,
+)
 from trunkline.core.server.api.body_limits import InvalidBody
 from trunkline.core.types import EngineClient, Settings
 
@@ -84,7 +91,7 @@ def tensor_routes(engine: EngineClient, settings: Settings) -> Iterator[HTTPRout
         except ClientGone:
             raise
         except RequestError as error:
-            return _refused(error.message, error.status)
+            return _failed(error)
         return json_response(answer, 200 if answer["success"] else 400)
 
     group = {"scope": "admin", "replies": {400: TensorReply}}
@@ -160,5 +167,9 @@ def _query(request: AnyRequest) -> TensorQuery:
         raise InvalidBody(str(error)) from None
 
 
-def _refused(message: str, status: int = 400) -> Response[bytes]:
-    return json_response({"success": False, "message": message}, status)
+def _refused(message: str) -> Response[bytes]:
+    return _failed(RequestError(message))
+
+
+def _failed(error: RequestError) -> Response[bytes]:
+    return json_response({"success": False, "message": error.message}, error.status, retry_headers(error))

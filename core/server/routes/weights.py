@@ -15,7 +15,7 @@ from trunkline.core.client.models import ModelQuery, named_or_primary
 from trunkline.core.engine.messages import NOT_FOUND
 from trunkline.core.errors import RequestError, TrunklineError
 from trunkline.core.host import Host
-from trunkline.core.server.api.bodies import AnyRequest, json_response, read_body
+from trunkline.core.server.api.bodies import AnyRequest, json_response, read_body, retry_headers
 from trunkline.core.server.api.fields import Ignored
 from trunkline.core.server.api.reply_schemas import UpdateReply, VersionReply
 from trunkline.core.types import EngineClient, Settings
@@ -89,7 +89,7 @@ def weight_routes(engine: EngineClient, download: Callable[[str], Any] | None) -
                 await asyncio.to_thread(download, body.model_path)
         except (TrunklineError, OSError, ValueError, RuntimeError) as error:
             log.warning("no weights at %r: %s", body.model_path, error)
-            return _refused(NOT_FOUND.format(body.model_path), 400)
+            return _refused(RequestError(NOT_FOUND.format(body.model_path)))
         arguments = {
             "model_path": body.model_path,
             "load_format": body.load_format,
@@ -99,7 +99,7 @@ def weight_routes(engine: EngineClient, download: Callable[[str], Any] | None) -
         try:
             answer = await engine.call("update_weights", model=model, **arguments)
         except RequestError as error:
-            return _refused(error.message, error.status)
+            return _refused(error)
         return json_response(answer, 200 if answer["success"] else 400)
 
     @post("/update_weight_version", opt=admin | {"body": VersionBody, "replies": VersionReply}, status_code=200)
@@ -126,5 +126,6 @@ def weight_routes(engine: EngineClient, download: Callable[[str], Any] | None) -
     yield from (update_weights, update_weight_version, get_weights_by_name)
 
 
-def _refused(message: str, status: int) -> Response[bytes]:
-    return json_response({"success": False, "message": message, "num_paused_requests": 0}, status)
+def _refused(error: RequestError) -> Response[bytes]:
+    answer = {"success": False, "message": error.message, "num_paused_requests": 0}
+    return json_response(answer, error.status, retry_headers(error))

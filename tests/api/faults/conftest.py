@@ -1,0 +1,84 @@
+"""The servers of the fault matrix, checkpoints that can't be loaded, and the file with the counts."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from .table import FAULTS
+
+FILE = "model.safetensors"
+TENSOR = "model.layers.1.mlp.up_proj.weight"
+REPETITIONS, VARIABLE = 20, "TRUNKLINE_FAULT_REPETITIONS"
+METADATA = "Metadata-Version: 2.1\nName: fault-dist\nVersion: 1\n"
+
+
+@pytest.fixture
+def repetitions(suite: Any) -> int:
+    """How often each fault is caused: as the variable says, else 20 times, or once if the suite's time is limited."""
+    return int(os.environ.get(VARIABLE, 1 if suite.seconds is not None else REPETITIONS))
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH where the plugin is installed."""
+    folder = tmp_path_factory.mktemp("packages")
+    shutil.copy(Path(__file__).parent / "fault_plugin.py", folder)
+    info = folder / "fault_dist-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(METADATA)
+    (info / "entry_points.txt").write_text("[trunkline]\nfaults = fault_plugin\n")
+    return folder
+
+
+@pytest.fixture
+def start(shared_server: Callable[..., Any], checkpoint: Path, packages: Path) -> Callable[..., Any]:
+    """``start(flags)``: the server with these flags, a new one if it has ended."""
+    environment = {"PYTHONPATH": str(packages)}
+    return lambda flags: shared_server(str(checkpoint), *flags, environment=environment)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(other: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A sound checkpoint of the served model with other weights, and its damaged copies by fault."""
+    sound = other("llama")
+    tensors = load_file(sound / FILE)
+    contents = {
+        "a tensor is missing": {name: one for name, one in tensors.items() if name != TENSOR},
+        "an unknown tensor": tensors | {"model.layers.1.mlp.surplus.weight": tensors[TENSOR].clone()},
+        "a wrong shape": tensors | {TENSOR: tensors[TENSOR][1:].contiguous()},
+        "a wrong dtype": tensors | {TENSOR: tensors[TENSOR].int()},
+    }
+    found = {"sound": sound}
+    for name in (*contents, "another config", "a cut file", "a damaged header"):
+        folder = found[f"update: {name}"] = tmp_path_factory.mktemp("damaged") / "model"
+        shutil.copytree(sound, folder)
+        if name in contents:
+            save_file(contents[name], folder / FILE, {"format": "pt"})
+    config = found["update: another config"] / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_attention_heads": 2}))
+    data = (sound / FILE).read_bytes()
+    (found["update: a cut file"] / FILE).write_bytes(data[: len(data) // 2])
+    (found["update: a damaged header"] / FILE).write_bytes(data[:8] + b"\xff" * 64 + data[72:])
+    return found
+
+
+@pytest.fixture(scope="module")
+def counts(request: pytest.FixtureRequest, repository: Path) -> Iterator[dict[str, Any]]:
+    """Counts by fault. If every fault was caused several times, they are written below benchmarks/results."""
+    counts: dict[str, Any] = {}
+    yield counts
+    if all(counts.get(fault.name, {}).get("repetitions", 0) > 1 for fault in FAULTS):
+        today = datetime.date.today()
+        head = {"date": str(today), "processor": platform.processor() or platform.machine(), "faults": counts}
+        path = repository / "benchmarks" / "results" / f"reliability-{today}.json"
+        path.write_text(json.dumps(head, indent=1) + "\n")
