@@ -31,17 +31,20 @@ class BatchDraft:
     """A batch while it is being built."""
 
     budget: int  # tokens that prompts may still take
-    entries: list[Entry] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
+    ends: dict[Entry, int] = field(default_factory=dict)  # up to which token each entry is computed
     slots: int = 0  # to be allocated for these entries
     started: list[Request] = field(default_factory=list)
     restarted: list[Request] = field(default_factory=list)
     retracted: list[Request] = field(default_factory=list)
 
+    def start(self, entry: Entry) -> int:
+        """The first token of the entry that isn't in the draft."""
+        return self.ends.get(entry, entry.launched)
+
     def add(self, entry: Entry, end: int) -> None:
-        self.entries.append(entry)
-        self.ends.append(end)
-        self.slots += end - min(end, entry.allocated)
+        """Compute the entry up to ``end``. It may be in the draft already, with fewer tokens."""
+        self.slots += max(end, entry.allocated) - max(self.start(entry), entry.allocated)
+        self.ends[entry] = end
 
 
 def forward_passes(rows: Sequence[Row]) -> list[Sequence[Row]]:

@@ -22,7 +22,9 @@ from .batch import Batch, BatchDraft
 from .pace import Pace
 from .reserve import Reserve
 from .row import Row
-from .waiting import Entry, InFlight, WaitingQueue, launch, retraction_cost, sort_running
+from .waiting import Entry, InFlight, WaitingQueue, launch, prompt_order, retraction_cost, sort_running
+
+OLDEST_SHARE = 8  # beside decoding requests, one token in so many is for the prompt that was admitted first
 
 
 class Scheduler:
@@ -159,9 +161,13 @@ class Scheduler:
         if self._chunk is not None:
             draft.budget = max(self._chunk - decodes, self._chunk // 4, 1)
             if decodes and self.pace is not None:
-                draft.budget = min(draft.budget, self.pace.tokens(self._chunk))
+                draft.budget = min(draft.budget, self.pace.tokens(self._chunk, decodes))
+                if not draft.retracted:
+                    prefilling += self._admit(draft, whole_queue=True)
+                self._add_shares(draft, prefilling)
+                return self._allocate(draft, decodes)
         self._add_chunks(draft, prefilling)
-        while not ahead and prefilling and not draft.entries and self._retract(draft):
+        while not ahead and prefilling and not draft.ends and self._retract(draft):
             _, prefilling = sort_running(self._running)
             self._add_chunks(draft, prefilling)
         if not draft.retracted:
@@ -210,12 +216,24 @@ class Scheduler:
     def _add_chunks(self, draft: BatchDraft, prefilling: Iterable[Entry]) -> None:
         """Add as much of each prompt as the token budget and free slots allow; without chunking, all or nothing."""
         for entry in prefilling:
-            missing = entry.length - entry.launched
-            allocated = entry.allocated - entry.launched  # slots left from a batch that was cancelled
+            start = draft.start(entry)
+            missing = entry.length - start
+            allocated = max(0, entry.allocated - start)  # slots left from a batch that was cancelled
             count = min(missing, draft.budget, allocated + self._slots_left(draft))
             if count > 0 and (self._chunk is not None or count == missing):
                 draft.budget -= count
-                draft.add(entry, entry.launched + count)
+                draft.add(entry, start + count)
+
+    def _add_shares(self, draft: BatchDraft, prefilling: Sequence[Entry]) -> None:
+        """Add chunks beside decoding requests: first of prompts with the fewest tokens left, whose first token is near.
+
+        A share of the budget is for the prompt that was admitted first, so that a long one ends, too.
+        """
+        budget = draft.budget
+        draft.budget = share = -(-budget // OLDEST_SHARE)
+        self._add_chunks(draft, prefilling[:1])
+        draft.budget += budget - share
+        self._add_chunks(draft, sorted(prefilling, key=prompt_order))
 
     def _retract(self, draft: BatchDraft) -> bool:
         """Free the slots of the cheapest running request and queue it again; False when only one runs.
@@ -240,31 +258,36 @@ class Scheduler:
         entry.running = False
         self.queue.requeue(entry)
 
-    def _admit(self, draft: BatchDraft) -> None:
+    def _admit(self, draft: BatchDraft, *, whole_queue: bool = False) -> list[Entry]:
         """Start waiting requests in the queue's order, while token budget, ``max_running`` and slots allow.
 
         Stops at the first request that doesn't fit; if smaller ones overtook it, large requests could starve.
+        With ``whole_queue``, the budget doesn't matter, and no chunks are added. Returns what was started.
         """
+        started: list[Entry] = []
         if not self.queue or draft.budget <= 0 or len(self._running) >= self._max_running:
-            return
+            return started
         reserved = sum([self.reserve.slots(entry) for entry in self._running])
         if self._running and reserved >= self._ledger.available:
-            return
+            return started
         in_flight = InFlight(self._running if self._ledger.caches else ())
         for entry in self.queue.candidates(self._cached_length):
             if draft.budget <= 0 or len(self._running) >= self._max_running:
-                return
+                break
             if in_flight.covers(entry, self._cached_length(entry)):
                 continue
             if not self._start(entry, reserved):
-                return
+                break
+            started.append(entry)
             request = entry.request
             if not request.started:
                 request.started, request.cached = time.monotonic(), request.computed
                 draft.started.append(request)
             reserved += self.reserve.slots(entry)
             in_flight.add(entry)
-            self._add_chunks(draft, [entry])
+            if not whole_queue:
+                self._add_chunks(draft, [entry])
+        return started
 
     def _start(self, entry: Entry, reserved: int) -> bool:
         """Move a waiting request to the running ones, if there are slots for it beside the ``reserved`` ones."""
@@ -292,8 +315,9 @@ class Scheduler:
         return entry.cached
 
     def _allocate(self, draft: BatchDraft, decodes: int) -> Batch | None:
-        if not draft.entries:
+        if not draft.ends:
             return None
-        self._ledger.grow(draft.entries, draft.ends)
-        rows = [launch(entry, end) for entry, end in zip(draft.entries, draft.ends, strict=True)]
-        return Batch(rows, draft.entries, decodes, draft.started, [*draft.restarted, *draft.retracted])
+        entries = list(draft.ends)
+        self._ledger.grow(entries, list(draft.ends.values()))
+        rows = [launch(entry, end) for entry, end in draft.ends.items()]
+        return Batch(rows, entries, decodes, draft.started, [*draft.restarted, *draft.retracted])
