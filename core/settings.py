@@ -119,9 +119,9 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     max_stall_ms: Annotated[
         Annotated[float, Meta(ge=0, le=3_600_000)] | None,
         _about(
-            "Time that prompts may add to a pass in which other requests decode, in milliseconds: by the measured "
-            "speed, their chunks are made small enough. 0 = no limit; by default, such a pass may take three times as "
-            "long as without prompts. Smaller chunks cost throughput."
+            "Time that prompts may add to a pass in which other requests decode, in milliseconds; their chunks are made "
+            "small enough by the measured speed. 0 = no limit; by default, such a pass may take 2.4 times as long as "
+            "one without prompts."
         ),
     ] = None
     max_running_requests: Annotated[

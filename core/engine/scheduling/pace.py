@@ -9,7 +9,8 @@ LEAST = 16  # tokens; smaller chunks would cost more passes than they are worth
 SCALES = np.array([1.0, 16.0, 1.0, 256.0])  # of the terms below, so that they are of similar size
 FORGETTING = 0.98  # factor per pass on the weight of all passes before
 UNKNOWN = 1e6  # variance of the coefficients before the first pass
-OUTLIER = 4.0  # times the expected time: a pass that takes longer was interrupted, and counts as this long
+KNOWN = 0.5  # variance of a prediction, in units of a measurement's, below which it is trusted …
+OUTLIER = 3.0  # … so that a pass that takes longer than this many times the prediction was interrupted
 STEP = 0.03  # factor by which a measurement moves the usual time of a pass without prompts
 
 
@@ -36,10 +37,11 @@ class Pace:
             self._usual = self._usual * (1 + STEP if seconds > self._usual else 1 - STEP) or seconds
         terms = np.array([1.0, decodes, prompt_tokens > 0, prompt_tokens]) / SCALES
         expected = float(terms @ self._coefficients)
-        if self._with_prompts and self._usual:
-            seconds = min(seconds, OUTLIER * max(expected, self._usual))
         gain = self._covariance @ terms
-        gain /= FORGETTING + terms @ gain
+        variance = float(terms @ gain)
+        if expected > 0 and variance < KNOWN:
+            seconds = min(seconds, OUTLIER * expected)
+        gain /= FORGETTING + variance
         self._coefficients += gain * (seconds - expected)
         self._covariance = (self._covariance - np.outer(gain, terms @ self._covariance)) / FORGETTING
         np.fill_diagonal(self._covariance, np.minimum(self._covariance.diagonal(), UNKNOWN))

@@ -1,6 +1,7 @@
 """Decides what each forward pass computes: continuous batching with chunked prefill.
 
-One batch mixes decoding requests (one token each) and chunks of prompts under a token budget.
+One batch mixes decoding requests (one token each) and chunks of prompts under a token budget. While requests decode,
+the budget is bounded by the time that the pass will take, and prompts share it: those with few tokens left first.
 
 Liveness: every pass computes at least one token of the running request that was admitted first, and that
 request is never retracted. So it ends, and then the same holds for the next one.
@@ -9,7 +10,7 @@ request is never retracted. So it ends, and then the same holds for the next one
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -22,9 +23,7 @@ from .batch import Batch, BatchDraft
 from .pace import Pace
 from .reserve import Reserve
 from .row import Row
-from .waiting import Entry, InFlight, WaitingQueue, launch, prompt_order, retraction_cost, sort_running
-
-OLDEST_SHARE = 8  # beside decoding requests, one token in so many is for the prompt that was admitted first
+from .waiting import Entry, InFlight, WaitingQueue, launch, retraction_cost, sort_running
 
 
 class Scheduler:
@@ -144,16 +143,16 @@ class Scheduler:
         Every batch must be committed or cancelled. None means that no request waits or runs; ``ahead``, while one
         batch is in flight, also that the next one depends on its results.
         """
-        draft = BatchDraft(budget=self._capacity)
+        draft = BatchDraft(self._ledger, self._chunk is None, budget=self._capacity)
         self.reserve.lower()
         if self.boundaries:
             if ahead:
                 return None  # the tokens that are awaited may take a sequence past one
             self._requeue_past_boundary(draft)
         decoding, prefilling = sort_running(self._running)
-        if ahead and self._slots_left(draft) < len(decoding):
+        if ahead and draft.slots_left < len(decoding):
             return None
-        while self._slots_left(draft) < len(decoding) and self._retract(draft):
+        while draft.slots_left < len(decoding) and self._retract(draft):
             decoding, prefilling = sort_running(self._running)
         for entry in decoding:
             draft.add(entry, entry.length)
@@ -164,12 +163,12 @@ class Scheduler:
                 draft.budget = min(draft.budget, self.pace.tokens(self._chunk, decodes))
                 if not draft.retracted:
                     prefilling += self._admit(draft, whole_queue=True)
-                self._add_shares(draft, prefilling)
+                draft.add_shares(prefilling)
                 return self._allocate(draft, decodes)
-        self._add_chunks(draft, prefilling)
+        draft.add_chunks(prefilling)
         while not ahead and prefilling and not draft.ends and self._retract(draft):
             _, prefilling = sort_running(self._running)
-            self._add_chunks(draft, prefilling)
+            draft.add_chunks(prefilling)
         if not draft.retracted:
             self._admit(draft)
         return self._allocate(draft, decodes)
@@ -208,32 +207,6 @@ class Scheduler:
             if entry.regime != regime_of(len(entry.request.tokens), self.boundaries):
                 self._requeue(entry)
                 draft.restarted.append(entry.request)
-
-    def _slots_left(self, draft: BatchDraft) -> int:
-        """Slots that can be allocated beyond those that the draft takes."""
-        return self._ledger.available - draft.slots
-
-    def _add_chunks(self, draft: BatchDraft, prefilling: Iterable[Entry]) -> None:
-        """Add as much of each prompt as the token budget and free slots allow; without chunking, all or nothing."""
-        for entry in prefilling:
-            start = draft.start(entry)
-            missing = entry.length - start
-            allocated = max(0, entry.allocated - start)  # slots left from a batch that was cancelled
-            count = min(missing, draft.budget, allocated + self._slots_left(draft))
-            if count > 0 and (self._chunk is not None or count == missing):
-                draft.budget -= count
-                draft.add(entry, start + count)
-
-    def _add_shares(self, draft: BatchDraft, prefilling: Sequence[Entry]) -> None:
-        """Add chunks beside decoding requests: first of prompts with the fewest tokens left, whose first token is near.
-
-        A share of the budget is for the prompt that was admitted first, so that a long one ends, too.
-        """
-        budget = draft.budget
-        draft.budget = share = -(-budget // OLDEST_SHARE)
-        self._add_chunks(draft, prefilling[:1])
-        draft.budget += budget - share
-        self._add_chunks(draft, sorted(prefilling, key=prompt_order))
 
     def _retract(self, draft: BatchDraft) -> bool:
         """Free the slots of the cheapest running request and queue it again; False when only one runs.
@@ -286,7 +259,7 @@ class Scheduler:
             reserved += self.reserve.slots(entry)
             in_flight.add(entry)
             if not whole_queue:
-                self._add_chunks(draft, [entry])
+                draft.add_chunks([entry])
         return started
 
     def _start(self, entry: Entry, reserved: int) -> bool:

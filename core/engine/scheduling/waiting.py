@@ -60,11 +60,6 @@ def launch(entry: Entry, end: int) -> Row:
     return row
 
 
-def prompt_order(entry: Entry) -> tuple[int, int]:
-    """The order in which prompts are computed beside decoding requests: priority, then tokens left."""
-    return -entry.request.priority, entry.length - entry.launched
-
-
 def retraction_cost(entry: Entry) -> tuple[int, int]:
     """The order in which requests are retracted: priority, then the number of tokens to recompute."""
     request = entry.request
