@@ -119,7 +119,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     max_stall_ms: Annotated[
         Annotated[float, Meta(ge=0, le=3_600_000)] | None,
         _about(
-            "Time that prompts may add to a pass in which other requests decode, in milliseconds; their chunks are made "
+            "Time that prompts may add to a pass in which other requests decode, in milliseconds; chunks are made "
             "small enough by the measured speed. 0 = no limit; by default, such a pass may take 2.4 times as long as "
             "one without prompts."
         ),

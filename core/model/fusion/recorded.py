@@ -6,6 +6,7 @@ launches, than in the kernels.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -71,7 +72,9 @@ class RecordedLayers:
 
     def __init__(self, layers: Sequence[Layer], trunk: ForwardContext, x: torch.Tensor, cos: torch.Tensor) -> None:
         """Record for the pool and slot table of ``trunk``; ``x`` and ``cos`` give the widths and dtype."""
-        self.pool, self.table = trunk.pool, trunk.layout.table
+        assert trunk.pool is not None
+        self._pool = weakref.ref(trunk.pool)  # the model must not keep it: its memory may be released separately
+        self.table = trunk.layout.table
         self.layout = packed_layout([1] * CAPACITY)
         self.layout.table, self.layout.out_slots = self.table, torch.zeros(CAPACITY, dtype=torch.int64)
         self._prompts = np.arange(CAPACITY, dtype=np.int32)
@@ -80,7 +83,7 @@ class RecordedLayers:
         self.x, self.cos, self.sin = (
             scratch(name, like.shape[1]) for name, like in (("x", x), ("cos", cos), ("sin", cos))
         )
-        context = ForwardContext(self.layout, self.pool, trunk.backend)
+        context = ForwardContext(self.layout, trunk.pool, trunk.backend)
         *former, self._last = layers
         self._recording = Recording()
         with self._recording:
@@ -93,7 +96,7 @@ class RecordedLayers:
 
     def covers(self, trunk: ForwardContext) -> bool:
         """Whether the recording fits the pass: it has the same pool and slot table."""
-        return trunk.pool is self.pool and trunk.layout.table is self.table
+        return trunk.pool is self._pool() and trunk.layout.table is self.table
 
     def run(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
         """``x`` [T, H], ``cos`` and ``sin`` [T, R] -> [T, H], which the next call overwrites.

@@ -89,7 +89,7 @@ class World:
         overlap: bool = False,
         paced: bool = False,
     ) -> None:
-        """``overlap``: a batch is collected after the next one was planned and computed. ``paced``: :class:`AnyPace`."""
+        """``overlap``: a batch is collected after the next one was computed. ``paced``: with :class:`AnyPace`."""
         self.overlap = overlap
         self.flying: Batch | None = None
         self.ending: list[Entry] = []  # have ended; a batch in flight has a row of them
