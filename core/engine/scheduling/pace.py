@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 STRETCH = 2.4  # by default, prompts may make a pass this many times as long as passes without them usually are
+FEW = 2  # by default, chunks grow when more prompts wait than this many times the root of the decoding requests
 LEAST = 16  # tokens; smaller chunks would cost more passes than they are worth
 SCALES = np.array([1.0, 16.0, 1.0, 256.0])  # of the terms below, so that they are of similar size
 FORGETTING = 0.98  # factor per pass on the weight of all passes before
@@ -20,7 +21,9 @@ class Pace:
 
     ``limit``: seconds that prompts may add to a pass in which requests decode. With None, the whole pass may take
     STRETCH times as long as one without prompts: as its own decoding requests would take, or as such a pass usually
-    takes, whichever is more.
+    takes, whichever is more. When many prompts wait, it may take longer: smaller chunks need more passes in all, and
+    what all prompts wait for them together grows with the square of their number, but the delay of decoding requests
+    with the number of these.
     """
 
     def __init__(self, limit: float | None = None) -> None:
@@ -46,13 +49,17 @@ class Pace:
         self._covariance = (self._covariance - np.outer(gain, terms @ self._covariance)) / FORGETTING
         np.fill_diagonal(self._covariance, np.minimum(self._covariance.diagonal(), UNKNOWN))
 
-    def tokens(self, chunk: int, decodes: int) -> int:
-        """Limit on the prompt tokens of a pass in which ``decodes`` requests decode; at most ``chunk``."""
+    def tokens(self, chunk: int, decodes: int, waiting: int) -> int:
+        """Limit on the prompt tokens of a pass in which ``decodes`` requests decode; at most ``chunk``.
+
+        ``waiting``: how many prompts are to be computed, in this pass and later ones.
+        """
         if not (self._with_prompts and self._usual):
             return chunk
         fixed, per_decode, prompts, per_token = (float(each) for each in self._coefficients / SCALES)
         if per_token <= 0:
             return chunk
         alone = fixed + per_decode * decodes
-        added = STRETCH * max(alone, self._usual) - alone if self._limit is None else self._limit
+        stretch = STRETCH * max(1.0, (waiting / FEW) ** 2 / decodes)
+        added = stretch * max(alone, self._usual) - alone if self._limit is None else self._limit
         return max(min(LEAST, chunk), min(chunk, int((added - prompts) / per_token)))

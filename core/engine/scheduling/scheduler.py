@@ -160,9 +160,10 @@ class Scheduler:
         if self._chunk is not None:
             draft.budget = max(self._chunk - decodes, self._chunk // 4, 1)
             if decodes and self.pace is not None:
-                draft.budget = min(draft.budget, self.pace.tokens(self._chunk, decodes))
                 if not draft.retracted:
                     prefilling += self._admit(draft, whole_queue=True)
+                waiting = len(prefilling) + len(self.queue)
+                draft.budget = min(draft.budget, self.pace.tokens(self._chunk, decodes, waiting))
                 draft.add_shares(prefilling)
                 return self._allocate(draft, decodes)
         draft.add_chunks(prefilling)

@@ -35,13 +35,13 @@ def simulate(pace: Pace, chunk: int, passes: int = 60) -> list[int]:
         pace.observe(0, size, seconds(0, size))
     chunks = []
     for _ in range(passes):
-        chunks.append(pace.tokens(chunk, ROWS))
+        chunks.append(pace.tokens(chunk, ROWS, 1))
         pace.observe(ROWS, chunks[-1], seconds(ROWS, chunks[-1]))
     return chunks
 
 
 def test_without_measurements_chunks_are_whole() -> None:
-    assert Pace(0.001).tokens(1024, ROWS) == 1024
+    assert Pace(0.001).tokens(1024, ROWS, 1) == 1024
 
 
 @pytest.mark.parametrize(("limit", "tokens"), [(0.024, 50), (0.104, 250), (9.0, 1024), (0.000_1, LEAST)])
@@ -54,11 +54,20 @@ def test_by_default_passes_take_longer_by_a_factor() -> None:
     pace = Pace()
     chunk = simulate(pace, 1024)[-1]
     assert seconds(ROWS, chunk) == pytest.approx(STRETCH * seconds(ROWS, 0), rel=0.1)
-    many = pace.tokens(1024, 40)
+    many = pace.tokens(1024, 40, 1)
     assert seconds(40, many) == pytest.approx(STRETCH * seconds(40, 0), rel=0.1)
     for _ in range(300):  # most requests decode beside 39 others: few of them don't call for smaller chunks
         pace.observe(40, 0, seconds(40, 0))
-    assert seconds(ROWS, pace.tokens(1024, ROWS)) == pytest.approx(STRETCH * seconds(40, 0), rel=0.1)
+    assert seconds(ROWS, pace.tokens(1024, ROWS, 1)) == pytest.approx(STRETCH * seconds(40, 0), rel=0.1)
+
+
+def test_when_many_prompts_wait_chunks_are_larger() -> None:
+    pace, limited = Pace(), Pace(0.030)
+    simulate(pace, 1024)
+    simulate(limited, 1024)
+    chunks = [pace.tokens(1024, ROWS, waiting) for waiting in (1, 4, 8, 100)]
+    assert chunks[0] == chunks[1] < chunks[2] < chunks[3] == 1024
+    assert limited.tokens(1024, ROWS, 100) == limited.tokens(1024, ROWS, 1)  # an explicit limit holds
 
 
 def test_interrupted_passes_hardly_count() -> None:
@@ -68,7 +77,7 @@ def test_interrupted_passes_hardly_count() -> None:
     for number in range(100):
         chunk = 0 if number % 3 else 50
         pace.observe(ROWS, chunk, seconds(ROWS, chunk) if number % 10 else 2.0)
-    assert pace.tokens(1024, ROWS) == pytest.approx(expected, rel=0.5)
+    assert pace.tokens(1024, ROWS, 1) == pytest.approx(expected, rel=0.5)
 
 
 def test_more_decoding_requests_are_not_taken_for_slower_prompts() -> None:
@@ -76,7 +85,7 @@ def test_more_decoding_requests_are_not_taken_for_slower_prompts() -> None:
     pace = Pace(0.044)
     simulate(pace, 1024)
     for rows in range(4, 40):
-        chunk = pace.tokens(1024, rows)
+        chunk = pace.tokens(1024, rows, 1)
         assert chunk == pytest.approx((0.044 - PROMPTS) / TOKEN, rel=0.1)
         pace.observe(rows, chunk, seconds(rows, chunk))
 
@@ -87,7 +96,7 @@ def test_it_follows_the_speed() -> None:
     for number in range(200):
         chunk = 0 if number % 3 else 50 + number % 2 * 100
         pace.observe(ROWS, chunk, 4 * seconds(ROWS, chunk))
-    assert pace.tokens(1024, ROWS) == LEAST
+    assert pace.tokens(1024, ROWS, 1) == LEAST
 
 
 def test_noise_is_averaged() -> None:
@@ -96,7 +105,7 @@ def test_noise_is_averaged() -> None:
     for _ in range(300):
         rows, chunk = dice.randint(1, 8), dice.choice([0, 0, 64, 128])
         pace.observe(rows, chunk, seconds(rows, chunk) * dice.uniform(0.8, 1.3))
-    assert pace.tokens(1024, ROWS) == pytest.approx((0.044 - PROMPTS) / TOKEN, rel=0.3)
+    assert pace.tokens(1024, ROWS, 1) == pytest.approx((0.044 - PROMPTS) / TOKEN, rel=0.3)
 
 
 def test_small_chunks_stay() -> None:

@@ -69,8 +69,9 @@ class AnyPace(Pace):
         super().__init__()
         self.dice = random.Random(seed)
 
-    def tokens(self, chunk: int, decodes: int) -> int:
+    def tokens(self, chunk: int, decodes: int, waiting: int) -> int:
         assert decodes > 0
+        assert waiting >= 0
         return self.dice.randint(1, chunk)
 
 
