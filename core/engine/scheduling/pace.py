@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 STRETCH = 2.4  # by default, prompts may make a pass this many times as long as passes without them usually are
-FEW = 2  # by default, chunks grow when more prompts wait than this many times the root of the decoding requests
+WAITS = 0.5  # weight of what prompts wait for, by default, against the delay of decoding requests, see Pace
 LEAST = 16  # tokens; smaller chunks would cost more passes than they are worth
 SCALES = np.array([1.0, 16.0, 1.0, 256.0])  # of the terms below, so that they are of similar size
 FORGETTING = 0.98  # factor per pass on the weight of all passes before
@@ -60,6 +60,6 @@ class Pace:
         if per_token <= 0:
             return chunk
         alone = fixed + per_decode * decodes
-        stretch = STRETCH * max(1.0, (waiting / FEW) ** 2 / decodes)
+        stretch = STRETCH * max(1.0, WAITS * waiting**2 / decodes)
         added = stretch * max(alone, self._usual) - alone if self._limit is None else self._limit
         return max(min(LEAST, chunk), min(chunk, int((added - prompts) / per_token)))

@@ -65,7 +65,7 @@ def test_when_many_prompts_wait_chunks_are_larger() -> None:
     pace, limited = Pace(), Pace(0.030)
     simulate(pace, 1024)
     simulate(limited, 1024)
-    chunks = [pace.tokens(1024, ROWS, waiting) for waiting in (1, 4, 8, 100)]
+    chunks = [pace.tokens(1024, ROWS, waiting) for waiting in (1, 2, 8, 100)]
     assert chunks[0] == chunks[1] < chunks[2] < chunks[3] == 1024
     assert limited.tokens(1024, ROWS, 100) == limited.tokens(1024, ROWS, 1)  # an explicit limit holds
 
