@@ -11,7 +11,7 @@ from trunkline.core.types import Request
 from .row import Row
 from .waiting import Entry
 
-OLDEST_SHARE = 8  # one prompt token in so many is for the prompt that was admitted first
+OLDEST_SHARE = 8  # an eighth of the prompt tokens is for the prompt that was admitted first
 
 
 @dataclass(slots=True)

@@ -21,9 +21,8 @@ class Pace:
 
     ``limit``: seconds that prompts may add to a pass in which requests decode. With None, the whole pass may take
     STRETCH times as long as one without prompts: as its own decoding requests would take, or as such a pass usually
-    takes, whichever is more. When many prompts wait, it may take longer: smaller chunks need more passes in all, and
-    what all prompts wait for them together grows with the square of their number, but the delay of decoding requests
-    with the number of these.
+    takes, whichever is more. When many prompts wait, it may take longer, since smaller chunks need more passes in all:
+    what the prompts wait together grows with the square of their number, the delay of decoding requests with theirs.
     """
 
     def __init__(self, limit: float | None = None) -> None:

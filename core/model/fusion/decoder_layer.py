@@ -263,7 +263,8 @@ class FusedForward:
         ``inputs_embeds`` ``[1, T, H]`` may stand in place of ids, and is overwritten.
         """
         one_input = (input_ids is None) != (inputs_embeds is None)
-        if not one_input or position_ids is None or trunk is None or any(map(_is_requested, others.values())):
+        more = any(value is not None and value is not False for value in others.values())
+        if not one_input or position_ids is None or trunk is None or more:
             given = {} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
             return self.original(input_ids=input_ids, position_ids=position_ids, trunk=trunk, **given, **others)
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
@@ -286,8 +287,3 @@ class FusedForward:
         # A mixture of experts must see all tokens: observers count them.
         wanted = trunk.wanted if self.layers[-1].mlp is None else None
         return self.layers[-1].compute(x, cos, sin, trunk, wanted), wanted is not None
-
-
-def _is_requested(value: Any) -> bool:
-    """Whether an optional argument of ``forward`` asks for something: it is neither None nor False."""
-    return value is not None and value is not False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,8 @@ from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.engine.scheduling.batch import OLDEST_SHARE
 from trunkline.core.engine.scheduling.pace import LEAST, STRETCH, Pace
 from trunkline.core.engine.scheduling.scheduler import Scheduler
+from trunkline.core.engine.startup import schedule
+from trunkline.core.settings import ModelSettings
 from trunkline.core.types import Needs, Request
 
 # Seconds of any pass, of each decoding request, of having prompts, and of each of their tokens.
@@ -110,6 +114,15 @@ def test_noise_is_averaged() -> None:
 
 def test_small_chunks_stay() -> None:
     assert simulate(Pace(0.000_1), 7)[-1] == 7
+
+
+@pytest.mark.parametrize(("flag", "limit"), [(None, None), (20.0, 0.020), (0.0, 0.0)])
+def test_the_setting(flag: float | None, limit: float | None) -> None:
+    candidate: Any = SimpleNamespace(settings=ModelSettings(model_path="m", max_stall_ms=flag), pass_tokens=64)
+    served: Any = SimpleNamespace(max_total_tokens=100, max_running_requests=4)
+    pace = schedule(candidate, served, None, SlotTable(4, 100), ()).pace
+    assert (pace is None) == (flag == 0)  # no limit
+    assert pace is None or pace._limit == limit
 
 
 def request(key: int, length: int, new: int = 5) -> Request:
