@@ -139,10 +139,11 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
         Limit | None, _about("Limit on the tokens of a forward pass; -1 = no limit, default auto.")
     ] = None
     max_stall_ms: Annotated[
-        Annotated[float, Meta(gt=0, le=3_600_000)] | None,
+        Annotated[float, Meta(ge=0, le=3_600_000)] | None,
         _about(
-            "Time that prompts may add to a pass in which other requests decode, in milliseconds: by the measured "
-            "speed, their chunks are made small enough. Smaller chunks cost throughput; default no limit."
+            "Time that prompts may add to a pass in which other requests decode, in milliseconds; chunks are made "
+            "small enough by the measured speed. 0 = no limit; by default, such a pass may take 2.4 times as long as "
+            "one without prompts."
         ),
     ] = None
     max_running_requests: Annotated[

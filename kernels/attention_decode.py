@@ -7,7 +7,7 @@ import torch
 
 from trunkline.kernels.cpu.attention import paged
 from trunkline.kernels.cpu.elements import layout_of
-from trunkline.kernels.cpu.recording import keep_alive
+from trunkline.kernels.cpu.recording import keep_alive, scratch_memory
 from trunkline.kernels.cpu.threads import team_size
 
 from . import attention_extend
@@ -129,8 +129,8 @@ def decode_cpu(
     row_ids = np.ascontiguousarray(row_ids, dtype=np.int32)
     shares = team_size(len(row_ids) * heads * key_dim * int(layout.kv_len.max()) > attention_extend.MIN_PARALLEL)
     size = paged.scratch_bytes(heads, key_dim, value_dim)
-    scratch = keep_alive(torch.empty(shares * size, dtype=torch.uint8))
-    sinks = None if sinks is None else sinks.detach().float().contiguous()
+    scratch = scratch_memory(shares * size)
+    sinks = None if sinks is None else keep_alive(sinks.detach().float().contiguous())
     kernel = paged.kernel(key_dim, value_dim, q.dtype == torch.bfloat16)
     arguments: dict[str, float] = {
         "q": q.data_ptr(),
@@ -142,7 +142,7 @@ def decode_cpu(
         "scratch": scratch.data_ptr(),
         "sinks": 0 if sinks is None else sinks.data_ptr(),
         **layout_of(layout, row_ids),
-        "rows": len(row_ids),
+        "decodes": len(row_ids),
         "heads": heads,
         "kv_heads": kv_heads,
         "window": window,

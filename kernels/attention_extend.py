@@ -11,6 +11,7 @@ from trunkline.kernels.cpu.attention import flash, flash_pairs
 from trunkline.kernels.cpu.attention.flash_arguments import sizes
 from trunkline.kernels.cpu.elements import layout_of
 from trunkline.kernels.cpu.processor import has_bfloat16_pairs
+from trunkline.kernels.cpu.recording import keep_alive, scratch_memory
 from trunkline.kernels.cpu.threads import team_size
 
 from .layout import Layout
@@ -91,9 +92,8 @@ def extend_cpu(
     pairs = q.dtype == torch.bfloat16 and flash_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
     panels_per_call = flash_pairs.PANELS_PER_CALL if pairs else 1
     blocks = sizes(heads // kv_heads, key_dim, value_dim, panels_per_call)
-    units = int((-(-query_counts // blocks.unit_queries)).sum()) * kv_heads
-    scratch = torch.empty(team * blocks.scratch_size, dtype=torch.uint8)
-    sinks = None if sinks is None else sinks.detach().float().contiguous()
+    scratch = scratch_memory(team_size() * blocks.scratch_size)  # the whole team replays recorded launches
+    sinks = None if sinks is None else keep_alive(sinks.detach().float().contiguous())
     flash.kernel(q.dtype, pairs).run(
         team,
         **_strided("q", q),
@@ -104,8 +104,7 @@ def extend_cpu(
         out=out.data_ptr(),
         sinks=0 if sinks is None else sinks.data_ptr(),
         **layout_of(layout, row_ids),
-        units=units,
-        grain=max(1, units // (team * 32)),
+        prompts=len(row_ids),
         claimed=0,
         heads=heads,
         kv_heads=kv_heads,

@@ -186,7 +186,7 @@ def schedule(
         max_running=served.max_running_requests,
         policy=own.schedule_policy,
         boundaries=boundaries,
-        pace=None if own.max_stall_ms is None else Pace(own.max_stall_ms / 1000),
+        pace=None if own.max_stall_ms == 0 else Pace(own.max_stall_ms and own.max_stall_ms / 1000),
     )
 
 

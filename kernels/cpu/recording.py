@@ -16,11 +16,13 @@ from numba.extending import intrinsic
 
 from .threads import Kernel, barrier, int64s, recorder, team_size, thread
 
+COUNTS = ("rows", "decodes", "prompts")  # a kernel's arguments have one of them: how much it computes
+
 
 class Recording:
     """A list of launches. Inside ``with recording:``, this thread's launches are recorded and not run.
 
-    :meth:`run` runs them in order, in one parallel region, with a barrier after each. The number of rows
+    :meth:`run` runs them in order, in one parallel region, with a barrier after each. The :data:`COUNTS`
     may differ between runs. All other arguments stay, addresses too, so inputs, outputs and scratch
     memory must live as long as the recording. Only our kernels are recorded; torch's operators run
     immediately, once.
@@ -29,12 +31,20 @@ class Recording:
     def __init__(self) -> None:
         self._launches: list[tuple[Kernel, bytes, bool]] = []
         self.kept_alive: list[torch.Tensor] = []
-        self._blocks = self._program = self._rows = self._claimed = np.empty(0, np.int64)
+        self._scratch: list[torch.Tensor] = []
+        self._team = 1
+        self._blocks = self._program = self._claimed = np.empty(0, np.int64)
+        self._counts: dict[str, np.ndarray] = {}
 
     def __enter__(self) -> Recording:
         assert recorder.recording is None, "recordings can't be nested"
         recorder.recording = self
+        self._team = team_size()
         return self
+
+    def __len__(self) -> int:
+        """Number of launches so far."""
+        return len(self._launches)
 
     def __exit__(self, kind: object, *_: object) -> None:
         recorder.recording = None
@@ -50,12 +60,14 @@ class Recording:
             {name: start + i for i, name in enumerate(task.fields)}
             for start, (task, _, _) in zip(starts, self._launches, strict=True)
         ]
-        self._rows = np.array([place["rows"] for place in places])
+        self._counts = {name: np.array([place[name] for place in places if name in place], np.int64) for name in COUNTS}
         self._claimed = np.array([place["claimed"] for place in places if "claimed" in place], np.int64)
         functions = [task.address for task, _, _ in self._launches]
         addresses = self._blocks.ctypes.data + 8 * starts
         single_thread = [single_thread for _, _, single_thread in self._launches]
-        self._program = np.ascontiguousarray(np.stack([functions, addresses, single_thread], axis=1), dtype=np.int64)
+        counts = [self._blocks.ctypes.data + 8 * place[name] for place in places for name in COUNTS if name in place]
+        columns = functions, addresses, single_thread, counts
+        self._program = np.ascontiguousarray(np.stack(columns, axis=1), dtype=np.int64)
 
     def record(self, task: Kernel, block: bytes, single_thread: bool) -> None:
         """Record one launch; called by :meth:`.Kernel.run`."""
@@ -66,11 +78,23 @@ class Recording:
         self.kept_alive.append(tensor)
         return tensor
 
-    def run(self, rows: int) -> None:
-        """Replay the launches over the first ``rows`` rows of the recorded tensors."""
-        self._blocks[self._rows] = rows
+    def scratch(self, size: int) -> torch.Tensor:
+        """At least ``size`` bytes, which all launches share."""
+        if not self._scratch or len(self._scratch[-1]) < size:
+            self._scratch.append(torch.empty(size, dtype=torch.uint8))
+        return self._scratch[-1]
+
+    def run(self, rows: int, decodes: int = 0, prompts: int = 0, end: int | None = None) -> None:
+        """Replay the launches over the first ``rows`` rows of the recorded tensors.
+
+        ``decodes`` and ``prompts``: numbers of sequences for the attention of decoding rows and of prompts. Launches
+        whose count is 0 are left out. ``end``: replay the first launches only, as many.
+        """
+        for name, count in zip(COUNTS, (rows, decodes, prompts), strict=True):
+            self._blocks[self._counts[name]] = count
         self._blocks[self._claimed] = 0
-        _replay().run(team_size(), program=self._program.ctypes.data, launches=len(self._program))
+        launches = len(self._program) if end is None else end
+        _replay().run(self._team, program=self._program.ctypes.data, launches=launches)
 
 
 def keep_alive(tensor: torch.Tensor) -> torch.Tensor:
@@ -79,6 +103,14 @@ def keep_alive(tensor: torch.Tensor) -> torch.Tensor:
     A recorded launch uses the memory after the function that allocated it has returned.
     """
     return tensor if recorder.recording is None else recorder.recording.keep_alive(tensor)
+
+
+def scratch_memory(size: int) -> torch.Tensor:
+    """Uninitialised memory for a launch, of at least ``size`` bytes (uint8).
+
+    All launches of a recording share it, so its contents are valid until the next launch that uses some.
+    """
+    return torch.empty(size, dtype=torch.uint8) if recorder.recording is None else recorder.recording.scratch(size)
 
 
 def _call(typing: Any, function: Any, argument: Any) -> Any:
@@ -96,7 +128,9 @@ call = intrinsic(_call)
 
 
 class Arguments:
-    """``program`` has three int64 for each launch: function, address of its arguments, 1 if one thread runs it."""
+    """``program`` has four int64 for each launch: function, address of its arguments, 1 if one thread runs it,
+    address of the count among its arguments.
+    """
 
     program: int
     launches: int
@@ -107,8 +141,9 @@ def _replay() -> Kernel:
     def body(a: Any) -> None:
         program = int64s(a.program)
         for i in range(a.launches):
-            if program[3 * i + 2] == 0 or thread() == 0:
-                call(program[3 * i], program[3 * i + 1])
-            barrier()
+            if int64s(program[4 * i + 3])[0] != 0:
+                if program[4 * i + 2] == 0 or thread() == 0:
+                    call(program[4 * i], program[4 * i + 1])
+                barrier()
 
     return Kernel(body, Arguments)

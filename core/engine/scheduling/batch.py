@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from trunkline.core.cache.ledger import Ledger
 from trunkline.core.types import Request
 
 from .row import Row
 from .waiting import Entry
+
+OLDEST_SHARE = 8  # an eighth of the prompt tokens is for the prompt that was admitted first
 
 
 @dataclass(slots=True)
@@ -28,20 +31,53 @@ class Batch:
 
 @dataclass(slots=True)
 class BatchDraft:
-    """A batch while it is being built."""
+    """A batch while it is being built. If ``whole``, prompts are in it whole or not at all."""
 
+    ledger: Ledger
+    whole: bool
     budget: int  # tokens that prompts may still take
-    entries: list[Entry] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
+    ends: dict[Entry, int] = field(default_factory=dict)  # up to which token each entry is computed
     slots: int = 0  # to be allocated for these entries
     started: list[Request] = field(default_factory=list)
     restarted: list[Request] = field(default_factory=list)
     retracted: list[Request] = field(default_factory=list)
 
+    @property
+    def slots_left(self) -> int:
+        """Slots that can be allocated beyond those that the draft takes."""
+        return self.ledger.available - self.slots
+
     def add(self, entry: Entry, end: int) -> None:
-        self.entries.append(entry)
-        self.ends.append(end)
-        self.slots += end - min(end, entry.allocated)
+        """Compute the entry up to ``end``; it may be in the draft with fewer tokens."""
+        start = self.ends.get(entry, entry.launched)
+        self.slots += max(end, entry.allocated) - max(start, entry.allocated)
+        self.ends[entry] = end
+
+    def add_chunks(self, prefilling: Iterable[Entry]) -> None:
+        """Add as much of each prompt as the token budget and free slots allow."""
+        for entry in prefilling:
+            start = self.ends.get(entry, entry.launched)
+            missing = entry.length - start
+            allocated = max(0, entry.allocated - start)  # slots left from a batch that was cancelled
+            count = min(missing, self.budget, allocated + self.slots_left)
+            if count > 0 and (count == missing or not self.whole):
+                self.budget -= count
+                self.add(entry, start + count)
+
+    def add_shares(self, prefilling: Sequence[Entry]) -> None:
+        """Add prompts beside decoding requests: first those with the fewest tokens left, whose results are near.
+
+        A share of the budget is for the prompt that was admitted first, so that a long one ends, too.
+        """
+        share = -(-self.budget // OLDEST_SHARE)
+        self.budget, others = share, self.budget - share
+        self.add_chunks(prefilling[:1])
+        self.budget += others
+        self.add_chunks(sorted(prefilling, key=_prompt_order))
+
+
+def _prompt_order(entry: Entry) -> tuple[int, int]:
+    return -entry.request.priority, entry.length - entry.launched
 
 
 def forward_passes(rows: Sequence[Row]) -> list[Sequence[Row]]:

@@ -4,41 +4,61 @@ from __future__ import annotations
 
 import numpy as np
 
-LEAST = 32  # tokens; most of the time of smaller chunks is that of having any
+STRETCH = 2.4  # by default, prompts may make a pass this many times as long as passes without them usually are
+WAITS = 0.5  # weight of what prompts wait for, by default, against the delay of decoding requests, see Pace
+LEAST = 16  # tokens; smaller chunks would cost more passes than they are worth
 SCALES = np.array([1.0, 16.0, 1.0, 256.0])  # of the terms below, so that they are of similar size
 FORGETTING = 0.98  # factor per pass on the weight of all passes before
 UNKNOWN = 1e6  # variance of the coefficients before the first pass
+KNOWN = 0.5  # variance of a prediction, in units of a measurement's, below which it is trusted …
+OUTLIER = 3.0  # … so that a pass that takes longer than this many times the prediction was interrupted
+STEP = 0.03  # factor by which a measurement moves the usual time of a pass without prompts
 
 
 class Pace:
     """Predicts the time of a pass from those that were measured: ``a + b * decodes``, and with prompts
     ``+ c + d * prompt tokens``. The coefficients are fitted by recursive least squares with exponential forgetting.
 
-    ``limit``: seconds that prompts may add to a pass in which requests decode.
+    ``limit``: seconds that prompts may add to a pass in which requests decode. With None, the whole pass may take
+    STRETCH times as long as one without prompts: as its own decoding requests would take, or as such a pass usually
+    takes, whichever is more. When many prompts wait, it may take longer, since smaller chunks need more passes in all:
+    what the prompts wait together grows with the square of their number, the delay of decoding requests with theirs.
     """
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit: float | None = None) -> None:
         self._limit = limit
         self._coefficients = np.zeros(4)
         self._covariance = np.eye(4) * UNKNOWN
-        self._with_prompts = self._without = False  # which kinds of passes were measured
+        self._with_prompts = False  # whether a pass with prompts was measured
+        self._usual = 0.0  # seconds of a pass without prompts: the median of the last ones; 0 = none was measured
 
     def observe(self, decodes: int, prompt_tokens: int, seconds: float) -> None:
         """A pass with ``decodes`` decoding requests and ``prompt_tokens`` took ``seconds``."""
         self._with_prompts |= prompt_tokens > 0
-        self._without |= not prompt_tokens
+        if not prompt_tokens:
+            self._usual = self._usual * (1 + STEP if seconds > self._usual else 1 - STEP) or seconds
         terms = np.array([1.0, decodes, prompt_tokens > 0, prompt_tokens]) / SCALES
+        expected = float(terms @ self._coefficients)
         gain = self._covariance @ terms
-        gain /= FORGETTING + terms @ gain
-        self._coefficients += gain * (seconds - terms @ self._coefficients)
+        variance = float(terms @ gain)
+        if expected > 0 and variance < KNOWN:
+            seconds = min(seconds, OUTLIER * expected)
+        gain /= FORGETTING + variance
+        self._coefficients += gain * (seconds - expected)
         self._covariance = (self._covariance - np.outer(gain, terms @ self._covariance)) / FORGETTING
         np.fill_diagonal(self._covariance, np.minimum(self._covariance.diagonal(), UNKNOWN))
 
-    def tokens(self, chunk: int) -> int:
-        """Limit on the prompt tokens of a pass in which requests decode; at most ``chunk``."""
-        if not (self._with_prompts and self._without):
+    def tokens(self, chunk: int, decodes: int, waiting: int) -> int:
+        """Limit on the prompt tokens of a pass in which ``decodes`` requests decode; at most ``chunk``.
+
+        ``waiting``: how many prompts are to be computed, in this pass and later ones.
+        """
+        if not (self._with_prompts and self._usual):
             return chunk
-        _, _, prompts, per_token = self._coefficients / SCALES
+        fixed, per_decode, prompts, per_token = (float(each) for each in self._coefficients / SCALES)
         if per_token <= 0:
             return chunk
-        return max(min(LEAST, chunk), min(chunk, int((self._limit - prompts) / per_token)))
+        alone = fixed + per_decode * decodes
+        stretch = STRETCH * max(1.0, WAITS * waiting**2 / decodes)
+        added = stretch * max(alone, self._usual) - alone if self._limit is None else self._limit
+        return max(min(LEAST, chunk), min(chunk, int((added - prompts) / per_token)))

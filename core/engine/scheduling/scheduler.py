@@ -1,6 +1,7 @@
 """Decides what each forward pass computes: continuous batching with chunked prefill.
 
-One batch mixes decoding requests (one token each) and chunks of prompts under a token budget.
+One batch mixes decoding requests (one token each) and chunks of prompts under a token budget. While requests decode,
+the budget is bounded by the time that the pass will take, and prompts share it: those with few tokens left first.
 
 Liveness: every pass computes at least one token of the running request that was admitted first, and that
 request is never retracted. So it ends, and then the same holds for the next one.
@@ -9,7 +10,7 @@ request is never retracted. So it ends, and then the same holds for the next one
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -142,16 +143,16 @@ class Scheduler:
         Every batch must be committed or cancelled. None means that no request waits or runs; ``ahead``, while one
         batch is in flight, also that the next one depends on its results.
         """
-        draft = BatchDraft(budget=self._capacity)
+        draft = BatchDraft(self._ledger, self._chunk is None, budget=self._capacity)
         self.reserve.lower()
         if self.boundaries:
             if ahead:
                 return None  # the tokens that are awaited may take a sequence past one
             self._requeue_past_boundary(draft)
         decoding, prefilling = sort_running(self._running)
-        if ahead and self._slots_left(draft) < len(decoding):
+        if ahead and draft.slots_left < len(decoding):
             return None
-        while self._slots_left(draft) < len(decoding) and self._retract(draft):
+        while draft.slots_left < len(decoding) and self._retract(draft):
             decoding, prefilling = sort_running(self._running)
         for entry in decoding:
             draft.add(entry, entry.length)
@@ -159,11 +160,16 @@ class Scheduler:
         if self._chunk is not None:
             draft.budget = max(self._chunk - decodes, self._chunk // 4, 1)
             if decodes and self.pace is not None:
-                draft.budget = min(draft.budget, self.pace.tokens(self._chunk))
-        self._add_chunks(draft, prefilling)
-        while not ahead and prefilling and not draft.entries and self._retract(draft):
+                if not draft.retracted:
+                    prefilling += self._admit(draft, whole_queue=True)
+                waiting = len(prefilling) + len(self.queue)
+                draft.budget = min(draft.budget, self.pace.tokens(self._chunk, decodes, waiting))
+                draft.add_shares(prefilling)
+                return self._allocate(draft, decodes)
+        draft.add_chunks(prefilling)
+        while not ahead and prefilling and not draft.ends and self._retract(draft):
             _, prefilling = sort_running(self._running)
-            self._add_chunks(draft, prefilling)
+            draft.add_chunks(prefilling)
         if not draft.retracted:
             self._admit(draft)
         return self._allocate(draft, decodes)
@@ -203,20 +209,6 @@ class Scheduler:
                 self._requeue(entry)
                 draft.restarted.append(entry.request)
 
-    def _slots_left(self, draft: BatchDraft) -> int:
-        """Slots that can be allocated beyond those that the draft takes."""
-        return self._ledger.available - draft.slots
-
-    def _add_chunks(self, draft: BatchDraft, prefilling: Iterable[Entry]) -> None:
-        """Add as much of each prompt as the token budget and free slots allow; without chunking, all or nothing."""
-        for entry in prefilling:
-            missing = entry.length - entry.launched
-            allocated = entry.allocated - entry.launched  # slots left from a batch that was cancelled
-            count = min(missing, draft.budget, allocated + self._slots_left(draft))
-            if count > 0 and (self._chunk is not None or count == missing):
-                draft.budget -= count
-                draft.add(entry, entry.launched + count)
-
     def _retract(self, draft: BatchDraft) -> bool:
         """Free the slots of the cheapest running request and queue it again; False when only one runs.
 
@@ -240,31 +232,36 @@ class Scheduler:
         entry.running = False
         self.queue.requeue(entry)
 
-    def _admit(self, draft: BatchDraft) -> None:
+    def _admit(self, draft: BatchDraft, *, whole_queue: bool = False) -> list[Entry]:
         """Start waiting requests in the queue's order, while token budget, ``max_running`` and slots allow.
 
         Stops at the first request that doesn't fit; if smaller ones overtook it, large requests could starve.
+        With ``whole_queue``, the budget doesn't matter, and no chunks are added. Returns what was started.
         """
+        started: list[Entry] = []
         if not self.queue or draft.budget <= 0 or len(self._running) >= self._max_running:
-            return
+            return started
         reserved = sum([self.reserve.slots(entry) for entry in self._running])
         if self._running and reserved >= self._ledger.available:
-            return
+            return started
         in_flight = InFlight(self._running if self._ledger.caches else ())
         for entry in self.queue.candidates(self._cached_length):
             if draft.budget <= 0 or len(self._running) >= self._max_running:
-                return
+                break
             if in_flight.covers(entry, self._cached_length(entry)):
                 continue
             if not self._start(entry, reserved):
-                return
+                break
+            started.append(entry)
             request = entry.request
             if not request.started:
                 request.started, request.cached = time.monotonic(), request.computed
                 draft.started.append(request)
             reserved += self.reserve.slots(entry)
             in_flight.add(entry)
-            self._add_chunks(draft, [entry])
+            if not whole_queue:
+                draft.add_chunks([entry])
+        return started
 
     def _start(self, entry: Entry, reserved: int) -> bool:
         """Move a waiting request to the running ones, if there are slots for it beside the ``reserved`` ones."""
@@ -292,8 +289,9 @@ class Scheduler:
         return entry.cached
 
     def _allocate(self, draft: BatchDraft, decodes: int) -> Batch | None:
-        if not draft.entries:
+        if not draft.ends:
             return None
-        self._ledger.grow(draft.entries, draft.ends)
-        rows = [launch(entry, end) for entry, end in zip(draft.entries, draft.ends, strict=True)]
-        return Batch(rows, draft.entries, decodes, draft.started, [*draft.restarted, *draft.retracted])
+        entries = list(draft.ends)
+        self._ledger.grow(entries, list(draft.ends.values()))
+        rows = [launch(entry, end) for entry, end in draft.ends.items()]
+        return Batch(rows, entries, decodes, draft.started, [*draft.restarted, *draft.retracted])

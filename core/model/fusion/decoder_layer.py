@@ -14,7 +14,7 @@ from trunkline.core.model.attention import ForwardContext
 from trunkline.kernels.glu import COMPILED
 
 from .origins import Origins
-from .recorded import RecordedDecode, Scratch
+from .recorded import CAPACITY, RecordedLayers, Scratch
 
 if TYPE_CHECKING:
     from trunkline.kernels.linear import LinearLayer
@@ -143,6 +143,10 @@ class FusedLayer(nn.Module):
         attended = self._attend(self.qkv.forward(self.norms.attention(x)), cos, sin, trunk)
         if wanted is not None:
             attended, x = attended[wanted], x[wanted]
+        return self.complete(x, attended, trunk)
+
+    def complete(self, x: torch.Tensor, attended: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
+        """What follows attention in :meth:`compute`: ``x`` [T, H] and ``attended`` [T, A] -> [T, H]."""
         if self.norms.after_attention is None:
             x = self.out.forward(attended, x)
         else:
@@ -199,7 +203,7 @@ class FusedLayer(nn.Module):
 
     @property
     def recordable(self) -> bool:
-        """Whether :meth:`record` supports the layer: it is causal and runs only kernels that can be recorded."""
+        """Whether the layer can be recorded: it is causal and runs only kernels that can be."""
         linears = self.qkv, self.out, self.gate_up, self.down
         # The GEMM epilogue adds a bias or a residual, not both.
         biased = any(
@@ -214,16 +218,19 @@ class FusedLayer(nn.Module):
             and all(linear is not None and linear.recordable for linear in linears)
         )
 
-    def record(
+    def record_attention(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext, scratch: Scratch
-    ) -> None:
-        """:meth:`compute` of a :attr:`recordable` layer, in place on ``x``; intermediate results are in ``scratch``."""
+    ) -> torch.Tensor:
+        """The attention of :meth:`compute`, of a :attr:`recordable` layer; results are in ``scratch``."""
+        normed = self.norms.attention(x, out=scratch("normed", x.shape[1]))
+        qkv = self.qkv.forward_into(normed, scratch("qkv", self.qkv.out_features))
+        return self._attend(qkv, cos, sin, trunk, scratch("attended", self.out.in_features))
+
+    def record_rest(self, x: torch.Tensor, attended: torch.Tensor, trunk: ForwardContext, scratch: Scratch) -> None:
+        """:meth:`complete` of a :attr:`recordable` layer, in place on ``x``; other results are in ``scratch``."""
         assert self.gate_up is not None
         assert self.down is not None
         norms, width = self.norms, x.shape[1]
-        normed = norms.attention(x, out=scratch("normed", width))
-        qkv = self.qkv.forward_into(normed, scratch("qkv", self.qkv.out_features))
-        attended = self._attend(qkv, cos, sin, trunk, scratch("attended", self.out.in_features))
         if norms.after_attention is None:
             self.out.forward_into(attended, x, x)
         else:
@@ -248,8 +255,8 @@ class FusedForward:
         self.original, self.output = base.forward, output
         self.embed, self.rotary = base.embed_tokens, base.rotary_emb
         self.layers, self.norm = layers, norm
-        self.replay = False  # whether decode-only passes are recorded and replayed, see can_replay
-        self._recorded: RecordedDecode | None = None
+        self.replay = False  # whether short passes are recorded and replayed, see can_replay
+        self._recorded: RecordedLayers | None = None
 
     def __call__(
         self,
@@ -264,7 +271,8 @@ class FusedForward:
         ``inputs_embeds`` ``[1, T, H]`` may stand in place of ids, and is overwritten.
         """
         one_input = (input_ids is None) != (inputs_embeds is None)
-        if not one_input or position_ids is None or trunk is None or any(map(_is_requested, others.values())):
+        more = any(value is not None and value is not False for value in others.values())
+        if not one_input or position_ids is None or trunk is None or more:
             given = {} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
             return self.original(input_ids=input_ids, position_ids=position_ids, trunk=trunk, **given, **others)
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
@@ -278,18 +286,12 @@ class FusedForward:
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext
     ) -> tuple[torch.Tensor, bool]:
         """The hidden rows after all layers, and whether they are only those of ``trunk.wanted``."""
-        if self.replay and trunk.pool is not None and trunk.layout.decodes == trunk.layout.rows:
+        if self.replay and trunk.pool is not None and len(x) <= CAPACITY:
             if self._recorded is None or not self._recorded.covers(trunk):
-                self._recorded = RecordedDecode(self.layers, trunk, x, cos)
-            return self._recorded.run(x, cos, sin, trunk), False
+                self._recorded = RecordedLayers(self.layers, trunk, x, cos)
+            return self._recorded.run(x, cos, sin, trunk), trunk.wanted is not None
         for layer in self.layers[:-1]:
             x = layer.compute(x, cos, sin, trunk)
-        last = self.layers[-1]
-        if last.mlp is not None:  # a mixture of experts must see all tokens: observers count them
-            return last.compute(x, cos, sin, trunk), False
-        return last.compute(x, cos, sin, trunk, trunk.wanted), trunk.wanted is not None
-
-
-def _is_requested(value: Any) -> bool:
-    """Whether an optional argument of ``forward`` asks for something: it is neither None nor False."""
-    return value is not None and value is not False
+        # A mixture of experts must see all tokens: observers count them.
+        wanted = trunk.wanted if self.layers[-1].mlp is None else None
+        return self.layers[-1].compute(x, cos, sin, trunk, wanted), wanted is not None

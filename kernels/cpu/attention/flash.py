@@ -23,7 +23,7 @@ import torch
 from numba import njit
 
 from trunkline.kernels.cpu.exponential import LOG2E
-from trunkline.kernels.cpu.threads import OPTIONS, Kernel, claim, float32s, int32s, thread
+from trunkline.kernels.cpu.threads import OPTIONS, Kernel, claim, float32s, int32s, thread, threads
 from trunkline.kernels.cpu.vectors import LANES
 
 from . import flash_pairs
@@ -242,11 +242,16 @@ def kernel(dtype: torch.dtype, pairs: bool) -> Kernel:
     unit = _unit(dtype, pairs)
 
     def body(a: Any) -> None:
-        q_start, group_size = int32s(a.q_start), a.heads // a.kv_heads
+        q_start, group_size, units = int32s(a.q_start), a.heads // a.kv_heads, np.int64(0)
+        for r in range(a.prompts):
+            row = np.int64(int32s(a.row_ids)[r])
+            queries = np.int64(q_start[row + 1]) - np.int64(q_start[row])
+            units += (queries + a.unit_queries - 1) // a.unit_queries * a.kv_heads
+        grain = max(np.int64(1), units // (np.int64(threads()) * 32))  # units that a thread claims at a time
         i, base, row, queries, blocks = np.int64(-1), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
-        claimed = claim(a, a.grain)
-        while claimed < a.units:
-            for u in range(claimed, min(claimed + a.grain, a.units)):
+        claimed = claim(a, grain)
+        while claimed < units:
+            for u in range(claimed, min(claimed + grain, units)):
                 while u >= base + blocks * a.kv_heads:
                     i, base = i + 1, base + blocks * a.kv_heads
                     row = np.int64(int32s(a.row_ids)[i])
@@ -256,6 +261,6 @@ def kernel(dtype: torch.dtype, pairs: bool) -> Kernel:
                 # would keep the other threads waiting.
                 query = (blocks - 1 - (u - base) // a.kv_heads) * a.unit_queries
                 unit(a, row, (u - base) % a.kv_heads, query, min(a.unit_queries, queries - query) * group_size)
-            claimed = claim(a, a.grain)
+            claimed = claim(a, grain)
 
     return Kernel(body, Arguments)

@@ -60,9 +60,8 @@ class Arguments:
     q_start: int
     kv_len: int
     row_ids: int  # int32
-    units: int  # of work, in all rows
-    grain: int  # units that a thread claims at a time
-    claimed: int  # units that threads have claimed so far
+    prompts: int  # rows
+    claimed: int  # units of work that threads have claimed so far
     heads: int
     kv_heads: int
     key_dim: int

@@ -44,7 +44,7 @@ class Arguments:
     q_start: int
     kv_len: int
     row_ids: int  # int32
-    rows: int
+    decodes: int  # rows
     heads: int
     kv_heads: int
     window: int  # 0: none
@@ -265,13 +265,13 @@ def kernel(key_dim: int, value_dim: int, bf16: bool) -> Kernel:
     def body(a: Any) -> None:
         merge, shares = a.shares < 0, abs(a.shares)
         keys, total = np.int64(0), np.int64(0)
-        for i in range(a.rows):
+        for i in range(a.decodes):
             _, low, high = span(a, i)
             keys += high - low
         size = scratch_of(a.heads, key_dim, value_dim)
         for share in range(0 if merge else thread(), shares, 1 if merge else threads()):
             begin, end, base = keys * share // shares, keys * (share + 1) // shares, np.int64(0)
-            for i in range(a.rows):
+            for i in range(a.decodes):
                 row, low, high = span(a, i)
                 first = low + min(max(begin - base, 0), high - low)
                 last = low + min(max(end - base, 0), high - low)
@@ -283,7 +283,7 @@ def kernel(key_dim: int, value_dim: int, bf16: bool) -> Kernel:
                 if not merge:
                     work = a.scratch + share * size + 3 * a.heads * width * 4
                     follow, count = a.table, np.int64(0)
-                    if i + 1 < a.rows:
+                    if i + 1 < a.decodes:
                         after, low_after, high_after = span(a, i + 1)
                         follow = slots_of(a, after) + low_after * 4
                         count = min(np.int64(BLOCK), high_after - low_after)

@@ -22,6 +22,9 @@ import pytest
 import torch
 
 from trunkline.core import Engine
+from trunkline.core.model.attention import ForwardContext
+from trunkline.core.model.fusion import find_decoder
+from trunkline.core.model.fusion.recorded import RecordedLayers
 from trunkline.core.model.sources import catalogue
 from trunkline.core.types import Submission
 from trunkline.kernels.backend import Backend
@@ -109,14 +112,25 @@ def test_elsewhere_results_are_close(name: str, backend: str, zoo: Callable[[str
         assert apart < BOUND, way
 
 
+@pytest.mark.parametrize("replayed", [True, False])
 def test_the_comparison_sees_a_prompt_that_takes_the_kernel_of_decoding(
-    zoo: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    zoo: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, replayed: bool
 ) -> None:
     def by_queries(layout: Any) -> tuple[np.ndarray, np.ndarray]:
         single = np.diff(layout.q_start) == 1
         return np.flatnonzero(single).astype(np.int32), np.flatnonzero(~single).astype(np.int32)
 
-    monkeypatch.setattr(Backend, "_split", staticmethod(by_queries))
+    run = RecordedLayers.run
+
+    def replay(self: RecordedLayers, x: Any, cos: Any, sin: Any, trunk: ForwardContext) -> Any:
+        trunk.layout.decodes = int(np.cumprod(np.diff(trunk.layout.q_start) == 1).sum())
+        return run(self, x, cos, sin, trunk)
+
+    if replayed:
+        monkeypatch.setattr(RecordedLayers, "run", replay)
+    else:
+        monkeypatch.setattr(find_decoder, "can_replay", lambda *_: False)
+        monkeypatch.setattr(Backend, "_split", staticmethod(by_queries))
     ways = every_way(starter(zoo("llama"), "float32"))
     assert ways["whole, cached"] != ways["whole, cold"]
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from trunkline.core.cache.pool import SlotPool, SlotTable
-from trunkline.core.engine.scheduling.pace import LEAST, Pace
+from trunkline.core.engine.scheduling.batch import OLDEST_SHARE
+from trunkline.core.engine.scheduling.pace import LEAST, STRETCH, Pace
 from trunkline.core.engine.scheduling.scheduler import Scheduler
+from trunkline.core.engine.startup import schedule
+from trunkline.core.settings import ModelSettings
 from trunkline.core.types import Needs, Request
 
 # Seconds of any pass, of each decoding request, of having prompts, and of each of their tokens.
@@ -34,13 +39,13 @@ def simulate(pace: Pace, chunk: int, passes: int = 60) -> list[int]:
         pace.observe(0, size, seconds(0, size))
     chunks = []
     for _ in range(passes):
-        chunks.append(pace.tokens(chunk))
+        chunks.append(pace.tokens(chunk, ROWS, 1))
         pace.observe(ROWS, chunks[-1], seconds(ROWS, chunks[-1]))
     return chunks
 
 
 def test_without_measurements_chunks_are_whole() -> None:
-    assert Pace(0.001).tokens(1024) == 1024
+    assert Pace(0.001).tokens(1024, ROWS, 1) == 1024
 
 
 @pytest.mark.parametrize(("limit", "tokens"), [(0.024, 50), (0.104, 250), (9.0, 1024), (0.000_1, LEAST)])
@@ -48,12 +53,43 @@ def test_a_limit_in_seconds(limit: float, tokens: int) -> None:
     assert simulate(Pace(limit), 1024)[-1] == pytest.approx(tokens, rel=0.05)
 
 
+def test_by_default_passes_take_longer_by_a_factor() -> None:
+    """Than those without prompts: so chunks follow the machine's speed, and the number of decoding requests."""
+    pace = Pace()
+    chunk = simulate(pace, 1024)[-1]
+    assert seconds(ROWS, chunk) == pytest.approx(STRETCH * seconds(ROWS, 0), rel=0.1)
+    many = pace.tokens(1024, 40, 1)
+    assert seconds(40, many) == pytest.approx(STRETCH * seconds(40, 0), rel=0.1)
+    for _ in range(300):  # most requests decode beside 39 others: few of them don't call for smaller chunks
+        pace.observe(40, 0, seconds(40, 0))
+    assert seconds(ROWS, pace.tokens(1024, ROWS, 1)) == pytest.approx(STRETCH * seconds(40, 0), rel=0.1)
+
+
+def test_when_many_prompts_wait_chunks_are_larger() -> None:
+    pace, limited = Pace(), Pace(0.030)
+    simulate(pace, 1024)
+    simulate(limited, 1024)
+    chunks = [pace.tokens(1024, ROWS, waiting) for waiting in (1, 2, 8, 100)]
+    assert chunks[0] == chunks[1] < chunks[2] < chunks[3] == 1024
+    assert limited.tokens(1024, ROWS, 100) == limited.tokens(1024, ROWS, 1)  # an explicit limit holds
+
+
+def test_interrupted_passes_hardly_count() -> None:
+    pace, undisturbed = Pace(), Pace()
+    expected = simulate(undisturbed, 1024)[-1]
+    simulate(pace, 1024)
+    for number in range(100):
+        chunk = 0 if number % 3 else 50
+        pace.observe(ROWS, chunk, seconds(ROWS, chunk) if number % 10 else 2.0)
+    assert pace.tokens(1024, ROWS, 1) == pytest.approx(expected, rel=0.5)
+
+
 def test_more_decoding_requests_are_not_taken_for_slower_prompts() -> None:
     """While prompts are computed, each pass has one more request that decodes."""
     pace = Pace(0.044)
     simulate(pace, 1024)
     for rows in range(4, 40):
-        chunk = pace.tokens(1024)
+        chunk = pace.tokens(1024, rows, 1)
         assert chunk == pytest.approx((0.044 - PROMPTS) / TOKEN, rel=0.1)
         pace.observe(rows, chunk, seconds(rows, chunk))
 
@@ -62,9 +98,9 @@ def test_it_follows_the_speed() -> None:
     pace = Pace(0.020)
     simulate(pace, 1024)
     for number in range(200):
-        chunk = 0 if number % 3 else 100
+        chunk = 0 if number % 3 else 50 + number % 2 * 100
         pace.observe(ROWS, chunk, 4 * seconds(ROWS, chunk))
-    assert pace.tokens(1024) == LEAST
+    assert pace.tokens(1024, ROWS, 1) == LEAST
 
 
 def test_noise_is_averaged() -> None:
@@ -73,15 +109,24 @@ def test_noise_is_averaged() -> None:
     for _ in range(300):
         rows, chunk = dice.randint(1, 8), dice.choice([0, 0, 64, 128])
         pace.observe(rows, chunk, seconds(rows, chunk) * dice.uniform(0.8, 1.3))
-    assert pace.tokens(1024) == pytest.approx((0.044 - PROMPTS) / TOKEN, rel=0.3)
+    assert pace.tokens(1024, ROWS, 1) == pytest.approx((0.044 - PROMPTS) / TOKEN, rel=0.3)
 
 
 def test_small_chunks_stay() -> None:
     assert simulate(Pace(0.000_1), 7)[-1] == 7
 
 
+@pytest.mark.parametrize(("flag", "limit"), [(None, None), (20.0, 0.020), (0.0, 0.0)])
+def test_the_setting(flag: float | None, limit: float | None) -> None:
+    candidate: Any = SimpleNamespace(settings=ModelSettings(model_path="m", max_stall_ms=flag), pass_tokens=64)
+    served: Any = SimpleNamespace(max_total_tokens=100, max_running_requests=4)
+    pace = schedule(candidate, served, None, SlotTable(4, 100), ()).pace
+    assert (pace is None) == (flag == 0)  # no limit
+    assert pace is None or pace._limit == limit
+
+
 def request(key: int, length: int, new: int = 5) -> Request:
-    return Request(key, "", "", None, [7] * length, length, needs=Needs(new_tokens=new))
+    return Request(key, "", "", None, [key] * length, length, needs=Needs(new_tokens=new))
 
 
 @pytest.fixture
@@ -89,6 +134,39 @@ def paced() -> Scheduler:
     pace = Pace(0.044)
     simulate(pace, 1024)
     return Scheduler(SlotPool(4000), SlotTable(8, 4000), None, chunk=1024, max_running=8, policy="fcfs", pace=pace)
+
+
+def test_short_prompts_overtake_long_ones_beside_decoding_requests(paced: Scheduler) -> None:
+    """But for a share of each pass, which is for the prompt that was admitted first."""
+    paced.add(request(1, 20, new=50))
+    first = paced.plan()
+    assert first is not None
+    paced.commit(first)
+    first.rows[0].request.tokens.append(3)
+    for key, length in ((2, 1500), (3, 700), (4, 60)):
+        paced.add(request(key, length))
+    batch = paced.plan()
+    assert batch is not None
+    sizes = {row.request.key: row.end - row.start for row in batch.rows}
+    budget = sum(sizes.values()) - 1
+    assert budget == pytest.approx(0.04 / TOKEN, rel=0.1)
+    share = -(-budget // OLDEST_SHARE)
+    assert sizes == {1: 1, 2: share, 4: 60, 3: budget - share - 60}
+
+
+def test_urgent_prompts_come_first(paced: Scheduler) -> None:
+    paced.add(request(1, 20, new=50))
+    first = paced.plan()
+    assert first is not None
+    paced.commit(first)
+    first.rows[0].request.tokens.append(3)
+    urgent = request(3, 700)
+    urgent.priority = 1
+    for each in (request(2, 60), urgent):
+        paced.add(each)
+    batch = paced.plan()
+    assert batch is not None
+    assert [row.request.key for row in batch.rows] == [1, 3]
 
 
 def test_the_scheduler_bounds_chunks_only_beside_decoding_requests(paced: Scheduler) -> None:

@@ -21,7 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from trunkline.core.cache.ledger import Ledger, SlotAllocation, regime_of
 from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
-from trunkline.core.engine.scheduling.batch import Batch
+from trunkline.core.engine.scheduling.batch import Batch, BatchDraft
+from trunkline.core.engine.scheduling.pace import Pace
 from trunkline.core.engine.scheduling.row import Row
 from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.engine.scheduling.waiting import Entry
@@ -61,6 +62,19 @@ def alone(prompt: list[int], namespace: bytes, new: int, boundaries: tuple[int, 
     return tokens
 
 
+class AnyPace(Pace):
+    """Chunks of any size beside decoding requests."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.dice = random.Random(seed)
+
+    def tokens(self, chunk: int, decodes: int, waiting: int) -> int:
+        assert decodes > 0
+        assert waiting >= 0
+        return self.dice.randint(1, chunk)
+
+
 class World:
     """A scheduler, a fake model, and everything that must hold between them."""
 
@@ -74,8 +88,9 @@ class World:
         cache: bool,
         boundaries: tuple[int, ...] = (),
         overlap: bool = False,
+        paced: bool = False,
     ) -> None:
-        """``overlap``: a batch is collected after the next one was planned and computed."""
+        """``overlap``: a batch is collected after the next one was computed. ``paced``: with :class:`AnyPace`."""
         self.overlap = overlap
         self.flying: Batch | None = None
         self.ending: list[Entry] = []  # have ended; a batch in flight has a row of them
@@ -92,6 +107,7 @@ class World:
             max_running=max_running,
             policy=policy,
             boundaries=boundaries,
+            pace=AnyPace(capacity) if paced else None,
         )
         self.memory = np.zeros(capacity, dtype=np.int64)
         self.live: dict[int, Request] = {}
@@ -314,6 +330,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         cache=st.booleans(),
         boundaries=st.sampled_from([(), (), (12,), (8, 30)]),
         overlap=st.booleans(),
+        paced=st.booleans(),
     )
     def start(self, capacity: int, **options: Any) -> None:
         self.world = World(capacity, **options)
@@ -396,6 +413,7 @@ def soak(seed: int, passes: int, *, check_every: int = 1) -> World:
         cache=dice.random() < 0.8,
         boundaries=dice.choice([(), (), (16,), (10, 40)]),
         overlap=dice.random() < 0.5,
+        paced=seed % 2 == 1,
     )
     while world.passes < passes:
         while world.demand() < 10 * capacity:
@@ -492,6 +510,10 @@ def cancel_and_keep_the_place(self: Scheduler, batch: Batch, original: Callable[
         entry.launched = place
 
 
+def forget_the_oldest(self: BatchDraft, prefilling: Any, original: Callable[..., Any]) -> None:
+    original(self, prefilling[1:])
+
+
 def never_restart(self: Scheduler, draft: Any, original: Callable[..., Any]) -> None:
     pass
 
@@ -543,6 +565,7 @@ DEFECTS: list[tuple[type, str, Callable[..., Any]]] = [
     (SlotAllocation, "reusable", reuse_everything),
     (RadixCache, "lock", evict_ignoring_locks),
     (RadixCache, "insert", match_without_namespace),
+    (BatchDraft, "add_shares", forget_the_oldest),
     (Scheduler, "_requeue_past_boundary", never_restart),
     (SlotAllocation, "namespace", share_between_regimes),
     (Scheduler, "start_epoch", start_epoch_and_keep_sharing),
@@ -562,7 +585,7 @@ def test_the_soak_catches(owner: type, name: str, defect: Callable[..., Any], mo
         monkeypatch.setattr(RadixCache, "match", lambda self, namespace, tokens: match(self, b"", tokens))
         monkeypatch.setattr(RadixCache, "match_length", lambda self, namespace, tokens: match(self, b"", tokens).length)
     with pytest.raises((AssertionError, IndexError)):
-        soak_all(8, 250)
+        soak_all(16, 250)
 
 
 def test_the_machine_catches_a_first_request_that_is_retracted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,9 +115,9 @@ def test_equals_reference(data: st.DataObject) -> None:
         assert rows.error(**rules) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("wrong", [{"causal": 0}, {"window": 0}, {"units": -1}, {"block_keys": -16}], ids=str)
+@pytest.mark.parametrize("wrong", [{"causal": 0}, {"window": 0}, {"prompts": -1}, {"block_keys": -16}], ids=str)
 def test_a_wrong_argument_is_caught(monkeypatch: pytest.MonkeyPatch, wrong: dict[str, int]) -> None:
-    """Seeded bugs: a rule forgotten, a unit lost; but another size of blocks is no bug."""
+    """Seeded bugs: a rule forgotten, a row lost; but another size of blocks is no bug."""
     run = Kernel.run
     ((name, value),) = wrong.items()
 
