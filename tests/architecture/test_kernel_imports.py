@@ -23,10 +23,8 @@ ALLOWED = {
 }
 # What single modules may import in addition.
 EXCEPTIONS = {
-    (
-        "core.model.fusion.recorded",
-        "cpu.recording.Recording",
-    ): "records launches of compiled code, which only a CPU has",
+    ("core.model.fusion.recorded", "cpu.recording.Recording"): "launches of compiled code, which only a CPU has",
+    ("core.model.fusion.recorded", "cpu.recording.keep_alive"): "the memory of these launches",
     ("core.model.fusion.decoder_layer", "glu.COMPILED"): "the activations whose launches can be recorded",
     ("core.engine.startup", "cpu.objects"): "sets the folder in which the process stores compiled code",
 }
