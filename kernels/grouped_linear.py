@@ -14,8 +14,9 @@ def grouped_linear_reference(x: torch.Tensor, weight: torch.Tensor, ends: torch.
     ``weight`` is [E, O, H], of ``x``'s dtype and any strides. Group ``e`` is the rows from the end of the group before
     it to ``ends[e]``; ``ends`` is int32 [E], and the last one is N. Groups may be empty.
 
-    It is :func:`torch.nn.functional.grouped_mm`, which reads no value on the host, for float32, bfloat16 and float16
-    and rows of a multiple of 16 bytes. Others work on the CPU only, by :func:`grouped_linear_cpu`; else RuntimeError.
+    It is :func:`torch.nn.functional.grouped_mm` for float32, bfloat16 and float16 and rows of a multiple of 16 bytes.
+    Others work on the CPU only, by :func:`grouped_linear_cpu`; else RuntimeError. On a GPU, only its kernel for
+    bfloat16 (from sm_80 on) reads no value on the host, so that it can be part of a CUDA graph.
     """
     known = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
     aligned = all(width * x.itemsize % ALIGNMENT == 0 for width in weight.shape[1:])

@@ -94,6 +94,8 @@ class EngineLoop:
         process ends.
         """
         threading.Thread(target=self._send_heartbeats, name="trunkline-beat", daemon=True).start()
+        for lane in self.lanes:
+            lane.runner.device.enter_thread()
         try:
             while not self._stopping.is_set():
                 self.turn()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 
 from trunkline.core.cache.pool import KVPool, SlotTable
-from trunkline.core.model.expert_watch import ExpertWatch
-from trunkline.core.types import Launched, Part, PartRow
+from trunkline.core.discovery import Provided
+from trunkline.core.model.expert_watch import Choices, ExpertWatch
+from trunkline.core.types import ExpertObserver, Launched, Part, PartRow
 from trunkline.kernels.layout import Layout
 
 from .device.base import Device, Pending
@@ -63,13 +65,33 @@ class Launcher(Protocol):
 class PassInFlight:
     """A pass that the device may still be computing."""
 
+    rows: Sequence[Row]
     parts: list[Part]
     results: list[Pending]  # one for each part
     next_ids: list[tuple[Part, torch.Tensor]]  # on the device: of the parts that decode, an id for each row
+    routing: Routing | None = None
 
     def wait(self) -> list[tuple[Part, dict[str, torch.Tensor]]]:
-        """Each part with its stage's tensors on the host, when they are there."""
-        return [(part, result.wait()) for part, result in zip(self.parts, self.results, strict=True)]
+        """Each part with its stage's tensors on the host, when they are there. Tells the observers of experts."""
+        waited = [(part, result.wait()) for part, result in zip(self.parts, self.results, strict=True)]
+        if self.routing is not None:
+            self.routing.tell(self.rows)
+        return waited
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The experts of a pass, and the observers that wanted to be told of them when it was started."""
+
+    watch: ExpertWatch
+    observers: Sequence[Provided[ExpertObserver]]
+    layers: list[int]
+    chosen: Pending
+
+    def tell(self, rows: Sequence[Row]) -> None:
+        """Tell the observers, but for rows of requests that have ended since."""
+        choices = list(zip(self.layers, self.chosen.wait().values(), strict=True))
+        self.watch.tell(self.observers, rows, [row.request.schedule is not None for row in rows], choices)
 
 
 class Runner:
@@ -88,7 +110,7 @@ class Runner:
         self._stages = stages
         self.pool = pool
         self.device = device
-        self._table = DeviceTable(table, device, unused_slot=0 if pool is None else pool.slots)
+        self._table = DeviceTable(table, device, unused_slot=None if pool is None else pool.slots)
         self._experts = experts
         self._graphs: DecodeGraphs | None = None
 
@@ -116,12 +138,6 @@ class Runner:
 
         ``sources``: the ids, int64 ``[N]``, of which rows with a ``source`` take theirs.
         """
-        if self._experts is None:
-            return self._start(rows, sources)
-        with self._experts.watching(rows):
-            return self._start(rows, sources)
-
-    def _start(self, rows: Sequence[Row], sources: torch.Tensor | None) -> PassInFlight:
         parts = split_by_task(rows)
         for part, _ in parts:
             self._stages[part.task].prepare(part)
@@ -138,10 +154,14 @@ class Runner:
         self._table.update(inputs)
         if sources is not None and "awaited" in inputs:
             ids = inputs[INPUTS][0] if INPUTS in inputs else inputs["ids"]
-            ids[inputs["awaited"]] = sources[inputs["sources"]]
-        hidden = self._forward(packed, inputs)
+            # -1 stands for a row whose logits weren't finite: it ends when its pass is collected.
+            ids[inputs["awaited"]] = sources[inputs["sources"]].clamp(min=0)
+        choices: Choices = []
+        observers = () if self._experts is None else self._experts.active_observers()
+        with self._experts.noting(choices) if self._experts is not None and observers else nullcontext():
+            hidden = self._forward(packed, inputs)
         hidden_of_parts = torch.split(hidden, [len(part_indices) for _, part_indices in parts])
-        flight = PassInFlight([part for part, _ in parts], [], [])
+        flight = PassInFlight(rows, [part for part, _ in parts], [], [])
         for (part, _), part_hidden in zip(parts, hidden_of_parts, strict=True):
             part.tensors = {name: inputs[f"{part.task}/{name}"] for name in part.arrays}
             launched = self._stages[part.task].launch(part, part_hidden)
@@ -150,6 +170,9 @@ class Runner:
                 tensors["next_ids"] = launched.next_ids
                 flight.next_ids.append((part, launched.next_ids))
             flight.results.append(self.device.download(tensors))
+        if self._experts is not None and observers:
+            chosen = self.device.download({str(index): tensor for index, (_, tensor) in enumerate(choices)})
+            flight.routing = Routing(self._experts, observers, [layer for layer, _ in choices], chosen)
         return flight
 
     def _forward(self, packed: PackedBatch, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

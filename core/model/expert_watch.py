@@ -20,76 +20,82 @@ from trunkline.core.types import ExpertLayers, ExpertObserver, PassRow
 
 log = logging.getLogger("trunkline.model")
 
+Choices = list[tuple[int, torch.Tensor]]
+"""For each decoder layer with experts, the experts of each packed token, int64 ``[T, k]``."""
+
 TAP = "trunk_tap"  # attribute of experts modules and routers: (watch, number of the decoder layer)
 LAYER = re.compile(r"\.(\d+)\.")  # "model.layers.3.mlp.experts": the first number is the decoder layer's
 
 
 class ExpertWatch:
-    """The observers of one model, and which of them observe the running pass."""
+    """The observers of one model. They are told of a pass when its results are there."""
 
     def __init__(self, layers: ExpertLayers, provided: Sequence[Provided[ExpertObserver]] = ()) -> None:
         self.layers = layers
         self.provided = tuple(provided)
-        self.active: tuple[Provided[ExpertObserver], ...] = ()  # observers of the running pass; () between passes
-        self._noted: list[tuple[int, torch.Tensor]] | None = None
-        self._shown: Sequence[PassRow] = ()  # rows of the last completed pass that was observed
+        self.active = False  # whether the running pass is noted
+        self._noted: Choices = []
+        self._shown: Sequence[PassRow] = ()  # rows of the last pass that was observed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExpertWatch:
         """Copies of layers, which verification makes, share this object and so the observers."""
         return self
 
-    @contextmanager
-    def watching(self, rows: Sequence[PassRow]) -> Iterator[None]:
-        """Wraps one pass over packed ``rows``. ``end_pass`` is called only if the pass didn't raise.
-
-        If the results of an observed pass couldn't be used, each of its rows runs again alone; these passes aren't
-        observed.
-        """
-        again = bool(rows) and all(any(row is shown for shown in self._shown) for row in rows)
-        self.active = () if again else tuple(one for one in self.provided if _is_active(one))
-        if not self.active:
-            yield
-            return
-        try:
-            self._tell("begin_pass", rows)
-            yield
-            self._tell("end_pass")
-            self._shown = rows
-        finally:
-            self.active = ()
+    def active_observers(self) -> tuple[Provided[ExpertObserver], ...]:
+        """The observers that want to be told of the pass that is about to start."""
+        return tuple(one for one in self.provided if _is_active(one))
 
     @contextmanager
-    def noting(self, choices: list[tuple[int, torch.Tensor]]) -> Iterator[None]:
-        """Wraps the pass of a graph that is captured: appends each layer with experts, and the tensor of those chosen.
-
-        Its replays don't call :meth:`observe`.
-        """
-        self._noted, self.active = choices, self.provided
+    def noting(self, choices: Choices) -> Iterator[None]:
+        """Wraps a forward pass: appends each layer with experts to ``choices``, and the tensor of those chosen."""
+        self.active, self._noted = True, choices
         try:
             yield
         finally:
-            self._noted, self.active = None, ()
+            self.active, self._noted = False, []
 
     def observe(self, layer: int, chosen: torch.Tensor) -> None:
-        """Tell the observers that tokens were sent to the experts ``chosen``, int64 ``[T, k]``, in decoder layer
-        ``layer``."""
-        if self._noted is None:
-            self._tell("observe", layer, chosen)
-        else:
-            self._noted.append((layer, chosen))
+        """Called in a pass that is noted: tokens go to the experts ``chosen``, int64 ``[T, k]``, in a decoder layer."""
+        self._noted.append((layer, chosen))
+
+    def tell(
+        self,
+        observers: Sequence[Provided[ExpertObserver]],
+        rows: Sequence[PassRow],
+        used: Sequence[bool],
+        choices: Choices,
+    ) -> None:
+        """Tell observers of a pass over packed ``rows``, of which only those that are ``used`` count.
+
+        If a row's results can't be used after all, it is computed again, alone, and not observed a second time.
+        """
+        kept = [row for row, counts in zip(rows, used, strict=True) if counts]
+        if all(any(row is shown for shown in self._shown) for row in kept):
+            return
+        self._shown = rows
+        if len(kept) < len(rows):
+            mask = torch.tensor(used).repeat_interleave(torch.tensor([row.end - row.start for row in rows]))
+            choices = [(layer, chosen[mask]) for layer, chosen in choices]
+        for one in observers:
+            _tell(one, kept, choices)
 
     @property
     def observers(self) -> tuple[ExpertObserver, ...]:
         return tuple(one.value for one in self.provided)
 
-    def _tell(self, method: str, *arguments: Any) -> None:
-        """Call a method of the active observers. One that raises isn't called again in this pass; no request fails."""
-        for one in self.active:
-            try:
-                getattr(one.value, method)(*arguments)
-            except BaseException as error:
-                self.active = tuple(other for other in self.active if other is not one)
-                _log_failure(one, method, error)
+
+def _tell(one: Provided[ExpertObserver], rows: Sequence[PassRow], choices: Choices) -> None:
+    """Call an observer. If it raises, it isn't called again for this pass; no request fails."""
+    method = "begin_pass"
+    try:
+        one.value.begin_pass(rows)
+        method = "observe"
+        for layer, chosen in choices:
+            one.value.observe(layer, chosen)
+        method = "end_pass"
+        one.value.end_pass()
+    except BaseException as error:
+        _log_failure(one, method, error)
 
 
 def _is_active(one: Provided[ExpertObserver]) -> bool:

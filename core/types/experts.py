@@ -44,23 +44,23 @@ class PassRow(Protocol):
 class ExpertObserver(Protocol):
     """Observes to which experts tokens are sent; one object per loaded model.
 
-    Called in the engine's thread: ``begin_pass``, ``observe`` once per layer with experts, ``end_pass``. After a pass
-    that fails, ``end_pass`` isn't called, and its rows are computed again. An observer that raises isn't called for
-    the rest of the pass.
+    Called in the engine's thread when the results of a pass are there: ``begin_pass``, ``observe`` once per layer with
+    experts, ``end_pass``. A pass that fails isn't observed, but only its rows when they are computed again. An observer
+    that raises isn't called for the rest of the pass.
     """
 
     @property
     def active(self) -> bool:
-        """Read before each pass. If it is false, the observer isn't called for this pass, and there is no overhead."""
+        """Read before each pass is started. If it is false, the observer isn't called for this pass."""
 
     def begin_pass(self, rows: Sequence[PassRow]) -> None:
-        """A pass over these rows begins."""
+        """A pass over these rows was computed. Rows of requests that have ended meanwhile are left out."""
 
     def observe(self, layer: int, chosen: torch.Tensor) -> None:
         """``chosen``: the experts of each packed token, int64 ``[T, k]``, in decoder layer ``layer``.
 
-        On the model's device. It may be kept, but not changed; don't synchronise with the device.
+        On the CPU. It may be kept, but not changed.
         """
 
     def end_pass(self) -> None:
-        """All layers were observed. To read ``chosen`` on the host waits for the device to finish the pass."""
+        """All layers were observed."""

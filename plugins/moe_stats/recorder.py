@@ -60,13 +60,13 @@ class Recorder:
         self._shown = {}
 
     def observe(self, layer: int, chosen: torch.Tensor) -> None:
-        self._shown[layer] = chosen  # read in end_pass, to avoid synchronising with the device in each layer
+        self._shown[layer] = chosen
 
     def end_pass(self) -> None:
         shown, self._shown = self._shown, {}
         if not any(self._counted):
             return
-        chosen: Ints = torch.stack([shown[layer] for layer in self._layers.layers]).cpu().numpy()
+        chosen: Ints = torch.stack([shown[layer] for layer in self._layers.layers]).numpy()
         lengths = [row.end - row.start for row in self._rows]
         if chosen.shape[1] != sum(lengths):
             raise RuntimeError(f"{chosen.shape[1]} tokens were routed in a pass of {sum(lengths)}")

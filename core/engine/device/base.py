@@ -69,6 +69,10 @@ class Device(ABC):
         the host stays as it is in every replay. Tensors that it allocates live as long as the graph.
         """
 
+    def enter_thread(self) -> None:
+        """Called in each thread that uses the device, before it does."""
+        return
+
     @abstractmethod
     def memory(self) -> Memory:
         """The memory in which weights and KV pools are allocated."""

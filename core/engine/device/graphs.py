@@ -17,7 +17,7 @@ import torch
 from trunkline.core.cache.pool import KVPool
 from trunkline.core.engine.packing import PackedBatch
 from trunkline.core.errors import describe_error
-from trunkline.core.model.expert_watch import ExpertWatch
+from trunkline.core.model.expert_watch import Choices, ExpertWatch
 from trunkline.kernels.layout import Layout, LayoutTensors
 
 from .base import Device, Graph
@@ -45,7 +45,7 @@ class Captured:
 
     graph: Graph
     hidden: torch.Tensor
-    experts: list[tuple[int, torch.Tensor]]  # of each decoder layer with experts: those chosen, int64 [rows, k]
+    experts: Choices
 
 
 class DecodeGraphs:
@@ -71,7 +71,7 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Capture a graph for each size. The largest is first: later ones use its memory again."""
+        """Capture a graph for each size. The largest is first, so that smaller ones find room in its memory."""
         for size in reversed(self.sizes):
             self._captured[size] = self._capture(size)
 
@@ -104,7 +104,7 @@ class DecodeGraphs:
     def _capture(self, size: int) -> Captured:
         columns = dict(zip(COLUMNS, self._inputs[:, :size], strict=True))
         results: list[torch.Tensor] = []
-        experts: list[tuple[int, torch.Tensor]] = []
+        experts: Choices = []
 
         def run() -> None:
             results.clear()

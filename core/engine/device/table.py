@@ -21,17 +21,18 @@ class DeviceTable:
     a device that shares the host's memory, ``tensor`` is the table itself.
     """
 
-    def __init__(self, table: SlotTable, device: Device, unused_slot: int) -> None:
+    def __init__(self, table: SlotTable, device: Device, unused_slot: int | None) -> None:
+        """For a table that isn't in use yet. ``unused_slot`` None: there is no KV pool, so that no kernel reads it."""
         self.host = table
         self.unused_row = len(table.slots)
-        self._shared = device.shares_memory
-        if self._shared:
-            self.tensor = torch.from_numpy(table.slots)
+        self._shared = device.shares_memory or unused_slot is None
+        if unused_slot is None or device.shares_memory:
+            self.tensor = torch.from_numpy(table.slots if device.shares_memory else table.slots[:1, :1]).to(device.kind)
             return
         table.changes()  # notes them from now on
         self._changed = [np.empty(0, np.int64)] * 2  # rows and positions that may not be on the device yet
-        filler = np.full((1, table.max_len), unused_slot, np.int32)
-        self.tensor = device.upload({"table": np.concatenate([table.slots, filler])})["table"].clone()
+        self.tensor = torch.zeros(self.unused_row + 1, table.max_len, dtype=torch.int32, device=device.kind)
+        self.tensor[self.unused_row, 0] = unused_slot
 
     def changes(self) -> dict[str, np.ndarray]:
         """The arrays to be uploaded with the next pass; none if nothing has changed."""

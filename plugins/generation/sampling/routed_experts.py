@@ -87,12 +87,12 @@ class RoutedExpertsCapturer:
 
     def observe(self, layer: int, chosen: torch.Tensor) -> None:
         if self._rows:
-            self._observed[layer] = chosen  # copied at the end of the pass, so that the host doesn't wait here
+            self._observed[layer] = chosen
 
     def end_pass(self) -> None:
         observed, self._observed = self._observed, {}
         for layer, tensor in observed.items():
-            ids = tensor.cpu().numpy()
+            ids = tensor.numpy()
             if len(ids) != self._tokens:
                 raise RuntimeError(f"{len(ids)} tokens were routed in a pass of {self._tokens}")
             for experts, start, end, offset in self._rows:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,32 @@ class Row:
     end: int
 
 
+def row_of(start: int, end: int) -> Row:
+    return Row(Request(key=1, rid="", task="t", params=None, tokens=[], prompt_len=0), start, end)
+
+
+@contextmanager
+def observed(watching: ExpertWatch, tokens: int) -> Iterator[None]:
+    """A pass over one row, whose observers are told of it at its end."""
+    choices: list[tuple[int, torch.Tensor]] = []
+    observers = watching.active_observers()
+    with watching.noting(choices) if observers else nullcontext():
+        yield
+    watching.tell(observers, [row_of(0, tokens)], [True], choices)
+
+
 class Notes:
     """Writes down what it is shown."""
 
     def __init__(self, active: bool = True) -> None:
         self.active = active
         self.calls: list[Any] = []
+        self.rows: Sequence[PassRow] = []
         self.chosen: dict[int, torch.Tensor] = {}
 
     def begin_pass(self, rows: Sequence[PassRow]) -> None:
         self.calls.append("begin")
+        self.rows = rows
 
     def observe(self, layer: int, chosen: torch.Tensor) -> None:
         self.calls.append(layer)
@@ -92,7 +109,7 @@ def test_the_choices_are_those_of_the_routers(
     assert watching is not None
     watching.provided = provided(notes)
     ids = torch.randint(3, 512, (40,), generator=torch.Generator().manual_seed(5))
-    with watching.watching([]):
+    with observed(watching, len(ids)):
         run(model, ids)
     expected = chosen_by_routers(reference(name), ids)
     assert expected
@@ -108,8 +125,8 @@ def test_nothing_is_shown_outside_of_passes_or_to_those_who_look_away(load: Call
     assert watching is not None
     watching.provided = provided(notes)
     ids = torch.arange(5)
-    with watching.watching([]):
-        assert watching.active == ()
+    with observed(watching, len(ids)):
+        assert not watching.active
         run(model, ids)
     notes.active = True
     run(model, ids)
@@ -122,7 +139,7 @@ def test_without_observers_experts_cost_one_look(
     watching = watch_experts(load("mixtral"))
     assert watching is not None
     monkeypatch.setattr(ExpertWatch, "observe", lambda *_: pytest.fail("observe was called"))
-    with watching.watching([]):
+    with observed(watching, 5):
         run(load("mixtral"), torch.arange(5))
 
 
@@ -142,19 +159,35 @@ def test_what_cannot_be_seen_is_said(
     assert ("padding" if padded else "can't be observed") in watching.layers.unseen
 
 
-def test_a_pass_that_fails_has_no_end() -> None:
+def test_a_pass_that_fails_is_not_told() -> None:
     notes = Notes()
     watching = watch(notes)
+    with pytest.raises(ZeroDivisionError), observed(watching, 1):
+        raise ZeroDivisionError
+    assert notes.calls == []
+    assert not watching.active
 
-    def fail() -> None:
-        with watching.watching([]):
-            watching.observe(0, torch.zeros(1, 1))
-            raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert notes.calls == ["begin", 0]
-    assert watching.active == ()
+def test_rows_of_requests_that_have_ended_are_left_out() -> None:
+    notes = Notes()
+    watching = watch(notes)
+    rows = [row_of(0, 2), row_of(0, 1), row_of(5, 8)]
+    chosen = torch.arange(6)[:, None]
+    watching.tell(watching.active_observers(), rows, [True, False, True], [(3, chosen)])
+    assert notes.rows == [rows[0], rows[2]]
+    assert notes.chosen[3][:, 0].tolist() == [0, 1, 3, 4, 5]
+    notes.calls.clear()
+    watching.tell(watching.active_observers(), rows, [False] * 3, [(3, chosen)])
+    assert notes.calls == [], "no row is left"
+
+
+def test_a_row_that_is_computed_again_is_not_told_twice() -> None:
+    notes = Notes()
+    watching = watch(notes)
+    rows = [row_of(0, 2), row_of(0, 1)]
+    watching.tell(watching.active_observers(), rows, [True, True], [(3, torch.zeros(3, 1))])
+    watching.tell(watching.active_observers(), rows[1:], [True], [(3, torch.zeros(1, 1))])
+    assert notes.calls == ["begin", 3, "end"]
 
 
 @pytest.mark.field
@@ -172,7 +205,7 @@ def test_an_observer_that_fails_misses_the_pass_alone(
     good, bad = Notes(), Bad()
     watching = watch(bad, good)
     for _ in range(2):
-        with watching.watching([]):
+        with observed(watching, 1):
             watching.observe(0, torch.zeros(1, 1))
     assert good.calls == ["begin", 0, "end"] * 2
     before = {"active": [], "begin_pass": [], "observe": ["begin"], "end_pass": ["begin", 0]}

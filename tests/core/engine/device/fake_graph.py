@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from .watch import READS, SHAPES
+from .watch import COPIES, READS, SHAPES
 
 Operation = tuple[Any, tuple[Any, ...], dict[str, Any], list[tuple[int, torch.Tensor]]]
 
@@ -23,11 +23,11 @@ class CaptureError(RuntimeError):
 
 
 class NoReads(TorchFunctionMode):
-    """Refuses reads of values on the host."""
+    """Refuses reads of values on the host, and tensors that are made of host values."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in READS:
-            raise CaptureError(f"{getattr(function, '__name__', function)} reads a value on the host")
+        if function in READS | COPIES:
+            raise CaptureError(f"{getattr(function, '__name__', function)} reads or copies values of the host")
         return function(*args, **(kwargs or {}))
 
 

@@ -19,7 +19,7 @@ LIVES = 3  # uploads after which the memory of an upload is used for something e
 
 
 def move(lane: Lane, device: Device) -> None:
-    """Run the lane's passes on another device from now on."""
+    """Run the passes of a lane without requests on another device from now on."""
     old = lane.runner
     lane.runner = Runner(old._model, old._stages, old.pool, old._table.host, device, old._experts)
 

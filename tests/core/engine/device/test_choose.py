@@ -20,7 +20,7 @@ from trunkline.plugins.generation.schemas import GenerationParams
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Give the machine so many GPUs, whose devices are their numbers."""
+    """Give the machine a number of GPUs; a device is its index and options."""
 
     def give(count: int) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)

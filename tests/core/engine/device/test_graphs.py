@@ -51,9 +51,11 @@ class World:
             tensor[-1].fill_(torch.nan)  # the slot of rows that only pad, which no other row may see
         table, device = SlotTable(ROWS, LONGEST), LateDevice()
         slots = np.random.default_rng(1).permutation(ROWS * LONGEST).astype(np.int32).reshape(ROWS, LONGEST)
+        on_device = DeviceTable(table, device, pool.slots)
         for row in range(ROWS):
             table.write(row, 0, slots[row])
-        return cls(model, pool, table, device, DeviceTable(table, device, pool.slots))
+        on_device.update(device.upload(on_device.changes()))
+        return cls(model, pool, table, device, on_device)
 
     def graphs(self) -> DecodeGraphs:
         return DecodeGraphs(self.model, self.pool, self.on_device, self.device, self.model.expert_watch, rows=ROWS)

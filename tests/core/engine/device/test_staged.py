@@ -141,7 +141,6 @@ def test_staging_memory_is_reused() -> None:
 def test_the_table_on_the_device_follows_the_hosts(writes: list[tuple[int, int, int, bool]]) -> None:
     """Also when an upload failed, and so the changes weren't applied."""
     device, table, number = LateDevice(), SlotTable(5, 11), 100
-    table.write(2, 0, np.arange(5, dtype=np.int32))
     copy = DeviceTable(table, device, unused_slot=77)
     for row, start, count, uploaded in writes:
         table.write(row, start, np.arange(number, number + count, dtype=np.int32))
