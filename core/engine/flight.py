@@ -23,6 +23,10 @@ log = logging.getLogger("trunkline.engine")
 Failures = list[tuple[Row, Exception]]
 
 
+class UnknownInputs(Exception):
+    """A pass that can't be started yet: its rows are computed when the one before it is collected, each alone."""
+
+
 @dataclass(slots=True)
 class Attempt:
     """One forward pass over ``rows``; ``error``: it couldn't be started."""
@@ -51,7 +55,8 @@ class Attempt:
         except Exception as error:
             if device.broken_by(error):
                 raise
-            log.warning("a pass over %d rows failed: %s", len(self.rows), describe_error(error), exc_info=error)
+            if not isinstance(error, UnknownInputs):
+                log.warning("a pass over %d rows failed: %s", len(self.rows), describe_error(error), exc_info=error)
             return [], [(row, error) for row in self.rows]
         steps: list[Step] = []
         errors: dict[int, Exception] = {}
@@ -96,8 +101,7 @@ class BatchInFlight:
             if all(row.source >= 0 for row in awaiting):
                 self.attempts.append(Attempt.start(rows, runner, sources))
             else:
-                error = RuntimeError("a stage that decodes gave no next_ids; its rows are computed one after another")
-                self.attempts.append(Attempt(rows, None, error))
+                self.attempts.append(Attempt(rows, None, UnknownInputs("a stage that decodes gave no next_ids")))
 
     def cancel(self) -> None:
         """Wait for its passes; their results won't be used."""

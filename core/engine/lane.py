@@ -36,6 +36,7 @@ class Lane:
 
     * ``device_seconds``: the time that its passes have taken, by ``clock``. The loop compares it between lanes, to
       share the device evenly.
+    * ``finished_at``: when its last batch was collected, by ``clock``.
     * ``epoch``: number of weight updates.
     * ``note``: called before each forward pass with the keys of its requests.
     * ``candidate``, ``grant``: what the model was loaded from, and its memory; weight updates need both.
@@ -58,7 +59,6 @@ class Lane:
         grant: MemoryShare | None = None,
     ) -> None:
         self._clock = clock
-        self._finished = 0.0  # when the last batch was, by the clock
         self._ending: list[Request] = []  # have ended, but a batch in flight has rows of them
         self.served = served
         self.model = model
@@ -67,7 +67,7 @@ class Lane:
         self.runner = runner
         self.candidate, self.grant = candidate, grant
         self.settings = candidate.settings if candidate is not None else ModelSettings(model_path=served.model_path)
-        self.device_seconds = 0.0
+        self.device_seconds = self.finished_at = 0.0
         self.epoch = 0
         self.weights_sent = False
         self.paused = False
@@ -120,10 +120,7 @@ class Lane:
         old_stages = self.stages
         self.candidate, self.settings = update.candidate, update.candidate.settings
         self.served, self.model = update.served, update.model
-        capture = self.runner.has_graphs
         self.stages, self.runner, self.weights_sent = update.stages, update.runner, update.weights_sent
-        if capture:
-            self.runner.capture(self.served.name)
         self.released, self.saved_weights = self.released - {"weights"}, None  # the new model has its own memory
         self.epoch += 1
         return steps + [step for request in requests for step in self._adopt(request, old_stages[request.task])]
@@ -203,10 +200,13 @@ class Lane:
         flight.start(self.runner, self.note, previous)
         return flight
 
-    def finish(self, flight: BatchInFlight, following: BatchInFlight | None = None) -> list[Step]:
+    def finish(
+        self, flight: BatchInFlight, following: BatchInFlight | None = None, *, after: float = 0.0
+    ) -> list[Step]:
         """Collect a batch and apply its steps to their requests. Requests that ended are removed.
 
-        ``following``: the next batch of this lane, which is in flight. A failure cancels it.
+        ``following``: the next batch of this lane, which is in flight. A failure cancels it. ``after``: when the batch
+        before it was collected, of any lane, by the clock: the device had not begun with this one.
         """
         ending, self._ending = self._ending, []  # requests that ended after the batch was started
         device = self.runner.device
@@ -229,12 +229,12 @@ class Lane:
                 applied += self._apply(self._fault(row.request, "gave no step for the request's last token"))
         for request in ending:
             self.stages[request.task].release(request)
-        now = self._clock()
-        self.device_seconds += now - flight.began
+        self.finished_at = self._clock()
+        seconds = self.finished_at - max(flight.began, after)
+        self.device_seconds += seconds
         if (pace := self.scheduler.pace) is not None:
             decodes, tokens = flight.batch.decodes, flight.batch.tokens
-            pace.observe(decodes, tokens - decodes, now - max(flight.began, self._finished))
-        self._finished = now
+            pace.observe(decodes, tokens - decodes, seconds)
         return applied
 
     def _retry(self, row: Row) -> list[Step]:

@@ -36,6 +36,7 @@ class Pipeline:
         self._started = started
         self._finished = finished
         self._in_flight: Flight | None = None
+        self._finished_at = 0.0  # when the last batch was collected
 
     @property
     def busy(self) -> bool:
@@ -76,7 +77,9 @@ class Pipeline:
         if self._in_flight is None:
             return
         (lane, flight), self._in_flight = self._in_flight, None
-        steps = lane.finish(flight, following.batch if following is not None and following.lane is lane else None)
+        next_batch = following.batch if following is not None and following.lane is lane else None
+        steps = lane.finish(flight, next_batch, after=self._finished_at)
+        self._finished_at = lane.finished_at
         self._finished(lane, flight.batch, steps)
 
     def next_lane(self) -> Lane | None:

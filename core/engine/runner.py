@@ -32,6 +32,10 @@ class Forward(Protocol):
         """Whether the model has embeddings of token types (first and second text of a pair)."""
 
     @property
+    def captures(self) -> bool:
+        """Whether decode-only passes can be CUDA graphs."""
+
+    @property
     def length_boundaries(self) -> Sequence[int]:
         """Lengths in tokens beyond which a sequence's rotary frequencies change, sorted."""
 
@@ -120,14 +124,10 @@ class Runner:
         other._model, other._stages, other._experts, other._graphs = model, stages, experts, None
         return other
 
-    @property
-    def has_graphs(self) -> bool:
-        """Whether decode-only passes are graphs."""
-        return self._graphs is not None
-
     def capture(self, name: str) -> None:
-        """Capture graphs of decode-only passes of the model ``name``, which needs a KV pool."""
-        assert self.pool is not None
+        """Capture graphs of decode-only passes of the model ``name``, if device and model have them."""
+        if self.pool is None or not self.device.graph_rows or not self._model.captures:
+            return
         rows = min(len(self._table.host.slots), self.device.graph_rows)
         graphs = DecodeGraphs(self._model, self.pool, self._table, self.device, self._experts, rows=rows)
         self._graphs = capture_graphs(graphs, name)

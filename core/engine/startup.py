@@ -107,8 +107,7 @@ def load(candidate: Candidate, grant: MemoryShare, settings: Settings, host: Hos
     table = SlotTable(served.max_running_requests, grant.context)
     scheduler = schedule(candidate, served, pool, table, model.length_boundaries)
     runner = Runner(model, stages, pool, table, device, model.expert_watch)
-    if pool is not None and device.graph_rows and model.captures:
-        runner.capture(candidate.name)
+    runner.capture(candidate.name)
     return Lane(served, model, stages, scheduler, runner, candidate=candidate, grant=grant)
 
 

@@ -206,6 +206,7 @@ class WeightUpdates:
             paused = lane.scheduler.running + lane.scheduler.waiting
             last_steps = lane.apply_update(pending.update)
             collect_garbage()
+            lane.runner.capture(lane.served.name)  # now that the old weights are freed
             self.send_models()
             self._loop.report(lane, last_steps)
             if isinstance(arguments, UpdateWeights):

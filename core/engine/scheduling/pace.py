@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 STRETCH = 2.4  # by default, prompts may make a pass this many times as long as passes without them usually are
-WAITS = 0.5  # weight of what prompts wait for, by default, against the delay of decoding requests, see Pace
+WAITS = 0.5  # weight of the time that prompts wait, by default, against the delay of decoding requests, see Pace
+BURST = 3.0  # factor on STRETCH, at most, when many prompts wait
 LEAST = 16  # tokens; smaller chunks would cost more passes than they are worth
 SCALES = np.array([1.0, 16.0, 1.0, 256.0])  # of the terms below, so that they are of similar size
 FORGETTING = 0.98  # factor per pass on the weight of all passes before
@@ -51,7 +52,7 @@ class Pace:
     def tokens(self, chunk: int, decodes: int, waiting: int) -> int:
         """Limit on the prompt tokens of a pass in which ``decodes`` requests decode; at most ``chunk``.
 
-        ``waiting``: how many prompts are to be computed, in this pass and later ones.
+        ``waiting``: how many admitted prompts are to be computed, in this pass and later ones.
         """
         if not (self._with_prompts and self._usual):
             return chunk
@@ -59,6 +60,6 @@ class Pace:
         if per_token <= 0:
             return chunk
         alone = fixed + per_decode * decodes
-        stretch = STRETCH * max(1.0, WAITS * waiting**2 / decodes)
+        stretch = STRETCH * min(max(1.0, WAITS * waiting**2 / decodes), BURST)
         added = stretch * max(alone, self._usual) - alone if self._limit is None else self._limit
         return max(min(LEAST, chunk), min(chunk, int((added - prompts) / per_token)))

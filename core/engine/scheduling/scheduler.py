@@ -162,8 +162,7 @@ class Scheduler:
             if decodes and self.pace is not None:
                 if not draft.retracted:
                     prefilling += self._admit(draft, whole_queue=True)
-                waiting = len(prefilling) + len(self.queue)
-                draft.budget = min(draft.budget, self.pace.tokens(self._chunk, decodes, waiting))
+                draft.budget = min(draft.budget, self.pace.tokens(self._chunk, decodes, len(prefilling)))
                 draft.add_shares(prefilling)
                 return self._allocate(draft, decodes)
         draft.add_chunks(prefilling)

@@ -99,7 +99,7 @@ class Shout(Stage):
 
 class Echo:
     device = torch.device("cpu")
-    token_types = False
+    token_types = captures = False
     length_boundaries = ()
 
     def forward(

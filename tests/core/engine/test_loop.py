@@ -104,7 +104,7 @@ class Echo:
     """Hidden row = (token id, position)."""
 
     device = torch.device("cpu")
-    token_types = False
+    token_types = captures = False
     length_boundaries = ()
 
     def __init__(self) -> None:

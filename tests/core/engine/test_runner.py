@@ -61,7 +61,7 @@ class Echo:
     embeds: tuple[torch.Tensor, torch.Tensor] | None
 
     def __init__(self, token_types: bool = False, length_boundaries: tuple[int, ...] = ()) -> None:
-        self.token_types, self.length_boundaries = token_types, length_boundaries
+        self.token_types, self.length_boundaries, self.captures = token_types, length_boundaries, False
 
     def forward(
         self,

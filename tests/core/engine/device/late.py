@@ -32,11 +32,11 @@ def poison(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class LateFence:
-    """Copies values to the host when it is waited for."""
+    """Copies tensors to the host when it is waited for: what later passes do to them meanwhile is seen."""
 
     device: LateDevice
     number: int
-    values: list[torch.Tensor]
+    tensors: list[torch.Tensor]
     copies: list[torch.Tensor]
     lost: bool
 
@@ -47,8 +47,8 @@ class LateFence:
         if self.lost:
             self.device.failures += 1
             raise RuntimeError("the device has lost these results")
-        for copy, value in zip(self.copies, self.values, strict=True):
-            copy.copy_(value)
+        for copy, tensor in zip(self.copies, self.tensors, strict=True):
+            copy.copy_(tensor)
 
 
 class Passed:
@@ -66,8 +66,8 @@ class LateDevice(StagedDevice):
     they are waited for. ``replays`` counts those of graphs.
     """
 
-    def __init__(self) -> None:
-        super().__init__(torch.device("cpu"), graph_rows=512)
+    def __init__(self, *, overlaps: bool = True, graph_rows: int = 512) -> None:
+        super().__init__(torch.device("cpu"), overlaps=overlaps, graph_rows=graph_rows)
         self.downloads = self.waited = self.in_flight = self.failures = self.disorder = self.replays = 0
         self.fails: Callable[[], bool] = lambda: False
         self._lost = False
@@ -91,7 +91,7 @@ class LateDevice(StagedDevice):
 
     def copy_to_host(self, tensors: Sequence[torch.Tensor]) -> Copied:
         copies = [poison(torch.empty_like(tensor)) for tensor in tensors]
-        fence = LateFence(self, self.downloads, [tensor.clone() for tensor in tensors], copies, self._lost)
+        fence = LateFence(self, self.downloads, list(tensors), copies, self._lost)
         self.downloads += 1
         return Copied(copies, fence)
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from trunkline.core import Engine
 from trunkline.core.cache.pool import KVPool, SlotTable
+from trunkline.core.engine import startup
 from trunkline.core.engine.device.graphs import INPUTS, DecodeGraphs, capture_graphs, padded_sizes
 from trunkline.core.engine.device.table import DeviceTable
 from trunkline.core.engine.packing import pack
@@ -23,6 +24,7 @@ from trunkline.core.engine.scheduling.row import Row
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.types import Needs, Request
 from trunkline.kernels import attention_decode
+from trunkline.plugins.generation.schemas import GenerationParams
 
 from .fake_graph import CaptureError
 from .late import LateDevice
@@ -192,6 +194,29 @@ def test_which_passes_are_graphs(model_of: Callable[[str], LoadedModel]) -> None
     assert graphs.inputs_for(long) is None, "its rotary frequencies differ"
     many = pack([row_of(index % ROWS, 5) for index in range(17)], world.table, (), token_types=False)
     assert graphs.inputs_for(many) is None
+
+
+@pytest.mark.usefixtures("capturing")
+@pytest.mark.parametrize(
+    ("flags", "overlaps", "graphs"),
+    [({}, True, True), ({"disable_cuda_graph": True}, True, False), ({"disable_overlap_schedule": True}, False, True)],
+)
+def test_start_up_captures(
+    flags: dict[str, bool], overlaps: bool, graphs: bool, zoo: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the flags forbid it; results are those of the CPU."""
+    asked = [5, 9, 33], GenerationParams(max_new_tokens=8, ignore_eos=True)
+    options: dict[str, Any] = {"dtype": "float32", "threads": 1, "attention_backend": "torch_native"}
+    folder = str(zoo("llama"))
+    with Engine(folder, **options) as engine:
+        expected = engine.submit("generation", *asked).result(60).tokens
+    monkeypatch.setattr(startup, "choose_device", lambda name, **given: LateDevice(**given))
+    with Engine(folder, cuda_graph_max_bs=4, **options, **flags) as engine:
+        (lane,) = engine.client.transport.loop.lanes
+        assert engine.submit("generation", *asked).result(60).tokens == expected
+        assert lane.overlaps is overlaps
+        assert (lane.runner.device.replays > 5) is graphs
+        assert not graphs or lane.runner._graphs.sizes == [1, 2, 4]
 
 
 @pytest.mark.parametrize(
