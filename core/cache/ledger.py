@@ -71,6 +71,7 @@ class Ledger:
         self._pool = pool
         self._table = table
         self._radix = radix
+        self._released: list[np.ndarray] = []  # slots that a batch in flight may still use
 
     @property
     def available(self) -> int:
@@ -137,8 +138,12 @@ class Ledger:
             self._table.write(row, start, slots[at : at + end - start])
             at += end - start
 
-    def store(self, allocation: SlotAllocation) -> None:
-        """Insert the computed tokens into the tree, and lock them there."""
+    def store(self, allocation: SlotAllocation, *, in_flight: bool = False) -> None:
+        """Insert the computed tokens into the tree, and lock them there.
+
+        ``in_flight``: a batch that uses the request's slots is in flight: those that it loses are free after
+        :meth:`settle`.
+        """
         request, radix = allocation.request, self._radix
         end = request.computed
         if radix is None or not request.cacheable or end <= allocation.held:
@@ -153,8 +158,17 @@ class Ledger:
             duplicates = slots[overlap].copy()
             theirs = radix.match(allocation.namespace, tokens).slots[overlap]
             self._table.write(allocation.row, allocation.held, theirs)
-            self._pool.release(duplicates)
+            if in_flight:
+                self._released.append(duplicates)
+            else:
+                self._pool.release(duplicates)
         allocation.node, allocation.held = inserted.node, end
+
+    def settle(self) -> None:
+        """Free the slots that were replaced while a batch was in flight, which is collected now."""
+        for slots in self._released:
+            self._pool.release(slots)
+        self._released.clear()
 
     def close(self, allocation: SlotAllocation) -> None:
         """Insert the computed tokens into the tree, unlocked, and free all other slots and the table row."""
@@ -167,6 +181,7 @@ class Ledger:
 
     def reset(self) -> None:
         """Empty the tree and free its slots. AssertionError while a request holds any."""
+        self.settle()
         if self._radix is not None:
             self._pool.release(self._radix.reset())
 

@@ -143,6 +143,8 @@ class Scheduler:
         Every batch must be committed or cancelled. None means that no request waits or runs; ``ahead``, while one
         batch is in flight, also that the next one depends on its results.
         """
+        if not ahead:
+            self._ledger.settle()
         draft = BatchDraft(self._ledger, self._chunk is None, budget=self._capacity)
         self.reserve.lower()
         if self.boundaries:
@@ -175,11 +177,12 @@ class Scheduler:
 
     def commit(self, batch: Batch, failed: Collection[int] = ()) -> None:
         """Mark the batch's tokens as computed and cache computed prompts, but for the requests ``failed``, by key."""
+        self._ledger.settle()
         for index, (row, entry) in enumerate(zip(batch.rows, batch.entries, strict=True)):
             if not entry.ended and row.request.key not in failed:
                 row.request.computed = row.end
                 if index >= batch.decodes:
-                    self._ledger.store(entry)
+                    self._ledger.store(entry, in_flight=entry.in_flight > 1)
             self._leave(row, entry)
 
     def cancel(self, batch: Batch) -> None:

@@ -93,6 +93,7 @@ class World:
         """``overlap``: a batch is collected after the next one was computed. ``paced``: with :class:`AnyPace`."""
         self.overlap = overlap
         self.flying: Batch | None = None
+        self.used = np.empty(0, np.int32)  # slots of the last batch that was planned
         self.ending: list[Entry] = []  # have ended; a batch in flight has a row of them
         self.overlaps = self.void = 0
         self.pool = SlotPool(capacity)
@@ -198,6 +199,8 @@ class World:
             if failed is not None and failed.key in self.live:
                 self.remove(failed)
             self.collect(batch)
+        if following is not None and not cancelled:
+            assert (self.pool._state[self.used] >= 0).all(), "a batch in flight uses free slots"
         self.ending = [entry for entry in self.ending if entry.in_flight]
         return cancelled
 
@@ -253,6 +256,7 @@ class World:
     def forward(self, batch: Batch) -> None:
         written: set[int] = set()
         read: set[int] = set()
+        self.used = np.concatenate([self.table.slots[row.table_row, : row.end] for row in batch.rows])
         for row in batch.rows:
             slots = self.table.slots[row.table_row, : row.end]
             known = self.expected_of(row)
@@ -303,6 +307,7 @@ class World:
         """Every slot is free, cached, or private to one request; every lock has its holder."""
         holdings = [*(request.schedule for request in self.live.values()), *self.ending]
         owners = [self.pool._stack[: self.pool.free]]
+        owners += self.scheduler._ledger._released
         owners += [self.table.slots[held.row, held.held : held.allocated] for held in holdings if held.row >= 0]
         if self.radix is not None:
             nodes = self.radix._nodes()
@@ -503,6 +508,10 @@ def free_slots_in_flight(self: Scheduler, request: Request, original: Callable[.
     return True
 
 
+def store_and_free(self: Ledger, allocation: Any, original: Callable[..., Any], **_: Any) -> None:
+    original(self, allocation)  # though a batch in flight uses the slots
+
+
 def cancel_and_keep_the_place(self: Scheduler, batch: Batch, original: Callable[..., Any]) -> None:
     launched = [entry.launched for entry in batch.entries]
     original(self, batch)
@@ -561,6 +570,7 @@ DEFECTS: list[tuple[type, str, Callable[..., Any]]] = [
     (Scheduler, "_retract", retract_the_first),
     (Scheduler, "commit", commit_too_much),
     (Scheduler, "finish", free_slots_in_flight),
+    (Ledger, "store", store_and_free),
     (Scheduler, "cancel", cancel_and_keep_the_place),
     (SlotAllocation, "reusable", reuse_everything),
     (RadixCache, "lock", evict_ignoring_locks),
@@ -578,7 +588,7 @@ DEFECTS: list[tuple[type, str, Callable[..., Any]]] = [
 @pytest.mark.parametrize(("owner", "name", "defect"), DEFECTS, ids=lambda value: getattr(value, "__name__", value))
 def test_the_soak_catches(owner: type, name: str, defect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     original = getattr(owner, name)
-    broken: Any = lambda self, *args: defect(self, *args, original=original)  # noqa: E731
+    broken: Any = lambda self, *args, **named: defect(self, *args, original=original, **named)  # noqa: E731
     monkeypatch.setattr(owner, name, property(broken) if isinstance(original, property) else broken)
     if name == "insert":
         match = RadixCache.match
