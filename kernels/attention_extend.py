@@ -16,6 +16,7 @@ from trunkline.kernels.cpu.threads import team_size
 
 from .layout import Layout
 
+SCORE_BYTES = 1 << 28  # of the scores that :func:`extend_reference` computes at a time
 MIN_PARALLEL = 1 << 19  # multiply-adds of the scores; below, waking the other threads costs more than it saves
 
 
@@ -36,7 +37,7 @@ def extend_reference(
     sinks: torch.Tensor | None = None,
     chunk: int = 0,
 ) -> None:
-    """Attention in plain torch, row by row; the whole score matrix of a row is in memory.
+    """Attention in plain torch, row by row; of its score matrix, at most ``SCORE_BYTES`` are in memory at a time.
 
     ``q`` [T, H, D], ``k`` [T, KV, D] and ``v`` [T, KV, Dv] hold the new tokens of all rows, of any
     float dtype. ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv] are one layer of the KV pool,
@@ -48,12 +49,15 @@ def extend_reference(
     """
     exact = torch.promote_types(q.dtype, torch.float32)
     for r in row_ids:
-        tokens = slice(int(layout.q_start[r]), int(layout.q_start[r + 1]))
-        row_k, row_v = row_keys(k, v, keys, values, layout, r)
-        mask = visible(tokens.stop - tokens.start, len(row_k), causal, window, chunk, q.device)
-        out[tokens] = attend(
-            q[tokens].to(exact), row_k.to(exact), row_v.to(exact), mask, scale=scale, softcap=softcap, sinks=sinks
-        ).to(out.dtype)
+        first, end = int(layout.q_start[r]), int(layout.q_start[r + 1])
+        row_k, row_v = (x.to(exact) for x in row_keys(k, v, keys, values, layout, r))
+        mask = visible(end - first, len(row_k), causal, window, chunk, q.device)
+        step = max(1, SCORE_BYTES // (len(row_k) * q.shape[1] * exact.itemsize))
+        for start in range(first, end, step):
+            tokens = slice(start, min(start + step, end))
+            rows = mask[start - first : tokens.stop - first]
+            found = attend(q[tokens].to(exact), row_k, row_v, rows, scale=scale, softcap=softcap, sinks=sinks)
+            out[tokens] = found.to(out.dtype)
 
 
 def extend_cpu(

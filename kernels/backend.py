@@ -43,7 +43,8 @@ class Backend:
     documents.
 
     ``captures``: whether decode-only passes can be CUDA graphs: ``decode`` and ``write`` read all that differs between
-    passes from tensors, and don't take longer for a wider slot table.
+    passes from tensors, and don't take longer for a wider slot table. ``scratch_bytes``: an estimate of the memory that
+    attention takes beside its arguments, in bytes.
 
     Decoding rows go to ``decode``. All prompt rows go to ``extend``, even a prompt whose only uncached token
     is its last one: the two kernels add in different orders, and a prompt's result must not depend on how
@@ -70,6 +71,7 @@ class Backend:
     adjust: Callable[..., None]
     logprobs: Callable[..., logprobs.RowLogprobs]
     captures: bool = False
+    scratch_bytes: int = 0
 
     def attention(
         self,
@@ -162,6 +164,8 @@ TORCH_NATIVE = Backend(
     sample=sample.sample_reference,
     adjust=adjust.adjust_reference,
     logprobs=logprobs.logprobs_reference,
+    # Scores, masked scores and weights; or keys and values, of which there are copies while they are converted.
+    scratch_bytes=3 * max(attention_extend.SCORE_BYTES, attention_decode.GATHERED_BYTES),
 )
 
 

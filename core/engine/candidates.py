@@ -13,7 +13,7 @@ from trunkline.core.model.sizes.plan import ModelPlan, plan_model
 from trunkline.core.model.sources.info import read_info
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ModelInfo, ModelSource, Serves, Settings
-from trunkline.kernels.backend import multiplies_bfloat16
+from trunkline.kernels.backend import Backend, choose, multiplies_bfloat16
 
 # Floating-point operations that a CPU does in less than a second; they determine the default chunk size.
 PASS_FLOP = {torch.bfloat16: 3e11, torch.float32: 1.5e11}
@@ -40,6 +40,7 @@ class Candidate:
     refused: dict[str, Serves]
     plan: ModelPlan
     default_chunk: int
+    backend: Backend
 
     @property
     def name(self) -> str:
@@ -70,7 +71,8 @@ def examine(settings: ModelSettings, every: Settings, host: Host, device: torch.
     tasks, refused = choose_tasks(settings, info, host.serves(info, every))
     plan = plan_model(source, info, settings, device)
     chunk = gpu_chunk(device_bytes) if device.type != "cpu" else cpu_chunk(plan.active_parameters, plan.dtype)
-    return Candidate(settings, source, tokenizer_source, info, tasks, refused, plan, chunk)
+    backend = choose(settings.attention_backend, device.type)
+    return Candidate(settings, source, tokenizer_source, info, tasks, refused, plan, chunk, backend)
 
 
 def choose_tasks(

@@ -116,7 +116,7 @@ def plan(
     """Divide the memory for keys and values evenly among the models that have a KV pool.
 
     ``fraction``: on a GPU, the share of its whole memory that is used when weights and pools are there, by default
-    88%; other processes' use counts. On a CPU, the share of the available memory for weights and pools. ``pool_bytes``:
+    88%; other processes' use counts, and slot tables do. On a CPU, the share of the available memory for weights and pools. ``pool_bytes``:
     the memory of all pools, by default what is left of this share; on a CPU without ``fraction``, 40% of what the
     weights leave, at most 4 GiB. Activations must fit beside weights and pools. If anything doesn't fit, the plan's
     ``problem`` says so.
@@ -124,6 +124,8 @@ def plan(
     on_cpu = device.type == "cpu"
     activations = max(activation_bytes(one) for one in candidates)
     limit = memory.available - activations
+    if not on_cpu:
+        limit -= sum(map(table_bytes, candidates))
     if not on_cpu:
         limit = min(limit, int(memory.total * (fraction or GPU_SHARE)) - (memory.total - memory.available))
     elif fraction is not None:
@@ -205,9 +207,15 @@ def pass_tokens(one: Candidate) -> int:
 
 
 def activation_bytes(one: Candidate) -> int:
-    """An estimate of the memory of a model's largest pass, beside weights and pool: hidden rows and logits."""
+    """An estimate of the memory of a model's largest pass, beside weights and pool: hidden rows, logits, attention."""
     tokens = pass_tokens(one)
-    return one.plan.bytes_per_token * tokens + one.plan.bytes_per_logits_row * min(tokens, one.running)
+    logits = one.plan.bytes_per_logits_row * min(tokens, one.running)
+    return one.plan.bytes_per_token * tokens + logits + one.backend.scratch_bytes
+
+
+def table_bytes(one: Candidate) -> int:
+    """The slot table of a model on a GPU, int32."""
+    return one.running * one.info.context_length * 4 if one.plan.kv_bytes_per_token else 0
 
 
 def gib(count: float) -> str:

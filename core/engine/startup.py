@@ -21,7 +21,6 @@ from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.sources.catalogue import cache_folder
 from trunkline.core.model.sources.tokenizer import public_path
 from trunkline.core.types import ServedModel, Settings, Stage, Tokenizer
-from trunkline.kernels.backend import choose
 from trunkline.kernels.cpu import objects
 
 from .candidates import Candidate, examine, reasons
@@ -127,14 +126,13 @@ def assemble(
     observers continue. Stages and observers are set here, after the model is loaded, since plugins make them from it.
     """
     own = candidate.settings
-    backend = choose(own.attention_backend, device.type)
     heads = host.heads(candidate.info, settings, candidate.tasks)
     model = loader.load(
         candidate.source,
         candidate.info,
         own,
         heads,
-        backend,
+        candidate.backend,
         name=candidate.name,
         tokenizer=tokenizer,
         max_request_tokens=grant.context,

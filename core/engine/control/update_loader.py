@@ -143,7 +143,7 @@ class UpdateLoader:
                 raise ModelError(f"Attempted to load weight ({plan.shapes[name]}) into parameter ({shape}): {name}")
         if different := sorted(plan.shapes.keys() ^ served.plan.shapes.keys()):
             raise ModelError(f"The checkpoint's config makes another model: {different[0]} is in one of them only")
-        return Candidate(settings, source, source, info, tasks, refused, plan, served.default_chunk)
+        return Candidate(settings, source, source, info, tasks, refused, plan, served.default_chunk, served.backend)
 
     def _next_settings(self, lane: Lane, arguments: UpdateWeights) -> ModelSettings:
         """The lane's settings with the new path, which becomes the model's name unless another model has this name."""

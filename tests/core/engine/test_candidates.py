@@ -10,6 +10,7 @@ from trunkline.core.errors import ModelError
 from trunkline.core.model.sizes.plan import ModelPlan
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ModelInfo, ModelSource, Serves
+from trunkline.kernels.backend import CPU
 
 INFO = ModelInfo(
     path="m", architecture="Net", model_type="", context_length=8, vocab_size=8, hidden_size=8, causal=True
@@ -84,4 +85,4 @@ def test_the_chunk_size_that_is_asked_for_wins(asked: int | None, tokens: int | 
     source = ModelSource("m", "m")
     sizes = ModelPlan(0, [], 0, torch.float32, 0)
     settings = ModelSettings(model_path="m", chunked_prefill_size=asked)
-    assert Candidate(settings, source, source, INFO, [], {}, sizes, 2048).pass_tokens == tokens
+    assert Candidate(settings, source, source, INFO, [], {}, sizes, 2048, CPU).pass_tokens == tokens
