@@ -116,7 +116,7 @@ def plan(
     """Divide the memory for keys and values evenly among the models that have a KV pool.
 
     ``fraction``: on a GPU, the share of its whole memory that is used when weights and pools are there, by default
-    88%; other processes' use counts, and slot tables do. On a CPU, the share of the available memory for weights and pools. ``pool_bytes``:
+    88%; other processes' use counts. On a CPU, the share of the available memory for weights and pools. ``pool_bytes``:
     the memory of all pools, by default what is left of this share; on a CPU without ``fraction``, 40% of what the
     weights leave, at most 4 GiB. Activations must fit beside weights and pools. If anything doesn't fit, the plan's
     ``problem`` says so.
