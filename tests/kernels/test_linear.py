@@ -194,9 +194,9 @@ def test_plain_linear(dtype: torch.dtype) -> None:
     layer = PlainLinear(weight, bias)
     assert layer.weight(slice(0, 20)).data_ptr() == weight.data_ptr()  # not copied
     assert torch.equal(layer.weight(slice(3, 7)), weight[3:7])
-    torch.testing.assert_close(layer(x, residual), x @ weight.T + bias + residual, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(layer(x, residual), x @ weight.T + bias + residual, rtol=3e-2, atol=6e-2)
     assert torch.equal(residual, before)
     layer.set_bias(None)
-    torch.testing.assert_close(layer(x), x @ weight.T, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(layer(x), x @ weight.T, rtol=3e-2, atol=6e-2)
     assert not layer.recordable
     assert PlainLinear(weight, bias, float32_out=True)(x).dtype == torch.float32

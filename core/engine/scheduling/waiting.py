@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trunkline.core.cache.ledger import SlotAllocation
+from trunkline.core.cache.radix import common_prefix
 
 from .row import Row
 
@@ -125,29 +126,32 @@ def _queue_order(entry: Entry) -> tuple[int, bool, int]:
 
 
 class InFlight:
-    """Prefixes that running requests will compute in the next pass, so that other requests can wait for them."""
+    """Prompts that running requests compute, so that other requests with the same beginning can wait for them."""
 
     def __init__(self, running: Iterable[SlotAllocation] = ()) -> None:
-        self._next: dict[tuple[bytes, int, bytes], SlotAllocation] = {}
+        self._prompts: dict[tuple[bytes, bytes], list[SlotAllocation]] = {}  # by namespace and first tokens
         for each in running:
             self.add(each)
 
     def add(self, allocation: SlotAllocation) -> None:
-        """Add a running request; without effect unless it has at least ``_MIN_SHARED`` tokens to compute."""
+        """Add a running request; without effect unless it has a prompt to compute that may be shared."""
         request = allocation.request
-        start, end = request.computed, request.computed + _MIN_SHARED
-        if request.cacheable and end <= len(request.tokens):
-            tokens = allocation.tokens(end)
-            self._next[allocation.namespace, start, tokens[start:].tobytes()] = allocation
+        known = len(request.tokens)
+        if request.cacheable and known >= _MIN_SHARED and request.computed + 1 < known:
+            first = allocation.tokens(_MIN_SHARED).tobytes()
+            self._prompts.setdefault((allocation.namespace, first), []).append(allocation)
 
     def covers(self, allocation: SlotAllocation, cached: int) -> bool:
-        """Whether the next pass adds at least ``_MIN_SHARED`` tokens to this waiting request's cached prefix.
+        """Whether the next passes will add tokens to this waiting request's cached prefix.
 
         ``cached``: the prefix's length now, in tokens.
         """
-        end = cached + _MIN_SHARED
-        if not self._next or end > allocation.reusable():
+        reusable = allocation.reusable()
+        if not self._prompts or reusable < _MIN_SHARED or reusable <= cached:
             return False
-        tokens = allocation.tokens(end)
-        other = self._next.get((allocation.namespace, cached, tokens[cached:].tobytes()))
-        return other is not None and tokens.tobytes() == other.tokens(end).tobytes()
+        tokens = allocation.tokens(reusable)
+        for other in self._prompts.get((allocation.namespace, tokens[:_MIN_SHARED].tobytes()), ()):
+            shared = common_prefix(other.tokens(len(other.request.tokens)), tokens)
+            if shared > max(cached, other.request.computed):
+                return True
+        return False

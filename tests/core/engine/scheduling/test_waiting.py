@@ -81,9 +81,11 @@ TOKENS = list(range(100))
     [
         (holding(TOKENS), holding(TOKENS), 0, True),
         (holding(TOKENS, computed=40), holding(TOKENS), 40, True),
-        (holding(TOKENS, computed=40), holding([*TOKENS[:71], 5]), 40, False),  # too little left to share
-        (holding(TOKENS, computed=40), holding([*TOKENS[:72], 5]), 40, True),
-        (holding(TOKENS, computed=90), holding(TOKENS), 90, False),
+        (holding(TOKENS), holding([*TOKENS[:31], 5, 6]), 0, False),  # too little to share
+        (holding(TOKENS), holding([*TOKENS[:32], 5, 6]), 0, True),
+        (holding(TOKENS, computed=40), holding([*TOKENS[:41], 5]), 40, True),  # waiting for all that is shared
+        (holding(TOKENS, computed=41), holding([*TOKENS[:41], 5]), 41, False),
+        (holding(TOKENS, computed=99), holding(TOKENS), 90, False),  # it decodes
         (holding(TOKENS), holding(TOKENS, namespace=b"salt"), 0, False),
         (holding(TOKENS), holding(TOKENS, cacheable=False), 0, False),
         (holding(TOKENS, cacheable=False), holding(TOKENS), 0, False),
