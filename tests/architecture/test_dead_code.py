@@ -22,7 +22,6 @@ EXCEPTIONS = {
     "trunkline.core.testing.*": "tests import the test kit",
     "trunkline.kernels.*_reference": "what kernels are compared with",
     "trunkline.kernels.cpu.*.Arguments.*": "compiled code reads them, which has no types",
-    "trunkline.core.types.experts.ExpertObserver.*": "called by name",
     "trunkline.core.types.observers.RequestObserver.*": "called by name",
     "trunkline.plugins.generation.hooks.*": "called by name",
     "trunkline.core.registry.Registry.hook_calls": "a test sees that requests call no hooks",

@@ -13,6 +13,7 @@ from .conftest import Source
 KERNELS = "trunkline.kernels"
 # What every module may import: no operation, and nothing that depends on the device.
 ALLOWED = {
+    "backend.Backend": "the operations",
     "backend.choose": "the engine chooses the backend by the user's settings",
     "backend.multiplies_bfloat16": "the default dtype depends on it",
     "layout.Layout": "the rows of a pass",

@@ -364,8 +364,8 @@ def test_vectors_are_of_one_version(old: Path, new: Path, mode: str) -> None:
         first = lane(engine)
         finish = first.finish
 
-        def stop_after_a_chunk(flight: Any, following: Any = None) -> Any:
-            steps = finish(flight, following)
+        def stop_after_a_chunk(flight: Any, following: Any = None, **options: Any) -> Any:
+            steps = finish(flight, following, **options)
             half.append(flight.batch.rows[0].end)
             first.paused = True
             return steps
