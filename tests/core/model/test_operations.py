@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from trunkline.core import Engine
-from trunkline.core.engine import startup
+from trunkline.core.engine import candidates
 from trunkline.kernels.backend import Backend, choose
 from trunkline.kernels.cpu.threads import Kernel
 
@@ -38,7 +38,8 @@ def counting(backend: Backend, calls: Counter[str]) -> Backend:
 
         return call
 
-    operations: dict[str, Any] = {one.name: getattr(backend, one.name) for one in fields(backend) if one.name != "name"}
+    values = {one.name: getattr(backend, one.name) for one in fields(backend)}
+    operations: dict[str, Any] = {name: value for name, value in values.items() if callable(value)}
     linear = operations.pop("linear")
     found = {name: counted(name, operation) for name, operation in operations.items()}
     found["linear"] = type("Counted", (linear,), {"forward": counted("linear", linear.forward)})
@@ -55,7 +56,7 @@ def start(zoo: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Iterat
 
     def start_engine(name: str) -> tuple[Engine, Counter[str]]:
         calls: Counter[str] = Counter()
-        monkeypatch.setattr(startup, "choose", lambda *_: counting(choose("torch_native", "cpu"), calls))
+        monkeypatch.setattr(candidates, "choose", lambda *_: counting(choose("torch_native", "cpu"), calls))
         monkeypatch.setattr(Kernel, "run", refuse)
         engines.append(Engine(str(zoo(name)), dtype="float32", threads=1))
         calls.clear()
