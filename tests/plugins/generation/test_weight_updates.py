@@ -53,8 +53,8 @@ def interrupted(engine: Engine, chosen: Callable[[Lane, list[Any]], bool], then:
     assert isinstance(lane, Lane)
     finish, done = lane.finish, []
 
-    def observed(flight: Any, following: Any = None) -> Any:
-        steps = finish(flight, following)
+    def observed(flight: Any, following: Any = None, **options: Any) -> Any:
+        steps = finish(flight, following, **options)
         if not done and chosen(lane, steps):
             done.append(True)
             then(lane)
