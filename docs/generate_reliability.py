@@ -44,7 +44,7 @@ request is lost. It also fails unless, after each repetition, all requests are a
 slots of the KV pool are free, and log-probabilities and vectors are the same as before the fault, bit for bit.
 
 The kernel's out-of-memory killer isn't started, which would need a control group for the test: a process that it ends
-gets SIGKILL, and this is sent. No memory is simulated by a limit on the process and by the exceptions of torch and
+gets SIGKILL, and this is sent. Lack of memory is simulated by a limit on the process and by the exceptions of torch and
 Python.
 
 ## Counts

@@ -26,8 +26,11 @@ class DeviceTable:
         self.host = table
         self.unused_row = len(table.slots)
         self._shared = device.shares_memory or unused_slot is None
-        if unused_slot is None or device.shares_memory:
-            self.tensor = torch.from_numpy(table.slots if device.shares_memory else table.slots[:1, :1]).to(device.kind)
+        if device.shares_memory:
+            self.tensor = torch.from_numpy(table.slots)
+            return
+        if unused_slot is None:
+            self.tensor = torch.zeros(1, 1, dtype=torch.int32, device=device.kind)
             return
         table.changes()  # notes them from now on
         self._changed = [np.empty(0, np.int64)] * 2  # rows and positions that may not be on the device yet
