@@ -168,3 +168,65 @@ def divide(x, out, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     value = tl.load(x + i)
     tl.store(out + i, value / value)
+
+
+@triton.jit
+def mixed_sizes(x, out, BUG: tl.constexpr):
+    """Program 0 stores four bytes; program 1 reads one of them, or the one after them."""
+    if tl.program_id(0) == 0:
+        tl.store(x, 1.0)
+    else:
+        narrow = x.to(tl.pointer_type(tl.int8), bitcast=True)
+        tl.store(out, tl.load(narrow + (3 if BUG else 4)))
+
+
+def test_accesses_of_different_sizes_race_when_they_overlap() -> None:
+    x, out = torch.zeros(2), torch.zeros(1, dtype=torch.int8)
+    with checked():
+        mixed_sizes[(2,)](x, out, BUG=False)
+        with pytest.raises(KernelBug, match="race: program 0 stores and program 1 loads element 0 of 'x'"):
+            mixed_sizes[(2,)](x, out, BUG=True)
+
+
+@triton.jit
+def counted(counter, out, BUG: tl.constexpr):
+    tl.atomic_add(counter, 1)
+    if BUG:
+        tl.store(out + tl.program_id(0), tl.load(counter))
+    else:
+        tl.store(out + tl.program_id(0), tl.atomic_add(counter, 0))
+
+
+def test_atomic_operations_race_with_plain_ones_only() -> None:
+    counter, out = torch.zeros(1, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+    with checked():
+        counted[(3,)](counter, out, BUG=False)
+        with pytest.raises(KernelBug, match=r"race: program \d updates and program \d loads element 0 of 'counter'"):
+            counted[(3,)](counter, out, BUG=True)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "inside", "outside"),
+    [
+        (torch.zeros(4, 8)[:, 2:6], [0, 3, 8, 27], [4, 7, 28, -1]),
+        (torch.zeros(4, 8).T, [0, 31], [32, -1]),
+        (torch.zeros(4, 8)[::2, ::2], [0, 2, 6, 16, 22], [1, 8, 23]),
+        (torch.zeros(8).expand(3, 8), [0, 7], [8]),
+        (torch.zeros(3, 1, 5)[1:2], [0, 4], [5, -1]),
+        (torch.zeros(8).as_strided((3, 4), (2, 1)), [0, 7], [8]),
+        (torch.tensor(1.0), [0], [1]),
+        (torch.zeros(0), [], [0]),
+    ],
+)
+def test_the_elements_of_a_view(tensor: torch.Tensor, inside: list[int], outside: list[int]) -> None:
+    with checked():
+        for at in inside:
+            touch[(1,)](tensor, torch.tensor([at]))
+        for at in outside:
+            with pytest.raises(KernelBug, match="bounds"):
+                touch[(1,)](tensor, torch.tensor([at]))
+
+
+@triton.jit
+def touch(x, at):
+    tl.store(x + tl.load(at), 0.0)

@@ -50,7 +50,8 @@ class CheckedBuilder(PoisonBuilder):
 
     checks: Checks
     launch: Launch | None = None
-    zero_other = False  # whether the load that is carried out has an ``other``; upstream drops a scalar 0
+    # Whether the load that is carried out has an ``other``: upstream drops a scalar 0. None outside of a load.
+    given_other: bool | None = None
     _atomic = False  # whether a plain access is part of an atomic operation
 
     def create_masked_load(
@@ -62,7 +63,7 @@ class CheckedBuilder(PoisonBuilder):
             result = super().create_masked_load(ptrs, mask, other, *more, **named)
             lanes = undefined(other)
             return result if lanes is None else mark(result, lanes & hidden)
-        if not self.checks.poison or self.zero_other or not hidden.any():
+        if not self.checks.poison or self.given_other or not hidden.any():
             return super().create_masked_load(ptrs, mask, None, *more, **named)
         kind = ptrs.get_element_ty()
         garbage = TensorHandle(_garbage(ptrs.data.shape, kind), kind)

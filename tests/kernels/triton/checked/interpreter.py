@@ -141,7 +141,8 @@ def _loop(first: Any, last: Any = None, step: Any = None, **_: Any) -> Iterator[
 
 
 def _truth(tensor: Any) -> bool:
-    require(tensor.handle, "a branch depends on")
+    if upstream.interpreter_builder.given_other is None:
+        require(tensor.handle, "a branch depends on")
     return bool(tensor.handle.data) if tensor.handle.data.size == 1 else True
 
 
@@ -162,7 +163,7 @@ class _Load:
         self._load = upstream.interpreter_semantic.load
 
     def __call__(self, pointer: Any, mask: Any, other: Any, *more: Any, **named: Any) -> Any:
-        with _replaced(upstream.interpreter_builder, "zero_other", other is not None):
+        with _replaced(upstream.interpreter_builder, "given_other", other is not None):
             return self._load(pointer, mask, other, *more, **named)
 
 

@@ -36,7 +36,7 @@ def _rows(launch: Launch, target: str) -> list[Row]:
 
 
 def _row(launch: Launch, kernel: str, target: str, recorded: list[Compiled]) -> Row:
-    place: dict[str, Any] = dict(launch=launch.name, kernel=kernel, target=target, triton=triton.__version__)
+    place: dict[str, Any] = {"launch": launch.name, "kernel": kernel, "target": target, "triton": triton.__version__}
     variants = {each.code.hash: each.code for each in recorded if each.kernel == kernel}
     if not variants:
         return Row(**place, problems=("not launched",))
