@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from .gate import Expected, Row, compile_launches, markdown
+from .gate.code import Figures
+from .gate.compiling import worst
 from .gate.rows import problems
 
 HERE = Path(__file__).parent
@@ -84,6 +87,13 @@ def test_the_table_has_every_figure() -> None:
     line = "| a | k | sm_90 | 3.9.0 | 1 | 4 | 72 | 0 | 20.5 | 24, 17 | 4 HGMMA, 8 HMMA | bad; worse |"
     assert markdown([row]).splitlines()[2:] == [line]
     assert Row.from_json(row.as_json()) == row
+
+
+def test_a_row_has_the_worst_of_its_variants() -> None:
+    one = Figures(4, 100, 60, 0, 9, 8, Counter(HMMA=4, HGMMA=2))
+    two = Figures(8, 90, 70, 3, 7, 0, Counter(HMMA=2))
+    wanted = {"warps": 8, "shared": 100, "registers": 70, "spills": 3, "loads": 7, "wide_loads": 0}
+    assert worst([one, two]) == worst([two, one]) == {**wanted, "tensor_cores": {"HMMA": 2}}
 
 
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:

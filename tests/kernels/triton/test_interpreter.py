@@ -189,20 +189,23 @@ def test_accesses_of_different_sizes_race_when_they_overlap() -> None:
 
 
 @triton.jit
-def counted(counter, out, BUG: tl.constexpr):
-    tl.atomic_add(counter, 1)
-    if BUG:
-        tl.store(out + tl.program_id(0), tl.load(counter))
+def counted(counter, out, READER: tl.constexpr):
+    """Programs 0 to 2 count; ``READER`` also reads the count without an atomic operation."""
+    if tl.program_id(0) < 3:
+        tl.atomic_add(counter, 1)
+    if tl.program_id(0) == READER:
+        tl.store(out + READER, tl.load(counter))
     else:
         tl.store(out + tl.program_id(0), tl.atomic_add(counter, 0))
 
 
-def test_atomic_operations_race_with_plain_ones_only() -> None:
-    counter, out = torch.zeros(1, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+@pytest.mark.parametrize("reader", [0, 1, 2, 3])
+def test_atomic_operations_race_with_plain_ones_only(reader: int) -> None:
+    counter, out = torch.zeros(1, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
     with checked():
-        counted[(3,)](counter, out, BUG=False)
-        with pytest.raises(KernelBug, match=r"race: program \d updates and program \d loads element 0 of 'counter'"):
-            counted[(3,)](counter, out, BUG=True)
+        counted[(4,)](counter, out, READER=-1)
+        with pytest.raises(KernelBug, match=rf"race: program \d updates and program {reader} loads element 0 of 'c"):
+            counted[(4,)](counter, out, READER=reader)
 
 
 @pytest.mark.parametrize(

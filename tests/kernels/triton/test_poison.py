@@ -90,7 +90,8 @@ def integers(x, out, N: tl.constexpr):
 @triton.jit
 def other_of_a_load(x, out, N: tl.constexpr):
     i = tl.arange(0, 8)
-    tl.store(out + i, tl.load(x + i, i < 2, load4(x)), i < N)
+    value = tl.load(x + i, (i < 2) | (i == 7), load4(x))  # 4 to 6 are undefined
+    tl.store(out + i, value, (i < N) | (i == 7))
 
 
 OPERATIONS: list[Any] = [arithmetic, choice, two_dimensions, transposed, sums, running, joined, product, scalar]

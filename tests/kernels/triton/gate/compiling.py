@@ -41,13 +41,14 @@ def _row(launch: Launch, kernel: str, target: str, recorded: list[Compiled]) -> 
     if not variants:
         return Row(**place, problems=("not launched",))
     found = [figures(code) for code in variants.values()]
-    row = Row(**place, variants=len(variants), **_worst(found))
+    row = Row(**place, variants=len(variants), **worst(found))
     wanted = launch.kernels.get(kernel)
     wrong = problems(row, wanted) if wanted else ("a kernel that the launch doesn't name", *problems(row, Expected()))
     return Row(**{**row.as_json(), "problems": wrong})
 
 
-def _worst(found: list[Figures]) -> dict[str, Any]:
+def worst(found: list[Figures]) -> dict[str, Any]:
+    """Of several variants: the most registers and spills, the fewest wide loads and tensor-core instructions."""
     highest = {name: max(getattr(each, name) for each in found) for name in ("warps", "shared", "registers", "spills")}
     lowest = {name: min(getattr(each, name) for each in found) for name in ("loads", "wide_loads")}
     cores = Counter(found[0].tensor_cores)
