@@ -71,7 +71,7 @@ def _amd(code: Any) -> Figures:
         warps=code.metadata.num_warps,
         shared=code.metadata.shared,
         registers=field("vgpr_count"),
-        spills=field("vgpr_spill_count") + field("sgpr_spill_count"),
+        spills=field("vgpr_spill_count"),  # scalar registers spill to lanes of vector registers, not to memory
         loads=len(re.findall(r"\b(?:global|buffer)_load_", text)),
         wide_loads=len(re.findall(r"\b(?:global|buffer)_load_dwordx4", text)),
         tensor_cores=Counter({"MFMA": cores} if cores else {}),

@@ -22,7 +22,7 @@ class Expected:
     variants: int = 1  # how often the kernel is compiled in all calls of the launch together
     wide_loads: bool = True  # at least one load of 128 bits from global memory
     tensor_cores: str = ""  # a pattern of instructions of which there must be one, such as TENSOR_CORES or "HGMMA"
-    registers: int = 255  # at most, per thread
+    registers: int = 512  # at most, per thread; NVIDIA has no more than 255, AMD 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Row:
     variants: int = 0
     warps: int = 0
     registers: int = 0  # per thread
-    spills: int = 0  # instructions that access local memory, or on AMD spilled registers
+    spills: int = 0  # instructions that access local memory, or on AMD spilled vector registers
     shared: int = 0  # bytes
     loads: int = 0  # instructions that load from global memory
     wide_loads: int = 0  # those of 128 bits
