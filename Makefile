@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV ?= .venv
 # An index with CPU builds of torch, for machines without a GPU. Empty: pip's own configuration.
 TORCH_INDEX_URL ?=
+# The tests' version of triton. It isn't in constraints.txt, because a torch for CUDA or ROCm requires one version
+# itself, which is then kept.
+TRITON ?= triton==3.9.0
 # Passed on to `trunkline serve`, e.g. make serve ARGS="--port 8000"
 ARGS ?=
 # Which slow suites `make suites` runs, e.g. SUITES="browser soak". Empty: all of them.
@@ -68,5 +71,7 @@ $(SERVE_READY): pyproject.toml constraints.txt
 
 $(TEST_READY): $(SERVE_READY)
 	@echo "Installing what the tests need into $(VENV) (once)"
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("triton") and sys.platform == "linux")' || \
+		$(PIP) --quiet '$(TRITON)'
 	@$(PIP) --quiet --no-build-isolation --editable '.[test]'
 	@touch $@

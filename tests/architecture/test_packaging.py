@@ -56,11 +56,26 @@ def test_imports_are_declared(project: dict[str, Any], sources: dict[str, Any]) 
     names = {re.match(r"[\w-]+", line).group().lower() for line in project["project"]["dependencies"]}  # type: ignore[union-attr]
     declared = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
     test_only = {"pytest"}  # the author's kit is a pytest plugin
-    extras = {name for name in project["project"]["optional-dependencies"] if name != "test"}
+    extras = {
+        re.match(r"[\w-]+", line).group()  # type: ignore[union-attr]
+        for extra, lines in project["project"]["optional-dependencies"].items()
+        if extra != "test"
+        for line in lines
+    }
     imported = {name.split(".")[0] for source in sources.values() for name in source.imports()}
     foreign = imported - set(sys.stdlib_module_names) - {"trunkline"}
     assert foreign <= declared | test_only | extras
     assert declared <= foreign | {"jinja2", "uvloop", "gguf", "tokenizers"}, "a dependency that nothing imports"
+
+
+def test_a_cpu_needs_no_triton(project: dict[str, Any]) -> None:
+    """It is a gigabyte, which only the extras `gpu` and `test` may install."""
+    assert not [line for line in project["project"]["dependencies"] if line.startswith("triton")]
+    optional = project["project"]["optional-dependencies"]
+    assert {extra for extra, lines in optional.items() if any(line.startswith("triton") for line in lines)} == {
+        "gpu",
+        "test",
+    }
 
 
 def test_version_and_licence(project: dict[str, Any], repository: Path) -> None:

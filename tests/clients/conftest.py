@@ -21,9 +21,9 @@ MODEL = "demo:smollm2-135m-instruct"
 SECONDS = 300  # for one program of a client
 
 
-def load(name: str) -> ModuleType:
-    """A module of this folder, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"clients_{name}", HERE / f"{name}.py")
+def load(path: Path) -> ModuleType:
+    """A module that is in no package."""
+    spec = importlib.util.spec_from_file_location(f"clients_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -32,8 +32,8 @@ def load(name: str) -> ModuleType:
     return module
 
 
-environments = load("environments")
-SGLANG = environments.Client(
+environments = load(HERE.parent / "environments.py")
+SGLANG = environments.Environment(
     "sglang",
     requirements=(
         "aiohttp", "datasets", "ipython", "msgspec", "numpy", "orjson", "pillow", "pybase64", "pydantic", "requests",
@@ -41,7 +41,7 @@ SGLANG = environments.Client(
     ),
     bare=("sglang==0.5.23",),  # its dependencies are those of a server with CUDA
 )  # fmt: skip
-LM_EVAL = environments.Client("lm-eval", requirements=("lm_eval[api]>=0.4.13,<0.5", "accelerate"))
+LM_EVAL = environments.Environment("lm-eval", requirements=("lm_eval[api]>=0.4.13,<0.5", "accelerate"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,38 @@
+"""Every launch compiles for every GPU without a defect, and to the code that the committed tables describe."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.environments import Unavailable
+
+from .compile_tables import MODULES, OLDEST, VERSIONS, compiled, table_of
+from .gate import markdown
+
+RESERVE = 10.0  # seconds of the budget for what isn't compilation
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.stem)
+@pytest.mark.parametrize("triton", VERSIONS)
+def test_launches_compile_as_committed(suite: Any, module: Path, triton: str) -> None:
+    if triton not in (OLDEST, version("triton")):
+        pytest.skip(f"the environment has triton {version('triton')}, not {triton}")
+    # An equal share for each test that is still to come, this one included.
+    order = [(each, path) for each in VERSIONS for path in MODULES]
+    share = max(5.0, suite.left - RESERVE) / (len(order) - order.index((triton, module)))
+    try:
+        outcome = compiled(module, triton, seed=suite.seed, seconds=share)
+    except Unavailable as exc:
+        pytest.skip(str(exc))
+    suite.notes.append(f"{module.stem}, triton {triton}: {outcome.done} of {outcome.planned} launches")
+    assert [row for row in outcome.rows if row.problems] == []
+    committed = table_of(module).read_text().splitlines()
+    assert [line for line in markdown(outcome.rows).splitlines() if line not in committed] == [], (
+        "run `python -m tests.kernels.triton.compile_tables` and look at the difference"
+    )
+    assert outcome.rows
