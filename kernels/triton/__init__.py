@@ -1,0 +1,1 @@
+"""Operations as Triton kernels, for GPUs. Imported only when the backend is chosen, since ``triton`` is optional."""
