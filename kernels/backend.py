@@ -178,6 +178,7 @@ def _triton() -> Backend:
     from trunkline.kernels.triton import layer_norm as triton_layer_norm
     from trunkline.kernels.triton import norm as triton_norm
     from trunkline.kernels.triton import rope as triton_rope
+    from trunkline.kernels.triton import sample as triton_sample
 
     return replace(
         TORCH_NATIVE,
@@ -190,6 +191,7 @@ def _triton() -> Backend:
         rope=triton_rope.rope,
         glu=triton_glu.glu,
         activate=triton_activation.activate,
+        sample=triton_sample.sample,
         captures=True,
     )
 

@@ -1,8 +1,9 @@
 """The predicted time of paged decode attention, by which the number of splits is chosen.
 
-A model of what bounds the kernel: bytes against bandwidth, programs against what fits on the GPU, the bytes that are
-requested ahead against the memory's latency (Little's law), the longest program, and launches. Bandwidths are those of
-copies; latency and launch times are assumptions, which no measurement has confirmed yet.
+A model of what bounds the kernel: bytes against bandwidth, programs against what fits on the GPU, the time of a tile in
+one program (its products and softmax, or the memory's latency divided by the tiles that are requested ahead), the
+longest program, and launches. Bandwidths are those of copies; the times are assumptions, which no measurement has
+confirmed yet.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Gpu:
     multiprocessors: int
     bandwidth: float  # bytes per second
     latency: float = 0.8e-6  # seconds from a request to its bytes, under load
+    tile: float = 0.8e-6  # seconds of a tile's products and softmax, which depend on one another
     launch: float = 3e-6  # seconds
 
 
@@ -86,10 +88,10 @@ def decode_seconds(gpu: Gpu, plan: Plan, work: DecodeWork, count: int) -> float:
     room = gpu.multiprocessors * plan.resident
     waves = programs / room
     tail = 1.0 if waves <= 1 else math.ceil(waves) / waves if waves < 4 else 1 + 0.5 / waves
-    requested = min(programs, room) * (plan.stages - 1) * plan.block_n * work.key_bytes
-    bandwidth = min(gpu.bandwidth, requested / gpu.latency)
+    tile = max(gpu.tile, gpu.latency / (plan.stages - 1))
+    bandwidth = min(gpu.bandwidth, min(programs, room) * plan.block_n * work.key_bytes / tile)
     stream = work.total * work.groups * work.key_bytes / bandwidth * tail
-    longest = tiles / (plan.stages - 1) * gpu.latency
+    longest = tiles * tile
     if count == 1:
         return max(stream, longest) + gpu.launch
     parts = 2 * work.rows * work.heads * count * (work.value_width + 2) * 4

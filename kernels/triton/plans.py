@@ -24,7 +24,7 @@ class Plan:
     warps: int = 4
     stages: int = 1
     splits: int = 1  # at most, of a row's keys
-    resident: int = 1  # programs per multiprocessor, by registers and shared memory as compiled
+    resident: int = 1  # decode: programs per multiprocessor, by registers and shared memory as compiled
 
     @property
     def smallest_share(self) -> int:
@@ -40,9 +40,9 @@ DECODE: dict[tuple[str, int], dict[int, Plan]] = {
         256: Plan(16, 64, stages=3, splits=64, resident=1),
     },
     ("sm_90", 2): {
-        64: Plan(16, 64, stages=3, splits=64, resident=8),
+        64: Plan(16, 64, stages=3, splits=64, resident=6),
         128: Plan(16, 64, stages=3, splits=64, resident=4),
-        256: Plan(16, 64, stages=3, splits=64, resident=3),
+        256: Plan(16, 64, stages=3, splits=64, resident=2),
     },
     ("sm_100", 2): {
         64: Plan(16, 64, stages=3, splits=64, resident=8),
@@ -60,11 +60,11 @@ DECODE: dict[tuple[str, int], dict[int, Plan]] = {
         256: Plan(16, 32, warps=8, stages=2, splits=64, resident=1),
     },
     ("sm_90", 4): {
-        128: Plan(16, 32, warps=8, stages=2, splits=64, resident=4),
+        128: Plan(16, 32, warps=8, stages=2, splits=64, resident=3),
         256: Plan(16, 32, warps=8, stages=2, splits=64, resident=2),
     },
     ("sm_100", 4): {
-        128: Plan(16, 32, warps=8, stages=2, splits=64, resident=4),
+        128: Plan(16, 32, warps=8, stages=2, splits=64, resident=3),
         256: Plan(16, 32, warps=8, stages=2, splits=64, resident=2),
     },
     ("gfx942", 4): {
@@ -75,40 +75,40 @@ DECODE: dict[tuple[str, int], dict[int, Plan]] = {
 }
 EXTEND: dict[tuple[str, int], dict[int, Plan]] = {
     ("sm_80", 2): {
-        64: Plan(64, 32, stages=2, resident=3),
-        128: Plan(128, 64, warps=8, stages=2, resident=1),
-        256: Plan(64, 32, warps=8, stages=2, resident=1),
+        64: Plan(64, 32, stages=2),
+        128: Plan(128, 64, warps=8, stages=2),
+        256: Plan(64, 32, warps=8, stages=2),
     },
     ("sm_90", 2): {
-        64: Plan(128, 64, warps=8, stages=2, resident=2),
-        128: Plan(128, 64, warps=8, stages=2, resident=1),
-        256: Plan(64, 32, warps=8, stages=2, resident=1),
+        64: Plan(128, 64, warps=8, stages=2),
+        128: Plan(128, 64, warps=8, stages=2),
+        256: Plan(64, 32, warps=8, stages=2),
     },
     ("sm_100", 2): {
-        64: Plan(128, 32, warps=8, stages=2, resident=2),
-        128: Plan(128, 64, warps=8, stages=2, resident=1),
-        256: Plan(64, 32, stages=2, resident=2),
+        64: Plan(128, 32, warps=8, stages=2),
+        128: Plan(128, 64, warps=8, stages=2),
+        256: Plan(64, 32, stages=2),
     },
     ("gfx942", 2): {
-        64: Plan(64, 32, stages=2, resident=3),
-        128: Plan(64, 32, stages=2, resident=2),
-        256: Plan(64, 32, warps=8, stages=2, resident=1),
+        64: Plan(64, 32, stages=2),
+        128: Plan(64, 32, stages=2),
+        256: Plan(64, 32, warps=8, stages=2),
     },
     ("sm_80", 4): {
-        128: Plan(32, 16, warps=8, stages=2, resident=2),
-        256: Plan(32, 16, warps=8, stages=2, resident=1),
+        128: Plan(32, 16, warps=8, stages=2),
+        256: Plan(32, 16, warps=8, stages=2),
     },
     ("sm_90", 4): {
-        128: Plan(32, 16, warps=8, stages=2, resident=3),
-        256: Plan(32, 16, warps=8, stages=2, resident=2),
+        128: Plan(32, 16, warps=8, stages=2),
+        256: Plan(32, 16, warps=8, stages=2),
     },
     ("sm_100", 4): {
-        128: Plan(32, 16, warps=8, stages=2, resident=3),
-        256: Plan(32, 16, warps=8, stages=2, resident=2),
+        128: Plan(32, 16, warps=8, stages=2),
+        256: Plan(32, 16, warps=8, stages=2),
     },
     ("gfx942", 4): {
-        128: Plan(32, 32, warps=8, stages=2, resident=1),
-        256: Plan(32, 16, warps=8, stages=2, resident=1),
+        128: Plan(32, 32, warps=8, stages=2),
+        256: Plan(32, 16, warps=8, stages=2),
     },
 }
 TINY_DECODE = Plan(128, 64)
@@ -151,6 +151,8 @@ def columns(architecture: str, width: int) -> Plan:
 
 
 @cache
-def elements(architecture: str) -> Plan:
-    """The plan of elementwise operations."""
-    return Plan(block_n=1 << 16 if architecture == INTERPRETER else 1024)
+def vocabulary(architecture: str, size: int) -> Plan:
+    """The plan of operations on rows of ``size`` logits, which a program reads in blocks."""
+    if architecture == INTERPRETER:
+        return Plan(block_n=min(1 << 16, power_of_two(size)))
+    return Plan(block_n=min(8192, power_of_two(size)), warps=16)

@@ -52,7 +52,7 @@ def add_tiles(
         score = score * LOG2E
         if MASKED:
             distance = position[:, None] - j[None]
-            seen = present[None]
+            seen = tl.broadcast_to(present[None], score.shape)
             if CAUSAL:
                 seen = seen & (distance >= 0)
             if window > 0:
