@@ -171,12 +171,14 @@ TORCH_NATIVE = Backend(
 def _triton() -> Backend:
     """The Triton backend; operations without a Triton kernel are torch's. Only here, ``triton`` is imported."""
     from trunkline.kernels.triton import activation as triton_activation
+    from trunkline.kernels.triton import adjust as triton_adjust
     from trunkline.kernels.triton import attention_decode as triton_decode
     from trunkline.kernels.triton import attention_extend as triton_extend
     from trunkline.kernels.triton import glu as triton_glu
     from trunkline.kernels.triton import kv_write as triton_write
     from trunkline.kernels.triton import layer_norm as triton_layer_norm
     from trunkline.kernels.triton import norm as triton_norm
+    from trunkline.kernels.triton import pool as triton_pool
     from trunkline.kernels.triton import rope as triton_rope
     from trunkline.kernels.triton import sample as triton_sample
 
@@ -191,7 +193,9 @@ def _triton() -> Backend:
         rope=triton_rope.rope,
         glu=triton_glu.glu,
         activate=triton_activation.activate,
+        pool=triton_pool.pool,
         sample=triton_sample.sample,
+        adjust=triton_adjust.adjust,
         captures=True,
     )
 

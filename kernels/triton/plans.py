@@ -75,8 +75,8 @@ DECODE: dict[tuple[str, int], dict[int, Plan]] = {
 }
 EXTEND: dict[tuple[str, int], dict[int, Plan]] = {
     ("sm_80", 2): {
-        64: Plan(64, 32, stages=2),
-        128: Plan(128, 64, warps=8, stages=2),
+        64: Plan(64, 64, stages=2),
+        128: Plan(128, 32, warps=8, stages=2),
         256: Plan(64, 32, warps=8, stages=2),
     },
     ("sm_90", 2): {
@@ -92,9 +92,10 @@ EXTEND: dict[tuple[str, int], dict[int, Plan]] = {
     ("gfx942", 2): {
         64: Plan(64, 32, stages=2),
         128: Plan(64, 32, stages=2),
-        256: Plan(64, 32, warps=8, stages=2),
+        256: Plan(64, 32, stages=2),
     },
     ("sm_80", 4): {
+        64: Plan(16, 32, warps=8, stages=2),
         128: Plan(32, 16, warps=8, stages=2),
         256: Plan(32, 16, warps=8, stages=2),
     },
@@ -156,3 +157,9 @@ def vocabulary(architecture: str, size: int) -> Plan:
     if architecture == INTERPRETER:
         return Plan(block_n=min(1 << 16, power_of_two(size)))
     return Plan(block_n=min(8192, power_of_two(size)), warps=16)
+
+
+@cache
+def pooled(architecture: str, width: int) -> Plan:
+    """The plan of reductions over rows of ``width`` numbers: few columns, for as many programs as possible."""
+    return Plan(128, power_of_two(width)) if architecture == INTERPRETER else Plan(32, min(64, power_of_two(width)))
