@@ -169,7 +169,7 @@ TORCH_NATIVE = Backend(
 
 @cache
 def _triton() -> Backend:
-    """The Triton backend; operations without a Triton kernel are torch's. Only here, ``triton`` is imported."""
+    """The Triton backend; products of matrices are torch's. Only here, ``triton`` is imported."""
     from trunkline.kernels.triton import activation as triton_activation
     from trunkline.kernels.triton import adjust as triton_adjust
     from trunkline.kernels.triton import attention_decode as triton_decode
@@ -177,6 +177,7 @@ def _triton() -> Backend:
     from trunkline.kernels.triton import glu as triton_glu
     from trunkline.kernels.triton import kv_write as triton_write
     from trunkline.kernels.triton import layer_norm as triton_layer_norm
+    from trunkline.kernels.triton import logprobs as triton_logprobs
     from trunkline.kernels.triton import norm as triton_norm
     from trunkline.kernels.triton import pool as triton_pool
     from trunkline.kernels.triton import rope as triton_rope
@@ -196,6 +197,7 @@ def _triton() -> Backend:
         pool=triton_pool.pool,
         sample=triton_sample.sample,
         adjust=triton_adjust.adjust,
+        logprobs=triton_logprobs.logprobs,
         captures=True,
     )
 

@@ -23,7 +23,8 @@ ABOVE_ONE = tl.constexpr(0x3F800001)  # the bits of the smallest float32 above 1
 GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
 MIX_A, MIX_B = tl.constexpr(0xBF58476D1CE4E5B9), tl.constexpr(0x94D049BB133111EB)
 LOW_32 = tl.constexpr(0xFFFFFFFF)
-COLDEST = tl.constexpr(1e-30)  # temperatures and weights below these are cut: quotients would overflow
+# Temperatures are cut to these, and lighter tokens are never drawn: quotients would overflow, or -inf become NaN.
+COLDEST, HOTTEST = tl.constexpr(1e-30), tl.constexpr(1e30)
 LIGHTEST = tl.constexpr(1e-36)
 
 
@@ -168,7 +169,7 @@ def sample_kernel(
     if (heat <= 0) | (most == 1):
         tl.store(result + row, best)
         return
-    scale = LOG2E / tl.maximum(heat, COLDEST)
+    scale = LOG2E / tl.minimum(tl.maximum(heat, COLDEST), HOTTEST)
     mass, least = tl.load(top_p + row).to(tl.float32), tl.load(min_p + row).to(tl.float32)
     most = tl.where((most < 1) | (most > VOCABULARY), VOCABULARY, most).to(tl.int32)
     low, high, equal = 0, 0, 0
