@@ -45,7 +45,7 @@ DECODE: dict[tuple[str, int], dict[int, Plan]] = {
         256: Plan(16, 64, stages=3, splits=64, resident=2),
     },
     ("sm_100", 2): {
-        64: Plan(16, 64, stages=3, splits=64, resident=8),
+        64: Plan(16, 128, stages=3, splits=64, resident=4),
         128: Plan(16, 64, stages=3, splits=64, resident=4),
         256: Plan(16, 64, stages=3, splits=64, resident=2),
     },

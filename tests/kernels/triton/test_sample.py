@@ -72,6 +72,20 @@ def test_the_edge_among_equals() -> None:
     assert set(drawn[30:].tolist()) == {0, 2, 3}
 
 
+@pytest.mark.parametrize(
+    ("top_p", "expected"), [(0.895, {0, 1, 2}), (0.905, {0, 1, 2, 3}), (0.505, {0, 1}), (0.495, {0})]
+)
+def test_the_edge_of_top_p(top_p: float, expected: set[int]) -> None:
+    """Probabilities of 0.5, 0.3, 0.1, 0.06 and 0.04: a token is kept if those before it sum to less than ``top_p``."""
+    count = 50
+    logits = torch.tensor([[0.5, 0.3, 0.1, 0.06, 0.04]]).log().repeat(count, 1)
+    drawn = sample.sample(
+        logits, torch.ones(count), torch.full((count,), -1), torch.full((count,), top_p), torch.zeros(count),
+        torch.zeros(count).long(), torch.arange(count),
+    )  # fmt: skip
+    assert set(drawn.tolist()) == expected
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-40])
 def test_broken_rows_and_cold_ones(temperature: float) -> None:
     inf = torch.inf
