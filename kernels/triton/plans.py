@@ -64,7 +64,8 @@ DECODE: dict[tuple[str, int], dict[int, Plan]] = {
         256: Plan(16, 32, warps=8, stages=2, splits=64, resident=2),
     },
     ("sm_100", 4): {
-        128: Plan(16, 32, warps=8, stages=2, splits=64, resident=3),
+        64: Plan(16, 32, warps=8, stages=2, splits=64, resident=3),
+        128: Plan(16, 16, stages=2, splits=64, resident=6),
         256: Plan(16, 32, warps=8, stages=2, splits=64, resident=2),
     },
     ("gfx942", 4): {
