@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -169,20 +171,68 @@ TORCH_NATIVE = Backend(
 )
 
 
+@cache
+def _triton() -> Backend:
+    """The Triton backend; products of matrices are torch's. Only here, ``triton`` is imported."""
+    from trunkline.kernels.triton import activation as triton_activation
+    from trunkline.kernels.triton import adjust as triton_adjust
+    from trunkline.kernels.triton import attention_decode as triton_decode
+    from trunkline.kernels.triton import attention_extend as triton_extend
+    from trunkline.kernels.triton import glu as triton_glu
+    from trunkline.kernels.triton import kv_write as triton_write
+    from trunkline.kernels.triton import layer_norm as triton_layer_norm
+    from trunkline.kernels.triton import logprobs as triton_logprobs
+    from trunkline.kernels.triton import norm as triton_norm
+    from trunkline.kernels.triton import pool as triton_pool
+    from trunkline.kernels.triton import rope as triton_rope
+    from trunkline.kernels.triton import sample as triton_sample
+
+    return replace(
+        TORCH_NATIVE,
+        name="triton",
+        decode=triton_decode.decode,
+        extend=triton_extend.extend,
+        write=triton_write.write,
+        rms_norm=triton_norm.rms_norm,
+        layer_norm=triton_layer_norm.layer_norm,
+        rope=triton_rope.rope,
+        glu=triton_glu.glu,
+        activate=triton_activation.activate,
+        pool=triton_pool.pool,
+        sample=triton_sample.sample,
+        adjust=triton_adjust.adjust,
+        logprobs=triton_logprobs.logprobs,
+        captures=True,
+    )
+
+
+def _runs_triton(device: str) -> bool:
+    """Whether Triton kernels can run: on a GPU, or in Triton's interpreter (``TRITON_INTERPRET=1``)."""
+    if find_spec("triton") is None:
+        return False
+    if device != "cpu":
+        return True
+    from trunkline.kernels.triton.launch import interpreted
+
+    return interpreted()
+
+
 def choose(name: str | None, device: str) -> Backend:
     """The backend ``name`` for the device type "cpu" or "cuda"; None or "auto" is the device's default.
 
-    The default is "cpu" on a CPU and "torch_native" elsewhere. It also replaces a backend that the
-    device can't run, with a warning; ``Backend.name`` is the one that was chosen. ValueError for an
-    unknown name.
+    The default is "cpu" on a CPU; elsewhere, it is "triton", or "torch_native" if ``triton`` isn't installed. It also
+    replaces a backend that the device can't run, with a warning; ``Backend.name`` is the one that was chosen.
+    ValueError for an unknown name.
     """
-    default = "cpu" if device == "cpu" else "torch_native"
+    default = "cpu" if device == "cpu" else "triton" if _runs_triton(device) else "torch_native"
     name = default if name in (None, "auto") else name
     if name not in ("cpu", "torch_native", "triton"):
         raise ValueError(f"unknown attention backend {name!r}: choose auto, cpu, torch_native or triton")
-    if name == "triton" or (name == "cpu" and device != "cpu"):
-        logger.warning("attention backend %r doesn't run on device %r yet; using %r", name, device, default)
+    if (name == "triton" and not _runs_triton(device)) or (name == "cpu" and device != "cpu"):
+        logger.warning("attention backend %r doesn't run on device %r; using %r", name, device, default)
         name = default
+    if name == "triton":
+        return _triton()
     return CPU if name == "cpu" else TORCH_NATIVE
 
 

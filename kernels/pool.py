@@ -18,7 +18,7 @@ def pool_reference(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> tor
     "sqrt", the sum divided by the square root of the number of rows; "first"; "last". ValueError for
     an unknown mode, other shapes, and for ``starts`` on the CPU that don't increase from 0 to T.
     """
-    _check(hidden, starts, mode)
+    check(hidden, starts, mode)
     starts = starts.to(hidden.device)
     if mode in ("first", "last"):
         return _pick(hidden, starts, mode)
@@ -46,7 +46,7 @@ def pool_cpu(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Ten
     """
     if hidden.dtype not in (torch.float32, torch.bfloat16) or mode in ("max", "first", "last"):
         return pool_reference(hidden, starts, mode)
-    _check(hidden, starts, mode)
+    check(hidden, starts, mode)
     return compiled.pool(hidden.contiguous(), starts.contiguous(), mode)
 
 
@@ -54,7 +54,7 @@ def _pick(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor
     return hidden.index_select(0, starts[:-1] if mode == "first" else starts[1:] - 1).float()
 
 
-def _check(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> None:
+def check(hidden: torch.Tensor, starts: torch.Tensor, mode: str) -> None:
     """ValueError for arguments that don't fit. The values of ``starts`` are read on the CPU only.
 
     On another device, reading them would wait for the device.

@@ -52,16 +52,16 @@ def test_entry_points_are_modules(project: dict[str, Any], sources: dict[str, An
     assert callable(getattr(importlib.import_module(module), function))
 
 
+def packages(requirements: list[str]) -> set[str]:
+    return {re.match(r"[\w-]+", line).group().lower() for line in requirements}  # type: ignore[union-attr]
+
+
 def test_imports_are_declared(project: dict[str, Any], sources: dict[str, Any]) -> None:
-    names = {re.match(r"[\w-]+", line).group().lower() for line in project["project"]["dependencies"]}  # type: ignore[union-attr]
+    names = packages(project["project"]["dependencies"])
     declared = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
     test_only = {"pytest"}  # the author's kit is a pytest plugin
-    extras = {
-        re.match(r"[\w-]+", line).group()  # type: ignore[union-attr]
-        for extra, lines in project["project"]["optional-dependencies"].items()
-        if extra != "test"
-        for line in lines
-    }
+    optional = project["project"]["optional-dependencies"]
+    extras = {name for extra, lines in optional.items() if extra != "test" for name in packages(lines)}
     imported = {name.split(".")[0] for source in sources.values() for name in source.imports()}
     foreign = imported - set(sys.stdlib_module_names) - {"trunkline"}
     assert foreign <= declared | test_only | extras

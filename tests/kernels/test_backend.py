@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trunkline.kernels import attention_extend
+from trunkline.kernels import backend as backend_module
 from trunkline.kernels.backend import Backend, choose
 from trunkline.kernels.cpu.attention import paged
 from trunkline.kernels.layout import Layout
@@ -200,15 +201,25 @@ def test_pool_receives_the_new_tokens(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("name", [None, "auto", "cpu"])
-def test_choose_default(name: str | None) -> None:
+def test_choose_default(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(name, "cpu").name == "cpu"
+    monkeypatch.setattr(backend_module, "find_spec", lambda _: None)
     assert choose(None, "cuda").name == "torch_native"
 
 
-def test_choose_replaces_what_the_device_cannot_run(caplog: pytest.LogCaptureFixture) -> None:
+def test_choose_replaces_what_the_device_cannot_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
     assert choose("triton", "cpu").name == "cpu"
     assert len(caplog.records) == 1
     assert "'triton'" in caplog.text
+
+
+def test_choose_without_triton(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(backend_module, "find_spec", lambda _: None)
+    assert choose("triton", "cuda").name == "torch_native"
+    assert len(caplog.records) == 1
 
 
 def test_choose_unknown() -> None:

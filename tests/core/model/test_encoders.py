@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from trunkline.kernels.backend import Backend, choose
 
 LENGTHS = (5, 1, 33, 40, 12)
 TOLERANCE = 1e-4  # absolute, float32
+TRITON = ("bert", "gemma3-bidirectional", "modernbert") if find_spec("triton") else ()  # in its interpreter
 PADDED = {"mpnet", "deberta", "mpnet-score", "deberta-labels"}
 
 Start = Callable[..., LoadedModel]
@@ -66,8 +68,11 @@ def forward(model: LoadedModel, texts: list[torch.Tensor], types: list[torch.Ten
     return torch.split(model.forward(torch.cat(texts), places, packed_layout(lengths), None, joined), lengths)
 
 
-@pytest.mark.parametrize("backend", ["torch_native", "cpu"])
-@pytest.mark.parametrize("name", sorted({**ENCODERS, **DECODERS}))
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [(name, backend) for backend in ("torch_native", "cpu") for name in sorted({**ENCODERS, **DECODERS})]
+    + [(name, "triton") for name in TRITON],
+)
 def test_hidden_rows_together_are_those_of_each_alone(
     name: str, backend: str, start: Start, zoo: Callable[[str], Path]
 ) -> None:

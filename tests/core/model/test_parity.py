@@ -7,6 +7,7 @@ however a sequence is cut into passes, whatever shares the pass, wherever its sl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,13 @@ TOLERANCE = 1e-4  # absolute, on scores that spread by about 3
 LENGTHS = (5, 11, 40)
 NEW_TOKENS = 24
 
-pytestmark = pytest.mark.parametrize("backend", ["torch_native", "cpu"])
-each = pytest.mark.parametrize("name", sorted(ZOO))
+# In its interpreter: all options of attention. All of the zoo passes, but takes minutes.
+TRITON = ("deepseek-v3", "gemma2", "gpt-oss", "llama", "llama4", "phi3", "qwen3-moe") if find_spec("triton") else ()
+each = pytest.mark.parametrize(
+    ("name", "backend"),
+    [(name, backend) for backend in ("torch_native", "cpu") for name in sorted(ZOO)]
+    + [(name, "triton") for name in TRITON],
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,43 @@
+"""The choice of the Triton backend, and attention through it, as models call it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from trunkline.kernels.backend import choose
+
+from .attention_cases import SCALE, Case, assert_close
+
+
+def test_default_on_a_gpu_and_in_the_interpreter() -> None:
+    assert choose(None, "cuda").name == "triton"
+    assert choose("triton", "cpu").name == "triton"
+    assert choose(None, "cpu").name == "cpu"
+    assert choose("triton", "cpu").captures
+
+
+def test_triton_is_not_imported_before() -> None:
+    """Nor for any other backend: it is optional, and takes a second."""
+    code = (
+        "import sys; from trunkline.kernels.backend import choose; choose(None, 'cpu'); choose('torch_native', 'cuda')"
+    )
+    subprocess.run([sys.executable, "-c", f"{code}; assert 'triton' not in sys.modules"], check=True)
+
+
+@pytest.mark.parametrize("chunk", [0, 16])
+def test_mixed_batch(chunk: int) -> None:
+    """Decoding rows and prompts of one pass: keys and values are written first, then read through the table."""
+    case = Case.build((6, 2, 40, 24), [5, 41, 9, 30, 12], [1, 1, 3, 11, 12])
+    expected = case.extended(chunk=chunk)
+    slots = case.layout.out_slots
+    case.keys[slots], case.values[slots] = torch.nan, torch.nan
+    case.layout.decodes = 2
+    backend = choose("triton", "cpu")
+    result = backend.attention(case.q, case.k, case.v, case.keys, case.values, case.layout, scale=SCALE, chunk=chunk)
+    assert_close(result, expected)
