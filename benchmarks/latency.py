@@ -1,8 +1,9 @@
-"""Do long prompts delay the requests that decode beside them? Latencies under arrivals at random, and at once.
+"""Do long prompts and other tasks delay the requests that decode beside them? Latencies under arrivals at random.
 
-``python benchmarks/latency.py`` starts the server and puts it under two loads: Poisson arrivals, where one prompt in
-ten is long, and 32 arrivals at once. ``--against FOLDER`` runs another checkout of trunkline in turns under the same
-arrivals (``git worktree add FOLDER COMMIT``), ``--url`` a server that is running already and speaks ``/generate``.
+``python benchmarks/latency.py`` starts the server and puts it under three loads: Poisson arrivals, where one prompt in
+ten is long, without other tasks and with embeddings of a second model, and 32 arrivals at once. ``--against FOLDER``
+runs another checkout of trunkline in turns under the same arrivals (``git worktree add FOLDER COMMIT``),
+``--url`` a server that is running already, has the same models and speaks ``/generate``.
 """
 
 from __future__ import annotations
@@ -22,49 +23,79 @@ from scenarios import percentile
 from server import running
 
 LOW, HIGH = 1000, 30000  # ids of prompts
+EMBEDDER = "demo:all-minilm-l6-v2"
+WORDS = ["server", "cache", "prefix", "request", "batch", "token", "model", "answer", "question", "document"]
+
+
+@dataclass
+class Arrival:
+    """A request at a second: a prompt to continue, or ``path`` and ``body`` of another task."""
+
+    at: float
+    prompt: list[int] = field(default_factory=list)
+    path: str = ""
+    body: object = None
 
 
 @dataclass
 class Load:
-    """Requests by the second at which each arrives."""
-
     name: str
-    arrivals: list[tuple[float, list[int]]]
+    arrivals: list[Arrival]
     new_tokens: int
 
 
 @dataclass
 class Latencies:
-    """Of all rounds; seconds. ``tokens`` in ``wall`` seconds."""
+    """Of all rounds; seconds. ``tokens`` in ``wall`` seconds; ``others``: of whole requests of other tasks."""
 
     ttft: list[float] = field(default_factory=list)
     itl: list[float] = field(default_factory=list)
+    others: list[float] = field(default_factory=list)
     tokens: int = 0
     wall: float = 0.0
 
     def __str__(self) -> str:
-        ttft, itl = (
-            " / ".join(f"{percentile(values, share) * 1e3:5.0f}" for share in (0.5, 0.95, 0.99))
-            for values in (self.ttft, self.itl)
-        )
         worst = percentile(self.itl, 0.99) / percentile(self.itl, 0.5)
-        return f"TTFT {ttft}   ITL {itl}   p99 is {worst:4.1f} × p50   {self.tokens / self.wall:6.1f} tok/s"
+        line = f"TTFT {_percentiles(self.ttft)}   ITL {_percentiles(self.itl)}   p99 is {worst:4.1f} × p50"
+        line += f"   {self.tokens / self.wall:6.1f} tok/s"
+        return line + f"   others {_percentiles(self.others)}" if self.others else line
 
 
-def poisson(seed: int, options: argparse.Namespace) -> Load:
-    """``--rate`` requests per second for ``--seconds``; one prompt in ten has 1024 tokens, the others 128."""
+def _percentiles(values: list[float]) -> str:
+    return " / ".join(f"{percentile(values, share) * 1e3:5.0f}" for share in (0.5, 0.95, 0.99))
+
+
+def poisson(seed: int, options: argparse.Namespace, *, others: bool) -> Load:
+    """``--rate`` requests per second for ``--seconds``; one prompt in ten has 1024 tokens, the others 128.
+
+    ``others``: and as many requests of other tasks.
+    """
     draw = random.Random(seed)
     arrivals, now = [], 0.0
     while now < options.seconds:
         length = 1024 if draw.random() < 0.1 else 128
-        arrivals.append((now, [draw.randrange(LOW, HIGH) for _ in range(length)]))
+        arrivals.append(Arrival(now, _ids(draw, length)))
+        if others:
+            arrivals.append(_other(draw, now + draw.expovariate(options.rate)))
         now += draw.expovariate(options.rate)
-    return Load(f"Poisson, {options.rate:g} requests/s, prompts of 128 and 1024", arrivals, 64)
+    mixed = ", as many other tasks" if others else ""
+    return Load(f"Poisson, {options.rate:g} requests/s, prompts of 128 and 1024{mixed}", arrivals, 64)
+
+
+def _other(draw: random.Random, at: float) -> Arrival:
+    """A question of 10 words or eight texts of 50 words, to embed."""
+    count, words = draw.choice([(1, 10), (8, 50)])
+    texts = [" ".join(draw.choices(WORDS, k=words)) for _ in range(count)]
+    return Arrival(at, path="/v1/embeddings", body={"model": EMBEDDER, "input": texts})
 
 
 def at_once(seed: int) -> Load:
     draw = random.Random(seed)
-    return Load("32 at once, 128→128", [(0.0, [draw.randrange(LOW, HIGH) for _ in range(128)]) for _ in range(32)], 128)
+    return Load("32 at once, 128→128", [Arrival(0.0, _ids(draw, 128)) for _ in range(32)], 128)
+
+
+def _ids(draw: random.Random, length: int) -> list[int]:
+    return [draw.randrange(LOW, HIGH) for _ in range(length)]
 
 
 async def measure(base_url: str, load: Load, found: Latencies) -> None:
@@ -72,19 +103,25 @@ async def measure(base_url: str, load: Load, found: Latencies) -> None:
     await flush(base_url)
     began = time.perf_counter()
 
-    async def send(at: float, prompt: list[int]) -> None:
-        await asyncio.sleep(max(0.0, began + at - time.perf_counter()))
+    async def send(arrival: Arrival) -> None:
+        await asyncio.sleep(max(0.0, began + arrival.at - time.perf_counter()))
         connection = Connection(base_url)
         sent = time.perf_counter()
         try:
-            timed = await stream_one(connection, prompt, load.new_tokens)
+            if arrival.path:
+                status, content = await connection.request("POST", arrival.path, arrival.body)
+                if status != 200:
+                    raise RuntimeError(f"{arrival.path} answered {status}: {content[:500].decode(errors='replace')}")
+                found.others.append(time.perf_counter() - sent)
+                return
+            timed = await stream_one(connection, arrival.prompt, load.new_tokens)
         finally:
             await connection.close()
         found.ttft.append(timed.arrivals[0][0] - sent)
         found.itl += token_gaps(timed.arrivals)
         found.tokens += load.new_tokens
 
-    await asyncio.gather(*(send(at, prompt) for at, prompt in load.arrivals))
+    await asyncio.gather(*map(send, load.arrivals))
     found.wall += time.perf_counter() - began
 
 
@@ -99,9 +136,10 @@ async def main() -> None:
     parser.add_argument("--url", action="append", default=[], help="compare with a server that is running; repeatable")
     options = parser.parse_args()
     async with AsyncExitStack() as stack:
-        servers = {"trunkline": await stack.enter_async_context(running(options.model, options.flag))}
+        flags = [EMBEDDER, *options.flag]
+        servers = {"trunkline": await stack.enter_async_context(running(options.model, flags))}
         if options.against:
-            other = running(options.model, source=options.against)
+            other = running(options.model, [EMBEDDER], source=options.against)
             servers[options.against.name] = await stack.enter_async_context(other)
         servers |= {url: url for url in options.url}
         await compare(servers, options)
@@ -112,10 +150,15 @@ async def compare(servers: dict[str, str], options: argparse.Namespace) -> None:
     for url in servers.values():
         await measure(url, at_once(0), Latencies())  # warm up
     names: Sequence[str] = []
-    for index in range(2):
+    makers = (
+        lambda seed: poisson(seed, options, others=False),
+        lambda seed: poisson(seed, options, others=True),
+        at_once,
+    )
+    for maker in makers:
         found = {name: Latencies() for name in servers}
         for seed in range(1, options.rounds + 1):
-            load = (poisson(seed, options), at_once(seed))[index]
+            load = maker(seed)
             names = [*servers] if seed % 2 else [*reversed(servers)]
             for name in names:
                 await measure(servers[name], load, found[name])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-STRETCH = 2.4  # by default, prompts may make a pass this many times as long as passes without them usually are
+STRETCH = 2.0  # by default, prompts may make a pass this many times as long as passes without them usually are
 WAITS = 0.5  # weight of the time that prompts wait, by default, against the delay of decoding requests, see Pace
-BURST = 3.0  # factor on STRETCH, at most, when many prompts wait
+BURST = 6.0  # factor on STRETCH, at most, when many prompts wait
 LEAST = 16  # tokens; smaller chunks would cost more passes than they are worth
 SCALES = np.array([1.0, 16.0, 1.0, 256.0])  # of the terms below, so that they are of similar size
 FORGETTING = 0.98  # factor per pass on the weight of all passes before

@@ -77,6 +77,7 @@ class RecordedLayers:
         self.table = trunk.layout.table
         self.layout = packed_layout([1] * CAPACITY)
         self.layout.table, self.layout.out_slots = self.table, torch.zeros(CAPACITY, dtype=torch.int64)
+        self.layout.kv_len.fill(self.table.shape[1])  # the most: launches choose their number of threads by it
         self._prompts = np.arange(CAPACITY, dtype=np.int32)
         self.layout.split = np.arange(CAPACITY, dtype=np.int32), self._prompts  # both kernels are recorded
         scratch = Scratch(CAPACITY, x.dtype)

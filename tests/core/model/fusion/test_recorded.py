@@ -144,6 +144,22 @@ def test_another_pool_is_recorded_anew(worlds: Callable[[str, torch.dtype], Worl
     assert world.forward._recorded is not former
 
 
+def test_recorded_attention_runs_on_all_threads(worlds: Callable[[str, torch.dtype], World]) -> None:
+    """Even if the first pass is short: with several threads, decode attention has a second launch, which merges."""
+    world = worlds("llama", torch.float32)
+    before, sizes = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            world.forward._recorded = None
+            assert_same(world, [(1, 2)], None)
+            sizes.append(len(world.forward._recorded._recording))
+    finally:
+        torch.set_num_threads(before)
+        world.forward._recorded = None
+    assert sizes[1] - sizes[0] == len(world.forward.layers)
+
+
 def forget_decodes(self: Recording, rows: int, decodes: int, prompts: int, end: int | None, run: Any) -> None:
     run(self, rows, 0, prompts, end)
 
