@@ -178,6 +178,7 @@ def _triton() -> Backend:
     from trunkline.kernels.triton import adjust as triton_adjust
     from trunkline.kernels.triton import attention_decode as triton_decode
     from trunkline.kernels.triton import attention_extend as triton_extend
+    from trunkline.kernels.triton import compiling
     from trunkline.kernels.triton import glu as triton_glu
     from trunkline.kernels.triton import kv_write as triton_write
     from trunkline.kernels.triton import layer_norm as triton_layer_norm
@@ -187,6 +188,7 @@ def _triton() -> Backend:
     from trunkline.kernels.triton import rope as triton_rope
     from trunkline.kernels.triton import sample as triton_sample
 
+    compiling.prepare()
     return replace(
         TORCH_NATIVE,
         name="triton",

@@ -83,7 +83,7 @@ class Engine:
         """``host`` has the plugins, by default all that are installed. ConfigError, ModelError."""
         self.host = host or Host.load()
         config = self.config = configure(self.host, models, OWN_LIMITS | options)
-        started = build(config, self.host, announce=lambda what: None)
+        started = build(config, self.host, announce=lambda phase: None)
         self._services: dict[type, Any] = {}
         self._open = True
         self._events = asyncio.new_event_loop()

@@ -31,6 +31,7 @@ from trunkline.core.engine.messages import (
 from trunkline.core.errors import EngineDown, ModelError
 
 from .engine_process import EngineProcess
+from .loading import LoadingDisplay
 from .replies import engine_down
 from .transport import Deliver, Down
 
@@ -77,6 +78,7 @@ class Supervisor:
         self._command = command
         self._limits = limits or WatchdogLimits()
         self._process: EngineProcess | None = None
+        self._loading = LoadingDisplay()
         self._silence = 0.0
         self._failure: str | None = None
         self._crashes: deque[float] = deque()
@@ -150,6 +152,7 @@ class Supervisor:
             await process.end(STOP_SECONDS if self.up else 0.0)
             raise
         finally:
+            self._loading.close()
             self.up, self._process = False, None
 
     async def _watch(self, process: EngineProcess) -> str:
@@ -202,7 +205,7 @@ class Supervisor:
             elif isinstance(message, ModelsChanged):
                 self._change(message)
             elif isinstance(message, Loading):
-                log.info("engine: %s", message.what)
+                self._loading.show(message)
             elif isinstance(message, Failed):
                 self._failure = message.message
             else:

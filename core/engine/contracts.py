@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -150,16 +150,28 @@ class CheckedStage:
         return steps, None
 
     def probe(self, key: int) -> Request:
-        """The stage's smallest request, for warm-up and health checks. Their keys are negative."""
+        """The stage's smallest request, for health checks. Such keys are negative."""
         try:
             prompt, params = self.stage.probe()
-            ids = list(prompt)
         except BaseException as error:
             raise self._raised("probe", error) from error
+        return self._own_request("probe", key, prompt, params)
+
+    def warm_up_requests(self) -> list[Request]:
+        """The requests that are run at start-up."""
+        try:
+            given = [(prompt, params) for prompt, params in self.stage.warm_up()]
+        except BaseException as error:
+            raise self._raised("warm_up", error) from error
+        return [self._own_request("warm_up", -1 - number, *one) for number, one in enumerate(given)]
+
+    def _own_request(self, method: str, key: int, prompt: Sequence[int], params: Struct) -> Request:
+        """A request of the engine's own. PluginError unless ids and params are valid."""
+        ids = list(prompt)
         if not ids or not are_tokens(ids, self._vocabulary):
-            raise self.fault("probe", f"returned the prompt {prompt!r:.200}, not token ids")
+            raise self.fault(method, f"returned the prompt {prompt!r:.200}, not token ids")
         if not isinstance(params, self.stage.params):
-            raise self.fault("probe", f"returned {type(params).__name__}, not {self.stage.params.__name__}")
+            raise self.fault(method, f"returned {type(params).__name__}, not {self.stage.params.__name__}")
         return Request(
             key=key,
             rid="HEALTH_CHECK",

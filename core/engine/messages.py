@@ -66,9 +66,11 @@ class Stop(Struct, tag=True, array_like=True):
 
 
 class Loading(Struct, tag=True, array_like=True):
-    """A phase of start-up begins; heartbeats come only after ``Ready``."""
+    """A phase of start-up begins, or has done some of its steps; heartbeats come only after ``Ready``."""
 
     what: str
+    done: int = 0  # steps
+    steps: int = 0  # 0: the phase isn't divided
 
 
 class Ready(Struct, tag=True, array_like=True):

@@ -48,7 +48,7 @@ def main() -> int:
     try:
         host, config = configure(start_options["config"])
         configure_logging(config.server.log_level)
-        started = start(config, host, announce=lambda what: sock.sendall(frame([Loading(what)])))
+        started = start(config, host, announce=lambda phase: sock.sendall(frame([phase])))
     except BaseException as error:  # a plugin may raise SystemExit
         if not isinstance(error, TrunklineError):
             log.exception("the engine could not start")
@@ -81,7 +81,7 @@ def configure(raw: dict[str, Any]) -> tuple[Host, Config]:
     return host, Config.load(raw, host)
 
 
-def start(config: Config, host: Host, announce: Callable[[str], None]) -> LoadedEngine:
+def start(config: Config, host: Host, announce: Callable[[Loading], None]) -> LoadedEngine:
     """Import torch and what depends on it, then load the models.
 
     Garbage collection is off during the imports, and ``gc.freeze`` exempts the imported modules from it: scanning the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,7 +18,7 @@ from trunkline.core.types import ExpertObserver, Launched, Part, PartRow
 from trunkline.kernels.layout import Layout
 
 from .device.base import Device, Pending
-from .device.graphs import INPUTS, DecodeGraphs, capture_graphs
+from .device.graphs import INPUTS, DecodeGraphs, capture_graphs, padded_sizes
 from .device.table import DeviceTable
 from .packing import PackedBatch, pack
 from .scheduling.row import Row
@@ -124,13 +124,37 @@ class Runner:
         other._model, other._stages, other._experts, other._graphs = model, stages, experts, None
         return other
 
-    def capture(self, name: str) -> None:
+    @property
+    def warm_up_steps(self) -> int:
+        """How often :meth:`warm_up` calls ``step``."""
+        if not self._decodes_on_device:
+            return 0
+        return 1 + (len(padded_sizes(self._graph_rows)) if self.device.graph_rows else 0)
+
+    def warm_up(self, name: str, step: Callable[[], None]) -> None:
+        """Run decode-only passes of the model ``name`` and :meth:`capture` graphs. ``step`` is called before each."""
+        if self._decodes_on_device:
+            step()
+            self._passes().run_bounds()
+            self.capture(name, step)
+
+    def capture(self, name: str, step: Callable[[], None] = lambda: None) -> None:
         """Capture graphs of decode-only passes of the model ``name``, if device and model have them."""
-        if self.pool is None or not self.device.graph_rows or not self._model.captures:
-            return
-        rows = min(len(self._table.host.slots), self.device.graph_rows)
-        graphs = DecodeGraphs(self._model, self.pool, self._table, self.device, self._experts, rows=rows)
-        self._graphs = capture_graphs(graphs, name)
+        if self.device.graph_rows and self._decodes_on_device:
+            self._graphs = capture_graphs(self._passes(), name, step)
+
+    @property
+    def _decodes_on_device(self) -> bool:
+        """Whether kernels read all that differs between decode-only passes on the device."""
+        return self.pool is not None and self._model.captures
+
+    def _passes(self) -> DecodeGraphs:
+        assert self.pool is not None
+        return DecodeGraphs(self._model, self.pool, self._table, self.device, self._experts, rows=self._graph_rows)
+
+    @property
+    def _graph_rows(self) -> int:
+        return min(len(self._table.host.slots), self.device.graph_rows)
 
     @torch.inference_mode()
     def start(self, rows: Sequence[Row], sources: torch.Tensor | None = None) -> PassInFlight:

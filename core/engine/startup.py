@@ -21,7 +21,7 @@ from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.sources.catalogue import cache_folder
 from trunkline.core.model.sources.tokenizer import public_path
 from trunkline.core.types import ServedModel, Settings, Stage, Tokenizer
-from trunkline.kernels.cpu import objects
+from trunkline.kernels import compiled
 
 from .candidates import Candidate, examine, reasons
 from .contracts import CheckedControl, CheckedStage
@@ -29,7 +29,7 @@ from .device.base import Device, Memory
 from .device.choose import choose_device
 from .lane import Lane
 from .memory import MemoryPlan, MemoryShare, plan
-from .messages import Ready
+from .messages import Loading, Ready
 from .resources import set_threads
 from .runner import Runner
 from .scheduling.pace import Pace
@@ -52,7 +52,7 @@ class LoadedEngine:
     ready: Ready  # the message to the front
 
 
-def build(config: Config, host: Host, announce: Callable[[str], None]) -> LoadedEngine:
+def build(config: Config, host: Host, announce: Callable[[Loading], None]) -> LoadedEngine:
     """Load every model of the configuration. ``announce`` is called with a description of each phase.
 
     Raises ModelError when a model can't be found or served, or doesn't fit into memory.
@@ -62,24 +62,27 @@ def build(config: Config, host: Host, announce: Callable[[str], None]) -> Loaded
         overlaps=not config.engine.disable_overlap_schedule,
         graph_rows=0 if config.engine.disable_cuda_graph else config.engine.cuda_graph_max_bs,
     )
-    objects.keep_in(cache_folder() / "kernels")
+    compiled.keep_in(cache_folder() / "kernels")
     set_threads(config.engine.threads)
     clock = time.perf_counter()
     memory = plan_models(config, host, device.kind, device.memory())
     seconds = {"plan": time.perf_counter() - clock}
     for line in memory.lines():
-        announce(line)
+        announce(Loading(line))
     if memory.problem:
         raise ModelError(memory.problem)
     lanes = []
     for candidate, grant in zip(memory.candidates, memory.shares, strict=True):
-        announce(f"loading {candidate.name}")
-        clock = time.perf_counter()
-        lane = load(candidate, grant, config.settings_of(candidate.settings), host, device)
-        seconds[f"load {candidate.name}"] = time.perf_counter() - clock
-        clock = time.perf_counter()
-        warm_up(lane)
-        seconds[f"warm up {candidate.name}"] = time.perf_counter() - clock
+        announce(Loading(f"loading {candidate.name}"))
+        kernels: list[str] = []
+        with compiled.expected(kernels.append):
+            clock = time.perf_counter()
+            lane = load(candidate, grant, config.settings_of(candidate.settings), host, device)
+            seconds[f"load {candidate.name}"] = time.perf_counter() - clock
+            clock = time.perf_counter()
+            warm_up(lane, announce)
+            seconds[f"warm up {candidate.name}"] = time.perf_counter() - clock
+        log.debug("%s: compiled kernels: %s", candidate.name, ", ".join(kernels) or "none")
         lanes.append(lane)
     controls: dict[str, Callable[..., Any]] = {}
     for name, provided in host.controls().items():
@@ -106,7 +109,6 @@ def load(candidate: Candidate, grant: MemoryShare, settings: Settings, host: Hos
     table = SlotTable(served.max_running_requests, grant.context)
     scheduler = schedule(candidate, served, pool, table, model.length_boundaries)
     runner = Runner(model, stages, pool, table, device, model.expert_watch)
-    runner.capture(candidate.name)
     return Lane(served, model, stages, scheduler, runner, candidate=candidate, grant=grant)
 
 
@@ -211,13 +213,26 @@ def describe(candidate: Candidate, grant: MemoryShare, model: LoadedModel, refus
     )
 
 
-def warm_up(lane: Lane) -> None:
-    """Run each stage's smallest request to its end: compiles kernels, and finds errors before clients do."""
-    for number, stage in enumerate(lane.stages.values()):
-        request = stage.probe(key=-1 - number)
-        lane.admit(request)
+def warm_up(lane: Lane, announce: Callable[[Loading], None]) -> None:
+    """Run what serving needs once: compiles kernels, captures graphs, and finds errors before clients do.
+
+    The requests of a stage are in one batch.
+    """
+    name, done, steps = lane.served.name, 0, len(lane.stages) + lane.runner.warm_up_steps
+
+    def step() -> None:
+        nonlocal done
+        announce(Loading(f"warming up {name}", done, steps))
+        done += 1
+
+    for stage in lane.stages.values():
+        step()
+        for request in stage.warm_up_requests():
+            lane.admit(request)
         while (batch := lane.scheduler.plan()) is not None:
-            for step in lane.finish(lane.start(batch)):
-                if step.error is not None:
-                    raise ModelError(f"The warm-up of {lane.served.name} failed: {step.error.message}")
+            for each in lane.finish(lane.start(batch)):
+                if each.error is not None:
+                    raise ModelError(f"The warm-up of {name} failed: {each.error.message}")
+    lane.runner.warm_up(name, step)
     lane.device_seconds = 0.0
+    announce(Loading(f"warming up {name}", steps, steps))

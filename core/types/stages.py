@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -137,7 +137,14 @@ class Stage(ABC):
 
     @abstractmethod
     def probe(self) -> tuple[list[int], Struct]:
-        """Prompt ids and params of the smallest request: warm-up and /health_generate."""
+        """Prompt ids and params of the smallest request: for /health_generate."""
+
+    def warm_up(self) -> Sequence[tuple[list[int], Struct]]:
+        """Prompt ids and params of requests that together run every kernel of the stage, once, when the engine starts.
+
+        So no client waits for the compilation of a kernel. By default :meth:`probe`.
+        """
+        return [self.probe()]
 
     def release(self, request: Request) -> None:
         """The request left the engine, whatever the reason."""

@@ -25,30 +25,10 @@ import numpy as np
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 
+from trunkline.kernels import compiled
+
 logger = logging.getLogger(__name__)
 _DIGEST = 32  # bytes of a SHA-256 digest
-_folder: list[Path] = []  # the cache's folder, or empty; see keep_in
-
-
-def keep_in(folder: Path | None) -> None:
-    """Store compiled kernels in ``folder`` from now on; None, the default, turns the cache off.
-
-    The folder is created with mode 0700. A folder that other users can access, or that belongs to
-    another user, isn't used; a warning is logged.
-    """
-    _folder.clear()
-    if folder is None:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = folder.stat()
-    except OSError as error:
-        logger.warning("compiled kernels aren't cached: %s", error)
-        return
-    if status.st_uid != os.getuid() or status.st_mode & 0o077:
-        logger.warning("compiled kernels aren't cached: no other user may have access to %s (chmod 700)", folder)
-        return
-    _folder.append(folder)
 
 
 def fingerprint(value: Any) -> str:
@@ -123,10 +103,11 @@ def store(identity: str, function: Any) -> None:
 
 
 def _path(identity: str) -> Path | None:
-    if not identity or not _folder:
+    folder = compiled.folder()
+    if not identity or folder is None:
         return None
     name = hashlib.sha256(f"{_environment()}\n{identity}".encode()).hexdigest()
-    return _folder[0] / f"{name[:32]}.o"
+    return folder / f"{name[:32]}.o"
 
 
 @cache

@@ -25,7 +25,7 @@ from trunkline.plugins.generation.sampling.extra_rows import RowSelection, make_
 from trunkline.plugins.generation.sampling.finish import SequenceState, finish_reason, init_state
 from trunkline.plugins.generation.sampling.routed_experts import capturer_of
 
-from .schemas import GenerationParams, GenerationResult
+from .schemas import GenerationParams, GenerationResult, LogprobParams
 from .settings import TASK, new_token_limit
 
 log = logging.getLogger("trunkline.generation")
@@ -243,6 +243,16 @@ class GenerationStage(Stage):
 
     def probe(self) -> tuple[list[int], GenerationParams]:
         return [0], GenerationParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
+
+    def warm_up(self) -> list[tuple[list[int], GenerationParams]]:
+        """Greedy, drawn from some of the tokens, with a penalty and a bias, and with log-probabilities."""
+        variants: list[dict[str, Any]] = [
+            {"temperature": 0.0},
+            {"top_k": 5, "top_p": 0.9, "min_p": 0.1},
+            {"frequency_penalty": 0.5, "logit_bias": ((0, 1.0),)},
+            {"logprobs": LogprobParams(start=0, top=2, ids=(0,))},
+        ]
+        return [([0, 0], GenerationParams(max_new_tokens=2, ignore_eos=True, **each)) for each in variants]
 
 
 def failed_step(request: Request) -> Step:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -70,10 +71,24 @@ class DecodeGraphs:
         self._captured: dict[int, Captured] = {}
 
     @torch.inference_mode()
-    def capture(self) -> None:
-        """Capture a graph for each size. The largest is first, so that smaller ones find room in its memory."""
+    def capture(self, step: Callable[[], None] = lambda: None) -> None:
+        """Capture a graph for each size. The largest is first, so that smaller ones find room in its memory.
+
+        ``step`` is called before each.
+        """
         for size in reversed(self.sizes):
+            step()
             self._captured[size] = self._capture(size)
+
+    @torch.inference_mode()
+    def run_bounds(self) -> None:
+        """Run passes of one row, for which kernels are bounded by one token and by as many as there may be.
+
+        Passes that aren't graphs have any bounds between them: kernels may have another variant for long rows.
+        """
+        columns = dict(zip(COLUMNS, self._inputs[:, :1], strict=True))
+        for most in (1, self._table.host.max_len):
+            self._forward(1, columns, most, [])
 
     def inputs_for(self, packed: PackedBatch) -> dict[str, np.ndarray] | None:
         """What to upload for a pass in place of ``packed.arrays``; None if no graph can compute it."""
@@ -109,24 +124,27 @@ class DecodeGraphs:
         def run() -> None:
             results.clear()
             experts.clear()
-            layout = self._layout(size, columns)
-            if self._experts is None:
-                results.append(self._model.forward(columns["ids"], columns["positions"], layout, self._pool))
-                return
-            with self._experts.noting(experts):
-                results.append(self._model.forward(columns["ids"], columns["positions"], layout, self._pool))
+            results.append(self._forward(size, columns, self._table.host.max_len, experts))
 
         graph = self._device.capture(run)
         return Captured(graph, results[0], experts)
 
-    def _layout(self, size: int, columns: Mapping[str, torch.Tensor]) -> Layout:
-        """The layout of ``size`` rows, which kernels read from its tensors. The arrays have the largest lengths that
-        are possible, by which kernels divide their work."""
+    def _forward(self, size: int, columns: Mapping[str, torch.Tensor], most: int, experts: Choices) -> torch.Tensor:
+        """The hidden rows of one pass; ``experts`` gets those that it chooses."""
+        layout = self._layout(size, columns, most)
+        with nullcontext() if self._experts is None else self._experts.noting(experts):
+            return self._model.forward(columns["ids"], columns["positions"], layout, self._pool)
+
+    def _layout(self, size: int, columns: Mapping[str, torch.Tensor], most: int) -> Layout:
+        """The layout of ``size`` rows of at most ``most`` tokens, by which kernels divide their work.
+
+        They read the lengths from its tensors.
+        """
         starts = torch.arange(size + 1, dtype=torch.int32, device=self._device.kind)
         kv_len, table_row = (columns[name].to(torch.int32) for name in ("kv_len", "table_row"))
         return Layout(
             q_start=np.arange(size + 1, dtype=np.int32),
-            kv_len=np.full(size, self._table.host.max_len, np.int32),
+            kv_len=np.full(size, most, np.int32),
             table_row=np.full(size, self._table.unused_row, np.int32),
             table=self._table.host.slots,
             out_slots=columns["slots"],
@@ -142,10 +160,10 @@ def padded_sizes(rows: int) -> list[int]:
     return sizes[: bisect_left(sizes, most) + 1]
 
 
-def capture_graphs(graphs: DecodeGraphs, name: str) -> DecodeGraphs | None:
+def capture_graphs(graphs: DecodeGraphs, name: str, step: Callable[[], None] = lambda: None) -> DecodeGraphs | None:
     """Capture them; None, with a warning, if the model ``name`` can't be captured."""
     try:
-        graphs.capture()
+        graphs.capture(step)
     except Exception as error:  # what classes of models do that a graph can't have raises various exceptions
         log.warning("%s: no CUDA graphs, decoding is slower: %s", name, describe_error(error), exc_info=error)
         return None

@@ -156,7 +156,7 @@ def main(folders: Sequence[str]) -> None:
     announced: list[str] = []
     config = configure(host, tuple(folders), {"dtype": "float32", "max_total_tokens": 512})
     with RemoteMode():
-        started = build(config, host, announced.append)
+        started = build(config, host, lambda phase: announced.append(phase.what))
     found = [one for lane in started.lanes for one in tensors_of(lane.model) if one.numel()]
     values = {id(one.values) for one in found if isinstance(one, RemoteTensor)}
     tensors = [one for one in found if id(one) not in values]

@@ -47,5 +47,7 @@ def test_the_plan_is_announced_before_loading(zoo: Callable[[str], Path]) -> Non
     announced: list[str] = []
     folder = str(zoo("llama"))
     host = Host.load()
-    build(configure(host, (folder,), {"dtype": "float32", "threads": 1}), host, announced.append)
-    assert [line.split()[0] for line in announced] == ["memory", "model", folder, "weights", "loading"]
+    config = configure(host, (folder,), {"dtype": "float32", "threads": 1})
+    build(config, host, lambda phase: announced.append(phase.what))
+    begun = [line.split()[0] for line in announced]
+    assert begun == ["memory", "model", folder, "weights", "loading", "warming", "warming"]

@@ -1,4 +1,5 @@
-"""What a CUDA graph does, on a CPU: a replay repeats torch's operations on the very tensors of the capture.
+"""What a CUDA graph does, on a CPU: a replay repeats torch's operations, and Triton's launches, on the very tensors of
+the capture.
 
 Whatever was a number on the host during the capture stays as it was; a host read can't be captured.
 """
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from .launches import opaque_launches
 from .watch import COPIES, READS, SHAPES
 
 Operation = tuple[Any, tuple[Any, ...], dict[str, Any], list[tuple[int, torch.Tensor]]]
@@ -52,6 +54,10 @@ class Recorder(TorchDispatchMode):
         self.operations.append((function, args, kwargs, fresh))
         return result
 
+    def note_launch(self, launch: Callable[..., None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A launch writes to tensors among its arguments, and makes none."""
+        self.operations.append((launch, args, kwargs, []))
+
 
 class FakeGraph:
     """The operations of a capture."""
@@ -72,7 +78,7 @@ class FakeGraph:
 def captured(run: Callable[[], None], replayed: Callable[[], None] = lambda: None) -> FakeGraph:
     """A graph of the work of ``run``, which is run once before, like on a GPU. CaptureError if there can't be one."""
     run()
-    with NoReads(), Recorder() as recorder:
+    with NoReads(), Recorder() as recorder, opaque_launches(recorder.note_launch):
         run()
     return FakeGraph(recorder.operations, replayed)
 

@@ -11,6 +11,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .launches import opaque_launches
+
 READS = {
     getattr(torch.Tensor, name)
     for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__")
@@ -75,7 +77,7 @@ def watched(function: Callable[..., Any], found: Found) -> Callable[..., Any]:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with ReadWatch(found), ShapeWatch(found):
+        with ReadWatch(found), ShapeWatch(found), opaque_launches():
             return function(*args, **kwargs)
 
     return call

@@ -1,0 +1,72 @@
+"""The engine on Triton kernels, in the interpreter: tokens and numbers are those of the plain torch kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+from tests.core.engine.device.late import LateDevice, move
+from tests.core.engine.device.test_overlap import (
+    MODELS,
+    OPTIONS,
+    answer,
+    assert_same,
+    capture,
+    lanes,
+    requests,
+    storm,
+    submit,
+)
+from trunkline.core import Engine
+
+TORCH = OPTIONS | {"attention_backend": "torch_native", "max_running_requests": 6}
+TRITON = TORCH | {"attention_backend": "triton"}
+
+
+@pytest.fixture
+def start(zoo: Callable[[str], Path]) -> Iterator[Callable[..., Engine]]:
+    engines: list[Engine] = []
+
+    def start_engine(**options: Any) -> Engine:
+        engines.append(Engine(*(str(zoo(name)) for name in MODELS), dtype="float32", threads=1, **options))
+        return engines[-1]
+
+    yield start_engine
+    for engine in engines:
+        engine.close()
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_mixed_tasks_and_several_models(graphs: bool, start: Callable[..., Engine]) -> None:
+    """In chunks, with retraction, on a late device."""
+    made = requests(40 + graphs, experts_from=0)
+    expected = [answer(ticket) for ticket in submit(start(**TORCH), made)]
+    engine = start(**TRITON)
+    assert {lane.model.backend.name for lane in lanes(engine)} == {"triton"}
+    for lane in lanes(engine):
+        move(lane, LateDevice())
+    if graphs:
+        capture(engine)
+    assert_same([answer(ticket) for ticket in submit(engine, made)], expected)
+    assert (sum(lane.runner.device.replays for lane in lanes(engine)) > 10) == graphs
+    assert engine.call("flush_cache")
+    for lane in lanes(engine):
+        assert lane.scheduler.free_slots() == lane.served.max_total_tokens
+
+
+def test_failures_aborts_pauses_and_updates(start: Callable[..., Engine], zoo: Callable[[str], Path]) -> None:
+    assert storm(start(**TRITON), [str(zoo(name)) for name in MODELS], 50, graphs=True) > 4
+
+
+@pytest.mark.properties
+@pytest.mark.timeout(3600)
+def test_many_storms(suite: Any, start: Callable[..., Engine], zoo: Callable[[str], Path]) -> None:
+    engine = start(**TRITON)
+    folders = [str(zoo(name)) for name in MODELS]
+    for number, seed in enumerate(suite.random.sample(range(10**6), 6)):
+        storm(engine, folders, seed, graphs=number % 2 == 1)

@@ -1,0 +1,78 @@
+"""Start-up runs every variant of a kernel that requests need later."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+from trunkline.core import Engine
+from trunkline.core.types import Submission
+from trunkline.plugins.embedding.schemas import EmbeddingParams
+from trunkline.plugins.generation.schemas import GenerationParams, LogprobParams
+from trunkline.plugins.generation.stage import GenerationStage
+from trunkline.plugins.rerank.schemas import RerankParams
+
+from .variants import variants
+
+
+def requests(dice: random.Random) -> list[tuple[str, str, Submission]]:
+    """Requests of several tasks: (model, task, what is submitted)."""
+    made: list[tuple[str, str, Submission]] = []
+    for number in range(12):
+        prompt = [dice.randrange(4, 500) for _ in range(dice.choice([1, 2, 16, 40]))]
+        generation = GenerationParams(
+            max_new_tokens=dice.choice([1, 2, 5]),
+            temperature=dice.choice([0.0, 0.9]),
+            top_k=dice.choice([-1, 7]),
+            top_p=dice.choice([1.0, 0.8]),
+            frequency_penalty=dice.choice([0.0, 0.7]),
+            logit_bias=dice.choice([(), ((5, 1.0), (6, 2.0))]),
+            logprobs=dice.choice([None, LogprobParams(), LogprobParams(start=0, top=3, ids=(5, 6, 7))]),
+            ignore_eos=True,
+        )
+        chosen: dict[str, tuple[str, Any]] = {
+            "llama": ("generation", generation),
+            "gemma2": ("generation", generation),
+            "bert": ("embedding", EmbeddingParams()),
+            "bert-score": ("rerank", RerankParams()),
+        }
+        name = dice.choice(list(chosen))
+        task, params = chosen[name]
+        made.append((name, task, Submission(prompt, params, rid=str(number))))
+    return made
+
+
+def serve(zoo: Callable[[str], Path], seeds: int) -> tuple[set[str], set[str]]:
+    """(variants of start-up, variants of serving)."""
+    names = ("llama", "gemma2", "bert", "bert-score")
+    options = {"dtype": "float32", "attention_backend": "triton", "chunked_prefill_size": 32}
+    with variants() as compiled:
+        engine = Engine(*(str(zoo(name)) for name in names), **options)
+    with engine, variants() as launched:
+        assert {model.attention_backend for model in engine.models} == {"triton"}
+        for seed in range(seeds):
+            tickets = [
+                engine.submit_all(task, [one], model=str(zoo(name)))[0]
+                for name, task, one in requests(random.Random(seed))
+            ]
+            for ticket in tickets:
+                ticket.result(timeout=120)
+    return compiled, launched
+
+
+def test_serving_compiles_nothing(zoo: Callable[[str], Path]) -> None:
+    compiled, launched = serve(zoo, seeds=4)
+    assert len(launched) > 20
+    assert launched - compiled == set()
+
+
+def test_a_kernel_that_is_left_out_is_noticed(zoo: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GenerationStage, "warm_up", lambda self: [self.probe()])
+    compiled, launched = serve(zoo, seeds=2)
+    assert {text.split()[0] for text in launched - compiled} >= {"logprobs_kernel", "adjust_kernel"}
