@@ -117,6 +117,13 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_unconfigure() -> None:
+    """Triton's extension module lists every object that outlives it, so those that are frozen, see below."""
+    if "triton" in sys.modules:
+        gc.unfreeze()
+        gc.collect()
+
+
 SUITE = pytest.StashKey[Suite]()
 FAILED = pytest.StashKey[bool]()
 
@@ -138,6 +145,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         own = [mark.name for mark in item.iter_markers() if mark.name in SUITES]
         (kept if (chosen in own if chosen else not own) else left_out).append(item)
+    if chosen:  # a suite that is cut off doesn't always leave out the same files
+        files = sorted({item.path for item in kept})
+        random.Random(config.stash[SUITE].seed).shuffle(files)
+        kept.sort(key=lambda item: files.index(item.path))
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept

@@ -71,6 +71,8 @@ def main() -> int:
     except Exception:
         log.exception("the engine broke")
         return 1
+    finally:
+        gc.unfreeze()  # extension modules of kernels report all objects that outlive them
     return 0
 
 

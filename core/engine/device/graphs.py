@@ -82,11 +82,12 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def run_bounds(self) -> None:
-        """Run passes of one row, for which kernels are bounded by one token and by as many as there may be.
+        """Before any request: run passes of one row, with one token and with as many as there may be as its bound.
 
-        Passes that aren't graphs have any bounds between them: kernels may have another variant for long rows.
+        Passes that aren't graphs have any bound between them; kernels may have another variant for long rows.
         """
         columns = dict(zip(COLUMNS, self._inputs[:, :1], strict=True))
+        columns["table_row"] = torch.zeros_like(columns["table_row"])  # there may be no other unused row
         for most in (1, self._table.host.max_len):
             self._forward(1, columns, most, [])
 

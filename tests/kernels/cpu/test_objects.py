@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trunkline.kernels.cpu import objects
+from trunkline.kernels import compiled
 from trunkline.kernels.cpu.attention import paged
 from trunkline.kernels.cpu.threads import Kernel, float32s
 
@@ -38,9 +38,9 @@ def scaling(factor: float) -> Callable[[], torch.Tensor]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "kernels"
-    objects.keep_in(path)
+    compiled.keep_in(path)
     yield path
-    objects.keep_in(None)
+    compiled.keep_in(None)
 
 
 def test_kept_code_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,11 +79,11 @@ def test_folder_of_others_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFi
     shared = tmp_path / "shared"
     shared.mkdir()
     os.chmod(shared, 0o777)
-    objects.keep_in(shared)
+    compiled.keep_in(shared)
     scaling(2.0)()
     assert "chmod 700" in caplog.text
     assert list(shared.iterdir()) == []
-    objects.keep_in(None)
+    compiled.keep_in(None)
 
 
 def test_fingerprint_reaches_nested_constants() -> None:

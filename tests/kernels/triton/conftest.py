@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from importlib.util import find_spec
 
@@ -19,9 +18,3 @@ def _usable_interpreter() -> None:
 
     if reason := unsupported():
         pytest.skip(reason)
-
-
-def pytest_unconfigure() -> None:
-    """Undo the freeze of the root conftest: triton's extension module lists every object that outlives it."""
-    gc.unfreeze()
-    gc.collect()

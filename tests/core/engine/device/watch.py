@@ -17,12 +17,13 @@ READS = {
     getattr(torch.Tensor, name)
     for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__")
 }
-COPIES = {torch.tensor, torch.as_tensor, torch.from_numpy}  # of host values: on a GPU from pageable memory, which waits
+# Of host values: on a GPU from pageable memory, which waits. torch.from_numpy is seen as ``lift_fresh``.
+COPIES = {torch.tensor, torch.as_tensor, torch.ops.aten.lift_fresh.default}
 SHAPES = {
     "aten::nonzero", "aten::bincount", "aten::masked_select", "aten::unique_dim", "aten::_unique2", "aten::equal",
     "aten::_local_scalar_dense", "aten::repeat_interleave.Tensor", "aten::is_nonzero",
 }  # fmt: skip
-ON_THE_CPU = "/kernels/pool.py:_check"  # reads arguments only if they are on the host
+ON_THE_CPU = "/kernels/pool.py:check"  # reads arguments only if they are on the host
 
 
 def innermost_frame() -> str:
