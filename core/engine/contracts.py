@@ -167,7 +167,10 @@ class CheckedStage:
 
     def _own_request(self, method: str, key: int, prompt: Sequence[int], params: Struct) -> Request:
         """A request of the engine's own. PluginError unless ids and params are valid."""
-        ids = list(prompt)
+        try:
+            ids = list(prompt)
+        except TypeError:
+            ids = []
         if not ids or not are_tokens(ids, self._vocabulary):
             raise self.fault(method, f"returned the prompt {prompt!r:.200}, not token ids")
         if not isinstance(params, self.stage.params):

@@ -252,7 +252,7 @@ class GenerationStage(Stage):
             {"frequency_penalty": 0.5, "logit_bias": ((0, 1.0),)},
             {"logprobs": LogprobParams(start=0, top=2, ids=(0,))},
         ]
-        return [([0, 0], GenerationParams(max_new_tokens=2, ignore_eos=True, **each)) for each in variants]
+        return [([0], GenerationParams(max_new_tokens=2, ignore_eos=True, **each)) for each in variants]
 
 
 def failed_step(request: Request) -> Step:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ import psutil
 import pytest
 
 from trunkline.core.client.engine_process import KEEP, SPIN
-from trunkline.core.client.supervisor import WatchdogLimits
+from trunkline.core.client.supervisor import LoadingDisplay, WatchdogLimits
+from trunkline.core.engine.messages import Loading
 from trunkline.core.errors import EngineDown, ModelError
 from trunkline.core.types import Submission
 
@@ -142,3 +146,29 @@ async def test_the_user_s_environment_wins(
     seen = dict(line.split("=", 1) for line in lines if line)
     wanted = (KEEP if "OMP_WAIT_POLICY" in given else SPIN | KEEP) | given
     assert {name: value for name, value in seen.items() if name in SPIN | KEEP | given} == wanted
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_steps_of_a_phase_are_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    display = LoadingDisplay()
+    for done in range(4):
+        display.show(Loading("warming up m", done, 3))
+    assert "warming up m" in terminal.getvalue()
+    assert "2/3" in terminal.getvalue()
+    assert display._bars is None
+
+
+def test_steps_of_a_phase_are_one_line_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
+    display = LoadingDisplay()
+    with caplog.at_level(logging.INFO, "trunkline.supervisor"):
+        display.show(Loading("loading m"))
+        for done in range(4):
+            display.show(Loading("warming up m", done, 3))
+    assert [record.message for record in caplog.records] == ["engine: loading m", "engine: warming up m"]

@@ -154,7 +154,9 @@ def main(folders: Sequence[str]) -> None:
     peak = patch()
     host = Host.load()
     announced: list[str] = []
-    config = configure(host, tuple(folders), {"dtype": "float32", "max_total_tokens": 512})
+    config = configure(
+        host, tuple(folders), {"dtype": "float32", "max_total_tokens": 512, "attention_backend": "torch_native"}
+    )
     with RemoteMode():
         started = build(config, host, lambda phase: announced.append(phase.what))
     found = [one for lane in started.lanes for one in tensors_of(lane.model) if one.numel()]

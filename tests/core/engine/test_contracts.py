@@ -24,7 +24,7 @@ from trunkline.core.engine.loop import EngineLoop
 from trunkline.core.engine.messages import Answer, Call, Progress, Submit, encoder
 from trunkline.core.engine.runner import Runner
 from trunkline.core.engine.scheduling.scheduler import Scheduler
-from trunkline.core.errors import RequestError
+from trunkline.core.errors import PluginError, RequestError
 from trunkline.core.types import MAX_FAILURES, Launched, ModelInfo, Needs, Part, Request, ServedModel, Stage, Step
 
 pytestmark = pytest.mark.field
@@ -485,6 +485,23 @@ def test_a_wrong_probe_fails_the_probe(bench: Bench, caplog: pytest.LogCaptureFi
 def test_a_probe_that_raises_fails_the_probe(bench: Bench, error: BaseException) -> None:
     bench.stage.replaced["probe"] = raises(error)
     assert bench.call("probe").error[0] == 500  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "requests", [5, [5], [([0], Params()), ([], Params())], [([0], 5)], [([VOCABULARY], Params())]], ids=repr
+)
+def test_wrong_requests_for_the_warm_up_name_the_plugin(bench: Bench, requests: Any) -> None:
+    bench.stage.warm_up = lambda: requests  # type: ignore[method-assign]
+    with pytest.raises(PluginError, match="warm_up of task 'shout'"):
+        bench.checked.warm_up_requests()
+
+
+def test_requests_for_the_warm_up(bench: Bench) -> None:
+    """By default, the probe."""
+    [own] = bench.checked.warm_up_requests()
+    assert (own.key, own.tokens, own.params, own.cacheable) == (-1, [0], Params(steps=1), False)
+    bench.stage.warm_up = lambda: [([0], Params()), ([1, 2], Params(steps=4))]  # type: ignore[method-assign]
+    assert [(own.key, own.tokens) for own in bench.checked.warm_up_requests()] == [(-1, [0]), (-2, [1, 2])]
 
 
 def test_params_that_can_not_be_made_end_one_request(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from trunkline.kernels import compiled
+from trunkline.kernels.cpu import objects
 from trunkline.kernels.cpu.attention import paged
 from trunkline.kernels.cpu.threads import Kernel, float32s
 
