@@ -58,6 +58,11 @@ def engine(zoo: Callable[[str], Path]) -> Iterator[Engine]:
         yield engine
 
 
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """As bytes: scratch memory may hold NaN, which isn't equal to itself."""
+    return tensor.reshape(-1).view(torch.uint8)
+
+
 NAMES = ["llama", "llama-tied", "gpt2", "mixtral", "phi3", "qwen3-base", "bert", "bert-score", "llama-score", "deberta"]
 
 
@@ -83,7 +88,7 @@ def test_the_same_answers_after_a_resume(zoo: Callable[[str], Path], name: str, 
         there = [one.shape for one, copy in large if torch.equal(one, copy)]
         assert there == [], "it is still there"
         engine.call("resume_memory")
-        changed = [one.shape for one, copy in zip(tensors, kept, strict=True) if not torch.equal(one, copy)]
+        changed = [one.shape for one, copy in zip(tensors, kept, strict=True) if not torch.equal(bits(one), bits(copy))]
         assert changed == []
         assert answers(engine) == before
         assert lane.saved_weights is None
