@@ -20,7 +20,7 @@ from trunkline.plugins.generation.schemas import GenerationParams, LogprobParams
 from trunkline.plugins.generation.stage import GenerationStage
 from trunkline.plugins.rerank.schemas import RerankParams
 
-from .variants import variants
+from .launched import variants
 
 
 def requests(dice: random.Random, names: Sequence[str]) -> list[tuple[str, str, Submission]]:
