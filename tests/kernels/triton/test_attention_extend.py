@@ -50,7 +50,7 @@ def test_blocks_of_other_sizes(
 ) -> None:
     """Groups that don't divide a block, or are larger; rows that end within a block and at its end."""
     monkeypatch.setattr(plans, "extend", lambda *_: plan)
-    case = Case.build(widths, [3, 64, 40, 1, 16], [3, 33, 5, 1, 16])
+    case = Case.build(widths, [3, 40, 21, 1, 16], [3, 17, 5, 1, 16])
     for rules in ({}, {"window": 10}):
         assert_close(case.extend(**rules), case.extended(**rules))
 

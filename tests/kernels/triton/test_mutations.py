@@ -51,6 +51,12 @@ class Run:
         traps.test_a_window_is_a_number_of_keys_and_no_radius(7)
         traps.test_a_window_in_both_directions_has_the_same_edge_on_both_sides(7)
 
+    def padding(self) -> None:
+        traps.test_a_graph_of_padding_only("interpreter")
+
+    def odd_head_dims(self) -> None:
+        traps.test_head_dims_that_are_no_powers_of_two(80, torch.float32, "interpreter")
+
     def values_outside(self) -> None:
         traps.test_values_outside_of_the_window_may_be_nan(9, "interpreter")
 
@@ -127,6 +133,7 @@ MUTATIONS = [
     ("bounds", Run.write, "kv_write", "(column < K_WIDTH)", "(column < K_WIDTH + 1)"),
     ("bounds", Run.decode, "tiles", "(j >= low) & (j < high)", "(j >= low)"),
     ("bounds", Run.extend, "attention_extend", "(ahead < stop - start) & ", ""),
+    ("bounds", Run.padding, "attention_decode", "visible(n, window, chunk), n\n", "0, tl.maximum(n, 2)\n"),
     ("alignment", Run.write_odd_widths, "kv_write", KEY, KEY_AS_WORDS),
     ("overflow", Run.large_slots, "tiles", "tl.load(slots + j)).to(tl.int64)", "tl.load(slots + j))"),
     ("overflow", Run.large_slots, "kv_write", "present, other=0)", "present, other=0).to(tl.int32)"),
@@ -165,6 +172,7 @@ MUTATIONS = [
     (VALUES, Run.windows, "attention_extend", "low, first - window + 1", "low, first - window + 2"),
     (VALUES, Run.values_outside, "attention_extend", "low, first - window + 1", "low, first - window"),
     (VALUES, Run.values_outside, "tiles", "(j >= low) & (j < high)", "(j < high)"),
+    ("bounds", Run.odd_head_dims, "tiles", "present[None] & in_d[:, None]", "present[None]"),
     (VALUES, Run.noise, "sample", "0x21F0AAAD", "0x21F0AAAF"),
 ]
 
