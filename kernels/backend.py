@@ -16,6 +16,7 @@ from . import (
     adjust,
     attention_decode,
     attention_extend,
+    expert_counts,
     glu,
     grouped_linear,
     kv_write,
@@ -59,13 +60,14 @@ class Backend:
     extend: Callable[..., None]
     write: Callable[..., None]
     # Layers: :mod:`.norm`, :mod:`.layer_norm`, :mod:`.rope` (in place), :mod:`.glu`, :mod:`.activation`,
-    # :mod:`.linear` (makes a layer of a weight, once), :mod:`.grouped_linear` (the products of experts).
+    # :mod:`.linear` (makes a layer of a weight, once). Experts: :mod:`.expert_counts`, :mod:`.grouped_linear`.
     rms_norm: Operation
     layer_norm: Operation
     rope: Callable[..., None]
     glu: Operation
     activate: Operation
     linear: Callable[..., linear.LinearLayer]
+    expert_counts: Operation
     grouped_linear: Operation
     # Results: :mod:`.pool`, :mod:`.sample`, :mod:`.adjust` (in place), :mod:`.logprobs`.
     pool: Operation
@@ -144,6 +146,7 @@ CPU = Backend(
     glu=glu.glu_cpu,
     activate=activation.activate_cpu,
     linear=linear.PackedLinear,
+    expert_counts=expert_counts.expert_counts_reference,
     grouped_linear=grouped_linear.grouped_linear_cpu,
     pool=pool.pool_cpu,
     sample=sample.sample_cpu,
@@ -161,6 +164,7 @@ TORCH_NATIVE = Backend(
     glu=glu.glu_reference,
     activate=activation.activate_reference,
     linear=linear.PlainLinear,
+    expert_counts=expert_counts.expert_counts_reference,
     grouped_linear=grouped_linear.grouped_linear_reference,
     pool=pool.pool_reference,
     sample=sample.sample_reference,
@@ -179,6 +183,7 @@ def _triton() -> Backend:
     from trunkline.kernels.triton import attention_decode as triton_decode
     from trunkline.kernels.triton import attention_extend as triton_extend
     from trunkline.kernels.triton import compiling
+    from trunkline.kernels.triton import expert_counts as triton_counts
     from trunkline.kernels.triton import glu as triton_glu
     from trunkline.kernels.triton import kv_write as triton_write
     from trunkline.kernels.triton import layer_norm as triton_layer_norm
@@ -200,6 +205,7 @@ def _triton() -> Backend:
         rope=triton_rope.rope,
         glu=triton_glu.glu,
         activate=triton_activation.activate,
+        expert_counts=triton_counts.expert_counts,
         pool=triton_pool.pool,
         sample=triton_sample.sample,
         adjust=triton_adjust.adjust,

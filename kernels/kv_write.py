@@ -14,7 +14,7 @@ def write_reference(
 
     ``k`` [T, KV, D] and ``v`` [T, KV, Dv] may be strided views, and are converted to the pool's dtype.
     ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv] are one layer of the KV pool. ``out_slots``
-    int64 [T], all different.
+    int64 [T]: of tokens with the same slot (rows that pad a CUDA graph), any one is written.
     """
     keys[out_slots] = k.to(keys.dtype)
     values[out_slots] = v.to(values.dtype)

@@ -16,7 +16,8 @@ from .expert_watch import TAP
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend
 
-GROUPED_LINEAR = "trunk_grouped_linear"  # attribute of experts modules: Backend.grouped_linear
+# Attributes of experts modules: the backend's operations of these names.
+COUNTS, GROUPED_LINEAR = "trunk_expert_counts", "trunk_grouped_linear"
 
 
 def register() -> None:
@@ -29,10 +30,11 @@ def register() -> None:
 def bind_backend(model: torch.nn.Module, backend: Backend) -> None:
     """Let the experts of a model that was made with ``experts_implementation=NAME`` use this backend.
 
-    transformers calls :func:`run_experts` without a context, so each module refers to the operation itself.
+    transformers calls :func:`run_experts` without a context, so each module refers to the operations themselves.
     """
     for module in model.modules():
         if hasattr(module, "has_gate") and hasattr(module, "num_experts"):
+            setattr(module, COUNTS, backend.expert_counts)
             setattr(module, GROUPED_LINEAR, backend.grouped_linear)
 
 
@@ -53,8 +55,8 @@ def run_experts(
         tap[0].observe(tap[1], top_k_index)
     tokens, k = top_k_index.shape
     experts, order = top_k_index.reshape(-1).sort(stable=True)
-    counts = torch.zeros(module.num_experts, dtype=torch.int32, device=experts.device)
-    ends = counts.scatter_add_(0, experts, torch.ones_like(experts, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
+    counts = module.__dict__[COUNTS](top_k_index, module.num_experts)
+    ends = counts.cumsum(0, dtype=torch.int32)
     results = _mlp(module, hidden[order // k], experts, ends)
     results = results * top_k_weights.reshape(-1)[order].unsqueeze(-1)
     by_token = torch.empty_like(results)

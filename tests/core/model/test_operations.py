@@ -21,8 +21,8 @@ EVERY = {"rms_norm", "linear"}  # of each decoder
 EXPECTED = {
     "llama": EVERY | {"rope", "glu", "decode", "extend", "write", "sample"},
     "gemma2": EVERY | {"rope", "glu", "decode", "sample"},
-    "qwen2-moe": EVERY | {"rope", "grouped_linear", "decode", "sample"},
-    "olmoe": {"grouped_linear", "decode", "sample"},
+    "qwen2-moe": EVERY | {"rope", "expert_counts", "grouped_linear", "decode", "sample"},
+    "olmoe": {"expert_counts", "grouped_linear", "decode", "sample"},
     "bert": {"layer_norm", "activate", "linear", "extend", "pool"},
     "bert-score": {"layer_norm", "activate", "linear", "extend", "pool"},
 }

@@ -130,6 +130,19 @@ def int32_overflow_of_a_loop_variable(bug: bool) -> bool:
 
 
 @triton.jit
+def last_of_python_loop(x, out, n, BLOCK: tl.constexpr, STRIDE: tl.constexpr, BUG: tl.constexpr):
+    for j in range(n - BLOCK, n, BLOCK):
+        at = j * STRIDE if BUG else (j + tl.zeros((), tl.int64)) * STRIDE
+        tl.store(out, tl.load(x + at % 4))
+
+
+def int32_overflow_of_a_python_loop_variable(bug: bool) -> bool:
+    x, out = torch.randn(4), torch.zeros(1)
+    last_of_python_loop[(1,)](x, out, 16 << 20, BLOCK=16, STRIDE=1 << 12, BUG=bug)
+    return bool(out[0] == x[0])
+
+
+@triton.jit
 def shorten(x, out, BUG: tl.constexpr):
     offset = tl.load(x)
     if BUG:

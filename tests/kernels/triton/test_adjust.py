@@ -1,4 +1,4 @@
-"""Penalties and biases in Triton's interpreter: the reference's logits, bit by bit."""
+"""Penalties and biases in the checked interpreter: the reference's logits, bit by bit."""
 
 from __future__ import annotations
 

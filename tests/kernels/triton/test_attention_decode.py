@@ -1,8 +1,7 @@
-"""Paged decode attention in Triton's interpreter, against float64."""
+"""Paged decode attention in the checked interpreter, against float64."""
 
 from __future__ import annotations
 
-import mmap
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,7 @@ pytest.importorskip("triton")
 from trunkline.kernels.layout import Layout, LayoutTensors
 from trunkline.kernels.triton import attention_decode, cost
 
-from .attention_cases import RULES, WIDTHS, Case, assert_close, rules_for
-
-NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux, which Python's mmap names since 3.13
+from .attention_cases import HALF, PAIRS, RULES, WIDTHS, Case, assert_close, rules_for
 
 
 @pytest.fixture
@@ -35,6 +32,15 @@ def split(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_equals_the_reference(widths: tuple[int, int, int, int], rule: dict[str, Any]) -> None:
     case, rules = Case.build(widths, [1, 17, 70], [1, 1, 1]), rules_for(rule, widths[0])
     assert_close(case.decode(**rules), case.decoded(**rules))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize(("widths", "rule"), PAIRS, ids=str)
+def test_half_precision(widths: tuple[int, int, int, int], rule: dict[str, Any], dtype: torch.dtype) -> None:
+    """In a pool of the same dtype, or of float32."""
+    for pool_dtype in (dtype, torch.float32):
+        case, rules = Case.build(widths, [1, 17, 70], [1, 1, 1], 0, dtype, pool_dtype), rules_for(rule, widths[0])
+        assert_close(case.decode(**rules), case.decoded(**rules))
 
 
 @pytest.mark.parametrize("count", [2, 3, 40])
@@ -96,25 +102,6 @@ def test_lengths_are_read_from_tensors(count: int, split: Any) -> None:
     bound, nowhere = np.full(2, 1000, np.int32), np.full(2, 2**30, np.int32)
     case.layout = Layout(layout.q_start, bound, nowhere, layout.table, layout.out_slots, 2, tensors)
     assert_close(case.decode(), expected)
-
-
-def test_offsets_beyond_31_bits() -> None:
-    """Keys in the last slots of a pool of 2**31 numbers, of which only these take memory."""
-    slots, width = 2**23 + 16, 256
-    memory = mmap.mmap(-1, slots * width * 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
-    keys = torch.frombuffer(memory, dtype=torch.float16).view(slots, 1, width)
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(slots, 1, 1, generator=generator).half()
-    last = np.arange(slots - 12, slots, dtype=np.int32)
-    keys[-12:] = torch.randn(12, 1, width, generator=generator)
-    q = torch.randn(1, 2, width, generator=generator).half()
-    layout = Layout(
-        np.array([0, 1], np.int32), np.array([12], np.int32), np.array([0], np.int32), last[None], torch.empty(0), 1
-    )
-    out = torch.empty(1, 2, 1, dtype=torch.float16)
-    attention_decode.decode(q, keys, values, layout, np.array([0]), out, scale=0.1)
-    weights = (q[0].double() @ keys[-12:, 0].double().T * 0.1).softmax(-1)
-    torch.testing.assert_close(out[0].double(), weights @ values[-12:, 0].double(), atol=2e-3, rtol=2e-3)
 
 
 def test_rows_must_be_consecutive() -> None:

@@ -1,4 +1,4 @@
-"""Attention over several new tokens in Triton's interpreter, against float64."""
+"""Attention over several new tokens in the checked interpreter, against float64."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from trunkline.kernels.triton import attention_extend, plans
 
-from .attention_cases import RULES, WIDTHS, Case, assert_close, rules_for
+from .attention_cases import HALF, PAIRS, RULES, WIDTHS, Case, assert_close, rules_for
 
 
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
@@ -21,6 +21,18 @@ def test_prefix_and_new_tokens(widths: tuple[int, int, int, int], rule: dict[str
     """A whole prompt, a short and a long extension over a prefix, a single token; 80 keys are more than a tile."""
     case, rules = Case.build(widths, [12, 80, 41, 7], [12, 3, 30, 1]), rules_for(rule, widths[0])
     assert_close(case.extend(**rules), case.extended(**rules))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize(("widths", "rule"), PAIRS, ids=str)
+def test_half_precision(widths: tuple[int, int, int, int], rule: dict[str, Any], dtype: torch.dtype) -> None:
+    """In a pool of the same dtype, or of float32; and without one, in both directions."""
+    rules = rules_for(rule, widths[0])
+    for pool_dtype in (dtype, torch.float32):
+        case = Case.build(widths, [70, 41], [3, 30], 0, dtype, pool_dtype)
+        assert_close(case.extend(**rules), case.extended(**rules))
+    case = Case.build(widths, [5, 30], [5, 30], 0, dtype)
+    assert_close(case.extend(pool=False, causal=False, **rules), case.extended(pool=False, causal=False, **rules))
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -38,7 +50,7 @@ def test_blocks_of_other_sizes(
 ) -> None:
     """Groups that don't divide a block, or are larger; rows that end within a block and at its end."""
     monkeypatch.setattr(plans, "extend", lambda *_: plan)
-    case = Case.build(widths, [3, 64, 40, 1, 16], [3, 33, 5, 1, 16])
+    case = Case.build(widths, [3, 40, 21, 1, 16], [3, 17, 5, 1, 16])
     for rules in ({}, {"window": 10}):
         assert_close(case.extend(**rules), case.extended(**rules))
 

@@ -19,6 +19,7 @@ BUGS: dict[Callable[[bool], bool], str] = {
     access.misaligned_load: "alignment",
     access.int32_offset_into_a_large_pool: "overflow",
     access.int32_overflow_of_a_loop_variable: "overflow",
+    access.int32_overflow_of_a_python_loop_variable: "overflow",
     access.narrowing_of_a_large_offset: "overflow",
     values.sum_of_undefined_lanes: "poison",
     values.values_outside_of_the_window: "poison",

@@ -36,6 +36,18 @@ def test_programs_run_in_a_random_order_that_its_seed_repeats() -> None:
     assert turns(order="backward") == list(range(8))[::-1]
 
 
+def test_only_the_last_programs_run() -> None:
+    counter, order = torch.zeros(1, dtype=torch.int32), torch.full((8,), -1, dtype=torch.int32)
+    with checked() as session:
+        session.last = 3
+        ticket[(4, 2)](counter, order)
+        assert order[:5].tolist() == [-1] * 5
+        assert sorted(order[5:].tolist()) == [0, 1, 2]
+        session.last = 9
+        ticket[(4, 2)](counter, order)
+    assert sorted(order.tolist()) == list(range(3, 11))
+
+
 def test_the_seed_is_printed_and_taken_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

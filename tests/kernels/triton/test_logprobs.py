@@ -1,4 +1,4 @@
-"""Log-probabilities in Triton's interpreter, against the float64 reference."""
+"""Log-probabilities in the checked interpreter, against the float64 reference."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from trunkline.kernels.logprobs import logprobs_reference
 from trunkline.kernels.triton import plans
 from trunkline.kernels.triton.logprobs import logprobs
 
+from .tolerances import DTYPES
+
 ROWS, TEMPERATURES = torch.tensor([5, 0, 3, 3, 1]), torch.tensor([1.0, 0.0, 0.5, 0.0, 3.0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("vocabulary", [7, 300])
-def test_equals_the_reference(vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_the_reference(vocabulary: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ties in several blocks of a row, forbidden ids, ids outside of the vocabulary."""
     monkeypatch.setattr(plans, "vocabulary", lambda *_: plans.Plan(block_n=128))
     generator = torch.Generator().manual_seed(vocabulary)
-    logits = (torch.randn(6, vocabulary, generator=generator) * 4).round() / 2
+    logits = ((torch.randn(6, vocabulary, generator=generator) * 4).round() / 2).to(dtype)
     logits[:, ::3] = -torch.inf
     chosen = torch.tensor([1, 0, vocabulary - 1, vocabulary, -1])
     ids = torch.randint(-2, vocabulary + 2, (5, 70), generator=generator)

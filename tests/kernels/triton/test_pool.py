@@ -1,4 +1,4 @@
-"""Pooling in Triton's interpreter, against float64."""
+"""Pooling in the checked interpreter, against float64."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from trunkline.kernels.pool import MODES, pool_reference
 from trunkline.kernels.triton import plans
 from trunkline.kernels.triton.pool import pool
 
+from .tolerances import DTYPES
 
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("width", [32, 77])
-def test_equals_the_reference(mode: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_the_reference(mode: str, width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences of one row, of a tile and of several; blocks of columns with a remainder."""
     monkeypatch.setattr(plans, "pooled", lambda *_: plans.Plan(16, 32))
     starts = torch.tensor([0, 1, 17, 60, 62])
-    hidden = torch.randn(62, width) - 3
+    hidden = (torch.randn(62, width) - 3).to(dtype)
     expected = pool_reference(hidden.double(), starts, mode)
     assert expected.dtype == pool(hidden, starts, mode).dtype == torch.float32
     torch.testing.assert_close(pool(hidden, starts, mode), expected, atol=1e-5, rtol=1e-5)

@@ -20,7 +20,7 @@ from trunkline.plugins.generation.schemas import GenerationParams, LogprobParams
 from trunkline.plugins.generation.stage import GenerationStage
 from trunkline.plugins.rerank.schemas import RerankParams
 
-from .launched import variants
+from .variants import Variant, recorded
 
 
 def requests(dice: random.Random, names: Sequence[str]) -> list[tuple[str, str, Submission]]:
@@ -50,12 +50,12 @@ def requests(dice: random.Random, names: Sequence[str]) -> list[tuple[str, str, 
     return made
 
 
-def serve(zoo: Callable[[str], Path], names: Sequence[str], seeds: int) -> tuple[set[str], set[str]]:
+def serve(zoo: Callable[[str], Path], names: Sequence[str], seeds: int) -> tuple[set[tuple[str, Variant]], set[tuple[str, Variant]]]:
     """(variants of start-up, variants of serving)."""
     options = {"dtype": "float32", "attention_backend": "triton", "chunked_prefill_size": 32}
-    with variants() as compiled:
+    with recorded(run=True) as compiled:
         engine = Engine(*(str(zoo(name)) for name in names), **options)
-    with engine, variants() as launched:
+    with engine, recorded(run=True) as launched:
         assert {model.attention_backend for model in engine.models} == {"triton"}
         for seed in range(seeds):
             tickets = [
@@ -64,7 +64,8 @@ def serve(zoo: Callable[[str], Path], names: Sequence[str], seeds: int) -> tuple
             ]
             for ticket in tickets:
                 ticket.result(timeout=120)
-    return compiled, launched
+    first, later = ({(name, one) for name in found for one in found[name]} for found in (compiled, launched))
+    return first, later
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +76,7 @@ def _splits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_serving_compiles_nothing(zoo: Callable[[str], Path]) -> None:
     compiled, launched = serve(zoo, ("gemma2", "bert", "bert-score"), seeds=3)
-    assert {text.split()[0] for text in launched} >= {
+    assert {name for name, _ in launched} >= {
         "split_kernel",
         "combine_kernel",
         "extend_kernel",
@@ -88,5 +89,5 @@ def test_a_kernel_that_is_left_out_is_noticed(zoo: Callable[[str], Path], monkey
     monkeypatch.setattr(GenerationStage, "warm_up", lambda self: [self.probe()])
     monkeypatch.setattr(DecodeGraphs, "run_bounds", lambda self: None)
     compiled, launched = serve(zoo, ("llama",), seeds=1)
-    missing = {text.split()[0] for text in launched - compiled}
+    missing = {name for name, _ in launched - compiled}
     assert missing >= {"logprobs_kernel", "adjust_kernel", "combine_kernel"}

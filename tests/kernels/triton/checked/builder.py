@@ -163,4 +163,7 @@ def _garbage(shape: tuple[int, ...], kind: tl.dtype) -> Array:
     plain = upstream._get_np_dtype(kind)
     if plain.kind == "f":
         return np.full(shape, np.nan, plain)
-    return np.full(shape, True if plain.kind == "b" else _GARBAGE & np.iinfo(plain).max, plain)
+    if plain.kind == "b":
+        return np.full(shape, True, plain)
+    # Not so large that upstream's sums of a block fail, instead of the check.
+    return np.full(shape, _GARBAGE & (np.iinfo(plain).max >> plain.itemsize * 2), plain)

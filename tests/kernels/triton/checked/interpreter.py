@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import itertools
+import math
 import os
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from triton.runtime.interpreter import TensorHandle
 from .builder import CheckedBuilder, Checks, Launch, check_arithmetic
 from .claims import CLAIMS
 from .errors import KernelBug
+from .loops import NAME, REWRITTEN, LoopTransformer, loop
 from .memory import LaunchMemory
 from .poison import require
 from .races import AccessLog
@@ -35,16 +37,26 @@ class _Nothing:
 
 
 class Session:
-    """One installation of the checks."""
+    """One installation of the checks.
+
+    ``last``: how many programs of each launch run, the last ones in launch order; None for all. For launches over
+    tensors of many gigabytes, whose last programs have the largest offsets.
+    """
 
     def __init__(self, checks: Checks, order: Order, seed: int, allowed: tuple[torch.Tensor, ...]) -> None:
         self.checks, self.order, self.seed, self.allowed = checks, order, seed, allowed
         self.launches = 0
+        self.last: int | None = None
         self._random = random.Random(seed)
 
     def programs(self, grid: tuple[int, int, int]) -> list[tuple[int, tuple[int, int, int]]]:
         """The programs of a launch, each with its number, in the order in which they run."""
-        programs = list(enumerate(itertools.product(*map(range, grid))))
+        count = math.prod(grid)
+        numbers = range(0 if self.last is None else max(0, count - self.last), count)
+        programs = [
+            (number, (number // (grid[1] * grid[2]), number // grid[2] % grid[1], number % grid[2]))
+            for number in numbers
+        ]
         if self.order == "random":
             self._random.shuffle(programs)
         return programs[::-1] if self.order == "backward" else programs
@@ -75,7 +87,7 @@ class CheckedExecutor(upstream.GridExecutor):  # type: ignore[misc]
         index = (0, 0, 0)
         try:
             # A GPU warns of nothing, while pytest makes errors of numpy's warnings.
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), warnings.catch_warnings(category=RuntimeWarning, action="ignore"):
                 for launch.program, index in session.programs(grid):
                     builder.set_grid_idx(*index)
                     self.fn(**handles)
@@ -130,16 +142,6 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, before)
 
 
-def _loop(first: Any, last: Any = None, step: Any = None, **_: Any) -> Iterator[Any]:
-    """``tl.range``: the variable is an integer tensor, as on a GPU, where upstream's is a Python int without limit."""
-    bounds = [0, first] if last is None else [first, last]
-    values = [int(each) for each in (*bounds, 1 if step is None else step)]
-    wide = any(isinstance(each, tl.tensor) and each.dtype == tl.int64 for each in bounds)
-    kind = tl.int64 if wide or any(abs(each) >= 2**31 for each in values) else tl.int32
-    data = np.int64 if kind == tl.int64 else np.int32
-    return (tl.tensor(TensorHandle(np.array([at], data), kind), kind) for at in range(*values))
-
-
 def _truth(tensor: Any) -> bool:
     if upstream.interpreter_builder.given_other is None:
         require(tensor.handle, "a branch depends on")
@@ -186,7 +188,7 @@ def installed(session: Session) -> Iterator[None]:
         for language in (tl, tl.core):
             for name, claim in CLAIMS.items():
                 scope.set_attr(language, name, claim)
-        scope.set_attr(tl, "range", _loop)
+        scope.set_attr(tl, "range", loop)
         for name, value in (("__bool__", _truth), ("__index__", _index), ("T", property(_transposed))):
             scope.set_attr(tl.tensor, name, value)
         stack.callback(setattr, builder, "__class__", type(builder))
@@ -201,6 +203,9 @@ def installed(session: Session) -> Iterator[None]:
             (upstream, "GridExecutor", CheckedExecutor),
             (upstream, "ReduceOps", CheckedReduce),
             (upstream, "ScanOps", CheckedScan),
+            (upstream, NAME, loop),
+            (upstream.FunctionRewriter, "ast_transformer", LoopTransformer()),
+            (upstream.InterpretedFunction, "rewritten_fn", REWRITTEN),
             (upstream, "_patch_lang", lambda _: _Nothing()),
         ]
         for owner, name, value in replacements:

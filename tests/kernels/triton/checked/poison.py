@@ -132,6 +132,8 @@ class PoisonBuilder(NumericBuilder):
         return mark(super().create_gather(src, indices, axis), np.take_along_axis(_all(src), indices.data, axis=axis))
 
     def create_histogram(self, data: TensorHandle, bins: int, mask: TensorHandle | None) -> TensorHandle:
+        if mask is not None:
+            require(mask, "the mask of a histogram has")
         require(data, "a histogram counts", None if mask is None else mask.data)
         return super().create_histogram(data, bins, mask)
 
