@@ -23,6 +23,9 @@ from trunkline.plugins.rerank.schemas import RerankParams
 from .variants import Variant, recorded
 
 
+Found = set[tuple[str, Variant]]  # kernels and their variants
+
+
 def requests(dice: random.Random, names: Sequence[str]) -> list[tuple[str, str, Submission]]:
     """Requests of several tasks for the models ``names``: (model, task, what is submitted)."""
     made: list[tuple[str, str, Submission]] = []
@@ -50,7 +53,9 @@ def requests(dice: random.Random, names: Sequence[str]) -> list[tuple[str, str, 
     return made
 
 
-def serve(zoo: Callable[[str], Path], names: Sequence[str], seeds: int) -> tuple[set[tuple[str, Variant]], set[tuple[str, Variant]]]:
+def serve(
+    zoo: Callable[[str], Path], names: Sequence[str], seeds: int
+) -> tuple[set[tuple[str, Variant]], set[tuple[str, Variant]]]:
     """(variants of start-up, variants of serving)."""
     options = {"dtype": "float32", "attention_backend": "triton", "chunked_prefill_size": 32}
     with recorded(run=True) as compiled:
