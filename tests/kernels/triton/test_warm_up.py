@@ -22,7 +22,6 @@ from trunkline.plugins.rerank.schemas import RerankParams
 
 from .variants import Variant, recorded
 
-
 Found = set[tuple[str, Variant]]  # kernels and their variants
 
 
