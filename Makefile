@@ -10,6 +10,8 @@ TORCH_INDEX_URL ?=
 TRITON ?= triton==3.9.0
 # Passed on to `trunkline serve`, e.g. make serve ARGS="--port 8000"
 ARGS ?=
+# Processes among which `make test` divides the files of tests. Each may start servers of half a gigabyte.
+WORKERS ?= 2
 # Which slow suites `make suites` runs, e.g. SUITES="browser soak". Empty: all of them.
 SUITES ?=
 
@@ -28,7 +30,7 @@ serve: $(SERVE_READY) ## Install if need be and serve demo:smollm2-135m-instruct
 	@exec $(BIN)/trunkline serve $(ARGS)
 
 test: check fetch ## Install if need be; format, lint, types and every test outside the slow suites
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(TEST_READY) ## Format, lint and types only
 	$(BIN)/ruff format --check .
