@@ -36,6 +36,14 @@ class Turn(NamedTuple):
         return self.seconds - self.waited
 
 
+class Outcome(NamedTuple):
+    """What became of requests. ``cached``: number of prompt tokens. ``tokens``: those of each request, in order."""
+
+    turns: list[Turn]
+    cached: int
+    tokens: list[list[int]]
+
+
 @dataclass
 class Messages:
     """The engine's end of the connection to a front: what was sent to it, and what it has sent."""
@@ -104,28 +112,26 @@ class Driver:
         lane.runner = self._with_graphs if graphs else plain
         lane.runner.device.overlaps = overlap and self._overlaps
 
-    def run(self, task: str, prompts: Sequence[Sequence[int]], params: msgspec.Struct) -> tuple[list[Turn], int]:
-        """Run requests that arrive together to their ends: the turns, and how many prompt tokens were cached.
-
-        RuntimeError when one fails.
-        """
+    def run(self, task: str, prompts: Sequence[Sequence[int]], params: msgspec.Struct) -> Outcome:
+        """Run requests that arrive together to their ends. RuntimeError when one fails."""
         raw = msgspec.Raw(msgspec.msgpack.encode(params))
-        keys = {next(self._keys) for _ in prompts}
+        tokens: dict[int, list[int]] = {next(self._keys): [] for _ in prompts}
         self._channel.waiting += [
             Submit(key, "", task, str(key), np.array(prompt, np.int32).tobytes(), raw)
-            for key, prompt in zip(sorted(keys), prompts, strict=True)
+            for key, prompt in zip(tokens, prompts, strict=True)
         ]
-        turns, cached = [], 0
-        while keys or self._loop.pipeline.busy:
+        turns, cached, unfinished = [], 0, set(tokens)
+        while unfinished or self._loop.pipeline.busy:
             turn, progress = self._turn()
             turns.append(turn)
             for one in progress:
                 if one.error is not None:
                     raise RuntimeError(f"a request failed: {one.error}")
+                tokens[one.key] += one.tokens
                 if one.last:
-                    keys.discard(one.key)
+                    unfinished.discard(one.key)
                     cached += one.cached
-        return turns, cached
+        return Outcome(turns, cached, list(tokens.values()))
 
     def _turn(self) -> tuple[Turn, list[Progress]]:
         self._channel.sent = []

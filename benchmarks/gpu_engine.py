@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from gpu_attention import attempt
 from gpu_context import Context
-from gpu_driver import Driver, Turn
+from gpu_driver import Driver, Outcome, Turn
 from gpu_floor import Floor
 
 from trunkline.plugins.embedding.schemas import EmbeddingParams
@@ -64,7 +64,7 @@ def _generation(context: Context, architecture: str, sizes: dict[str, Any], *, i
     work: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
     for graphs, overlap in context.pick(VARIANTS, VARIANTS[::3]):
         work += [(_decode, (driver, batch, graphs, overlap, is_goal and whole)) for batch in batches]
-    work[2:2] = [(_prefill, (driver,)), (_shared_prefix, (driver,))]
+    work[2:2] = [(_prefill, (driver,)), (_shared_prefix, (driver,)), (_agreement, (driver,))]
     for measure, arguments in work:
         if context.left < 0:
             context.record({"note": f"Not measured, since no time was left: {measure.__name__} {arguments[1:]}."})
@@ -109,7 +109,7 @@ def _fitting(sizes: dict[str, Any]) -> dict[str, Any]:
     return sizes | {"num_hidden_layers": max(LEAST_LAYERS, min(sizes["num_hidden_layers"], layers))}
 
 
-def _prompts(context: Context, driver: Driver, count: int, length: int) -> list[list[int]]:
+def _prompts(driver: Driver, count: int, length: int) -> list[list[int]]:
     """Random ids, different in each call."""
     random = np.random.default_rng()
     return [list(map(int, random.integers(4, driver.lane.served.info.vocab_size, length))) for _ in range(count)]
@@ -117,6 +117,11 @@ def _prompts(context: Context, driver: Driver, count: int, length: int) -> list[
 
 def _params(new_tokens: int) -> GenerationParams:
     return GenerationParams(max_new_tokens=new_tokens, temperature=0.0, ignore_eos=True)
+
+
+def _seconds(outcome: Outcome) -> float:
+    """From the arrival of the requests to the last result."""
+    return sum(turn.seconds for turn in outcome.turns)
 
 
 def steps_of(turns: list[Turn], batch: int) -> list[Turn]:
@@ -129,9 +134,8 @@ def _decode(context: Context, driver: Driver, batch: int, graphs: bool, overlap:
     """Steps in which all requests decode."""
     prompt, new = context.pick((512, 100), (8, 3))
     driver.choose(graphs=graphs, overlap=overlap)
-    driver.run("generation", _prompts(context, driver, batch, prompt), _params(2))  # warms up
-    turns, _ = driver.run("generation", _prompts(context, driver, batch, prompt), _params(new))
-    steps = steps_of(turns, batch)
+    driver.run("generation", _prompts(driver, batch, prompt), _params(2))  # warms up
+    steps = steps_of(driver.run("generation", _prompts(driver, batch, prompt), _params(new)).turns, batch)
     seconds = statistics.median(turn.seconds for turn in steps)
     host = statistics.median(turn.host for turn in steps)
     least = Floor(context, driver.lane).decode(batch, prompt + new / 2)
@@ -155,6 +159,25 @@ def _decode(context: Context, driver: Driver, batch: int, graphs: bool, overlap:
     )
 
 
+def _agreement(context: Context, driver: Driver) -> None:
+    """Greedy tokens of the same prompts in all variants. With random weights, many logits are nearly equal, so that
+    graphs, whose attention may be split in another way, may change tokens; overlap must not."""
+    prompts, params = _prompts(driver, *context.pick((8, 64), (2, 5))), _params(context.pick(16, 2))
+    tokens: dict[tuple[bool, bool], list[int]] = {}
+    for graphs, overlap in VARIANTS:
+        driver.choose(graphs=graphs, overlap=overlap)
+        driver.lane.flush()
+        tokens[graphs, overlap] = [one for row in driver.run("generation", prompts, params).tokens for one in row]
+    for name, pair, bound in (
+        ("overlap on and off, with graphs", ((True, True), (True, False)), 1.0),
+        ("overlap on and off, without graphs", ((False, True), (False, False)), 1.0),
+        ("graphs on and off", ((True, False), (False, False)), None),
+    ):
+        same = statistics.mean(one == other for one, other in zip(tokens[pair[0]], tokens[pair[1]], strict=True))
+        within = None if bound is None else same >= bound
+        context.row("Equal greedy tokens", variants=name, share=float(same), bound=bound, within_bound=within)
+
+
 def _word(on: bool) -> str:
     return "on" if on else "off"
 
@@ -165,8 +188,7 @@ def _prefill(context: Context, driver: Driver) -> None:
     driver.choose(graphs=True, overlap=True)
     times = []
     for _ in range(context.pick(6, 2)):
-        turns, _ = driver.run("generation", _prompts(context, driver, 1, length), _params(1))
-        times.append(sum(turn.seconds for turn in turns))
+        times.append(_seconds(driver.run("generation", _prompts(driver, 1, length), _params(1))))
     least = Floor(context, driver.lane).prompt(length)
     _prompt_row(context, f"1 prompt of {length} tokens", statistics.median(times[1:]), least, length)
 
@@ -177,11 +199,11 @@ def _shared_prefix(context: Context, driver: Driver) -> None:
     driver.choose(graphs=True, overlap=True)
     seconds, cached = 0.0, 0
     for _ in range(2):  # the first time, kernels and graphs are used for the first time
-        (prefix,) = _prompts(context, driver, 1, shared)
+        (prefix,) = _prompts(driver, 1, shared)
         driver.run("generation", [prefix], _params(1))
-        prompts = [prefix + rest for rest in _prompts(context, driver, count, own)]
-        turns, cached = driver.run("generation", prompts, _params(new))
-        seconds = sum(turn.seconds for turn in turns)
+        prompts = [prefix + rest for rest in _prompts(driver, count, own)]
+        outcome = driver.run("generation", prompts, _params(new))
+        seconds, cached = _seconds(outcome), outcome.cached
     floor = Floor(context, driver.lane)
     least = floor.prompt(count * own) + sum(floor.decode(count, shared + own + step) for step in range(1, new))
     scenario = f"{count} x (shared {shared} + own {own} tokens), {new} new"
@@ -192,8 +214,7 @@ def _embed(context: Context, driver: Driver, count: int, length: int) -> None:
     """Texts of one length."""
     times = []
     for _ in range(context.pick(4, 2)):
-        turns, _ = driver.run("embedding", _prompts(context, driver, count, length), EmbeddingParams())
-        times.append(sum(turn.seconds for turn in turns))
+        times.append(_seconds(driver.run("embedding", _prompts(driver, count, length), EmbeddingParams())))
     floor = Floor(context, driver.lane)
     least = max(sum(floor.prompt(length) for _ in range(count)), floor.weights(count) / context.bandwidth)
     _prompt_row(context, f"{count} texts of {length} tokens", statistics.median(times[1:]), least, count * length)

@@ -22,7 +22,8 @@ from trunkline.kernels import sample as sample_reference
 from trunkline.kernels.triton import activation, adjust, glu, kv_write, layer_norm, logprobs, norm, pool, rope, sample
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-WIDTHS, TINY_WIDTHS = (4096, 5120, 2048, 1024, 128, 77), (77,)
+WIDTHS, TINY_WIDTHS = (4096, 5120, 8192, 2048, 1024, 128, 77), (77,)  # of norms: each has a plan
+INNER, TINY_INNER = (14336, 77), (77,)  # of elementwise operations: all widths have the same plan
 TOKENS, TINY_TOKENS = (1, 333), (5,)
 # Head dim, rotated dim.
 ROTARY, TINY_ROTARY = ((128, 128), (64, 64), (80, 32), (96, 96), (256, 64)), ((80, 32),)
@@ -55,8 +56,8 @@ def items(context: Context) -> Iterator[Item]:
 
 def _by_dtype(context: Context, dtype: torch.dtype) -> Iterator[tuple[str, list[Check]]]:
     """Operations whose result has the dtype of their inputs, rounded once."""
-    widths = context.pick(WIDTHS, TINY_WIDTHS)[: 2 if context.small else None]
-    shapes = [(tokens, width) for width in widths for tokens in context.pick(TOKENS, TINY_TOKENS)]
+    tokens, widths = context.pick(TOKENS, TINY_TOKENS), context.pick(WIDTHS, TINY_WIDTHS)
+    shapes = [(count, width) for width in widths[: 2 if context.small else None] for count in tokens]
     for residual in (False, True):
         suffix = " with residual" if residual else ""
         checks: list[Check] = [partial(_norm, context, dtype, shape, residual) for shape in shapes]
@@ -66,6 +67,7 @@ def _by_dtype(context: Context, dtype: torch.dtype) -> Iterator[tuple[str, list[
         rotary = context.pick(ROTARY, TINY_ROTARY)
         checks = [partial(_rope, context, dtype, widths, normed) for widths in rotary]
         yield "rope and norm of heads" if normed else "rope", checks
+    shapes = [(count, width) for width in context.pick(INNER, TINY_INNER) for count in tokens]
     for name in activation_reference.ACTIVATIONS:
         yield f"activation {name}", [partial(_activation, context, dtype, shape, name) for shape in shapes]
         yield f"glu {name}", [partial(_glu, context, dtype, shape, name) for shape in shapes]
@@ -135,7 +137,7 @@ def _pool(context: Context, dtype: torch.dtype) -> list[Check]:
         expected = pool_reference.pool_reference(hidden, starts, mode)
         return largest_error(pool.pool(hidden, starts, mode), expected)
 
-    widths = context.pick((1024, 4096, 77), (77,))
+    widths = context.pick((4096, 77), (77,))
     return [partial(error, mode, width) for mode in pool_reference.MODES for width in widths]
 
 

@@ -11,7 +11,9 @@ DRY = "dry run"
 INTRODUCTION = """
 Times are medians; *measured* columns were measured by this run, *predicted* columns are those of the model in
 `kernels/triton/cost.py` for this GPU's number of multiprocessors and its measured copy bandwidth. Shares of bandwidth
-are bytes that must be moved, divided by the measured time, as a share of the measured copy bandwidth.
+are bytes that must be moved, divided by the measured time, as a share of the measured copy bandwidth. A *floor* is the
+least time at the measured rates: weights, keys and values at the copy bandwidth, products at the product rate. *host*
+is the host's own time for a launch or a step. Goals are for an H100: "reached" compares a measured figure with one.
 """
 DRY_INTRODUCTION = """
 **This is a dry run on a CPU: tiny sizes, Triton's interpreter, the host's clock. It shows that the script works. No
