@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+
+from tests.core.engine.device.late import LateDevice
+from trunkline.core.engine import startup
+from trunkline.kernels import backend
 
 # In the interpreter, masked lanes divide 0 by 0.
 IGNORED = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -222,3 +227,30 @@ def test_the_engine_decodes_and_embeds(context: Any) -> None:
     equal = [one["row"] for one in rows if one["table"] == "Equal greedy tokens"]
     assert [one["share"] for one in equal] == [1.0] * 3  # on a CPU, all variants are the same
     assert "texts" in prompts[2]["scenario"]
+
+
+def test_graphs_and_overlap_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the device that is late, and graphs of torch's operations. Tokens are the same; waits are measured."""
+    models, engine = import_module("gpu_models"), import_module("gpu_engine")
+    monkeypatch.setattr(backend, "TORCH_NATIVE", replace(backend.TORCH_NATIVE, captures=True))
+    monkeypatch.setattr(startup, "choose_device", lambda name, **given: LateDevice(**given))
+    models.write_config(tmp_path, "LlamaForCausalLM", models.TINY, torch.float32)
+    driver = import_module("gpu_driver").Driver(
+        tmp_path, models, dtype="float32", threads=1, attention_backend="torch_native", skip_tokenizer_init=True,
+        max_running_requests=4, max_total_tokens=512,
+    )  # fmt: skip
+    device = driver.lane.runner.device
+    prompts, params = [[5, 6, 7], [8, 9]], engine._params(6)
+    seen = []
+    for graphs, overlap in engine.VARIANTS:
+        replays, device.in_flight = device.replays, 0
+        driver.choose(graphs=graphs, overlap=overlap)
+        outcome = driver.run("generation", prompts, params)
+        assert (device.replays > replays) is graphs
+        assert (device.in_flight > 0) is overlap
+        assert all(0 < turn.host <= turn.seconds for turn in outcome.turns)
+        assert any(turn.waited > 0 for turn in outcome.turns)
+        assert sum(turn.tokens for turn in outcome.turns) == 12
+        seen.append(outcome.tokens)
+    assert seen == [seen[0]] * 4
+    assert [len(tokens) for tokens in seen[0]] == [6, 6]
