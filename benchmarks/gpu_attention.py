@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-import traceback
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import gpu_predict
@@ -53,25 +52,11 @@ def run(context: Context) -> None:
     """Report a row for each shape, decode and extend in turn, so that both have their main rows if time is short."""
     decodes = context.pick(DECODE, ((TINY, 2, 16),))
     extends = context.pick(EXTEND, ((TINY, 1, 16, 0), (TINY, 2, 4, 8)))
-    for index in range(max(len(decodes), len(extends))):
-        for measure, shapes in ((measure_decode, decodes), (measure_extend, extends)):
-            if index >= len(shapes):
-                continue
-            if context.left < 0:
-                context.record({"note": f"Not measured, since no time was left: {shapes[index]}."})
-                continue
-            attempt(context, measure, *shapes[index])
-
-
-def attempt(context: Context, measure: Callable[..., None], *shape: Any) -> None:
-    """Measure, and report an error if that fails; what it has allocated is freed."""
-    try:
-        with torch.inference_mode():
-            measure(context, *shape)
-    except Exception:  # of the compiler, the driver, the kernel, or too little memory
-        context.record({"error": f"{measure.__name__} {shape}:\n{traceback.format_exc()}"})
-    gc.collect()
-    torch.cuda.empty_cache()
+    for decode, extend in zip_longest(decodes, extends):
+        if decode is not None:
+            context.attempt(f"decode {decode}", measure_decode, *decode)
+        if extend is not None:
+            context.attempt(f"extend {extend}", measure_extend, *extend)
 
 
 def dtype_of(context: Context) -> torch.dtype:

@@ -190,8 +190,8 @@ def main() -> None:
     for name, work in SECTIONS.items():
         if name == FIRST or not options.only or name in options.only:
             check.section(name, work)
-        if name == FIRST and check.report.failed:
-            break  # there is no GPU that can be used
+        if name == FIRST and not check.report.facts:
+            break  # there is no GPU
     print(f"report: {check.write()}")
     if check.report.failed:
         print(f"failed: {', '.join(check.report.failed)}")

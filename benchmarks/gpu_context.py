@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import statistics
+import subprocess
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +79,7 @@ class Context:
     measured.
 
     ``shard``: (number, count), the share of the section's work that this process does. ``small``: only a few cases.
+    ``skip``: the number of attempts that a process before this one has made.
     """
 
     dry: bool
@@ -84,9 +89,11 @@ class Context:
     flops: float = math.nan
     shard: tuple[int, int] = (0, 1)
     small: bool = False
+    skip: int = 0
 
     def __post_init__(self) -> None:
         self.device = torch.device("cpu" if self.dry else "cuda")
+        self._attempts = 0
         self._stopwatch: Stopwatch | None = None
 
     @property
@@ -108,6 +115,43 @@ class Context:
         """Report a row of a table; underscores in the names of columns are written as spaces."""
         named = {name.replace("_", " "): value for name, value in values.items()}
         self.record({"table": table, "row": named})
+
+    def attempt(self, label: str, measure: Callable[..., None], *arguments: Any) -> None:
+        """Call ``measure(self, *arguments)`` unless the time is up, and report an error if that fails.
+
+        What it has allocated is freed. If the GPU can't be used any more by this process, another one does the rest.
+        """
+        self._attempts += 1
+        if self._attempts <= self.skip:
+            return
+        if self.left < 0:
+            self.record({"note": f"Left out, since the section's time was up: {label}."})
+            return
+        try:
+            with torch.inference_mode():
+                measure(self, *arguments)
+        except Exception:  # of the compiler, the driver or the kernel
+            self.record({"error": f"{label}:\n{traceback.format_exc()}"})
+            if self.broken():
+                self.restart()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def broken(self) -> bool:
+        """Whether every use of the GPU fails from now on, as after an illegal address."""
+        if self.device.type != "cuda":
+            return False
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return True
+        return False
+
+    def restart(self) -> None:
+        """Leave the rest of the section to a new process, and end when it has ended."""
+        self.record({"note": f"The GPU could not be used after attempt {self._attempts}: a new process continued."})
+        options = ["--skip", str(self._attempts), "--seconds", str(self.left)]  # the last value of an option counts
+        sys.exit(subprocess.call([sys.executable, *sys.argv, *options]))
 
     def record(self, record: dict[str, Any]) -> None:
         """Append a record for :meth:`gpu_report.Report.add` to the file, at once."""

@@ -12,7 +12,6 @@ from typing import Any
 import gpu_models
 import numpy as np
 import torch
-from gpu_attention import attempt
 from gpu_context import Context
 from gpu_driver import Driver, Outcome, Turn
 from gpu_floor import Floor
@@ -54,7 +53,7 @@ def embedding(context: Context) -> None:
     """An encoder with the sizes of BERT large."""
     driver = _start(context, "BertModel", gpu_models.BERT_LARGE)
     for count, length in context.pick(((256, 512), (256, 64), (1, 64)), ((2, 8),)):
-        attempt(context, _embed, driver, count, length)
+        context.attempt(f"{count} texts of {length} tokens", _embed, driver, count, length)
 
 
 def _generation(context: Context, architecture: str, sizes: dict[str, Any], *, is_goal: bool) -> None:
@@ -66,10 +65,7 @@ def _generation(context: Context, architecture: str, sizes: dict[str, Any], *, i
         work += [(_decode, (driver, batch, graphs, overlap, is_goal and whole)) for batch in batches]
     work[2:2] = [(_prefill, (driver,)), (_shared_prefix, (driver,)), (_agreement, (driver,))]
     for measure, arguments in work:
-        if context.left < 0:
-            context.record({"note": f"Not measured, since no time was left: {measure.__name__} {arguments[1:]}."})
-            continue
-        attempt(context, measure, *arguments)
+        context.attempt(f"{measure.__name__[1:]} {arguments[1:]}", measure, *arguments)
 
 
 def _start(context: Context, architecture: str, sizes: dict[str, Any]) -> Driver:

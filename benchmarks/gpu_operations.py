@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from gpu_attention import MICRO, attempt, dtype_of, optional
+from gpu_attention import MICRO, dtype_of, optional
 from gpu_context import Context
 
 from trunkline.kernels import activation as activation_reference
@@ -43,18 +43,15 @@ def run(context: Context) -> None:
     """Report a row for each operation and number of tokens."""
     for tokens in context.pick((MANY, FEW), (4,)):
         for build in (_norms, _rotary, _mlp, _writes, _pools):
-            attempt(context, measure, build, tokens)
+            context.attempt(f"{build.__name__[1:]} of {tokens}", measure, build, tokens)
     for rows in context.pick((FEW, 1), (2,)):
         for build in (_sampling, _results):
-            attempt(context, measure, build, rows)
+            context.attempt(f"{build.__name__[1:]} of {rows}", measure, build, rows)
 
 
 def measure(context: Context, build: Callable[[Context, int], Iterator[Operation]], tokens: int) -> None:
     """Measure a group of operations, which share inputs."""
     for one in build(context, tokens):
-        if context.left < 0:
-            context.record({"note": f"Not measured, since no time was left: {one.name}, {one.shape}."})
-            continue
         seconds, host = context.stopwatch.seconds(one.triton), context.stopwatch.host_seconds(one.triton)
         share = one.bytes / seconds / context.bandwidth
         goal = one.goal if tokens == MANY else None

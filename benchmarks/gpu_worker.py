@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--flops", type=float, default=math.nan, help="of a bfloat16 product, per second")
     parser.add_argument("--shard", type=int, nargs=2, default=(0, 1), metavar=("NUMBER", "COUNT"))
     parser.add_argument("--small", action="store_true", help="only a few cases")
+    parser.add_argument("--skip", type=int, default=0, help="attempts that a process before this one has made")
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     if options.dry_run:
@@ -38,6 +39,7 @@ def main() -> None:
         flops=options.flops,
         shard=tuple(options.shard),
         small=options.small,
+        skip=options.skip,
     )
     module, _, function = options.section.partition(".")
     getattr(import_module(f"gpu_{module}"), function or "run")(context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import replace
 from importlib import import_module
@@ -77,6 +78,37 @@ def test_shards_divide_the_work(context: Any, monkeypatch: pytest.MonkeyPatch) -
         context.shard = (number, 3)
         parity.run(context)
     assert sorted(int(record["row"]["operation"]) for record in records(context)) == list(range(7))
+
+
+def test_another_process_continues_when_the_gpu_cannot_be_used(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    module = import_module("gpu_context")
+    monkeypatch.setattr(module.subprocess, "call", lambda command: started.append(command) or 3)
+    monkeypatch.setattr(sys, "argv", ["worker.py", "parity", "--seconds", "100", "--skip", "1"])
+    context.skip, context.device, seen = 1, torch.device("cuda"), []
+
+    def fail() -> None:
+        raise RuntimeError("illegal address")
+
+    def measure(_: Any, name: str) -> None:
+        seen.append(name)
+        raise ValueError(name)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: fail() if len(seen) == 2 else None)
+    context.attempt("a", measure, "a")  # was made by the process before
+    context.attempt("b", measure, "b")  # fails, but the GPU works
+    with pytest.raises(SystemExit) as ended:
+        context.attempt("c", measure, "c")
+    assert (seen, ended.value.code) == (["b", "c"], 3)
+    assert [error.splitlines()[0] for error in errors(context)] == ["b:", "c:"]
+    assert started[0][1:7] == ["worker.py", "parity", "--seconds", "100", "--skip", "1"]
+    assert started[0][7:10] == ["--skip", "3", "--seconds"]
+
+
+def test_when_the_time_is_up_the_rest_is_left_out(context: Any) -> None:
+    context.ends = time.monotonic() - 1
+    context.attempt("late", lambda _: 1 / 0)
+    assert records(context) == [{"note": "Left out, since the section's time was up: late."}]
 
 
 @IGNORED
