@@ -1,0 +1,53 @@
+"""What kernels/triton/cost.py predicts for the GPU at hand: the only module of gpu_check.py that knows the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import torch
+from gpu_cases import Case
+from gpu_context import Context
+
+from trunkline.kernels.triton import cost, launch, plans
+
+DRY_ARCHITECTURE = "sm_90"  # in a dry run: the interpreter has no predictions
+
+
+def architecture(context: Context) -> str:
+    return DRY_ARCHITECTURE if context.dry else launch.architecture()
+
+
+@cache
+def _gpu(name: str, multiprocessors: int, bandwidth: float) -> cost.Gpu:
+    """The model's GPU of this architecture, with this one's size and measured bandwidth."""
+    return replace(cost.GPUS[name], multiprocessors=multiprocessors, bandwidth=bandwidth)
+
+
+def gpu(context: Context) -> cost.Gpu:
+    """The GPU at hand."""
+    name = architecture(context)
+    if context.dry:
+        return cost.GPUS[name]
+    count = torch.cuda.get_device_properties(context.device).multi_processor_count
+    return _gpu(name, count, cost.GPUS[name].bandwidth if math.isnan(context.bandwidth) else context.bandwidth)
+
+
+def decode(context: Context, case: Case) -> tuple[int, float]:
+    """(splits that the launcher chooses, predicted seconds) of decode attention without a window."""
+    heads, name = case.heads, architecture(context)
+    plan = plans.decode(name, max(heads.width, heads.value_width), case.keys.itemsize)
+    group = heads.queries // heads.kv
+    programs = heads.kv * -(-group // min(plan.block_m, launch.dot_width(group)))
+    key_bytes = heads.pair_bytes(case.keys.dtype) // heads.kv
+    lengths: np.ndarray = case.layout.kv_len
+    work = cost.DecodeWork.of(lengths, launch.LONGEST, heads.queries, programs, key_bytes, heads.value_width)
+    splits = cost.splits(name, plan, work)
+    return splits, cost.decode_seconds(gpu(context), plan, work, splits)
+
+
+def extend(context: Context, case: Case) -> float | None:
+    """Predicted seconds of extend attention; None, since the model has no prediction of it."""
+    return None
