@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_report import Report
+from gpu.report import Report
 
 HERE = Path(__file__).parent
 GRACE = 15.0  # seconds after its limit until a section is killed
@@ -32,7 +32,7 @@ ERROR_LINES = 40  # of a failed process's output
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A section: its function (see gpu_worker.py), and a limit in seconds. ``divided``: among several processes, since
+    """A section: its function (see gpu/worker.py), and a limit in seconds. ``divided``: among several processes, since
     most of its time is compilation on the host."""
 
     function: str
@@ -42,14 +42,14 @@ class Work:
 
 
 SECTIONS = {
-    "machine": Work("machine", "Machine", 60),
-    "parity": Work("parity", "Kernels against their references", 210, divided=True),
-    "attention": Work("attention", "Time of attention", 120),
-    "operations": Work("operations", "Time of the other kernels", 90),
-    "dense": Work("engine.dense", "Engine: 8B-shaped dense model", 180),
-    "sanitizer": Work("sanitizer", "compute-sanitizer", 100),
-    "moe": Work("engine.mixture", "Engine: mixture of experts", 150),
-    "embedding": Work("engine.embedding", "Engine: embeddings", 75),
+    "machine": Work("gpu.machine.run", "Machine", 60),
+    "parity": Work("gpu.parity.run", "Kernels against their references", 210, divided=True),
+    "attention": Work("gpu.attention.run", "Time of attention", 120),
+    "operations": Work("gpu.operations.run", "Time of the other kernels", 90),
+    "dense": Work("gpu.engine.dense", "Engine: 8B-shaped dense model", 180),
+    "sanitizer": Work("gpu.sanitizer.run", "compute-sanitizer", 100),
+    "moe": Work("gpu.engine.mixture", "Engine: mixture of experts", 150),
+    "embedding": Work("gpu.engine.embedding", "Engine: embeddings", 75),
 }
 FIRST = "machine"
 
@@ -61,9 +61,9 @@ class Process:
         self._records, self._log, self._read = folder / f"{name}.jsonl", folder / f"{name}.log", 0
         self.killed = False
         self._records.touch()
-        command = [sys.executable, str(HERE / "gpu_worker.py"), *arguments, "--records", str(self._records)]
+        command = [sys.executable, "-m", "gpu.worker", *arguments, "--records", str(self._records.absolute())]
         with self._log.open("w") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=HERE)
 
     def new_records(self) -> list[dict[str, Any]]:
         """The records since the last call; a line that is still being written isn't read."""

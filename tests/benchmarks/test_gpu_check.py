@@ -27,7 +27,7 @@ def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
 
 
 def report(*, dry: bool = False) -> Any:
-    made = import_module("gpu_report").Report(dry=dry)
+    made = import_module("gpu.report").Report(dry=dry)
     made.begin("one", "One")
     return made
 
@@ -83,7 +83,7 @@ def hangs(context):
 def test_a_section_that_fails_crashes_or_hangs_ends_alone(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "gpu_sections.py").write_text(MODULE)
+    (tmp_path / "sections.py").write_text(MODULE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(script, "GRACE", 0.0)
     check = script.Check(tmp_path / "out", 10, dry=True)

@@ -26,7 +26,7 @@ IGNORED = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 @pytest.fixture
 def context(tmp_path: Path) -> Any:
-    made = import_module("gpu_context").Context(dry=True, records=tmp_path / "records", ends=time.monotonic() + 600)
+    made = import_module("gpu.context").Context(dry=True, records=tmp_path / "records", ends=time.monotonic() + 600)
     made.bandwidth, made.flops = 1e9, 1e9
     return made
 
@@ -43,12 +43,12 @@ def errors(context: Any) -> list[str]:
 def test_parity_finds_what_differs(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel whose results are a little wrong, and one that raises; the others are right."""
     context.small = True
-    norm = import_module("gpu_parity_operations").norm
-    glu = import_module("gpu_parity_operations").glu
+    norm = import_module("gpu.parity_operations").norm
+    glu = import_module("gpu.parity_operations").glu
     rms_norm = norm.rms_norm
     monkeypatch.setattr(norm, "rms_norm", lambda *given: rms_norm(*given) * 1.001)
     monkeypatch.setattr(glu, "glu", lambda *_: 1 / 0)
-    import_module("gpu_parity").run(context)
+    import_module("gpu.parity").run(context)
     found = errors(context)
     assert sorted({error.split(",")[0] for error in found}) == [
         "glu gelu", "glu gelu_tanh", "glu silu", "rms_norm", "rms_norm with residual",
@@ -60,7 +60,7 @@ def test_parity_finds_what_differs(context: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_error_that_is_nan_is_found() -> None:
-    error = import_module("gpu_item").largest_error
+    error = import_module("gpu.item").largest_error
     one, nan = torch.ones(3), torch.tensor([1.0, torch.nan, 1.0])
     assert error(nan, one) == float("inf")
     assert error(one, nan) == float("inf")
@@ -70,10 +70,10 @@ def test_an_error_that_is_nan_is_found() -> None:
 
 
 def test_shards_divide_the_work(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    parity, item = import_module("gpu_parity"), import_module("gpu_item").Item
+    parity, item = import_module("gpu.parity"), import_module("gpu.item").Item
     every = [item(str(number), "", 1.0, "", [lambda: 0.0]) for number in range(7)]
-    monkeypatch.setattr(import_module("gpu_parity_attention"), "items", lambda _: every)
-    monkeypatch.setattr(import_module("gpu_parity_operations"), "items", lambda _: [])
+    monkeypatch.setattr(import_module("gpu.parity_attention"), "items", lambda _: every)
+    monkeypatch.setattr(import_module("gpu.parity_operations"), "items", lambda _: [])
     for number in range(3):
         context.shard = (number, 3)
         parity.run(context)
@@ -82,7 +82,7 @@ def test_shards_divide_the_work(context: Any, monkeypatch: pytest.MonkeyPatch) -
 
 def test_another_process_continues_when_the_gpu_cannot_be_used(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
-    module = import_module("gpu_context")
+    module = import_module("gpu.context")
     monkeypatch.setattr(module.subprocess, "call", lambda command: started.append(command) or 3)
     monkeypatch.setattr(sys, "argv", ["worker.py", "parity", "--seconds", "100", "--skip", "1"])
     context.skip, context.device, seen = 1, torch.device("cuda"), []
@@ -101,8 +101,8 @@ def test_another_process_continues_when_the_gpu_cannot_be_used(context: Any, mon
         context.attempt("c", measure, "c")
     assert (seen, ended.value.code) == (["b", "c"], 3)
     assert [error.splitlines()[0] for error in errors(context)] == ["b:", "c:"]
-    assert started[0][1:7] == ["worker.py", "parity", "--seconds", "100", "--skip", "1"]
-    assert started[0][7:10] == ["--skip", "3", "--seconds"]
+    assert started[0][1:8] == ["-m", "gpu.worker", "parity", "--seconds", "100", "--skip", "1"]
+    assert started[0][8:11] == ["--skip", "3", "--seconds"]
 
 
 def test_when_the_time_is_up_the_rest_is_left_out(context: Any) -> None:
@@ -114,7 +114,7 @@ def test_when_the_time_is_up_the_rest_is_left_out(context: Any) -> None:
 @IGNORED
 def test_every_kernel_is_measured(context: Any) -> None:
     """And in the table of attention, measured and predicted times are different columns."""
-    for name in ("gpu_attention", "gpu_operations"):
+    for name in ("gpu.attention", "gpu.operations"):
         import_module(name).run(context)
     assert errors(context) == []
     rows = [record for record in records(context) if "row" in record]
@@ -131,7 +131,7 @@ def test_what_the_sanitizer_finds_is_an_error(context: Any, tmp_path: Path, monk
     tool.write_text("#!/bin/sh\necho '========= Invalid write'\necho '========= ERROR SUMMARY: 1 error'\nexit 9\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    sanitizer = import_module("gpu_sanitizer")
+    sanitizer = import_module("gpu.sanitizer")
     assert sanitizer.find() == tool
     context.dry = False
     sanitizer.run(context)
@@ -143,7 +143,7 @@ def test_what_the_sanitizer_finds_is_an_error(context: Any, tmp_path: Path, monk
 
 
 def test_the_wheels_of_nvidia_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sanitizer = import_module("gpu_sanitizer")
+    sanitizer = import_module("gpu.sanitizer")
     tool = tmp_path / "nvidia" / "cuda_sanitizer_api" / "bin" / "compute-sanitizer"
     tool.parent.mkdir(parents=True)
     tool.touch(0o755)
@@ -153,7 +153,7 @@ def test_the_wheels_of_nvidia_are_searched(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_floor_of_a_step(tmp_path: Path) -> None:
     """Weights once, a half of the experts for one token, keys and values of each row."""
-    floor = import_module("gpu_floor").Floor
+    floor = import_module("gpu.floor").Floor
     config = {
         "vocab_size": 10, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "num_experts": 4,
         "num_experts_per_tok": 2,
@@ -175,9 +175,9 @@ def test_the_floor_of_a_step(tmp_path: Path) -> None:
 
 
 def test_the_first_and_last_steps_of_a_batch_do_not_count() -> None:
-    turn = import_module("gpu_driver").Turn
+    turn = import_module("gpu.driver").Turn
     turns = [turn(float(number), 0.0, tokens) for number, tokens in enumerate([0, 1, 2, 2, 2, 2, 2, 2, 1, 0])]
-    steps = import_module("gpu_engine").steps_of(turns, 2)
+    steps = import_module("gpu.engine").steps_of(turns, 2)
     assert [step.seconds for step in steps] == [5.0, 6.0]
 
 
@@ -209,14 +209,14 @@ def test_times_of_a_gpu_are_between_its_events(context: Any, monkeypatch: pytest
         dirty.append(bool(stopwatch._flushed.any()))
         stopwatch._flushed.fill_(1)
 
-    monkeypatch.setattr(import_module("gpu_context"), "MOST_REPEATS", 7)
+    monkeypatch.setattr(import_module("gpu.context"), "MOST_REPEATS", 7)
     assert stopwatch.seconds(call) == pytest.approx((9**2 - 8**2) / 1000)
     assert dirty[1:] == [False] * 8
     assert len(Event.order) == 2 * 8
 
 
 def test_models_have_as_many_layers_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, models = import_module("gpu_engine"), import_module("gpu_models")
+    engine, models = import_module("gpu.engine"), import_module("gpu.models")
 
     def layers(gib: int, sizes: dict[str, Any]) -> int:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, gib << 30))
@@ -230,7 +230,7 @@ def test_models_have_as_many_layers_as_fit(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_predictions_are_those_of_this_gpu(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model's GPU with the number of multiprocessors and the bandwidth of the one at hand."""
-    predict = import_module("gpu_predict")
+    predict = import_module("gpu.predict")
     assert predict.gpu(context) == predict.cost.GPUS["sm_90"]
     context.dry, context.bandwidth = False, 4.2e12
     monkeypatch.setattr(predict.launch, "architecture", lambda: "sm_90")
@@ -243,7 +243,7 @@ def test_predictions_are_those_of_this_gpu(context: Any, monkeypatch: pytest.Mon
 @IGNORED
 def test_the_engine_decodes_and_embeds(context: Any) -> None:
     """Random weights, with a mixture of experts; the requests go through the engine's own loop."""
-    engine = import_module("gpu_engine")
+    engine = import_module("gpu.engine")
     engine.mixture(context)
     engine.embedding(context)
     assert errors(context) == []
@@ -263,11 +263,11 @@ def test_the_engine_decodes_and_embeds(context: Any) -> None:
 
 def test_graphs_and_overlap_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the device that is late, and graphs of torch's operations. Tokens are the same; waits are measured."""
-    models, engine = import_module("gpu_models"), import_module("gpu_engine")
+    models, engine = import_module("gpu.models"), import_module("gpu.engine")
     monkeypatch.setattr(backend, "TORCH_NATIVE", replace(backend.TORCH_NATIVE, captures=True))
     monkeypatch.setattr(startup, "choose_device", lambda name, **given: LateDevice(**given))
     models.write_config(tmp_path, "LlamaForCausalLM", models.TINY, torch.float32)
-    driver = import_module("gpu_driver").Driver(
+    driver = import_module("gpu.driver").Driver(
         tmp_path, models, dtype="float32", threads=1, attention_backend="torch_native", skip_tokenizer_init=True,
         max_running_requests=4, max_total_tokens=512,
     )  # fmt: skip

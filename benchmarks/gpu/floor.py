@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gpu_context import Context
-
+from gpu.context import Context
 from trunkline.core.engine.lane import Lane
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from gpu_cases import Heads
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+
+from gpu.cases import Heads
 
 Attention = Callable[[], torch.Tensor]
 

@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from gpu_cases import Case, Heads
-from gpu_context import Context
-from gpu_item import ROUNDING, Item, largest_error, name_of
+
+from gpu.cases import Case, Heads
+from gpu.context import Context
+from gpu.item import ROUNDING, Item, largest_error, name_of
 
 HEADS = (
     Heads(32, 8, 128, 128),

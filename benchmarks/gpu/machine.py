@@ -7,7 +7,8 @@ import platform
 from typing import Any
 
 import torch
-from gpu_context import Context
+
+from gpu.context import Context
 
 COPY_BYTES = 2 << 30
 PRODUCT = 8192  # rows, columns and inner size

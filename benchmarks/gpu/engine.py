@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gpu_models
 import numpy as np
 import torch
-from gpu_context import Context
-from gpu_driver import Driver, Outcome, Turn
-from gpu_floor import Floor
 
+from gpu import models
+from gpu.context import Context
+from gpu.driver import Driver, Outcome, Turn
+from gpu.floor import Floor
 from trunkline.plugins.embedding.schemas import EmbeddingParams
 from trunkline.plugins.generation.schemas import GenerationParams
 
@@ -41,17 +41,17 @@ class Notes(logging.Handler):
 
 def dense(context: Context) -> None:
     """A dense decoder with the sizes of Llama 3 8B, with fewer layers on a small GPU."""
-    _generation(context, "LlamaForCausalLM", gpu_models.LLAMA_8B, is_goal=True)
+    _generation(context, "LlamaForCausalLM", models.LLAMA_8B, is_goal=True)
 
 
 def mixture(context: Context) -> None:
     """A mixture of experts with the sizes of Qwen3-30B-A3B, with at most 24 of its layers."""
-    _generation(context, "Qwen3MoeForCausalLM", gpu_models.QWEN3_30B_A3B | {"num_hidden_layers": 24}, is_goal=False)
+    _generation(context, "Qwen3MoeForCausalLM", models.QWEN3_30B_A3B | {"num_hidden_layers": 24}, is_goal=False)
 
 
 def embedding(context: Context) -> None:
     """An encoder with the sizes of BERT large."""
-    driver = _start(context, "BertModel", gpu_models.BERT_LARGE)
+    driver = _start(context, "BertModel", models.BERT_LARGE)
     for count, length in context.pick(((256, 512), (256, 64), (1, 64)), ((2, 8),)):
         context.attempt(f"{count} texts of {length} tokens", _embed, driver, count, length)
 
@@ -74,15 +74,15 @@ def _start(context: Context, architecture: str, sizes: dict[str, Any]) -> Driver
     dtype = context.pick(torch.bfloat16, torch.float32)
     options: dict[str, Any] = {"skip_tokenizer_init": True, "max_running_requests": 64, "max_total_tokens": 1 << 16}
     if context.dry:
-        sizes = gpu_models.TINY
+        sizes = models.TINY
         options |= {"device": "cpu", "attention_backend": "triton", "threads": 1, "max_total_tokens": 512}
     else:
         sizes = _fitting(sizes)
     if architecture.startswith("Bert"):
         options |= {"task": ("embedding",), "max_running_requests": 256}
     with tempfile.TemporaryDirectory() as folder:
-        gpu_models.write_config(Path(folder), architecture, sizes, dtype)
-        driver = Driver(Path(folder), gpu_models, dtype=str(dtype).removeprefix("torch."), **options)
+        models.write_config(Path(folder), architecture, sizes, dtype)
+        driver = Driver(Path(folder), models, dtype=str(dtype).removeprefix("torch."), **options)
     served, plan = driver.lane.served, Floor(context, driver.lane).plan
     context.row(
         "Served",

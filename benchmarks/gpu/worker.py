@@ -1,6 +1,6 @@
 """Runs one section of gpu_check.py. Each has a process of its own: an illegal address makes a CUDA context useless.
 
-``python benchmarks/gpu_worker.py SECTION --records FILE`` appends what it finds to FILE, a JSON object per line.
+``python -m gpu.worker SECTION --records FILE``, in ``benchmarks/``, appends what it finds to FILE as lines of JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("section", help="MODULE or MODULE.FUNCTION, without the module's gpu_")
+    parser.add_argument("section", help="a function, as MODULE.FUNCTION")
     parser.add_argument("--records", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--bandwidth", type=float, default=math.nan, help="bytes per second of a copy")
@@ -29,7 +29,7 @@ def main() -> None:
     if options.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
         warnings.filterwarnings("ignore", category=RuntimeWarning)  # numpy's, of numbers in masked lanes
-    from gpu_context import Context
+    from gpu.context import Context
 
     context = Context(
         dry=options.dry_run,
@@ -41,8 +41,8 @@ def main() -> None:
         small=options.small,
         skip=options.skip,
     )
-    module, _, function = options.section.partition(".")
-    getattr(import_module(f"gpu_{module}"), function or "run")(context)
+    module, _, function = options.section.rpartition(".")
+    getattr(import_module(module), function)(context)
 
 
 if __name__ == "__main__":

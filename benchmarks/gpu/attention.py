@@ -6,11 +6,12 @@ from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-import gpu_predict
 import torch
-from gpu_baselines import Dense
-from gpu_cases import Case, Heads
-from gpu_context import Context
+
+from gpu import predict
+from gpu.baselines import Dense
+from gpu.cases import Case, Heads
+from gpu.context import Context
 
 MICRO = 1e6
 LLAMA = Heads(32, 8, 128, 128)
@@ -92,14 +93,14 @@ class Timed(NamedTuple):
 def time_decode(context: Context, case: Case) -> Timed:
     out = case.empty()
     measured = context.stopwatch.seconds(lambda: case.decode(out))
-    splits, predicted = gpu_predict.decode(context, case)
+    splits, predicted = predict.decode(context, case)
     return Timed(measured, context.stopwatch.host_seconds(lambda: case.decode(out)), predicted, splits)
 
 
 def time_extend(context: Context, case: Case) -> Timed:
     out = case.empty()
     measured = context.stopwatch.seconds(lambda: case.extend(out))
-    return Timed(measured, context.stopwatch.host_seconds(lambda: case.extend(out)), gpu_predict.extend(context, case))
+    return Timed(measured, context.stopwatch.host_seconds(lambda: case.extend(out)), predict.extend(context, case))
 
 
 def measure_decode(context: Context, heads: Heads, rows: int, keys: int) -> None:

@@ -151,9 +151,9 @@ class Context:
         """Leave the rest of the section to a new process, and end when it has ended."""
         self.record({"note": f"The GPU could not be used after attempt {self._attempts}: a new process continued."})
         options = ["--skip", str(self._attempts), "--seconds", str(self.left)]  # the last value of an option counts
-        sys.exit(subprocess.call([sys.executable, *sys.argv, *options]))
+        sys.exit(subprocess.call([sys.executable, "-m", "gpu.worker", *sys.argv[1:], *options]))
 
     def record(self, record: dict[str, Any]) -> None:
-        """Append a record for :meth:`gpu_report.Report.add` to the file, at once."""
+        """Append a record for :meth:`gpu.report.Report.add` to the file, at once."""
         with self.records.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

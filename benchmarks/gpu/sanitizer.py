@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpu_context import Context
+from gpu.context import Context
 
 NAME = "compute-sanitizer"
 TOOLS = ("memcheck", "racecheck")
@@ -35,7 +35,7 @@ def check(context: Context, path: str, tool: str, seconds: float) -> None:
     """Run the small parity section under the tool; its rows go to a file of its own."""
     records = context.records.with_suffix(f".{tool}")
     prefix = DRY_COMMAND if context.dry else [path, "--tool", tool, "--error-exitcode", str(FAILURES)]
-    worker = [sys.executable, str(Path(__file__).with_name("gpu_worker.py")), "parity", "--small"]
+    worker = [sys.executable, "-m", "gpu.worker", "gpu.parity.run", "--small"]
     worker += ["--records", str(records), *(["--dry-run"] if context.dry else [])]
     # torch's allocator would hide accesses beyond a tensor, within the same large block.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

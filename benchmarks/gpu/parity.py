@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import gpu_parity_attention
-import gpu_parity_operations
-from gpu_context import Context
-from gpu_item import Item
+from gpu import parity_attention, parity_operations
+from gpu.context import Context
+from gpu.item import Item
 
 TABLE = "Largest error, |result - reference| / (1 + |reference|)"
 
@@ -15,7 +14,7 @@ TABLE = "Largest error, |result - reference| / (1 + |reference|)"
 def run(context: Context) -> None:
     """Report a row for each item of this process's share."""
     number, count = context.shard
-    items = [*gpu_parity_attention.items(context), *gpu_parity_operations.items(context)]
+    items = [*parity_attention.items(context), *parity_operations.items(context)]
     for item in items[number::count]:
         context.attempt(f"{item.operation}, {item.inputs}", check, item)
 

@@ -7,9 +7,9 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from gpu_attention import MICRO, dtype_of, optional
-from gpu_context import Context
 
+from gpu.attention import MICRO, dtype_of, optional
+from gpu.context import Context
 from trunkline.kernels import activation as activation_reference
 from trunkline.kernels import adjust as adjust_reference
 from trunkline.kernels import glu as glu_reference

@@ -1,4 +1,4 @@
-"""A group of checks whose errors gpu_parity.py reports together, and how an error is measured."""
+"""A group of checks whose errors parity.py reports together, and how an error is measured."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from gpu_context import Context
-from gpu_item import ROUNDING, Item, largest_error, name_of, unequal
 
+from gpu.context import Context
+from gpu.item import ROUNDING, Item, largest_error, name_of, unequal
 from trunkline.kernels import activation as activation_reference
 from trunkline.kernels import adjust as adjust_reference
 from trunkline.kernels import glu as glu_reference

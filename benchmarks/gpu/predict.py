@@ -8,9 +8,9 @@ from functools import cache
 
 import numpy as np
 import torch
-from gpu_cases import Case
-from gpu_context import Context
 
+from gpu.cases import Case
+from gpu.context import Context
 from trunkline.kernels.triton import cost, launch, plans
 
 DRY_ARCHITECTURE = "sm_90"  # in a dry run: the interpreter has no predictions
