@@ -132,6 +132,7 @@ class DecodeGraphs:
             out_slots=columns["slots"],
             decodes=size,
             tensors=LayoutTensors(starts, kv_len, table_row, self._table.tensor),
+            bounds=True,
         )
 
 
