@@ -83,7 +83,6 @@ class Compiled:
     launch: str
     kernel: str
     target: str
-    triton: str
     warps: int
     registers: int
     shared: int  # bytes
@@ -120,8 +119,8 @@ def compiled() -> Iterator[Compiled]:
     for line in COMPILED.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if cells[1:] and cells[1] in ("split_kernel", "extend_kernel"):
-            launch, kernel, target, triton, _, warps, registers, _, shared = cells[:9]
-            yield Compiled(launch, kernel, target, triton, int(warps), int(registers), round(float(shared) * 1024))
+            launch, kernel, target, _, _, warps, registers, _, shared = cells[:9]
+            yield Compiled(launch, kernel, target, int(warps), int(registers), round(float(shared) * 1024))
 
 
 def plan_of(row: Compiled) -> plans.Plan:

@@ -56,7 +56,7 @@ def test_plans_have_the_number_of_resident_programs_as_compiled(page: ModuleType
 def test_resident_programs(
     page: ModuleType, target: str, warps: int, registers: int, shared: int, expected: int
 ) -> None:
-    row = page.Compiled("decode, D=128, group 4", "split_kernel", target, "3.9.0", warps, registers, shared)
+    row = page.Compiled("decode, D=128, group 4", "split_kernel", target, warps, registers, shared)
     assert row.resident == expected
 
 
