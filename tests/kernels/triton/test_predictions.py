@@ -13,6 +13,8 @@ pytest.importorskip("triton")
 
 from trunkline.kernels.triton import cost, plans
 
+from .attention_cases import Case
+
 
 @pytest.fixture(scope="module")
 def page(load_script: Callable[[str], ModuleType]) -> ModuleType:
@@ -82,6 +84,16 @@ def test_splits_of_a_graph_are_good_for_shorter_and_unequal_rows() -> None:
             work = cost.DecodeWork(rows, longest, longest + (rows - 1) * others, 32, 8, 512, 128)
             best = min(cost.decode_seconds(gpu, plan, work, count) for count in range(1, 65))
             assert cost.decode_seconds(gpu, plan, work, captured) <= 1.25 * best, (rows, longest, others)
+
+
+@pytest.mark.parametrize("bounds", [False, True])
+def test_decode_says_whether_lengths_are_bounds(bounds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bool] = []
+    monkeypatch.setattr(cost, "splits", lambda _architecture, _plan, _work, bounds: given.append(bounds) or 1)
+    case = Case.build((2, 1, 16, 16), [5], [1])
+    case.layout.bounds = bounds
+    case.decode()
+    assert given == [bounds]
 
 
 def test_extend_takes_longer_with_fewer_programs_at_once() -> None:
