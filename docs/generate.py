@@ -2,7 +2,7 @@
 
 ``python docs/generate.py`` rewrites plugins.md (hooks from ``core/hookspecs.py`` and ``plugins/generation/hooks.py``,
 files of ``examples/``), configuration.md (settings from their structs), fields.md (fields of request bodies
-from theirs) and the pages of ``docs/generate_map.py`` and ``docs/generate_reliability.py``; a test compares them.
+from theirs) and the pages of the other ``docs/generate_*.py``; tests compare them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -363,5 +364,9 @@ if __name__ == "__main__":
 
     generate_map.write()
     generate_reliability.write()
+    if find_spec("triton"):  # its wheels are for Linux only
+        import generate_gpu
+
+        generate_gpu.write()
     for name, text in (("plugins.md", plugins()), ("configuration.md", configuration()), ("fields.md", fields())):
         (DOCS / name).write_text(text)

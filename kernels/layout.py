@@ -62,6 +62,7 @@ class Layout:
     out_slots: torch.Tensor  # int64 [T]: the slots to which the new tokens' keys and values are written
     decodes: int
     tensors: LayoutTensors | None = None  # see :meth:`on`
+    bounds: bool = False  # kv_len has the largest lengths that are possible; the actual ones are in ``tensors`` only
     # Row numbers for decode and for extend, which the backend computes in the first layer for all of them.
     split: tuple[np.ndarray, np.ndarray] | None = None
 

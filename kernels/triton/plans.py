@@ -24,7 +24,7 @@ class Plan:
     warps: int = 4
     stages: int = 1
     splits: int = 1  # at most, of a row's keys
-    resident: int = 1  # decode: programs per multiprocessor, by registers and shared memory as compiled
+    resident: int = 1  # attention: programs per multiprocessor, by registers and shared memory as compiled
 
     @property
     def smallest_share(self) -> int:
@@ -35,9 +35,9 @@ class Plan:
 # (architecture, bytes per number): plans by padded head dim, the first that is at least as wide.
 DECODE: dict[tuple[str, int], dict[int, Plan]] = {
     ("sm_80", 2): {
-        64: Plan(16, 64, stages=3, splits=64, resident=4),
-        128: Plan(16, 64, stages=3, splits=64, resident=2),
-        256: Plan(16, 64, stages=3, splits=64, resident=1),
+        64: Plan(16, 64, stages=3, splits=64, resident=7),
+        128: Plan(16, 64, stages=3, splits=64, resident=4),
+        256: Plan(16, 64, stages=3, splits=64, resident=2),
     },
     ("sm_90", 2): {
         64: Plan(16, 64, stages=3, splits=64, resident=6),
@@ -51,20 +51,20 @@ DECODE: dict[tuple[str, int], dict[int, Plan]] = {
     },
     ("gfx942", 2): {
         64: Plan(16, 64, stages=3, splits=64, resident=3),
-        128: Plan(16, 64, stages=3, splits=64, resident=2),
-        256: Plan(16, 64, stages=3, splits=64, resident=1),
+        128: Plan(16, 64, stages=3, splits=64, resident=1),
+        256: Plan(16, 32, stages=3, splits=64, resident=1),
     },
     ("sm_80", 4): {
         64: Plan(16, 32, warps=8, stages=2, splits=64, resident=3),
-        128: Plan(16, 32, warps=8, stages=2, splits=64, resident=2),
+        128: Plan(16, 32, warps=8, stages=2, splits=64, resident=3),
         256: Plan(16, 32, warps=8, stages=2, splits=64, resident=1),
     },
     ("sm_90", 4): {
-        128: Plan(16, 32, warps=8, stages=2, splits=64, resident=3),
+        128: Plan(16, 32, warps=8, stages=2, splits=64, resident=4),
         256: Plan(16, 32, warps=8, stages=2, splits=64, resident=2),
     },
     ("sm_100", 4): {
-        64: Plan(16, 32, warps=8, stages=2, splits=64, resident=3),
+        64: Plan(16, 32, warps=8, stages=2, splits=64, resident=4),
         128: Plan(16, 16, stages=2, splits=64, resident=6),
         256: Plan(16, 32, warps=8, stages=2, splits=64, resident=2),
     },
@@ -76,7 +76,7 @@ DECODE: dict[tuple[str, int], dict[int, Plan]] = {
 }
 EXTEND: dict[tuple[str, int], dict[int, Plan]] = {
     ("sm_80", 2): {
-        64: Plan(64, 64, stages=2),
+        64: Plan(64, 64, stages=2, resident=2),
         128: Plan(128, 32, warps=8, stages=2),
         256: Plan(64, 32, warps=8, stages=2),
     },
@@ -86,27 +86,27 @@ EXTEND: dict[tuple[str, int], dict[int, Plan]] = {
         256: Plan(64, 32, warps=8, stages=2),
     },
     ("sm_100", 2): {
-        64: Plan(128, 32, warps=8, stages=2),
+        64: Plan(128, 32, warps=8, stages=2, resident=2),
         128: Plan(128, 64, warps=8, stages=2),
-        256: Plan(64, 32, stages=2),
+        256: Plan(64, 32, warps=8, stages=2),
     },
     ("gfx942", 2): {
-        64: Plan(64, 32, stages=2),
-        128: Plan(64, 32, stages=2),
+        64: Plan(64, 32, stages=2, resident=3),
+        128: Plan(64, 32, stages=2, resident=2),
         256: Plan(64, 32, stages=2),
     },
     ("sm_80", 4): {
-        64: Plan(16, 32, warps=8, stages=2),
-        128: Plan(32, 16, warps=8, stages=2),
-        256: Plan(32, 16, warps=8, stages=2),
+        64: Plan(16, 32, warps=8, stages=2, resident=3),
+        128: Plan(32, 16, warps=8, stages=2, resident=3),
+        256: Plan(32, 16, warps=8, stages=2, resident=2),
     },
     ("sm_90", 4): {
-        128: Plan(32, 16, warps=8, stages=2),
-        256: Plan(32, 16, warps=8, stages=2),
+        128: Plan(32, 16, warps=8, stages=2, resident=2),
+        256: Plan(32, 16, warps=8, stages=2, resident=2),
     },
     ("sm_100", 4): {
-        128: Plan(32, 16, warps=8, stages=2),
-        256: Plan(32, 16, warps=8, stages=2),
+        128: Plan(32, 16, warps=8, stages=2, resident=2),
+        256: Plan(32, 16, warps=8, stages=2, resident=2),
     },
     ("gfx942", 4): {
         128: Plan(32, 32, warps=8, stages=2),
@@ -140,7 +140,7 @@ def rows(architecture: str, width: int) -> Plan:
     block_n = power_of_two(width)
     if architecture == INTERPRETER:
         return Plan(64, block_n)
-    return Plan(max(1, 2048 // block_n), block_n, warps=max(4, min(16, block_n // 512)))
+    return Plan(max(1, 16 * _threads(architecture) // block_n), block_n, warps=max(4, min(16, block_n // 512)))
 
 
 @cache
@@ -148,8 +148,14 @@ def columns(architecture: str, width: int) -> Plan:
     """The plan of elementwise operations on rows of ``width`` numbers."""
     if architecture == INTERPRETER:
         return Plan(64, min(4096, power_of_two(width)))
-    block_n = min(1024, power_of_two(width))
-    return Plan(1024 // block_n, block_n)
+    numbers = 8 * _threads(architecture)  # 16 bytes per thread, in bf16
+    block_n = min(numbers, power_of_two(width))
+    return Plan(numbers // block_n, block_n)
+
+
+def _threads(architecture: str) -> int:
+    """Of a program with 4 warps."""
+    return 256 if architecture == "gfx942" else 128
 
 
 @cache

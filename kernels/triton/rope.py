@@ -34,7 +34,7 @@ def rope(
     if qkv.stride(2) != 1 or (q_weight is None) != (k_weight is None):
         raise ValueError("the numbers of a head must be contiguous, and q_weight and k_weight come together")
     half, rest = cos.shape[-1] // 2, width - cos.shape[-1]
-    heads, plan = q_heads + k_heads, plans.rows(architecture(), width)
+    heads, plan = q_heads + k_heads, plans.rows(architecture(), 2 * half if q_weight is None else width)
     rope_kernel[(triton.cdiv(tokens * heads, plan.block_m),)](
         qkv, cos.contiguous(), sin.contiguous(), q_weight, k_weight, tokens * heads, eps,
         TOKEN=qkv.stride(0), HEAD=qkv.stride(1), HEADS=heads, Q_HEADS=q_heads, D=width, HALF=half,

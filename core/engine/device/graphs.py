@@ -151,6 +151,7 @@ class DecodeGraphs:
             out_slots=columns["slots"],
             decodes=size,
             tensors=LayoutTensors(starts, kv_len, table_row, self._table.tensor),
+            bounds=True,
         )
 
 

@@ -177,6 +177,26 @@ def test_what_cannot_be_captured_runs_eagerly(
     assert "m: no CUDA graphs, decoding is slower" in caplog.text
 
 
+class Layouts:
+    """A model that keeps the layouts of its passes."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model, self.found = model, []
+
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor, layout: Any, pool: Any, /) -> torch.Tensor:
+        self.found.append(layout)
+        return self.model.forward(ids, positions, layout, pool)
+
+
+def test_lengths_of_a_capture_are_bounds(model_of: Callable[[str], LoadedModel]) -> None:
+    """By them kernels divide their work so that it fits shorter rows, too."""
+    world = World.of(model_of("llama"))
+    layouts = Layouts(world.model)
+    DecodeGraphs(layouts, world.pool, world.on_device, world.device, rows=2).capture()
+    assert layouts.found
+    assert all(layout.bounds and set(layout.kv_len) == {LONGEST} for layout in layouts.found)
+
+
 def test_which_passes_are_graphs(model_of: Callable[[str], LoadedModel]) -> None:
     world = World.of(model_of("llama"))
     graphs = world.graphs()
