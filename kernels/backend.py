@@ -182,10 +182,10 @@ def _triton() -> Backend:
     from trunkline.kernels.triton import adjust as triton_adjust
     from trunkline.kernels.triton import attention_decode as triton_decode
     from trunkline.kernels.triton import attention_extend as triton_extend
-    from trunkline.kernels.triton import compiling
     from trunkline.kernels.triton import expert_counts as triton_counts
     from trunkline.kernels.triton import glu as triton_glu
     from trunkline.kernels.triton import kv_write as triton_write
+    from trunkline.kernels.triton import launch
     from trunkline.kernels.triton import layer_norm as triton_layer_norm
     from trunkline.kernels.triton import logprobs as triton_logprobs
     from trunkline.kernels.triton import norm as triton_norm
@@ -193,7 +193,7 @@ def _triton() -> Backend:
     from trunkline.kernels.triton import rope as triton_rope
     from trunkline.kernels.triton import sample as triton_sample
 
-    compiling.prepare()
+    launch.prepare_compiler()
     return replace(
         TORCH_NATIVE,
         name="triton",

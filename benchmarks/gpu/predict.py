@@ -49,5 +49,11 @@ def decode(context: Context, case: Case) -> tuple[int, float]:
 
 
 def extend(context: Context, case: Case) -> float | None:
-    """Predicted seconds of extend attention; None, since the model has no prediction of it."""
-    return None
+    """Predicted seconds of extend attention; None for several rows, a cached prefix or float32, which have none."""
+    heads, layout = case.heads, case.layout
+    tokens = int(layout.q_start[-1])
+    if layout.rows != 1 or tokens != int(layout.kv_len[0]) or case.keys.itemsize != torch.bfloat16.itemsize:
+        return None
+    width = max(heads.width, heads.value_width)
+    plan = plans.extend(architecture(context), width, case.keys.itemsize)
+    return cost.extend_seconds(gpu(context), plan, tokens, heads.queries, heads.kv, width)

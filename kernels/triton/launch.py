@@ -1,4 +1,4 @@
-"""What the launchers of all kernels share: the architecture they compile for, and arguments in a canonical form.
+"""What the launchers of all kernels share: the compiler, the architecture, and arguments in a canonical form.
 
 Strides and sizes that a model fixes are compile-time constants: otherwise loads of 16 bytes are impossible where a
 stride isn't a multiple of 16. Everything that varies while serving is an ordinary argument, listed in
@@ -7,8 +7,12 @@ stride isn't a multiple of 16. Everything that varies while serving is an ordina
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +20,10 @@ import torch
 from triton import knobs
 from triton.runtime import driver
 
+from trunkline.kernels import compiled
+
 INTERPRETER = "interpreter"
+SUBFOLDER = "triton"  # of the folder with compiled kernels
 LONGEST = 1 << 30  # tokens; windows and chunks are cut to it, so that sums with positions stay within int32
 
 
@@ -41,6 +48,30 @@ def _architecture_of(active: Any) -> str:
     if target.backend != "cuda":
         return "gfx942"
     return {9: "sm_90", 10: "sm_100"}.get(int(target.arch) // 10, "sm_80")
+
+
+def prepare_compiler() -> None:
+    """Note each compilation, and keep the results in a private folder.
+
+    It is below that of :mod:`trunkline.kernels.compiled`, or one that is removed when the process ends. Triton's own
+    default is in the home folder, where its mode depends on the user's settings; what is in it is executed.
+    """
+    if interpreted():
+        return
+    kept = compiled.folder()
+    if kept is None:
+        path = Path(tempfile.mkdtemp(prefix="trunkline-kernels-"))
+        atexit.register(shutil.rmtree, path, ignore_errors=True)
+    else:
+        path = kept / SUBFOLDER
+        path.mkdir(mode=0o700, exist_ok=True)
+    knobs.cache.dir = str(path)
+    knobs.compilation.listener = _note
+
+
+def _note(*, src: Any, times: Any, **_: Any) -> None:
+    """Called by Triton's compiler, also for a kernel that it finds in the folder."""
+    compiled.note(src.name, times.total / 1e6)
 
 
 def power_of_two(n: int) -> int:

@@ -240,6 +240,22 @@ def test_predictions_are_those_of_this_gpu(context: Any, monkeypatch: pytest.Mon
     assert (gpu.multiprocessors, gpu.bandwidth, gpu.launch) == (114, 4.2e12, predict.cost.GPUS["sm_90"].launch)
 
 
+def test_prompts_without_a_cached_prefix_have_a_prediction(context: Any) -> None:
+    predict, cases = import_module("gpu.predict"), import_module("gpu.cases")
+    heads = cases.Heads(4, 2, 16, 16)
+
+    def predicted(lengths: list[int], new: list[int], dtype: torch.dtype) -> float | None:
+        found: float | None = predict.extend(context, cases.Case.build(heads, lengths, new, dtype, context.device))
+        return found
+
+    short, long = (predicted([n], [n], torch.bfloat16) for n in (16, 4096))
+    assert short is not None
+    assert long is not None
+    assert 0 < short < long
+    others = (([16], [8], torch.bfloat16), ([16, 16], [16, 16], torch.bfloat16), ([16], [16], torch.float32))
+    assert [predicted(*one) for one in others] == [None] * 3
+
+
 @IGNORED
 def test_the_engine_decodes_and_embeds(context: Any) -> None:
     """Random weights, with a mixture of experts; the requests go through the engine's own loop."""
