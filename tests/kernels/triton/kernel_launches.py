@@ -13,6 +13,7 @@ from sample_launches import tensor
 
 from trunkline.kernels.triton.activation import activate
 from trunkline.kernels.triton.adjust import adjust
+from trunkline.kernels.triton.expert_counts import expert_counts
 from trunkline.kernels.triton.glu import glu
 from trunkline.kernels.triton.kv_write import write
 from trunkline.kernels.triton.layer_norm import layer_norm
@@ -76,6 +77,10 @@ def score(rows: int, vocabulary: int, top: int) -> None:
     logprobs(tensor(64, vocabulary, dtype=FP32), *arguments)
 
 
+def count(rows: int, experts: int) -> None:
+    expert_counts(tensor(rows, 8, dtype=torch.int64), experts)
+
+
 def reduce(rows: int, width: int, dtype: torch.dtype, mode: str) -> None:
     pool(tensor(5 * rows, width, dtype=dtype), torch.arange(rows + 1) * 5, mode)
 
@@ -110,6 +115,10 @@ def launches(target: str) -> list[Launch]:
     add("sample, 49152 ids", "sample_kernel", lambda rows: draw(rows, 49152, BF16))
     add("adjust", "adjust_kernel", lambda rows: penalise(rows, 151936), wide_loads=False)  # gathers single numbers
     add("logprobs, 151936 ids", "logprobs_kernel", lambda rows: score(rows, 151936, top=rows % 20))
+    for experts in (8, 128):
+        ids = f"expert counts, {experts}"
+        # The mask depends on the number of ids, which isn't a constant.
+        add(ids, "count_kernel", lambda rows, n=experts: count(rows, n), wide_loads=False)
     for mode in ("mean", "max", "last"):
         add(f"pool, {mode}", "pool_kernel", lambda rows, mode=mode: reduce(rows, 1024, BF16, mode))
     return found
