@@ -12,6 +12,7 @@ from gpu.attention import MICRO, dtype_of, optional
 from gpu.context import Context
 from trunkline.kernels import activation as activation_reference
 from trunkline.kernels import adjust as adjust_reference
+from trunkline.kernels import expert_counts as counts_reference
 from trunkline.kernels import glu as glu_reference
 from trunkline.kernels import kv_write as write_reference
 from trunkline.kernels import layer_norm as layer_norm_reference
@@ -20,7 +21,19 @@ from trunkline.kernels import norm as norm_reference
 from trunkline.kernels import pool as pool_reference
 from trunkline.kernels import rope as rope_reference
 from trunkline.kernels import sample as sample_reference
-from trunkline.kernels.triton import activation, adjust, glu, kv_write, layer_norm, logprobs, norm, pool, rope, sample
+from trunkline.kernels.triton import (
+    activation,
+    adjust,
+    expert_counts,
+    glu,
+    kv_write,
+    layer_norm,
+    logprobs,
+    norm,
+    pool,
+    rope,
+    sample,
+)
 
 GOAL = 0.85  # of the copy bandwidth
 EPS = 1e-5
@@ -42,7 +55,7 @@ class Operation(NamedTuple):
 def run(context: Context) -> None:
     """Report a row for each operation and number of tokens."""
     for tokens in context.pick((MANY, FEW), (4,)):
-        for build in (_norms, _rotary, _mlp, _writes, _pools):
+        for build in (_norms, _rotary, _mlp, _writes, _pools, _counts):
             context.attempt(f"{build.__name__[1:]} of {tokens}", measure, build, tokens)
     for rows in context.pick((FEW, 1), (2,)):
         for build in (_sampling, _results):
@@ -157,6 +170,16 @@ def _pools(context: Context, tokens: int) -> Iterator[Operation]:
         "pool mean", f"{len(starts) - 1} of {each} x {width}", hidden.nbytes + (len(starts) - 1) * width * 4, None,
         lambda: pool.pool(hidden, starts, "mean"),
         lambda: pool_reference.pool_reference(hidden, starts, "mean"),
+    )  # fmt: skip
+
+
+def _counts(context: Context, tokens: int) -> Iterator[Operation]:
+    experts, k = 128, 8
+    ids = torch.randint(experts, (tokens, k), device=context.device)
+    yield Operation(
+        "expert counts", f"{tokens} x {k} of {experts}", ids.nbytes + experts * 4, None,
+        lambda: expert_counts.expert_counts(ids, experts),
+        lambda: counts_reference.expert_counts_reference(ids, experts),
     )  # fmt: skip
 
 

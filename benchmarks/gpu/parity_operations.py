@@ -11,6 +11,7 @@ from gpu.context import Context
 from gpu.item import ROUNDING, Item, largest_error, name_of, unequal
 from trunkline.kernels import activation as activation_reference
 from trunkline.kernels import adjust as adjust_reference
+from trunkline.kernels import expert_counts as counts_reference
 from trunkline.kernels import glu as glu_reference
 from trunkline.kernels import kv_write as write_reference
 from trunkline.kernels import layer_norm as layer_norm_reference
@@ -19,7 +20,19 @@ from trunkline.kernels import norm as norm_reference
 from trunkline.kernels import pool as pool_reference
 from trunkline.kernels import rope as rope_reference
 from trunkline.kernels import sample as sample_reference
-from trunkline.kernels.triton import activation, adjust, glu, kv_write, layer_norm, logprobs, norm, pool, rope, sample
+from trunkline.kernels.triton import (
+    activation,
+    adjust,
+    expert_counts,
+    glu,
+    kv_write,
+    layer_norm,
+    logprobs,
+    norm,
+    pool,
+    rope,
+    sample,
+)
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WIDTHS, TINY_WIDTHS = (4096, 5120, 8192, 2048, 1024, 128, 77), (77,)  # of norms: each has a plan
@@ -45,6 +58,8 @@ def items(context: Context) -> Iterator[Item]:
             yield Item(operation, name_of(dtype), bound, "2 roundings" if bound > EXACT else "float32 sums", checks)
         yield Item("kv_write", name_of(dtype), 0.0, "copies", [partial(_kv_write, context, dtype)])
         yield Item("pool", name_of(dtype), EXACT, "float32 sums", _pool(context, dtype))
+    for experts in context.pick((8, 128), (8,)):
+        yield Item("expert_counts", f"{experts} experts", 0.0, "counts", [partial(_counts, context, experts)])
     float32 = name_of(torch.float32)
     vocabularies = context.pick(VOCABULARIES, TINY_VOCABULARIES)
     for size in vocabularies[:1] if context.small else vocabularies:
@@ -139,6 +154,14 @@ def _pool(context: Context, dtype: torch.dtype) -> list[Check]:
 
     widths = context.pick((4096, 77), (77,))
     return [partial(error, mode, width) for mode in pool_reference.MODES for width in widths]
+
+
+def _counts(context: Context, experts: int) -> float:
+    """With ids outside of the range, which aren't counted."""
+    tokens, generator = context.pick(4096, 40), torch.Generator(context.device).manual_seed(experts)
+    ids = torch.randint(-1, experts + 1, (tokens, 8), generator=generator, device=context.device)
+    expected = counts_reference.expert_counts_reference(ids, experts)
+    return unequal(expert_counts.expert_counts(ids, experts), expected)
 
 
 def _sample(context: Context, size: int) -> float:
