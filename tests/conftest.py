@@ -130,10 +130,12 @@ FAILED = pytest.StashKey[bool]()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Remember that a test has failed, for the fixtures that clear up after it."""
+    """Remember that a test has failed, for the fixtures that clear up after it; make what it printed printable."""
     report = yield
     if report.failed:
         item.stash[FAILED] = True
+    # What was captured goes to another process in UTF-8, which has no lone surrogates.
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report
 
 
