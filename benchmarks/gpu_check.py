@@ -10,6 +10,7 @@ interpreter, and writes to a temporary folder.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -42,14 +43,14 @@ class Work:
 
 
 SECTIONS = {
-    "machine": Work("gpu.machine.run", "Machine", 60),
-    "parity": Work("gpu.parity.run", "Kernels against their references", 210, divided=True),
-    "attention": Work("gpu.attention.run", "Time of attention", 120),
-    "operations": Work("gpu.operations.run", "Time of the other kernels", 90),
-    "dense": Work("gpu.engine.dense", "Engine: 8B-shaped dense model", 180),
-    "sanitizer": Work("gpu.sanitizer.run", "compute-sanitizer", 100),
-    "moe": Work("gpu.engine.mixture", "Engine: mixture of experts", 150),
-    "embedding": Work("gpu.engine.embedding", "Engine: embeddings", 75),
+    "machine": Work("gpu.machine.run", "Machine", 40),
+    "parity": Work("gpu.parity.run", "Kernels against their references", 190, divided=True),
+    "attention": Work("gpu.attention.run", "Time of attention", 110),
+    "operations": Work("gpu.operations.run", "Time of the other kernels", 80),
+    "dense": Work("gpu.engine.dense", "Engine: 8B-shaped dense model", 170),
+    "sanitizer": Work("gpu.sanitizer.run", "compute-sanitizer", 80),
+    "moe": Work("gpu.engine.mixture", "Engine: mixture of experts", 110),
+    "embedding": Work("gpu.engine.embedding", "Engine: embeddings", 60),
 }
 FIRST = "machine"
 
@@ -80,10 +81,10 @@ class Process:
 
     def kill(self) -> None:
         """End it, if it runs, and the processes that it has started."""
-        if self.runs:
-            self.killed = True
+        self.killed |= self.runs
+        with contextlib.suppress(ProcessLookupError):  # none of its processes is left
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._process.wait()
 
     def error(self) -> str:
         """Why the process failed, "" if it didn't."""

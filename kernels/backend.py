@@ -33,6 +33,8 @@ from .layout import Layout
 
 logger = logging.getLogger(__name__)
 
+WIDEST_HEAD = 256  # for Triton kernels
+
 Operation = Callable[..., torch.Tensor]
 
 
@@ -182,10 +184,10 @@ def _triton() -> Backend:
     from trunkline.kernels.triton import adjust as triton_adjust
     from trunkline.kernels.triton import attention_decode as triton_decode
     from trunkline.kernels.triton import attention_extend as triton_extend
+    from trunkline.kernels.triton import cost, launch
     from trunkline.kernels.triton import expert_counts as triton_counts
     from trunkline.kernels.triton import glu as triton_glu
     from trunkline.kernels.triton import kv_write as triton_write
-    from trunkline.kernels.triton import launch
     from trunkline.kernels.triton import layer_norm as triton_layer_norm
     from trunkline.kernels.triton import logprobs as triton_logprobs
     from trunkline.kernels.triton import norm as triton_norm
@@ -211,6 +213,7 @@ def _triton() -> Backend:
         adjust=triton_adjust.adjust,
         logprobs=triton_logprobs.logprobs,
         captures=True,
+        scratch_bytes=cost.SCRATCH_BYTES,
     )
 
 
@@ -225,11 +228,14 @@ def _runs_triton(device: str) -> bool:
     return interpreted()
 
 
-def choose(name: str | None, device: str) -> Backend:
+def choose(name: str | None, device: str, widest_head: int = 0) -> Backend:
     """The backend ``name`` for the device type "cpu" or "cuda"; None or "auto" is the device's default.
 
+    ``widest_head``: of all keys and values of the model, in numbers.
+
     The default is "cpu" on a CPU; elsewhere, it is "triton", or "torch_native" if ``triton`` isn't installed. It also
-    replaces a backend that the device can't run, with a warning; ``Backend.name`` is the one that was chosen.
+    replaces a backend that the device can't run, and Triton if heads are too wide for it, with a warning.
+    ``Backend.name`` is the one that was chosen.
     ValueError for an unknown name.
     """
     default = "cpu" if device == "cpu" else "triton" if _runs_triton(device) else "torch_native"
@@ -240,6 +246,9 @@ def choose(name: str | None, device: str) -> Backend:
         logger.warning("attention backend %r doesn't run on device %r; using %r", name, device, default)
         name = default
     if name == "triton":
+        if widest_head > WIDEST_HEAD:
+            logger.warning("heads of %d numbers are too wide for Triton kernels; using 'torch_native'", widest_head)
+            return TORCH_NATIVE
         return _triton()
     return CPU if name == "cpu" else TORCH_NATIVE
 

@@ -1,7 +1,7 @@
-"""Compiled kernels: the folder in which they are kept, and a report of each compilation.
+"""Compiled kernels: the folder in which they are kept, and reports of compilations by Triton.
 
-Compiling takes seconds, in which nothing else is computed. So all kernels that serving needs are compiled at start-up,
-and one that is compiled later is a defect, which is logged.
+Triton compiles a kernel when it is launched for the first time, which takes seconds. So all that serving needs is
+launched at start-up, and a kernel that is compiled later is a defect, which is logged.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
-Report = Callable[[str], None]
-"""Called with the name of a kernel that was compiled."""
+Report = Callable[[str, float], None]
+"""Called with the name of a kernel that was compiled, or read from the folder, and how long that took in seconds."""
 
 _folder: list[Path] = []  # the folder, or empty; see keep_in
 _reports: list[Report] = []  # of the start-ups in progress
@@ -59,7 +59,7 @@ def expected(report: Report) -> Iterator[None]:
 def note(name: str, seconds: float) -> None:
     """The kernel ``name`` was compiled in ``seconds``, or read from the folder: called by those who compile."""
     for report in _reports:
-        report(name)
+        report(name, seconds)
     if not _reports:
         logger.error(
             "the kernel %s was compiled while serving: requests waited for %.1f s. This is a defect: please report it",

@@ -30,7 +30,10 @@ def main() -> None:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
         warnings.filterwarnings("ignore", category=RuntimeWarning)  # numpy's, of numbers in masked lanes
     from gpu.context import Context
+    from trunkline.core.model.sources.catalogue import cache_folder
+    from trunkline.kernels import compiled
 
+    compiled.keep_in(cache_folder() / "kernels")  # where the engine looks for them
     context = Context(
         dry=options.dry_run,
         records=options.records,

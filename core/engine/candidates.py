@@ -71,7 +71,8 @@ def examine(settings: ModelSettings, every: Settings, host: Host, device: torch.
     tasks, refused = choose_tasks(settings, info, host.serves(info, every))
     plan = plan_model(source, info, settings, device)
     chunk = gpu_chunk(device_bytes) if device.type != "cpu" else cpu_chunk(plan.active_parameters, plan.dtype)
-    backend = choose(settings.attention_backend, device.type)
+    widest = max((max(key, value) for _, key, value in plan.kv_shapes), default=0)
+    backend = choose(settings.attention_backend, device.type, widest)
     return Candidate(settings, source, tokenizer_source, info, tasks, refused, plan, chunk, backend)
 
 

@@ -157,13 +157,19 @@ class CheckedStage:
             raise self._raised("probe", error) from error
         return self._own_request("probe", key, prompt, params)
 
-    def warm_up_requests(self) -> list[Request]:
-        """The requests that are run at start-up."""
+    def warm_up_batches(self) -> list[list[Request]]:
+        """The requests that are run at start-up: one alone, then at least two together.
+
+        A tensor with one token may have other strides, for which a kernel can have another variant.
+        """
         try:
             given = [(prompt, params) for prompt, params in self.stage.warm_up()]
         except BaseException as error:
             raise self._raised("warm_up", error) from error
-        return [self._own_request("warm_up", -1 - number, *one) for number, one in enumerate(given)]
+        if not given:
+            raise self.fault("warm_up", "returned no request")
+        batches = given[:1], given if len(given) > 1 else given * 2
+        return [[self._own_request("warm_up", -1 - index, *one) for index, one in enumerate(each)] for each in batches]
 
     def _own_request(self, method: str, key: int, prompt: Sequence[int], params: Struct) -> Request:
         """A request of the engine's own. PluginError unless ids and params are valid."""

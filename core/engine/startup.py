@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trunkline.engine")
 
+COMPILED_SECONDS = 0.1  # reading a compiled kernel takes less
+
 
 @dataclass(slots=True)
 class LoadedEngine:
@@ -74,15 +76,13 @@ def build(config: Config, host: Host, announce: Callable[[Loading], None]) -> Lo
     lanes = []
     for candidate, grant in zip(memory.candidates, memory.shares, strict=True):
         announce(Loading(f"loading {candidate.name}"))
-        kernels: list[str] = []
-        with compiled.expected(kernels.append):
+        with compiled.expected(lambda kernel, seconds: announce_kernel(kernel, seconds, announce)):
             clock = time.perf_counter()
             lane = load(candidate, grant, config.settings_of(candidate.settings), host, device)
             seconds[f"load {candidate.name}"] = time.perf_counter() - clock
             clock = time.perf_counter()
             warm_up(lane, announce)
             seconds[f"warm up {candidate.name}"] = time.perf_counter() - clock
-        log.debug("%s: compiled kernels: %s", candidate.name, ", ".join(kernels) or "none")
         lanes.append(lane)
     controls: dict[str, Callable[..., Any]] = {}
     for name, provided in host.controls().items():
@@ -213,10 +213,16 @@ def describe(candidate: Candidate, grant: MemoryShare, model: LoadedModel, refus
     )
 
 
+def announce_kernel(kernel: str, seconds: float, announce: Callable[[Loading], None]) -> None:
+    """Say that a kernel was compiled, unless it was only read from the folder of compiled kernels."""
+    if seconds > COMPILED_SECONDS:
+        announce(Loading(f"compiled the kernel {kernel} in {seconds:.1f} s"))
+
+
 def warm_up(lane: Lane, announce: Callable[[Loading], None]) -> None:
     """Run what serving needs once: compiles kernels, captures graphs, and finds errors before clients do.
 
-    The requests of a stage are in one batch.
+    Passes that compile are no measure of the time of later ones.
     """
     name, done, steps = lane.served.name, 0, len(lane.stages) + lane.runner.warm_up_steps
 
@@ -227,12 +233,15 @@ def warm_up(lane: Lane, announce: Callable[[Loading], None]) -> None:
 
     for stage in lane.stages.values():
         step()
-        for request in stage.warm_up_requests():
-            lane.admit(request)
-        while (batch := lane.scheduler.plan()) is not None:
-            for each in lane.finish(lane.start(batch)):
-                if each.error is not None:
-                    raise ModelError(f"The warm-up of {name} failed: {each.error.message}")
+        for requests in stage.warm_up_batches():
+            for request in requests:
+                lane.admit(request)
+            while (batch := lane.scheduler.plan()) is not None:
+                for each in lane.finish(lane.start(batch)):
+                    if each.error is not None:
+                        raise ModelError(f"The warm-up of {name} failed: {each.error.message}")
     lane.runner.warm_up(name, step)
     lane.device_seconds = 0.0
+    if lane.scheduler.pace is not None:
+        lane.scheduler.pace.forget()
     announce(Loading(f"warming up {name}", steps, steps))

@@ -28,19 +28,17 @@ def adjust(
     """:func:`trunkline.kernels.adjust.adjust_reference` as a Triton kernel. Ids outside of [0, V) are left out."""
     if not len(rows):
         return
-    adjust_kernel[(len(rows),)](
-        logits, rows, penalties, starts, ids, counts, bias_starts, bias_ids, biases,
-        ROW=logits.stride(0), VOCABULARY=logits.shape[1], BLOCK=16 * BLOCK if interpreted() else BLOCK,
-    )  # fmt: skip
+    block = 16 * BLOCK if interpreted() else BLOCK
+    constants = {"ROW": logits.stride(0), "VOCABULARY": logits.shape[1], "BLOCK": block}
+    penalise_kernel[(len(rows),)](logits, rows, penalties, starts, ids, counts, **constants)
+    if len(bias_ids):  # a launch of its own: an id may be in both lists, for different threads
+        bias_kernel[(len(rows),)](logits, rows, bias_starts, bias_ids, biases, **constants)
 
 
-@triton.jit(
-    do_not_specialize=("rows", "penalties", "starts", "ids", "counts", "bias_starts", "bias_ids", "biases"),
-)
-def adjust_kernel(
+@triton.jit(do_not_specialize=("rows", "penalties", "starts", "ids", "counts"))
+def penalise_kernel(
     logits: tl.tensor, rows: tl.tensor, penalties: tl.tensor, starts: tl.tensor, ids: tl.tensor, counts: tl.tensor,
-    bias_starts: tl.tensor, bias_ids: tl.tensor, biases: tl.tensor, ROW: tl.constexpr, VOCABULARY: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROW: tl.constexpr, VOCABULARY: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Grid (rows to change)."""
     item = tl.program_id(0).to(tl.int64)
@@ -57,11 +55,20 @@ def adjust_kernel(
         bounded = tl.minimum(tl.maximum(after, -FINITE), FINITE)
         after = tl.where(tl.abs(before) < float("inf"), bounded, after)
         tl.store(logits + token, after.to(tl.float32), present)
-    tl.debug_barrier()  # an id may be in both lists, for different threads
-    end = tl.load(bias_starts + item + 1)
-    for start in range(tl.load(bias_starts + item), end, BLOCK):
+
+
+@triton.jit(do_not_specialize=("rows", "starts", "ids", "biases"))
+def bias_kernel(
+    logits: tl.tensor, rows: tl.tensor, starts: tl.tensor, ids: tl.tensor, biases: tl.tensor, ROW: tl.constexpr,
+    VOCABULARY: tl.constexpr, BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
+    """Grid (rows to change)."""
+    item = tl.program_id(0).to(tl.int64)
+    logits += tl.load(rows + item) * ROW
+    end = tl.load(starts + item + 1)
+    for start in range(tl.load(starts + item), end, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        token = tl.load(bias_ids + at, at < end, other=-1)
+        token = tl.load(ids + at, at < end, other=-1)
         present = (token >= 0) & (token < VOCABULARY)
         x = tl.load(logits + token, present, other=0.0) + tl.load(biases + at, present, other=0.0)
         tl.store(logits + token, x, present)

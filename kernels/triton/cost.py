@@ -12,7 +12,7 @@ import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
@@ -79,7 +79,7 @@ def _rounded(n: int) -> int:
     return -(-n // step) * step
 
 
-@cache
+@lru_cache(maxsize=4096)
 def splits(architecture: str, plan: Plan, work: DecodeWork, bounds: bool = False) -> int:
     """The number of splits per row: the largest that is within 1% of the best one, because rows may be unequal.
 

@@ -82,14 +82,15 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def run_bounds(self) -> None:
-        """Before any request: run passes of one row, with one token and with as many as there may be as its bound.
+        """Before any request: run passes of one row and of two, of one token and of as many as there may be.
 
-        Passes that aren't graphs have any bound between them; kernels may have another variant for long rows.
+        For passes that aren't graphs: kernels may have another variant for long rows, and for the strides of one token.
         """
-        columns = dict(zip(COLUMNS, self._inputs[:, :1], strict=True))
-        columns["table_row"] = torch.zeros_like(columns["table_row"])  # there may be no other unused row
-        for most in (1, self._table.host.max_len):
-            self._forward(1, columns, most, [])
+        for rows in (1, 2):
+            columns = dict(zip(COLUMNS, self._inputs[:, :1].repeat(1, rows), strict=True))
+            columns["table_row"] = torch.zeros_like(columns["table_row"])  # there may be no other unused row
+            for most in (1, self._table.host.max_len):
+                self._forward(rows, columns, most, [], bounds=False)
 
     def inputs_for(self, packed: PackedBatch) -> dict[str, np.ndarray] | None:
         """What to upload for a pass in place of ``packed.arrays``; None if no graph can compute it."""
@@ -130,16 +131,18 @@ class DecodeGraphs:
         graph = self._device.capture(run)
         return Captured(graph, results[0], experts)
 
-    def _forward(self, size: int, columns: Mapping[str, torch.Tensor], most: int, experts: Choices) -> torch.Tensor:
+    def _forward(
+        self, size: int, columns: Mapping[str, torch.Tensor], most: int, experts: Choices, *, bounds: bool = True
+    ) -> torch.Tensor:
         """The hidden rows of one pass; ``experts`` gets those that it chooses."""
-        layout = self._layout(size, columns, most)
+        layout = self._layout(size, columns, most, bounds)
         with nullcontext() if self._experts is None else self._experts.noting(experts):
             return self._model.forward(columns["ids"], columns["positions"], layout, self._pool)
 
-    def _layout(self, size: int, columns: Mapping[str, torch.Tensor], most: int) -> Layout:
-        """The layout of ``size`` rows of at most ``most`` tokens, by which kernels divide their work.
+    def _layout(self, size: int, columns: Mapping[str, torch.Tensor], most: int, bounds: bool) -> Layout:
+        """The layout of ``size`` rows of ``most`` tokens, or with ``bounds`` of at most as many.
 
-        They read the lengths from its tensors.
+        By these kernels divide their work; they read the lengths from its tensors.
         """
         starts = torch.arange(size + 1, dtype=torch.int32, device=self._device.kind)
         kv_len, table_row = (columns[name].to(torch.int32) for name in ("kv_len", "table_row"))
@@ -151,7 +154,7 @@ class DecodeGraphs:
             out_slots=columns["slots"],
             decodes=size,
             tensors=LayoutTensors(starts, kv_len, table_row, self._table.tensor),
-            bounds=True,
+            bounds=bounds,
         )
 
 

@@ -12,13 +12,15 @@ from trunkline.core.cache.pool import SlotTable
 from .base import Device
 
 ROWS, POSITIONS, SLOTS = "table.rows", "table.positions", "table.slots"
+WIDTH = 4096  # entries; compiled kernels depend on the width of a row, which must not follow the free memory
 
 
 class DeviceTable:
     """A copy of a slot table on the device: the entries that have changed are uploaded with each pass.
 
-    It has one row more than the table, for rows that only fill up a CUDA graph; its first entry is ``unused_slot``. On
-    a device that shares the host's memory, ``tensor`` is the table itself.
+    It has one row more than the table, for rows that only fill up a CUDA graph; its first entry is ``unused_slot``. Its
+    rows are longer than needed, a multiple of ``WIDTH``. On a device that shares the host's memory, ``tensor`` is the
+    table itself.
     """
 
     def __init__(self, table: SlotTable, device: Device, unused_slot: int | None) -> None:
@@ -34,7 +36,8 @@ class DeviceTable:
             return
         table.changes()  # notes them from now on
         self._changed = [np.empty(0, np.int64)] * 2  # rows and positions that may not be on the device yet
-        self.tensor = torch.zeros(self.unused_row + 1, table.max_len, dtype=torch.int32, device=device.kind)
+        width = -(-table.max_len // WIDTH) * WIDTH
+        self.tensor = torch.zeros(self.unused_row + 1, width, dtype=torch.int32, device=device.kind)
         self.tensor[self.unused_row, 0] = unused_slot
 
     def changes(self) -> dict[str, np.ndarray]:

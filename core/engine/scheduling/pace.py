@@ -28,6 +28,10 @@ class Pace:
 
     def __init__(self, limit: float | None = None) -> None:
         self._limit = limit
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget all passes, such as those that compiled kernels."""
         self._coefficients = np.zeros(4)
         self._covariance = np.eye(4) * UNKNOWN
         self._with_prompts = False  # whether a pass with prompts was measured

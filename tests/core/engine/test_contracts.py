@@ -489,20 +489,23 @@ def test_a_probe_that_raises_fails_the_probe(bench: Bench, error: BaseException)
 
 
 @pytest.mark.parametrize(
-    "requests", [5, [5], [([0], Params()), ([], Params())], [([0], 5)], [([VOCABULARY], Params())]], ids=repr
+    "requests", [5, [], [5], [([0], Params()), ([], Params())], [([0], 5)], [([VOCABULARY], Params())]], ids=repr
 )
 def test_wrong_requests_for_the_warm_up_name_the_plugin(bench: Bench, requests: Any) -> None:
     bench.stage.warm_up = lambda: requests  # type: ignore[method-assign]
     with pytest.raises(PluginError, match="warm_up of task 'shout'"):
-        bench.checked.warm_up_requests()
+        bench.checked.warm_up_batches()
 
 
 def test_requests_for_the_warm_up(bench: Bench) -> None:
-    """By default, the probe."""
-    [own] = bench.checked.warm_up_requests()
+    """By default the probe, alone and then twice in a batch."""
+    [[own], both] = bench.checked.warm_up_batches()
     assert (own.key, own.tokens, own.params, own.cacheable) == (-1, [0], Params(steps=1), False)
+    assert [(own.key, own.tokens) for own in both] == [(-1, [0]), (-2, [0])]
     bench.stage.warm_up = lambda: [([0], Params()), ([1, 2], Params(steps=4))]  # type: ignore[method-assign]
-    assert [(own.key, own.tokens) for own in bench.checked.warm_up_requests()] == [(-1, [0]), (-2, [1, 2])]
+    [[own], both] = bench.checked.warm_up_batches()
+    assert own.tokens == [0]
+    assert [(own.key, own.tokens) for own in both] == [(-1, [0]), (-2, [1, 2])]
 
 
 def test_params_that_can_not_be_made_end_one_request(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

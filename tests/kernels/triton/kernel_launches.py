@@ -113,7 +113,9 @@ def launches(target: str) -> list[Launch]:
     add("activation, gelu, 3072", "activation_kernel", lambda rows: activate(tensor(rows, 3072), "gelu"))
     add("sample, 151936 ids, fp32", "sample_kernel", lambda rows: draw(rows, 151936, FP32))
     add("sample, 49152 ids", "sample_kernel", lambda rows: draw(rows, 49152, BF16))
-    add("adjust", "adjust_kernel", lambda rows: penalise(rows, 151936), wide_loads=False)  # gathers single numbers
+    narrow = Expected(wide_loads=False)  # they gather single numbers
+    adjusts = tuple(lambda rows=rows: penalise(rows, 151936) for rows in ROWS)
+    found.append(Launch("adjust", adjusts, {"penalise_kernel": narrow, "bias_kernel": narrow}))
     add("logprobs, 151936 ids", "logprobs_kernel", lambda rows: score(rows, 151936, top=rows % 20))
     for experts in (8, 128):
         ids = f"expert counts, {experts}"

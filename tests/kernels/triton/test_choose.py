@@ -10,7 +10,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from trunkline.kernels.backend import choose
+from trunkline.kernels.backend import WIDEST_HEAD, choose
+from trunkline.kernels.triton import plans
 
 from .attention_cases import SCALE, Case, assert_close
 
@@ -41,3 +42,12 @@ def test_mixed_batch(chunk: int) -> None:
     backend = choose("triton", "cpu")
     result = backend.attention(case.q, case.k, case.v, case.keys, case.values, case.layout, scale=SCALE, chunk=chunk)
     assert_close(result, expected)
+
+
+def test_heads_that_are_too_wide_for_triton(caplog: pytest.LogCaptureFixture) -> None:
+    assert choose("triton", "cpu", WIDEST_HEAD).name == "triton"
+    assert choose("triton", "cpu", WIDEST_HEAD + 1).name == "torch_native"
+    assert "heads of 257 numbers are too wide for Triton kernels" in caplog.text
+    assert plans.decode("sm_90", WIDEST_HEAD, 2)
+    with pytest.raises(ValueError, match="256 are the most"):
+        plans.decode("sm_90", WIDEST_HEAD + 1, 2)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("triton")
@@ -14,11 +15,11 @@ pytest.importorskip("triton")
 from trunkline.core import Engine
 from trunkline.core.engine.device.graphs import DecodeGraphs
 from trunkline.core.types import Submission
-from trunkline.kernels.triton import cost
+from trunkline.kernels.triton import cost, plans
+from trunkline.kernels.triton.launch import LONGEST
 from trunkline.plugins.embedding.schemas import EmbeddingParams
 from trunkline.plugins.generation.schemas import GenerationParams, LogprobParams
 from trunkline.plugins.generation.stage import GenerationStage
-from trunkline.plugins.rerank.schemas import RerankParams
 
 from .variants import Variant, recorded
 
@@ -43,8 +44,8 @@ def requests(dice: random.Random, names: Sequence[str]) -> list[tuple[str, str, 
         chosen: dict[str, tuple[str, Any]] = {
             "llama": ("generation", generation),
             "gemma2": ("generation", generation),
+            "gpt2": ("generation", generation),  # not fused: a single token has other strides
             "bert": ("embedding", EmbeddingParams()),
-            "bert-score": ("rerank", RerankParams()),
         }
         name = dice.choice(names)
         task, params = chosen[name]
@@ -73,13 +74,17 @@ def serve(
 
 
 @pytest.fixture(autouse=True)
-def _splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long rows are divided, as on a GPU."""
-    monkeypatch.setattr(cost, "splits", lambda architecture, plan, work: 1 if work.longest <= 32 else 2)
+def real_splits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Long rows are divided, but not in graphs, which is how it may be on a GPU."""
+    real = cost.splits
+    monkeypatch.setattr(
+        cost, "splits", lambda architecture, plan, work, bounds: 1 if bounds or work.longest <= 32 else 2
+    )
+    return real
 
 
 def test_serving_compiles_nothing(zoo: Callable[[str], Path]) -> None:
-    compiled, launched = serve(zoo, ("gemma2", "bert", "bert-score"), seeds=3)
+    compiled, launched = serve(zoo, ("gemma2", "gpt2", "bert"), seeds=3)
     assert {name for name, _ in launched} >= {
         "split_kernel",
         "combine_kernel",
@@ -94,4 +99,26 @@ def test_a_kernel_that_is_left_out_is_noticed(zoo: Callable[[str], Path], monkey
     monkeypatch.setattr(DecodeGraphs, "run_bounds", lambda self: None)
     compiled, launched = serve(zoo, ("llama",), seeds=1)
     missing = {name for name, _ in launched - compiled}
-    assert missing >= {"logprobs_kernel", "adjust_kernel", "combine_kernel"}
+    assert missing >= {"logprobs_kernel", "penalise_kernel", "bias_kernel", "combine_kernel"}
+
+
+@pytest.mark.parametrize("architecture", cost.GPUS)
+@pytest.mark.parametrize("heads", [(32, 8, 128), (32, 32, 128), (9, 3, 64), (16, 16, 256), (64, 8, 128)])
+def test_the_longest_row_alone_is_divided_if_any_are(
+    architecture: str, heads: tuple[int, int, int], real_splits: Callable[..., int]
+) -> None:
+    """So start-up runs both variants of decode attention that passes may need."""
+    dice = random.Random(0)
+    count, groups, width = heads
+
+    def splits(lengths: list[int]) -> int:
+        work = cost.DecodeWork.of(np.array(lengths, np.int32), LONGEST, count, groups, 4 * width, width)
+        return real_splits(architecture, plans.decode(architecture, width, 2), work, False)
+
+    for context in (300, 512, 1000, 2048, 4096, 8192, 32768, 131072):
+        if splits([context]) > 1:
+            assert splits([1]) == 1
+            continue
+        for _ in range(200):
+            lengths = [dice.randint(1, context) for _ in range(dice.choice([1, 2, 3, 8, 64]))]
+            assert splits(lengths) == 1, (context, lengths)

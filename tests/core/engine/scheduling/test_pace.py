@@ -48,6 +48,14 @@ def test_without_measurements_chunks_are_whole() -> None:
     assert Pace(0.001).tokens(1024, ROWS, 1) == 1024
 
 
+def test_passes_that_compiled_are_forgotten() -> None:
+    pace, clean = Pace(), Pace()
+    for tokens in (4, 0, 0):
+        pace.observe(ROWS, tokens, 20.0)
+    pace.forget()
+    assert simulate(pace, 8192) == simulate(clean, 8192)
+
+
 @pytest.mark.parametrize(("limit", "tokens"), [(0.024, 50), (0.104, 250), (9.0, 1024), (0.000_1, LEAST)])
 def test_a_limit_in_seconds(limit: float, tokens: int) -> None:
     assert simulate(Pace(limit), 1024)[-1] == pytest.approx(tokens, rel=0.05)
