@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-STRETCH = 2.0  # by default, prompts may make a pass this many times as long as passes without them usually are
+STRETCH = 2.2  # by default, prompts may make a pass this many times as long as passes without them usually are
 WAITS = 0.5  # weight of the time that prompts wait, by default, against the delay of decoding requests, see Pace
 BURST = 6.0  # factor on STRETCH, at most, when many prompts wait
 LEAST = 16  # tokens; smaller chunks would cost more passes than they are worth

@@ -74,7 +74,7 @@ def test_a_launch_that_does_not_compile_has_its_error(found: Problems) -> None:
 
 
 def test_a_row_as_it_must_be_has_no_problems() -> None:
-    row = Row("a", "k", "sm_80", "3.9.0", variants=1, registers=255, shared=163 << 10, loads=2, wide_loads=1)
+    row = Row("a", "k", "sm_80", "3.9.0", variants=1, registers=255, shared=99 << 10, loads=2, wide_loads=1)
     assert problems(row, Expected()) == ()
     assert problems(Row("a", "k", "gfx942", "3.9.0", variants=1, shared=65537, wide_loads=1), Expected()) == (
         "65537 bytes of shared memory, more than 65536",

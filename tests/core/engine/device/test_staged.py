@@ -15,7 +15,7 @@ from trunkline.core.cache.pool import SlotTable
 from trunkline.core.engine.device.base import Memory
 from trunkline.core.engine.device.cpu import CpuDevice
 from trunkline.core.engine.device.staged import ALIGNMENT, BUFFERS, Copied, Fence, StagedDevice
-from trunkline.core.engine.device.table import DeviceTable
+from trunkline.core.engine.device.table import WIDTH, DeviceTable
 
 from .late import LateDevice
 
@@ -150,7 +150,8 @@ def test_the_table_on_the_device_follows_the_hosts(writes: list[tuple[int, int, 
         if uploaded:
             copy.update(device.upload(arrays))
     copy.update(device.upload(copy.changes()))
-    np.testing.assert_array_equal(copy.tensor[:5].numpy(), table.slots)
+    np.testing.assert_array_equal(copy.tensor[:5, :11].numpy(), table.slots)
+    assert copy.tensor.shape == (6, WIDTH)
     assert copy.tensor[5, 0] == 77
     assert copy.unused_row == 5
     assert copy.changes() == {}
