@@ -469,12 +469,12 @@ class Storm:
         assert given == self.continued(spans, in_place=mode == "in_place", prompt=prompt, given=given)
 
 
-def storm(old: Path, new: Path, continued: Callable[..., list[int]], mode: str, rounds: int = 25) -> int:
+def storm(old: Path, new: Path, continued: Callable[..., list[int]], mode: str, seed: int = 5) -> int:
     # In place no retraction may come between, which would compute old tokens with new weights: a pool for all.
     tokens = 240 if mode == "retract" else 4096
     with start(old, max_total_tokens=tokens, chunked_prefill_size=16, max_running_requests=3) as engine:
-        one = Storm(engine, {"default": old, "new": new}, continued, seed=5)
-        one.run(rounds, mode)
+        one = Storm(engine, {"default": old, "new": new}, continued, seed)
+        one.run(25, mode)
         return one.mixed
 
 
@@ -534,6 +534,8 @@ def test_the_storm_catches(
     original = getattr(owner, name)
     broken: Any = lambda self, *given, **named: defect(self, *given, original=original, **named)  # noqa: E731
     monkeypatch.setattr(owner, name, broken)
+    # What a storm meets depends on how fast the engine is just then, so one of several has to catch the defect.
     with pytest.raises((AssertionError, EngineDown)):
-        storm(old, new, continued, mode)
+        for seed in range(5, 13):
+            storm(old, new, continued, mode, seed)
     assert "TypeError" not in caplog.text  # it is the defect that is caught
