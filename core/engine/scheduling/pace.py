@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-STRETCH = 2.2  # by default, prompts may make a pass this many times as long as passes without them usually are
-WAITS = 0.5  # weight of the time that prompts wait, by default, against the delay of decoding requests, see Pace
-BURST = 6.0  # factor on STRETCH, at most, when many prompts wait
+STRETCH = 2.5  # by default, prompts may make a pass this many times as long as passes without them usually are …
+OWN_STRETCH = 1.6  # … or this many times as long as the same pass would be without them, if that is more
+BURST_FROM = 2  # passes may be longer when more prompts than this wait …
+BURST = 6.0  # … and this many times as long at most
 LEAST = 16  # tokens; smaller chunks would cost more passes than they are worth
 SCALES = np.array([1.0, 16.0, 1.0, 256.0])  # of the terms below, so that they are of similar size
-FORGETTING = 0.98  # factor per pass on the weight of all passes before
+FORGETTING = 0.995  # factor per pass on the weight of all passes before
 UNKNOWN = 1e6  # variance of the coefficients before the first pass
 KNOWN = 0.5  # variance of a prediction, in units of a measurement's, below which it is trusted …
 OUTLIER = 3.0  # … so that a pass that takes longer than this many times the prediction was interrupted
-STEP = 0.03  # factor by which a measurement moves the usual time of a pass without prompts
+STEP = 0.003  # by which a measurement moves the usual time of a pass without prompts, per decoding request …
+MAX_STEP = 0.1  # … and in all, at most
 
 
 class Pace:
@@ -21,9 +23,10 @@ class Pace:
     ``+ c + d * prompt tokens``. The coefficients are fitted by recursive least squares with exponential forgetting.
 
     ``limit``: seconds that prompts may add to a pass in which requests decode. With None, the whole pass may take
-    STRETCH times as long as one without prompts: as its own decoding requests would take, or as such a pass usually
-    takes, whichever is more. When many prompts wait, it may take longer, since smaller chunks need more passes in all:
-    what the prompts wait together grows with the square of their number, the delay of decoding requests with theirs.
+    STRETCH times as long as one without prompts usually takes, so that the longest intervals between tokens are in
+    proportion to most of them. When more requests decode than usual, that may leave no time for prompts, hence
+    OWN_STRETCH. When many prompts wait, a pass may take longer, since smaller chunks need more passes in all: what the
+    prompts wait together grows with the square of their number, the delay of decoding requests with theirs.
     """
 
     def __init__(self, limit: float | None = None) -> None:
@@ -35,13 +38,14 @@ class Pace:
         self._coefficients = np.zeros(4)
         self._covariance = np.eye(4) * UNKNOWN
         self._with_prompts = False  # whether a pass with prompts was measured
-        self._usual = 0.0  # seconds of a pass without prompts: the median of the last ones; 0 = none was measured
+        self._usual = 0.0  # seconds of a pass without prompts: the median over recent tokens; 0 = none was measured
 
     def observe(self, decodes: int, prompt_tokens: int, seconds: float) -> None:
         """A pass with ``decodes`` decoding requests and ``prompt_tokens`` took ``seconds``."""
         self._with_prompts |= prompt_tokens > 0
         if not prompt_tokens:
-            self._usual = self._usual * (1 + STEP if seconds > self._usual else 1 - STEP) or seconds
+            step = min(STEP * decodes, MAX_STEP)
+            self._usual = self._usual * (1 + step if seconds > self._usual else 1 - step) or seconds
         terms = np.array([1.0, decodes, prompt_tokens > 0, prompt_tokens]) / SCALES
         expected = float(terms @ self._coefficients)
         gain = self._covariance @ terms
@@ -64,6 +68,7 @@ class Pace:
         if per_token <= 0:
             return chunk
         alone = fixed + per_decode * decodes
-        stretch = STRETCH * min(max(1.0, WAITS * waiting**2 / decodes), BURST)
-        added = stretch * max(alone, self._usual) - alone if self._limit is None else self._limit
+        burst = min(max(1.0, max(0, waiting - BURST_FROM) ** 2 / decodes), BURST)
+        longest = burst * max(STRETCH * self._usual, OWN_STRETCH * alone)
+        added = longest - alone if self._limit is None else self._limit
         return max(min(LEAST, chunk), min(chunk, int((added - prompts) / per_token)))
