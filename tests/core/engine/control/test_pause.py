@@ -478,6 +478,12 @@ def storm(old: Path, new: Path, continued: Callable[..., list[int]], mode: str, 
         return one.mixed
 
 
+def storms(old: Path, new: Path, continued: Callable[..., list[int]], mode: str) -> None:
+    """Several storms: what each of them meets depends on how fast the engine is just then."""
+    for seed in range(5, 13):
+        storm(old, new, continued, mode, seed)
+
+
 @pytest.mark.parametrize("mode", ["abort", *MODES])
 def test_a_storm_of_pauses_and_updates(old: Path, new: Path, continued: Callable[..., list[int]], mode: str) -> None:
     assert (storm(old, new, continued, mode) > 5) == (mode != "abort")
@@ -534,8 +540,6 @@ def test_the_storm_catches(
     original = getattr(owner, name)
     broken: Any = lambda self, *given, **named: defect(self, *given, original=original, **named)  # noqa: E731
     monkeypatch.setattr(owner, name, broken)
-    # What a storm meets depends on how fast the engine is just then, so one of several has to catch the defect.
     with pytest.raises((AssertionError, EngineDown)):
-        for seed in range(5, 13):
-            storm(old, new, continued, mode, seed)
+        storms(old, new, continued, mode)
     assert "TypeError" not in caplog.text  # it is the defect that is caught
