@@ -89,10 +89,10 @@ def splits(architecture: str, plan: Plan, work: DecodeWork, bounds: bool = False
     if plan.splits == 1:
         return 1
     bytes_per_split = work.rows * work.heads * (work.value_width + 2) * 4
-    most = max(1, min(plan.splits, -(-work.longest // plan.smallest_share), SCRATCH_BYTES // bytes_per_split))
-    factors = [1.0] * most
+    max_splits = max(1, min(plan.splits, -(-work.longest // plan.smallest_share), SCRATCH_BYTES // bytes_per_split))
+    factors = [1.0] * max_splits
     for case in _shorter(work) if bounds else (work,):
-        times = [decode_seconds(GPUS[architecture], plan, case, count) for count in range(1, most + 1)]
+        times = [decode_seconds(GPUS[architecture], plan, case, count) for count in range(1, max_splits + 1)]
         factors = [max(factor, seconds / min(times)) for factor, seconds in zip(factors, times, strict=True)]
     limit = min(factors) * TOLERANCE
     return max(count for count, factor in enumerate(factors, 1) if factor <= limit)

@@ -12,9 +12,9 @@ from trunkline.kernels.logprobs import RowLogprobs, logprobs_reference
 from . import plans
 from .elements import LOG2E
 from .launch import architecture
-from .sample import COLDEST, HOTTEST, find_largest
+from .sample import MAX_TEMPERATURE, MIN_TEMPERATURE, find_largest
 
-MOST_TOP = 64  # each of the most likely ids takes a pass over the row; beyond, sorting is faster
+MAX_TOP = 64  # each of the most likely ids takes a pass over the row; beyond, sorting is faster
 LEAST = tl.constexpr(float(LOWEST))
 
 
@@ -28,10 +28,10 @@ def logprobs(
 ) -> RowLogprobs:
     """:func:`trunkline.kernels.logprobs.logprobs_reference` as a Triton kernel; ``logits`` of any float dtype.
 
-    Sums are float32. More than ``MOST_TOP`` of the most likely ids are computed by the reference.
+    Sums are float32. More than ``MAX_TOP`` of the most likely ids are computed by the reference.
     """
     count, vocabulary, top = len(rows), logits.shape[1], min(top, logits.shape[1])
-    if top > MOST_TOP or not count:
+    if top > MAX_TOP or not count:
         return logprobs_reference(logits, rows, temperature, chosen, top, ids)
     result = RowLogprobs(
         torch.empty(count, dtype=torch.float32, device=logits.device),
@@ -77,22 +77,22 @@ def next_largest(
 
 @triton.jit(
     do_not_specialize=(
-        "rows", "temperature", "chosen", "ids", "out_chosen", "out_top_ids", "out_top", "out_ids", "top", "asked",
+        "rows", "temperature", "chosen", "ids", "out_chosen", "out_top_ids", "out_top", "out_ids", "top", "id_count",
     ),
 )  # fmt: skip
 def logprobs_kernel(
     logits: tl.tensor, rows: tl.tensor, temperature: tl.tensor, chosen: tl.tensor, ids: tl.tensor,
     out_chosen: tl.tensor, out_top_ids: tl.tensor, out_top: tl.tensor, out_ids: tl.tensor, top: tl.tensor,
-    asked: tl.tensor, VOCABULARY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_IDS: tl.constexpr,
+    id_count: tl.tensor, VOCABULARY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_IDS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Grid (rows that are asked about)."""
+    """Grid (rows with log-probabilities)."""
     item = tl.program_id(0).to(tl.int64)
     logits += tl.load(rows + item) * VOCABULARY
     largest, _, broken = find_largest(logits, VOCABULARY, BLOCK_N)
     largest = tl.where(broken, 0.0, largest)
-    heat = tl.load(temperature + item).to(tl.float32)
-    scaled = heat > 0
-    scale = 1.0 / tl.where(scaled, tl.minimum(tl.maximum(heat, COLDEST), HOTTEST), 1.0)
+    row_temperature = tl.load(temperature + item).to(tl.float32)
+    scaled = row_temperature > 0
+    scale = 1.0 / tl.where(scaled, tl.minimum(tl.maximum(row_temperature, MIN_TEMPERATURE), MAX_TEMPERATURE), 1.0)
     total = 0.0
     for start in range(0, VOCABULARY, BLOCK_N):
         column = start + tl.arange(0, BLOCK_N)
@@ -104,13 +104,13 @@ def logprobs_kernel(
     score = tl.load(logits + token, known, other=0.0).to(tl.float32)
     value = value_at(score, largest, scale, log_total, scaled, broken)
     tl.store(out_chosen + item, tl.where(known, value, float("nan")))
-    for start in range(0, asked, BLOCK_IDS):
+    for start in range(0, id_count, BLOCK_IDS):
         at = start + tl.arange(0, BLOCK_IDS)
-        tokens = tl.load(ids + item * asked + at, at < asked, other=-1)
+        tokens = tl.load(ids + item * id_count + at, at < id_count, other=-1)
         inside = (tokens >= 0) & (tokens < VOCABULARY)
         scores = tl.load(logits + tokens, inside, other=0.0).to(tl.float32)
         values = value_at(scores, largest, scale, log_total, scaled, broken)
-        tl.store(out_ids + item * asked + at, tl.where(inside, values, float("nan")), at < asked)
+        tl.store(out_ids + item * id_count + at, tl.where(inside, values, float("nan")), at < id_count)
     last, last_id = float("inf"), -1
     for rank in range(0, top):
         last, last_id = next_largest(logits, last, last_id, VOCABULARY, BLOCK_N)

@@ -128,10 +128,10 @@ def extend(architecture: str, width: int, itemsize: int) -> Plan:
 
 
 def _by_width(plans: dict[int, Plan], width: int) -> Plan:
-    for most, plan in plans.items():
-        if width <= most:
+    for widest, plan in plans.items():
+        if width <= widest:
             return plan
-    raise ValueError(f"the triton backend has no attention for heads of {width} numbers: 256 are the most")
+    raise ValueError(f"the triton backend has no attention for heads of {width} numbers, only up to 256")
 
 
 @cache

@@ -23,9 +23,10 @@ ABOVE_ONE = tl.constexpr(0x3F800001)  # the bits of the smallest float32 above 1
 GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
 MIX_A, MIX_B = tl.constexpr(0xBF58476D1CE4E5B9), tl.constexpr(0x94D049BB133111EB)
 LOW_32 = tl.constexpr(0xFFFFFFFF)
-# Temperatures are cut to these, and lighter tokens are never drawn: quotients would overflow, or -inf become NaN.
-COLDEST, HOTTEST = tl.constexpr(1e-30), tl.constexpr(1e30)
-LIGHTEST = tl.constexpr(1e-36)
+# Temperatures are cut to these, and tokens of less weight are never drawn: else quotients could overflow, or -inf
+# become NaN.
+MIN_TEMPERATURE, MAX_TEMPERATURE = tl.constexpr(1e-30), tl.constexpr(1e30)
+MIN_WEIGHT = tl.constexpr(1e-36)
 
 
 def sample(
@@ -130,26 +131,26 @@ def count_from(
 
 @triton.jit
 def find_cutoff(
-    logits: tl.tensor, largest: tl.tensor, scale: tl.tensor, most: tl.tensor, top_p: tl.tensor,
+    logits: tl.tensor, largest: tl.tensor, scale: tl.tensor, k: tl.tensor, p: tl.tensor,
     VOCABULARY: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """(low, high, equal): of the weights from ``low`` to below ``high`` (their bits), the first ``equal`` are kept.
 
-    A token is kept if fewer than ``most`` tokens come before it, whose weights sum to less than ``top_p`` times all.
+    A token is kept if fewer than ``k`` tokens come before it, whose weights sum to less than ``p`` times all.
     """
     low, high, count_high, mass_high = 0, ABOVE_ONE + 0, 0, 0.0
     count_low, mass_low = count_from(logits, low, largest, scale, VOCABULARY, BLOCK_N)
-    limit = mass_low * top_p
+    limit = mass_low * p
     while (high - low > 1) & (count_low - count_high > 1):
         middle = (low + high) // 2
         count, mass = count_from(logits, middle, largest, scale, VOCABULARY, BLOCK_N)
-        if (count >= most) | (mass >= limit):
+        if (count >= k) | (mass >= limit):
             low, count_low, mass_low = middle, count, mass
         else:
             high, count_high, mass_high = middle, count, mass
     each = (mass_low - mass_high) / tl.maximum(count_low - count_high, 1)
     by_mass = tl.where(each > 0, tl.ceil((limit - mass_high) / tl.where(each > 0, each, 1.0)), VOCABULARY)
-    equal = tl.minimum(most - count_high, tl.minimum(by_mass, VOCABULARY).to(tl.int32))
+    equal = tl.minimum(k - count_high, tl.minimum(by_mass, VOCABULARY).to(tl.int32))
     return low, high, tl.maximum(equal, 1)
 
 
@@ -165,16 +166,16 @@ def sample_kernel(
     if broken:
         tl.store(result + row, -1)
         return
-    heat, most = tl.load(temperature + row).to(tl.float32), tl.load(top_k + row)
-    if (heat <= 0) | (most == 1):
+    row_temperature, k = tl.load(temperature + row).to(tl.float32), tl.load(top_k + row)
+    if (row_temperature <= 0) | (k == 1):
         tl.store(result + row, best)
         return
-    scale = LOG2E / tl.minimum(tl.maximum(heat, COLDEST), HOTTEST)
-    mass, least = tl.load(top_p + row).to(tl.float32), tl.load(min_p + row).to(tl.float32)
-    most = tl.where((most < 1) | (most > VOCABULARY), VOCABULARY, most).to(tl.int32)
+    scale = LOG2E / tl.minimum(tl.maximum(row_temperature, MIN_TEMPERATURE), MAX_TEMPERATURE)
+    p, smallest = tl.load(top_p + row).to(tl.float32), tl.load(min_p + row).to(tl.float32)
+    k = tl.where((k < 1) | (k > VOCABULARY), VOCABULARY, k).to(tl.int32)
     low, high, equal = 0, 0, 0
-    if (most < VOCABULARY) | (mass < 1):
-        low, high, equal = find_cutoff(logits, largest, scale, most, mass, VOCABULARY, BLOCK_N)
+    if (k < VOCABULARY) | (p < 1):
+        low, high, equal = find_cutoff(logits, largest, scale, k, p, VOCABULARY, BLOCK_N)
     row_seed, row_position = tl.load(seed + row), tl.load(position + row)
     winner, shortest, equals = -1, float("inf"), 0
     for start in range(0, VOCABULARY, BLOCK_N):
@@ -184,7 +185,7 @@ def sample_kernel(
         at_edge = (bits >= low) & (bits < high)
         rank = equals + tl.cumsum(at_edge.to(tl.int32), 0)
         equals += tl.sum(at_edge.to(tl.int32), 0)
-        kept = ((bits >= high) | (at_edge & (rank <= equal))) & (weight >= least) & (weight > LIGHTEST)
+        kept = ((bits >= high) | (at_edge & (rank <= equal))) & (weight >= smallest) & (weight > MIN_WEIGHT)
         time = exponential(noise(row_seed, row_position, column)) / tl.where(kept, weight, 1.0)
         time = tl.where(kept, time, float("inf"))
         first, block_winner = tl.min(time, 0), tl.argmin(time, 0)

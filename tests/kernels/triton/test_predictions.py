@@ -30,13 +30,13 @@ def test_plans_have_the_number_of_resident_programs_as_compiled(page: ModuleType
     found: dict[tuple[str, str, int, int], list[int]] = defaultdict(list)
     for row in page.compiled():
         table = plans.DECODE if row.kernel == "split_kernel" else plans.EXTEND
-        most = next(most for most in table[row.target, row.itemsize] if row.width <= most)
-        found[row.kernel, row.target, row.itemsize, most].append(row.resident)
+        width = next(width for width in table[row.target, row.itemsize] if row.width <= width)
+        found[row.kernel, row.target, row.itemsize, width].append(row.resident)
     every = {
-        (kernel, *key, most): plan.resident
+        (kernel, *key, width): plan.resident
         for kernel, table in (("split_kernel", plans.DECODE), ("extend_kernel", plans.EXTEND))
         for key, by_width in table.items()
-        for most, plan in by_width.items()
+        for width, plan in by_width.items()
     }
     assert {key: min(counts) for key, counts in found.items()} == every
 
