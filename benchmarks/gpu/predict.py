@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import torch
@@ -20,19 +19,18 @@ def architecture(context: Context) -> str:
     return DRY_ARCHITECTURE if context.dry else launch.architecture()
 
 
-@cache
-def _gpu(name: str, multiprocessors: int, bandwidth: float) -> cost.Gpu:
-    """The model's GPU of this architecture, with this one's size and measured bandwidth."""
-    return replace(cost.GPUS[name], multiprocessors=multiprocessors, bandwidth=bandwidth)
+def multiprocessors(context: Context) -> int:
+    """Of the GPU at hand; 0 in a dry run, for the architecture's own number."""
+    return 0 if context.dry else torch.cuda.get_device_properties(context.device).multi_processor_count
 
 
 def gpu(context: Context) -> cost.Gpu:
-    """The GPU at hand."""
+    """The GPU at hand, with its measured bandwidth."""
     name = architecture(context)
     if context.dry:
         return cost.GPUS[name]
-    count = torch.cuda.get_device_properties(context.device).multi_processor_count
-    return _gpu(name, count, cost.GPUS[name].bandwidth if math.isnan(context.bandwidth) else context.bandwidth)
+    known = cost.gpu(name, multiprocessors(context))
+    return known if math.isnan(context.bandwidth) else replace(known, bandwidth=context.bandwidth)
 
 
 def decode(context: Context, case: Case) -> tuple[int, float]:
@@ -44,7 +42,7 @@ def decode(context: Context, case: Case) -> tuple[int, float]:
     key_bytes = heads.pair_bytes(case.keys.dtype) // heads.kv
     lengths: np.ndarray = case.layout.kv_len
     work = cost.DecodeWork.of(lengths, launch.LONGEST, heads.queries, programs, key_bytes, heads.value_width)
-    splits = cost.splits(name, plan, work)
+    splits = cost.splits(name, plan, work, multiprocessors=multiprocessors(context))
     return splits, cost.decode_seconds(gpu(context), plan, work, splits)
 
 

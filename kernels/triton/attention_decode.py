@@ -25,7 +25,7 @@ from trunkline.kernels.layout import Layout
 
 from . import cost, plans
 from .elements import LOG2E
-from .launch import LONGEST, architecture, dot_width, row_span, token_major
+from .launch import LONGEST, architecture, dot_width, multiprocessors, row_span, token_major
 from .tiles import add_tiles
 
 COMBINED, COMBINING_WARPS = 16, 4  # splits that are read at a time, by programs of this size
@@ -62,7 +62,7 @@ def decode(
     lengths, span = layout.kv_len[first_row : first_row + rows], min(window or LONGEST, chunk or LONGEST)
     key_bytes = (width + value_width) * keys.itemsize
     work = cost.DecodeWork.of(lengths, span, heads, kv_heads * head_blocks, key_bytes, value_width)
-    splits = cost.splits(architecture(), plan, work, layout.bounds)
+    splits = cost.splits(architecture(), plan, work, layout.bounds, multiprocessors())
     parts = q.new_empty((rows, heads, splits, value_width) if splits > 1 else 0, dtype=torch.float32)
     stats = q.new_empty((rows, heads, splits, 2) if splits > 1 else 0, dtype=torch.float32)
     sinks = None if sinks is None else sinks.detach()

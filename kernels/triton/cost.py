@@ -12,7 +12,7 @@ import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Self
 
 import numpy as np
@@ -79,20 +79,31 @@ def _rounded(n: int) -> int:
     return -(-n // step) * step
 
 
+@cache
+def gpu(architecture: str, multiprocessors: int) -> Gpu:
+    """A GPU of an architecture with this number of multiprocessors, and with bandwidth in proportion to it."""
+    server = GPUS[architecture]
+    bandwidth = server.bandwidth * multiprocessors / server.multiprocessors
+    return replace(server, multiprocessors=multiprocessors, bandwidth=bandwidth)
+
+
 @lru_cache(maxsize=4096)
-def splits(architecture: str, plan: Plan, work: DecodeWork, bounds: bool = False) -> int:
+def splits(architecture: str, plan: Plan, work: DecodeWork, bounds: bool = False, multiprocessors: int = 0) -> int:
     """The number of splits per row: the largest that is within 1% of the best one, because rows may be unequal.
+
+    ``multiprocessors`` of the GPU at hand; 0: as many as the architecture's server GPU has.
 
     With ``bounds``, rows may be shorter than ``work`` says, as when a CUDA graph is captured. The best number is then
     the one whose predicted time exceeds the shortest by the smallest factor in the worst of several cases.
     """
     if plan.splits == 1:
         return 1
+    device = gpu(architecture, multiprocessors) if multiprocessors else GPUS[architecture]
     bytes_per_split = work.rows * work.heads * (work.value_width + 2) * 4
     max_splits = max(1, min(plan.splits, -(-work.longest // plan.smallest_share), SCRATCH_BYTES // bytes_per_split))
     factors = [1.0] * max_splits
     for case in _shorter(work) if bounds else (work,):
-        times = [decode_seconds(GPUS[architecture], plan, case, count) for count in range(1, max_splits + 1)]
+        times = [decode_seconds(device, plan, case, count) for count in range(1, max_splits + 1)]
         factors = [max(factor, seconds / min(times)) for factor, seconds in zip(factors, times, strict=True)]
     limit = min(factors) * TOLERANCE
     return max(count for count, factor in enumerate(factors, 1) if factor <= limit)

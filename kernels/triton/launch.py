@@ -50,6 +50,16 @@ def _architecture_of(active: Any) -> str:
     return {9: "sm_90", 10: "sm_100"}.get(int(target.arch) // 10, "sm_80")
 
 
+def multiprocessors() -> int:
+    """Of the current device; 0 in the interpreter."""
+    return 0 if interpreted() else _multiprocessors_of(driver.active, driver.active.get_current_device())
+
+
+@cache
+def _multiprocessors_of(active: Any, device: int) -> int:
+    return int(active.utils.get_device_properties(device)["multiprocessor_count"])
+
+
 def prepare_compiler() -> None:
     """Note each compilation, and keep the results in a private folder.
 

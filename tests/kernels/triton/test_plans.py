@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -30,6 +33,13 @@ class Driver:
 
     def get_current_target(self) -> GPUTarget:
         return self.target
+
+    def get_current_device(self) -> int:
+        return 8
+
+    @property
+    def utils(self) -> Any:
+        return SimpleNamespace(get_device_properties=lambda device: {"multiprocessor_count": 50 + device})
 
 
 @pytest.mark.parametrize(
@@ -64,6 +74,19 @@ def test_splits_fill_the_gpu() -> None:
     assert splits([4096] * 64) <= 2
     assert splits([100]) == 1
     assert splits([32768], span=100) == 1, "the window is what counts"
+
+
+def test_a_smaller_gpu_has_fewer_splits() -> None:
+    """Its programs fill it earlier; with the architecture's own number, the splits are the architecture's."""
+    plan, work = plans.decode("sm_80", 128, 2), cost.DecodeWork(1, 32768, 32768, 32, 8, 512, 128)
+    server, small = (cost.splits("sm_80", plan, work, multiprocessors=count) for count in (108, 20))
+    assert small < server == cost.splits("sm_80", plan, work)
+
+
+def test_multiprocessors_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "interpreted", lambda: False)
+    monkeypatch.setattr(launch, "driver", type("Drivers", (), {"active": Driver("cuda", 89)}))
+    assert launch.multiprocessors() == 58
 
 
 def test_splits_are_bounded_by_keys_and_memory() -> None:

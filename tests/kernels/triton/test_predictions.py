@@ -89,7 +89,9 @@ def test_splits_of_a_graph_are_good_for_shorter_and_unequal_rows() -> None:
 @pytest.mark.parametrize("bounds", [False, True])
 def test_decode_says_whether_lengths_are_bounds(bounds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[bool] = []
-    monkeypatch.setattr(cost, "splits", lambda _architecture, _plan, _work, bounds: given.append(bounds) or 1)
+    monkeypatch.setattr(
+        cost, "splits", lambda _architecture, _plan, _work, bounds, _multiprocessors: given.append(bounds) or 1
+    )
     case = Case.build((2, 1, 16, 16), [5], [1])
     case.layout.bounds = bounds
     case.decode()

@@ -78,7 +78,9 @@ def real_splits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Long rows are divided, but not in graphs, which is how it may be on a GPU."""
     real = cost.splits
     monkeypatch.setattr(
-        cost, "splits", lambda architecture, plan, work, bounds: 1 if bounds or work.longest <= 32 else 2
+        cost,
+        "splits",
+        lambda architecture, plan, work, bounds, multiprocessors: 1 if bounds or work.longest <= 32 else 2,
     )
     return real
 

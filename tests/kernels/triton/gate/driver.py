@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
+
+from trunkline.kernels.triton import cost
 
 from .rows import TARGETS
 
@@ -33,6 +36,11 @@ class DevicelessDriver:
 
     def get_current_device(self) -> int:
         return TARGETS.index(self._target)
+
+    @property
+    def utils(self) -> Any:
+        count = cost.GPUS[self._target].multiprocessors
+        return SimpleNamespace(get_device_properties=lambda device: {"multiprocessor_count": count})
 
     def get_current_stream(self, device: int) -> int:
         return 0
