@@ -12,6 +12,7 @@ from torch import nn
 
 from trunkline.core.model.attention import ForwardContext
 from trunkline.kernels.glu import COMPILED
+from trunkline.kernels.kv_write import KVSlots
 
 from .origins import Origins
 from .recorded import CAPACITY, RecordedLayers, Scratch
@@ -169,14 +170,21 @@ class FusedLayer(nn.Module):
         trunk: ForwardContext,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attention of the merged ``qkv`` [T, (H + 2 KV) D] -> [T, H D]; rotates queries and keys in place."""
+        """Attention of the merged ``qkv`` [T, (H + 2 KV) D] -> [T, H D], which it changes.
+
+        Rotary embedding writes keys and values to the pool, in the same launch if the backend can. Layers that aren't
+        causal read keys from ``qkv``, so there attention writes them.
+        """
         call, norms, pool = self.call, self.norms, trunk.pool
         heads = qkv.view(len(qkv), call.heads + 2 * call.kv_heads, call.width)
-        if norms.queries is None or norms.keys is None:
-            trunk.backend.rope(heads, cos, sin, call.heads, call.kv_heads)
-        else:
-            queries, keys = norms.queries, norms.keys
-            trunk.backend.rope(heads, cos, sin, call.heads, call.kv_heads, queries.weight, keys.weight, queries.eps)
+        keys, values = (None, None) if pool is None else (pool.keys[call.layer], pool.values[call.layer])
+        kv_slots = None
+        if keys is not None and values is not None and call.causal:
+            kv_slots = KVSlots(keys, values, trunk.layout.out_slots)
+        weights: tuple[Any, ...] = (None, None, 0.0)
+        if norms.queries is not None and norms.keys is not None:
+            weights = norms.queries.weight, norms.keys.weight, norms.queries.eps
+        trunk.backend.rope(heads, cos, sin, call.heads, call.kv_heads, *weights, kv_slots)
         q, k, v = torch.split(heads, [call.heads, call.kv_heads, call.kv_heads], 1)
         trunk.calls += 1
         trunk.kv_shapes[call.layer] = self.kv_shape
@@ -184,8 +192,8 @@ class FusedLayer(nn.Module):
             q,
             k,
             v,
-            None if pool is None else pool.keys[call.layer],
-            None if pool is None else pool.values[call.layer],
+            keys,
+            values,
             trunk.layout,
             scale=call.scale,
             causal=call.causal,
@@ -193,6 +201,7 @@ class FusedLayer(nn.Module):
             softcap=call.softcap,
             chunk=call.chunk,
             out=None if out is None else out.view(len(qkv), call.heads, call.width),
+            written=kv_slots is not None,
         )
         return attended.view(len(qkv), call.heads * call.width)
 
