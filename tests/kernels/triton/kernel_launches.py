@@ -110,7 +110,8 @@ def launches(target: str) -> list[Launch]:
         (128, 128, BF16, False), (128, 128, BF16, True), (80, 32, BF16, False), (96, 96, BF16, False),
         (256, 64, BF16, True), (64, 64, FP32, False),
     ):  # fmt: skip
-        name = f"rope and kv write, {rotary} of D={width}{', norms' if norms else ''}{', fp32' if dtype is FP32 else ''}"
+        name = f"D={width}" if rotary == width else f"{rotary} of D={width}"
+        name = f"rope and kv write, {name}{', norms' if norms else ''}{', fp32' if dtype is FP32 else ''}"
         add(name, "rope_kernel", lambda rows, a=(width, rotary, dtype, norms): rotate(rows, *a, write=True))
     for width, dtype, residual in ((4096, BF16, False), (4096, BF16, True), (576, BF16, True), (16384, BF16, True)):
         name = f"rms norm, {width}{', residual' if residual else ''}"
