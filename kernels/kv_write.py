@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from trunkline.kernels.cpu import kv_write as compiled
-
-
-class KVSlots(NamedTuple):
-    """Where new keys and values are written: one layer of the KV pool, and the slot of each token.
-
-    ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv] are contiguous, ``out_slots`` int64 [T].
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    out_slots: torch.Tensor
 
 
 def write_reference(

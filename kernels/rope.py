@@ -9,7 +9,8 @@ import torch
 
 from trunkline.kernels.cpu import rope as compiled
 
-from .kv_write import KVSlots, write_cpu, write_reference
+from .kv_write import write_cpu, write_reference
+from .layout import KVSlots
 from .norm import rms_norm_reference
 
 

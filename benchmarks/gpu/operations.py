@@ -21,7 +21,7 @@ from trunkline.kernels import norm as norm_reference
 from trunkline.kernels import pool as pool_reference
 from trunkline.kernels import rope as rope_reference
 from trunkline.kernels import sample as sample_reference
-from trunkline.kernels.kv_write import KVSlots
+from trunkline.kernels.layout import KVSlots
 from trunkline.kernels.triton import (
     activation,
     adjust,

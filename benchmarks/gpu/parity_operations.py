@@ -21,7 +21,7 @@ from trunkline.kernels import norm as norm_reference
 from trunkline.kernels import pool as pool_reference
 from trunkline.kernels import rope as rope_reference
 from trunkline.kernels import sample as sample_reference
-from trunkline.kernels.kv_write import KVSlots
+from trunkline.kernels.layout import KVSlots
 from trunkline.kernels.triton import (
     activation,
     adjust,
@@ -128,20 +128,20 @@ def _rope_and_write(context: Context, dtype: torch.dtype, widths: tuple[int, int
     slots = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: len(qkv)].to(context.device)
     keys, values = (_noise(context, dtype, count, 2, widths[0]) for _ in range(2))
     expected, exact = qkv.double(), KVSlots(keys.double(), values.double(), slots)
-    rope_reference.rope_reference(expected, cos.double(), sin.double(), 5, 2, *weights, kv_slots=exact)
-    rope.rope(qkv, cos, sin, 5, 2, *weights, kv_slots=KVSlots(keys, values, slots))
+    rope_reference.rope_reference(expected, cos.double(), sin.double(), 5, 2, *weights, exact)
+    rope.rope(qkv, cos, sin, 5, 2, *weights, KVSlots(keys, values, slots))
     pairs = ((qkv[:, :5], expected[:, :5]), (qkv[:, 7:], expected[:, 7:]), (keys, exact.keys), (values, exact.values))
     return max(largest_error(*pair) for pair in pairs)
 
 
 def _heads(
     context: Context, dtype: torch.dtype, widths: tuple[int, int], normed: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[Any, ...]]:
-    """Packed heads, cos, sin, and the arguments of norms or none."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[Any, Any, float]]:
+    """Packed heads, cos, sin, and the arguments of norms."""
     width, rotary = widths
     qkv = _noise(context, dtype, context.pick(333, 5), 9, width)
     angle = _noise(context, torch.float32, len(qkv), rotary // 2).repeat(1, 2) * 50
-    weights = (*_noise(context, torch.float32, 2, width), EPS) if normed else ()
+    weights = (*_noise(context, torch.float32, 2, width), EPS) if normed else (None, None, 0.0)
     return qkv, angle.cos().to(dtype), angle.sin().to(dtype), weights
 
 

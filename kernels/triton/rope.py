@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from trunkline.kernels.kv_write import KVSlots
+from trunkline.kernels.layout import KVSlots
 
 from . import plans
 from .launch import architecture, power_of_two

@@ -9,7 +9,7 @@ import torch
 
 from trunkline.kernels.activation import ACTIVATIONS
 from trunkline.kernels.backend import Backend, choose
-from trunkline.kernels.kv_write import KVSlots
+from trunkline.kernels.layout import KVSlots
 from trunkline.kernels.pool import MODES
 
 Run = Callable[[Backend], torch.Tensor]

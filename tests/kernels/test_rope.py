@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from trunkline.kernels.kv_write import KVSlots
+from trunkline.kernels.layout import KVSlots
 from trunkline.kernels.rope import rope_cpu, rope_reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}

@@ -12,7 +12,7 @@ from torch import nn
 
 from trunkline.core.model.attention import ForwardContext
 from trunkline.kernels.glu import COMPILED
-from trunkline.kernels.kv_write import KVSlots
+from trunkline.kernels.layout import KVSlots
 
 from .origins import Origins
 from .recorded import CAPACITY, RecordedLayers, Scratch
@@ -172,8 +172,8 @@ class FusedLayer(nn.Module):
     ) -> torch.Tensor:
         """Attention of the merged ``qkv`` [T, (H + 2 KV) D] -> [T, H D], which it changes.
 
-        Rotary embedding writes keys and values to the pool, in the same launch if the backend can. Layers that aren't
-        causal read keys from ``qkv``, so there attention writes them.
+        Of a causal layer, keys and values are written to the pool with their rotary embedding; the attention of others
+        reads keys from ``qkv``.
         """
         call, norms, pool = self.call, self.norms, trunk.pool
         heads = qkv.view(len(qkv), call.heads + 2 * call.kv_heads, call.width)
@@ -185,24 +185,14 @@ class FusedLayer(nn.Module):
         if norms.queries is not None and norms.keys is not None:
             weights = norms.queries.weight, norms.keys.weight, norms.queries.eps
         trunk.backend.rope(heads, cos, sin, call.heads, call.kv_heads, *weights, kv_slots)
-        q, k, v = torch.split(heads, [call.heads, call.kv_heads, call.kv_heads], 1)
         trunk.calls += 1
         trunk.kv_shapes[call.layer] = self.kv_shape
+        q, k, v = torch.split(heads, [call.heads, call.kv_heads, call.kv_heads], 1)
         attended = trunk.backend.attention(
-            q,
-            k,
-            v,
-            keys,
-            values,
-            trunk.layout,
-            scale=call.scale,
-            causal=call.causal,
-            window=call.window,
-            softcap=call.softcap,
-            chunk=call.chunk,
+            q, k, v, keys, values, trunk.layout, scale=call.scale, causal=call.causal, window=call.window,
+            softcap=call.softcap, chunk=call.chunk, written=kv_slots is not None,
             out=None if out is None else out.view(len(qkv), call.heads, call.width),
-            written=kv_slots is not None,
-        )
+        )  # fmt: skip
         return attended.view(len(qkv), call.heads * call.width)
 
     @property

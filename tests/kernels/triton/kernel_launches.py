@@ -11,7 +11,7 @@ import torch
 from gate import Expected, Launch
 from sample_launches import tensor
 
-from trunkline.kernels.kv_write import KVSlots
+from trunkline.kernels.layout import KVSlots
 from trunkline.kernels.triton.activation import activate
 from trunkline.kernels.triton.adjust import adjust
 from trunkline.kernels.triton.expert_counts import expert_counts

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from trunkline.kernels.backend import WIDEST_HEAD, choose
-from trunkline.kernels.kv_write import KVSlots
+from trunkline.kernels.layout import KVSlots
 from trunkline.kernels.triton import plans
 
 from .attention_cases import SCALE, Case, assert_close

@@ -13,9 +13,8 @@ from trunkline.kernels.adjust import adjust_reference
 from trunkline.kernels.attention_decode import decode_reference
 from trunkline.kernels.attention_extend import extend_reference
 from trunkline.kernels.glu import glu_reference
-from trunkline.kernels.kv_write import KVSlots
 from trunkline.kernels.layer_norm import layer_norm_reference
-from trunkline.kernels.layout import Layout
+from trunkline.kernels.layout import KVSlots, Layout
 from trunkline.kernels.logprobs import logprobs_reference
 from trunkline.kernels.norm import rms_norm_reference
 from trunkline.kernels.rope import rope_reference

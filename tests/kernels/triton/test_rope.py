@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from trunkline.kernels.kv_write import KVSlots
+from trunkline.kernels.layout import KVSlots
 from trunkline.kernels.rope import rope_reference
 from trunkline.kernels.triton import rope as module
 from trunkline.kernels.triton.kv_write import write

@@ -11,8 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from trunkline.kernels.kv_write import KVSlots
-from trunkline.kernels.layout import Layout, LayoutTensors
+from trunkline.kernels.layout import KVSlots, Layout, LayoutTensors
 from trunkline.kernels.triton import (
     activation,
     adjust,
