@@ -47,9 +47,9 @@ class Backend:
     every device); all backends take the same arguments. A backend may support fewer dtypes, which its own function
     documents.
 
-    ``captures``: whether decode-only passes can be CUDA graphs: ``decode`` and ``write`` read all that differs between
-    passes from tensors, and don't take longer for a wider slot table. ``scratch_bytes``: an estimate of the memory that
-    attention takes beside its arguments, in bytes.
+    ``captures``: whether decode-only passes can be CUDA graphs: ``decode``, ``write`` and ``rope`` read all that
+    differs between passes from tensors, and don't take longer for a wider slot table. ``scratch_bytes``: an estimate of
+    the memory that attention takes beside its arguments, in bytes.
 
     Decoding rows go to ``decode``. All prompt rows go to ``extend``, even a prompt whose only uncached token
     is its last one: the two kernels add in different orders, and a prompt's result must not depend on how
@@ -95,8 +95,12 @@ class Backend:
         sinks: torch.Tensor | None = None,
         chunk: int = 0,
         out: torch.Tensor | None = None,
+        written: bool = False,
     ) -> torch.Tensor:
         """One layer's attention over packed rows; writes the new keys and values to the pool first.
+
+        ``written``: not so, because this backend's ``rope`` has written them; ``k`` and ``v`` are as it left them.
+        Only for causal layers with a pool.
 
         ``q`` [T, H, D], ``k`` [T, KV, D], ``v`` [T, KV, Dv] -> [T, H, Dv], contiguous and of ``q``'s dtype;
         written to ``out`` if given. ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv] are this
@@ -115,12 +119,11 @@ class Backend:
         if out is None:
             out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
         options = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks, "chunk": chunk}
+        if keys is not None and values is not None and not written:
+            self.write(k, v, keys, values, layout.out_slots)
         if keys is None or values is None or not causal:
-            if keys is not None and values is not None:
-                self.write(k, v, keys, values, layout.out_slots)
             self.extend(q, k, v, None, None, layout, range(layout.rows), out, causal=causal, **options)
             return out
-        self.write(k, v, keys, values, layout.out_slots)
         if layout.split is None:
             layout.split = self._split(layout)
         decoding, prompts = layout.split

@@ -22,6 +22,17 @@ class LayoutTensors(NamedTuple):
     table: torch.Tensor
 
 
+class KVSlots(NamedTuple):
+    """Where new keys and values are written: one layer of the KV pool, and the slot of each token.
+
+    ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv] are contiguous, ``out_slots`` int64 [T].
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    out_slots: torch.Tensor
+
+
 @dataclass(slots=True)
 class Layout:
     """The rows of a pass, packed one after another along the token axis ``[T]``, without padding.

@@ -1,4 +1,7 @@
-"""Rotary position embedding of queries and keys, fused with their RMS norms where a model has them (Qwen3, Gemma 3)."""
+"""Rotary position embedding of queries and keys.
+
+Fused with their RMS norms where a model has them (Qwen3, Gemma 3), and with the write of keys and values to the pool.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import torch
 
 from trunkline.kernels.cpu import rope as compiled
 
+from .kv_write import write_cpu, write_reference
+from .layout import KVSlots
 from .norm import rms_norm_reference
 
 
@@ -18,12 +23,18 @@ def rope_reference(
     q_weight: torch.Tensor | None = None,
     k_weight: torch.Tensor | None = None,
     eps: float = 0.0,
+    kv_slots: KVSlots | None = None,
 ) -> None:
     """Rotate the first ``q_heads + k_heads`` heads of ``qkv`` [T, heads, D] in place; value heads come after them.
 
     ``qkv`` is of any float dtype. ``cos`` and ``sin`` [T, R], R <= D even, R being the rotary dimension: the
     first R numbers of a head are rotated in pairs (i, i + R / 2), the others stay (partial rotary). With
     ``q_weight`` and ``k_weight`` [D] float32, each head is RMS-normalised with ``eps`` first.
+
+    With ``kv_slots``, ``qkv`` has as many value heads as key heads; the rotated keys and the values are written to
+    their slots of the pool, as :func:`.write_reference` does it. Of tokens with the same slot, any numbers remain in
+    it. What the key heads of ``qkv`` are afterwards depends on the backend: they are for its own attention, with
+    ``written=True``, which must be causal.
 
     Source: Su et al., "RoFormer" (2021, arXiv:2104.09864), with the pairs of transformers' ``rotate_half``
     (GPT-NeoX) instead of neighbouring numbers.
@@ -38,6 +49,8 @@ def rope_reference(
     low, high = rotated.chunk(2, dim=-1)
     rotated = rotated * cos[:, None] + torch.cat([-high, low], dim=-1) * sin[:, None]
     qkv[:, : q_heads + k_heads] = torch.cat([rotated, exact[..., width:]], dim=-1).to(qkv.dtype)
+    if kv_slots is not None:
+        write_reference(qkv[:, q_heads : q_heads + k_heads], qkv[:, q_heads + k_heads :], *kv_slots)
 
 
 def rope_cpu(
@@ -49,9 +62,11 @@ def rope_cpu(
     q_weight: torch.Tensor | None = None,
     k_weight: torch.Tensor | None = None,
     eps: float = 0.0,
+    kv_slots: KVSlots | None = None,
 ) -> None:
     """:func:`rope_reference`, compiled: ``qkv``, ``cos`` and ``sin`` of one dtype, float32 or bfloat16.
 
+    With ``kv_slots``, the keys are rotated in ``qkv`` too, where attention over whole prompts reads them.
     ValueError for shapes or dtypes that don't fit, for one of ``q_weight`` and ``k_weight`` without the
     other, and for tensors that aren't contiguous.
     """
@@ -65,3 +80,5 @@ def rope_cpu(
     if q_weight is not None and k_weight is not None and not len(q_weight) == len(k_weight) == width:
         raise ValueError(f"q_weight and k_weight must have the head's width {width}")
     compiled.rope(qkv, cos, sin, q_heads, k_heads, q_weight, k_weight, eps)
+    if kv_slots is not None:
+        write_cpu(qkv[:, q_heads : q_heads + k_heads], qkv[:, q_heads + k_heads :], *kv_slots)

@@ -21,6 +21,7 @@ from trunkline.kernels import norm as norm_reference
 from trunkline.kernels import pool as pool_reference
 from trunkline.kernels import rope as rope_reference
 from trunkline.kernels import sample as sample_reference
+from trunkline.kernels.layout import KVSlots
 from trunkline.kernels.triton import (
     activation,
     adjust,
@@ -130,6 +131,14 @@ def _rotary(context: Context, tokens: int) -> Iterator[Operation]:
         "rope and norm of heads", shape, moved + cos.nbytes + sin.nbytes, GOAL,
         lambda: rope.rope(qkv, cos, sin, 32, 8, weight, weight, EPS),
         lambda: rope_reference.rope_reference(qkv, cos, sin, 32, 8, weight, weight, EPS),
+    )  # fmt: skip
+    slots = torch.randperm(2 * tokens)[:tokens].to(context.device)
+    kv_slots = KVSlots(_noise(context, 2 * tokens, 8, width), _noise(context, 2 * tokens, 8, width), slots)
+    yield Operation(
+        "rope and kv_write", f"{tokens} x 48 heads of {width}",
+        2 * qkv.nbytes + cos.nbytes + sin.nbytes + slots.nbytes, GOAL,
+        lambda: rope.rope(qkv, cos, sin, 32, 8, kv_slots=kv_slots),
+        lambda: rope_reference.rope_reference(qkv, cos, sin, 32, 8, kv_slots=kv_slots),
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from trunkline.kernels import norm as norm_reference
 from trunkline.kernels import pool as pool_reference
 from trunkline.kernels import rope as rope_reference
 from trunkline.kernels import sample as sample_reference
+from trunkline.kernels.layout import KVSlots
 from trunkline.kernels.triton import (
     activation,
     adjust,
@@ -82,6 +84,8 @@ def _by_dtype(context: Context, dtype: torch.dtype) -> Iterator[tuple[str, list[
         rotary = context.pick(ROTARY, TINY_ROTARY)
         checks = [partial(_rope, context, dtype, widths, normed) for widths in rotary]
         yield "rope and norm of heads" if normed else "rope", checks
+        checks = [partial(_rope_and_write, context, dtype, widths, normed) for widths in rotary]
+        yield f"rope{', norm of heads' if normed else ''} and kv_write", checks
     shapes = [(count, width) for width in context.pick(INNER, TINY_INNER) for count in tokens]
     for name in activation_reference.ACTIVATIONS:
         yield f"activation {name}", [partial(_activation, context, dtype, shape, name) for shape in shapes]
@@ -110,15 +114,35 @@ def _layer_norm(context: Context, dtype: torch.dtype, shape: tuple[int, int], re
 
 def _rope(context: Context, dtype: torch.dtype, widths: tuple[int, int], normed: bool) -> float:
     """5 query heads, 2 key heads, 2 value heads, which must stay."""
-    width, rotary = widths
-    qkv = _noise(context, dtype, context.pick(333, 5), 9, width)
-    angle = _noise(context, torch.float32, len(qkv), rotary // 2).repeat(1, 2) * 50
-    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-    weights = (*_noise(context, torch.float32, 2, width), EPS) if normed else ()
+    qkv, cos, sin, weights = _heads(context, dtype, widths, normed)
     expected = qkv.double()
     rope_reference.rope_reference(expected, cos.double(), sin.double(), 5, 2, *weights)
     rope.rope(qkv, cos, sin, 5, 2, *weights)
     return largest_error(qkv, expected)
+
+
+def _rope_and_write(context: Context, dtype: torch.dtype, widths: tuple[int, int], normed: bool) -> float:
+    """Value heads and all slots that aren't written must stay; key heads of ``qkv`` aren't compared."""
+    qkv, cos, sin, weights = _heads(context, dtype, widths, normed)
+    count = 2 * len(qkv)
+    slots = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: len(qkv)].to(context.device)
+    keys, values = (_noise(context, dtype, count, 2, widths[0]) for _ in range(2))
+    expected, exact = qkv.double(), KVSlots(keys.double(), values.double(), slots)
+    rope_reference.rope_reference(expected, cos.double(), sin.double(), 5, 2, *weights, exact)
+    rope.rope(qkv, cos, sin, 5, 2, *weights, KVSlots(keys, values, slots))
+    pairs = ((qkv[:, :5], expected[:, :5]), (qkv[:, 7:], expected[:, 7:]), (keys, exact.keys), (values, exact.values))
+    return max(largest_error(*pair) for pair in pairs)
+
+
+def _heads(
+    context: Context, dtype: torch.dtype, widths: tuple[int, int], normed: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[Any, Any, float]]:
+    """Packed heads, cos, sin, and the arguments of norms."""
+    width, rotary = widths
+    qkv = _noise(context, dtype, context.pick(333, 5), 9, width)
+    angle = _noise(context, torch.float32, len(qkv), rotary // 2).repeat(1, 2) * 50
+    weights = (*_noise(context, torch.float32, 2, width), EPS) if normed else (None, None, 0.0)
+    return qkv, angle.cos().to(dtype), angle.sin().to(dtype), weights
 
 
 def _activation(context: Context, dtype: torch.dtype, shape: tuple[int, int], name: str) -> float:

@@ -144,6 +144,12 @@ def rows(architecture: str, width: int) -> Plan:
 
 
 @cache
+def heads(architecture: str, width: int) -> Plan:
+    """The plan of operations on single heads of ``width`` numbers, of all tokens."""
+    return Plan(512, power_of_two(width)) if architecture == INTERPRETER else rows(architecture, width)
+
+
+@cache
 def columns(architecture: str, width: int) -> Plan:
     """The plan of elementwise operations on rows of ``width`` numbers."""
     if architecture == INTERPRETER:

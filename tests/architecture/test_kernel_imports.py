@@ -16,6 +16,7 @@ ALLOWED = {
     "backend.Backend": "the operations",
     "backend.choose": "the engine chooses the backend by the user's settings",
     "backend.multiplies_bfloat16": "the default dtype depends on it",
+    "layout.KVSlots": "where a layer's new keys and values are written",
     "layout.Layout": "the rows of a pass",
     "layout.LayoutTensors": "the same on the device",
     "linear.LinearLayer": "the interface of the backend's linear layers",

@@ -56,7 +56,7 @@ def test_parity_finds_what_differs(context: Any, monkeypatch: pytest.MonkeyPatch
     rows = [record["row"] for record in records(context) if "row" in record]
     assert {row["operation"] for row in rows if row["within bound"]} >= {
         "decode, one split", "extend, cached prefixes", "rope", "sample", "logprobs", "adjust", "kv_write", "pool",
-        "expert_counts",
+        "expert_counts", "rope and kv_write", "rope, norm of heads and kv_write",
     }  # fmt: skip
 
 

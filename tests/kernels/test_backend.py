@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -198,6 +198,17 @@ def test_pool_receives_the_new_tokens(backend: Backend) -> None:
     assert torch.equal(values[slots], case.v)
     untouched = torch.ones(len(keys), dtype=torch.bool).index_fill(0, slots, False)
     assert torch.equal(keys[untouched], case.keys[untouched])
+
+
+def test_keys_and_values_that_are_written_already(backend: Backend) -> None:
+    """Attention reads them from the pool, and stores none."""
+    case = Case.build((4, 2, 32, 32), [5, 9, 3], [1, 4, 3], torch.float32)
+    expected = case.run(backend)
+    keys, values, slots = case.keys.clone(), case.values.clone(), case.layout.out_slots
+    keys[slots], values[slots] = case.k, case.v
+    refusing = replace(backend, write=lambda *_: pytest.fail("written twice"))
+    result = refusing.attention(case.q, case.k, case.v, keys, values, case.layout, scale=0.2, written=True)
+    assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("name", [None, "auto", "cpu"])

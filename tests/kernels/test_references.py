@@ -9,6 +9,7 @@ import torch
 
 from trunkline.kernels.activation import ACTIVATIONS
 from trunkline.kernels.backend import Backend, choose
+from trunkline.kernels.layout import KVSlots
 from trunkline.kernels.pool import MODES
 
 Run = Callable[[Backend], torch.Tensor]
@@ -20,7 +21,8 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 def rotated(backend: Backend) -> torch.Tensor:
     qkv, weights = meta(3, 8, 16), (meta(16, dtype=torch.float32), meta(16, dtype=torch.float32))
-    backend.rope(qkv, meta(3, 8), meta(3, 8), 4, 2, *weights, 1e-6)
+    kv_slots = KVSlots(meta(9, 2, 16), meta(9, 2, 16), meta(3, dtype=torch.int64))
+    backend.rope(qkv, meta(3, 8), meta(3, 8), 4, 2, *weights, 1e-6, kv_slots)
     return qkv.flatten(1)
 
 

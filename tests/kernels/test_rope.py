@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
+from trunkline.kernels.layout import KVSlots
 from trunkline.kernels.rope import rope_cpu, rope_reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
@@ -31,6 +34,23 @@ def test_equals_its_reference(
     rope_cpu(result, cos, sin, queries, keys, *weights, 1e-5)
     torch.testing.assert_close(result.double(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     assert torch.equal(result[:, queries + keys :], qkv[:, queries + keys :])  # values stay
+
+
+@pytest.mark.parametrize("pool", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("operation", [rope_reference, rope_cpu])
+def test_keys_and_values_are_written_to_their_slots(operation: Callable[..., None], pool: torch.dtype) -> None:
+    """As they are in ``qkv`` afterwards; all other slots stay."""
+    qkv, weights, slots = torch.randn(5, 7, 20), (torch.rand(20), torch.rand(20), 1e-5), torch.tensor([9, 0, 4, 2, 7])
+    keys, values = torch.full((10, 2, 20), torch.nan, dtype=pool), torch.full((10, 2, 20), torch.nan, dtype=pool)
+    exact, unwritten = qkv.double(), torch.tensor([1, 3, 5, 6, 8])
+    cos, sin = angles(5, 12)
+    rope_reference(exact, cos.double(), sin.double(), 3, 2, *weights)
+    operation(qkv, cos, sin, 3, 2, *weights, KVSlots(keys, values, slots))
+    torch.testing.assert_close(qkv.double(), exact, rtol=1e-5, atol=1e-5)
+    assert torch.equal(keys[slots], qkv[:, 3:5].to(pool))
+    assert torch.equal(values[slots], qkv[:, 5:].to(pool))
+    assert keys[unwritten].isnan().all()
+    assert values[unwritten].isnan().all()
 
 
 def test_turns_pairs_as_complex_numbers() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from trunkline.core.model.attention import ForwardContext
 from trunkline.kernels.glu import COMPILED
+from trunkline.kernels.layout import KVSlots
 
 from .origins import Origins
 from .recorded import CAPACITY, RecordedLayers, Scratch
@@ -169,31 +170,29 @@ class FusedLayer(nn.Module):
         trunk: ForwardContext,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attention of the merged ``qkv`` [T, (H + 2 KV) D] -> [T, H D]; rotates queries and keys in place."""
+        """Attention of the merged ``qkv`` [T, (H + 2 KV) D] -> [T, H D], which it changes.
+
+        Of a causal layer, keys and values are written to the pool with their rotary embedding; the attention of others
+        reads keys from ``qkv``.
+        """
         call, norms, pool = self.call, self.norms, trunk.pool
         heads = qkv.view(len(qkv), call.heads + 2 * call.kv_heads, call.width)
-        if norms.queries is None or norms.keys is None:
-            trunk.backend.rope(heads, cos, sin, call.heads, call.kv_heads)
-        else:
-            queries, keys = norms.queries, norms.keys
-            trunk.backend.rope(heads, cos, sin, call.heads, call.kv_heads, queries.weight, keys.weight, queries.eps)
-        q, k, v = torch.split(heads, [call.heads, call.kv_heads, call.kv_heads], 1)
+        keys, values = (None, None) if pool is None else (pool.keys[call.layer], pool.values[call.layer])
+        kv_slots = None
+        if keys is not None and values is not None and call.causal:
+            kv_slots = KVSlots(keys, values, trunk.layout.out_slots)
+        weights: tuple[Any, ...] = (None, None, 0.0)
+        if norms.queries is not None and norms.keys is not None:
+            weights = norms.queries.weight, norms.keys.weight, norms.queries.eps
+        trunk.backend.rope(heads, cos, sin, call.heads, call.kv_heads, *weights, kv_slots)
         trunk.calls += 1
         trunk.kv_shapes[call.layer] = self.kv_shape
+        q, k, v = torch.split(heads, [call.heads, call.kv_heads, call.kv_heads], 1)
         attended = trunk.backend.attention(
-            q,
-            k,
-            v,
-            None if pool is None else pool.keys[call.layer],
-            None if pool is None else pool.values[call.layer],
-            trunk.layout,
-            scale=call.scale,
-            causal=call.causal,
-            window=call.window,
-            softcap=call.softcap,
-            chunk=call.chunk,
+            q, k, v, keys, values, trunk.layout, scale=call.scale, causal=call.causal, window=call.window,
+            softcap=call.softcap, chunk=call.chunk, written=kv_slots is not None,
             out=None if out is None else out.view(len(qkv), call.heads, call.width),
-        )
+        )  # fmt: skip
         return attended.view(len(qkv), call.heads * call.width)
 
     @property

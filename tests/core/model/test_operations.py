@@ -15,14 +15,15 @@ from trunkline.core import Engine
 from trunkline.core.engine import candidates
 from trunkline.kernels.backend import Backend, choose
 from trunkline.kernels.cpu.threads import Kernel
+from trunkline.plugins.generation.schemas import GenerationParams
 
 EVERY = {"rms_norm", "linear"}  # of each decoder
 # By name in the zoo: operations beside attention that the model and its stages must have run.
 EXPECTED = {
-    "llama": EVERY | {"rope", "glu", "decode", "extend", "write", "sample"},
+    "llama": EVERY | {"rope", "glu", "decode", "extend", "sample"},
     "gemma2": EVERY | {"rope", "glu", "decode", "sample"},
     "qwen2-moe": EVERY | {"rope", "expert_counts", "grouped_linear", "decode", "sample"},
-    "olmoe": {"expert_counts", "grouped_linear", "decode", "sample"},
+    "olmoe": {"expert_counts", "grouped_linear", "decode", "write", "sample"},
     "bert": {"layer_norm", "activate", "linear", "extend", "pool"},
     "bert-score": {"layer_norm", "activate", "linear", "extend", "pool"},
 }
@@ -65,6 +66,13 @@ def start(zoo: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Iterat
     yield start_engine
     for engine in engines:
         engine.close()
+
+
+def test_fused_layers_write_keys_with_their_rotation(start: Callable[[str], Any]) -> None:
+    engine, calls = start("llama")
+    engine.submit("generation", [5, 6, 7], GenerationParams(max_new_tokens=3)).result(60)
+    assert calls["rope"] == calls["decode"] + calls["extend"]
+    assert calls["write"] == 0
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -11,6 +11,7 @@ import torch
 from gate import Expected, Launch
 from sample_launches import tensor
 
+from trunkline.kernels.layout import KVSlots
 from trunkline.kernels.triton.activation import activate
 from trunkline.kernels.triton.adjust import adjust
 from trunkline.kernels.triton.expert_counts import expert_counts
@@ -39,11 +40,15 @@ def write_kv(rows: int, kv_heads: int, width: int, dtype: torch.dtype) -> None:
     write(packed[:, 4 * kv_heads : 5 * kv_heads], packed[:, 5 * kv_heads :], keys, values, slots)
 
 
-def rotate(rows: int, width: int, rotary: int, dtype: torch.dtype, norms: bool) -> None:
+def rotate(rows: int, width: int, rotary: int, dtype: torch.dtype, norms: bool, write: bool = False) -> None:
     cos, sin, weights = tensor(rows, rotary, dtype=FP32), tensor(rows, rotary, dtype=FP32), [None, None]
     if norms:
         weights = [tensor(width, dtype=dtype), tensor(width, dtype=dtype)]
-    rope(tensor(rows, 48, width, dtype=dtype), cos, sin, 32, 8, *weights, 1e-6 * rows)
+    kv_slots = None
+    if write:
+        keys, values = (tensor(SLOTS, 8, width, dtype=dtype) for _ in range(2))
+        kv_slots = KVSlots(keys, values, vector(rows, torch.int64))
+    rope(tensor(rows, 48, width, dtype=dtype), cos, sin, 32, 8, *weights, 1e-6 * rows, kv_slots)
 
 
 def normalise(rows: int, width: int, dtype: torch.dtype, residual: bool) -> None:
@@ -101,6 +106,13 @@ def launches(target: str) -> list[Launch]:
     add("rope, 32 of D=80", "rope_kernel", lambda rows: rotate(rows, 80, 32, BF16, norms=False))
     add("rope, 64 of D=256, norms", "rope_kernel", lambda rows: rotate(rows, 256, 64, BF16, norms=True))
     add("rope, D=64, fp32", "rope_kernel", lambda rows: rotate(rows, 64, 64, FP32, norms=False))
+    for width, rotary, dtype, norms in (
+        (128, 128, BF16, False), (128, 128, BF16, True), (80, 32, BF16, False), (96, 96, BF16, False),
+        (256, 64, BF16, True), (64, 64, FP32, False),
+    ):  # fmt: skip
+        name = f"D={width}" if rotary == width else f"{rotary} of D={width}"
+        name = f"rope and kv write, {name}{', norms' if norms else ''}{', fp32' if dtype is FP32 else ''}"
+        add(name, "rope_kernel", lambda rows, a=(width, rotary, dtype, norms): rotate(rows, *a, write=True))
     for width, dtype, residual in ((4096, BF16, False), (4096, BF16, True), (576, BF16, True), (16384, BF16, True)):
         name = f"rms norm, {width}{', residual' if residual else ''}"
         add(name, "norm_kernel", lambda rows, a=(width, dtype, residual): normalise(rows, *a))

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from trunkline.kernels.backend import WIDEST_HEAD, choose
+from trunkline.kernels.layout import KVSlots
 from trunkline.kernels.triton import plans
 
 from .attention_cases import SCALE, Case, assert_close
@@ -41,6 +42,23 @@ def test_mixed_batch(chunk: int) -> None:
     case.layout.decodes = 2
     backend = choose("triton", "cpu")
     result = backend.attention(case.q, case.k, case.v, case.keys, case.values, case.layout, scale=SCALE, chunk=chunk)
+    assert_close(result, expected)
+
+
+def test_rotation_with_the_write_before_attention() -> None:
+    """As in a fused layer: attention reads the rotated keys and the values from the pool, for they are nowhere else."""
+    case = Case.build((6, 2, 40, 40), [5, 41, 9, 30, 12], [1, 1, 3, 11, 12])
+    case.layout.decodes = 2
+    tokens, pool = len(case.q), KVSlots(case.keys, case.values, case.layout.out_slots)
+    qkv, cos, sin = torch.cat([case.q, case.k, case.v], 1), torch.randn(tokens, 24), torch.randn(tokens, 24)
+    backend, plain, exact = choose("triton", "cpu"), choose("torch_native", "cpu"), qkv.double()
+    plain.rope(exact, cos.double(), sin.double(), 6, 2)
+    parts = torch.split(exact, [6, 2, 2], 1)
+    wide = case.keys.double(), case.values.double()
+    expected = plain.attention(*parts, *wide, case.layout, scale=SCALE)
+    backend.rope(qkv, cos, sin, 6, 2, kv_slots=pool)
+    parts = torch.split(qkv, [6, 2, 2], 1)
+    result = backend.attention(*parts, case.keys, case.values, case.layout, scale=SCALE, written=True)
     assert_close(result, expected)
 
 

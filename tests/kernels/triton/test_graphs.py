@@ -21,6 +21,8 @@ from trunkline.core.model.loaded import LoadedModel
 from trunkline.kernels.layout import Layout
 from trunkline.kernels.triton import attention_decode
 
+from .variants import recorded
+
 # A group of heads; windows and soft caps; sinks; chunks; widths that differ; experts.
 NAMES = ["llama", "gemma2", "gpt-oss", "llama4", "deepseek-v3", "qwen3-moe"]
 SUITE = {"gemma2", "gpt-oss", "llama4", "deepseek-v3"}
@@ -59,6 +61,18 @@ def test_replays_equal_eager_passes(name: str, world_of: Callable[[str], World])
     passes = [[dice.randint(2, LONGEST) for _ in range(rows)] for rows in (1, 3, 5, ROWS)]
     world = world_of(name)
     assert difference(world, world.model, passes) < 1e-4
+
+
+@pytest.mark.parametrize(("name", "writes"), [("llama", False), ("qwen3-moe", False), ("gpt-oss", True)])
+def test_fused_layers_write_keys_and_values_with_the_rotation(
+    name: str, writes: bool, world_of: Callable[[str], World]
+) -> None:
+    """Other layers do it in a launch of its own, before attention."""
+    world = world_of(name)
+    with recorded(run=True) as variants:
+        world.run([5, 9], None)
+    assert ("write_kernel" in variants, "rope_kernel" in variants) == (writes, not writes)
+    assert all(len(found) == 1 for found in variants.values())
 
 
 def lengths_of_the_host(*arguments: Any, **options: Any) -> None:

@@ -14,7 +14,7 @@ from trunkline.kernels.attention_decode import decode_reference
 from trunkline.kernels.attention_extend import extend_reference
 from trunkline.kernels.glu import glu_reference
 from trunkline.kernels.layer_norm import layer_norm_reference
-from trunkline.kernels.layout import Layout
+from trunkline.kernels.layout import KVSlots, Layout
 from trunkline.kernels.logprobs import logprobs_reference
 from trunkline.kernels.norm import rms_norm_reference
 from trunkline.kernels.rope import rope_reference
@@ -150,6 +150,18 @@ def test_tokens_of_rope(session: Session) -> None:
     rope_reference(expected, cos[-3:].double(), sin[-3:].double(), 2, 1)
     rope(qkv.view(-1, 4, 256), cos, sin, 2, 1)
     assert_rounded_once(last.view(3, 4, 256), expected)
+
+
+def test_slots_and_tokens_of_rope() -> None:
+    """With the last slots of a pool of 8 GiB, and tokens that are 2**30 numbers apart."""
+    keys, values = (virtual_tensor((SLOTS, 1, WIDTH), torch.float16) for _ in range(2))
+    qkv, cos, sin = far_apart(5, 4, WIDTH), noise(5, 32), noise(5, 32) / 2
+    expected, slots = qkv.double(), torch.arange(SLOTS - 5, SLOTS)
+    rope_reference(expected, cos.double(), sin.double(), 2, 1)
+    rope(qkv, cos, sin, 2, 1, kv_slots=KVSlots(keys, values, slots))
+    assert_rounded_once(qkv[:, :2], expected[:, :2])
+    assert_rounded_once(keys[-5:], expected[:, 2:3])
+    assert torch.equal(values[-5:], qkv[:, 3:])
 
 
 def test_rows_of_pooling(session: Session) -> None:

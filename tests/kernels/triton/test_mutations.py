@@ -18,12 +18,13 @@ from . import test_glu as glu
 from . import test_kv_write as kv_write
 from . import test_large_tensors as large
 from . import test_norm as norm
+from . import test_rope as rope
 from . import test_sample as sample
 from .attention_cases import WIDTHS
 from .checked import KernelBug, Session
 from .mutations import mutated
 
-USERS = (decode, extend, traps, counts, glu, kv_write, large, norm, sample)
+USERS = (decode, extend, traps, counts, glu, kv_write, large, norm, rope, sample)
 VALUES = "values"  # the kind of bug that no check of the interpreter finds, but a comparison with the reference
 
 
@@ -67,6 +68,12 @@ class Run:
         x, pool = torch.randn(7, 1, 33).bfloat16(), torch.zeros(9, 1, 33).bfloat16()
         kv_write.write(x, x, pool, pool.clone(), torch.arange(7))
 
+    def rope(self) -> None:
+        rope.test_keys_and_values_are_written_to_their_slots(96, 24, True, torch.bfloat16)
+
+    def rope_without_norms(self) -> None:
+        rope.test_keys_and_values_are_written_to_their_slots(96, 24, False, torch.bfloat16)
+
     def norm(self) -> None:
         norm.test_equals_the_reference((70, 77), True, torch.bfloat16)
 
@@ -101,6 +108,9 @@ class Run:
     def large_heads(self) -> None:
         large.test_tokens_of_rope(self.session)
 
+    def large_rope_slots(self) -> None:
+        large.test_slots_and_tokens_of_rope()
+
     def large_logits(self) -> None:
         large.test_rows_of_logits(self.session)
 
@@ -112,6 +122,7 @@ class Run:
 
 
 WIDE, PROGRAM = ".to(tl.int64)", "tl.program_id(0)"
+KEY_HEAD, VALUE_HEAD = "(slot * K_HEADS + head - Q_HEADS)", "(slot * HEADS + head)"
 KEY = "tl.load(k + token[:, None] * K_TOKEN + column[None], in_k, other=0.0)"
 KEY_AS_WORDS = (
     "tl.load((k + token[:, None] * K_TOKEN + column[None]).to(tl.pointer_type(tl.int32), bitcast=True),"
@@ -134,6 +145,9 @@ MUTATIONS = [
     ("bounds", Run.decode, "tiles", "(j >= low) & (j < high)", "(j >= low)"),
     ("bounds", Run.extend, "attention_extend", "(ahead < stop - start) & ", ""),
     ("bounds", Run.padding, "attention_decode", "visible(n, window, chunk), n\n", "0, tl.maximum(n, 2)\n"),
+    ("bounds", Run.rope, "rope", "item < count, tl.arange(0, BLOCK_D)", "item <= count, tl.arange(0, BLOCK_D)"),
+    ("bounds", Run.rope, "rope", KEY_HEAD, "(slot * K_HEADS + head)"),
+    ("bounds", Run.rope_without_norms, "rope", "inside & ~is_query[:, None])", "inside)"),
     ("alignment", Run.write_odd_widths, "kv_write", KEY, KEY_AS_WORDS),
     ("overflow", Run.large_slots, "tiles", "tl.load(slots + j)).to(tl.int64)", "tl.load(slots + j))"),
     ("overflow", Run.large_slots, "kv_write", "present, other=0)", "present, other=0).to(tl.int32)"),
@@ -147,11 +161,15 @@ MUTATIONS = [
     ("overflow", Run.large_activations, "glu", PROGRAM + WIDE, PROGRAM),
     ("overflow", Run.large_activations, "activation", PROGRAM + WIDE, PROGRAM),
     ("overflow", Run.large_heads, "rope", PROGRAM + WIDE, PROGRAM),
+    ("overflow", Run.large_rope_slots, "rope", KEY_HEAD, KEY_HEAD + ".to(tl.int32)"),
+    ("overflow", Run.large_rope_slots, "rope", VALUE_HEAD, VALUE_HEAD + ".to(tl.int32)"),
+    ("overflow", Run.large_rope_slots, "rope", "token * TOKEN + (FIRST", "token.to(tl.int32) * TOKEN + (FIRST"),
     ("overflow", Run.large_logits, "sample", PROGRAM + WIDE, PROGRAM),
     ("overflow", Run.large_logits, "logprobs", "tl.load(rows + item)", "tl.load(rows + item).to(tl.int32)"),
     ("overflow", Run.large_sequences, "pool", SEQUENCE, SHORT_SEQUENCE),
     ("overflow", Run.large_ids, "expert_counts", PROGRAM + WIDE, PROGRAM),
     ("poison", Run.norm, "norm", "(x + at, present, other=0.0)", "(x + at, present)"),
+    ("poison", Run.rope, "rope", "in_rest, other=0.0)", "in_rest)"),
     ("poison", Run.decode, "tiles", "present[:, None] & in_e[None], other=0.0)", "present[:, None] & in_e[None])"),
     ("poison", Run.extend_odd_widths, "attention_extend", "(d < D)[None], other=0.0", "(d < D)[None]"),
     ("poison", Run.decode_in_splits, "attention_decode", "+ 1, written, other=0.0)", "+ 1, written)"),
@@ -160,12 +178,18 @@ MUTATIONS = [
     ("race", Run.decode, "attention_decode", "kv_head * GROUP + in_g", "kv_head * (GROUP - 1) + in_g"),
     ("race", Run.decode_in_splits, "attention_decode", "* splits + split\n", "* splits + split // 2\n"),
     ("race", Run.write, "kv_write", "keys + slot[:, None] * K_WIDTH", "keys + slot[:, None] * (K_WIDTH - 1)"),
+    ("race", Run.rope, "rope", VALUE_HEAD, "(slot * (HEADS - 1) + head)"),
+    ("race", Run.rope, "rope", KEY_HEAD, "(slot * (K_HEADS - 1) + head - Q_HEADS)"),
+    ("race", Run.rope, "rope", "(FIRST_HEAD + head) * HEAD", "head * HEAD"),
     ("race", Run.sample, "sample", "tl.store(result + row, winner)", "tl.store(result + row // 2, winner)"),
     ("race", Run.count, "expert_counts", ADD, ADD_WITHOUT_ATOMICS),
     ("claim", Run.decode, "tiles", "keys + slot[None]", "keys + tl.multiple_of(slot, 16)[None]"),
     ("claim", Run.decode, "tiles", "values + slot[:, None]", "values + tl.max_contiguous(slot, 64)[:, None]"),
     ("assert", Run.decode, "attention_decode", "begin, end = visible(", SEVERAL_KEYS + "begin, end = visible("),
     (VALUES, Run.norm, "norm", "(x + at, present, other=0.0).to(tl.float32)", "(x + at, present, other=0.0)"),
+    (VALUES, Run.rope, "rope", "(FIRST_HEAD + head) * HEAD", "(FIRST_HEAD + head - 1) * HEAD"),
+    (VALUES, Run.rope_without_norms, "rope", "width - 2 * half", "0"),
+    (VALUES, Run.rope, "rope", "in_rest, qkv, start, keys", "in_rest, qkv, start, None"),
     (VALUES, Run.windows, "tiles", "(distance < window)", "(distance <= window)"),
     (VALUES, Run.windows, "tiles", "(distance > -window)", "(distance >= -window)"),
     (VALUES, Run.windows, "attention_decode", "first, n - window", "first, n - window - 1"),

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from trunkline.kernels.layout import Layout, LayoutTensors
+from trunkline.kernels.layout import KVSlots, Layout, LayoutTensors
 from trunkline.kernels.triton import (
     activation,
     adjust,
@@ -88,6 +88,12 @@ def rotate(rows: int) -> None:
     rope.rope(qkv, angles, angles, HEADS, KV_HEADS, weight, weight, 1e-6)
 
 
+def rotate_and_write(rows: int) -> None:
+    qkv, angles, keys = numbers(rows, HEADS + 2 * KV_HEADS, WIDTH), numbers(rows, 32), numbers(SLOTS, KV_HEADS, WIDTH)
+    kv_slots = KVSlots(keys, keys.clone(), uploaded(rows, torch.int64))
+    rope.rope(qkv, angles, angles, HEADS, KV_HEADS, eps=1e-6 * rows, kv_slots=kv_slots)
+
+
 def choose(rows: int) -> None:
     floats, ints = uploaded(rows, torch.float32), uploaded(rows, torch.int64)
     sample.sample(numbers(rows, 1000), floats, ints, floats, floats, ints, ints)
@@ -111,6 +117,7 @@ LAUNCHES: dict[str, Callable[[int], object]] = {
     "encode": encode,
     "write": write,
     "rope": rotate,
+    "rope and write": rotate_and_write,
     "rms_norm": lambda rows: norm.rms_norm(numbers(rows, WIDTH), VECTOR, 1e-6 * rows, numbers(rows, WIDTH)),
     "layer_norm": lambda rows: layer_norm.layer_norm(numbers(rows, WIDTH), VECTOR, VECTOR, 1e-6 * rows),
     "glu": lambda rows: glu.glu(numbers(rows, 2 * WIDTH), "silu"),
