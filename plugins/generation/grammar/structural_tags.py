@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from .json_schemas import OPTIONS, check_schema
+from .json_schemas import OPTIONS, checked_schema
 
 MAX_STRUCTURES = 128
 
@@ -45,22 +45,16 @@ def lark_of_tags(text: str, is_special: Callable[[str], bool]) -> str:
     lines = []
     for index, structure in enumerate(tag.structures):
         trigger = _trigger_of(structure.begin, tag.triggers)
-        schema = {} if structure.schema is True else structure.schema
-        check_schema(json.dumps(schema))
+        schema = checked_schema(json.dumps(structure.schema)) | {"x-guidance": OPTIONS}
         if is_special(trigger):  # free text has no special tokens
             lines.append(f"head{index}: TEXT {trigger}")
         else:
             lines.append(f"head{index}[lazy]: TEXT {json.dumps(trigger)}")
         pieces = [structure.begin[len(trigger) :], structure.end]
         before, after = (json.dumps(piece) if piece else "" for piece in pieces)
-        lines.append(f"tag{index}: head{index} {before} %json {json.dumps(with_options(schema))} {after}")
+        lines.append(f"tag{index}: head{index} {before} %json {json.dumps(schema)} {after}")
     tags = " | ".join(f"tag{index}" for index in range(len(tag.structures)))
     return "\n".join([f"start: ({tags})* rest", "rest: TEXT", r"TEXT: /(.|\n)*/", *lines])
-
-
-def with_options(schema: dict[str, Any] | bool) -> dict[str, Any]:
-    """The schema with the options of :mod:`.json_schemas`, as llguidance reads them."""
-    return {**(schema if isinstance(schema, dict) else {"not": {}}), "x-guidance": OPTIONS}
 
 
 def _decoded(text: str) -> StructuralTag:
