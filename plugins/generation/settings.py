@@ -30,6 +30,13 @@ class GenerationSettings(Struct, frozen=True):
         Literal["model", "openai"],
         Meta(description="Chat sampling defaults: the model's generation_config.json, or OpenAI's (temperature 0.7)."),
     ] = "model"
+    grammar_backend: Annotated[
+        str,
+        Meta(
+            description="Engine for json_schema, regex, ebnf and structural_tag: auto (llguidance), none, or the name "
+            "of a plugin's."
+        ),
+    ] = "auto"
 
 
 def input_limit(served: ServedModel) -> int:
