@@ -18,7 +18,7 @@ from trunkline.plugins.generation.native.sessions import Sessions
 from trunkline.plugins.generation.sampling.params import SamplingParams, parse_sampling_params
 
 from .extras import NO_EXTRAS, Extras, ResultReader
-from .schemas import GenerationParams, GenerationResult
+from .schemas import GenerationParams, GenerationResult, Grammar
 from .sequence import OutputSequence
 from .settings import GROUP, TASK, GenerationSettings, input_limit, new_token_limit
 
@@ -101,10 +101,15 @@ class Service:
         return settings
 
     def sampling_params(
-        self, served: ServedModel, requested: dict[str, Any], names: Mapping[str, str] | None = None
+        self,
+        served: ServedModel,
+        requested: dict[str, Any],
+        names: Mapping[str, str] | None = None,
+        grammar: Grammar | None = None,
     ) -> SamplingParams:
         """Check a request's parameters; its arguments and errors are those of :func:`parse_sampling_params`."""
-        sampling = parse_sampling_params(requested, self.preferred.get(served), names, served.info.vocab_size)
+        preferred = self.preferred.get(served)
+        sampling = parse_sampling_params(requested, preferred, names, served.info.vocab_size, grammar)
         limit = self.settings(served).max_n
         if sampling.n > limit:
             raise RequestError(f"n must be at most {limit}, got {sampling.n}; --max-n sets the limit.", param="n")
