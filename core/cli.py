@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
+from trunkline.core.commands.batch import add_batch
 from trunkline.core.commands.plan import add_plan
 from trunkline.core.commands.plugins import add_plugins
 from trunkline.core.commands.serve import StartupSelection, add_serve, read_selection
@@ -28,6 +29,7 @@ def build(host: Host, selection: StartupSelection) -> typer.Typer:
     app.callback()(lambda: None)  # without it, Typer would turn a single command into the application itself
     add_serve(app, host, selection)
     add_plan(app, host, selection)
+    add_batch(app, host, selection)
     add_plugins(app, host)
     host.commands(app)
     return app
@@ -36,7 +38,7 @@ def build(host: Host, selection: StartupSelection) -> typer.Typer:
 def run(args: Sequence[str]) -> int:
     """Run the command line ``args``. The exit status of an error is 2 if it is in the configuration, else 1."""
     try:
-        selection = read_selection(args[1:]) if args[:1] in (["serve"], ["plan"]) else StartupSelection()
+        selection = read_selection(args[1:]) if args[:1] in (["serve"], ["plan"], ["batch"]) else StartupSelection()
         app = build(Host.load(selection.plugins.only, selection.plugins.without), selection)
         app(list(args), prog_name="trunkline")
     except TrunklineError as error:

@@ -62,7 +62,7 @@ class ServeCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse each segment in a separate context."""
         parsed = []
-        for segment in split(args, {name for param in self.params if takes_value(param) for name in param.opts}):
+        for segment in split(args, valued_options(self)):
             own = type(ctx)(self, info_name=ctx.info_name, parent=ctx.parent)
             super().parse_args(own, segment)
             parsed.append({name: value for name, value in own.params.items() if value not in (None, (), [])})
@@ -71,8 +71,9 @@ class ServeCommand(TyperCommand):
         return []
 
 
-def takes_value(param: Any) -> bool:
-    return not getattr(param, "is_flag", False)
+def valued_options(command: TyperCommand) -> set[str]:
+    """The options of a command whose next argument is their value."""
+    return {name for param in command.params if not getattr(param, "is_flag", False) for name in param.opts}
 
 
 def split(args: Sequence[str], valued: set[str]) -> list[list[str]]:
@@ -125,7 +126,13 @@ def add_serve(app: typer.Typer, host: Host, selection: StartupSelection) -> None
     add_models_command(app, serve, flags, "Serve one or more models over HTTP.")
 
 
-def add_models_command(app: typer.Typer, command: Callable[..., None], flags: Sequence[Flag], about: str) -> None:
+def add_models_command(
+    app: typer.Typer,
+    command: Callable[..., None],
+    flags: Sequence[Flag],
+    about: str,
+    kind: type[ServeCommand] = ServeCommand,
+) -> None:
     """Add a command whose arguments are models, and ``flags`` before and after each of them.
 
     It is called with the context, whose ``meta`` has the segments that :class:`ServeCommand` makes of them.
@@ -142,7 +149,7 @@ def add_models_command(app: typer.Typer, command: Callable[..., None], flags: Se
     described, annotations = signature([context, models, *(flag.parameter for flag in flags)])
     command.__signature__ = described  # type: ignore[attr-defined]
     command.__annotations__ = annotations
-    app.command(cls=ServeCommand, help=about)(command)
+    app.command(cls=kind, help=about)(command)
 
 
 def configure(

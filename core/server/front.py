@@ -40,7 +40,7 @@ def serve(host: Host, config: Config, *, command: Sequence[str] = COMMAND) -> No
     for model in config.models:  # here, so that downloads show their progress and can be interrupted
         host.resolve_model(model.reference)
     with bind(config.server) as sock:
-        run = _runner()
+        run = event_loop_runner()
         run(Front(host, config, sock, command).run())
 
 
@@ -60,7 +60,8 @@ def bind(server: ServerSettings) -> socket.socket:
     return sock
 
 
-def _runner() -> Callable[[Coroutine[Any, Any, None]], None]:
+def event_loop_runner() -> Callable[[Coroutine[Any, Any, None]], None]:
+    """The function that runs the front's coroutine, in uvloop where that exists."""
     if sys.platform == "win32":
         return asyncio.run
     import uvloop

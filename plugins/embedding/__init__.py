@@ -1,4 +1,4 @@
-"""Sentence embeddings: ``/encode``, ``/v1/embeddings`` and ``/embed``.
+"""Sentence embeddings: the routes of SGLang, OpenAI, Cohere and Text Embeddings Inference.
 
 ``stage.py`` (pooling and the modules after it) runs in the engine; everything else runs in the
 front. ``recipe.py`` reads from a checkpoint's folder how its vectors are computed.
@@ -40,13 +40,14 @@ def trunkline_stages(model: Model, settings: Settings) -> Iterable[Stage]:
 
 @hookimpl
 def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
+    from .cohere_routes import cohere_routes
     from .openai_routes import openai_routes
     from .routes import encode_routes
     from .service import Service
     from .tei_routes import tei_routes
 
     service = Service(engine, settings)
-    return [*encode_routes(service), *openai_routes(service), *tei_routes(service)]
+    return [*encode_routes(service), *openai_routes(service), *cohere_routes(service), *tei_routes(service)]
 
 
 @hookimpl

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from trunkline.core.server.api import (
     Ignored,
@@ -14,9 +14,11 @@ from trunkline.core.server.api import (
     SGLangPoolingBody,
     Truncation,
     Unsupported,
+    UnsupportedMedia,
 )
+from trunkline.core.types import TokenId
 
-from .schemas import Dimensions
+from .schemas import MAX_TOKENS, Dimensions
 
 NamedPrompt = Annotated[Any, Refused("{field} is not supported; prompt_name or prompt says what a text is for.")]
 NumberFormat = Annotated[
@@ -63,12 +65,52 @@ class EmbeddingsBody(OpenAIPoolingBody):
 
 
 class EmbedBody(Struct):
-    """``POST /embed``, as Text Embeddings Inference has it."""
+    """``POST /embed`` and ``POST /``, as Text Embeddings Inference has them."""
 
-    inputs: str | list[str]
+    inputs: str | list[str | TokenId | list[TokenId]]
     model: str | None = None
     truncate: Truncation = None
     truncation_direction: Literal["Left", "Right", "left", "right"] | None = None
     normalize: bool | None = True
     dimensions: Dimensions | None = None
     prompt_name: str | None = None
+    encoding_format: Annotated[
+        Any, Refused("{field} is not supported here: the reply is a list of floats. See /v1/embeddings.", ("float",))
+    ] = None
+
+
+class DecodeBody(Struct):
+    """``POST /decode``, as Text Embeddings Inference has it."""
+
+    ids: list[TokenId | list[TokenId]]
+    skip_special_tokens: bool | None = True
+    model: str | None = None
+
+
+class CohereContent(Struct):
+    """A part of an input of Cohere's request."""
+
+    type: str
+    text: str | None = None
+    image_url: UnsupportedMedia = None
+
+
+class CohereInput(Struct):
+    """An input of Cohere's request; the texts of its parts are joined by line feeds."""
+
+    content: list[CohereContent]
+
+
+class CohereEmbedBody(Struct):
+    """``POST /v1/embed`` and ``POST /v2/embed``: Cohere's request. Unknown fields are ignored."""
+
+    texts: list[str] | None = None
+    inputs: list[CohereInput] | None = None
+    model: str | None = None
+    input_type: str | None = None
+    embedding_types: list[str] | None = None
+    truncate: Truncation = None
+    output_dimension: Dimensions | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
+    priority: Annotated[int, Meta(ge=0, le=999)] | None = None
+    images: UnsupportedMedia = None

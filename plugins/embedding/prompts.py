@@ -12,6 +12,15 @@ from trunkline.core.types import Tokenizer
 
 from .recipe import Recipe
 
+PROMPTS_FOR: dict[str, tuple[str, ...]] = {
+    "search_query": ("query",),
+    "search_document": ("document", "passage", "corpus"),
+    "classification": (),
+    "clustering": (),
+}
+"""Cohere's ``input_type`` -> names of prompts for it beside its own, those of sentence-transformers' encode_query and
+encode_document."""
+
 SAMPLE = "THE QUICK BROWN FOX JUMPS OVER A LAZY DOG"
 
 
@@ -27,6 +36,23 @@ def choose_prompt(recipe: Recipe, prompt: str | None, name: str | None) -> str:
         known = ", ".join(recipe.prompts) or "none"
         raise RequestError(f"The model has no prompt named {name!r}; there are: {known}.", param="prompt_name")
     return recipe.prompts[name]
+
+
+def prompt_for_input_type(recipe: Recipe, input_type: str) -> str:
+    """The model's prompt for one of Cohere's input types, whatever the case of its name; without one, its default.
+
+    RequestError for an unknown input type.
+    """
+    if input_type not in PROMPTS_FOR:
+        images = " This server takes text only." if input_type == "image" else ""
+        raise RequestError(
+            f"input_type must be one of {', '.join(PROMPTS_FOR)}, got {input_type!r}.{images}", param="input_type"
+        )
+    by_name = {name.lower(): prompt for name, prompt in recipe.prompts.items()}
+    for name in (input_type, *PROMPTS_FOR[input_type]):
+        if name in by_name:
+            return by_name[name]
+    return choose_prompt(recipe, None, None)
 
 
 def prompt_tokens(tokenizer: Tokenizer, recipe: Recipe, prompt: str) -> int:

@@ -3,85 +3,30 @@
 from __future__ import annotations
 
 import io
-import json
+import re
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    import httpx
+from .conversation import ChatError, Conversation, Delta
+from .terminal import AnswerWriter, read_message
 
-HELP = "/reset starts a new conversation, /exit or Ctrl-D ends the program, Ctrl-C stops an answer."
-
-
-class ChatError(Exception):
-    """The server can't be reached, or answered with an error; the message is shown to the user."""
-
-
-class Conversation:
-    """A conversation with a server: its messages so far, and the options of each request."""
-
-    def __init__(self, client: httpx.Client, *, system: str | None, options: dict[str, Any]) -> None:
-        self._client = client
-        self._start = [] if system is None else [{"role": "system", "content": system}]
-        self._options = options
-        self.messages: list[dict[str, str]] = list(self._start)
-
-    def reset(self) -> None:
-        self.messages = list(self._start)
-
-    def send(self, text: str) -> Generator[str]:
-        """Send a message; yields the text deltas of the answer. ``messages`` gets both, also if the answer is cut."""
-        messages = [*self.messages, {"role": "user", "content": text}]
-        answer = ""
-        try:
-            for delta in self._stream({"messages": messages, "stream": True, **self._options}):
-                answer += delta
-                yield delta
-        finally:
-            if answer:
-                self.messages = [*messages, {"role": "assistant", "content": answer}]
-
-    def _stream(self, body: dict[str, Any]) -> Iterator[str]:
-        import httpx
-
-        try:
-            with self._client.stream("POST", "/v1/chat/completions", json=body) as response:
-                if response.status_code != 200:
-                    raise ChatError(_error_message(response.status_code, response.read()))
-                yield from _deltas(response.iter_lines())
-        except httpx.ConnectError as error:
-            raise ChatError(f"No server at {self._client.base_url}; start one with `trunkline serve`.") from error
-        except httpx.HTTPError as error:
-            raise ChatError(f"The connection to {self._client.base_url} broke: {error}") from error
+HELP = r'''Commands:
+  /system TEXT  set the system message; without TEXT there is none
+  /regen        answer the last message again
+  /clear        start a new conversation; the system message stays
+  /help         this list
+  /exit         leave (also Ctrl-D)
+A line that ends with \ continues on the next one; lines between two lines of """ are one message.
+Ctrl-C stops an answer.'''
+HINT = "/help lists commands, Ctrl-C stops an answer, Ctrl-D leaves."
 
 
-def _deltas(lines: Iterable[str]) -> Iterator[str]:
-    """Text deltas of an OpenAI event stream. ChatError if it has an error event."""
-    for line in lines:
-        if not line.startswith("data: ") or line == "data: [DONE]":
-            continue
-        event = json.loads(line.removeprefix("data: "))
-        if "error" in event:
-            raise ChatError(event["error"]["message"])
-        for choice in event["choices"]:
-            if delta := choice["delta"].get("content"):
-                yield delta
-
-
-def _error_message(status: int, body: bytes) -> str:
-    """The message of an error response, in any of the server's error shapes."""
-    with suppress(ValueError):
-        answer = json.loads(body)
-        if isinstance(answer, dict):
-            error = answer.get("error", answer)
-            text = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-            if text:
-                return f"{text} (HTTP {status})"
-    return f"The server answered HTTP {status}."
+class Leave(Exception):
+    """The user wants to leave."""
 
 
 def chat(
@@ -104,6 +49,8 @@ def chat(
     options = {key: value for key, value in options.items() if value is not None}
     headers = {} if api_key is None else {b"Authorization": f"Bearer {api_key}".encode()}
     timeout = httpx.Timeout(10.0, read=None)  # a request may wait long in the queue of a busy server
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # invalid UTF-8 must not end the program
     with httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False) as client:
         conversation = Conversation(client, system=system, options=options)
         failed = _interactive(conversation) if sys.stdin.isatty() else _piped(conversation)
@@ -111,62 +58,78 @@ def chat(
 
 
 def _interactive(conversation: Conversation) -> bool:
-    """Read lines from the terminal until the user leaves. Returns False: errors are shown and end nothing."""
+    """Read messages from the terminal until the user leaves. Returns False: errors are shown and end nothing."""
     with suppress(ImportError):
         import readline  # noqa: F401  (line editing and history for input())
-    typer.echo(HELP, err=True)
+    typer.echo(HINT, err=True)
     while True:
         try:
-            line = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
+            handle(conversation, read_message(input))
+        except KeyboardInterrupt:  # at the prompt: what was typed is dropped
+            typer.echo(err=True)
+        except Leave:
+            return False
+        except EOFError:
             typer.echo(err=True)
             return False
-        if line == "/exit":
-            return False
-        _handle_line(conversation, line)
 
 
 def _piped(conversation: Conversation) -> bool:
-    """Read lines from stdin until its end or the first failure. True if there was one."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # invalid UTF-8 must not end the program
-    for line in sys.stdin:
-        if line.strip() == "/exit":
-            return False
-        if _handle_line(conversation, line.strip()):
-            return True
+    """Read messages from stdin until its end or the first failure. True if there was one."""
+    with suppress(Leave, EOFError):
+        while not handle(conversation, read_message(_read_line)):
+            pass
+        return True
     return False
 
 
-def _handle_line(conversation: Conversation, line: str) -> bool:
-    """Run a command, or send a message and write the answer to stdout. True if it failed; the reason is on stderr."""
+def _read_line(_prompt: str) -> str:
+    line = sys.stdin.readline()
     if not line:
+        raise EOFError
+    return line.removesuffix("\n")
+
+
+def handle(conversation: Conversation, text: str) -> bool:
+    """Run a command, or send a message and write the answer to stdout. True if it failed; the reason is on stderr.
+
+    Leave for /exit. A text that begins with ``/`` is a message unless its first word is a command, or its only word
+    could be one.
+    """
+    if not text:
         return False
-    if line == "/reset":
-        conversation.reset()
-        return False
-    if line == "/help":
+    command, _, argument = text.partition(" ")
+    if command == "/exit":
+        raise Leave
+    if command == "/regen":
+        return _show(conversation.regenerate())
+    if command == "/clear":
+        conversation.clear()
+    elif command == "/system":
+        conversation.system = argument.strip() or None
+    elif command == "/help":
         typer.echo(HELP, err=True)
-        return False
-    answer = conversation.send(line)
+    elif re.fullmatch("/[a-z]+", text):
+        typer.echo(f"There is no command {text}; /help lists them.", err=True)
+        return True
+    else:
+        return _show(conversation.send(text))
+    return False
+
+
+def _show(answer: Generator[Delta]) -> bool:
+    """Write an answer to stdout. True if it failed; the reason is on stderr."""
+    writer = AnswerWriter(sys.stdout)
     failure: ChatError | None = None
-    began = False
     try:
         for delta in answer:
-            began = True
-            sys.stdout.write(_printable(delta) if sys.stdout.isatty() else delta)
-            sys.stdout.flush()
+            writer.write(delta)
     except ChatError as error:
         failure = error
     except KeyboardInterrupt:
         answer.close()  # closes the connection, so that the server aborts the request
-    if began or failure is None:
-        sys.stdout.write("\n")
+    if writer.began or failure is None:
+        writer.end()
     if failure is not None:
         typer.echo(str(failure), err=True)
     return failure is not None
-
-
-def _printable(text: str) -> str:
-    """``text`` without control characters, so that the output of a model can't control the terminal."""
-    return "".join(character for character in text if character in "\n\t" or character.isprintable())

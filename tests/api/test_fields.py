@@ -22,6 +22,8 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "TokenizeBody": {"messages": [{"role": "user", "content": "a"}]},
     "EncodeBody": {"text": "a"},
     "EmbeddingsBody": {"input": "a"},
+    "EmbedBody": {"inputs": "a"},
+    "CohereEmbedBody": {"inputs": [{"content": [{"type": "text", "text": "a"}]}]},
     "RerankBody": {"query": "a", "documents": ["b"]},
     "ScoreBody": {"text_1": "a", "text_2": "b"},
     "ClassifyBody": {"text": "a"},

@@ -53,6 +53,12 @@ SCORE = [
     bad({"query": "a", "items": [], "model": "ranks"}),
 ]
 VECTORS = [ok({"text": "a"}), ok({"text": ["a", LONG], "truncate": "end"}), bad({"text": ""}), bad({"text": 5})]
+EMBED = [ok({"inputs": ["a", LONG], "truncate": True}), ok({"inputs": [5, 6]}), bad({"inputs": []})]
+COHERE = {
+    "texts": ["a", LONG],
+    "embedding_types": ["float", "base64", "int8", "uint8", "binary", "ubinary"],
+    "input_type": "search_query",
+}
 TOKENIZE = [
     ok({"prompt": "a"}),
     ok({"prompt": ["a", "b"]}),
@@ -99,7 +105,15 @@ CASES: dict[str, list[Case]] = {
         bad({"input": []}),
         ({"input": "a", "model": "ada"}, {}, 404),
     ],
-    "/embed": [ok({"inputs": ["a", LONG], "truncate": True}), bad({"inputs": []})],
+    "/embed": EMBED,
+    "/": EMBED,
+    "/decode": [ok({"ids": [[5], [6]]}), ok({"ids": [5]}), bad({"ids": []})],
+    "/v1/embed": [ok({"texts": ["a"]}), ok(COHERE), bad({"texts": []}), ({"texts": ["a"], "model": "x"}, {}, 404)],
+    "/v2/embed": [
+        ok({"inputs": [{"content": [{"type": "text", "text": "a"}]}]}),
+        ok(COHERE),
+        bad(COHERE | {"images": ["a"]}),
+    ],
     "/v1/rerank": RERANK,
     "/rerank": RERANK,
     "/v2/rerank": RERANK,

@@ -24,7 +24,14 @@ from openai.types.chat import (
 
 from trunkline.core.server.api.chat_messages import ChatMessage
 from trunkline.core.server.api.fields import fields_of
-from trunkline.plugins.embedding.body_schemas import EmbedBody, EmbeddingsBody, EncodeBody
+from trunkline.plugins.embedding.body_schemas import (
+    CohereContent,
+    CohereEmbedBody,
+    DecodeBody,
+    EmbedBody,
+    EmbeddingsBody,
+    EncodeBody,
+)
 from trunkline.plugins.generation.native.body_schemas import GenerateBody
 from trunkline.plugins.generation.openai.body_schemas import StreamOptions
 from trunkline.plugins.generation.openai.chat_schemas import ChatBody
@@ -75,6 +82,15 @@ def test_the_cohere_sdk_s_fields_are_known(client: type[Any]) -> None:
     theirs = set(client.rerank.__annotations__) - {"return", "request_options"}
     assert "documents" in theirs
     assert unknown(RerankBody, theirs) == set()
+    # v1's client has fields of its own: whether and how it splits texts into requests
+    of_embed = set(client.embed.__annotations__) - {"return", "request_options", "batching", "max_workers"}
+    assert "embedding_types" in of_embed
+    assert unknown(CohereEmbedBody, of_embed) == set()
+
+
+def test_the_contents_of_the_cohere_sdk_are_known() -> None:
+    kinds = (cohere.TextEmbedContent, cohere.ImageUrlEmbedContent)
+    assert unknown(CohereContent, {name for kind in kinds for name in kind.model_fields}) == set()
 
 
 # -- servers ---------------------------------------------------------------------------------
@@ -190,6 +206,9 @@ INFINITY_EMBEDDINGS = "input model encoding_format user modality dimensions"
 INFINITY_RERANK = "query documents return_documents raw_scores model top_n"
 # Text Embeddings Inference 1.9, EmbedRequest, OpenAICompatRequest and RerankRequest
 TEI_EMBED = "inputs normalize prompt_name truncate truncation_direction dimensions"
+# huggingface_hub 2.4, feature_extraction
+HUB_EMBED = "inputs normalize prompt_name truncate truncation_direction dimensions encoding_format"
+TEI_DECODE = "ids skip_special_tokens"
 TEI_EMBEDDINGS = "input model user encoding_format dimensions"
 TEI_RERANK = "query texts raw_scores return_text truncate truncation_direction"
 
@@ -211,6 +230,8 @@ TEI_RERANK = "query texts raw_scores return_text truncate truncation_direction"
         (EmbeddingsBody, INFINITY_EMBEDDINGS),
         (EmbeddingsBody, TEI_EMBEDDINGS),
         (EmbedBody, TEI_EMBED),
+        (EmbedBody, HUB_EMBED),
+        (DecodeBody, TEI_DECODE),
         (OpenAIClassifyBody, VLLM_POOLING + VLLM_INPUTS + "use_activation softmax activation"),
         (OpenAIClassifyBody, SGLANG_CLASSIFY),
         (RerankBody, VLLM_POOLING + VLLM_RERANK),

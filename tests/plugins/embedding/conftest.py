@@ -22,6 +22,7 @@ from trunkline.core.client.models import choose_model
 from trunkline.core.errors import ModelError, RequestError
 from trunkline.core.server.api.bodies import dialect_of, error_response
 from trunkline.core.types import ServedModel, Submission
+from trunkline.plugins.embedding.cohere_routes import cohere_routes
 from trunkline.plugins.embedding.openai_routes import openai_routes
 from trunkline.plugins.embedding.routes import encode_routes
 from trunkline.plugins.embedding.service import Service
@@ -192,9 +193,11 @@ def serve() -> Callable[..., Any]:
     @asynccontextmanager
     async def run(*engines: Engine, **given: Any) -> AsyncIterator[tuple[httpx.AsyncClient, InProcess]]:
         client: Any = InProcess(*engines, own=EmbeddingSettings(**given))
-        server = SimpleNamespace(max_batch_size=8, stream_timeout=5.0)
+        server = SimpleNamespace(max_batch_size=8, max_queued_requests=99, stream_timeout=5.0)
         service = Service(client, {"server": server})
-        handlers = [*encode_routes(service), *openai_routes(service), *tei_routes(service)]
+        handlers = [
+            *encode_routes(service), *openai_routes(service), *cohere_routes(service), *tei_routes(service)
+        ]  # fmt: skip
         app = Litestar(handlers, exception_handlers={RequestError: refuse})
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
             yield http, client

@@ -17,8 +17,8 @@ from trunkline.core.model.sources.info import read_info
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ModelInfo, ModelSource
 from trunkline.plugins.embedding import heads
+from trunkline.plugins.embedding.length_limits import check_dimensions
 from trunkline.plugins.embedding.recipe import LEGACY_MODES, Module, read_recipe, serves
-from trunkline.plugins.embedding.service import check_dimensions
 from trunkline.plugins.embedding.settings import EmbeddingSettings
 
 DEFAULTS = EmbeddingSettings()

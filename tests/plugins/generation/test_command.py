@@ -11,13 +11,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from trunkline.plugins.generation.command import ChatError, Conversation, chat
+from trunkline.plugins.generation.command import chat
+from trunkline.plugins.generation.conversation import ChatError, Conversation, Delta
 
 Seen = list[dict[str, Any]]
 
 
-def delta(text: str) -> str:
-    return f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'content': text}}]})}\n\n"
+def delta(text: str, field: str = "content") -> str:
+    return f"data: {json.dumps({'choices': [{'index': 0, 'delta': {field: text}}]})}\n\n"
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def run(text: str | bytes, *flags: str) -> Any:
 
 def test_piped_lines_are_messages_of_a_conversation(server: Callable[..., Seen]) -> None:
     seen = server(says("he", "llo"), says("again"), says("fresh"))
-    result = run("hi\n\nmore\n/reset\nthird\n/exit\nnever\n", "--system", "be kind", "--max-tokens", "5")
+    result = run("hi\n\nmore\n/clear\nthird\n/exit\nnever\n", "--system", "be kind", "--max-tokens", "5")
     assert result.exit_code == 0
     assert result.stdout == "hello\nagain\nfresh\n"
     assert [message["content"] for message in seen[1]["messages"]] == ["be kind", "hi", "hello", "more"]
@@ -110,4 +111,89 @@ def test_an_incomplete_answer_stays_in_the_history(server: Callable[..., Seen]) 
         conversation = Conversation(client, system=None, options={})
         with pytest.raises(ChatError, match="gone"):
             list(conversation.send("hi"))
-    assert [message["content"] for message in conversation.messages] == ["hi", "half"]
+    assert contents(conversation.messages) == ["hi", "half"]
+
+
+def contents(messages: list[dict[str, str]]) -> list[str]:
+    return [message["content"] for message in messages]
+
+
+def test_regen_answers_the_last_message_again(server: Callable[..., Seen]) -> None:
+    seen = server(says("one"), says("two"), says("three"), says("four"))
+    result = run("a\nb\n/regen\nc\n")
+    assert result.stdout == "one\ntwo\nthree\nfour\n"
+    assert contents(seen[2]["messages"]) == contents(seen[1]["messages"]) == ["a", "one", "b"]
+    assert contents(seen[3]["messages"]) == ["a", "one", "b", "three", "c"]
+
+
+def test_regen_without_a_new_answer_keeps_the_old_one(server: Callable[..., Seen]) -> None:
+    seen = server(says("one"), httpx.Response(503, json={"message": "busy"}), says("two"))
+    with httpx.Client(base_url="http://test") as client:
+        conversation = Conversation(client, system=None, options={})
+        list(conversation.send("a"))
+        with pytest.raises(ChatError, match="busy"):
+            list(conversation.regenerate())
+        assert contents(conversation.messages) == ["a", "one"]
+        assert list(conversation.regenerate()) == [Delta("two")]
+        assert contents(conversation.messages) == ["a", "two"]
+    assert contents(seen[2]["messages"]) == ["a"]
+
+
+def test_regen_repeats_a_message_that_failed(server: Callable[..., Seen]) -> None:
+    server(says("one"), httpx.ReadError("cut"), says("two"))
+    with httpx.Client(base_url="http://test") as client:
+        conversation = Conversation(client, system="s", options={})
+        list(conversation.send("a"))
+        with pytest.raises(ChatError, match="cut"):
+            list(conversation.send("b"))
+        list(conversation.regenerate())
+        assert contents(conversation.messages) == ["s", "a", "one", "b", "two"]
+
+
+def test_regen_needs_a_message(server: Callable[..., Seen]) -> None:
+    server()
+    for text in ("/regen\n", "/clear\n/regen\n"):
+        result = run(text)
+        assert result.exit_code == 1
+        assert "There is no message to answer again." in result.stderr
+
+
+def test_system_sets_and_removes_the_system_message(server: Callable[..., Seen]) -> None:
+    seen = server(says("one"), says("two"), says("three"))
+    assert run("a\n/system be kind\nb\n/system\nc\n", "--system", "be brief").exit_code == 0
+    assert contents(seen[0]["messages"]) == ["be brief", "a"]
+    assert contents(seen[1]["messages"]) == ["be kind", "a", "one", "b"]
+    assert contents(seen[2]["messages"]) == ["a", "one", "b", "two", "c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("one \\\ntwo\\\n  three\nfour\n", ["one \ntwo\n  three", "four"]),
+        ('"""\none\n\n  two\n"""\nthree\n', ["one\n\n  two", "three"]),
+        ('"""\nto the end', ["to the end"]),
+        ("to the end\\\n", ["to the end"]),
+        ("/etc/hosts is what?\n", ["/etc/hosts is what?"]),
+        ("/tmp/x\n", ["/tmp/x"]),
+    ],
+)
+def test_messages_of_several_lines(server: Callable[..., Seen], text: str, messages: list[str]) -> None:
+    seen = server(*(says("x") for _ in messages))
+    assert run(text).exit_code == 0
+    assert [body["messages"][-1]["content"] for body in seen] == messages
+
+
+def test_help_and_unknown_commands(server: Callable[..., Seen]) -> None:
+    server()
+    result = run("/help\n/quit\n")
+    assert result.exit_code == 1
+    assert "/regen" in result.stderr
+    assert "There is no command /quit" in result.stderr
+    assert result.stdout == ""
+
+
+def test_reasoning_is_left_out_of_pipes_and_of_later_requests(server: Callable[..., Seen]) -> None:
+    thinking = delta("let me see", "reasoning_content") + delta("four") + "data: [DONE]\n\n"
+    seen = server(httpx.Response(200, text=thinking), says("x"))
+    assert run("2 + 2?\nsure?\n").stdout == "four\nx\n"
+    assert contents(seen[1]["messages"]) == ["2 + 2?", "four", "sure?"]
