@@ -99,7 +99,7 @@ def with_types(arguments: dict[str, Any], schema: Any) -> dict[str, Any]:
 
 def _converted(text: str, schema: Any) -> Any:
     """The JSON value in ``text`` if the schema allows its type, else ``text``, as it is where it allows strings."""
-    types = set(_types(schema))
+    types = set(schema_types(schema))
     if not types:
         return text
     try:
@@ -126,7 +126,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _types(schema: Any) -> Iterator[str]:
+def schema_types(schema: Any) -> Iterator[str]:
     """The types that a schema names, in its unions, too."""
     if not isinstance(schema, dict):
         return
@@ -138,4 +138,4 @@ def _types(schema: Any) -> Iterator[str]:
         yield from (kind for kind, check in _CHECKS.items() if any(check(value) for value in values))
     for union in ("anyOf", "oneOf"):
         for choice in schema.get(union) or ():
-            yield from _types(choice)
+            yield from schema_types(choice)

@@ -22,14 +22,14 @@ class ReplyFormat(Struct, frozen=True, kw_only=True):
     """The format of a model's replies.
 
     ``reasoning`` and ``calls``: response templates without and with tool calls; None where the model has none.
-    ``tool``: the built-in format of tool calls. ``begins_open``: see :class:`ReasoningFormat`. ``own``: the checkpoint
-    has brought the templates, so that their patterns may be slow.
+    ``tool`` and ``thoughts``: the built-in formats, with which calls are forced. ``own``: the templates are the
+    checkpoint's, so that their patterns may be slow.
     """
 
     reasoning: dict[str, Any] | None = None
     calls: dict[str, Any] | None = None
     tool: ToolFormat | None = None
-    begins_open: str = ""
+    thoughts: ReasoningFormat | None = None
     own: bool = False
 
     def template(self, *, tools: bool, reasoning: bool) -> dict[str, Any] | None:
@@ -64,7 +64,7 @@ def reply_format(tokenizer: Tokenizer, template: str, tool: str, reasoning: str)
     """The format of a model. ``template``: its chat template; ``tool`` and ``reasoning``: values of the flags."""
     own = getattr(tokenizer, "response_template", None)
     if isinstance(own, dict) and tool == AUTO and reasoning == AUTO:
-        return _of_checkpoint(own, _chosen(TOOL_FORMATS, AUTO, template))
+        return _of_checkpoint(own, template)
     return _built_in(template, tool, reasoning)
 
 
@@ -84,18 +84,19 @@ def _built_in(template: str, tool: str, reasoning: str) -> ReplyFormat:
         reasoning={**parts, "fields": {**fields, **content}} if fields else None,
         calls=with_calls,
         tool=calls,
-        begins_open="" if thoughts is None else thoughts.begins_open,
+        thoughts=thoughts,
     )
 
 
-def _of_checkpoint(template: dict[str, Any], tool: ToolFormat | None) -> ReplyFormat:
-    fields = template.get("fields", {})
+def _of_checkpoint(own: dict[str, Any], template: str) -> ReplyFormat:
+    fields = own.get("fields", {})
     without = {name: field for name, field in fields.items() if not name.startswith("tool_calls")}
     has_reasoning = any(name.startswith(REASONING) for name in fields)
     return ReplyFormat(
-        reasoning={**template, "fields": without} if has_reasoning else None,
-        calls=template if len(without) < len(fields) else None,
-        tool=tool,
+        reasoning={**own, "fields": without} if has_reasoning else None,
+        calls=own if len(without) < len(fields) else None,
+        tool=_chosen(TOOL_FORMATS, AUTO, template),
+        thoughts=_chosen(REASONING_FORMATS, AUTO, template) if has_reasoning else None,
         own=True,
     )
 

@@ -49,13 +49,19 @@ class ReplyParser:
         self._sent: set[Kind] = set()
         self._bare: str | None = "" if schemas and form.tool is not None and form.tool.bare and not form.own else None
         prefix = regions.after_anchor(prompt)
-        if form.begins_open and not any(marker in prefix for marker in (form.begins_open, "</")):
-            prefix += form.begins_open
+        begins_open = "" if form.thoughts is None or form.own else form.thoughts.begins_open
+        if begins_open and not any(marker in prefix for marker in (begins_open, "</")):
+            prefix += begins_open
         self._pieces: list[Piece] = []
         self._size = 0  # characters of the open region
         self._read(self._parser.feed(prefix), ended=False)
         self._pieces.clear()  # they belong to the prompt
         self._held = ""
+
+    @property
+    def in_reasoning(self) -> bool:
+        """Whether the text so far ends inside the reasoning."""
+        return self._kind == "reasoning"
 
     def cost(self, text: str) -> int:
         """Characters that :meth:`feed` may have to parse."""

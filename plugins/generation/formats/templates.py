@@ -42,13 +42,15 @@ class ToolFormat(Struct, frozen=True, kw_only=True):
 class ReasoningFormat(Struct, frozen=True, kw_only=True):
     """How a model writes its reasoning; ``detect`` and ``requires`` as for :class:`ToolFormat`.
 
-    ``begins_open``: the output begins inside of it, without the marker.
+    ``text``: what is before and after the reasoning of a reply whose calls are forced. ``begins_open``: the output
+    begins inside of it, without the marker.
     """
 
     aliases: tuple[str, ...] = ()
     detect: tuple[str, ...] = ()
     requires: str = ""
     field: dict[str, Any]
+    text: tuple[str, str] = ("<think>", "</think>")
     begins_open: str = ""
 
 
@@ -271,12 +273,18 @@ REASONING_FORMATS = {
             "close": ["<|end|>", "<|call|>", "<|return|>"],
             "content": "text",
         },
+        text=("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
     ),
     "gemma4": ReasoningFormat(
         detect=("<|channel>thought",),
         field={"open": "<|channel>thought\n", "close": "<channel|>", "content": "text"},
+        text=("<|channel>thought\n", "<channel|>"),
     ),
-    "mistral": ReasoningFormat(detect=("[THINK]",), field={"open": "[THINK]", "close": "[/THINK]", "content": "text"}),
+    "mistral": ReasoningFormat(
+        detect=("[THINK]",),
+        field={"open": "[THINK]", "close": "[/THINK]", "content": "text"},
+        text=("[THINK]", "[/THINK]"),
+    ),
     "qwen3": ReasoningFormat(
         aliases=("think", "glm45", "deepseek-v3", "kimi_k2", "nano_v3"), detect=("<think>", "</think>"), field=_THINK
     ),

@@ -61,7 +61,7 @@ def test_flags_override_the_chat_template() -> None:
     assert _chosen(template, "mistral").tool == TOOL_FORMATS["mistral"]
     assert _chosen(template, "none").tool is None
     assert _chosen(template, reasoning="none").reasoning is None
-    assert _chosen("", "qwen25", "deepseek_r1").begins_open == "<think>"
+    assert _chosen("", "qwen25", "deepseek_r1").thoughts.begins_open == "<think>"
 
 
 def test_what_a_request_doesn_t_want_isn_t_parsed() -> None:
