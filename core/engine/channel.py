@@ -22,6 +22,7 @@ class Channel(Protocol):
 
     def receive(self, *, wait: bool) -> list[Any]: ...
     def send(self, messages: list[Any]) -> None: ...
+    def wake(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -84,7 +85,10 @@ class LocalChannel:
         self._inbox.put(messages)
 
     def receive(self, *, wait: bool) -> list[Any]:
-        """The messages that have arrived; with ``wait``, block until there is one. None: the front is gone."""
+        """The messages that have arrived; with ``wait``, block until there is one, or :meth:`wake` is called.
+
+        None: the front is gone.
+        """
         messages: list[Any] = []
         try:
             messages += self._inbox.get(block=wait)
@@ -92,6 +96,10 @@ class LocalChannel:
                 messages += self._inbox.get_nowait()
         except Empty:
             return messages
+
+    def wake(self) -> None:
+        """Make :meth:`receive` return, now or at its next call. May be called from any thread."""
+        self._inbox.put(())
 
     def send(self, messages: list[Any]) -> None:
         """Queue messages to the front. Doesn't block."""

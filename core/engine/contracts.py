@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,15 +61,22 @@ class CheckedStage:
             params: Struct = self._params.decode(raw)
         return params
 
+    def before_admit(self, request: Request) -> Future[Any] | None:
+        """What the request waits for before :meth:`admit`, or None. RequestError for the client; PluginError."""
+        self._check_enabled()
+        try:
+            with guarded(self._raised, "before_admit"):
+                future: Any = self.stage.before_admit(request)
+            if future is not None and not isinstance(future, Future):
+                raise self.fault("before_admit", f"returned {type(future).__name__}, not a concurrent.futures.Future")
+        except PluginError:
+            self.failures += 1
+            raise
+        return future
+
     def admit(self, request: Request) -> Needs:
         """The request's needs. RequestError for the client; PluginError."""
-        if self.failures >= MAX_FAILURES:
-            name = self.plugin.name
-            raise RequestError(
-                f"The task {self.task} is switched off: its plugin {name!r} ({self.plugin.origin}) failed "
-                f"{self.failures} times in a row. POST /plugins/{name}/enable or a restart switches it on again.",
-                status=503,
-            )
+        self._check_enabled()
         began = time.perf_counter()
         try:
             with guarded(self._raised, "admit"):
@@ -198,10 +206,19 @@ class CheckedStage:
         except BaseException as error:
             log.error("%s", self._raised("release", error), exc_info=error)
 
+    def _check_enabled(self) -> None:
+        """RequestError 503 if the task is switched off after too many failures."""
+        if self.failures >= MAX_FAILURES:
+            name = self.plugin.name
+            raise RequestError(
+                f"The task {self.task} is switched off: its plugin {name!r} ({self.plugin.origin}) failed "
+                f"{self.failures} times in a row. POST /plugins/{name}/enable or a restart switches it on again.",
+                status=503,
+            )
+
     # -- failures --------------------------------------------------------------------------------
 
     def fault(self, method: str, what: str) -> PluginError:
-        """The error for a failure of a method of the stage."""
         return self._provided.failed(f"{method} of task {self.task!r} {what}")
 
     def fail(self, request: Request, error: PluginError) -> Step:

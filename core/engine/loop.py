@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from trunkline.core.engine.control.maintenance import AfterPass, Maintenance
 from trunkline.core.engine.control.occupation import Occupation
@@ -20,8 +19,9 @@ from trunkline.core.engine.control.updates import LoadUpdate, WeightUpdates
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Request, Step
 
+from .admission.preparation import Preparations
+from .admission.submission import make_request
 from .channel import Channel
-from .embeds import content_salt, read_embeds
 from .lane import Lane
 from .messages import (
     ABORTED,
@@ -60,6 +60,7 @@ class EngineLoop:
         self.channel = channel
         self.requests: dict[int, tuple[Lane, Request]] = {}
         self.pipeline = Pipeline(self.lanes, self.announce, self._finish)
+        self.preparations = Preparations(channel.wake)
         self.passes = 0
         self.after_pass: list[AfterPass] = [PassLog(log_interval).after_pass] if log_interval else []
         self.updates = WeightUpdates(self, load_update)
@@ -106,6 +107,7 @@ class EngineLoop:
     def turn(self) -> None:
         """Receive messages, then schedule and start a batch, and collect and report the one before it."""
         self.receive()
+        self.admit_prepared()
         self.updates.apply_loaded()
         if not self.pipeline.advance():
             self._note([])
@@ -145,26 +147,28 @@ class EngineLoop:
             lane = self._lane(message.model)
             if self.updates.defer(lane, message):
                 return
-            stage = lane.stages.get(message.task)
-            params = stage.decode_params(message.params) if stage else None  # without a stage, admit refuses it
-            prompt: list[int] = np.frombuffer(message.prompt, np.int32).tolist()
-            embeds = read_embeds(message.embeds, len(prompt)) if message.embeds else None
-            self._admit(lane, Request(
-                key=message.key,
-                rid=message.rid,
-                task=message.task,
-                params=params,
-                tokens=prompt,
-                prompt_len=len(prompt),
-                priority=message.priority,
-                namespace=lane.namespace(message.salt + content_salt(message.embeds)),
-                cacheable=message.cacheable,
-                second_at=message.second_at,
-                alone=message.alone,
-                embeds=embeds,
-            ))  # fmt: skip
+            request = make_request(lane, message)
+            if self.preparations.start(lane, request, message):
+                self.requests[request.key] = (lane, request)
+            else:
+                self._admit(lane, request)
         except Exception as error:
             self.channel.send([Progress(message.key, [], error=as_wire(error))])
+
+    def admit_prepared(self) -> None:
+        """Admit the requests whose preparation has ended."""
+        for done in self.preparations.take_ended():
+            lane, request = done.lane, done.request
+            if self.requests.pop(request.key, None) is None:
+                continue  # it was aborted
+            if done.outdated or self.updates.updates(lane):
+                self._submit(done.message)
+                continue
+            self._note([request.key])
+            try:
+                self._admit(lane, request)
+            except Exception as error:
+                self.channel.send([Progress(request.key, [], error=as_wire(error))])
 
     def _admit(self, lane: Lane, request: Request) -> None:
         lane.admit(request)
@@ -177,6 +181,7 @@ class EngineLoop:
                 self.channel.send([Progress(key, [], finish=ABORTED_WAITING)])
             return  # it ended before the message arrived
         lane, request = entry
+        self.preparations.cancel(key)
         lane.end(request)
         finish = ABORTED if request.started else ABORTED_WAITING
         self._send_last(request, Progress(key, [], finish=finish, cached=request.cached))
@@ -283,6 +288,10 @@ class EngineLoop:
         work, since = self._long_work, self._busy_since  # in this order, see long_work
         return Heartbeat(
             age=time.monotonic() - since if since else 0.0,
-            loads=[lane.current_load(self.updates.deferred_requests(lane)) for lane in self.lanes],
+            loads=[lane.current_load(self._not_admitted(lane)) for lane in self.lanes],
             work=work,
         )
+
+    def _not_admitted(self, lane: Lane) -> int:
+        """The number of the lane's requests that its scheduler doesn't have yet."""
+        return self.updates.deferred_requests(lane) + self.preparations.count(lane)

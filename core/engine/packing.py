@@ -11,7 +11,7 @@ import torch
 from trunkline.core.cache.pool import SlotTable
 from trunkline.kernels.layout import Layout, LayoutTensors
 
-from .embeds import embeds_of
+from .admission.embeds import embeds_of
 from .scheduling.row import Row
 
 

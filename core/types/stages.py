@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -78,7 +79,7 @@ class Step:
 class Stage(ABC):
     """A task's code in the engine, one object per loaded model.
 
-    Called by the loop in this order: ``admit`` once (or ``adopt``, after a weight update in a
+    Called by the loop in this order: ``before_admit`` and ``admit`` once (or ``adopt``, after a weight update in a
     pause); per batch ``prepare``, ``launch``, ``collect``; ``reset`` when the request was retracted;
     ``release`` exactly once per successful ``admit`` or ``adopt``. An exception, or a wrong return
     value, in a call for one request ends only that request. When five requests in a row fail in this
@@ -91,6 +92,17 @@ class Stage(ABC):
     heads: ClassVar[tuple[str, ...]] = ()  # names of the heads that it calls; a model without them doesn't serve it
     params: ClassVar[type[Struct]]
     result: ClassVar[type[Struct]]
+
+    def before_admit(self, request: Request) -> Future[Any] | None:
+        """Start slow work that the request needs, in the stage's own threads; ``admit`` is called when it has ended.
+
+        Meanwhile the request isn't in the scheduler's queue, and other requests are served. None: nothing is needed.
+        Keep the Future, in ``request.state`` or elsewhere: core doesn't read its result, so that ``admit`` raises what
+        failed. It is cancelled when the request is aborted; ``release`` isn't called then. After a weight update,
+        this method of the new stage is called, with another request of the same content. The number of threads, and
+        the time of the work, must be bounded.
+        """
+        return None
 
     @abstractmethod
     def admit(self, request: Request) -> Needs:

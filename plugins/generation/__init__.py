@@ -1,4 +1,4 @@
-"""Text generation: ``/generate``, ``/v1/chat/completions`` and ``trunkline chat``.
+"""Text generation: ``/generate``, ``/v1/completions``, ``/v1/chat/completions`` and ``trunkline chat``.
 
 ``stage.py`` and ``sampling/`` (sampling, end of sequences) run in the engine; everything else runs in the front.
 ``hooks.py`` specifies hooks with which other plugins change logits and end sequences.
@@ -79,10 +79,11 @@ def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[Exp
 def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
     from .native.routes import generate_routes
     from .openai.chat_routes import chat_routes
+    from .openai.completion_routes import completion_routes
     from .service import Service
 
     service = Service(engine, settings)
-    return [*generate_routes(service), *chat_routes(service)]
+    return [*generate_routes(service), *completion_routes(service), *chat_routes(service)]
 
 
 @hookimpl

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct, structs
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Count
 
-from .schemas import GenerationParams, LogprobParams
+from .schemas import GenerationParams, GenerationResult, LogprobParams
 
 
 class Extras(Struct, frozen=True, kw_only=True):
@@ -46,6 +46,27 @@ class Extras(Struct, frozen=True, kw_only=True):
 
 
 NO_EXTRAS = Extras()
+
+
+class ResultReader(Protocol):
+    """Encodes the extra outputs of one sequence, in the layout of a route.
+
+    ``cost``: the time that it takes for a byte of results, compared with that of ``/generate``'s layout.
+    """
+
+    cost: int
+
+    def add_prompt(self, result: GenerationResult) -> None:
+        """Add the log-probabilities of the prompt in a result, and nothing else of it."""
+
+    def add(self, result: GenerationResult) -> None:
+        """Add the reply's next result."""
+
+    def finish(self) -> None:
+        """All results have been added."""
+
+    def meta(self) -> dict[str, Any]:
+        """The entries of ``meta_info`` so far."""
 
 
 def check_logprob_ids(ids: Iterable[int], vocab_size: int) -> None:

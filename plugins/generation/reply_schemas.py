@@ -1,10 +1,10 @@
-"""Schemas of the routes' replies, for type checkers and for ``/openapi.json``."""
+"""Schemas of the replies of ``/generate``, for type checkers and for ``/openapi.json``."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
-from trunkline.core.server.api import FinishReason, Usage
+from trunkline.core.server.api import FinishReason
 
 LogprobEntry = tuple[float | None, int, str | None]
 """Log-probability, token id, and the token's text with ``return_text_in_logprobs``."""
@@ -50,57 +50,3 @@ class GenerateRecord(TypedDict):
     prompt_token_ids: NotRequired[list[int]]  # with return_prompt_token_ids
     meta_info: GenerateMeta
     index: NotRequired[int]
-
-
-class ChatMessage(TypedDict):
-    role: Literal["assistant"]
-    content: str | None
-
-
-class ChatChoice(TypedDict):
-    index: int
-    message: ChatMessage
-    finish_reason: str | None
-    matched_stop: int | str | None
-
-
-class ChatMetadata(TypedDict):
-    """Labels of the weights that generated the first choice."""
-
-    weight_version: str
-    weight_versions: NotRequired[list[WeightSpan]]  # if weights were updated while it was paused
-
-
-class ChatReply(TypedDict):
-    """OpenAI's chat completion."""
-
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-    metadata: ChatMetadata
-
-
-class ChatDelta(TypedDict):
-    role: NotRequired[Literal["assistant"]]
-    content: NotRequired[str | None]
-
-
-class ChunkChoice(TypedDict):
-    index: int
-    delta: ChatDelta
-    finish_reason: str | None
-    matched_stop: NotRequired[int | str | None]
-
-
-class ChatChunk(TypedDict):
-    """A chunk of OpenAI's chat completion in a stream."""
-
-    id: str
-    object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: NotRequired[Usage | None]

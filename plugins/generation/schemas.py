@@ -12,6 +12,14 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Bias = Annotated[float, Meta(ge=-1e9, le=1e9)]
 
 
+class Grammar(Struct, frozen=True):
+    """What the output must match: ``text`` is a JSON Schema, a regular expression, a grammar in EBNF or Lark's syntax,
+    or a structural tag (JSON). Clients can't send ``lark``; the server's own code makes such grammars."""
+
+    kind: Literal["json_schema", "regex", "ebnf", "structural_tag", "lark"]
+    text: str
+
+
 class LogprobParams(Struct, frozen=True, omit_defaults=True):
     """Which log-probabilities are returned.
 
@@ -56,6 +64,7 @@ class GenerationParams(Struct, frozen=True, omit_defaults=True):
     logprobs: LogprobParams | None = None
     hidden_states: Literal["", "last", "all"] = ""
     experts_from: Count | None = None
+    grammar: Grammar | None = None
 
 
 class LogprobTable(Struct, frozen=True, array_like=True):

@@ -10,11 +10,10 @@ import msgspec
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import Usage, token_usage
 from trunkline.core.types import Reply, ServedModel, Tokenizer
-from trunkline.plugins.generation.native.meta_info import ExtraMetaInfo
 from trunkline.plugins.generation.sampling.params import SamplingParams
 from trunkline.plugins.generation.text.visible import VisibleText
 
-from .extras import NO_EXTRAS, Extras
+from .extras import ResultReader
 from .schemas import GenerationResult
 
 
@@ -31,10 +30,13 @@ class OutputSequence:
         sampling: SamplingParams,
         served: ServedModel,
         tokenizer: Tokenizer | None,
-        extras: Extras = NO_EXTRAS,
+        reader: ResultReader | None = None,
         prompt_results: Sequence[Any] = (),
     ) -> None:
-        """``prompt_results``: results of another request for the same prompt, with its tokens' log-probabilities."""
+        """``reader`` gets the reply's results; None: there are none.
+
+        ``prompt_results``: results of another request for the same prompt, with its tokens' log-probabilities.
+        """
         self.reply = reply
         self.served = served
         self._prompt_tokens = len(prompt)
@@ -45,10 +47,8 @@ class OutputSequence:
             skip = sampling.skip_special_tokens
             self._visible = VisibleText(tokenizer, prompt, skip_special_tokens=skip, stops=self._stops)
         self._decoded_tokens = 0  # tokens of the reply that are in the text
-        self._complete = False  # the last refresh has seen the end of the reply
-        self._extras = None
-        if extras is not NO_EXTRAS:
-            self._extras = ExtraMetaInfo(extras, prompt, served.info.hidden_size, tokenizer)
+        self.complete = False  # the last refresh has seen the end of the reply
+        self.reader = reader
         self._prompt_results = prompt_results
         self._encoded_results = 0  # results of the reply that are in the extra outputs
         self.text: str | None = None if self._visible is None else ""
@@ -68,22 +68,23 @@ class OutputSequence:
 
     @property
     def pending_bytes(self) -> int:
-        """Size of the results that the next :meth:`refresh` will encode."""
-        if self._extras is None:
+        """Size of the results that the next :meth:`refresh` will encode, times the cost of their layout."""
+        if self.reader is None:
             return 0
-        return sum(_size(result) for result in (*self._prompt_results, *self.reply.results[self._encoded_results :]))
+        results = (*self._prompt_results, *self.reply.results[self._encoded_results :])
+        return self.reader.cost * sum(map(_size, results))
 
     def refresh(self) -> None:
         """Update ``text`` and the extra outputs with the reply's new tokens and results.
 
         If it runs in a thread, call it once more on the event loop, where the reply doesn't change during the call.
         """
-        if self._complete:
+        if self.complete:
             return
         finish = self.finish  # read before the tokens: if it is set, no more tokens will come
         finished, matched = finish is not None, (finish or {}).get("matched")
-        self._refresh_extras(finished=finished)
-        self._complete = finished
+        self._read_results(finished=finished)
+        self.complete = finished
         if self._visible is None:
             return
         end = len(self.reply.tokens)
@@ -97,18 +98,18 @@ class OutputSequence:
         else:
             self.text = self._visible.so_far()
 
-    def _refresh_extras(self, *, finished: bool) -> None:
-        if self._extras is None:
+    def _read_results(self, *, finished: bool) -> None:
+        if self.reader is None:
             return
         for result in self._prompt_results:
-            self._extras.add_prompt(msgspec.convert(result, GenerationResult))
+            self.reader.add_prompt(msgspec.convert(result, GenerationResult))
         self._prompt_results = ()
         new_results = self.reply.results[self._encoded_results :]
         for result in new_results:
-            self._extras.add(msgspec.convert(result, GenerationResult))
+            self.reader.add(msgspec.convert(result, GenerationResult))
         self._encoded_results += len(new_results)
         if finished:
-            self._extras.finish()
+            self.reader.finish()
 
     def raise_for_error(self) -> None:
         """Raise the RequestError with which the sequence failed, if it did. An abort by the client is no failure."""
@@ -145,8 +146,8 @@ class OutputSequence:
                 if start < end  # no token may have been generated with the latest weights
             ]
             meta |= {"weight_version": spans[-1]["version"], "weight_versions": spans}
-        if self._extras is not None:
-            meta |= self._extras.meta()
+        if self.reader is not None:
+            meta |= self.reader.meta()
         if self.finished:
             meta["e2e_latency"] = reply.finished - reply.created
         return meta

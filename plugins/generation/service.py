@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,13 +11,14 @@ from msgspec import Struct
 
 from trunkline.core.errors import ConfigError, RequestError
 from trunkline.core.server.api import PerModel, check_vocabulary, locate_errors, new_rid, too_long_error, wait_for_all
-from trunkline.core.types import INT64_MIN, EngineClient, Int64, Reply, ServedModel, Settings, Submission
+from trunkline.core.types import INT64_MIN, EngineClient, Int64, Reply, ServedModel, Settings, Submission, Tokenizer
+from trunkline.plugins.generation.native.meta_info import ExtraMetaInfo
 from trunkline.plugins.generation.native.session_prompts import SessionPrompts
 from trunkline.plugins.generation.native.sessions import Sessions
 from trunkline.plugins.generation.sampling.params import SamplingParams, parse_sampling_params
 
-from .extras import NO_EXTRAS, Extras
-from .schemas import GenerationParams, GenerationResult
+from .extras import NO_EXTRAS, Extras, ResultReader
+from .schemas import GenerationParams, GenerationResult, Grammar
 from .sequence import OutputSequence
 from .settings import GROUP, TASK, GenerationSettings, input_limit, new_token_limit
 
@@ -43,10 +44,21 @@ class Job(Struct, frozen=True, kw_only=True):
     single: bool = True
     return_prompt: bool = False  # records have the prompt's token ids
     extras: list[Extras] = []  # for each prompt, or empty
+    # The reader of the results of a sequence of a prompt, by its index; None: that of /generate.
+    make_reader: Callable[[int, Tokenizer | None], ResultReader] | None = None
 
     def extras_of(self, index: int) -> Extras:
         """The extra outputs of prompt ``index``."""
         return self.extras[index] if self.extras else NO_EXTRAS
+
+    def reader(self, index: int, tokenizer: Tokenizer | None) -> ResultReader | None:
+        """A reader for the results of a sequence of prompt ``index``; None if it has no extra outputs."""
+        extras = self.extras_of(index)
+        if extras is NO_EXTRAS:
+            return None
+        if self.make_reader is not None:
+            return self.make_reader(index, tokenizer)
+        return ExtraMetaInfo(extras, self.prompts[index], self.served.info.hidden_size, tokenizer)
 
     @property
     def n(self) -> int:
@@ -89,10 +101,15 @@ class Service:
         return settings
 
     def sampling_params(
-        self, served: ServedModel, requested: dict[str, Any], names: Mapping[str, str] | None = None
+        self,
+        served: ServedModel,
+        requested: dict[str, Any],
+        names: Mapping[str, str] | None = None,
+        grammar: Grammar | None = None,
     ) -> SamplingParams:
         """Check a request's parameters; its arguments and errors are those of :func:`parse_sampling_params`."""
-        sampling = parse_sampling_params(requested, self.preferred.get(served), names, served.info.vocab_size)
+        preferred = self.preferred.get(served)
+        sampling = parse_sampling_params(requested, preferred, names, served.info.vocab_size, grammar)
         limit = self.settings(served).max_n
         if sampling.n > limit:
             raise RequestError(f"n must be at most {limit}, got {sampling.n}; --max-n sets the limit.", param="n")
@@ -131,9 +148,9 @@ class Service:
         sequences = []
         for position, (reply, item) in enumerate(zip(replies, items, strict=True)):
             index = position // job.n
-            extras, results = job.extras_of(index), prompt_results.get(index, ())
+            reader, results = job.reader(index, tokenizer), prompt_results.get(index, ())
             sampling = job.sampling[index]
-            sequence = OutputSequence(reply, item.prompt, sampling, job.served, tokenizer, extras, results)
+            sequence = OutputSequence(reply, item.prompt, sampling, job.served, tokenizer, reader, results)
             if job.return_prompt:
                 sequence.prompt_ids = [] if item.embeds else item.prompt
             sequences.append(sequence)
@@ -235,8 +252,8 @@ def read_preferred(text: str | None) -> dict[str, Any]:
     return preferred
 
 
-def check_prompt(prompt: Sequence[int], served: ServedModel) -> None:
-    """RequestError for a prompt that is empty or too long, or has ids outside the vocabulary."""
+def check_prompt(prompt: Sequence[int], served: ServedModel, field: str = "input_ids") -> None:
+    """RequestError for a prompt that is empty or too long, or has ids (in ``field``) outside the vocabulary."""
     context, length = served.info.context_length, len(prompt)
     if not prompt:
         raise RequestError("The prompt has no tokens; at least one is needed.")
@@ -247,4 +264,4 @@ def check_prompt(prompt: Sequence[int], served: ServedModel) -> None:
         raise RequestError(
             f"Input length ({length} tokens) exceeds the maximum allowed length ({limit} tokens). Use a shorter input."
         )
-    check_vocabulary(prompt, served)
+    check_vocabulary(prompt, served, field)

@@ -28,7 +28,10 @@ class GenerationSettings(Struct, frozen=True):
     max_n: Annotated[int, Meta(ge=1, le=1024, description="Limit on n, the number of samples per prompt.")] = 64
     sampling_defaults: Annotated[
         Literal["model", "openai"],
-        Meta(description="Chat sampling defaults: the model's generation_config.json, or OpenAI's (temperature 0.7)."),
+        Meta(
+            description="Sampling defaults of OpenAI's routes: the model's generation_config.json, or temperature 0.7 "
+            "for chats and 1 for completions."
+        ),
     ] = "model"
 
 

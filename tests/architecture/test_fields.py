@@ -187,7 +187,7 @@ def test_a_field_that_nobody_reads_is_found() -> None:
 @pytest.mark.parametrize(
     ("schema", "module", "read"),
     [
-        (ChatBody, "trunkline.plugins.generation.openai.chat_routes", "body.extra_key"),
+        (ChatBody, "trunkline.plugins.generation.openai.chat_routes", "body.reasoning_effort"),
         (GenerateBody, "trunkline.plugins.generation.native.make_job", "body.extra_key"),
         (ChatMessage, "trunkline.core.server.api.chat_messages", "role"),
     ],
@@ -206,7 +206,16 @@ def test_a_route_that_stops_reading_a_field_is_found(
 def test_every_json_route_is_in_the_table(bodies: dict[type[Struct], list[str]]) -> None:
     routes = [route for labels in bodies.values() for route in labels]
     assert len(routes) == len(set(routes))
-    for path in ("/generate", "/v1/chat/completions", "/encode", "/v1/embeddings", "/embed", "/v2/rerank", "/score"):
+    for path in (
+        "/generate",
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/encode",
+        "/v1/embeddings",
+        "/embed",
+        "/v2/rerank",
+        "/score",
+    ):
         assert f"`{path}`" in routes
     for path in ("/classify", "/v1/classify", "/abort_request", "/update_weights", "/get_weights_by_name"):
         assert f"`{path}`" in routes

@@ -10,6 +10,7 @@ from typing import Any
 import cohere
 import pytest
 from msgspec import Struct
+from openai.types import completion_create_params as text_completion_create_params
 from openai.types import embedding_create_params
 from openai.types.chat import (
     ChatCompletionAssistantMessageParam,
@@ -25,7 +26,9 @@ from trunkline.core.server.api.chat_messages import ChatMessage
 from trunkline.core.server.api.fields import fields_of
 from trunkline.plugins.embedding.body_schemas import EmbedBody, EmbeddingsBody, EncodeBody
 from trunkline.plugins.generation.native.body_schemas import GenerateBody
-from trunkline.plugins.generation.openai.chat_schemas import ChatBody, StreamOptions
+from trunkline.plugins.generation.openai.body_schemas import StreamOptions
+from trunkline.plugins.generation.openai.chat_schemas import ChatBody
+from trunkline.plugins.generation.openai.completion_schemas import CompletionBody
 from trunkline.plugins.rerank.body_schemas import RerankBody, ScoreBody
 from trunkline.plugins.reward.body_schemas import ClassifyBody, OpenAIClassifyBody
 
@@ -56,6 +59,7 @@ def fields(*types: type[Any]) -> set[str]:
     ("schema", "theirs"),
     [
         (ChatBody, fields(completion_create_params.CompletionCreateParamsBase) | {"stream"}),
+        (CompletionBody, fields(text_completion_create_params.CompletionCreateParamsBase) | {"stream"}),
         (StreamOptions, fields(ChatCompletionStreamOptionsParam)),
         (ChatMessage, {name for kind in MESSAGES for name in kind.__annotations__}),
         (EmbeddingsBody, set(embedding_create_params.EmbeddingCreateParams.__annotations__)),
@@ -90,6 +94,19 @@ VLLM_CHAT = """
     best_of guided_json guided_regex guided_choice guided_grammar guided_decoding_backend guided_whitespace_pattern
     structural_tag logits_processors
 """
+# vLLM 0.33, CompletionRequest; in the last line those of versions since 0.6 that it has no more.
+VLLM_COMPLETIONS = """
+    model prompt echo frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed stop stream
+    stream_options suffix temperature top_p user use_beam_search top_k min_p repetition_penalty watermarking
+    length_penalty stop_token_ids include_stop_str_in_output ignore_eos min_tokens skip_special_tokens
+    spaces_between_special_tokens truncate_prompt_tokens truncation_side allowed_token_ids prompt_logprobs
+    logprob_token_ids bad_words prompt_embeds add_special_tokens response_format structured_outputs priority
+    request_id session_id return_tokens_as_token_ids return_token_ids routed_experts_prompt_start
+    return_token_offsets return_mm_kwargs cache_salt kv_transfer_params ec_transfer_params vllm_xargs
+    repetition_detection thinking_token_budget stream_interval
+    best_of guided_json guided_regex guided_choice guided_grammar guided_decoding_backend guided_whitespace_pattern
+    logits_processors
+"""
 # vLLM 0.33, PoolingBasicRequestMixin
 VLLM_POOLING = """
     model user truncate_prompt_tokens padding truncation_side request_id priority mm_processor_kwargs cache_salt
@@ -116,6 +133,16 @@ SGLANG_CHAT = """
     stream_reasoning chat_template_kwargs max_dynamic_patch min_dynamic_patch use_audio_in_video images_config
     custom_logit_processor custom_params input_ids rid extra_key cache_salt ngram_corpus_id priority bootstrap_host
     bootstrap_port bootstrap_room routed_dp_rank disagg_prefill_dp_rank data_parallel_rank
+"""
+# SGLang 0.5.23, CompletionRequest
+SGLANG_COMPLETIONS = """
+    model prompt best_of echo frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed stop stream
+    stream_options suffix temperature top_p user return_hidden_states return_routed_experts routed_experts_start_len
+    return_cached_tokens_details return_spec_tokens_details return_token_ids top_k min_p min_tokens json_schema regex
+    ebnf repetition_penalty stop_token_ids stop_regex no_stop_trim ignore_eos skip_special_tokens lora_path session_id
+    session_params response_format custom_params custom_logit_processor watermark images_config mm_processor_kwargs
+    data_parallel_rank routed_dp_rank disagg_prefill_dp_rank bootstrap_host bootstrap_port bootstrap_room rid
+    extra_key cache_salt priority custom_labels
 """
 SGLANG_MESSAGE = "role content tool_call_id name reasoning_content tool_calls tools"
 # SGLang 0.5.23, GenerateReqInput
@@ -172,6 +199,8 @@ TEI_RERANK = "query texts raw_scores return_text truncate truncation_direction"
     [
         (ChatBody, VLLM_CHAT),
         (ChatBody, SGLANG_CHAT),
+        (CompletionBody, VLLM_COMPLETIONS),
+        (CompletionBody, SGLANG_COMPLETIONS),
         (ChatMessage, SGLANG_MESSAGE),
         (GenerateBody, SGLANG_GENERATE),
         (EncodeBody, SGLANG_ENCODE),

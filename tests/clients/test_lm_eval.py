@@ -1,4 +1,4 @@
-"""lm-eval through its own client ``sglang-generate`` gets what its ``hf`` model computes from the same weights."""
+"""lm-eval through its clients for servers gets what its ``hf`` model computes from the same weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ pytestmark = pytest.mark.clients
 
 TASKS = Path(__file__).parent / "tasks"
 QUESTIONS, CHOICES, TEXTS = "trunkline_questions", "trunkline_choices", "trunkline_texts"
+CLIENTS = {
+    "sglang-generate": "/generate",
+    "local-completions": "/v1/completions",
+    "local-chat-completions": "/v1/chat/completions",
+}
 NEAR = 1e-3  # of a log-likelihood, float32
 
 
@@ -34,10 +39,12 @@ class Outcome:
         return [[answer for answers in sample["resps"] for answer in answers] for sample in samples]
 
 
-def evaluate(run: Callable[..., str], model: str, arguments: dict[str, Any], tasks: list[str], folder: Path) -> Outcome:
+def evaluate(
+    run: Callable[..., str], model: str, arguments: dict[str, Any], tasks: list[str], folder: Path, *flags: str
+) -> Outcome:
     given = ",".join(f"{name}={value}" for name, value in arguments.items())
     command = ["-m", "lm_eval", "run", "--model", model, "--model_args", given, "--tasks", ",".join(tasks)]
-    command += ["--include_path", str(TASKS), "--output_path", str(folder), "--log_samples", "--device", "cpu"]
+    command += ["--include_path", str(TASKS), "--output_path", str(folder), "--log_samples", "--device", "cpu", *flags]
     run(*command, cwd=TASKS)
     return Outcome(folder)
 
@@ -51,44 +58,74 @@ def transformers(lm_eval: Callable[..., str], demo: Path, tmp_path_factory: pyte
 
 @pytest.fixture
 def served(lm_eval: Callable[..., str], demo: Path, server: Any, tmp_path: Path) -> Callable[..., Outcome]:
-    """A task by ``sglang-generate`` and the live server."""
+    """A task by a client of lm-eval and the live server."""
 
-    def run(task: str, **more: Any) -> Outcome:
-        arguments = {"base_url": f"{server.url}/generate", "pretrained": demo, "tokenizer_backend": "huggingface"}
-        arguments |= {"tokenized_requests": True, "num_concurrent": 4, "max_length": 2048} | more
-        return evaluate(lm_eval, "sglang-generate", arguments, [task], tmp_path)
+    def run(client: str, task: str, *flags: str, **more: Any) -> Outcome:
+        arguments = {"base_url": f"{server.url}{CLIENTS[client]}", "pretrained": demo, "num_concurrent": 4}
+        arguments |= {"tokenizer_backend": "huggingface", "max_length": 2048} | more
+        return evaluate(lm_eval, client, arguments, [task], tmp_path, *flags)
 
     return run
 
 
-@pytest.mark.parametrize("tokenized", [True, False])
+@pytest.mark.parametrize(
+    ("client", "options"),
+    [
+        ("sglang-generate", {"tokenized_requests": True}),
+        ("sglang-generate", {"tokenized_requests": False}),
+        ("local-completions", {"tokenized_requests": False}),
+        ("local-completions", {"tokenizer_backend": "remote"}),
+    ],
+)
 def test_answers_are_those_of_transformers(
-    served: Callable[..., Outcome], transformers: Outcome, tokenized: bool
+    served: Callable[..., Outcome], transformers: Outcome, client: str, options: dict[str, Any]
 ) -> None:
-    ours = served(QUESTIONS, tokenized_requests=tokenized)
+    ours = served(client, QUESTIONS, **options)
     assert ours.responses(QUESTIONS) == transformers.responses(QUESTIONS)
     assert ours.metrics(QUESTIONS) == transformers.metrics(QUESTIONS)
 
 
-# The client's second value, whether the text is the greedy one, is wrong in lm-eval 0.4.13: parse_logprobs compares
-# with != where it means ==. So only log-likelihoods and what is made of them are compared.
-
-
-def test_log_likelihoods_of_choices_are_those_of_transformers(
-    served: Callable[..., Outcome], transformers: Outcome
+def test_answers_in_a_chat_are_those_of_transformers(
+    served: Callable[..., Outcome], lm_eval: Callable[..., str], demo: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    ours = served(CHOICES)
+    chat = "--apply_chat_template"
+    arguments = {"pretrained": demo, "dtype": "float32"}
+    theirs = evaluate(lm_eval, "hf", arguments, [QUESTIONS], tmp_path_factory.mktemp("hf-chat"), chat)
+    ours = served("local-chat-completions", QUESTIONS, chat)
+    assert ours.responses(QUESTIONS) == theirs.responses(QUESTIONS)
+    assert ours.metrics(QUESTIONS) == theirs.metrics(QUESTIONS)
+
+
+# The second value of sglang-generate, whether the text is the greedy one, is wrong in lm-eval 0.4.13: parse_logprobs
+# compares with != where it means ==. That of local-completions is right.
+
+
+@pytest.mark.parametrize(
+    ("client", "options"),
+    [
+        ("sglang-generate", {"tokenized_requests": True}),
+        ("local-completions", {"tokenized_requests": True, "batch_size": 4}),
+        ("local-completions", {"tokenizer_backend": "remote"}),
+    ],
+)
+def test_log_likelihoods_of_choices_are_those_of_transformers(
+    served: Callable[..., Outcome], transformers: Outcome, client: str, options: dict[str, Any]
+) -> None:
+    ours = served(client, CHOICES, **options)
     pairs = list(zip(ours.responses(CHOICES), transformers.responses(CHOICES), strict=True))
     assert len(pairs) == len(json.loads((TASKS / "choices.json").read_text()))
     for mine, theirs in pairs:
         assert [float(one[0]) for one in mine] == pytest.approx([float(one[0]) for one in theirs], abs=NEAR)
+        if client == "local-completions":
+            assert [one[1] for one in mine] == [one[1] for one in theirs]
     assert ours.metrics(CHOICES) == transformers.metrics(CHOICES)
 
 
+@pytest.mark.parametrize("client", ["sglang-generate", "local-completions"])
 def test_log_likelihoods_of_whole_texts_are_those_of_transformers(
-    served: Callable[..., Outcome], transformers: Outcome
+    served: Callable[..., Outcome], transformers: Outcome, client: str
 ) -> None:
-    ours = served(TEXTS)
+    ours = served(client, TEXTS, tokenized_requests=True)
     [mine, theirs] = ([float(one) for [one] in outcome.responses(TEXTS)] for outcome in (ours, transformers))
     assert mine == pytest.approx(theirs, abs=NEAR)
     assert all(value < -10 for value in mine)

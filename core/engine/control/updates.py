@@ -115,6 +115,10 @@ class WeightUpdates:
         """Whether loaded weights wait to be applied to any lane."""
         return bool(self._pending)
 
+    def updates(self, lane: Lane) -> bool:
+        """Whether loaded weights wait to be applied to this lane."""
+        return lane in self._pending
+
     def defer(self, lane: Lane, message: Submit | Call) -> bool:
         """Keep a message until the lane has its new weights. False, and it isn't kept, if no update is pending."""
         pending = self._pending.get(lane)

@@ -128,7 +128,9 @@ class HiddenStates:
 
 
 class ExtraMetaInfo:
-    """The extra outputs of one sequence, from the results of its reply."""
+    """The extra outputs of one sequence, from the results of its reply (a ``ResultReader``)."""
+
+    cost = 1
 
     def __init__(self, extras: Extras, prompt: Sequence[int], hidden_size: int, tokenizer: Tokenizer | None) -> None:
         self._prompt = prompt

@@ -1,1 +1,1 @@
-"""OpenAI's route ``/v1/chat/completions``: its body, chat messages, sampling defaults."""
+"""OpenAI's routes ``/v1/completions`` and ``/v1/chat/completions``: bodies, sampling, grammars, replies, streams."""

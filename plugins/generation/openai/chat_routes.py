@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from litestar import Response, post
 
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import (
-    DONE,
     JSON,
     SSE,
     AnyRequest,
-    EventStream,
     OpenAIError,
     chat_prompt,
-    event_frame,
-    json_response,
     new_rid,
     read_body,
     read_messages,
     read_salt,
     template_options,
-    while_connected,
 )
-from trunkline.core.types import ServedModel
-from trunkline.plugins.generation.reply_schemas import ChatChunk, ChatReply
-from trunkline.plugins.generation.reply_updates import as_updated
-from trunkline.plugins.generation.sampling.params import NO_LIMIT, SamplingParams
-from trunkline.plugins.generation.sequence import OutputSequence, usage
+from trunkline.core.types import ServedModel, Tokenizer
+from trunkline.plugins.generation.extras import Extras
+from trunkline.plugins.generation.sampling.params import SamplingParams
+from trunkline.plugins.generation.schemas import LogprobParams
 from trunkline.plugins.generation.service import Job, Service, check_prompt
 from trunkline.plugins.generation.settings import TASK
 
-from .chat_schemas import SAMPLING, ChatBody, StreamOptions
+from .chat_replies import ChatReplies
+from .chat_schemas import ChatBody
 from .defaults import chat_defaults
+from .replies import request_ids
+from .reply_schemas import ChatChunk, ChatReply
+from .sampling import check_total, sampling_params
+from .token_logprobs import ChatLogprobs, check_count, read_logprobs
 
 
 def chat_routes(service: Service) -> list[Any]:
@@ -55,19 +53,15 @@ def chat_routes(service: Service) -> list[Any]:
     )
     async def chat_completions(request: AnyRequest) -> Response[Any]:
         body = await read_body(request, ChatBody)
-        job = await make_job(service, body, defaults)
-        rid = job.rids[0].rsplit("_", 1)[0] if job.n > 1 else job.rids[0]
-        completion = Completion(rid, body.model or job.served.name)
-        if not body.stream:
-            return json_response(completion.reply(await while_connected(request, service.complete(job)), job))
-        sequences = await while_connected(request, service.submit(job))
-        events = chunks(completion, sequences, job, body.stream_options or StreamOptions())
-        return EventStream(events, lambda: service.close(sequences))
+        rid = body.rid or f"chatcmpl-{new_rid()}"
+        job = await make_job(service, body, rid, defaults)
+        response: Response[Any] = await ChatReplies(service, job, body, rid).response(request)
+        return response
 
     return [chat_completions]
 
 
-async def make_job(service: Service, body: ChatBody, defaults: Callable[[str, str], dict[str, Any]]) -> Job:
+async def make_job(service: Service, body: ChatBody, rid: str, defaults: Callable[[str, str], dict[str, Any]]) -> Job:
     """The job of a body, with its prompt as token ids. RequestError for an invalid request.
 
     ``defaults``: :func:`chat_defaults`, with a cache.
@@ -75,7 +69,8 @@ async def make_job(service: Service, body: ChatBody, defaults: Callable[[str, st
     served = service.engine.choose(TASK, body.model)
     messages = read_messages(body.messages)
     model_defaults = defaults(served.info.path, service.settings(served).sampling_defaults)
-    params, limit_field = _sampling_params(service, served, body, model_defaults)
+    params, limit_field = sampling_params(service, served, body, {**model_defaults, "max_new_tokens": None})
+    logprobs = _logprobs(body)
     service.check_batch_size(1, params.n)
     tokenizer = service.engine.tokenizer(served.name)
     if tokenizer is None:
@@ -87,113 +82,38 @@ async def make_job(service: Service, body: ChatBody, defaults: Callable[[str, st
         variables=body.chat_template_kwargs,
         effort=body.reasoning_effort,
     )
-    context, max_tokens = served.info.context_length, params.max_new_tokens
     text = await chat_prompt(service.engine, served, tokenizer, messages, options)
-    [prompt] = await service.engine.tokenize(served.name, [text], special=False, limit=context)
+    [prompt] = await service.engine.tokenize(served.name, [text], special=False, limit=served.info.context_length)
     check_prompt(prompt, served)
-    if max_tokens is not None and len(prompt) + max_tokens > context:
-        raise RequestError(
-            f"{limit_field} is too large: {max_tokens}. This model's maximum context length is {context} tokens "
-            f"and your messages have {len(prompt)} tokens.",
-            param=limit_field,
-        )
-    rid = body.rid or f"chatcmpl-{new_rid()}"
-    rids = [rid] if params.n == 1 else [f"{rid}_{index}" for index in range(params.n)]
-    salts = [read_salt(body.cache_salt, body.extra_key)]
-    return Job(served=served, prompts=[prompt], sampling=[params], rids=rids, priority=body.priority or 0, salts=salts)
+    check_total(len(prompt), params, served, limit_field, "messages have")
+    return Job(
+        served=served,
+        prompts=[prompt],
+        sampling=[params],
+        rids=request_ids(rid, params.n),
+        priority=body.priority or 0,
+        salts=[read_salt(body.cache_salt, body.extra_key)],
+        **({} if logprobs is None else _logprob_outputs(logprobs, body, served, prompt, params)),
+    )
 
 
-def _sampling_params(
-    service: Service, served: ServedModel, body: ChatBody, defaults: dict[str, Any]
-) -> tuple[SamplingParams, str]:
-    """The sampling parameters, and the field of the body that has the limit on tokens.
-
-    The body's values override the server's preferred parameters, which override the model's defaults.
-    """
-    requested: dict[str, Any] = {}
-    names = {"max_new_tokens": "max_completion_tokens"}
-    for field, key in SAMPLING.items():
-        if (value := getattr(body, field)) is not None:
-            requested[key], names[key] = value, field
-    limit_field = names["max_new_tokens"]
-    if (limit := requested.get("max_new_tokens")) is not None and limit < 1:
-        if limit != NO_LIMIT:
-            raise RequestError(f"{limit_field} must be at least 1, or -1 for no limit; got {limit}.", param=limit_field)
-        requested["max_new_tokens"] = None
-    merged = {**defaults, "max_new_tokens": None, **service.preferred.get(served), **requested}
-    return service.sampling_params(served, merged, names), limit_field
+def _logprobs(body: ChatBody) -> LogprobParams | None:
+    """The log-probabilities that a body requests."""
+    if not body.logprobs:
+        if body.top_logprobs:
+            raise RequestError("top_logprobs needs logprobs; set it to true.", param="top_logprobs")
+        return None
+    return read_logprobs(body.top_logprobs or 0, None, "top_logprobs")
 
 
-class Completion:
-    """Makes the reply or the chunks of one chat completion, which have the same id, model and time."""
+def _logprob_outputs(
+    logprobs: LogprobParams, body: ChatBody, served: ServedModel, prompt: list[int], params: SamplingParams
+) -> dict[str, Any]:
+    """The fields of the job for log-probabilities."""
+    check_count(logprobs, [prompt], params, served, "top_logprobs")
+    names = bool(body.return_tokens_as_token_ids)
 
-    def __init__(self, rid: str, model: str) -> None:
-        self._id = rid
-        self._model = model
-        self._created = int(time.time())
+    def make_reader(index: int, tokenizer: Tokenizer | None) -> ChatLogprobs:
+        return ChatLogprobs(prompt, None, cast("Tokenizer", tokenizer), names=names)
 
-    def reply(self, sequences: list[OutputSequence], job: Job) -> dict[str, Any]:
-        """The reply to a request without ``stream``."""
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": sequence.text},
-                "logprobs": None,
-                **_finish_fields(sequence),
-            }
-            for index, sequence in enumerate(sequences)
-        ]
-        meta = sequences[0].meta_info()
-        metadata = {name: meta[name] for name in ("weight_version", "weight_versions") if name in meta}
-        return self._with_choices("chat.completion", choices) | {
-            "usage": usage(sequences, job.n),
-            "metadata": metadata,
-        }
-
-    def chunk(self, choices: list[dict[str, Any]], **fields: Any) -> bytes:
-        """A frame of a stream, with further ``fields``."""
-        return event_frame(self._with_choices("chat.completion.chunk", choices) | fields)
-
-    def _with_choices(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._model, "choices": choices}
-
-
-async def chunks(
-    completion: Completion, sequences: list[OutputSequence], job: Job, options: StreamOptions
-) -> AsyncIterator[bytes]:
-    """The frames of a stream: role, text deltas and finish reason of each choice; usage, if requested; ``[DONE]``."""
-
-    def chunk(index: int, delta: dict[str, Any], **finish_fields: Any) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **finish_fields}
-        if not options.include_usage:
-            return completion.chunk([choice])
-        usage_so_far = usage([sequences[index]], 1) if options.continuous_usage_stats else None
-        return completion.chunk([choice], usage=usage_so_far)
-
-    for index in range(len(sequences)):
-        yield chunk(index, {"role": "assistant", "content": ""})
-    async for frame in _deltas(sequences, chunk):
-        yield frame
-    if options.include_usage:
-        yield completion.chunk([], usage=usage(sequences, job.n))
-    yield DONE
-
-
-async def _deltas(sequences: list[OutputSequence], chunk: Callable[..., bytes]) -> AsyncIterator[bytes]:
-    """Each choice's new text since its last chunk, then its finish reason. Raises the error of a failed sequence."""
-    sent = [0] * len(sequences)
-    async for index in as_updated([sequence.reply for sequence in sequences]):
-        sequence = sequences[index]
-        sequence.refresh()
-        text = sequence.text or ""
-        if len(text) > sent[index]:
-            yield chunk(index, {"content": text[sent[index] :]})
-            sent[index] = len(text)
-        if sequence.finished:
-            sequence.raise_for_error()
-            yield chunk(index, {}, **_finish_fields(sequence))
-
-
-def _finish_fields(sequence: OutputSequence) -> dict[str, Any]:
-    finish = sequence.finish or {}
-    return {"finish_reason": finish.get("type"), "matched_stop": finish.get("matched")}
+    return {"extras": [Extras(logprobs=logprobs)], "make_reader": make_reader}

@@ -1,4 +1,4 @@
-"""Sampling defaults of chat: those in the model's ``generation_config.json``, else OpenAI's."""
+"""Sampling defaults of OpenAI's routes: those in the model's ``generation_config.json``, else OpenAI's or SGLang's."""
 
 from __future__ import annotations
 
@@ -13,13 +13,23 @@ from trunkline.plugins.generation.sampling.params import parse_sampling_params
 
 log = logging.getLogger(__name__)
 
-DEFAULT_TEMPERATURE = 0.7
+CHAT_TEMPERATURE = 0.7
+COMPLETION_TOKENS = 16
 KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def chat_defaults(path: str, source: str) -> dict[str, Any]:
     """Default sampling parameters for the model in the folder ``path``; ``source``: ``--sampling-defaults``."""
-    defaults: dict[str, Any] = {"temperature": DEFAULT_TEMPERATURE}
+    return {"temperature": CHAT_TEMPERATURE, **_model_defaults(path, source)}
+
+
+def completion_defaults(path: str, source: str) -> dict[str, Any]:
+    """The same for ``/v1/completions``."""
+    return {"temperature": 1.0, "max_new_tokens": COMPLETION_TOKENS, **_model_defaults(path, source)}
+
+
+def _model_defaults(path: str, source: str) -> dict[str, Any]:
+    defaults: dict[str, Any] = {}
     if source == "model":
         for key, value in _generation_config(Path(path)).items():
             if key in KEYS and value is not None:

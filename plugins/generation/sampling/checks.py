@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import msgspec
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import INT64_MAX, INT64_MIN
+from trunkline.plugins.generation.schemas import Grammar
 from trunkline.plugins.generation.text.regexes import compile_regexes
 
 MAX_STOPS = 32
@@ -23,6 +24,13 @@ MAX_REGEX_BYTES = 256
 MAX_BIASES = 1024
 MAX_BIAS = 1e9
 MAX_CUSTOM_BYTES = 1 << 16  # of custom_params as msgpack
+MAX_GRAMMAR_BYTES = 1 << 17  # of a grammar's text
+GRAMMARS: tuple[Literal["json_schema", "regex", "ebnf", "structural_tag"], ...] = (
+    "json_schema",
+    "regex",
+    "ebnf",
+    "structural_tag",
+)
 
 
 def fail(field: str, message: str) -> NoReturn:
@@ -159,11 +167,28 @@ def _custom_params(key: str, value: Any) -> dict[str, Any] | None:
     return value or None
 
 
-def check_grammars(merged: Mapping[str, Any]) -> None:
-    """RequestError if more than one grammar is set; null and "" set none."""
-    grammars = [key for key in GRAMMARS if merged.get(key) not in (None, "")]
-    if len(grammars) > 1:
-        fail(grammars[0], "Only one of json_schema, regex, ebnf, or structural_tag can be set.")
+def _grammar(key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        fail(key, f"{key} must be a string, got {_abbreviated(value)}.")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        fail(key, f"{key} must be Unicode text; it has a lone surrogate.")
+    if size > MAX_GRAMMAR_BYTES:
+        fail(key, f"{key} may have at most {MAX_GRAMMAR_BYTES} bytes, got {size}.")
+    return value
+
+
+def read_grammar(values: dict[str, Any], names: Mapping[str, str], grammar: Grammar | None = None) -> Grammar | None:
+    """Take the checked grammars out of ``values``; "" is none. RequestError if more than one is set.
+
+    ``grammar``: one that the server's own code sets.
+    """
+    found = [Grammar(key, text) for key in GRAMMARS if (text := values.pop(key, ""))]
+    if len(found) + (grammar is not None) > 1:
+        key = found[0].kind
+        fail(names.get(key, key), "Only one of json_schema, regex, ebnf, or structural_tag can be set.")
+    return found[0] if found else grammar
 
 
 def check_minimum(names: Mapping[str, str], minimum: int, limit: int | None) -> None:
@@ -225,12 +250,10 @@ CHECKS: dict[str, Check] = {
     "stop_regex": _stop_regex,
     "logit_bias": _logit_bias,
     "custom_params": _custom_params,
+    **dict.fromkeys(GRAMMARS, _grammar),
 }
 
-GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
-
 UNSUPPORTED: dict[str, Check] = {
-    **{key: _unsupported(None, "") for key in GRAMMARS},
     "beam_width": _unsupported(1, check=_within(_integer, lambda x: x >= 1, "at least 1")),
     "watermark": _unsupported(None, False, {}),
 }

@@ -38,6 +38,9 @@ def init_state(
     """The initial state of a request, which may have output already. RequestError if it can't be served."""
     params: GenerationParams = request.params
     extensions.check(params.custom_params)
+    if params.grammar is not None:
+        kind = params.grammar.kind
+        raise RequestError(f"{kind} is not supported yet; leave it out.", param=kind)
     state = SequenceState(limit, frozenset() if params.ignore_eos else eos.union(params.stop_token_ids))
     if params.stop_regex:
         try:

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from trunkline.core.types import INT64_MAX, Count, Int64, TokenId
-from trunkline.plugins.generation.schemas import Bias, GenerationParams, Penalty
+from trunkline.plugins.generation.schemas import Bias, GenerationParams, Grammar, Penalty
 
-from .checks import CHECKS, IGNORED, UNSUPPORTED, check_bias, check_grammars, check_minimum, fail
+from .checks import CHECKS, GRAMMARS, IGNORED, UNSUPPORTED, check_bias, check_minimum, fail, read_grammar
 
 GREEDY_BELOW = 1e-6  # lower temperatures mean greedy decoding
 MAX_TEMPERATURE = 1e30  # higher ones are lowered to it: near 1e38 they would be infinite in float32
@@ -46,6 +46,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     stop_regex: tuple[str, ...] = ()
     logit_bias: tuple[tuple[TokenId, Bias], ...] = ()
     custom_params: dict[str, Any] | None = None
+    grammar: Grammar | None = None
 
     def for_engine(self, limit: int, seed: int) -> GenerationParams:
         """The engine's parameters of one sequence that has at most ``limit`` new tokens."""
@@ -67,6 +68,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
             logit_bias=self.logit_bias,
             stop_regex=self.stop_regex,
             custom_params=self.custom_params,
+            grammar=self.grammar,
         )
 
 
@@ -75,16 +77,20 @@ def parse_sampling_params(
     preferred: Mapping[str, Any] | None = None,
     names: Mapping[str, str] | None = None,
     vocab_size: int | None = None,
+    grammar: Grammar | None = None,
 ) -> SamplingParams:
     """Check the parameters of a request, which override the server's ``preferred`` ones. null means the default.
 
     ``names``: what the client calls a parameter, where that isn't its key. ``vocab_size``: the model's; None if the
-    model isn't known yet. RequestError for an invalid or unknown parameter, with its name.
+    model isn't known yet. ``grammar``: one that the server's own code sets, of any kind; the client may then set none.
+    RequestError for an invalid or unknown parameter, with its name.
     """
-    merged = {**(preferred or {}), **requested}
+    preferred = preferred or {}
+    if grammar is not None or any(requested.get(key) for key in GRAMMARS):
+        preferred = {key: value for key, value in preferred.items() if key not in GRAMMARS}
+    merged = {**preferred, **requested}
     names = names or {}
     values: dict[str, Any] = {}
-    check_grammars(merged)
     for key, value in merged.items():
         if key in CHECKS:
             if value is not None:
@@ -99,7 +105,8 @@ def parse_sampling_params(
         else:
             known = ", ".join(f"`{name}`" for name in (*CHECKS, *UNSUPPORTED, *IGNORED))
             fail(key, f"unknown field `{key[:64]}`, expected one of {known}")
-    sampling = SamplingParams(**values)
+    grammar = read_grammar(values, names, grammar)
+    sampling = SamplingParams(**values, grammar=grammar)
     check_minimum(names, sampling.min_new_tokens, sampling.max_new_tokens)
     if vocab_size is not None:
         check_bias(names.get("logit_bias", "logit_bias"), sampling.logit_bias, vocab_size)

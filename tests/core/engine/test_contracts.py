@@ -141,6 +141,8 @@ class Bench:
         encoder.encode(messages)  # as the socket would
         self.sent += messages
 
+    def wake(self) -> None: ...
+
     def close(self) -> None: ...
 
     def submit(self, prompt: int, *, bad: bool = False, steps: int = 3, length: int = 1) -> int:

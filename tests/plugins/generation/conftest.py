@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import numpy as np
 import pytest
 import torch
 from litestar import Litestar, Request
@@ -29,6 +30,8 @@ from trunkline.plugins.generation.native.body_schemas import GenerateBody
 from trunkline.plugins.generation.native.make_job import make_job
 from trunkline.plugins.generation.native.routes import frames, generate_routes
 from trunkline.plugins.generation.openai.chat_routes import chat_routes
+from trunkline.plugins.generation.openai.completion_routes import completion_routes
+from trunkline.plugins.generation.schemas import GenerationResult, LogprobParams, LogprobTable
 from trunkline.plugins.generation.service import Service
 from trunkline.plugins.generation.settings import GenerationSettings
 
@@ -84,11 +87,37 @@ def metaspace() -> PreTrainedTokenizerFast:
     return _wrap(tokenizer)
 
 
+def fake_logprobs(tokens: Sequence[int], params: LogprobParams) -> dict[str, bytes]:
+    """Fields of a LogprobTable: token t has -t / 64; the most likely ids are 1, 2, …, after t itself if it is even."""
+    ranked = [[token, *range(1, params.top)] if token % 2 == 0 else list(range(1, params.top + 1)) for token in tokens]
+    top_ids = np.array([row[: params.top] for row in ranked], "<i4").reshape(len(tokens), params.top)
+    return {
+        "chosen": np.array([-token / 64 for token in tokens], "<f4").tobytes(),
+        "top_ids": top_ids.tobytes(),
+        "top": (-top_ids / 64).astype("<f4").tobytes(),
+    }
+
+
+def fake_results(item: Submission, token: int | None, *, first: bool) -> list[Any]:
+    """The results of a step, as a reply has them: log-probabilities of the prompt, if ``first``, and of a token."""
+    params = item.params.logprobs
+    if params is None:
+        return []
+    prompt = output = None
+    if first and params.start is not None and params.prompt_known is None:
+        prompt = LogprobTable(**fake_logprobs(item.prompt[params.start + 1 :], params))
+    if token is not None:
+        output = LogprobTable(**fake_logprobs([token], params), chosen_ids=np.int32(token).tobytes())
+    result = GenerationResult(output=output, prompt=prompt, first=(params.start or 0) + 1)
+    return [msgspec.to_builtins(result, builtin_types=(bytes,))]
+
+
 class FakeReply:
     """A reply whose tokens are added by the test or by the script of :class:`FakeEngine`."""
 
-    def __init__(self, item: Submission) -> None:
+    def __init__(self, item: Submission, *, with_results: bool = False) -> None:
         self.item = item
+        self.with_results = with_results
         self.rid = item.rid
         self.prompt_tokens = len(item.prompt)
         self.cached_tokens = 0
@@ -107,6 +136,9 @@ class FakeReply:
     def add(self, *tokens: int, finish: dict[str, Any] | None = None, error: RequestError | None = None) -> None:
         if self._ended.is_set():
             return
+        if self.with_results:
+            for token in tokens or [None] * bool(finish and not self.tokens):
+                self.results += fake_results(self.item, token, first=not self.results)
         self.tokens += tokens
         self.finish, self.error = finish, error
         self._updated.set()
@@ -166,6 +198,7 @@ class FakeEngine:
         self.items: list[Submission] = []
         self.replies: list[FakeReply] = []
         self.refuse: RequestError | None = None
+        self.with_results = False  # replies have the results of fake_results
         self._tasks: set[asyncio.Task[None]] = set()
 
     def choose(self, task: str, name: str | None = None) -> ServedModel:
@@ -188,7 +221,7 @@ class FakeEngine:
     def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[FakeReply]:
         if self.refuse is not None:
             raise self.refuse
-        replies = [FakeReply(item) for item in items]
+        replies = [FakeReply(item, with_results=self.with_results) for item in items]
         self.items += items
         self.replies += replies
         for reply in replies:
@@ -253,7 +286,8 @@ def make_app(make_settings: Callable[..., dict[str, Any]]) -> Callable[..., Any]
         if generation:
             engine.generation_settings = GenerationSettings(**generation)
         service = Service(engine, make_settings())
-        return Litestar([*generate_routes(service), *chat_routes(service)], exception_handlers={RequestError: refuse})
+        routes = [*generate_routes(service), *completion_routes(service), *chat_routes(service)]
+        return Litestar(routes, exception_handlers={RequestError: refuse})
 
     return make
 

@@ -13,7 +13,7 @@ from trunkline.core.errors import ConfigError, RequestError
 from trunkline.core.testing.tokenizers import write_tokenizer
 from trunkline.plugins.generation.sampling.checks import CHECKS, IGNORED, UNSUPPORTED
 from trunkline.plugins.generation.sampling.params import SamplingParams, parse_sampling_params
-from trunkline.plugins.generation.schemas import GenerationParams
+from trunkline.plugins.generation.schemas import GenerationParams, Grammar
 from trunkline.plugins.generation.service import read_preferred
 
 
@@ -82,10 +82,10 @@ from trunkline.plugins.generation.service import read_preferred
         ({"beam_width": 0}, "beam_width must be at least 1, got 0."),
         ({"beam_width": 2}, "beam_width is not supported yet"),
         ({"watermark": {"key": 1}}, "watermark is not supported yet"),
-        ({"json_schema": "{}"}, "json_schema is not supported yet"),
-        ({"regex": "a+"}, "regex is not supported yet"),
-        ({"ebnf": "x"}, "ebnf is not supported yet"),
-        ({"structural_tag": "x"}, "structural_tag is not supported yet"),
+        ({"json_schema": {}}, "json_schema must be a string, got {}."),
+        ({"regex": "x" * 131073}, "regex may have at most 131072 bytes, got 131073."),
+        ({"ebnf": "\ud800"}, "ebnf must be Unicode text; it has a lone surrogate."),
+        ({"lark": "start: /x/"}, "unknown field `lark`, expected one of `max_new_tokens`, "),
         ({"regex": "x", "ebnf": "x"}, "Only one of json_schema, regex, ebnf, or structural_tag can be set."),
         ({"json_schema": "{}", "regex": "x"}, "Only one of json_schema, regex, ebnf, or structural_tag can be set."),
         ({"temperatur": 1}, "unknown field `temperatur`, expected one of `max_new_tokens`, "),
@@ -103,6 +103,24 @@ def test_null_is_the_default_for_every_parameter() -> None:
     nulls = dict.fromkeys((*CHECKS, *UNSUPPORTED, *IGNORED))
     assert parse_sampling_params(nulls) == SamplingParams(max_new_tokens=None)
     assert parse_sampling_params({}) == SamplingParams()
+
+
+@pytest.mark.parametrize("kind", ["json_schema", "regex", "ebnf", "structural_tag"])
+def test_grammar(kind: str) -> None:
+    """A request's own grammar replaces a preferred one, of the same or another kind."""
+    grammar = Grammar(kind, "x")  # type: ignore[arg-type]
+    assert parse_sampling_params({kind: "x", "max_new_tokens": 1}).for_engine(1, 0).grammar == grammar
+    assert parse_sampling_params({}, {kind: "x"}).grammar == grammar
+    assert parse_sampling_params({kind: ""}, {kind: "x"}).grammar is None
+    assert parse_sampling_params({"regex": "y"}, {kind: "x"}).grammar == Grammar("regex", "y")
+
+
+def test_a_grammar_of_the_servers_own() -> None:
+    lark = Grammar("lark", "start: /x/")
+    assert parse_sampling_params({"regex": None, "ebnf": ""}, {"regex": "x"}, grammar=lark).grammar == lark
+    with pytest.raises(RequestError, match="Only one of") as caught:
+        parse_sampling_params({"regex": "x"}, names={"regex": "guided_regex"}, grammar=lark)
+    assert caught.value.param == "guided_regex"
 
 
 def test_what_unmodified_clients_send_passes() -> None:

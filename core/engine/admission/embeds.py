@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trunkline.core.engine.scheduling.row import Row
 from trunkline.core.errors import RequestError
-
-from .scheduling.row import Row
 
 MARK = b"\xfe"  # is in no salt before it: those are UTF-8 texts, joined by 0xff
 

@@ -1,0 +1,1 @@
+"""Turns messages of the front into requests, and waits until these can be admitted."""
