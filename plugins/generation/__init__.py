@@ -88,11 +88,13 @@ def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
 
 @hookimpl
 def trunkline_info(model: ServedModel, settings: Settings) -> dict[str, Any]:
+    from .formats.choose import check_names
     from .service import read_preferred
 
     limit = {"max_req_input_len": input_limit(model)} if TASK in model.tasks else {}
     preferred = settings[GROUP].preferred_sampling_params
     read_preferred(preferred)  # so that invalid parameters stop the start
+    check_names(settings[GROUP].tool_call_parser, settings[GROUP].reasoning_parser)
     return {"preferred_sampling_params": preferred, **limit}
 
 

@@ -31,20 +31,35 @@ OBJECT_KEYS = NOTES | {
     "$schema",
     "$id",
 }
-# How arguments that aren't JSON are written: before the name, after it, after the value, and a value as text.
+# How arguments that aren't JSON are written: before the name, after it, after the value; and values that are text.
 ELEMENTS = {
-    "qwen": ("<parameter=", ">\n", "\n</parameter>\n", r"/([^<]|<[^<\/p])*/"),
-    "glm": ("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n", r"/([^<]|<[^<\/a])*/"),
+    "qwen": ("<parameter=", ">\n", "\n</parameter>\n", r"([^<]|<[^<\/p])*"),
+    "glm": ("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n", r"([^<]|<[^<\/a])*"),
 }
 
 
+def forced_answer(schema: str, form: ReplyFormat, special: Mapping[str, int], *, in_reasoning: bool) -> str:
+    """A grammar for an answer that is JSON for ``schema`` (JSON text); arguments as for :func:`forced_calls`."""
+    thoughts = [*_thoughts(form, _Terms(special), in_reasoning=in_reasoning)]
+    return "\n".join(
+        [f"start: {'thoughts' if thoughts else ''} answer", *thoughts, f"answer: {_json(_object(schema))}"]
+    )
+
+
 def forced_calls(
-    form: ReplyFormat, tools: Mapping[str, Any], special: Mapping[str, int], *, many: bool, in_reasoning: bool
+    form: ReplyFormat,
+    tools: Mapping[str, Any],
+    special: Mapping[str, int],
+    *,
+    many: bool,
+    in_reasoning: bool,
+    answer: str | None = None,
 ) -> str:
     """A grammar for calls of ``tools``: one, or up to 16 with ``many``; before them, the model may reason.
 
     ``tools``: JSON Schemas of the arguments by name. ``special``: ids of the tokenizer's special tokens by their text.
-    ``in_reasoning``: the prompt ends inside the reasoning. RequestError for a schema that the format can't enforce.
+    ``in_reasoning``: the prompt ends inside the reasoning. ``answer``: JSON Schema, as text, of an answer that the
+    model may give instead of calls. RequestError for a schema that the format can't enforce.
     """
     tool = form.tool
     if tool is None:
@@ -62,8 +77,10 @@ def forced_calls(
     calls = " | ".join(f"call_{index}" for index in range(len(tools)))
     more = f"({terms.of(tool.separator)} call){{0,{MAX_FORCED - 1}}}" if many else ""
     thoughts = [*_thoughts(form, terms, in_reasoning=in_reasoning)]
-    start = f"start: {'thoughts' if thoughts else ''} {terms.of(tool.begin)} call {more} {terms.of(tool.end)}"
-    return "\n".join([start, *thoughts, f"call: {calls}", *rules])
+    start = f"start: {'thoughts' if thoughts else ''} {'calls' if answer is None else '(calls | answer)'}"
+    rules += [] if answer is None else [f"answer: {_json(_object(answer))}"]
+    all_calls = f"calls: {terms.of(tool.begin)} call {more} {terms.of(tool.end)}"
+    return "\n".join([start, *thoughts, all_calls, f"call: {calls}", *rules])
 
 
 class _Terms:
@@ -80,12 +97,17 @@ class _Terms:
             f"<[{self._special[part]}]>" if part in self._special else _quoted(part) for part in parts if part
         )
 
-    def is_special(self, text: str) -> bool:
-        return text in self._special
+    def has_special(self, text: str) -> bool:
+        return self._split is not None and self._split.search(text) is not None
 
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
+
+
+def _escaped(text: str) -> str:
+    """A text as part of a regular expression between slashes."""
+    return re.sub(r"[/.?*+|(){}\[\]\\^$]", r"\\\g<0>", text).replace("\n", "\\n")
 
 
 def _thoughts(form: ReplyFormat, terms: _Terms, *, in_reasoning: bool) -> Iterator[str]:
@@ -96,7 +118,7 @@ def _thoughts(form: ReplyFormat, terms: _Terms, *, in_reasoning: bool) -> Iterat
     first = re.match(r"<[^>]*>|\[[^\]]*\]|.", end)
     marker = first.group() if first else end
     rest = terms.of(end.removeprefix(marker))
-    if terms.is_special(marker):
+    if terms.has_special(marker):
         yield f"reasoning: /(?s:.*)/ {terms.of(marker)} {rest}"
     else:
         yield f"reasoning: reasoning_text {rest}"
@@ -124,14 +146,20 @@ def _arguments(index: int, name: str, schema: Mapping[str, Any], tool: ToolForma
     for number, (key, value) in enumerate(properties.items()):
         element = f"{rule}_{number}"
         value = value if isinstance(value, dict) else {}
-        yield f"{element}: {_value(name, key, value, schema, text)}"
-        terms_of = f"{terms.of(before + key + between)} {element} {terms.of(after)}"
-        elements.append(terms_of if key in required else f"({terms_of})?")
+        expression = _value(name, key, value, schema)
+        if expression:
+            yield f"{element}: ({expression}) {terms.of(after)}"
+        elif terms.has_special(after):
+            yield f"{element}: /{text}/ {terms.of(after)}"
+        else:  # one expression, because a text would go on with what is after it
+            yield f"{element}: /{text}{_escaped(after)}/"
+        written = f"{terms.of(before + key + between)} {element}"
+        elements.append(written if key in required else f"({written})?")
     yield f"{rule}: {' '.join(elements)}" if elements else f'{rule}: ""'
 
 
-def _value(name: str, key: str, schema: dict[str, Any], root: Mapping[str, Any], text: str) -> str:
-    """The expression for one argument that is written as text if it is a string, else as JSON."""
+def _value(name: str, key: str, schema: dict[str, Any], root: Mapping[str, Any]) -> str:
+    """The expression for one argument that isn't any text: a choice, or JSON; "" for one that is."""
     field = f"parameters.properties.{key}"
     if "enum" in schema or "const" in schema:
         choices = schema.get("enum", [schema.get("const")])
@@ -142,11 +170,22 @@ def _value(name: str, key: str, schema: dict[str, Any], root: Mapping[str, Any],
     types = set(schema_types(schema))
     constraints = schema.keys() - NOTES - {"type"}
     if types <= {"string"} and not constraints:
-        return text
+        return ""
     if (not types and "$ref" not in schema) or "string" in types:
         raise _cant_enforce(name, field, sorted(constraints or {"type"}))
     definitions = {place: root[place] for place in ("$defs", "definitions") if place in root}
     return _json({**schema, **definitions})
+
+
+def _object(schema: str) -> dict[str, Any]:
+    """The JSON Schema in a text. RequestError if it is no object."""
+    try:
+        value = json.loads(schema)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise RequestError("The JSON Schema must be a JSON object.", param="response_format")
+    return value
 
 
 def _json(schema: Mapping[str, Any]) -> str:

@@ -68,6 +68,7 @@ class Regions:
 
     def __init__(self, template: dict[str, Any]) -> None:
         load = _loader()
+        self.template = template
         try:
             self.fields: dict[str, Any] = load(template).fields
             self.spec: Any = load(_as_text(template))

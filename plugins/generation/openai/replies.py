@@ -31,7 +31,7 @@ class Replies(ABC):
         """``rid``: the id of the whole request, without the index of a sequence."""
         self.job = job
         self.with_ids = bool(body.return_token_ids)
-        self._service = service
+        self.service = service
         self._stream = bool(body.stream)
         self._usage, self._continuous_usage = _usage_options(body.stream_options or StreamOptions())
         self._id = rid
@@ -40,17 +40,22 @@ class Replies(ABC):
 
     async def response(self, request: AnyRequest) -> Any:
         """Run the job and answer ``request``."""
-        service, job = self._service, self.job
+        service, job = self.service, self.job
         if not self._stream:
-            return json_response(self.whole(await while_connected(request, service.complete(job))))
+            return json_response(await while_connected(request, self._completed()))
         sequences = await while_connected(request, service.submit(job))
         return EventStream(self.chunks(sequences), lambda: service.close(sequences))
 
-    def whole(self, sequences: Sequence[OutputSequence]) -> dict[str, Any]:
+    async def _completed(self) -> dict[str, Any]:
+        return await self.whole(await self.service.complete(self.job))
+
+    async def whole(self, sequences: Sequence[OutputSequence]) -> dict[str, Any]:
         """The reply to a request without ``stream``."""
         unsent = [Unsent(sequence, with_ids=self.with_ids) for sequence in sequences]
+        for index, each in enumerate(unsent):
+            await self.read(index, each)
         choices = [
-            {"index": index, **self.choice(index, each)} | finish_fields(each.sequence)
+            {"index": index, **finish_fields(each.sequence), **self.choice(index, each)}
             for index, each in enumerate(unsent)
         ]
         meta = sequences[0].meta_info()
@@ -70,16 +75,20 @@ class Replies(ABC):
         for index, each in enumerate(unsent):
             for choice in self.first_choices(index):
                 yield self._chunk(index, choice, each.sequence, **(self.prompt_fields() if index == 0 else {}))
-        async for index in refreshed(self._service, sequences):
+        async for index in refreshed(self.service, sequences):
+            await self.read(index, unsent[index])
             for choice in self.next_choices(index, unsent[index]):
                 yield self._chunk(index, choice, sequences[index])
         if self._usage:
             yield event_frame(self._with_choices(self.chunk_kind, []) | {"usage": usage(sequences, self.job.n)})
         yield DONE
 
+    async def read(self, index: int, unsent: Unsent) -> None:
+        """Called with what is new of a sequence, before its choice or its next choices are made."""
+
     @abstractmethod
     def choice(self, index: int, unsent: Unsent) -> dict[str, Any]:
-        """A choice of the reply, without its index and finish reason."""
+        """A choice of the reply, without its index; it may have another finish reason than the sequence."""
 
     @abstractmethod
     def first_choices(self, index: int) -> Iterable[dict[str, Any]]:
