@@ -80,10 +80,12 @@ def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
     from .native.routes import generate_routes
     from .openai.chat_routes import chat_routes
     from .openai.completion_routes import completion_routes
+    from .responses.routes import responses_routes
     from .service import Service
 
     service = Service(engine, settings)
-    return [*generate_routes(service), *completion_routes(service), *chat_routes(service)]
+    openai = [*completion_routes(service), *chat_routes(service), *responses_routes(service)]
+    return [*generate_routes(service), *openai]
 
 
 @hookimpl

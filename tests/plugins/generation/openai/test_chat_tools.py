@@ -21,7 +21,7 @@ TEMPLATE = (
     "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
     "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }}:{{ c.function.arguments | tojson }}</tool_call>"
-    "{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n{% if thinks %}<think>\n{% elif no %}</think>{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n{% if thinks %}<think>\n{% endif %}"
 )
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "It rains", "parameters": CITY}}
