@@ -1,4 +1,4 @@
-"""Text generation: ``/generate``, ``/v1/completions``, ``/v1/chat/completions`` and ``trunkline chat``.
+"""Text generation: ``/generate``, OpenAI's completions, chats and responses, and ``trunkline chat``.
 
 ``stage.py`` and ``sampling/`` (sampling, end of sequences) run in the engine; everything else runs in the front.
 ``hooks.py`` specifies hooks with which other plugins change logits and end sequences.

@@ -30,6 +30,7 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
             "top_logprobs_num": 2,
         },
     ),
+    ("/v1/completions", {"model": "talks", "prompt": TEXTS, "max_tokens": 5, "seed": 1, "logprobs": 2, "echo": True}),
     ("/v1/chat/completions", {"model": "talks", "messages": MESSAGES, "max_tokens": 5, "seed": 1}),
     ("/encode", {"model": "embeds", "text": TEXTS}),
     ("/v1/embeddings", {"model": "embeds", "input": TEXTS}),

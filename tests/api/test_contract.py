@@ -48,6 +48,7 @@ def test_server_info_has_the_device_in_use(http: httpx.Client) -> None:
     [
         ("/generate", {"text": "a b " * 1_000_000}),
         ("/generate", {"text": ["a", " " * 4_000_000]}),
+        ("/v1/completions", {"prompt": ["a", "a" * 4_000_000]}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 4_000_000}]}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 100_000}] * 40}),
     ],

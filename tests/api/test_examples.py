@@ -82,7 +82,7 @@ def test_every_curl_example_works(page: str, repository: Path, url: str) -> None
 
 @pytest.mark.field
 def test_the_openai_example_works(repository: Path, url: str) -> None:
-    [example] = blocks(repository / "docs/api.md", "python")
+    [example] = blocks(repository / "docs/openai.md", "python")
     names: dict[str, Any] = {}
     exec(example.replace(f"http://{HOST}", url), names)
     assert names["answer"].choices[0].finish_reason in ("stop", "length")

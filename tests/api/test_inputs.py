@@ -55,6 +55,7 @@ def test_without_a_tokenizer_replies_are_ids(tokenless: httpx.Client, http: http
     )
     chat = tokenless.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "hello"}]})
     assert chat.status_code == 400
+    assert tokenless.post("/v1/completions", json={"prompt": [5]}).status_code == 400
     assert tokenless.get("/health_generate").status_code == 200
     for path, asked in (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [5]}), ("/tokenizer_info", None)):
         answer = tokenless.post(path, json=asked) if asked else tokenless.get(path)

@@ -73,8 +73,19 @@ CASES: dict[str, list[Case]] = {
         ok({"input_ids": [9999], "stream": True}),  # an error inside a stream
         bad({"input_ids": [9999]}),
     ],
+    "/v1/completions": [
+        ok({"prompt": "a", "logprobs": 2, "echo": True, "max_tokens": 2}),
+        ok({"prompt": [[5], [6]], "n": 2, "max_tokens": 1, "return_token_ids": True}),
+        ok({"prompt": ["a", "b"], "max_tokens": 2, "stream": True, "logprobs": 0, "echo": True}),
+        ok({"prompt": [5, 6], "max_tokens": 2, "stream": True, "stream_options": {"include_usage": True}}),
+        bad({"prompt": "a", "suffix": "b"}),
+        bad({"prompt": []}),
+        ({"prompt": "a", "model": "gpt-4o"}, {}, 404),
+    ],
     "/v1/chat/completions": [
         ok(MESSAGES),
+        ok(MESSAGES | {"logprobs": True, "top_logprobs": 2, "return_token_ids": True}),
+        ok(MESSAGES | {"logprobs": True, "stream": True, "return_token_ids": True}),
         ok(MESSAGES | {"n": 2, "model": "talks"}),
         ok(MESSAGES | {"n": 2, "stream": True}),
         ok(MESSAGES | {"stream": True, "stream_options": {"include_usage": True}}),

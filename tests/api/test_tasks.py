@@ -173,6 +173,7 @@ def test_all_models_are_listed_and_have_their_memory(port: httpx.Client, fleet: 
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     # path -> (the only model, or the first, that serves it, the request)
     "/generate": ("talks", {"text": "a", "sampling_params": GREEDY}),
+    "/v1/completions": ("talks", {"prompt": "a", "max_tokens": 1}),
     "/v1/chat/completions": ("talks", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}),
     "/encode": ("embeds", {"text": "a"}),
     "/v1/embeddings": ("embeds", {"input": "a"}),

@@ -120,6 +120,6 @@ def _logprob_outputs(
     names = bool(body.return_tokens_as_token_ids)
 
     def make_reader(index: int, tokenizer: Tokenizer | None) -> ChatLogprobs:
-        return ChatLogprobs(prompt, None, cast("Tokenizer", tokenizer), names=names)
+        return ChatLogprobs(prompt, None, cast("Tokenizer", tokenizer), names=names, output=params.max_new_tokens != 0)
 
     return {"extras": [Extras(logprobs=logprobs)], "make_reader": make_reader}

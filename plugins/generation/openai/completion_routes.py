@@ -163,6 +163,7 @@ def _logprob_outputs(
             start,
             cast("Tokenizer", tokenizer),
             names=names,
+            output=params.max_new_tokens != 0,
             skip_special_tokens=params.skip_special_tokens,
             prompt_length=len(prompts.echoed[index]),
         )

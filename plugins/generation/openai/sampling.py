@@ -6,6 +6,7 @@ from typing import Any
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import ServedModel
+from trunkline.plugins.generation.sampling.checks import GRAMMARS
 from trunkline.plugins.generation.sampling.params import NO_LIMIT, SamplingParams
 from trunkline.plugins.generation.service import Service
 
@@ -30,7 +31,9 @@ def sampling_params(
             requested[key], names[key] = value, field
     if isinstance(body, ChatBody) and body.max_completion_tokens is not None:  # the newer name wins
         requested["max_new_tokens"], names["max_new_tokens"] = body.max_completion_tokens, "max_completion_tokens"
+    preferred = service.preferred.get(served)
     if (grammar := read_grammar(body)) is not None:
+        preferred = {key: value for key, value in preferred.items() if key not in GRAMMARS}
         requested[grammar.key], names[grammar.key] = grammar.text, grammar.field
     limit_field = names["max_new_tokens"]
     least = 0 if isinstance(body, CompletionBody) and body.echo else 1
@@ -42,7 +45,7 @@ def sampling_params(
                 param=limit_field,
             )
         requested["max_new_tokens"] = None
-    merged = {**defaults, **service.preferred.get(served), **requested}
+    merged = {**defaults, **preferred, **requested}
     return service.sampling_params(served, merged, names), limit_field
 
 

@@ -36,12 +36,18 @@ class LogprobReader(ABC):
 
     cost = 8
 
-    def __init__(self, prompt: Sequence[int], start: int | None, tokenizer: Tokenizer, *, names: bool) -> None:
-        """``start``: first position of the prompt that has entries. ``names``: tokens are shown as ``token_id:7``."""
+    def __init__(
+        self, prompt: Sequence[int], start: int | None, tokenizer: Tokenizer, *, names: bool, output: bool = True
+    ) -> None:
+        """``start``: first position of the prompt that has entries. ``names``: tokens are shown as ``token_id:7``.
+
+        ``output``: whether output tokens have entries. With a limit of 0 tokens, the engine still scores the next one.
+        """
         self._prompt = prompt
         self._start = start
         self._tokenizer = tokenizer
         self._names = names
+        self._output = output
         self.clear()
         self._add_unpredicted()
 
@@ -57,7 +63,7 @@ class LogprobReader(ABC):
     def add(self, result: GenerationResult) -> None:
         """Add the reply's next result."""
         self.add_prompt(result)
-        if result.output is not None:
+        if result.output is not None and self._output:
             self._add(result.output, np.frombuffer(result.output.chosen_ids, "<i4").tolist(), output=True)
 
     def finish(self) -> None:
@@ -148,13 +154,14 @@ class CompletionLogprobs(LogprobReader):
         tokenizer: Tokenizer,
         *,
         names: bool,
+        output: bool,
         skip_special_tokens: bool,
         prompt_length: int,
     ) -> None:
         """``prompt_length``: characters of the prompt with which the choice's text begins; 0 without echo."""
         self._skip = skip_special_tokens
         self._prompt_length = prompt_length
-        super().__init__(prompt, start, tokenizer, names=names)
+        super().__init__(prompt, start, tokenizer, names=names, output=output)
 
     def clear(self) -> None:
         self._lists = {name: JsonList() for name in LISTS}

@@ -99,16 +99,15 @@ def fake_logprobs(tokens: Sequence[int], params: LogprobParams) -> dict[str, byt
     }
 
 
-def fake_results(item: Submission, token: int | None, *, first: bool) -> list[Any]:
+def fake_results(item: Submission, token: int, *, first: bool) -> list[Any]:
     """The results of a step, as a reply has them: log-probabilities of the prompt, if ``first``, and of a token."""
     params = item.params.logprobs
     if params is None:
         return []
-    prompt = output = None
+    prompt = None
     if first and params.start is not None and params.prompt_known is None:
         prompt = LogprobTable(**fake_logprobs(item.prompt[params.start + 1 :], params))
-    if token is not None:
-        output = LogprobTable(**fake_logprobs([token], params), chosen_ids=np.int32(token).tobytes())
+    output = LogprobTable(**fake_logprobs([token], params), chosen_ids=np.int32(token).tobytes())
     result = GenerationResult(output=output, prompt=prompt, first=(params.start or 0) + 1)
     return [msgspec.to_builtins(result, builtin_types=(bytes,))]
 
@@ -138,7 +137,8 @@ class FakeReply:
         if self._ended.is_set():
             return
         if self.with_results:
-            for token in tokens or [None] * bool(finish and not self.tokens):
+            # Without output tokens, the next token's log-probability is returned.
+            for token in tokens or [3] * bool(finish and not self.tokens):
                 self.results += fake_results(self.item, token, first=not self.results)
         self.tokens += tokens
         self.finish, self.error = finish, error

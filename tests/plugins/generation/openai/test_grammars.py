@@ -194,3 +194,12 @@ async def test_an_error_names_the_field_that_was_sent(client: httpx.AsyncClient)
     answer = (await client.post("/v1/completions", json=body)).json()
     assert answer["param"] == "guided_regex"
     assert answer["message"].startswith("guided_regex may have at most")
+
+
+async def test_a_grammar_replaces_the_server_s_preferred_one(engine: Any, make_app: Any) -> None:
+    app = make_app(engine, preferred_sampling_params='{"regex": "a+"}')
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        for fields in ({}, of_schema()):
+            answer = await client.post("/v1/completions", json={"prompt": "hello"} | fields)
+            assert answer.status_code == 200, answer.text
+    assert [item.params.grammar.kind for item in engine.items] == ["regex", "json_schema"]

@@ -150,7 +150,9 @@ def loaded(reader: Any) -> dict[str, Any]:
 
 
 def completion_reader(tokenizer: Any, prompt: list[int], start: int | None) -> CompletionLogprobs:
-    return CompletionLogprobs(prompt, start, tokenizer, names=True, skip_special_tokens=True, prompt_length=100)
+    return CompletionLogprobs(
+        prompt, start, tokenizer, names=True, output=True, skip_special_tokens=True, prompt_length=100
+    )
 
 
 def test_a_restart_drops_what_came_of_the_prompt(byte_level: Any) -> None:
@@ -170,7 +172,9 @@ def test_values_that_json_has_not(byte_level: Any) -> None:
 
 
 def test_equal_texts_keep_the_likeliest(byte_level: Any) -> None:
-    reader = CompletionLogprobs([5], None, byte_level, names=False, skip_special_tokens=True, prompt_length=0)
+    reader = CompletionLogprobs(
+        [5], None, byte_level, names=False, output=True, skip_special_tokens=True, prompt_length=0
+    )
     unknown = len(byte_level) + 1  # these ids have no text
     reader.add(GenerationResult(output=table([-3.0], [unknown, unknown + 1], [-1.0, -2.0], [unknown + 2])))
     assert loaded(reader)["top_logprobs"] == [{"": -1.0}]
@@ -299,13 +303,16 @@ async def check_streams(engine: Any, app: Any, byte_level: Any, path: str, body:
         assert joined(own, path) == as_joined(choice), (body, text, seed)
 
 
+async def check_all(engine: Any, app: Any, byte_level: Any, path: str, body: dict[str, Any]) -> None:
+    for seed in range(60):
+        await check_streams(engine, app, byte_level, path, body, seed)
+
+
 @pytest.mark.parametrize(("path", "body"), REQUESTS)
 async def test_a_stream_is_the_reply_in_parts(
     engine: Any, make_app: Callable[..., Any], byte_level: Any, path: str, body: dict[str, Any]
 ) -> None:
-    app = make_app(engine)
-    for seed in range(60):
-        await check_streams(engine, app, byte_level, path, body, seed)
+    await check_all(engine, make_app(engine), byte_level, path, body)
 
 
 def eager(self: ChatReplies, index: int, unsent: Any) -> Iterator[dict[str, Any]]:
@@ -321,5 +328,4 @@ async def test_the_property_test_finds_streams_that_end_twice(
 ) -> None:
     monkeypatch.setattr(ChatReplies, "next_choices", eager)
     with pytest.raises(AssertionError):
-        for seed in range(60):
-            await check_streams(engine, make_app(engine), byte_level, *REQUESTS[0], seed)
+        await check_all(engine, make_app(engine), byte_level, *REQUESTS[0])
