@@ -33,7 +33,7 @@ class OutputItems:
             yield from self._end_text("completed")
             yield from self._begin_text(piece.kind)
         self._texts.append(piece.text)
-        fields = {"logprobs": []} if piece.kind == "content" else {}
+        fields: dict[str, Any] = {"logprobs": []} if piece.kind == "content" else {}
         yield self._text_event("delta", delta=piece.text, **fields)
 
     def end(self, status: str) -> Iterator[dict[str, Any]]:
@@ -60,7 +60,7 @@ class OutputItems:
     def _end_text(self, status: str) -> Iterator[dict[str, Any]]:
         if not self._kind:
             return
-        fields = {"logprobs": []} if self._kind == "content" else {}
+        fields: dict[str, Any] = {"logprobs": []} if self._kind == "content" else {}
         yield self._text_event("done", text="".join(self._texts), **fields)
         yield self._part_event("done")
         item = self.output[-1]

@@ -31,8 +31,8 @@ from trunkline.plugins.generation.native.make_job import make_job
 from trunkline.plugins.generation.native.routes import frames, generate_routes
 from trunkline.plugins.generation.openai.chat_routes import chat_routes
 from trunkline.plugins.generation.openai.completion_routes import completion_routes
-from trunkline.plugins.generation.schemas import GenerationResult, LogprobParams, LogprobTable
 from trunkline.plugins.generation.responses.routes import responses_routes
+from trunkline.plugins.generation.schemas import GenerationResult, LogprobParams, LogprobTable
 from trunkline.plugins.generation.service import Service
 from trunkline.plugins.generation.settings import GenerationSettings
 

@@ -28,7 +28,8 @@ WEATHER = {"type": "function", "function": {"name": "get_weather", "description"
 NOW = {"type": "function", "function": {"name": "now"}}
 CALLS = (
     "<think>\nTwo.\n</think>\n\nYes.\n"
-    '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich"}}\n</tool_call>\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 )
 STOP = {"type": "stop", "matched": "x"}
 
