@@ -71,10 +71,11 @@ class Backend:
     linear: Callable[..., linear.LinearLayer]
     expert_counts: Operation
     grouped_linear: Operation
-    # Results: :mod:`.pool`, :mod:`.sample`, :mod:`.adjust` (in place), :mod:`.logprobs`.
+    # Results: :mod:`.pool`, :mod:`.sample`, :mod:`.adjust` (both operations in place), :mod:`.logprobs`.
     pool: Operation
     sample: Operation
     adjust: Callable[..., None]
+    mask_tokens: Callable[..., None]
     logprobs: Callable[..., logprobs.RowLogprobs]
     captures: bool = False
     scratch_bytes: int = 0
@@ -153,6 +154,7 @@ CPU = Backend(
     pool=pool.pool_cpu,
     sample=sample.sample_cpu,
     adjust=adjust.adjust_cpu,
+    mask_tokens=adjust.mask_tokens_cpu,
     logprobs=logprobs.logprobs_cpu,
 )
 TORCH_NATIVE = Backend(
@@ -171,6 +173,7 @@ TORCH_NATIVE = Backend(
     pool=pool.pool_reference,
     sample=sample.sample_reference,
     adjust=adjust.adjust_reference,
+    mask_tokens=adjust.mask_tokens_reference,
     logprobs=logprobs.logprobs_reference,
     # Scores, masked scores and weights; or keys and values, of which there are copies while they are converted.
     scratch_bytes=3 * max(attention_extend.SCORE_BYTES, attention_decode.GATHERED_BYTES),
@@ -211,6 +214,7 @@ def _triton() -> Backend:
         pool=triton_pool.pool,
         sample=triton_sample.sample,
         adjust=triton_adjust.adjust,
+        mask_tokens=triton_adjust.mask_tokens,
         logprobs=triton_logprobs.logprobs,
         captures=True,
         scratch_bytes=cost.SCRATCH_BYTES,

@@ -46,7 +46,6 @@ IGNORED = (
     ForeignFlag(("--json-model-override-args",), "config.json can't be overridden", accepted=("{}", "")),
     ForeignFlag(("--max-prefill-tokens",), "--chunked-prefill-size bounds a pass"),
     ForeignFlag(("--sampling-backend",), "there is one sampler"),
-    ForeignFlag(("--grammar-backend",), "there is no choice of grammar engines"),
     ForeignFlag(("--schedule-conservativeness",), "running requests are retracted when memory runs out"),
     ForeignFlag(("--enable-memory-saver",), "memory can always be released", switch=True),
     ForeignFlag(("--enable-cache-report",), "replies always report cached tokens", switch=True),

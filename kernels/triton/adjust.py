@@ -1,4 +1,4 @@
-"""Penalties and biases: a program changes one row of logits, at its ids only."""
+"""Penalties and biases: a program changes one row of logits, at its ids only. Masks: it changes a block of a row."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from trunkline.kernels.cpu.sampling.adjust import LARGEST
 from .launch import interpreted
 
 FINITE = tl.constexpr(float(LARGEST))
+MASK_BLOCK = 1024  # tokens of a program; several times as many in the interpreter
 BLOCK = 256  # ids at a time; in the interpreter, where each step takes long, more
 
 
@@ -72,3 +73,26 @@ def bias_kernel(
         present = (token >= 0) & (token < VOCABULARY)
         x = tl.load(logits + token, present, other=0.0) + tl.load(biases + at, present, other=0.0)
         tl.store(logits + token, x, present)
+
+
+def mask_tokens(logits: torch.Tensor, rows: torch.Tensor, masks: torch.Tensor) -> None:
+    """:func:`trunkline.kernels.adjust.mask_tokens_reference` as a Triton kernel."""
+    if not len(rows):
+        return
+    block = 16 * MASK_BLOCK if interpreted() else MASK_BLOCK
+    constants = {"ROW": logits.stride(0), "WORDS": masks.stride(0), "VOCABULARY": logits.shape[1], "BLOCK": block}
+    mask_kernel[(len(rows), triton.cdiv(logits.shape[1], block))](logits, rows, masks, **constants)
+
+
+@triton.jit(do_not_specialize=("rows", "masks"))
+def mask_kernel(
+    logits: tl.tensor, rows: tl.tensor, masks: tl.tensor, ROW: tl.constexpr, WORDS: tl.constexpr,
+    VOCABULARY: tl.constexpr, BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
+    """Grid (rows to change, blocks of tokens). Only forbidden tokens are written."""
+    item = tl.program_id(0).to(tl.int64)
+    token = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    present = token < VOCABULARY
+    word = tl.load(masks + item * WORDS + token // 32, present, other=-1)
+    forbidden = ((word >> (token % 32)) & 1) == 0
+    tl.store(logits + tl.load(rows + item) * ROW + token, float("-inf"), present & forbidden)

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
         Stage,
     )
 
-EXTENSION_HOOKS = ("trunkline_logits_processors", "trunkline_stop_conditions")
+    from .hooks import GrammarEngine
+
+EXTENSION_HOOKS = ("trunkline_logits_processors", "trunkline_stop_conditions", "trunkline_grammar_engines")
 
 
 @hookimpl
@@ -59,12 +61,26 @@ def trunkline_serves(model: ModelInfo) -> Serves:
 
 @hookimpl
 def trunkline_stages(model: Model, settings: Settings, ask: Ask) -> Iterable[Stage]:
+    from .grammar.compiler import choose_engine
+    from .grammar.grammars import Grammars
     from .sampling.extensions import Extensions
     from .stage import GenerationStage
 
-    processors, conditions = (ask(hook, model=model, settings=settings) for hook in EXTENSION_HOOKS)
-    extensions = Extensions(processors, conditions)
-    return [GenerationStage(model, model.backend.sample, model.backend.adjust, extensions)]
+    processors, conditions, engines = (ask(hook, model=model, settings=settings) for hook in EXTENSION_HOOKS)
+    grammars = Grammars(model, choose_engine(engines, settings[GROUP].grammar_backend))
+    return [
+        GenerationStage(model, model.backend.sample, model.backend.adjust, Extensions(processors, conditions), grammars)
+    ]
+
+
+@hookimpl
+def trunkline_grammar_engines(model: Model, settings: Settings) -> Iterable[GrammarEngine]:
+    from .grammar.llguidance_engine import LlguidanceEngine
+    from .sampling.finish import end_ids_of
+
+    if model.tokenizer is None:
+        return []
+    return [LlguidanceEngine(model.tokenizer, model.info.vocab_size, end_ids_of(model))]
 
 
 @hookimpl

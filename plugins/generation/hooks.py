@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from trunkline.core.hookspecs import hookspec
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from trunkline.core.types import Model, Request, Settings
+
+    from .schemas import Grammar
 
 
 class LogitsProcessor(Protocol):
@@ -38,6 +41,45 @@ class StopCondition(Protocol):
 
     def check(self, state: Any, token: int, text: str) -> str | None:
         """A string if ``token`` ends the sequence (the client gets it as ``matched``), else None."""
+
+
+class GrammarMatcher(Protocol):
+    """Follows one sequence through a grammar. Plugins needn't import this class.
+
+    A ``ValueError`` of a method ends the request with a 400 that has its text. One call at a time is made.
+    """
+
+    def fill(self, mask: np.ndarray) -> None:
+        """Set the tokens that may come next: bit ``id % 32`` of ``mask[id // 32]``, int32 ``[ceil(vocab_size / 32)]``.
+
+        Called in a thread, while the engine computes: it should release the GIL. At least one bit must be set; an end
+        token's if the text so far is complete.
+        """
+
+    def accept(self, token: int) -> None:
+        """Advance by ``token``, one of the last mask."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing may follow, or an end token was accepted. The sequence ends then."""
+
+
+class CompiledGrammar(Protocol):
+    """Plugins needn't import this class."""
+
+    nbytes: int  # an estimate of its memory, for the limit on kept grammars
+
+    def matcher(self) -> GrammarMatcher:
+        """A new matcher at the start of a text. Takes well below 1 ms."""
+
+
+class GrammarEngine(Protocol):
+    """Compiles grammars. Plugins needn't import this class."""
+
+    name: str  # for --grammar-backend
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """Compile in one of two threads: bound its time. ``ValueError`` with the reason if it can't be: a 400."""
 
 
 @hookspec
@@ -91,4 +133,62 @@ def trunkline_stop_conditions(model: Model, settings: Settings) -> Iterable[Stop
         @hookimpl
         def trunkline_stop_conditions(model, settings):
             return [Lines()]
+    """
+
+
+@hookspec
+def trunkline_grammar_engines(model: Model, settings: Settings) -> Iterable[GrammarEngine]:
+    """Engines that restrict outputs to a grammar: ``json_schema``, ``regex``, ``ebnf``, ``structural_tag``.
+
+    Engine: once for each model, with its stages. Update: once, with the new model.
+
+    ``--grammar-backend`` chooses one by its ``name``; ``auto`` is ``llguidance``, which comes with trunkline.
+    ``compile(grammar)`` is called in a thread before a request is admitted; ``grammar.kind`` is one of the four names
+    (or ``lark``, for tool calls), and ``grammar.text`` what the client sent. The result is kept for later requests.
+    An optional method ``warm_up()`` is called when the server starts. After a weight update, the output so far is given
+    to a new matcher::
+
+        import re
+
+        class Matcher:
+            def __init__(self, ids, count):
+                self.ids, self.count = ids, count
+
+            def fill(self, mask):
+                words = mask.view("uint32")
+                words[:] = 0
+                for token in self.ids:
+                    words[token // 32] |= 1 << token % 32
+
+            def accept(self, token):
+                self.count -= 1
+
+            @property
+            def finished(self):
+                return self.count == 0
+
+        class Digits:
+            nbytes = 100
+
+            def __init__(self, ids, count):
+                self.ids, self.count = ids, count
+
+            def matcher(self):
+                return Matcher(self.ids, self.count)
+
+        class DigitsEngine:
+            name = "digits"
+
+            def __init__(self, model):
+                self.ids = [model.tokenizer.encode(digit)[0] for digit in "0123456789"]
+
+            def compile(self, grammar):
+                match = re.fullmatch("digits{([0-9]+)}", grammar.text)
+                if grammar.kind != "regex" or match is None:
+                    raise ValueError("this engine supports only the regex digits{N}")
+                return Digits(self.ids, int(match[1]))
+
+        @hookimpl
+        def trunkline_grammar_engines(model, settings):
+            return [DigitsEngine(model)] if model.tokenizer else []
     """

@@ -44,6 +44,7 @@ class OutputSequence:
         self._prompt_tokens = len(prompt)
         self._trim = not sampling.no_stop_trim
         self._stops = sampling.stop if self._trim else ()
+        self._end_ids = None if sampling.grammar is None else _end_ids(sampling, served, tokenizer)
         self._visible = None
         if tokenizer is not None:
             skip = sampling.skip_special_tokens
@@ -90,8 +91,8 @@ class OutputSequence:
         if self._visible is None:
             return
         end = len(self.reply.tokens)
-        if self._trim and isinstance(matched, int):
-            end -= 1  # the text doesn't have the stop token
+        if self._trim and isinstance(matched, int) and (self._end_ids is None or matched in self._end_ids):
+            end -= 1  # the text doesn't have the stop token; where a grammar ends, another one is matched
         self._visible.push(self.reply.tokens[self._decoded_tokens : end])
         self._decoded_tokens = end
         if finished:
@@ -153,6 +154,12 @@ class OutputSequence:
         if self.finished:
             meta["e2e_latency"] = reply.finished - reply.created
         return meta
+
+
+def _end_ids(sampling: SamplingParams, served: ServedModel, tokenizer: Tokenizer | None) -> frozenset[int | None]:
+    """The stop tokens of a request."""
+    own = None if tokenizer is None else tokenizer.eos_token_id
+    return frozenset((*served.info.eos_token_ids, *sampling.stop_token_ids, own))
 
 
 def _size(result: Any) -> int:

@@ -43,6 +43,13 @@ class GenerationSettings(Struct, frozen=True):
             "for chats and 1 for completions."
         ),
     ] = "model"
+    grammar_backend: Annotated[
+        str,
+        Meta(
+            description="Engine for json_schema, regex, ebnf and structural_tag: auto (llguidance), none, or the name "
+            "of a plugin's."
+        ),
+    ] = "auto"
 
 
 def input_limit(served: ServedModel) -> int:

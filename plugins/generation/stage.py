@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +14,8 @@ import torch
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, Model, Needs, Part, PartRow, Request, Stage, Step
+from trunkline.plugins.generation.grammar.grammars import Grammars
+from trunkline.plugins.generation.grammar.state import GrammarState, Masks
 from trunkline.plugins.generation.sampling.adjust import Adjust, AdjustedRow, adjust_rows, adjusted_rows, kernel_arrays
 from trunkline.plugins.generation.sampling.extensions import FAILED_MESSAGE, Extensions
 from trunkline.plugins.generation.sampling.extra_results import (
@@ -22,7 +25,7 @@ from trunkline.plugins.generation.sampling.extra_results import (
     prompt_logprobs,
 )
 from trunkline.plugins.generation.sampling.extra_rows import RowSelection, make_extra_state, select_rows
-from trunkline.plugins.generation.sampling.finish import SequenceState, finish_reason, init_state
+from trunkline.plugins.generation.sampling.finish import SequenceState, end_ids_of, finish_reason, init_state
 from trunkline.plugins.generation.sampling.routed_experts import capturer_of
 
 from .schemas import GenerationParams, GenerationResult, LogprobParams
@@ -68,6 +71,7 @@ class Prepared(NamedTuple):
 
     selection: RowSelection | None
     adjusted: list[AdjustedRow]
+    masks: Masks | None = None
 
 
 class GenerationStage(Stage):
@@ -79,26 +83,32 @@ class GenerationStage(Stage):
     params = GenerationParams
     result = GenerationResult
 
-    def __init__(self, model: Model, sample: Sampler, adjust: Adjust, extensions: Extensions) -> None:
+    def __init__(
+        self, model: Model, sample: Sampler, adjust: Adjust, extensions: Extensions, grammars: Grammars
+    ) -> None:
         self._model = model
+        self._grammars = grammars
         self._sample = sample
         self._adjust = adjust
         self._extensions = extensions
-        tokenizer = model.tokenizer
-        self._eos = frozenset(model.info.eos_token_ids)
-        if tokenizer is not None and tokenizer.eos_token_id is not None:
-            self._eos |= {tokenizer.eos_token_id}
+        self._eos = end_ids_of(model)
         self._weights_id = secrets.randbits(63)  # a stage is made for one version of the weights
         # Request keys of the last pass, and the sampling parameters of these requests.
         self._last_parameters: tuple[list[int], dict[str, np.ndarray]] = ([], {})
+
+    def before_admit(self, request: Request) -> Future[Any] | None:
+        return self._grammars.compile(request)
 
     def admit(self, request: Request) -> Needs:
         params: GenerationParams = request.params
         if request.embeds is not None and params.logprobs is not None and params.logprobs.start is not None:
             raise RequestError("logprob_start_len must be -1 with input_embeds: they have no token ids to score.")
         limit = new_token_limit(request.prompt_len, params.max_new_tokens, self._model.max_request_tokens)
+        grammar = self._grammars.begin(request)
         state = request.state = init_state(request, self._model, self._eos, limit, self._extensions)
-        needs = Needs(new_tokens=limit, lockstep=state.adjustment is not None and state.adjustment.lockstep)
+        state.grammar = grammar
+        adjusts = state.adjustment is not None and state.adjustment.lockstep
+        needs = Needs(new_tokens=limit, lockstep=adjusts or grammar is not None)
         state.extras = make_extra_state(
             request,
             self._model.info.vocab_size,
@@ -108,13 +118,14 @@ class GenerationStage(Stage):
         return needs if state.extras is None else state.extras.added_to(needs)
 
     def adopt(self, request: Request) -> Needs:
-        """Its limit is unchanged; end tokens, adjustments and conditions are the new model's.
+        """Its limit is unchanged; end tokens, adjustments, conditions and the compiled grammar are the new model's.
 
         Extra outputs of a prompt are of the weights that computed the first token.
         """
         former: SequenceState = request.state
+        grammar = self._grammars.begin(request)
         state = request.state = init_state(request, self._model, self._eos, former.limit, self._extensions)
-        state.extras = former.extras
+        state.extras, state.grammar = former.extras, grammar
         if state.extras is None:
             return request.needs
         if not request.output_len:
@@ -138,7 +149,10 @@ class GenerationStage(Stage):
         part.inputs = Prepared(selection, adjusted)
         if selection is None and all(row.request.state.limit == 0 for row in rows):
             return  # nothing is sampled
-        part.arrays = self._sampling_arrays(rows) | kernel_arrays(adjusted)
+        if (masks := self._grammars.start_masks(rows)) is not None:
+            part.inputs = Prepared(selection, adjusted, masks)
+            part.arrays["mask.rows"] = masks.rows
+        part.arrays |= self._sampling_arrays(rows) | kernel_arrays(adjusted)
         part.arrays["last"] = np.array([row.offset + row.end - row.first - 1 for row in rows], np.int64)
         part.arrays["position"] = np.array([row.end for row in rows], np.int64)
         if selection is not None:
@@ -175,7 +189,9 @@ class GenerationStage(Stage):
         if len(inputs["last"]) != len(hidden):
             hidden = hidden[inputs["last"]]
         logits = self._model.heads["lm"](hidden).float()
-        adjust_rows(self._adjust, part.inputs.adjusted, inputs, logits)
+        prepared: Prepared = part.inputs
+        adjust_rows(self._adjust, prepared.adjusted, inputs, logits)
+        self._grammars.apply(prepared.masks, inputs.get("mask.rows"), logits)
         parameters = [inputs[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed", "position")]
         return SampledTokens(self._sample(logits, *parameters), logits)
 
@@ -211,6 +227,14 @@ class GenerationStage(Stage):
         try:
             if state.limit == 0 and (state.extras is None or state.extras.logprobs is None):
                 return Step(request, finish={"type": "length", "length": 0})
+            grammar: GrammarState | None = state.grammar
+            if grammar is not None:
+                if token < 0 and state.adjustment is not None:
+                    return Step(request, error=grammar.no_token_error())
+                if token >= 0:
+                    grammar.accept(token)
+                if grammar.failure is not None:
+                    return Step(request, error=grammar.failure)
             if state.adjustment is not None and (error := state.adjustment.accept_token(token)) is not None:
                 return Step(request, error=error)
             if token < 0:
@@ -246,6 +270,7 @@ class GenerationStage(Stage):
 
     def warm_up(self) -> list[tuple[list[int], GenerationParams]]:
         """Greedy, drawn from some of the tokens, with a penalty and a bias, and with log-probabilities."""
+        self._grammars.warm_up()
         variants: list[dict[str, Any]] = [
             {"temperature": 0.0},
             {"top_k": 5, "top_p": 0.9, "min_p": 0.1},

@@ -93,3 +93,30 @@ def test_an_id_outside_the_vocabulary_writes_nowhere(adjuster: Adjust, wrong: in
     table = {wrong: 1.0}
     with pytest.raises(IndexError, match="ids to adjust"):
         change(adjuster, torch.zeros(2, 10), [(0, NEUTRAL, table if penalised else {}, {} if penalised else table)])
+
+
+@pytest.mark.parametrize("masker", [adjust.mask_tokens_reference, adjust.mask_tokens_cpu])
+def test_a_mask_allows_the_tokens_whose_bits_are_set(masker: Adjust) -> None:
+    logits = torch.arange(3 * 35.0).reshape(3, 35)
+    expected = logits.clone()
+    masks = torch.tensor([[0b1010, 0b100], [-1, -1]], dtype=torch.int32)
+    masker(logits, torch.tensor([2, 0]), masks)
+    assert torch.isfinite(logits[2]).nonzero().flatten().tolist() == [1, 3, 34]
+    assert torch.equal(logits[2][[1, 3, 34]], expected[2][[1, 3, 34]])
+    assert torch.equal(logits[:2], expected[:2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**31), size=st.sampled_from([1, 31, 32, 33, 300, 5000]), count=st.integers(0, 6))
+def test_masks_on_the_cpu_equal_the_reference(seed: int, size: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(6, size, generator=generator)
+    logits[0, 0] = torch.nan
+    words = (size + 31) // 32
+    masks = torch.randint(-(2**31), 2**31, (count, words), generator=generator, dtype=torch.int64).int()
+    rows = torch.randperm(6, generator=generator)[:count]
+    expected, columns = logits.clone(), logits.t().contiguous().t()
+    adjust.mask_tokens_reference(expected, rows, masks)
+    for given_logits in (logits, columns):
+        adjust.mask_tokens_cpu(given_logits, rows, masks)
+        assert torch.equal(given_logits.contiguous().view(torch.int32), expected.view(torch.int32))

@@ -87,10 +87,15 @@ def _read_message(place: str, message: ChatMessage) -> dict[str, Any]:
 
 
 def _read_call(place: str, call: MessageToolCall) -> dict[str, Any]:
-    field = f"{place}.function.arguments"
     if call.type not in (None, "function"):
         raise RequestError(f"{place}.type must be 'function', got {call.type!r:.40}.", param=f"{place}.type")
-    arguments: Any = call.function.arguments or {}
+    identity = {} if call.id is None else {"id": call.id}
+    return {**identity, "type": "function", "function": _read_function(f"{place}.function", call.function)}
+
+
+def _read_function(place: str, function: CalledFunction) -> dict[str, Any]:
+    arguments: Any = function.arguments or {}
+    field = f"{place}.arguments"
     if isinstance(arguments, str):
         text = arguments.encode()
         if too_deep(text):
@@ -101,8 +106,7 @@ def _read_call(place: str, call: MessageToolCall) -> dict[str, Any]:
             arguments = None
         if not isinstance(arguments, dict):
             raise RequestError(f"{field} must be a JSON object as text.", param=field)
-    identity = {} if call.id is None else {"id": call.id}
-    return {**identity, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+    return {"name": function.name, "arguments": arguments}
 
 
 def _read_part(place: str, part: Any) -> dict[str, str]:

@@ -6,7 +6,7 @@ Each entry is encoded once, when its result arrives; what a stream has sent is d
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -19,7 +19,7 @@ from trunkline.plugins.generation.schemas import GenerationResult, LogprobParams
 from trunkline.plugins.generation.settings import new_token_limit
 from trunkline.plugins.generation.text.detokenizer import IncrementalDetokenizer
 
-from .token_strings import show_legacy, show_part, token_bytes, token_name
+from .token_strings import chat_token, legacy_token, token_name
 
 MAX_TOP = 50  # as for /generate
 MAX_LOGPROBS = 1 << 21  # of all sequences of a request
@@ -34,7 +34,7 @@ Ranked = list[tuple[int, float]]
 class LogprobReader(ABC):
     """Collects the log-probabilities of one sequence (a ``ResultReader``)."""
 
-    cost = 8
+    cost: int
 
     def __init__(
         self, prompt: Sequence[int], start: int | None, tokenizer: Tokenizer, *, names: bool, output: bool = True
@@ -46,6 +46,7 @@ class LogprobReader(ABC):
         self._prompt = prompt
         self._start = start
         self._tokenizer = tokenizer
+        self._key = cast("Hashable", tokenizer)
         self._names = names
         self._output = output
         self.clear()
@@ -72,13 +73,6 @@ class LogprobReader(ABC):
     def meta(self) -> dict[str, Any]:
         """Nothing: these log-probabilities aren't in ``meta_info``."""
         return {}
-
-    def _shown(self, token: int, show: Callable[[bytes], str]) -> str:
-        """A token as text, by the function ``show``, or its name if the client wants those."""
-        return token_name(token) if self._names else show(self._bytes(token))
-
-    def _bytes(self, token: int) -> bytes:
-        return token_bytes(cast("Hashable", self._tokenizer), token)
 
     def _add_unpredicted(self) -> None:
         """Add the prompt's first token, which has no log-probability."""
@@ -119,13 +113,15 @@ class LogprobReader(ABC):
 class ChatLogprobs(LogprobReader):
     """``logprobs.content`` of ``/v1/chat/completions``: an entry for each output token."""
 
+    cost = 16
+
     def clear(self) -> None:
         self._content = JsonList()
 
     def append(self, rows: Sequence[tuple[int, float | None, Ranked]], *, output: bool) -> None:
         assert output
         self._content.extend(
-            self._entry(token, value) | {"top_logprobs": [self._entry(*each) for each in ranked]}
+            {**self._entry(token, value), "top_logprobs": [self._entry(*each) for each in ranked]}
             for token, value, ranked in rows
         )
 
@@ -136,8 +132,8 @@ class ChatLogprobs(LogprobReader):
         return {"content": content.as_json(), "refusal": None}
 
     def _entry(self, token: int, value: float | None) -> dict[str, Any]:
-        text, data = self._shown(token, show_part), self._bytes(token)
-        return {"token": text, "logprob": value, "bytes": list(data)}
+        text, data = chat_token(self._key, token)
+        return {"token": token_name(token) if self._names else text, "logprob": value, "bytes": data}
 
 
 class CompletionLogprobs(LogprobReader):
@@ -146,6 +142,8 @@ class CompletionLogprobs(LogprobReader):
     ``text_offset`` is where a token begins in the choice's text, in characters: for a part of a character the position
     of that character. Tokens that the text leaves out, such as a stop string's, have the offset at which they would be.
     """
+
+    cost = 32
 
     def __init__(
         self,
@@ -172,7 +170,7 @@ class CompletionLogprobs(LogprobReader):
     def append(self, rows: Sequence[tuple[int, float | None, Ranked]], *, output: bool) -> None:
         items: dict[str, list[Any]] = {name: [] for name in LISTS}
         for token, value, ranked in rows:
-            items["tokens"].append(self._shown(token, show_legacy))
+            items["tokens"].append(self._shown(token))
             items["token_logprobs"].append(value)
             items["top_logprobs"].append(None if value is None else self._top(token, value, ranked))
             items["text_offset"].append(self._offset(token, output=output))
@@ -184,6 +182,9 @@ class CompletionLogprobs(LogprobReader):
             return None
         lists, self._lists = self._lists, {name: JsonList() for name in LISTS}
         return {name: entries.as_json() for name, entries in lists.items()}
+
+    def _shown(self, token: int) -> str:
+        return token_name(token) if self._names else legacy_token(self._key, token)
 
     def _offset(self, token: int, *, output: bool) -> int:
         """Where a token begins in the text, and count its characters."""
@@ -197,7 +198,7 @@ class CompletionLogprobs(LogprobReader):
         top: dict[str, float] = {}
         for each, its_value in (*ranked, (token, value)):
             # Clients compare the token's own value with the largest: both must be the same number.
-            top.setdefault(self._shown(each, show_legacy), value if each == token else its_value)
+            top.setdefault(self._shown(each), value if each == token else its_value)
         return top
 
 

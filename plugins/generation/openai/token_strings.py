@@ -6,13 +6,14 @@ import re
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from trunkline.plugins.generation.text.detokenizer import REPLACEMENT
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a byte in vocabularies that have others for text
 CONTEXT = "a"  # decoders strip a space from the first token of a call
 
 
-@lru_cache(maxsize=1 << 16)
 def token_bytes(tokenizer: Any, token: int) -> bytes:
     """UTF-8 of a token's text; a part of a character if the token is one. Special tokens have their names."""
     text = _text_in_context(tokenizer, token)
@@ -25,6 +26,19 @@ def token_bytes(tokenizer: Any, token: int) -> bytes:
     if all(character in values for character in piece):
         return bytes(values[character] for character in piece)
     return text.encode()
+
+
+@lru_cache(maxsize=1 << 16)
+def chat_token(tokenizer: Any, token: int) -> tuple[str, msgspec.Raw]:
+    """A token as a chat's log-probabilities show it: its text, and its bytes as a JSON array."""
+    data = token_bytes(tokenizer, token)
+    return show_part(data), msgspec.Raw(msgspec.json.encode(list(data)))
+
+
+@lru_cache(maxsize=1 << 16)
+def legacy_token(tokenizer: Any, token: int) -> str:
+    """A token as the log-probabilities of ``/v1/completions`` show it."""
+    return show_legacy(token_bytes(tokenizer, token))
 
 
 def show_part(data: bytes) -> str:

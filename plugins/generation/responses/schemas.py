@@ -87,6 +87,7 @@ class ResponsesBody(Struct, kw_only=True):
         Any, Refused("{field} can only be disabled: leave out earlier items instead.", neutral=("disabled",))
     ] = None
     top_logprobs: Annotated[Any, Refused("{field} is not supported here; /v1/chat/completions has it.")] = None
+    image: Annotated[Any, Refused("{field} is not supported: this server makes no images.")] = None
     moderation: UnsupportedUnlessNull = None
     context_management: Unsupported = None
     # without an effect

@@ -1,4 +1,5 @@
-"""Decides when a sequence ends: at a stop string or expression, a stop token, a plugin's stop condition, its length."""
+"""Decides when a sequence ends: at a stop string or expression, a stop token, a plugin's stop condition, the end of its
+grammar, its length."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Model, Request
+from trunkline.plugins.generation.grammar.state import GrammarState
 from trunkline.plugins.generation.schemas import GenerationParams
 from trunkline.plugins.generation.text.detokenizer import IncrementalDetokenizer
 from trunkline.plugins.generation.text.regexes import StopRegexes, compile_regexes
@@ -30,6 +32,13 @@ class SequenceState:
     regexes: StopRegexes | None = None
     conditions: Sequence[tuple[Condition, Any]] = ()
     adjustment: Adjustment | None = None
+    grammar: GrammarState | None = None
+
+
+def end_ids_of(model: Model) -> frozenset[int]:
+    """The ids that end a sequence: the checkpoint's and the tokenizer's."""
+    own = None if model.tokenizer is None else model.tokenizer.eos_token_id
+    return frozenset(model.info.eos_token_ids) | ({own} if own is not None else set())
 
 
 def init_state(
@@ -38,9 +47,6 @@ def init_state(
     """The initial state of a request, which may have output already. RequestError if it can't be served."""
     params: GenerationParams = request.params
     extensions.check(params.custom_params)
-    if params.grammar is not None:
-        kind = params.grammar.kind
-        raise RequestError(f"{kind} is not supported yet; leave it out.", param=kind)
     state = SequenceState(limit, frozenset() if params.ignore_eos else eos.union(params.stop_token_ids))
     if params.stop_regex:
         try:
@@ -72,6 +78,8 @@ def finish_reason(request: Request, token: int) -> dict[str, Any] | None:
         return {"type": "stop", "matched": token}
     if state.conditions and (matched := _matched_condition(state, token)) is not None:
         return {"type": "stop", "matched": matched}
+    if state.grammar is not None and state.grammar.finished:
+        return {"type": "stop", "matched": token}
     if request.output_len + 1 >= state.limit:
         return {"type": "length", "length": state.limit}
     return None

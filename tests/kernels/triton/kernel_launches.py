@@ -12,7 +12,7 @@ from gate import Expected, Launch
 from sample_launches import tensor
 
 from trunkline.kernels.triton.activation import activate
-from trunkline.kernels.triton.adjust import adjust
+from trunkline.kernels.triton.adjust import adjust, mask_tokens
 from trunkline.kernels.triton.expert_counts import expert_counts
 from trunkline.kernels.triton.glu import glu
 from trunkline.kernels.triton.kv_write import write
@@ -71,6 +71,12 @@ def penalise(rows: int, vocabulary: int) -> None:
     adjust(tensor(64, vocabulary, dtype=FP32), vector(rows, torch.int64), penalties, starts, ids, counts, *biases)
 
 
+def mask(rows: int, vocabulary: int) -> None:
+    words = (vocabulary + 31) // 32
+    masks = vector(rows * words, torch.int32).view(rows, words)
+    mask_tokens(tensor(64, vocabulary, dtype=FP32), vector(rows, torch.int64), masks)
+
+
 def score(rows: int, vocabulary: int, top: int) -> None:
     ids = vector(rows * top, torch.int64).view(rows, top)
     arguments = (vector(rows, torch.int64), vector(rows, FP32), vector(rows, torch.int64), top, ids)
@@ -116,6 +122,8 @@ def launches(target: str) -> list[Launch]:
     narrow = Expected(wide_loads=False)  # they gather single numbers
     adjusts = tuple(lambda rows=rows: penalise(rows, 151936) for rows in ROWS)
     found.append(Launch("adjust", adjusts, {"penalise_kernel": narrow, "bias_kernel": narrow}))
+    # A lane's words and stores aren't next to each other.
+    add("mask, 151936 ids", "mask_kernel", lambda rows: mask(rows, 151936), wide_loads=False)
     add("logprobs, 151936 ids", "logprobs_kernel", lambda rows: score(rows, 151936, top=rows % 20))
     for experts in (8, 128):
         ids = f"expert counts, {experts}"

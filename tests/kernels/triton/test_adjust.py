@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from trunkline.kernels.adjust import adjust_reference
+from trunkline.kernels.adjust import adjust_reference, mask_tokens_reference
 from trunkline.kernels.triton import adjust
 
 
@@ -46,3 +46,20 @@ def test_finite_logits_stay_finite() -> None:
     starts, empty = torch.tensor([0, 3]), torch.tensor([0, 0])
     adjust.adjust(logits, torch.tensor([0]), penalties, starts, torch.arange(3), ones, empty, none.long(), none)
     assert logits.tolist() == [[pytest.approx(1e30), 0.0, torch.inf]]
+
+
+@pytest.mark.parametrize("vocabulary", [7, 32, 100, 257])
+def test_masks_equal_the_reference(vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows in another order, several blocks, a last word that isn't full; others keep every bit, NaN too."""
+    monkeypatch.setattr(adjust, "MASK_BLOCK", 4)  # 64 in the interpreter
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(6, vocabulary, generator=generator)
+    logits[:, 0] = torch.nan
+    words = (vocabulary + 31) // 32
+    masks = torch.randint(-(2**31), 2**31, (3, words), generator=generator, dtype=torch.int64).int()
+    masks[2] = -1
+    rows = torch.tensor([5, 0, 3])
+    expected = logits.clone()
+    mask_tokens_reference(expected, rows, masks)
+    adjust.mask_tokens(logits, rows, masks)
+    assert torch.equal(logits.view(torch.int32), expected.view(torch.int32))

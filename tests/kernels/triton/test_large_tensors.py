@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("triton")
 
 from trunkline.kernels.activation import activate_reference
-from trunkline.kernels.adjust import adjust_reference
+from trunkline.kernels.adjust import adjust_reference, mask_tokens_reference
 from trunkline.kernels.attention_decode import decode_reference
 from trunkline.kernels.attention_extend import extend_reference
 from trunkline.kernels.glu import glu_reference
@@ -20,7 +20,7 @@ from trunkline.kernels.norm import rms_norm_reference
 from trunkline.kernels.rope import rope_reference
 from trunkline.kernels.sample import sample_reference
 from trunkline.kernels.triton.activation import activate
-from trunkline.kernels.triton.adjust import adjust
+from trunkline.kernels.triton.adjust import adjust, mask_tokens
 from trunkline.kernels.triton.attention_decode import decode
 from trunkline.kernels.triton.attention_extend import extend
 from trunkline.kernels.triton.expert_counts import BLOCK, expert_counts
@@ -192,6 +192,15 @@ def test_rows_of_logits_that_are_adjusted() -> None:
     expected = torch.zeros(1, VOCABULARY)
     adjust_reference(expected, torch.tensor([0]), *lists)
     adjust(logits, torch.tensor([len(logits) - 1]), *lists)
+    assert torch.equal(logits[-1:], expected)
+
+
+def test_rows_of_logits_that_are_masked() -> None:
+    logits = virtual_tensor((LARGE // VOCABULARY + 1, VOCABULARY), torch.float32)
+    masks = torch.full((1, (VOCABULARY + 31) // 32), 5, dtype=torch.int32)
+    expected = torch.zeros(1, VOCABULARY)
+    mask_tokens_reference(expected, torch.tensor([0]), masks)
+    mask_tokens(logits, torch.tensor([len(logits) - 1]), masks)
     assert torch.equal(logits[-1:], expected)
 
 

@@ -104,6 +104,11 @@ def penalise(rows: int) -> None:
     adjust.adjust(torch.zeros(rows, 1000), ids, penalties, starts, ids, floats, starts, ids, floats)
 
 
+def mask(rows: int) -> None:
+    masks = uploaded(32 * rows, torch.int32).view(rows, 32)
+    adjust.mask_tokens(torch.zeros(rows, 1000), uploaded(rows, torch.int64), masks)
+
+
 VECTOR = torch.zeros(WIDTH)
 LAUNCHES: dict[str, Callable[[int], object]] = {
     "decode": decode,
@@ -122,6 +127,7 @@ LAUNCHES: dict[str, Callable[[int], object]] = {
     "sample": choose,
     "logprobs": likelihoods,
     "adjust": penalise,
+    "mask": mask,
 }
 
 

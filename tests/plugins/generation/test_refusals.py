@@ -105,7 +105,7 @@ async def test_refused(client: httpx.AsyncClient, engine: Any, body: dict[str, A
         ({"text": ["a", "b"], "sampling_params": [{}, {"top_p": 2}]}, "sampling_params[1]: top_p must be in (0, 1]"),
         ({"text": ["a", "b"], "sampling_params": [{"temperatur": 0}, {}]}, "sampling_params[0]: unknown field"),
         ({"text": ["a", "b"], "sampling_params": [{}, {"n": 65}]}, "sampling_params[1]: n must be at most 64"),
-        ({"text": ["a", "b"], "sampling_params": [{}, {"regex": "x"}]}, "sampling_params[1]: regex is not supported"),
+        ({"text": ["a", "b"], "sampling_params": [{}, {"regex": 1}]}, "sampling_params[1]: regex must be a string"),
     ],
 )
 async def test_an_error_names_the_item_of_a_batch(

@@ -15,6 +15,8 @@ from trunkline.core.types import ModelInfo, Part, PartRow, Request, Step
 from trunkline.kernels.adjust import adjust_reference
 from trunkline.kernels.logprobs import logprobs_reference
 from trunkline.kernels.sample import sample_reference
+from trunkline.plugins.generation.grammar.compiler import choose_engine
+from trunkline.plugins.generation.grammar.grammars import Grammars
 from trunkline.plugins.generation.sampling.extensions import Extensions
 from trunkline.plugins.generation.schemas import GenerationParams, LogprobParams
 from trunkline.plugins.generation.settings import RESERVED
@@ -48,7 +50,8 @@ class Driver:
             device=torch.device("cpu"),
             backend=SimpleNamespace(logprobs=logprobs_reference),
         )
-        self.stage = GenerationStage(model, sample_reference, adjust_reference, Extensions())
+        grammars = Grammars(model, choose_engine([], "none"))
+        self.stage = GenerationStage(model, sample_reference, adjust_reference, Extensions(), grammars)
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
         self.calls += 1

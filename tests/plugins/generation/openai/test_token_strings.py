@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from trunkline.plugins.generation.openai.token_strings import show_legacy, show_part, token_bytes, token_name
+from trunkline.plugins.generation.openai.token_strings import (
+    chat_token,
+    legacy_token,
+    show_legacy,
+    show_part,
+    token_bytes,
+    token_name,
+)
 
 TEXTS = ["hello world", " hello", "naïve 🙂🙃 中文", "a\n\tb", "é" * 3, "�"]
 
@@ -55,5 +63,9 @@ def test_what_is_shown(data: bytes, part: str, legacy: str) -> None:
     assert token_name(7) == "token_id:7"
 
 
-def test_the_cache_is_bounded() -> None:
-    assert token_bytes.cache_info().maxsize is not None
+def test_tokens_of_replies(byte_level: Any) -> None:
+    [first, *_] = byte_level.encode("Ω", add_special_tokens=False)
+    assert chat_token(byte_level, first) == ("\\xce", msgspec.Raw(b"[206]"))
+    assert legacy_token(byte_level, first) == "bytes:\\xce"
+    for cached in (chat_token, legacy_token):
+        assert cached.cache_info().maxsize is not None

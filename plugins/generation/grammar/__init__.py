@@ -1,0 +1,1 @@
+"""Structured output: compiles grammars, follows them token by token, and masks the tokens that they don't allow."""

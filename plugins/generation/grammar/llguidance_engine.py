@@ -1,0 +1,105 @@
+"""The grammar engine that comes with trunkline: llguidance, behind the hook ``trunkline_grammar_engines``."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trunkline.plugins.generation.schemas import Grammar
+
+from .llguidance_source import Vocabulary, build_matcher, reason_of
+from .trial import Trials
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+    from trunkline.core.types import Tokenizer
+
+BYTES_PER_CHARACTER = 400  # of a compiled grammar, as measured for large ones
+BYTES = 50_000  # of a small one
+
+
+class LlguidanceEngine:
+    """Compiles grammars for one tokenizer, after a worker process has done it for trial."""
+
+    name = "llguidance"
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: Collection[int]) -> None:
+        """``vocab_size``: of the model, whose logits may be more or fewer than the tokenizer's entries."""
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._end_ids = tuple(sorted(token for token in end_ids if 0 <= token < vocab_size))
+        self._lock = threading.Lock()
+        self._loaded: tuple[LLTokenizer, Trials] | None = None
+
+    def warm_up(self) -> None:
+        """Load the tokenizer, if it is supported: that holds the GIL, which would stop the engine later."""
+        try:
+            self._load()
+        except ValueError:
+            return  # each request gets the reason
+
+    def compile(self, grammar: Grammar) -> LlguidanceGrammar:
+        """The compiled grammar. ValueError with the reason for the client."""
+        tokenizer, trials = self._load()
+        matcher = build_matcher(tokenizer, trials.try_out(grammar))
+        return LlguidanceGrammar(matcher, BYTES + BYTES_PER_CHARACTER * len(grammar.text))
+
+    def _load(self) -> tuple[LLTokenizer, Trials]:
+        with self._lock:
+            if self._loaded is None:
+                vocabulary = self._vocabulary()
+                try:
+                    self._loaded = vocabulary.load(), Trials(vocabulary)
+                except ValueError as error:
+                    raise ValueError(f"llguidance doesn't support this model's tokenizer ({error})") from error
+            return self._loaded
+
+    def _vocabulary(self) -> Vocabulary:
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError("llguidance supports only tokenizers with a tokenizer.json, and this model has none")
+        if not self._end_ids:
+            raise ValueError("this model has no end token")
+        backend = copy.copy(backend)
+        backend.no_padding()
+        backend.no_truncation()
+        size = max(self._vocab_size, backend.get_vocab_size(with_added_tokens=True))
+        return Vocabulary(backend.to_str(), size, self._end_ids)
+
+
+class LlguidanceGrammar:
+    """A compiled grammar: a matcher at its start, which is copied."""
+
+    def __init__(self, matcher: LLMatcher, nbytes: int) -> None:
+        self._start = matcher
+        self.nbytes = nbytes
+
+    def matcher(self) -> LlguidanceMatcher:
+        return LlguidanceMatcher(self._start.deep_copy())
+
+
+class LlguidanceMatcher:
+    """Follows one sequence."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    def fill(self, mask: np.ndarray) -> None:
+        """See ``GrammarMatcher``. Releases the GIL."""
+        words = np.frombuffer(self._matcher.compute_bitmask(), np.int32)
+        if self._matcher.is_error():
+            raise ValueError(reason_of(self._matcher))
+        mask[:] = words[: len(mask)]
+
+    def accept(self, token: int) -> None:
+        if not self._matcher.consume_token(token):
+            raise ValueError(reason_of(self._matcher) or f"token {token} doesn't fit")
+
+    @property
+    def finished(self) -> bool:
+        return self._matcher.is_stopped()
