@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trunkline.core.errors import RequestError
+from trunkline.plugins.generation.grammar.json_schemas import check_schema
 
 from .calls import schema_types
 from .choose import ReplyFormat
@@ -19,7 +20,7 @@ from .templates import ToolFormat
 
 MAX_FORCED = 16  # calls of one reply
 ARGUMENTS = "\0"  # where the arguments are in the text of a call
-STRICT = {"whitespace_flexible": False}  # models could repeat white space forever
+STRICT = {"json_allow_general_unicode_escapes": False, "whitespace_flexible": False}
 NOTES = {"description", "title", "default", "examples", "deprecated", "$comment", "readOnly", "writeOnly"}
 OBJECT_KEYS = NOTES | {
     "type",
@@ -41,9 +42,8 @@ ELEMENTS = {
 def forced_answer(schema: str, form: ReplyFormat, special: Mapping[str, int], *, in_reasoning: bool) -> str:
     """A grammar for an answer that is JSON for ``schema`` (JSON text); arguments as for :func:`forced_calls`."""
     thoughts = [*_thoughts(form, _Terms(special), in_reasoning=in_reasoning)]
-    return "\n".join(
-        [f"start: {'thoughts' if thoughts else ''} answer", *thoughts, f"answer: {_json(_object(schema))}"]
-    )
+    answer = f"answer: {_json('response_format', _object(schema))}"
+    return "\n".join([f"start: {'thoughts' if thoughts else ''} answer", *thoughts, answer])
 
 
 def forced_calls(
@@ -78,7 +78,7 @@ def forced_calls(
     more = f"({terms.of(tool.separator)} call){{0,{MAX_FORCED - 1}}}" if many else ""
     thoughts = [*_thoughts(form, terms, in_reasoning=in_reasoning)]
     start = f"start: {'thoughts' if thoughts else ''} {'calls' if answer is None else '(calls | answer)'}"
-    rules += [] if answer is None else [f"answer: {_json(_object(answer))}"]
+    rules += [] if answer is None else [f"answer: {_json('response_format', _object(answer))}"]
     all_calls = f"calls: {terms.of(tool.begin)} call {more} {terms.of(tool.end)}"
     return "\n".join([start, *thoughts, all_calls, f"call: {calls}", *rules])
 
@@ -134,7 +134,7 @@ def _arguments(index: int, name: str, schema: Mapping[str, Any], tool: ToolForma
     """Rules for the arguments of a tool."""
     rule = f"arguments_{index}"
     if tool.values == "json":
-        yield f"{rule}: {_json(schema)}"
+        yield f"{rule}: {_json(f'parameters of the tool {name}', schema)}"
         return
     before, between, after, text = ELEMENTS[tool.values]
     properties, required = schema.get("properties", {}), schema.get("required", [])
@@ -174,7 +174,7 @@ def _value(name: str, key: str, schema: dict[str, Any], root: Mapping[str, Any])
     if (not types and "$ref" not in schema) or "string" in types:
         raise _cant_enforce(name, field, sorted(constraints or {"type"}))
     definitions = {place: root[place] for place in ("$defs", "definitions") if place in root}
-    return _json({**schema, **definitions})
+    return _json(f"{field} of the tool {name}", {**schema, **definitions})
 
 
 def _object(schema: str) -> dict[str, Any]:
@@ -188,7 +188,13 @@ def _object(schema: str) -> dict[str, Any]:
     return value
 
 
-def _json(schema: Mapping[str, Any]) -> str:
+def _json(what: str, schema: Mapping[str, Any]) -> str:
+    """The expression for a JSON value. RequestError for a schema, of ``what``, that can't be enforced."""
+    try:
+        check_schema(json.dumps(schema))
+    except (ValueError, RecursionError) as error:
+        field = what if what == "response_format" else "tools"
+        raise RequestError(f"{what}: the JSON Schema can't be enforced: {error}", param=field) from None
     return "%json " + json.dumps({**schema, "x-guidance": STRICT}, ensure_ascii=False)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from msgspec import UNSET, Meta, Struct, UnsetType, to_builtins
+from msgspec import Meta, Struct
 
 from trunkline.core.errors import RequestError
 
@@ -16,13 +16,13 @@ NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 MODES = ("none", "auto", "required")
 
 
-class FunctionTool(Struct, omit_defaults=True):
+class FunctionTool(Struct):
     """A function that the model may call. ``parameters`` is a JSON Schema; ``strict`` is enforced for forced calls."""
 
     name: str
-    description: str | UnsetType | None = UNSET
-    parameters: dict[str, Any] | UnsetType | None = UNSET
-    strict: bool | UnsetType | None = UNSET
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class Tool(Struct, kw_only=True):
@@ -51,22 +51,34 @@ class ToolRequest(Struct, frozen=True):
 
 def read_tools(tools: Sequence[Tool], choice: Any, *, parallel: bool | None) -> ToolRequest:
     """The tools of a body, with its ``tool_choice`` and ``parallel_tool_calls``. RequestError for invalid ones."""
+    functions: dict[str, FunctionTool] = {}
     schemas: dict[str, dict[str, Any]] = {}
     for index, tool in enumerate(tools):
         place = f"tools[{index}]"
-        name, schema = _read_tool(place, tool)
-        if name in schemas:
-            raise RequestError(f"{place}.function.name: there are two tools named {name}.", param=place)
-        schemas[name] = schema
+        function, schema = _read_tool(place, tool)
+        if function.name in schemas:
+            raise RequestError(f"{place}.function.name: there are two tools named {function.name}.", param=place)
+        functions[function.name], schemas[function.name] = function, schema
     mode, names = _read_choice(choice, schemas)
     if mode == "none":
         return ToolRequest()
     chosen = {name: schemas[name] for name in names}
-    shown = [to_builtins(tool) for tool in tools if tool.function is not None and tool.function.name in chosen]
+    shown = [_shown(function) for name, function in functions.items() if name in chosen]
     return ToolRequest(shown, chosen, mode == "required", parallel is not False)
 
 
-def _read_tool(place: str, tool: Tool) -> tuple[str, dict[str, Any]]:
+def _shown(function: FunctionTool) -> dict[str, Any]:
+    """A tool as templates get it: with the fields that the request has."""
+    fields = {
+        "name": function.name,
+        "description": function.description,
+        "parameters": function.parameters,
+        "strict": function.strict,
+    }
+    return {"type": "function", "function": {key: value for key, value in fields.items() if value is not None}}
+
+
+def _read_tool(place: str, tool: Tool) -> tuple[FunctionTool, dict[str, Any]]:
     if tool.type != "function":
         raise RequestError(
             f"{place}.type must be 'function', got {tool.type!r:.40}: the server runs no tools itself.",
@@ -82,7 +94,7 @@ def _read_tool(place: str, tool: Tool) -> tuple[str, dict[str, Any]]:
         )
     schema = function.parameters or NO_PARAMETERS
     _check_schema(f"{place}.parameters", schema)
-    return function.name, {"type": "object", **schema}
+    return function, {"type": "object", **schema}
 
 
 def _check_schema(place: str, schema: Mapping[str, Any]) -> None:

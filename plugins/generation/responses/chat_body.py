@@ -12,12 +12,11 @@ from trunkline.core.errors import RequestError
 from trunkline.plugins.generation.openai.chat_schemas import ChatBody
 
 from .read_input import read_input
-from .schemas import ResponsesBody
+from .schemas import ReasoningOptions, ResponsesBody, TextOptions
 
 SAME = (
     *("model", "temperature", "top_p", "parallel_tool_calls", "top_k", "min_p", "seed", "stop", "frequency_penalty"),
     *("presence_penalty", "repetition_penalty", "ignore_eos", "chat_template_kwargs", "rid", "priority", "cache_salt"),
-    "stream",
 )
 RENAMED = {
     "max_completion_tokens": "max_output_tokens",
@@ -51,10 +50,8 @@ def chat_body(body: ResponsesBody) -> ChatBody:
     fields["max_completion_tokens"] = body.max_output_tokens
     fields["tools"] = [_tool(f"tools[{index}]", tool) for index, tool in enumerate(body.tools or [])]
     fields["tool_choice"] = _tool_choice(body.tool_choice)
-    if body.text is not None and body.text.format is not None:
-        fields["response_format"] = _format(body.text.format)
-    if body.reasoning is not None:
-        fields["reasoning_effort"] = body.reasoning.effort
+    fields["response_format"] = None if body.text is None else _format(body.text)
+    fields["reasoning_effort"] = None if body.reasoning is None else effort(body.reasoning)
     try:
         return msgspec.convert(fields, ChatBody)
     except msgspec.ValidationError as error:
@@ -90,7 +87,13 @@ def _tool_choice(choice: str | dict[str, Any] | None) -> Any:
     return choice
 
 
-def _format(value: dict[str, Any]) -> dict[str, Any]:
-    if value.get("type") != "json_schema":
+def effort(reasoning: ReasoningOptions) -> str | None:
+    """How much the model is asked to reason."""
+    return reasoning.effort
+
+
+def _format(text: TextOptions) -> dict[str, Any] | None:
+    value = text.format
+    if value is None or value.get("type") != "json_schema":
         return value
     return {"type": "json_schema", "json_schema": {key: value[key] for key in value if key != "type"}}

@@ -14,6 +14,7 @@ from trunkline.plugins.generation.openai.reply_pieces import ReplyPieces
 from trunkline.plugins.generation.sequence import OutputSequence, usage
 from trunkline.plugins.generation.service import Job, Service
 
+from .chat_body import effort
 from .output_items import OutputItems
 from .schemas import ResponsesBody
 
@@ -26,15 +27,14 @@ class ResponseReply:
     def __init__(self, service: Service, job: Job, body: ResponsesBody, rid: str, reader: ReplyReader | None) -> None:
         self._service = service
         self._job = job
-        self._body = body
+        self._stream = bool(body.stream)
         self._pieces = ReplyPieces(reader)
         self._items = OutputItems(rid.removeprefix("resp_"))
-        self._id = rid
-        self._created = int(time.time())
+        self._fields = {"id": rid, "object": "response", "created_at": int(time.time()), **_settings(body, job)}
 
     async def response(self, request: AnyRequest) -> Any:
         """Run the job and answer ``request``."""
-        if not self._body.stream:
+        if not self._stream:
             return json_response(await while_connected(request, self._whole()))
         sequences = await while_connected(request, self._service.submit(self._job))
         return EventStream(self._frames(sequences), lambda: self._service.close(sequences))
@@ -49,12 +49,12 @@ class ResponseReply:
     async def _frames(self, sequences: list[OutputSequence]) -> AsyncIterator[bytes]:
         """The events as frames, with their numbers. A failure is the last event of the stream."""
         number = 0
-        async for event in self._stream(sequences):
+        async for event in self._events_of(sequences):
             frame = encode_json({"type": event["type"], "sequence_number": number, **event})
             yield b"event: " + event["type"].encode() + b"\ndata: " + frame + b"\n\n"
             number += 1
 
-    async def _stream(self, sequences: list[OutputSequence]) -> AsyncIterator[dict[str, Any]]:
+    async def _events_of(self, sequences: list[OutputSequence]) -> AsyncIterator[dict[str, Any]]:
         [sequence] = sequences
         for step in ("created", "in_progress"):
             yield {"type": f"response.{step}", "response": self._object(None)}
@@ -84,35 +84,37 @@ class ResponseReply:
 
     def _object(self, sequence: OutputSequence | None) -> dict[str, Any]:
         """The response object; with a sequence, which has ended, as it is at the end."""
-        body, sampling = self._body, self._job.sampling[0]
         status = "in_progress" if sequence is None else _status(sequence)
-        reason = {"reason": "max_output_tokens"} if status == "incomplete" else None
-        return {
-            "id": self._id,
-            "object": "response",
-            "created_at": self._created,
+        return self._fields | {
             "status": status,
-            "background": False,
-            "error": None,
-            "incomplete_details": reason,
-            "instructions": body.instructions,
-            "max_output_tokens": body.max_output_tokens,
-            "metadata": body.metadata or {},
-            "model": body.model or self._job.served.name,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "output": [] if sequence is None else self._items.output,
-            "parallel_tool_calls": body.parallel_tool_calls is not False,
-            "previous_response_id": None,
-            "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
-            "service_tier": "default",
-            "store": False,
-            "temperature": sampling.temperature,
-            "text": {"format": (body.text.format if body.text else None) or {"type": "text"}},
-            "tool_choice": body.tool_choice or "auto",
-            "tools": body.tools or [],
-            "top_p": sampling.top_p,
-            "truncation": "disabled",
             "usage": None if sequence is None else _usage(sequence),
         }
+
+
+def _settings(body: ResponsesBody, job: Job) -> dict[str, Any]:
+    """The fields of a response that repeat the request, with the server's defaults."""
+    sampling = job.sampling[0]
+    return {
+        "background": False,
+        "error": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": body.metadata or {},
+        "model": body.model or job.served.name,
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": None,
+        "reasoning": {"effort": effort(body.reasoning) if body.reasoning else None, "summary": None},
+        "service_tier": "default",
+        "store": False,
+        "temperature": sampling.temperature,
+        "text": {"format": (body.text.format if body.text else None) or {"type": "text"}},
+        "tool_choice": body.tool_choice or "auto",
+        "tools": body.tools or [],
+        "top_p": sampling.top_p,
+        "truncation": "disabled",
+    }
 
 
 def _status(sequence: OutputSequence) -> str:

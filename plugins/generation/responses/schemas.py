@@ -43,12 +43,6 @@ class TextOptions(Struct):
     verbosity: Annotated[Any, Refused(neutral=("medium",))] = None
 
 
-class StreamOptions(Struct):
-    """Nothing of it has an effect."""
-
-    include_obfuscation: Annotated[Any, Ignored("events are never padded")] = None
-
-
 class ResponsesBody(Struct, kw_only=True):
     """OpenAI's request for a response. ``input`` is a text or a list of items. Unknown fields are ignored."""
 
@@ -93,7 +87,7 @@ class ResponsesBody(Struct, kw_only=True):
     # without an effect
     store: Annotated[Any, Ignored("the server stores no responses; the reply says so")] = None
     include: Annotated[Any, Ignored("what can be included is in every response")] = None
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[Any, Ignored("events are never padded")] = None
     max_tool_calls: Annotated[Any, Ignored("it limits built-in tools, which are refused")] = None
     background_options: Annotated[Any, Ignored("it matters only with background, which is refused")] = None
     access_programs: IgnoredAccountingField = None

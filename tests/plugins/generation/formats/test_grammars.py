@@ -15,7 +15,7 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
 from trunkline.core.errors import RequestError
 from trunkline.plugins.generation.formats.choose import reply_format
-from trunkline.plugins.generation.formats.grammars import forced_calls
+from trunkline.plugins.generation.formats.grammars import forced_answer, forced_calls
 from trunkline.plugins.generation.formats.regions import Regions
 from trunkline.plugins.generation.formats.reply_parser import ReplyParser
 from trunkline.plugins.generation.formats.templates import TOOL_FORMATS
@@ -143,3 +143,15 @@ def test_an_unknown_format_forces_nothing() -> None:
     with pytest.raises(RequestError, match="the syntax of this model's tool calls isn't known") as caught:
         forced_calls(_form("none"), {"f": {}}, {}, many=True, in_reasoning=False)
     assert caught.value.param == "tool_choice"
+
+
+@pytest.mark.parametrize("tool", ["hermes", "glm45"])
+def test_schemas_that_can_t_be_enforced_are_named(tool: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array", "x-guidance": {}}}}
+    with pytest.raises(
+        RequestError, match=r"parameters.* of the tool f: the JSON Schema can't be enforced: .*x-guidance"
+    ):
+        forced_calls(_form(tool), {"f": schema}, {}, many=True, in_reasoning=False)
+    with pytest.raises(RequestError, match="response_format: the JSON Schema can't be enforced") as caught:
+        forced_answer('{"x-guidance": {}}', _form(tool), {}, in_reasoning=True)
+    assert caught.value.param == "response_format"
