@@ -20,7 +20,13 @@ from .templates import ToolFormat
 
 MAX_FORCED = 16  # calls of one reply
 ARGUMENTS = "\0"  # where the arguments are in the text of a call
-STRICT = {"json_allow_general_unicode_escapes": False, "whitespace_flexible": False}
+# JSON as chat templates write it, without white space that a model could repeat forever.
+STRICT = {
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "whitespace_flexible": False,
+    "json_allow_general_unicode_escapes": False,
+}
 NOTES = {"description", "title", "default", "examples", "deprecated", "$comment", "readOnly", "writeOnly"}
 OBJECT_KEYS = NOTES | {
     "type",
