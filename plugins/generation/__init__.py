@@ -75,12 +75,12 @@ def trunkline_stages(model: Model, settings: Settings, ask: Ask) -> Iterable[Sta
 
 @hookimpl
 def trunkline_grammar_engines(model: Model, settings: Settings) -> Iterable[GrammarEngine]:
-    from .grammar.llguidance_engine import LlguidanceEngine
+    from .grammar.llguidance_engine import engine_of
     from .sampling.finish import end_ids_of
 
     if model.tokenizer is None:
         return []
-    return [LlguidanceEngine(model.tokenizer, model.info.vocab_size, end_ids_of(model))]
+    return [engine_of(model.tokenizer, model.info.vocab_size, end_ids_of(model))]
 
 
 @hookimpl

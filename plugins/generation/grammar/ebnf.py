@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 MAX_RULES = 1000
-MAX_DEPTH = 40  # of parentheses
+MAX_DEPTH = 20  # of parentheses
 MAX_LITERAL = 8192  # characters; the time of each mask grows with the longest one
 MAX_REPEAT = 100_000
 

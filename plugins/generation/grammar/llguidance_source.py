@@ -11,7 +11,7 @@ from msgspec import Struct
 from trunkline.plugins.generation.schemas import Grammar
 
 from .ebnf import lark_of_ebnf
-from .json_schemas import OPTIONS, check_schema
+from .json_schema import OPTIONS, checked_schema
 from .structural_tags import lark_of_tags
 
 MAX_REGEX = 8192  # characters
@@ -46,8 +46,7 @@ def parser_limits() -> llguidance.LLParserLimits:
 def source_of(grammar: Grammar, tokenizer: LLTokenizer) -> str:
     """The grammar as llguidance takes it. ValueError, with the reason for the client."""
     if grammar.kind == "json_schema":
-        check_schema(grammar.text)
-        return LLMatcher.grammar_from_json_schema(grammar.text, overrides=OPTIONS)
+        return LLMatcher.grammar_from_json_schema(checked_schema(grammar.text), overrides=OPTIONS)
     if grammar.kind == "regex":
         if len(grammar.text) > MAX_REGEX:
             raise ValueError(f"it may have at most {MAX_REGEX} characters, got {len(grammar.text)}")

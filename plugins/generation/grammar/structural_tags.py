@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from .json_schemas import OPTIONS, check_schema
+from .json_schema import OPTIONS, checked_schema
 
 MAX_STRUCTURES = 128
 
@@ -31,10 +31,9 @@ class Structure(Struct, frozen=True):
     end: str
 
 
-class StructuralTag(Struct, frozen=True, forbid_unknown_fields=True):
+class StructuralTag(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="structural_tag"):
     """What clients send as JSON."""
 
-    type: Literal["structural_tag"]
     structures: list[Structure]
     triggers: list[str]
 
@@ -45,22 +44,16 @@ def lark_of_tags(text: str, is_special: Callable[[str], bool]) -> str:
     lines = []
     for index, structure in enumerate(tag.structures):
         trigger = _trigger_of(structure.begin, tag.triggers)
-        schema = {} if structure.schema is True else structure.schema
-        check_schema(json.dumps(schema))
+        schema = checked_schema(json.dumps(structure.schema)) | {"x-guidance": OPTIONS}
         if is_special(trigger):  # free text has no special tokens
             lines.append(f"head{index}: TEXT {trigger}")
         else:
             lines.append(f"head{index}[lazy]: TEXT {json.dumps(trigger)}")
         pieces = [structure.begin[len(trigger) :], structure.end]
         before, after = (json.dumps(piece) if piece else "" for piece in pieces)
-        lines.append(f"tag{index}: head{index} {before} %json {json.dumps(with_options(schema))} {after}")
+        lines.append(f"tag{index}: head{index} {before} %json {json.dumps(schema)} {after}")
     tags = " | ".join(f"tag{index}" for index in range(len(tag.structures)))
     return "\n".join([f"start: ({tags})* rest", "rest: TEXT", r"TEXT: /(.|\n)*/", *lines])
-
-
-def with_options(schema: dict[str, Any] | bool) -> dict[str, Any]:
-    """The schema with the options of :mod:`.json_schemas`, as llguidance reads them."""
-    return {**(schema if isinstance(schema, dict) else {"not": {}}), "x-guidance": OPTIONS}
 
 
 def _decoded(text: str) -> StructuralTag:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from trunkline.core import Engine
-from trunkline.core.engine import loop
+from trunkline.core.engine.admission import submission
 from trunkline.core.errors import RequestError
 from trunkline.core.model import embeds as proof
 from trunkline.core.testing import ZOO
@@ -158,7 +158,7 @@ def test_a_retraction_changes_nothing(
 def test_a_cache_key_without_the_content_is_detected(
     zoo: Callable[[str], Path], recorded_engine: Callable[..., RecordedEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "content_salt", lambda content: b"")
+    monkeypatch.setattr(submission, "content_salt", lambda content: b"")
     engine = recorded_engine(zoo("llama"), chunked_prefill_size=9)
     with pytest.raises(AssertionError, match=r"\w, step"):
         engine.check("first")
