@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trunkline.core.errors import RequestError
-from trunkline.plugins.generation.grammar.json_schemas import check_schema
+from trunkline.plugins.generation.grammar.json_schema import OPTIONS, checked_schema
 
 from .calls import schema_types
 from .choose import ReplyFormat
@@ -25,7 +25,7 @@ STRICT = {
     "item_separator": ", ",
     "key_separator": ": ",
     "whitespace_flexible": False,
-    "json_allow_general_unicode_escapes": False,
+    "json_allowed_escapes": OPTIONS["json_allowed_escapes"],
 }
 NOTES = {"description", "title", "default", "examples", "deprecated", "$comment", "readOnly", "writeOnly"}
 OBJECT_KEYS = NOTES | {
@@ -197,7 +197,7 @@ def _object(schema: str) -> dict[str, Any]:
 def _json(what: str, schema: Mapping[str, Any]) -> str:
     """The expression for a JSON value. RequestError for a schema, of ``what``, that can't be enforced."""
     try:
-        check_schema(json.dumps(schema))
+        checked_schema(json.dumps(schema))
     except (ValueError, RecursionError) as error:
         field = what if what == "response_format" else "tools"
         raise RequestError(f"{what}: the JSON Schema can't be enforced: {error}", param=field) from None

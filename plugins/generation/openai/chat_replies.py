@@ -10,6 +10,7 @@ from trunkline.plugins.generation.formats.model_format import ReplyReader
 from trunkline.plugins.generation.service import Job, Service
 
 from .chat_schemas import ChatBody
+from .grammars import GrammarField
 from .replies import Replies, Unsent, finish_fields
 from .reply_pieces import ReplyPieces
 
@@ -27,6 +28,9 @@ class ChatReplies(Replies):
 
     def __init__(self, service: Service, job: Job, body: ChatBody, rid: str, reader: ReplyReader | None = None) -> None:
         super().__init__(service, job, body, rid)
+        grammar = job.sampling[0].grammar
+        if grammar is not None and grammar.kind == "lark":
+            self.grammar = GrammarField("tools" if body.tools else "response_format", grammar.kind, grammar.text)
         hide, hold = body.include_reasoning is False, body.stream_reasoning is False
         self._pieces = [ReplyPieces(reader, hide_reasoning=hide, hold_reasoning=hold) for _ in job.rids]
 

@@ -9,7 +9,8 @@ from typing import Any
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api import AnyRequest, EventStream, encode_json, json_response, while_connected
 from trunkline.plugins.generation.formats.model_format import ReplyReader
-from trunkline.plugins.generation.openai.replies import refreshed
+from trunkline.plugins.generation.openai.grammars import GrammarField
+from trunkline.plugins.generation.openai.replies import grammar_errors, refreshed
 from trunkline.plugins.generation.openai.reply_pieces import ReplyPieces
 from trunkline.plugins.generation.sequence import OutputSequence, usage
 from trunkline.plugins.generation.service import Job, Service
@@ -28,6 +29,9 @@ class ResponseReply:
         self._service = service
         self._job = job
         self._stream = bool(body.stream)
+        grammar = job.sampling[0].grammar
+        field = "tools" if body.tools else "text.format"
+        self._grammar = None if grammar is None else GrammarField(field, grammar.kind, grammar.text)
         self._pieces = ReplyPieces(reader)
         self._items = OutputItems(rid.removeprefix("resp_"))
         self._fields = {"id": rid, "object": "response", "created_at": int(time.time()), **_settings(body, job)}
@@ -35,7 +39,8 @@ class ResponseReply:
     async def response(self, request: AnyRequest) -> Any:
         """Run the job and answer ``request``."""
         if not self._stream:
-            return json_response(await while_connected(request, self._whole()))
+            with grammar_errors(self._grammar):
+                return json_response(await while_connected(request, self._whole()))
         sequences = await while_connected(request, self._service.submit(self._job))
         return EventStream(self._frames(sequences), lambda: self._service.close(sequences))
 
@@ -60,7 +65,7 @@ class ResponseReply:
             yield {"type": f"response.{step}", "response": self._object(None)}
         sent = 0
         try:
-            async for _ in refreshed(self._service, sequences):
+            async for _ in refreshed(self._service, sequences, self._grammar):
                 text, ended = sequence.text or "", sequence.complete
                 await self._pieces.read(self._service.engine, text[sent:], ended=ended)
                 sent = len(text)
