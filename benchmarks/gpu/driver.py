@@ -59,6 +59,9 @@ class Messages:
     def send(self, messages: list[Any]) -> None:
         self.sent += messages
 
+    def wake(self) -> None:
+        """Nothing blocks in :meth:`receive`."""
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -1,4 +1,4 @@
-"""Text generation: ``/generate``, ``/v1/completions``, ``/v1/chat/completions`` and ``trunkline chat``.
+"""Text generation: ``/generate``, OpenAI's completions, chats and responses, and ``trunkline chat``.
 
 ``stage.py`` and ``sampling/`` (sampling, end of sequences) run in the engine; everything else runs in the front.
 ``hooks.py`` specifies hooks with which other plugins change logits and end sequences.
@@ -75,12 +75,12 @@ def trunkline_stages(model: Model, settings: Settings, ask: Ask) -> Iterable[Sta
 
 @hookimpl
 def trunkline_grammar_engines(model: Model, settings: Settings) -> Iterable[GrammarEngine]:
-    from .grammar.llguidance_engine import LlguidanceEngine
+    from .grammar.llguidance_engine import engine_of
     from .sampling.finish import end_ids_of
 
     if model.tokenizer is None:
         return []
-    return [LlguidanceEngine(model.tokenizer, model.info.vocab_size, end_ids_of(model))]
+    return [engine_of(model.tokenizer, model.info.vocab_size, end_ids_of(model))]
 
 
 @hookimpl
@@ -96,19 +96,23 @@ def trunkline_routes(engine: EngineClient, settings: Settings) -> Iterable[Any]:
     from .native.routes import generate_routes
     from .openai.chat_routes import chat_routes
     from .openai.completion_routes import completion_routes
+    from .responses.routes import responses_routes
     from .service import Service
 
     service = Service(engine, settings)
-    return [*generate_routes(service), *completion_routes(service), *chat_routes(service)]
+    openai = [*completion_routes(service), *chat_routes(service), *responses_routes(service)]
+    return [*generate_routes(service), *openai]
 
 
 @hookimpl
 def trunkline_info(model: ServedModel, settings: Settings) -> dict[str, Any]:
+    from .formats.choose import check_names
     from .service import read_preferred
 
     limit = {"max_req_input_len": input_limit(model)} if TASK in model.tasks else {}
     preferred = settings[GROUP].preferred_sampling_params
     read_preferred(preferred)  # so that invalid parameters stop the start
+    check_names(settings[GROUP].tool_call_parser, settings[GROUP].reasoning_parser)
     return {"preferred_sampling_params": preferred, **limit}
 
 

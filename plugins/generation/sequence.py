@@ -32,10 +32,12 @@ class OutputSequence:
         tokenizer: Tokenizer | None,
         reader: ResultReader | None = None,
         prompt_results: Sequence[Any] = (),
+        kept: frozenset[int] = frozenset(),
     ) -> None:
         """``reader`` gets the reply's results; None: there are none.
 
         ``prompt_results``: results of another request for the same prompt, with its tokens' log-probabilities.
+        ``kept``: see :class:`VisibleText`.
         """
         self.reply = reply
         self.served = served
@@ -46,7 +48,7 @@ class OutputSequence:
         self._visible = None
         if tokenizer is not None:
             skip = sampling.skip_special_tokens
-            self._visible = VisibleText(tokenizer, prompt, skip_special_tokens=skip, stops=self._stops)
+            self._visible = VisibleText(tokenizer, prompt, skip_special_tokens=skip, stops=self._stops, kept=kept)
         self._decoded_tokens = 0  # tokens of the reply that are in the text
         self.complete = False  # the last refresh has seen the end of the reply
         self.reader = reader

@@ -12,6 +12,7 @@ from msgspec import Struct
 from trunkline.core.errors import ConfigError, RequestError
 from trunkline.core.server.api import PerModel, check_vocabulary, locate_errors, new_rid, too_long_error, wait_for_all
 from trunkline.core.types import INT64_MIN, EngineClient, Int64, Reply, ServedModel, Settings, Submission, Tokenizer
+from trunkline.plugins.generation.formats.model_format import ModelFormat
 from trunkline.plugins.generation.native.meta_info import ExtraMetaInfo
 from trunkline.plugins.generation.native.session_prompts import SessionPrompts
 from trunkline.plugins.generation.native.sessions import Sessions
@@ -44,6 +45,7 @@ class Job(Struct, frozen=True, kw_only=True):
     single: bool = True
     return_prompt: bool = False  # records have the prompt's token ids
     extras: list[Extras] = []  # for each prompt, or empty
+    kept: frozenset[int] = frozenset()  # ids of special tokens that are in the text although others are skipped
     # The reader of the results of a sequence of a prompt, by its index; None: that of /generate.
     make_reader: Callable[[int, Tokenizer | None], ResultReader] | None = None
 
@@ -92,6 +94,7 @@ class Service:
         self.engine = engine
         self.sessions = Sessions()
         self.preferred = PerModel(lambda served: read_preferred(self.settings(served).preferred_sampling_params))
+        self.formats = PerModel(self._format)
         self.max_batch: int = settings["server"].max_batch_size
         self._random = random.Random(settings["engine"].random_seed)
 
@@ -99,6 +102,12 @@ class Service:
         """The settings of the task as they apply to a model."""
         settings: GenerationSettings = self.engine.settings(served.name)[GROUP]
         return settings
+
+    def _format(self, served: ServedModel) -> ModelFormat:
+        """The format of the replies of a model, which has a tokenizer."""
+        tokenizer, settings = self.engine.tokenizer(served.name), self.settings(served)
+        assert tokenizer is not None
+        return ModelFormat(tokenizer, settings.tool_call_parser, settings.reasoning_parser)
 
     def sampling_params(
         self,
@@ -150,7 +159,7 @@ class Service:
             index = position // job.n
             reader, results = job.reader(index, tokenizer), prompt_results.get(index, ())
             sampling = job.sampling[index]
-            sequence = OutputSequence(reply, item.prompt, sampling, job.served, tokenizer, reader, results)
+            sequence = OutputSequence(reply, item.prompt, sampling, job.served, tokenizer, reader, results, job.kept)
             if job.return_prompt:
                 sequence.prompt_ids = [] if item.embeds else item.prompt
             sequences.append(sequence)

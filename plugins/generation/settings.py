@@ -26,6 +26,16 @@ class GenerationSettings(Struct, frozen=True):
         bool, Meta(description="Let requests ask for hidden states (return_hidden_states).")
     ] = False
     max_n: Annotated[int, Meta(ge=1, le=1024, description="Limit on n, the number of samples per prompt.")] = 64
+    tool_call_parser: Annotated[
+        str,
+        Meta(
+            description="Format of the model's tool calls: auto chooses it by the chat template, none reads no calls; "
+            "docs/tools.md lists the names."
+        ),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        str, Meta(description="Format of the model's reasoning: auto, none or a name in docs/tools.md.")
+    ] = "auto"
     sampling_defaults: Annotated[
         Literal["model", "openai"],
         Meta(

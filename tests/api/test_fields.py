@@ -18,6 +18,7 @@ pytestmark = pytest.mark.field
 REQUIRED: dict[str, dict[str, Any]] = {
     "GenerateBody": {"text": "a", "sampling_params": {"max_new_tokens": 0}},
     "ChatBody": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
+    "ResponsesBody": {"input": "a", "max_output_tokens": 1},
     "CompletionBody": {"prompt": "a", "max_tokens": 1},
     "TokenizeBody": {"messages": [{"role": "user", "content": "a"}]},
     "EncodeBody": {"text": "a"},

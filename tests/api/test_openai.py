@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -103,3 +104,64 @@ def test_a_refusal_does_not_end_the_server(http: httpx.Client) -> None:
     headers = {"content-type": "application/json"}
     assert http.post("/v1/completions", content=surrogate, headers=headers).status_code == 400
     assert http.get("/health_generate").status_code == 200
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "boolean"}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+NAMED = {"type": "json_schema", "json_schema": {"name": "it", "schema": SCHEMA, "strict": True}}
+OBJECT = r'\{\s*"a"\s*:\s*"[xy]"\s*,\s*"b"\s*:\s*(true|false)\s*\}'
+PATHS = {
+    "/v1/completions": {"prompt": "hello"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}]},
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"response_format": NAMED}, OBJECT),
+        ({"json_schema": SCHEMA}, OBJECT),
+        ({"guided_json": SCHEMA}, OBJECT),
+        ({"structured_outputs": {"json": SCHEMA}}, OBJECT),
+        ({"response_format": {"type": "json_object"}}, r"\{[\s\S]*"),
+        ({"regex": "[ab]{3}"}, "[ab]{3}"),
+        ({"ebnf": 'root ::= "red" | "green"'}, "red|green"),
+        ({"guided_choice": ["a.b (c)", "1+1"]}, r"a\.b \(c\)|1\+1"),
+        ({"structured_outputs": {"choice": ["a|b"]}}, r"a\|b"),
+    ],
+)
+def test_grammars(http: httpx.Client, path: str, stream: bool, fields: dict[str, Any], pattern: str) -> None:
+    limit = 400 if pattern == OBJECT else 20  # it may have much whitespace
+    body = PATHS[path] | fields | {"max_tokens": limit, "seed": 1, "temperature": 1}
+    for choice in choices(http, path, body, stream=stream):
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        assert re.fullmatch(pattern, text), text
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"regex": "("}, "regex"),
+        ({"guided_regex": "("}, "guided_regex"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": {"type": 5}}}},
+            "response_format",
+        ),
+        ({"structured_outputs": {"grammar": "root ::= ("}}, "structured_outputs.grammar"),
+    ],
+)
+def test_invalid_grammars_are_a_400_that_names_the_field(
+    http: httpx.Client, path: str, fields: dict[str, Any], param: str
+) -> None:
+    answer = http.post(path, json=PATHS[path] | fields)
+    assert (answer.status_code, answer.json()["param"]) == (400, param), answer.text
+    streamed = http.post(path, json=PATHS[path] | fields | {"stream": True}).text
+    [error] = [json.loads(event.removeprefix("data: ")) for event in streamed.split("\n\n") if '"error"' in event]
+    assert (error["error"]["param"], error["error"]["code"]) == (param, 400)

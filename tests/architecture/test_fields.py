@@ -187,7 +187,7 @@ def test_a_field_that_nobody_reads_is_found() -> None:
 @pytest.mark.parametrize(
     ("schema", "module", "read"),
     [
-        (ChatBody, "trunkline.plugins.generation.openai.chat_routes", "body.reasoning_effort"),
+        (ChatBody, "trunkline.plugins.generation.openai.chat_jobs", "body.reasoning_effort"),
         (GenerateBody, "trunkline.plugins.generation.native.make_job", "body.extra_key"),
         (ChatMessage, "trunkline.core.server.api.chat_messages", "role"),
     ],
@@ -210,6 +210,7 @@ def test_every_json_route_is_in_the_table(bodies: dict[type[Struct], list[str]])
         "/generate",
         "/v1/completions",
         "/v1/chat/completions",
+        "/v1/responses",
         "/encode",
         "/v1/embeddings",
         "/embed",

@@ -21,6 +21,7 @@ from openai.types.chat import (
     ChatCompletionUserMessageParam,
     completion_create_params,
 )
+from openai.types.responses import response_create_params
 
 from trunkline.core.server.api.chat_messages import ChatMessage
 from trunkline.core.server.api.fields import fields_of
@@ -36,6 +37,7 @@ from trunkline.plugins.generation.native.body_schemas import GenerateBody
 from trunkline.plugins.generation.openai.body_schemas import StreamOptions
 from trunkline.plugins.generation.openai.chat_schemas import ChatBody
 from trunkline.plugins.generation.openai.completion_schemas import CompletionBody
+from trunkline.plugins.generation.responses.schemas import ResponsesBody
 from trunkline.plugins.rerank.body_schemas import RerankBody, ScoreBody
 from trunkline.plugins.reward.body_schemas import ClassifyBody, OpenAIClassifyBody
 
@@ -67,6 +69,7 @@ def fields(*types: type[Any]) -> set[str]:
     [
         (ChatBody, fields(completion_create_params.CompletionCreateParamsBase) | {"stream"}),
         (CompletionBody, fields(text_completion_create_params.CompletionCreateParamsBase) | {"stream"}),
+        (ResponsesBody, fields(response_create_params.ResponseCreateParamsBase) | {"stream"}),
         (StreamOptions, fields(ChatCompletionStreamOptionsParam)),
         (ChatMessage, {name for kind in MESSAGES for name in kind.__annotations__}),
         (EmbeddingsBody, set(embedding_create_params.EmbeddingCreateParams.__annotations__)),

@@ -64,6 +64,7 @@ ANSWERS = {
     "trunkline_routes": list,
     "trunkline_logits_processors": list,
     "trunkline_stop_conditions": list,
+    "trunkline_grammar_engines": list,
 }
 
 def counted(name):
@@ -101,6 +102,7 @@ CALLS = {
     "trunkline_app_config": (1, 0, 0, 0, 0, 0),
     "trunkline_logits_processors": (0, 1, 0, 1, 0, 1),
     "trunkline_stop_conditions": (0, 1, 0, 1, 0, 1),
+    "trunkline_grammar_engines": (0, 1, 0, 1, 0, 1),
 }
 # Called for a client, wherever it is.
 CLIENT = ("trunkline_resolve_model", "trunkline_tokenizer", "trunkline_request_observers")

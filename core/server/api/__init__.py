@@ -22,7 +22,7 @@ from .body_limits import InvalidBody
 from .body_schemas import OpenAIPoolingBody, SGLangPoolingBody
 from .chat_messages import ChatMessages, TemplateVariables, read_messages
 from .chat_prompts import chat_prompt, template_options
-from .chat_templates import contents_for_template
+from .chat_templates import contents_for_template, template_text
 from .fields import (
     Ignored,
     IgnoredAccountingField,
@@ -121,6 +121,7 @@ __all__ = [
     "special_token_counts",
     "submit_and_wait",
     "template_options",
+    "template_text",
     "token_usage",
     "too_long_error",
     "truncate_ids",

@@ -5,18 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta, Struct
 
 from trunkline.core.errors import RequestError
 
 from .fields import Refused, Unsupported, UnsupportedMedia
+from .nesting import MAX_DEPTH, too_deep
 
 TEMPLATE_FIELDS = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")
 MAX_MESSAGES = 4096
 MAX_TEMPLATE_VARIABLES = 64
+MAX_TOOL_CALLS = 128  # of one message
 
 TemplateVariables = Annotated[dict[str, Any], Meta(max_length=MAX_TEMPLATE_VARIABLES)]
 """``chat_template_kwargs``: at most 64 variables for the template."""
+
+
+class CalledFunction(Struct):
+    """The function of a tool call. ``arguments``: a JSON object as text, or the object itself."""
+
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class MessageToolCall(Struct):
+    """A tool call of an earlier answer. ``type`` can only be "function"."""
+
+    function: CalledFunction
+    id: str | None = None
+    type: str | None = None
 
 
 class ChatMessage(Struct):
@@ -29,7 +47,7 @@ class ChatMessage(Struct):
     reasoning_content: str | None = None
     reasoning: str | None = None
     thinking: str | None = None
-    tool_calls: Unsupported = None
+    tool_calls: Annotated[list[MessageToolCall], Meta(max_length=MAX_TOOL_CALLS)] | None = None
     tools: Unsupported = None
     function_call: Unsupported = None
     audio: UnsupportedMedia = None
@@ -41,7 +59,7 @@ ChatMessages = Annotated[list[ChatMessage], Meta(max_length=MAX_MESSAGES)]
 
 
 def read_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages for a chat template; contents are text or lists of text parts.
+    """Messages for a chat template; contents are text or lists of text parts, arguments of tool calls are objects.
 
     RequestError where there are none; otherwise it names the first message that can't be used.
     """
@@ -60,8 +78,35 @@ def _read_message(place: str, message: ChatMessage) -> dict[str, Any]:
         content = ""
     if not isinstance(content, str | list):
         raise RequestError(f"{place}.content must be a string or a list of text parts.", param=f"{place}.content")
-    others = {name: getattr(message, name) for name in TEMPLATE_FIELDS}
+    calls = [_read_call(f"{place}.tool_calls[{number}]", call) for number, call in enumerate(message.tool_calls or ())]
+    if calls and role != "assistant":
+        raise RequestError(f"{place}.tool_calls needs the role assistant.", param=f"{place}.tool_calls")
+    others: dict[str, Any] = {name: getattr(message, name) for name in TEMPLATE_FIELDS}
+    others["tool_calls"] = calls or None
     return {"role": role, "content": content} | {name: value for name, value in others.items() if value is not None}
+
+
+def _read_call(place: str, call: MessageToolCall) -> dict[str, Any]:
+    if call.type not in (None, "function"):
+        raise RequestError(f"{place}.type must be 'function', got {call.type!r:.40}.", param=f"{place}.type")
+    identity = {} if call.id is None else {"id": call.id}
+    return {**identity, "type": "function", "function": _read_function(f"{place}.function", call.function)}
+
+
+def _read_function(place: str, function: CalledFunction) -> dict[str, Any]:
+    arguments: Any = function.arguments or {}
+    field = f"{place}.arguments"
+    if isinstance(arguments, str):
+        text = arguments.encode()
+        if too_deep(text):
+            raise RequestError(f"{field} is nested more than {MAX_DEPTH} levels deep.", param=field)
+        try:
+            arguments = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise RequestError(f"{field} must be a JSON object as text.", param=field)
+    return {"name": function.name, "arguments": arguments}
 
 
 def _read_part(place: str, part: Any) -> dict[str, str]:

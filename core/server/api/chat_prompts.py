@@ -13,6 +13,7 @@ from trunkline.core.client.truncate import check_characters
 from trunkline.core.errors import RequestError
 from trunkline.core.types import EngineClient, ServedModel, Tokenizer
 
+from .chat_calls import calls_for_template
 from .chat_templates import contents_for_template, template_variables
 from .deadline import TEMPLATE_SECONDS, TookTooLong, deadline
 
@@ -25,6 +26,7 @@ class TemplateOptions(Struct, frozen=True):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     variables: Mapping[str, Any] = {}
+    tools: Sequence[Mapping[str, Any]] = ()
 
 
 def template_options(
@@ -34,8 +36,9 @@ def template_options(
     continue_final_message: bool | None,
     variables: Mapping[str, Any] | None,
     effort: str | None,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> TemplateOptions:
-    """What a request asks of the chat template; ``effort`` is OpenAI's reasoning_effort.
+    """What a request asks of the chat template; ``effort`` is OpenAI's reasoning_effort, ``tools`` are its functions.
 
     RequestError for what contradicts itself or has no effect on it.
     """
@@ -45,6 +48,12 @@ def template_options(
             "continue_final_message and add_generation_prompt can't both be true: the answer either continues the "
             "final message or begins a new one.",
             param="continue_final_message",
+        )
+    if tools and not takes_tools(tokenizer):
+        raise RequestError(
+            "The model's chat template takes no tools; leave them out, or start the server with a template that does "
+            "(--chat-template FILE).",
+            param="tools",
         )
     given = variables or {}
     for name in given:
@@ -58,7 +67,14 @@ def template_options(
         add_generation_prompt=not continues if add_generation_prompt is None else add_generation_prompt,
         continue_final_message=continues,
         variables={**_effort(effort, tokenizer), **given},
+        tools=tools,
     )
+
+
+def takes_tools(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer's chat template, or the one that it has for tools, reads ``tools``."""
+    template: Any = tokenizer.chat_template
+    return (isinstance(template, dict) and "tool_use" in template) or "tools" in template_variables(tokenizer)
 
 
 def _effort(effort: str | None, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -93,7 +109,7 @@ async def chat_prompt(
 
     RequestError for more characters than the model's context can hold, and for what :func:`render_chat` refuses.
     """
-    size = _count_characters([*messages, options.variables])
+    size = _count_characters([*messages, options.variables, *options.tools])
     check_characters(size, served.info.context_length)
     text: str = await engine.off_loop(render_chat, tokenizer, messages, served.name, options, size=size)
     return text
@@ -104,6 +120,9 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], model:
     if not tokenizer.chat_template:
         raise RequestError(f"{model} has no chat template; send a text prompt, or start it with --chat-template FILE.")
     shaped = contents_for_template(tokenizer, messages)  # has a time limit of its own
+    if any("tool_calls" in message for message in messages):
+        shaped = calls_for_template(tokenizer, shaped)
+    tools = {"tools": [*options.tools]} if options.tools else {}
     try:
         with deadline(TEMPLATE_SECONDS):
             text: str = tokenizer.apply_chat_template(
@@ -111,6 +130,7 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], model:
                 tokenize=False,
                 add_generation_prompt=options.add_generation_prompt,
                 continue_final_message=options.continue_final_message,
+                **tools,
                 **options.variables,
             )
     except TookTooLong:

@@ -60,6 +60,12 @@ def template_of(tokenizer: Tokenizer) -> str:
     return template or ""
 
 
+def template_text(tokenizer: Tokenizer) -> str:
+    """All chat templates of a tokenizer as one text, "" when there is none."""
+    template: Any = tokenizer.chat_template
+    return "\n".join(template.values()) if isinstance(template, dict) else template or ""
+
+
 def needs_parts(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer's chat template needs lists of parts.
 

@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Collection
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -70,6 +71,18 @@ class LlguidanceEngine:
         backend.no_truncation()
         size = max(self._vocab_size, backend.get_vocab_size(with_added_tokens=True))
         return Vocabulary(backend.to_str(), size, self._end_ids)
+
+
+_engines: WeakValueDictionary[tuple[int, int, frozenset[int]], LlguidanceEngine] = WeakValueDictionary()
+
+
+def engine_of(tokenizer: Tokenizer, vocab_size: int, end_ids: frozenset[int]) -> LlguidanceEngine:
+    """The engine for these arguments. Weight updates keep the tokenizer, and so the engine that has loaded it."""
+    key = id(tokenizer), vocab_size, end_ids  # an engine keeps its tokenizer, so that no other one gets this id
+    engine = _engines.get(key)
+    if engine is None:
+        engine = _engines[key] = LlguidanceEngine(tokenizer, vocab_size, end_ids)
+    return engine
 
 
 class LlguidanceGrammar:

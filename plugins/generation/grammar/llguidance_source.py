@@ -11,7 +11,7 @@ from msgspec import Struct
 from trunkline.plugins.generation.schemas import Grammar
 
 from .ebnf import lark_of_ebnf
-from .json_schemas import OPTIONS, checked_schema
+from .json_schema import OPTIONS, checked_schema
 from .structural_tags import lark_of_tags
 
 MAX_REGEX = 8192  # characters

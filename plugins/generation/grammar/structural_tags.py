@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from .json_schemas import OPTIONS, checked_schema
+from .json_schema import OPTIONS, checked_schema
 
 MAX_STRUCTURES = 128
 
@@ -31,10 +31,9 @@ class Structure(Struct, frozen=True):
     end: str
 
 
-class StructuralTag(Struct, frozen=True, forbid_unknown_fields=True):
+class StructuralTag(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="structural_tag"):
     """What clients send as JSON."""
 
-    type: Literal["structural_tag"]
     structures: list[Structure]
     triggers: list[str]
 

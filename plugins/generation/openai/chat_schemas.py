@@ -18,9 +18,9 @@ from trunkline.core.server.api import (
 from trunkline.core.types import Int64
 
 from .body_schemas import CommonBody
+from .tools import Tools
 
 CacheHint = Annotated[Any, Ignored("prefixes are cached without being told")]
-ReasoningParser = Annotated[Any, Ignored("no reasoning parser is built in: what a model thinks is part of its content")]
 
 
 class ChatBody(CommonBody, kw_only=True):
@@ -35,9 +35,13 @@ class ChatBody(CommonBody, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: TemplateVariables | None = None
+    tools: Tools | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    separate_reasoning: bool | None = None
+    stream_reasoning: bool | None = None
+    include_reasoning: bool | None = None
     # OpenAI's, refused
-    tools: Unsupported = None
-    tool_choice: Annotated[Any, Refused(neutral=("none", "auto"))] = None
     functions: Unsupported = None
     function_call: Annotated[Any, Refused(neutral=("none", "auto"))] = None
     audio: UnsupportedMedia = None
@@ -55,7 +59,6 @@ class ChatBody(CommonBody, kw_only=True):
     )
     task: Unsupported = None
     max_thinking_tokens: UnsupportedUnlessNull = None
-    include_reasoning: Annotated[Any, Refused(neutral=(True,), empty=False)] = None
     return_prompt_token_ids: Annotated[Any, Refused("{field} is not supported; return_token_ids is.")] = None
     return_meta_info: Unsupported = None
     return_prompt_text: Unsupported = None
@@ -71,9 +74,6 @@ class ChatBody(CommonBody, kw_only=True):
     prompt_cache_retention: CacheHint = None
     prompt_cache_options: CacheHint = None
     prediction: Annotated[Any, Ignored("it could only make the answer come sooner")] = None
-    parallel_tool_calls: Annotated[Any, Ignored("it matters only with tools")] = None
-    separate_reasoning: ReasoningParser = None
-    stream_reasoning: ReasoningParser = None
     ngram_corpus_id: Annotated[Any, Ignored("it could only make the answer come sooner")] = None
     media_io_kwargs: IgnoredMediaOption = None
     max_dynamic_patch: IgnoredMediaOption = None

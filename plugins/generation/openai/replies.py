@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
+from trunkline.core.errors import RequestError
 from trunkline.core.server.api import DONE, AnyRequest, EventStream, event_frame, json_response, while_connected
 from trunkline.plugins.generation.reply_updates import as_updated
 from trunkline.plugins.generation.sequence import OutputSequence, usage
@@ -15,6 +17,7 @@ from trunkline.plugins.generation.service import Job, Service
 from .body_schemas import StreamOptions
 from .chat_schemas import ChatBody
 from .completion_schemas import CompletionBody
+from .grammars import GrammarField, read_grammar
 from .token_logprobs import LogprobReader
 
 
@@ -31,7 +34,8 @@ class Replies(ABC):
         """``rid``: the id of the whole request, without the index of a sequence."""
         self.job = job
         self.with_ids = bool(body.return_token_ids)
-        self._service = service
+        self.service = service
+        self.grammar = read_grammar(body)
         self._stream = bool(body.stream)
         self._usage, self._continuous_usage = _usage_options(body.stream_options or StreamOptions())
         self._id = rid
@@ -40,17 +44,22 @@ class Replies(ABC):
 
     async def response(self, request: AnyRequest) -> Any:
         """Run the job and answer ``request``."""
-        service, job = self._service, self.job
-        if not self._stream:
-            return json_response(self.whole(await while_connected(request, service.complete(job))))
-        sequences = await while_connected(request, service.submit(job))
-        return EventStream(self.chunks(sequences), lambda: service.close(sequences))
+        with grammar_errors(self.grammar):
+            if not self._stream:
+                return json_response(await while_connected(request, self._completed()))
+            sequences = await while_connected(request, self.service.submit(self.job))
+        return EventStream(self.chunks(sequences), lambda: self.service.close(sequences))
 
-    def whole(self, sequences: Sequence[OutputSequence]) -> dict[str, Any]:
+    async def _completed(self) -> dict[str, Any]:
+        return await self.whole(await self.service.complete(self.job))
+
+    async def whole(self, sequences: Sequence[OutputSequence]) -> dict[str, Any]:
         """The reply to a request without ``stream``."""
         unsent = [Unsent(sequence, with_ids=self.with_ids) for sequence in sequences]
+        for index, each in enumerate(unsent):
+            await self.read(index, each)
         choices = [
-            {"index": index, **self.choice(index, each)} | finish_fields(each.sequence)
+            {"index": index, **finish_fields(each.sequence), **self.choice(index, each)}
             for index, each in enumerate(unsent)
         ]
         meta = sequences[0].meta_info()
@@ -70,16 +79,20 @@ class Replies(ABC):
         for index, each in enumerate(unsent):
             for choice in self.first_choices(index):
                 yield self._chunk(index, choice, each.sequence, **(self.prompt_fields() if index == 0 else {}))
-        async for index in refreshed(self._service, sequences):
+        async for index in refreshed(self.service, sequences, self.grammar):
+            await self.read(index, unsent[index])
             for choice in self.next_choices(index, unsent[index]):
                 yield self._chunk(index, choice, sequences[index])
         if self._usage:
             yield event_frame(self._with_choices(self.chunk_kind, []) | {"usage": usage(sequences, self.job.n)})
         yield DONE
 
+    async def read(self, index: int, unsent: Unsent) -> None:
+        """Called with what is new of a sequence, before its choice or its next choices are made."""
+
     @abstractmethod
     def choice(self, index: int, unsent: Unsent) -> dict[str, Any]:
-        """A choice of the reply, without its index and finish reason."""
+        """A choice of the reply, without its index; it may have another finish reason than the sequence."""
 
     @abstractmethod
     def first_choices(self, index: int) -> Iterable[dict[str, Any]]:
@@ -130,10 +143,12 @@ class Unsent:
         return fields
 
 
-async def refreshed(service: Service, sequences: Sequence[OutputSequence]) -> AsyncIterator[int]:
+async def refreshed(
+    service: Service, sequences: Sequence[OutputSequence], grammar: GrammarField | None
+) -> AsyncIterator[int]:
     """Indices of sequences that have been refreshed because something is new, and once each when it is complete.
 
-    Raises the error of a sequence that failed.
+    Raises the error of a sequence that failed; one about the ``grammar`` has the client's name of its field.
     """
     ended: set[int] = set()
     async for index in as_updated([sequence.reply for sequence in sequences]):
@@ -146,8 +161,22 @@ async def refreshed(service: Service, sequences: Sequence[OutputSequence]) -> As
             await service.refresh(sequence)
         if sequence.complete:
             ended.add(index)
-            sequence.raise_for_error()
+            with grammar_errors(grammar):
+                sequence.raise_for_error()
         yield index
+
+
+@contextmanager
+def grammar_errors(grammar: GrammarField | None) -> Iterator[None]:
+    """Give RequestErrors of the block that are about the request's grammar the client's name of its field."""
+    try:
+        yield
+    except RequestError as error:
+        if grammar is None or error.param != grammar.key:
+            raise
+        raise RequestError(
+            error.message, status=error.status, param=grammar.field, code=error.code, retry_after=error.retry_after
+        ) from None
 
 
 def _usage_options(options: StreamOptions) -> tuple[bool, bool]:

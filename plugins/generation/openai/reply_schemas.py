@@ -39,9 +39,26 @@ class ChatLogprobLists(TypedDict):
     refusal: None
 
 
+class CalledFunction(TypedDict):
+    """``arguments`` is a JSON object as text."""
+
+    name: str
+    arguments: str
+
+
+class MessageToolCall(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class ChatMessage(TypedDict):
+    """``content`` is null if there are only tool calls."""
+
     role: Literal["assistant"]
     content: str | None
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[MessageToolCall]]
 
 
 class ChatChoice(TypedDict):
@@ -66,9 +83,25 @@ class ChatReply(TypedDict):
     prompt_token_ids: NotRequired[list[int]]  # with return_token_ids
 
 
+class FunctionDelta(TypedDict):
+    name: NotRequired[str]
+    arguments: str
+
+
+class ToolCallDelta(TypedDict):
+    """The first delta of a call has its id and its name, the next one the arguments."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: FunctionDelta
+
+
 class ChatDelta(TypedDict):
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str | None]
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCallDelta]]
 
 
 class ChatChunkChoice(TypedDict):

@@ -20,18 +20,30 @@ from .stops import partial_stop_length
 
 
 class VisibleText:
-    """Text of a growing token sequence; ``stops`` are the strings that the client must not see."""
+    """Text of a growing token sequence; ``stops`` are the strings that the client must not see.
+
+    ``kept``: ids of special tokens that are in the text although others are skipped.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Sequence[int], *, skip_special_tokens: bool, stops: Sequence[str]
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        *,
+        skip_special_tokens: bool,
+        stops: Sequence[str],
+        kept: frozenset[int] = frozenset(),
     ) -> None:
         self._stops = stops
-        self._visible = IncrementalDetokenizer(tokenizer, prompt, skip_special_tokens=skip_special_tokens)
+        decoder_skips = skip_special_tokens and not kept
+        self._visible = IncrementalDetokenizer(tokenizer, prompt, skip_special_tokens=decoder_skips)
         self._searched = self._visible
         self._special: frozenset[int] = frozenset()
-        if stops and skip_special_tokens:
+        if skip_special_tokens and (stops or kept):
+            self._special = special_ids(cast("Hashable", tokenizer)) - kept
+        if skip_special_tokens and stops:
             self._searched = IncrementalDetokenizer(tokenizer, prompt, skip_special_tokens=False)
-            self._special = special_ids(cast("Hashable", tokenizer))
+        self._left_out = self._special if kept else frozenset()  # else the decoder leaves them out
         # Lengths of the searched and the visible text after each run of tokens. Inside a run, either both texts grow
         # by the same characters, or the visible one doesn't grow.
         self._run_ends: list[tuple[int, int]] = []
@@ -40,11 +52,12 @@ class VisibleText:
     def push(self, tokens: Sequence[int]) -> None:
         """Decode the next tokens."""
         if self._searched is self._visible:
-            self._visible.push(tokens)
+            self._visible.push([token for token in tokens if token not in self._left_out] if self._left_out else tokens)
             return
         for run, special in self._runs(tokens):
             self._searched.push(run)
-            self._visible.push(run)
+            if not (special and self._left_out):
+                self._visible.push(run)
             if not special and not self._last_is_special:
                 self._run_ends.pop()
             self._run_ends.append((len(self._searched.text), len(self._visible.text)))

@@ -31,6 +31,7 @@ from trunkline.plugins.generation.native.make_job import make_job
 from trunkline.plugins.generation.native.routes import frames, generate_routes
 from trunkline.plugins.generation.openai.chat_routes import chat_routes
 from trunkline.plugins.generation.openai.completion_routes import completion_routes
+from trunkline.plugins.generation.responses.routes import responses_routes
 from trunkline.plugins.generation.schemas import GenerationResult, LogprobParams, LogprobTable
 from trunkline.plugins.generation.service import Service
 from trunkline.plugins.generation.settings import GenerationSettings
@@ -286,8 +287,8 @@ def make_app(make_settings: Callable[..., dict[str, Any]]) -> Callable[..., Any]
         if generation:
             engine.generation_settings = GenerationSettings(**generation)
         service = Service(engine, make_settings())
-        routes = [*generate_routes(service), *completion_routes(service), *chat_routes(service)]
-        return Litestar(routes, exception_handlers={RequestError: refuse})
+        openai = [*completion_routes(service), *chat_routes(service), *responses_routes(service)]
+        return Litestar([*generate_routes(service), *openai], exception_handlers={RequestError: refuse})
 
     return make
 

@@ -16,6 +16,7 @@ import pytest
 from trunkline.core.errors import RequestError
 from trunkline.core.testing import EOS
 from trunkline.plugins.generation.grammar import state as state_module
+from trunkline.plugins.generation.grammar.llguidance_source import Vocabulary
 from trunkline.plugins.generation.grammar.state import GrammarState, MaskFiller
 from trunkline.plugins.generation.service import Service
 
@@ -288,11 +289,15 @@ def other_weights(folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("mode", ["retract", "in_place"])
-def test_a_weight_update_in_mid_reply(engine: Any, other_weights: Path, mode: str, endings: dict[str, float]) -> None:
+def test_a_weight_update_in_mid_reply(
+    engine: Any, other_weights: Path, mode: str, endings: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same weights, so that the reply must be the same; the new stage's matcher gets the output so far."""
     body = bodies(endings, 1)[0]
     expected = outcome(engine(**body)[0])
     engine.flush()
+    loaded: list[Vocabulary] = []
+    monkeypatch.setattr(Vocabulary, "load", lambda self: loaded.append(self))
     lane, stage = engine.lane, engine.lane.stages["generation"]
     finish, stopped = lane.finish, threading.Event()
 
@@ -318,3 +323,4 @@ def test_a_weight_update_in_mid_reply(engine: Any, other_weights: Path, mode: st
     (record,) = engine.engine.run(run(engine.engine.service(Service)), 120)
     assert outcome(record)[:2] == expected[:2]
     assert lane.stages["generation"] is not stage
+    assert loaded == []  # the tokenizer stays, and loading it again would stop the engine

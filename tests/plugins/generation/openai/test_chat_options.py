@@ -175,7 +175,6 @@ async def test_fields_of_messages_reach_the_template(
 @pytest.mark.parametrize(
     ("message", "param"),
     [
-        ({"tool_calls": [{}]}, "messages[0].tool_calls"),
         ({"function_call": {"name": "f"}}, "messages[0].function_call"),
         ({"audio": {"id": "x"}}, "messages[0].audio"),
         ({"refusal": "no"}, "messages[0].refusal"),

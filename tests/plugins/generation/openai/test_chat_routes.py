@@ -138,7 +138,7 @@ async def test_stream_with_n(client: httpx.AsyncClient, engine: Any) -> None:
             {"messages": [{"role": "refused", "content": "x"}]},
             "The model's chat template refused the messages: no such",
         ),
-        ({"tools": [{"type": "function"}]}, "tools is not supported yet"),
+        ({"tools": [{"type": "function"}]}, "Missing required parameter: 'tools[0].function'."),
         ({"logprobs": True, "top_logprobs": 51}, "top_logprobs must be in [0, 50], got 51."),
         ({"logprobs": True, "top_logprobs": -1}, "top_logprobs must be in [0, 50], got -1."),
         ({"top_logprobs": 1}, "top_logprobs needs logprobs; set it to true."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -56,16 +57,16 @@ def follow(
     return text.finish(stop), seen
 
 
-def without_special_tokens(text: str, end: int) -> str:
-    """The characters before ``end`` that aren't part of a special token."""
-    special = re.compile("|".join(map(re.escape, SPECIAL)))
+def without_special_tokens(text: str, end: int, kept: Collection[str] = ()) -> str:
+    """The characters before ``end`` that aren't part of a special token, other than those in ``kept``."""
+    special = re.compile("|".join(re.escape(token) for token in SPECIAL if token not in kept) or "(?!)")
     hidden = {index for match in special.finditer(text) for index in range(*match.span())}
     return "".join(character for index, character in enumerate(text[:end]) if index not in hidden)
 
 
-@given(pieces=PIECES, sizes=SIZES, data=st.data(), skip=st.booleans())
+@given(pieces=PIECES, sizes=SIZES, data=st.data(), skip=st.booleans(), kept=st.sets(st.sampled_from(SPECIAL)))
 def test_text_ends_where_the_stop_string_begins(
-    byte_level: Any, pieces: list[str], sizes: list[int], data: st.DataObject, skip: bool
+    byte_level: Any, pieces: list[str], sizes: list[int], data: st.DataObject, skip: bool, kept: set[str]
 ) -> None:
     text = "".join(pieces)
     stops = []
@@ -75,9 +76,10 @@ def test_text_ends_where_the_stop_string_begins(
     stops = [stop for stop in stops if stop]
     prompt = byte_level.encode("hi <|im_end|>", add_special_tokens=False)
     tokens, stop = generated(byte_level, prompt, byte_level.encode(text, add_special_tokens=False), stops)
-    final, seen = follow(byte_level, prompt, tokens, sizes, stop, skip_special_tokens=skip, stops=stops)
+    ids = frozenset(byte_level.convert_tokens_to_ids(token) for token in kept)
+    final, seen = follow(byte_level, prompt, tokens, sizes, stop, skip_special_tokens=skip, stops=stops, kept=ids)
     end = len(text) if stop is None else text.index(stop)
-    assert final == (without_special_tokens(text, end) if skip else text[:end])
+    assert final == (without_special_tokens(text, end, kept) if skip else text[:end])
     for shorter, longer in pairwise([*seen, final]):
         assert longer.startswith(shorter)
 

@@ -1,0 +1,166 @@
+"""Splits a reply into reasoning, content and tool calls, whole or as it is generated.
+
+The result doesn't depend on how the text is cut: a whole reply is parsed by the same class in one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import regex
+from msgspec import Struct
+
+from .calls import ToolCall, read_calls, with_types
+from .choose import REASONING, ReplyFormat
+from .regions import Region, Regions, TooSlow
+
+Kind = Literal["content", "reasoning", "call", "other"]
+
+BARE = regex.compile(r'[ \n]{0,64}+\[?[ \n]{0,64}+\{[ \n]{0,64}+"(?:name|function|type|parameters)"')
+"""The beginning of a tool call without a marker."""
+
+
+class Piece(Struct, frozen=True):
+    """A part of a reply: more text of its content or reasoning, or a tool call."""
+
+    kind: Kind
+    text: str = ""
+    call: ToolCall | None = None
+
+
+class ReplyParser:
+    """Parses one reply. ``prompt``: the text before it. ``schemas``: the tools' parameters by name; None: no tools.
+
+    White space next to reasoning and tool calls is left out. A region that is no valid call is content.
+    """
+
+    def __init__(
+        self, form: ReplyFormat, regions: Regions, prompt: str, schemas: Mapping[str, Any] | None = None
+    ) -> None:
+        self._regions = regions
+        self._schemas = schemas or {}
+        self._parser = regions.parser()
+        self._kind: Kind = "content"
+        self._before = ""  # what was held when the open region began
+        self._held = ""  # white space that is left out if a region begins after it
+        self._fresh = form.own  # no text of the current kind yet, so that white space is left out
+        self._split = False  # something other than content came
+        self._sent: set[Kind] = set()
+        self._bare: str | None = "" if schemas and form.tool is not None and form.tool.bare and not form.own else None
+        prefix = regions.after_anchor(prompt)
+        begins_open = "" if form.thoughts is None or form.own else form.thoughts.begins_open
+        if begins_open and not any(marker in prefix for marker in (begins_open, "</")):
+            prefix += begins_open
+        self._pieces: list[Piece] = []
+        self._size = 0  # characters of the open region
+        self._read(self._parser.feed(prefix), ended=False)
+        self._pieces.clear()  # they belong to the prompt
+        self._held = ""
+
+    @property
+    def in_reasoning(self) -> bool:
+        """Whether the text so far ends inside the reasoning."""
+        return self._kind == "reasoning"
+
+    def cost(self, text: str) -> int:
+        """Characters that :meth:`feed` may have to parse."""
+        return self._size + len(text)
+
+    def feed(self, text: str) -> list[Piece]:
+        """The pieces that are complete with the next part of the text."""
+        if self._bare is not None:
+            self._bare += text
+            if BARE.match(self._bare, partial=True):
+                return []
+            text, self._bare = self._bare, None
+        if text:
+            self._read(self._parser.feed(text), ended=False)
+        return self._taken()
+
+    def finish(self) -> list[Piece]:
+        """The rest of the pieces, at the end of the text."""
+        if self._bare is not None:
+            bare, self._bare = self._bare, None
+            try:
+                calls = read_calls(bare, self._schemas)
+            except (ValueError, RecursionError):
+                calls = []
+            if calls and all(call.name in self._schemas for call in calls):
+                return [Piece("call", call=call) for call in calls]
+            self._read(self._parser.feed(bare), ended=False)
+        _, events = self._parser.finalize()
+        self._read(events, ended=True)
+        if self._kind == "content" and not self._split:
+            self._emit("content", self._held)
+        return self._taken()
+
+    def _taken(self) -> list[Piece]:
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def _read(self, events: list[dict[str, Any]], *, ended: bool) -> None:
+        for event in events:
+            name = event["field"]
+            kind = _kind(name)
+            if kind != self._kind:
+                self._begin(kind)
+            if event["type"] == "region_chunk":
+                self._size += len(event["text"])
+                if kind in ("content", "reasoning"):
+                    self._text(kind, event["text"])
+            elif event["type"] == "region_close":
+                self._size = 0
+                if kind == "call":
+                    self._call(name, self._regions.region(name, event["value"]), closed=not ended)
+
+    def _begin(self, kind: Kind) -> None:
+        self._kind, self._before, self._held = kind, self._held, ""
+        self._split = self._split or kind != "content"
+        self._fresh = True
+
+    def _text(self, kind: Kind, text: str) -> None:
+        text = self._held + text
+        if self._fresh and kind not in self._sent:
+            text = text.lstrip()
+        if not text:
+            return
+        shown = text.rstrip()
+        self._held = text[len(shown) :]
+        self._fresh = self._fresh and not shown
+        self._emit(kind, shown)
+
+    def _emit(self, kind: Kind, text: str) -> None:
+        if text:
+            self._sent.add(kind)
+            self._pieces.append(Piece(kind, text))
+
+    def _call(self, name: str, region: Region, *, closed: bool) -> None:
+        try:
+            value = self._regions.value(name, region)
+            calls = read_calls(self._typed(name, value), self._schemas)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, TooSlow):
+            self._emit(
+                "content", self._before + region.opened + region.body + (self._regions.closing(name) if closed else "")
+            )
+            return
+        self._pieces.extend(Piece("call", call=call) for call in calls)
+
+    def _typed(self, name: str, value: Any) -> Any:
+        """The call of a region with its arguments' types, if the region's own syntax has none."""
+        function = value.get("function") if isinstance(value, dict) else None
+        if self._regions.fields[name].content not in ("xml-inline", "kv-lines") or not isinstance(function, dict):
+            return value
+        schema = self._schemas.get(str(function.get("name", "")).strip())
+        arguments = function.get("arguments")
+        if not isinstance(arguments, dict):
+            return value
+        return {**value, "function": {**function, "arguments": with_types(arguments, schema)}}
+
+
+def _kind(name: str) -> Kind:
+    if name.startswith("tool_calls"):
+        return "call"
+    if name.startswith(REASONING):
+        return "reasoning"
+    return "content" if name == "content" else "other"

@@ -1,0 +1,86 @@
+"""Hostile outputs: patterns have a time limit, regions a size limit, and no error escapes the parser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from trunkline.plugins.generation.formats import regions
+from trunkline.plugins.generation.formats.choose import reply_format
+from trunkline.plugins.generation.formats.regions import Regions, TooSlow
+from trunkline.plugins.generation.formats.reply_parser import Piece, ReplyParser
+from trunkline.plugins.generation.formats.templates import CALL, TOOL_FORMATS
+
+
+class _Tokenizer:
+    def __init__(self, template: dict[str, Any] | None = None) -> None:
+        self.response_template = template
+
+
+def _split(text: str, tool: str = "auto", own: dict[str, Any] | None = None) -> list[Piece]:
+    tokenizer: Any = _Tokenizer(own)
+    form = reply_format(tokenizer, "", tool, "auto")
+    template = form.template(tools=True, reasoning=True)
+    assert template is not None
+    parser = ReplyParser(form, Regions(template), "", {"f": {}})
+    return [*parser.feed(text), *parser.finish()]
+
+
+def _own(**field: Any) -> dict[str, Any]:
+    return {"start_anchor": "A:", "fields": {"tool_calls": {"close": "</c>", "repeats": True, **field}, "content": {}}}
+
+
+def test_a_slow_marker_of_a_checkpoint_is_stopped() -> None:
+    own = _own(open_pattern=r"(?:a|a)*[bc]d", content="json")
+    with pytest.raises(TooSlow, match=r"took more than 0.25 s .* --tool-call-parser"):
+        _split("a" * 60 + "be", own=own)
+
+
+SLOW = r"(?P<value>(?:x|x)*[yz]w)"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"tag_pattern": f"<p=(?P<key>q)>{SLOW}"},
+        {
+            "tag_pattern": "(?P<key>q)(?P<value>.*)",
+            "value_parser": {"name": "xml-inline", "args": {"tag_pattern": f"(?P<key>>){SLOW}"}},
+        },
+    ],
+)
+def test_a_slow_content_of_a_checkpoint_is_no_call(arguments: dict[str, Any]) -> None:
+    text = f"<c><p=q>{'x' * 60}yx</c>"
+    form = _own(open_pattern="<c>(?P<name>)", content="xml-inline", content_args=arguments, transform=CALL)
+    assert _split(text, own=form) == [Piece("content", text.removesuffix("</c>") + "</c>")]
+
+
+def test_a_region_over_the_limit_is_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = '<tool_call>{"name": "f", "arguments": {"x": "abc"}}</tool_call>'
+    size = len(text) - len("<tool_call></tool_call>")
+    monkeypatch.setattr(regions, "MAX_REGION", size)
+    assert [piece.kind for piece in _split(text, "hermes")] == ["call"]
+    monkeypatch.setattr(regions, "MAX_REGION", size - 1)
+    assert _split(text, "hermes") == [Piece("content", text)]
+
+
+@pytest.mark.parametrize("tool", TOOL_FORMATS)
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[" * 50_000,
+        '{"a":' * 50_000,
+        "9" * 20_000,
+        "<arg_key>" * 5_000,
+        "<parameter=a>" * 5_000,
+        " " * 50_000,
+        "{" * 50_000,
+    ],
+)
+def test_built_in_formats_take_hostile_bodies(tool: str, body: str) -> None:
+    begin, _, end = (
+        TOOL_FORMATS[tool].call.replace("{{", "{").replace("}}", "}").replace("{name}", "f").partition("{arguments}")
+    )
+    text = TOOL_FORMATS[tool].begin + begin + body + end + TOOL_FORMATS[tool].end
+    assert all(piece.kind in ("content", "call") for piece in _split(text, tool))
