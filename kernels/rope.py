@@ -50,7 +50,8 @@ def rope_reference(
     rotated = rotated * cos[:, None] + torch.cat([-high, low], dim=-1) * sin[:, None]
     qkv[:, : q_heads + k_heads] = torch.cat([rotated, exact[..., width:]], dim=-1).to(qkv.dtype)
     if kv_slots is not None:
-        write_reference(qkv[:, q_heads : q_heads + k_heads], qkv[:, q_heads + k_heads :], *kv_slots)
+        _, k, v = qkv.split_with_sizes([q_heads, k_heads, k_heads], 1)
+        write_reference(k, v, *kv_slots)
 
 
 def rope_cpu(
@@ -81,4 +82,5 @@ def rope_cpu(
         raise ValueError(f"q_weight and k_weight must have the head's width {width}")
     compiled.rope(qkv, cos, sin, q_heads, k_heads, q_weight, k_weight, eps)
     if kv_slots is not None:
-        write_cpu(qkv[:, q_heads : q_heads + k_heads], qkv[:, q_heads + k_heads :], *kv_slots)
+        _, k, v = qkv.split_with_sizes([q_heads, k_heads, k_heads], 1)
+        write_cpu(k, v, *kv_slots)

@@ -187,7 +187,7 @@ class FusedLayer(nn.Module):
         trunk.backend.rope(heads, cos, sin, call.heads, call.kv_heads, *weights, kv_slots)
         trunk.calls += 1
         trunk.kv_shapes[call.layer] = self.kv_shape
-        q, k, v = torch.split(heads, [call.heads, call.kv_heads, call.kv_heads], 1)
+        q, k, v = heads.split_with_sizes([call.heads, call.kv_heads, call.kv_heads], 1)
         attended = trunk.backend.attention(
             q, k, v, keys, values, trunk.layout, scale=call.scale, causal=call.causal, window=call.window,
             softcap=call.softcap, chunk=call.chunk, written=kv_slots is not None,
