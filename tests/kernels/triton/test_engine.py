@@ -11,13 +11,14 @@ import pytest
 pytest.importorskip("triton")
 
 from tests.core.engine.device.late import LateDevice, move
-from tests.core.engine.device.test_overlap import (
+from tests.core.engine.device.storms import (
     MODELS,
     OPTIONS,
     answer,
     assert_same,
     capture,
     lanes,
+    random_plan,
     requests,
     storm,
     submit,
@@ -62,7 +63,7 @@ def test_mixed_tasks_and_several_models(graphs: bool, start: Callable[..., Engin
 
 @pytest.mark.interpreter
 def test_failures_aborts_pauses_and_updates(start: Callable[..., Engine], zoo: Callable[[str], Path]) -> None:
-    assert storm(start(**TRITON), [str(zoo(name)) for name in MODELS], 50, graphs=True) > 4
+    assert storm(start(**TRITON), [str(zoo(name)) for name in MODELS], random_plan(50), graphs=True) > 4
 
 
 @pytest.mark.interpreter
@@ -81,4 +82,4 @@ def test_many_storms(suite: Any, start: Callable[..., Engine], zoo: Callable[[st
     engine = start(**TRITON)
     folders = [str(zoo(name)) for name in MODELS]
     for number, seed in enumerate(suite.random.sample(range(10**6), 3)):
-        storm(engine, folders, seed, graphs=number % 2 == 1)
+        storm(engine, folders, random_plan(seed), graphs=number % 2 == 1)
