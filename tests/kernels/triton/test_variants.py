@@ -161,7 +161,7 @@ def test_one_row_and_many_rows_are_one_variant(name: str, monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("architecture")
 def test_any_number_of_splits_is_one_variant_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "splits", lambda _, __, work, ___: 2 + work.rows % 8)
+    monkeypatch.setattr(cost, "splits", lambda _, __, work, *___: 2 + work.rows % 8)
     with recorded() as variants:
         for rows in ROWS:
             decode(rows)
