@@ -92,6 +92,12 @@ CASES: dict[str, list[Case]] = {
         bad(MESSAGES | {"n": 0.5}),
         (MESSAGES | {"model": "gpt-4o"}, {}, 404),
     ],
+    "/v1/responses": [
+        ok({"input": "a", "max_output_tokens": 2}),
+        ok({"input": [{"role": "user", "content": "a"}], "max_output_tokens": 2, "model": "talks", "stream": True}),
+        bad({"input": []}),
+        ({"input": "a", "model": "gpt-4o"}, {}, 404),
+    ],
     "/encode": VECTORS,
     "/v1/embeddings": [
         ok({"input": ["a", LONG], "truncate": "end", "model": "embeds"}),
