@@ -197,7 +197,7 @@ class Description:
     def _events(self, schema: Any, text: str, where: str) -> None:
         described, _ = schema["properties"]["data"]["anyOf"]
         for event in text.split("\n\n")[:-1]:
-            data = event.removeprefix("data: ")
+            data = event.partition("data: ")[2]  # an event may have a name before it
             self._validate(schema, {"data": data}, where)
             if data != "[DONE]":
                 self._validate(described["contentSchema"], json.loads(data), where)
