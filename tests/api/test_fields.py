@@ -60,7 +60,7 @@ def put(body: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 def message(answer: httpx.Response) -> str:
     told = answer.json() if answer.content else {}
-    error = told.get("error", told) if isinstance(told, dict) else {}
+    error = (told.get("error") or told) if isinstance(told, dict) else {}
     return str(error.get("message", ""))
 
 

@@ -98,6 +98,12 @@ CASES: dict[str, list[Case]] = {
         bad(MESSAGES | {"n": 0.5}),
         (MESSAGES | {"model": "gpt-4o"}, {}, 404),
     ],
+    "/v1/responses": [
+        ok({"input": "a", "max_output_tokens": 2}),
+        ok({"input": [{"role": "user", "content": "a"}], "max_output_tokens": 2, "model": "talks", "stream": True}),
+        bad({"input": []}),
+        ({"input": "a", "model": "gpt-4o"}, {}, 404),
+    ],
     "/encode": VECTORS,
     "/v1/embeddings": [
         ok({"input": ["a", LONG], "truncate": "end", "model": "embeds"}),
@@ -205,7 +211,7 @@ class Description:
     def _events(self, schema: Any, text: str, where: str) -> None:
         described, _ = schema["properties"]["data"]["anyOf"]
         for event in text.split("\n\n")[:-1]:
-            data = event.removeprefix("data: ")
+            data = event.partition("data: ")[2]  # an event may have a name before it
             self._validate(schema, {"data": data}, where)
             if data != "[DONE]":
                 self._validate(described["contentSchema"], json.loads(data), where)

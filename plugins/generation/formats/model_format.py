@@ -31,6 +31,7 @@ class ModelFormat:
         added: Any = getattr(tokenizer, "added_tokens_decoder", {})
         self.special = {str(token.content): id_ for id_, token in added.items() if token.special}
         self.regions = cache(self._load)
+        self.kept = cache(self._kept)
         self._failure = ""
 
     def _load(self, tools: bool, reasoning: bool) -> Regions | None:
@@ -54,14 +55,14 @@ class ModelFormat:
         if self.regions(True, True) is None:
             raise RequestError(f"Tool calls can't be read. {self._failure}", param="tools")
 
-    def kept(self, regions: Regions) -> frozenset[int]:
+    def _kept(self, regions: Regions) -> frozenset[int]:
         """Ids of the special tokens that are markers of the format."""
         text = json.dumps(regions.template, ensure_ascii=False).replace("\\", "")
         return frozenset(id_ for token, id_ in self.special.items() if token in text)
 
 
 class ReplyReader:
-    """How the replies to one request are split.
+    """How the replies to one request are split. Made off the event loop for long prompts.
 
     ``schemas``: the parameters of the tools that may be called, by name; empty: none. ``many``: calls after the first
     are kept. ``kept``: ids of special tokens that must be in the text.
@@ -74,7 +75,7 @@ class ReplyReader:
         self.kept = model.kept(regions)
         self._model = model
         self._regions = regions
-        self._prompt = prompt
+        self._prefix = regions.after_anchor(prompt)
         self._schemas = schemas
 
     @property
@@ -84,7 +85,7 @@ class ReplyReader:
 
     def parser(self) -> ReplyParser:
         """A parser for one reply."""
-        return ReplyParser(self._model.form, self._regions, self._prompt, self._schemas)
+        return ReplyParser(self._model.form, self._regions, self._prefix, self._schemas)
 
     def in_reasoning(self) -> bool:
         """Whether the prompt ends inside the reasoning."""

@@ -30,13 +30,13 @@ class Piece(Struct, frozen=True):
 
 
 class ReplyParser:
-    """Parses one reply. ``prompt``: the text before it. ``schemas``: the tools' parameters by name; None: no tools.
+    """Parses one reply. ``prefix``: what the prompt has of it. ``schemas``: the tools' parameters by name.
 
     White space next to reasoning and tool calls is left out. A region that is no valid call is content.
     """
 
     def __init__(
-        self, form: ReplyFormat, regions: Regions, prompt: str, schemas: Mapping[str, Any] | None = None
+        self, form: ReplyFormat, regions: Regions, prefix: str, schemas: Mapping[str, Any] | None = None
     ) -> None:
         self._regions = regions
         self._schemas = schemas or {}
@@ -48,7 +48,6 @@ class ReplyParser:
         self._split = False  # something other than content came
         self._sent: set[Kind] = set()
         self._bare: str | None = "" if schemas and form.tool is not None and form.tool.bare and not form.own else None
-        prefix = regions.after_anchor(prompt)
         begins_open = "" if form.thoughts is None or form.own else form.thoughts.begins_open
         if begins_open and not any(marker in prefix for marker in (begins_open, "</")):
             prefix += begins_open

@@ -11,7 +11,7 @@ from trunkline.core.errors import RequestError
 from trunkline.core.server.api import chat_prompt, read_messages, read_salt, template_options
 from trunkline.core.types import ServedModel, Tokenizer
 from trunkline.plugins.generation.extras import Extras
-from trunkline.plugins.generation.formats.model_format import ReplyReader
+from trunkline.plugins.generation.formats.model_format import IN_THREAD, ReplyReader
 from trunkline.plugins.generation.sampling.checks import MAX_GRAMMAR_BYTES
 from trunkline.plugins.generation.sampling.params import SamplingParams
 from trunkline.plugins.generation.schemas import Grammar, LogprobParams
@@ -78,7 +78,11 @@ async def _reader(
     regions = model.regions(bool(tools.schemas), body.separate_reasoning is not False)
     if regions is None:
         return None, params
-    reader = ReplyReader(model, regions, prompt, tools.schemas, many=tools.many)
+
+    def make_reader() -> ReplyReader:
+        return ReplyReader(model, regions, prompt, tools.schemas, many=tools.many)
+
+    reader: ReplyReader = await service.engine.off_loop(make_reader, size=IN_THREAD if model.form.own else len(prompt))
     grammar = params.grammar
     if grammar is None and not tools.forced:
         return reader, params
@@ -94,7 +98,7 @@ async def _reader(
     answer = None if grammar is None or tools.forced else grammar.text
     if answer is not None and not tools.schemas and not reader.in_reasoning():
         return None, params  # the whole output is the answer
-    text = await service.engine.off_loop(reader.grammar, answer, size=0)
+    text = await service.engine.off_loop(reader.grammar, answer, size=IN_THREAD)
     if len(text.encode()) > MAX_GRAMMAR_BYTES:
         raise RequestError(
             f"The grammar of the tools may have at most {MAX_GRAMMAR_BYTES} bytes; send fewer or smaller tools.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,3 +102,11 @@ def test_names_are_unique_and_templates_load() -> None:
 def test_an_invalid_template_of_a_checkpoint_names_the_reason() -> None:
     with pytest.raises(ConfigError, match=r"response_template is invalid: .*unknown content parser 'yaml'"):
         Regions({"start_anchor": "A", "fields": {"content": {"content": "yaml"}}})
+
+
+def test_the_page_lists_all_names(repository: Path) -> None:
+    page = (repository / "docs" / "tools.md").read_text()
+    rows = [re.findall("`([^`]*)`", line.rsplit("|", 2)[0]) for line in page.splitlines() if line.startswith("| `")]
+    for formats in (TOOL_FORMATS, REASONING_FORMATS):
+        for key, one in formats.items():
+            assert [key, *one.aliases] in rows

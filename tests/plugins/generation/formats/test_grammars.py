@@ -67,7 +67,8 @@ def _sample(grammar: str, tokenizer: Any, seed: int) -> str:
 
 
 def _calls(form: Any, prompt: str, text: str, schemas: Any) -> list[Any]:
-    parser = ReplyParser(form, Regions(form.template(tools=True, reasoning=True)), prompt, schemas)
+    regions = Regions(form.template(tools=True, reasoning=True))
+    parser = ReplyParser(form, regions, regions.after_anchor(prompt), schemas)
     pieces = [*parser.feed(text), *parser.finish()]
     assert {piece.kind for piece in pieces} <= {"call", "reasoning"}, (text, pieces)
     return [piece.call for piece in pieces if piece.call]
@@ -100,7 +101,8 @@ def test_forced_calls_are_valid(tool: str, seed: int, byte_level: Any) -> None:
 )
 def test_reasoning_may_come_first(tool: str, reasoning: str, prompt: str, byte_level: Any) -> None:
     form, schemas = _form(tool, reasoning), {"get_weather": PLAIN}
-    opened = ReplyParser(form, Regions(form.template(tools=True, reasoning=True)), prompt).in_reasoning
+    regions = Regions(form.template(tools=True, reasoning=True))
+    opened = ReplyParser(form, regions, regions.after_anchor(prompt)).in_reasoning
     assert opened == ("<think>" in prompt or reasoning == "deepseek-r1")
     grammar = forced_calls(form, schemas, {}, many=False, in_reasoning=opened)
     call = form.tool.begin + form.tool.call.format(name="get_weather", arguments="{}").split("{}")[0]

@@ -52,7 +52,8 @@ def _split(form: ReplyFormat, prompt: str, chunks: Iterable[str]) -> list[Piece]
     """The pieces of a reply; neighbouring ones of one kind are joined."""
     template = form.template(tools=True, reasoning=True)
     assert template is not None
-    parser = ReplyParser(form, Regions(template), prompt, SCHEMAS)
+    regions = Regions(template)
+    parser = ReplyParser(form, regions, regions.after_anchor(prompt), SCHEMAS)
     pieces = [piece for chunk in chunks for piece in parser.feed(chunk)] + parser.finish()
     joined = []
     for kind, group in groupby(pieces, lambda piece: piece.kind):
