@@ -68,6 +68,7 @@ class EngineReply:
         self._abort_in_engine = abort_in_engine
         self._observers = observers
         self._updated = asyncio.Event()
+        self._begun = asyncio.Event()
         self._ended = asyncio.Event()
 
     @property
@@ -85,6 +86,9 @@ class EngineReply:
         if not self.ended:
             await self._updated.wait()
         self._updated.clear()
+
+    async def begun(self) -> None:
+        await self._begun.wait()
 
     async def result(self) -> None:
         await self._ended.wait()
@@ -109,6 +113,7 @@ class EngineReply:
         self.weight_version = weight_version
         self.started = time.perf_counter()
         self.cached_tokens = message.cached
+        self._begun.set()
         for started in self._observers.started:
             started(self)
 
@@ -159,6 +164,7 @@ class EngineReply:
     def _close(self) -> None:
         self.finished = time.perf_counter()
         self._updated.set()
+        self._begun.set()
         self._ended.set()
         for ended in self._observers.ended:
             ended(self)

@@ -45,6 +45,9 @@ class Reply(Protocol):
     async def wait(self) -> None:
         """Return when a message has arrived since the last call, or at once when the request has ended."""
 
+    async def begun(self) -> None:
+        """Return when the request has left the waiting queue, or has ended."""
+
     async def result(self) -> None:
         """Return when the request has ended; raise ``error`` if it has one."""
 

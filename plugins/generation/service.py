@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -24,6 +26,7 @@ from .sequence import OutputSequence
 from .settings import GROUP, TASK, GenerationSettings, input_limit, new_token_limit
 
 ON_LOOP = 8  # sequences that are decoded on the event loop; more are decoded in a thread
+GRAMMAR_SECONDS = 2.0  # that the headers of a stream wait for its grammar; it is compiled within milliseconds
 ON_LOOP_BYTES = 1 << 15  # size of the results that are encoded on the event loop
 
 
@@ -163,6 +166,25 @@ class Service:
             if job.return_prompt:
                 sequence.prompt_ids = [] if item.embeds else item.prompt
             sequences.append(sequence)
+        return sequences
+
+    async def submit_checked(self, job: Job) -> list[OutputSequence]:
+        """:meth:`submit`, and the error of a grammar that can't be compiled: a stream has no status for it later.
+
+        Waits until the sequences run, for at most ``GRAMMAR_SECONDS``.
+        """
+        sequences = await self.submit(job)
+        if all(sampling.grammar is None for sampling in job.sampling):
+            return sequences
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GRAMMAR_SECONDS):
+                    await asyncio.gather(*(sequence.reply.begun() for sequence in sequences))
+            for sequence in sequences:
+                sequence.raise_for_error()
+        except BaseException:
+            self.close(sequences)
+            raise
         return sequences
 
     async def _prefill(self, job: Job) -> dict[int, Reply]:

@@ -47,7 +47,7 @@ class Replies(ABC):
         with grammar_errors(self.grammar):
             if not self._stream:
                 return json_response(await while_connected(request, self._completed()))
-            sequences = await while_connected(request, self.service.submit(self.job))
+            sequences = await while_connected(request, self.service.submit_checked(self.job))
         return EventStream(self.chunks(sequences), lambda: self.service.close(sequences))
 
     async def _completed(self) -> dict[str, Any]:

@@ -38,10 +38,10 @@ class ResponseReply:
 
     async def response(self, request: AnyRequest) -> Any:
         """Run the job and answer ``request``."""
-        if not self._stream:
-            with grammar_errors(self._grammar):
+        with grammar_errors(self._grammar):
+            if not self._stream:
                 return json_response(await while_connected(request, self._whole()))
-        sequences = await while_connected(request, self._service.submit(self._job))
+            sequences = await while_connected(request, self._service.submit_checked(self._job))
         return EventStream(self._frames(sequences), lambda: self._service.close(sequences))
 
     async def _whole(self) -> dict[str, Any]:

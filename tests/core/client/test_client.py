@@ -45,6 +45,18 @@ async def test_wait_shows_progress_and_returns_at_once_when_over(start: Callable
     await asyncio.wait_for(reply.wait(), 1)
 
 
+async def test_begun_returns_when_a_request_runs_or_has_failed(start: Callable[..., Any], params: Any) -> None:
+    engine = await start()
+    runs, fails = engine.submit("m", "echo", [item(params(n=50, delay=0.05)), item(params(refuse=True))])
+    async with asyncio.timeout(30):
+        await runs.begun()
+        await fails.begun()
+    assert runs.started
+    assert not runs.ended
+    assert fails.error is not None
+    runs.cancel()
+
+
 async def test_many_requests_keep_apart(start: Callable[..., Any], params: Any) -> None:
     engine = await start()
     replies = engine.submit("m", "echo", [item(params(n=2), [i + 1, i + 2]) for i in range(50)])

@@ -152,6 +152,9 @@ class FakeReply:
             await self._updated.wait()
         self._updated.clear()
 
+    async def begun(self) -> None:
+        await self._updated.wait()
+
     async def result(self) -> None:
         await self._ended.wait()
         if self.error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 
 from trunkline.core.errors import RequestError
+from trunkline.plugins.generation import service
 from trunkline.plugins.generation.openai.chat_schemas import ChatBody
 from trunkline.plugins.generation.openai.completion_schemas import CompletionBody
 from trunkline.plugins.generation.openai.grammars import ANY_OBJECT, read_grammar
@@ -187,6 +189,32 @@ async def test_a_grammar_reaches_the_engine(client: httpx.AsyncClient, engine: A
     assert (engine.items[-1].params.grammar.kind, engine.items[-1].params.grammar.text) == ("json_schema", TEXT)
     assert (await client.post(path, json=body)).status_code == 200
     assert engine.items[-1].params.grammar is None
+
+
+async def test_a_stream_whose_grammar_is_invalid_has_the_status(client: httpx.AsyncClient, engine: Any) -> None:
+    """And none of its sequences goes on."""
+    refusal = RequestError("Failed to compile regex grammar: unclosed group", param="regex")
+    engine.script = lambda item: [refusal] if item.rid.endswith("_1") else [50] * 20
+    body = {"prompt": [5], "n": 2, "stream": True, "max_tokens": 20}
+    answer = await client.post("/v1/completions", json=body | {"guided_regex": "("})
+    assert (answer.status_code, answer.json()["param"]) == (400, "guided_regex")
+    assert all(reply.finish or reply.error for reply in engine.replies)
+    assert (await client.post("/v1/completions", json=body)).status_code == 200, "without a grammar, nothing waits"
+
+
+async def test_a_stream_waits_for_its_grammar_only_for_a_moment(
+    client: httpx.AsyncClient, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(self: Any) -> None:
+        await asyncio.Event().wait()
+
+    await client.post("/v1/completions", json={"prompt": [5], "max_tokens": 1})
+    monkeypatch.setattr(service, "GRAMMAR_SECONDS", 0.01)
+    monkeypatch.setattr(type(engine.replies[0]), "begun", never)
+    body = {"prompt": [5], "stream": True, "max_tokens": 2, "regex": "a+"}
+    async with asyncio.timeout(30):
+        answer = await client.post("/v1/completions", json=body)
+    assert (answer.status_code, answer.text.count("[DONE]")) == (200, 1)
 
 
 async def test_an_error_names_the_field_that_was_sent(client: httpx.AsyncClient) -> None:
