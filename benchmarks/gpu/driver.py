@@ -59,6 +59,9 @@ class Messages:
     def send(self, messages: list[Any]) -> None:
         self.sent += messages
 
+    def wake(self) -> None:
+        """It never blocks."""
+
     def close(self) -> None:
         """Nothing is open."""
 

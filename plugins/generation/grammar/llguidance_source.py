@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import llguidance
@@ -15,6 +16,7 @@ from .json_schema import OPTIONS, checked_schema
 from .structural_tags import lark_of_tags
 
 MAX_REGEX = 8192  # characters
+_REGEX_ERROR = re.compile(r"regex parse error:.*^error: (.+?)$", re.DOTALL | re.MULTILINE)
 _OVERLAP = "oneOf constraints are not supported"
 
 
@@ -77,4 +79,7 @@ def reason_of(matcher: LLMatcher) -> str:
     text = matcher.get_error().replace("<non-verbose/>", "").strip()
     if _OVERLAP in text:
         return "oneOf is supported only where no value fits two of its schemas; use anyOf"
-    return text if len(text) <= 500 else f"{text[:500]}…"
+    if (invalid := _REGEX_ERROR.search(text)) is not None:
+        return f"invalid regular expression: {invalid[1]}"  # without the text, which may be long
+    line = text.partition("\n")[0]
+    return line if len(line) <= 300 else f"{line[:300]}…"

@@ -105,6 +105,7 @@ def test_cancelled_requests_are_not_compiled_and_others_still_are(engine: Engine
     engine.gate.set()
     assert waiting[1].result(20)
     assert last.result(20)
+    assert all(future.result(20) for future in running)
     assert sorted(engine.compiled) == ["a", "b", "c", "e"]
     assert compiler.start(Grammar("regex", "d")).result(20)
 
