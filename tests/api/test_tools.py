@@ -13,7 +13,8 @@ import openai
 import pytest
 
 TEMPLATE = (
-    "{{% for t in tools or [] %}}{{{{ t.function.name }}}} {{% endfor %}}{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n"
+    "{{% for t in tools or [] %}}{{{{ t.function.name }}}} {{% endfor %}}"
+    "{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n"
     "{{{{ m.content }}}}<|im_end|>\n{{% endfor %}}<|im_start|>assistant\n{{# {mark} #}}"
 )
 BOUNDED = {
