@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from trunkline.core.model.sources import catalogue
 
 from .conftest import SCHEMAS, problem_of
 
@@ -63,12 +64,21 @@ def test_a_sample_of_the_schemas(
 
 @pytest.mark.fuzz
 def test_all_schemas(
-    recorded_engine: Callable[..., Any], zoo: Callable[[str], Path], endings: dict[str, float]
+    recorded_engine: Callable[..., Any], zoo: Callable[[str], Path], endings: dict[str, float], suite: Any
 ) -> None:
     """Of each schema, at least one output must have ended."""
     engine = recorded_engine(zoo("llama"))
-    first = int(os.environ.get("TRUNKLINE_SUITE_SEED", "0"))
     ended: set[str] = set()
-    for seed in range(first, first + 3):
+    for seed in range(suite.seed, suite.seed + 8):
         ended |= check(outputs(engine, list(SCHEMAS), seed, endings, "json"))
     assert set(SCHEMAS) - ended - ENDLESS == set()
+
+
+@pytest.mark.fuzz
+def test_a_real_model(recorded_engine: Callable[..., Any], suite: Any) -> None:
+    """Its tokens have several characters, and its tokenizer is another one."""
+    folder = catalogue.fetch("demo:smollm2-135m-instruct")
+    names = suite.random.sample([name for name in SCHEMAS if name not in ENDLESS], 24)
+    engine = recorded_engine(folder, max_total_tokens=16384)
+    ended = check(outputs(engine, names, suite.seed, {}, "A JSON value without spaces: "))
+    assert len(ended) >= 8
