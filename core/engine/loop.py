@@ -288,10 +288,10 @@ class EngineLoop:
         work, since = self._long_work, self._busy_since  # in this order, see long_work
         return Heartbeat(
             age=time.monotonic() - since if since else 0.0,
-            loads=[lane.current_load(self._not_admitted(lane)) for lane in self.lanes],
+            loads=[lane.current_load(self.not_admitted(lane)) for lane in self.lanes],
             work=work,
         )
 
-    def _not_admitted(self, lane: Lane) -> int:
+    def not_admitted(self, lane: Lane) -> int:
         """The number of the lane's requests that its scheduler doesn't have yet."""
         return self.updates.deferred_requests(lane) + self.preparations.count(lane)

@@ -36,6 +36,8 @@ class MaintainableLoop(Protocol):
     lanes: list[Lane]
     after_pass: list[AfterPass]
 
+    def not_admitted(self, lane: Lane) -> int: ...
+
     def send(self, messages: list[Any]) -> None: ...
     def long_work(self, description: str) -> AbstractContextManager[None]: ...
 
@@ -47,12 +49,16 @@ class Maintenance:
         self._loop = loop
         self._sleep_seconds = 0.0
         self.controls: dict[str, Callable[[Lane, Call], None]] = {
-            "flush_cache": lambda lane, call: self._answer(call, lane.flush()),
+            "flush_cache": lambda lane, call: self._answer(call, self._flush(lane)),
             "enable_plugin": self.enable_plugin,
             "freeze_gc": self.freeze_gc,
             "log_level": self.log_level,
             "slow_down": self.slow_down,
         }
+
+    def _flush(self, lane: Lane) -> bool:
+        """Empty the prefix cache, unless a request runs, or one waits in a lane that isn't halted."""
+        return (lane.halted or not self._loop.not_admitted(lane)) and lane.flush()
 
     def enable_plugin(self, _: Lane, call: Call) -> None:
         """Switch a plugin's tasks on again. The answer is their names. RequestError 404 for an unknown plugin."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
+MAX_REFERENCES = 16  # of a schema to its definitions, one after another
 MAX_CALLS = 128  # calls of one reply; more are left as text
 
 
@@ -92,14 +93,14 @@ def with_types(arguments: dict[str, Any], schema: Any) -> dict[str, Any]:
     if not isinstance(properties, dict):
         return arguments
     return {
-        key: _converted(value, properties[key]) if isinstance(value, str) and key in properties else value
+        key: _converted(value, properties[key], schema) if isinstance(value, str) and key in properties else value
         for key, value in arguments.items()
     }
 
 
-def _converted(text: str, schema: Any) -> Any:
+def _converted(text: str, schema: Any, root: Any) -> Any:
     """The JSON value in ``text`` if the schema allows its type, else ``text``, as it is where it allows strings."""
-    types = set(schema_types(schema))
+    types = set(schema_types(schema, root))
     if not types:
         return text
     try:
@@ -126,16 +127,30 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def schema_types(schema: Any) -> Iterator[str]:
-    """The types that a schema names, in its unions, too."""
-    if not isinstance(schema, dict):
+def schema_types(schema: Any, root: Any, depth: int = 0) -> Iterator[str]:
+    """The types that a schema names, in its parts and in definitions of ``root``, too; ``depth``: of references."""
+    if not isinstance(schema, dict) or depth > MAX_REFERENCES:
         return
     declared = schema.get("type")
-    yield from [declared] if isinstance(declared, str) else declared if isinstance(declared, list) else ()
+    yield from (name for name in (declared if isinstance(declared, list) else [declared]) if isinstance(name, str))
     values = [*schema["enum"]] if isinstance(schema.get("enum"), list) else []
     values += [schema["const"]] if "const" in schema else []
     if declared is None and values:
         yield from (kind for kind, check in _CHECKS.items() if any(check(value) for value in values))
-    for union in ("anyOf", "oneOf"):
-        for choice in schema.get(union) or ():
-            yield from schema_types(choice)
+    yield from schema_types(_referred(schema.get("$ref"), root), root, depth + 1)
+    for part in ("anyOf", "oneOf", "allOf"):
+        choices = schema.get(part)
+        for choice in choices if isinstance(choices, list) else ():
+            yield from schema_types(choice, root, depth + 1)
+
+
+def _referred(reference: Any, root: Any) -> Any:
+    """The definition in ``root`` that a ``$ref`` such as "#/$defs/Place" names, None for others."""
+    if not isinstance(reference, str) or not reference.startswith("#/"):
+        return None
+    found = root
+    for key in reference.removeprefix("#/").split("/"):
+        if not isinstance(found, dict):
+            return None
+        found = found.get(key.replace("~1", "/").replace("~0", "~"))
+    return found

@@ -169,11 +169,13 @@ def _value(name: str, key: str, schema: dict[str, Any], root: Mapping[str, Any])
     field = f"parameters.properties.{key}"
     if "enum" in schema or "const" in schema:
         choices = schema.get("enum", [schema.get("const")])
+        if not isinstance(choices, list):
+            raise _cant_enforce(name, field, ["enum"])
         if extra := schema.keys() - NOTES - {"type", "enum", "const"}:
             raise _cant_enforce(name, field, sorted(extra))
         texts = [choice if isinstance(choice, str) else json.dumps(choice, ensure_ascii=False) for choice in choices]
         return " | ".join(map(_quoted, texts)) or '""'
-    types = set(schema_types(schema))
+    types = set(schema_types(schema, root))
     constraints = schema.keys() - NOTES - {"type"}
     if types <= {"string"} and not constraints:
         return ""

@@ -22,7 +22,7 @@ log = logging.getLogger("trunkline.generation")
 
 OWN = "llguidance"
 THREADS = 2
-MAX_ENTRIES = 256
+MAX_ENTRIES = 64
 MAX_BYTES = 256 << 20
 FAILED_MESSAGE = "The grammar could not be compiled; the server's log has the reason."
 
@@ -53,6 +53,11 @@ class GrammarCache:
         if entry is not None:
             self._entries.move_to_end(grammar)
         return entry
+
+    def drop(self, grammar: Grammar) -> None:
+        """Forget an entry, if it is there."""
+        if (entry := self._entries.pop(grammar, None)) is not None:
+            self.nbytes -= _size(grammar, entry)
 
     def put(self, grammar: Grammar, entry: CompiledGrammar | Refusal) -> None:
         if grammar not in self._entries:
@@ -102,6 +107,11 @@ class GrammarCompiler:
         if entry is not None:
             _resolve(future, grammar, entry)
         return future
+
+    def forget(self, grammar: Grammar) -> None:
+        """Compile the grammar anew for the next request: matchers of llguidance share their lexer and its limits."""
+        with self._lock:
+            self._cache.drop(grammar)
 
     def _run(self, grammar: Grammar) -> None:
         """Compile a grammar for the requests that wait for it. In a thread."""

@@ -39,7 +39,7 @@ class Grammars:
         if grammar is None:
             return None
         future = request.state if isinstance(request.state, Future) else self._compiler.start(grammar)
-        state = GrammarState(grammar, future.result())
+        state = GrammarState(grammar, future.result(), lambda: self._compiler.forget(grammar))
         for token in request.output:
             state.accept(token)
         if state.failure is not None:

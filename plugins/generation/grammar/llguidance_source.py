@@ -17,6 +17,7 @@ from .structural_tags import lark_of_tags
 
 MAX_REGEX = 8192  # characters
 _REGEX_ERROR = re.compile(r"regex parse error:.*^error: (.+?)$", re.DOTALL | re.MULTILINE)
+_NO_TEXT = "NoExtensionBias"
 _OVERLAP = "oneOf constraints are not supported"
 
 
@@ -77,6 +78,8 @@ def build_matcher(tokenizer: LLTokenizer, source: str) -> LLMatcher:
 def reason_of(matcher: LLMatcher) -> str:
     """Why a matcher is in its error state, for the client."""
     text = matcher.get_error().replace("<non-verbose/>", "").strip()
+    if _NO_TEXT in text:
+        return "no text matches it"
     if _OVERLAP in text:
         return "oneOf is supported only where no value fits two of its schemas; use anyOf"
     if (invalid := _REGEX_ERROR.search(text)) is not None:

@@ -30,10 +30,12 @@ FAILED_MESSAGE = "The grammar engine failed; the server's log has the reason."
 class GrammarState:
     """Follows a request's output. ``failure``: the error that ends the request, None if there is none."""
 
-    __slots__ = ("_excess", "_matcher", "failure", "filling", "grammar")
+    __slots__ = ("_excess", "_forget", "_matcher", "failure", "filling", "grammar")
 
-    def __init__(self, grammar: Grammar, compiled: CompiledGrammar) -> None:
+    def __init__(self, grammar: Grammar, compiled: CompiledGrammar, forget: Callable[[], None]) -> None:
+        """``forget`` is called when the matcher fails: the next request gets a grammar that is compiled anew."""
         self.grammar = grammar
+        self._forget = forget
         self.failure: RequestError | None = None
         self.filling: Future[None] | None = None  # computes a mask
         self._excess = 0.0
@@ -84,6 +86,7 @@ class GrammarState:
             call()
         except ValueError as error:
             self.failure = self._ended(str(error))
+            self._forget()
         except BaseException as error:  # of a plugin, SystemExit too
             log.error("a grammar engine's matcher raised %s", describe_error(error), exc_info=error)
             self.failure = RequestError(FAILED_MESSAGE, status=500)

@@ -86,10 +86,11 @@ async def _reader(
     grammar = params.grammar
     if grammar is None and not tools.forced:
         return reader, params
-    if tools.forced and grammar is not None and body.response_format is None:
+    # A schema for the answer doesn't matter if there is none, only calls.
+    if tools.forced and grammar is not None and (grammar.kind != "json_schema" or body.response_format is None):
         raise RequestError(f"tool_choice forces a call, so that {grammar.kind} can't be set.", param="tool_choice")
     if grammar is not None and grammar.kind != "json_schema":
-        if tools.schemas and not tools.forced:
+        if tools.schemas:
             raise RequestError(
                 f"{grammar.kind} can't be combined with tools, because the model could call none; a JSON Schema can.",
                 param="tools",

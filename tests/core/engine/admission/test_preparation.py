@@ -21,7 +21,7 @@ from trunkline.core.engine.contracts import CheckedStage
 from trunkline.core.engine.device.cpu import CpuDevice
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.loop import EngineLoop
-from trunkline.core.engine.messages import Abort, Call, Progress, Stop, Submit
+from trunkline.core.engine.messages import Abort, Answer, Call, Progress, Stop, Submit
 from trunkline.core.engine.runner import Runner
 from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.errors import RequestError
@@ -95,6 +95,7 @@ class Bench:
         self.stage = Slow()
         self.lane = make_lane(self.stage)
         self.replies: dict[int, Progress] = {}
+        self.answers: list[Any] = []
         self.changed = threading.Condition()
         self.channel = LocalChannel(self.deliver)
         self.loop = EngineLoop([self.lane], self.channel)
@@ -104,6 +105,7 @@ class Bench:
     def deliver(self, messages: list[Any]) -> None:
         with self.changed:
             self.replies |= {each.key: each for each in messages if isinstance(each, Progress) and each.last}
+            self.answers += [each.value for each in messages if isinstance(each, Answer)]
             self.changed.notify_all()
 
     def submit(self, key: int, **params: Any) -> None:
@@ -120,6 +122,13 @@ class Bench:
         with self.changed:
             assert self.changed.wait_for(lambda: key in self.replies, 20)
             return self.replies[key]
+
+    def flush(self) -> Any:
+        """The answer to the control ``flush_cache``."""
+        self.channel.post(Call(0, "flush_cache", "", {}))
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.answers, 20)
+            return self.answers.pop()
 
     def close(self) -> None:
         self.channel.post(Stop())
@@ -160,6 +169,7 @@ def test_others_are_served_while_a_request_is_prepared(bench: Bench) -> None:
     bench.submit(2)
     assert bench.wait(2).finish == {"type": "done"}
     assert bench.loop.heartbeat().loads[0].waiting == 1
+    assert not bench.flush()
     assert 1 not in bench.replies
     future.set_result(7)  # the loop waits for messages: this must wake it
     assert bench.wait(1).finish == {"type": "done"}
@@ -167,6 +177,7 @@ def test_others_are_served_while_a_request_is_prepared(bench: Bench) -> None:
     assert bench.stage.released == ["r2", "r1"]
     assert bench.loop.requests == {}
     assert bench.loop.heartbeat().loads[0].waiting == 0
+    assert bench.flush()
 
 
 def test_what_failed_is_raised_by_admit(bench: Bench) -> None:

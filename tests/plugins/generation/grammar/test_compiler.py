@@ -11,6 +11,7 @@ import pytest
 from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.errors import ConfigError, PluginError, RequestError
 from trunkline.plugins.generation.grammar.compiler import FAILED_MESSAGE, GrammarCache, Refusal, choose_engine
+from trunkline.plugins.generation.grammar.state import GrammarState
 from trunkline.plugins.generation.schemas import Grammar
 
 PLUGIN = Plugin("mine", "mine", distribution="mine-dist", version="3.1")
@@ -53,6 +54,29 @@ def engine() -> Iterator[Engine]:
 
 def compiler_of(*engines: Any, backend: str = "auto") -> Any:
     return choose_engine([Provided(PLUGIN, each) for each in engines], backend)
+
+
+def test_what_a_matcher_gave_up_is_compiled_anew(engine: Engine) -> None:
+    """Matchers of one compiled grammar may share what has come to its limit."""
+
+    class Exhausted:
+        finished = False
+
+        def accept(self, token: int) -> None:
+            raise ValueError("too many states")
+
+    compiler = compiler_of(engine)
+    engine.gate.set()
+    grammar = Grammar("regex", "a")
+    compiled = compiler.start(grammar).result(20)
+    compiled.matcher = Exhausted
+    state = GrammarState(grammar, compiled, lambda: compiler.forget(grammar))
+    assert compiler.start(grammar).result(20) is compiled
+    state.accept(5)
+    assert state.failure is not None
+    assert compiler.start(grammar).result(20) is not compiled
+    assert engine.compiled == ["a", "a"]
+    compiler.forget(Grammar("regex", "unknown"))
 
 
 def test_equal_grammars_are_compiled_once_and_kept(engine: Engine) -> None:

@@ -243,6 +243,10 @@ def _function(**fields: Any) -> dict[str, Any]:
             "isn't the name of a tool",
         ),
         ({"tools": [NOW], "tool_choice": "required", "regex": "a"}, "tool_choice", "regex can't be set"),
+        (
+            {"tools": [NOW], "tool_choice": "required", "response_format": {"type": "text"}, "regex": "a"},
+            *("tool_choice", "regex can't be set"),
+        ),
         ({"tools": [NOW], "regex": "a"}, "tools", "regex can't be combined with tools"),
     ],
 )
