@@ -24,8 +24,10 @@ CHAT = {"messages": [{"role": "user", "content": "one"}]}
 PAIR = {"text_1": "one", "text_2": "two", "texts": ["two"]}
 WEIGHTS = {"model_path": "nowhere", "new_version": "x", "name": "x"}
 MORE = {"prompt": "one", "tokens": [1], "ids": [1], "capacity_of_str_len": 1, "session_id": "x"}
-DEEP = json.dumps(FINE | CHAT | PAIR | WEIGHTS | MORE)[:-1].encode() + b', "metadata": ' + b"[" * 64 + b"]" * 64 + b"}"
-OTHER_INPUTS = ("/v1/embed", "/v2/embed")  # routes whose ``inputs`` are no text
+DEEP = json.dumps(FINE | CHAT | PAIR | WEIGHTS | MORE)[:-1].encode() + b', "user": ' + b"[" * 64 + b"]" * 64 + b"}"
+OTHERS = {  # fields of a deep body that are no text on these routes
+    "/v1/embed": b'"inputs": "one", ', "/v2/embed": b'"inputs": "one", ', "/v1/responses": b'"text": "one", ',
+}  # fmt: skip
 BODIES = {
     "nothing": b"",
     "no JSON": b"{",
@@ -75,7 +77,7 @@ def posts(servers: Callable[..., Any], walls: list[str], outsiders: dict[str, st
 @pytest.mark.parametrize("kind", BODIES)
 def test_no_body_is_the_servers_fault(http: httpx.Client, posts: list[str], kind: str) -> None:
     for path in posts:
-        body = BODIES[kind].replace(b'"inputs": "one", ', b"") if path in OTHER_INPUTS else BODIES[kind]
+        body = BODIES[kind].replace(OTHERS.get(path, b"\0"), b"")
         answer = http.post(path, content=body, headers={"content-type": "application/json"})
         assert 400 <= answer.status_code < 500, (path, answer.status_code, answer.text[:200])
         expected = {"deep": "at most 64", "huge": str(MAX_BODY)}.get(kind, "")
