@@ -53,8 +53,11 @@ async def test_begun_returns_when_a_request_runs_or_has_failed(start: Callable[.
         await fails.begun()
     assert runs.started
     assert not runs.ended
-    assert fails.error is not None
     runs.cancel()
+    with pytest.raises(RequestError, match="refused"):
+        await fails.result()
+    async with asyncio.timeout(30):
+        await fails.begun()
 
 
 async def test_many_requests_keep_apart(start: Callable[..., Any], params: Any) -> None:
