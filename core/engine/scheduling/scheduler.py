@@ -151,11 +151,11 @@ class Scheduler:
             if ahead:
                 return None  # the tokens that are awaited may take a sequence past one
             self._requeue_past_boundary(draft)
-        decoding, prefilling = sort_running(self._running)
-        if ahead and draft.slots_left < len(decoding):
+        decoding, prefilling, needed = sort_running(self._running)
+        if ahead and draft.slots_left < needed:
             return None
-        while draft.slots_left < len(decoding) and self._retract(draft):
-            decoding, prefilling = sort_running(self._running)
+        while draft.slots_left < needed and self._retract(draft):
+            decoding, prefilling, needed = sort_running(self._running)
         for entry in decoding:
             draft.add(entry, entry.length)
         decodes = len(decoding)
@@ -169,7 +169,7 @@ class Scheduler:
                 return self._allocate(draft, decodes)
         draft.add_chunks(prefilling)
         while not ahead and prefilling and not draft.ends and self._retract(draft):
-            _, prefilling = sort_running(self._running)
+            _, prefilling, _ = sort_running(self._running)
             draft.add_chunks(prefilling)
         if not draft.retracted:
             self._admit(draft)

@@ -35,8 +35,9 @@ class Entry(SlotAllocation):
         return len(self.request.tokens) + self.awaited
 
 
-def sort_running(running: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
-    """Decoding requests and those with prompt to compute, both in order of admission."""
+def sort_running(running: Sequence[Entry]) -> tuple[list[Entry], list[Entry], int]:
+    """Decoding requests, those with prompt to compute, both in order of admission, and how many slots a pass needs:
+    one for each decoding request, and one for the prompt of the request that was admitted first."""
     decoding: list[Entry] = []
     prefilling: list[Entry] = []
     for entry in running:
@@ -46,7 +47,8 @@ def sort_running(running: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
             decoding.append(entry)
         elif missing:
             prefilling.append(entry)
-    return decoding, prefilling
+    first_lacks_slot = bool(prefilling) and prefilling[0] is running[0] and running[0].allocated <= running[0].launched
+    return decoding, prefilling, len(decoding) + first_lacks_slot
 
 
 def launch(entry: Entry, end: int) -> Row:
