@@ -142,7 +142,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
         Annotated[float, Meta(ge=0, le=3_600_000)] | None,
         _about(
             "Time that prompts may add to a pass in which other requests decode, in milliseconds; chunks are made "
-            "small enough by the measured speed. 0 = no limit; by default, such a pass may take 2.2 times as long as "
+            "small enough by the measured speed. 0 = no limit; by default, such a pass may take 2.5 times as long as "
             "one without prompts."
         ),
     ] = None

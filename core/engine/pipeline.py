@@ -37,11 +37,16 @@ class Pipeline:
         self._finished = finished
         self._in_flight: Flight | None = None
         self._finished_at = 0.0  # when the last batch was collected
+        self._passes = 0
+        self._last_pass = dict.fromkeys(lanes, 0)  # of each lane, by number
 
     @property
     def busy(self) -> bool:
         """Whether a batch is in flight, or a lane has something to compute."""
-        return self._in_flight is not None or any(lane.busy and not lane.halted for lane in self._lanes)
+        return self._in_flight is not None or bool(self._busy_lanes())
+
+    def _busy_lanes(self) -> list[Lane]:
+        return [lane for lane in self._lanes if lane.busy and not lane.halted]
 
     def advance(self) -> bool:
         """Start the next batch if there is one, then collect the one before it. Whether a batch is in flight now."""
@@ -66,9 +71,12 @@ class Pipeline:
         previous = flight.batch if flight is not None and flight.lane is lane else None
         if previous is not None and previous.failed:
             return None
-        batch = lane.scheduler.plan(ahead=previous is not None)
+        beside = [other.scheduler for other in self._busy_lanes() if other is not lane]
+        batch = lane.scheduler.plan(ahead=previous is not None, beside=beside)
         if batch is None:
             return None
+        self._passes += 1
+        self._last_pass[lane] = self._passes
         self._started(batch.started)
         return Flight(lane, lane.start(batch, previous))
 
@@ -85,9 +93,13 @@ class Pipeline:
     def next_lane(self) -> Lane | None:
         """Of the lanes that are busy and not halted, the one with the least device time; None if there is none.
 
-        Lanes with less were idle or halted; theirs is raised to the same value, so that they get no more than others.
+        One in which requests decode waits for at most one pass of each other lane. Lanes with less device time were
+        idle, halted or waited; theirs is raised to the same value, so that they get no more than others.
         """
-        busy = [lane for lane in self._lanes if lane.busy and not lane.halted]
+        busy = self._busy_lanes()
+        if len(busy) > 1:
+            decoding = [self._last_pass[lane] for lane in busy if lane.scheduler.delay is not None]
+            busy = [lane for lane in busy if self._last_pass[lane] <= min(decoding, default=self._passes)]
         if not busy:
             return None
         chosen = min(busy, key=lambda lane: lane.device_seconds)

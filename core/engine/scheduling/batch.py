@@ -31,7 +31,7 @@ class Batch:
 
 @dataclass(slots=True)
 class BatchDraft:
-    """A batch while it is being built. If ``whole``, prompts are in it whole or not at all."""
+    """A batch while it is being built. If ``whole``, prompts are in it whole or not at all, and one always is."""
 
     ledger: Ledger
     whole: bool
@@ -59,7 +59,8 @@ class BatchDraft:
             start = self.ends.get(entry, entry.launched)
             missing = entry.length - start
             allocated = max(0, entry.allocated - start)  # slots left from a batch that was cancelled
-            count = min(missing, self.budget, allocated + self.slots_left)
+            budget = missing if self.whole and not self.ends else self.budget
+            count = min(missing, budget, allocated + self.slots_left)
             if count > 0 and (count == missing or not self.whole):
                 self.budget -= count
                 self.add(entry, start + count)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 STRETCH = 2.5  # by default, prompts may make a pass this many times as long as passes without them usually are …
@@ -57,18 +59,38 @@ class Pace:
         self._covariance = (self._covariance - np.outer(gain, terms @ self._covariance)) / FORGETTING
         np.fill_diagonal(self._covariance, np.minimum(self._covariance.diagonal(), UNKNOWN))
 
-    def tokens(self, chunk: int, decodes: int, waiting: int) -> int:
+    @property
+    def delay(self) -> float | None:
+        """Seconds that may be added to a pass in which requests decode; None while there is nothing to go by."""
+        return (STRETCH - 1) * self._usual or None if self._limit is None else self._limit
+
+    def tokens(self, chunk: int, decodes: int, waiting: int, *, models: int = 1) -> int:
         """Limit on the prompt tokens of a pass in which ``decodes`` requests decode; at most ``chunk``.
 
-        ``waiting``: how many admitted prompts are to be computed, in this pass and later ones.
+        ``waiting``: how many admitted prompts are to be computed, in this pass and later ones. ``models``: how many
+        have work; the time that may be added is divided among their passes, which alternate.
         """
-        if not (self._with_prompts and self._usual):
+        if not self._usual:
             return chunk
-        fixed, per_decode, prompts, per_token = (float(each) for each in self._coefficients / SCALES)
-        if per_token <= 0:
-            return chunk
+        fixed, per_decode = (float(each) for each in (self._coefficients / SCALES)[:2])
         alone = fixed + per_decode * decodes
         burst = min(max(1.0, max(0, waiting - BURST_FROM) ** 2 / decodes), BURST)
         longest = burst * max(STRETCH * self._usual, OWN_STRETCH * alone)
-        added = longest - alone if self._limit is None else self._limit
-        return max(min(LEAST, chunk), min(chunk, int((added - prompts) / per_token)))
+        return self._tokens_in((longest - alone if self._limit is None else self._limit) / models, chunk)
+
+    def tokens_beside(self, delays: Sequence[float | None], most: int) -> int:
+        """Limit on the tokens of a pass of prompts, at most ``most``, beside other models that have work.
+
+        ``delays``: by how much their decoding requests may be delayed, see :attr:`.Scheduler.delay`.
+        """
+        seconds = min((delay for delay in delays if delay is not None), default=None)
+        if seconds is None:
+            return most
+        return self._tokens_in(seconds / (1 + len(delays)) - float(self._coefficients[0] / SCALES[0]), most)
+
+    def _tokens_in(self, seconds: float, most: int) -> int:
+        """How many prompt tokens take this time, LEAST to ``most``; ``most`` as long as that isn't known."""
+        prompts, per_token = (float(each) for each in (self._coefficients / SCALES)[2:])
+        if not self._with_prompts or per_token <= 0:
+            return most
+        return max(min(LEAST, most), min(most, int((seconds - prompts) / per_token)))

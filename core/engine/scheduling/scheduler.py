@@ -137,11 +137,16 @@ class Scheduler:
         self._ledger.close(entry)
         return True
 
-    def plan(self, *, ahead: bool = False) -> Batch | None:
+    @property
+    def delay(self) -> float | None:
+        """Seconds by which passes of other models may delay requests that decode here; None if there is no limit."""
+        return self.pace.delay if self.pace is not None and sort_running(self._running)[0] else None
+
+    def plan(self, *, ahead: bool = False, beside: Sequence[Scheduler] = ()) -> Batch | None:
         """The batch of the next forward pass; its slots are allocated and in the slot table.
 
         Every batch must be committed or cancelled. None means that no request waits or runs; ``ahead``, while one
-        batch is in flight, also that the next one depends on its results.
+        batch is in flight, also that the next one depends on its results. ``beside``: other models that have work.
         """
         if not ahead:
             self._ledger.settle()
@@ -164,9 +169,11 @@ class Scheduler:
             if decodes and self.pace is not None:
                 if not draft.retracted:
                     prefilling += self._admit(draft, whole_queue=True)
-                draft.budget = min(draft.budget, self.pace.tokens(self._chunk, decodes, len(prefilling)))
+                draft.budget = self.pace.tokens(draft.budget, decodes, len(prefilling), models=1 + len(beside))
                 draft.add_shares(prefilling)
                 return self._allocate(draft, decodes)
+        if beside and self.pace is not None:
+            draft.budget = self.pace.tokens_beside([other.delay for other in beside], draft.budget)
         draft.add_chunks(prefilling)
         while not ahead and prefilling and not draft.ends and self._retract(draft):
             _, prefilling, _ = sort_running(self._running)
@@ -247,10 +254,10 @@ class Scheduler:
         if self._running and reserved >= self._ledger.available:
             return started
         in_flight = InFlight(self._running if self._ledger.caches else ())
-        for entry in self.queue.candidates(self._cached_length):
+        for entry in self.queue.candidates(self._ledger):
             if draft.budget <= 0 or len(self._running) >= self._max_running:
                 break
-            if in_flight.covers(entry, self._cached_length(entry)):
+            if in_flight.covers(entry, entry.cached_length(self._ledger)):
                 continue
             if not self._start(entry, reserved):
                 break
@@ -268,7 +275,10 @@ class Scheduler:
     def _start(self, entry: Entry, reserved: int) -> bool:
         """Move a waiting request to the running ones, if there are slots for it beside the ``reserved`` ones."""
         first = not self._running and not self._ending  # then it fits: every cached prefix can be evicted
-        if not first and reserved + self.reserve.slots(entry) - self._cached_length(entry) > self._ledger.available:
+        if (
+            not first
+            and reserved + self.reserve.slots(entry) - entry.cached_length(self._ledger) > self._ledger.available
+        ):
             return False
         if not self._ledger.open(entry):
             return False
@@ -282,13 +292,6 @@ class Scheduler:
         self._running.append(entry)
         entry.running = True
         return True
-
-    def _cached_length(self, entry: Entry) -> int:
-        """The length of the request's cached prefix, in tokens; computed again when the cache has changed."""
-        version = self._ledger.version
-        if entry.cached_version != version:
-            entry.cached, entry.cached_version = self._ledger.cached_length(entry), version
-        return entry.cached
 
     def _allocate(self, draft: BatchDraft, decodes: int) -> Batch | None:
         if not draft.ends:

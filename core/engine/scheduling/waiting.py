@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from trunkline.core.cache.ledger import SlotAllocation
+from trunkline.core.cache.ledger import Ledger, SlotAllocation
 from trunkline.core.cache.radix import common_prefix
 
 from .row import Row
@@ -33,6 +33,12 @@ class Entry(SlotAllocation):
     def length(self) -> int:
         """Number of tokens, those that are awaited included."""
         return len(self.request.tokens) + self.awaited
+
+    def cached_length(self, ledger: Ledger) -> int:
+        """The length of its cached prefix, in tokens; computed again when the cache has changed."""
+        if self.cached_version != ledger.version:
+            self.cached, self.cached_version = ledger.cached_length(self), ledger.version
+        return self.cached
 
 
 def sort_running(running: Sequence[Entry]) -> tuple[list[Entry], list[Entry], int]:
@@ -111,16 +117,16 @@ class WaitingQueue:
         self._entries.remove(entry)
         self.retracted -= entry.deadline == 0
 
-    def candidates(self, cached_length: Callable[[Entry], int]) -> list[Entry]:
-        """The requests to start next, in order. ``cached_length`` gives the length of an entry's cached prefix."""
+    def candidates(self, ledger: Ledger) -> list[Entry]:
+        """The requests to start next, in order."""
         first = self._entries[:_LPM_WINDOW]
         if self._by_prefix and len(first) > 1:
-            first.sort(key=lambda entry: self._rank(entry, cached_length))
+            first.sort(key=lambda entry: self._rank(entry, ledger))
         return first
 
-    def _rank(self, entry: Entry, cached_length: Callable[[Entry], int]) -> tuple[int, int, int, int]:
+    def _rank(self, entry: Entry, ledger: Ledger) -> tuple[int, int, int, int]:
         aged = entry.deadline <= self._admissions
-        return (-entry.request.priority, not aged, 0 if aged else -cached_length(entry), entry.order)
+        return (-entry.request.priority, not aged, 0 if aged else -entry.cached_length(ledger), entry.order)
 
 
 def _queue_order(entry: Entry) -> tuple[int, bool, int]:

@@ -201,3 +201,29 @@ def test_the_scheduler_bounds_chunks_only_beside_decoding_requests(paced: Schedu
     assert bounded
     assert max(bounded) <= 1.1 * 0.04 / TOKEN
     assert (0, 1024) in sizes[2:], "full chunks when nothing is decoding"
+
+
+@pytest.mark.parametrize("chunk", [1024, None])
+def test_prompts_beside_decoding_requests_of_another_model(paced: Scheduler, chunk: int | None) -> None:
+    """The time that may be added is for the passes of both. Prompts that are computed whole: one at least."""
+    pace = Pace()
+    simulate(pace, 1024)
+    other = Scheduler(SlotPool(4000), SlotTable(8, 4000), None, chunk=chunk, max_running=8, policy="fcfs", pace=pace)
+    paced.add(request(1, 20, new=50))
+    assert paced.delay is None
+    first = paced.plan(beside=[other])
+    assert first is not None
+    paced.commit(first)
+    first.rows[0].request.tokens.append(3)
+    assert paced.delay == 0.044
+    for key, length in ((2, 20), (3, 10), (4, 200), (5, 20)):
+        other.add(request(key, length, new=0))
+    sizes = []
+    while (batch := other.plan(beside=[paced])) is not None:
+        sizes.append([row.end - row.start for row in batch.rows])
+        other.commit(batch)
+        for row in batch.rows:
+            if row.final:
+                other.finish(row.request)
+    assert pace.tokens_beside([0.044], 1024) == 24
+    assert sizes == ([[20], [10], [200], [20]] if chunk is None else [[20, 4], [6, 18], *[[24]] * 7, [14, 10], [10]])

@@ -9,7 +9,7 @@ therefore changes what a request says, and is seen at the next read.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,16 +63,20 @@ def alone(prompt: list[int], namespace: bytes, new: int, boundaries: tuple[int, 
 
 
 class AnyPace(Pace):
-    """Chunks of any size beside decoding requests."""
+    """Chunks of any size beside decoding requests, also those of other models."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.dice = random.Random(seed)
 
-    def tokens(self, chunk: int, decodes: int, waiting: int) -> int:
+    def tokens(self, chunk: int, decodes: int, waiting: int, *, models: int = 1) -> int:
         assert decodes > 0
         assert waiting >= 0
+        assert models == 2
         return self.dice.randint(1, chunk)
+
+    def tokens_beside(self, delays: Sequence[float | None], most: int) -> int:
+        return self.dice.randint(1, most)
 
 
 class World:
@@ -159,7 +163,7 @@ class World:
         if first is not None and first.schedule.regime != regime_of(len(first.tokens), self.boundaries):
             first = None  # a request that crosses a boundary gives up its place, once per boundary
         previous, self.flying = self.flying, None
-        batch = self.scheduler.plan(ahead=previous is not None)
+        batch = self.scheduler.plan(ahead=previous is not None, beside=[self.scheduler])
         if batch is not None:
             self.check_batch(batch)
             self.forward(batch)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -24,7 +27,8 @@ def holding(tokens: list[int], *, computed: int = 0, namespace: bytes = b"", cac
 
 
 def orders(queue: WaitingQueue) -> list[int]:
-    return [entry.order for entry in queue.candidates(lambda entry: entry.cached)]
+    ledger: Any = SimpleNamespace(version=-1)  # the entries' lengths of cached prefixes are those of this version
+    return [entry.order for entry in queue.candidates(ledger)]
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("fcfs", [2, 0, 1, 3]), ("lpm", [2, 3, 0, 1])])
