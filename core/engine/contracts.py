@@ -219,6 +219,7 @@ class CheckedStage:
     # -- failures --------------------------------------------------------------------------------
 
     def fault(self, method: str, what: str) -> PluginError:
+        """The error that blames the task's plugin for what a method of its stage did."""
         return self._provided.failed(f"{method} of task {self.task!r} {what}")
 
     def fail(self, request: Request, error: PluginError) -> Step:
@@ -272,8 +273,7 @@ class CheckedControl:
 
 @contextmanager
 def guarded(fault: Callable[[str, BaseException], PluginError], method: str) -> Iterator[None]:
-    """Turn exceptions of the block into PluginErrors, except those for the client: RequestErrors, and msgspec's errors
-    about values that the client sent."""
+    """Turn the block's exceptions into PluginErrors, except RequestErrors and msgspec's errors about client values."""
     try:
         yield
     except BaseException as error:
