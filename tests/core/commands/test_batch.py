@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -84,6 +85,18 @@ def read(path: Path) -> dict[str, Any]:
     return {answer["custom_id"]: answer["response"] for answer in answers}
 
 
+@pytest.fixture
+def third_party(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that are started later find the plugin of ``examples/trunkline-surprise``, as if it were installed."""
+    metadata = tmp_path / "site" / "trunkline_surprise-0.1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: trunkline-surprise\nVersion: 0.1.0\n")
+    (metadata / "entry_points.txt").write_text("[trunkline]\nsurprise = trunkline_surprise\n")
+    folders = [str(tmp_path / "site"), str(repository / "examples" / "trunkline-surprise")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
+
+
+@pytest.mark.usefixtures("third_party")
 def test_routes_of_every_plugin_answer(zoo: Callable[[str], Path], tmp_path: Path) -> None:
     chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "temperature": 0}
     source = write(
@@ -94,6 +107,7 @@ def test_routes_of_every_plugin_answer(zoo: Callable[[str], Path], tmp_path: Pat
             ("vectors", "/v1/embeddings", {"input": ["a", "b"]}),
             ("ranking", "/v2/rerank", {"query": "a", "documents": ["b", "c"]}),
             ("refused", "/v1/embeddings", {"input": []}),
+            ("outside", "/surprise", {"text": "a b c"}),
         ],
     )
     models = [str(zoo("llama")), str(zoo("bert")), str(zoo("bert-score"))]
@@ -101,12 +115,13 @@ def test_routes_of_every_plugin_answer(zoo: Callable[[str], Path], tmp_path: Pat
     running = start(*models, "--api-key", "secret", str(source), "-o", str(output))
     _, log = running.communicate(timeout=200)
     assert running.returncode == 1, log
-    assert "5 of 5 answered, 1 of them with an error" in log
+    assert "6 of 6 answered, 1 of them with an error" in log
     answers = read(output)
     assert {name: answer["status_code"] for name, answer in answers.items()} == {
-        "chat": 200, "native": 200, "vectors": 200, "ranking": 200, "refused": 400,
+        "chat": 200, "native": 200, "vectors": 200, "ranking": 200, "refused": 400, "outside": 200,
     }  # fmt: skip
     assert answers["chat"]["body"]["usage"]["completion_tokens"] <= 3
+    assert answers["outside"]["body"]["bits_per_token"] > 0
     assert len(answers["vectors"]["body"]["data"]) == 2
     assert len(answers["ranking"]["body"]["results"]) == 2
     assert "cannot be empty" in answers["refused"]["body"]["message"]

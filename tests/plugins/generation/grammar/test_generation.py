@@ -112,6 +112,30 @@ def test_batches_chunks_caches_and_retraction_change_no_result(
     assert len(chunked.retracted) >= 6
 
 
+def test_requests_of_a_session_have_grammars_of_their_own(
+    recorded_engine: Callable[..., Any], folder: Path, endings: dict[str, float]
+) -> None:
+    engine = recorded_engine(folder)
+    service = engine.engine.service(Service)
+
+    async def open_session() -> None:
+        service.sessions.open("s")
+
+    engine.engine.run(open_session())
+    history: list[int] = []
+    for turn, index in enumerate((1, 4, 3, 2)):  # one has no grammar
+        sampling = bodies(endings)[index]["sampling_params"]
+        session = {"id": "s"} | ({"rid": f"turn{turn - 1}"} if turn else {})
+        body = {"input_ids": [6 + turn] * 4, "sampling_params": sampling, "return_prompt_token_ids": True}
+        [record] = engine(**body, rid=f"turn{turn}", session_params=session)
+        prompt = record["prompt_token_ids"]
+        assert prompt == [*history, *[6 + turn] * 4]
+        [alone] = engine(input_ids=prompt, sampling_params=sampling)
+        assert outcome(record) == outcome(alone)
+        assert outcome(record)[2]["type"] == "length" or fits(index, record["text"])
+        history = [*prompt, *record["output_ids"]]
+
+
 @pytest.mark.parametrize("defect", ["neighbour", "not advanced", "not masked"])
 def test_a_seeded_defect_is_detected(
     defect: str, recorded_engine: Callable[..., Any], folder: Path, endings: dict[str, float], monkeypatch: Any
