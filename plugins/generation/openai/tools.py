@@ -57,7 +57,8 @@ def read_tools(tools: Sequence[Tool], choice: Any, *, parallel: bool | None) -> 
         place = f"tools[{index}]"
         function, schema = _read_tool(place, tool)
         if function.name in schemas:
-            raise RequestError(f"{place}.function.name: there are two tools named {function.name}.", param=place)
+            place = f"{place}.function.name"
+            raise RequestError(f"{place}: there are two tools named {function.name}.", param=place)
         functions[function.name], schemas[function.name] = function, schema
     mode, names = _read_choice(choice, schemas)
     if mode == "none":
@@ -133,7 +134,7 @@ def _read_choice(choice: Any, schemas: Mapping[str, Any]) -> tuple[str, list[str
         mode = allowed.get("mode", "auto") if isinstance(allowed, dict) else None
         listed = allowed.get("tools") if isinstance(allowed, dict) else None
         if mode not in ("auto", "required") or not isinstance(listed, list) or not listed:
-            raise RequestError(f"{place}.allowed_tools needs a mode (auto or required) and tools.", param=place)
+            raise RequestError(f"{place} of type allowed_tools needs a mode (auto or required) and tools.", param=place)
         return mode, [_named(each, schemas) for each in listed]
     return "required", [_named(choice, schemas)]
 
@@ -145,7 +146,7 @@ def _named(choice: Any, schemas: Mapping[str, Any]) -> str:
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str):
         raise RequestError(
-            'tool_choice must be "none", "auto", "required" or {"type": "function", "function": {"name": …}}.',
+            'tool_choice must be "none", "auto", "required" or an object that names a function.',
             param="tool_choice",
         )
     if name not in schemas:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,44 +19,60 @@ SAME = (
     *("model", "temperature", "top_p", "parallel_tool_calls", "top_k", "min_p", "seed", "stop", "frequency_penalty"),
     *("presence_penalty", "repetition_penalty", "ignore_eos", "chat_template_kwargs", "rid", "priority", "cache_salt"),
 )
-RENAMED = {
-    "max_completion_tokens": "max_output_tokens",
-    "response_format.json_schema": "text.format",
-    "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
-    "messages": "input",
-    "tool_choice.function": "tool_choice",
+TOOL_KEYS: dict[str, tuple[type[Any], str]] = {
+    "name": (str, "a string"),
+    "description": (str, "a string"),
+    "parameters": (dict, "an object"),
+    "strict": (bool, "true or false"),
 }
-"""Fields of a chat's body -> fields of this one; the longer names first."""
+RENAMED = (
+    (r"^max_completion_tokens", "max_output_tokens"),
+    (r"^response_format(\.json_schema)?", "text.format"),
+    (r"^reasoning_effort", "reasoning.effort"),
+    (r"^messages", "input"),
+    (r"^tool_choice\.function", "tool_choice"),
+    (r"^(tools\[\d+\])\.function", r"\1"),
+)
+"""Beginnings of fields of a chat's body -> fields of this one."""
 
 
 @contextmanager
-def own_names() -> Iterator[None]:
-    """Errors about fields of a chat's body name the fields of ``/v1/responses``."""
+def own_names(places: Mapping[str, str]) -> Iterator[None]:
+    """Errors about fields of a chat's body name the fields of ``/v1/responses``; ``places``: see :func:`read_input`."""
     try:
         yield
     except RequestError as error:
-        for theirs, ours in RENAMED.items():
-            if error.param is not None and error.param.startswith(theirs):
-                error.param = ours + error.param.removeprefix(theirs)
-                error.message = error.message.replace(theirs, ours)
-                break
+        if error.param is not None:
+            ours = _own_name(error.param, places)
+            error.message = error.message.replace(error.param, ours)
+            error.param = ours
         raise
 
 
-def chat_body(body: ResponsesBody) -> ChatBody:
-    """The chat that a request stands for. RequestError for invalid input, tools or formats."""
+def _own_name(field: str, places: Mapping[str, str]) -> str:
+    for theirs, ours in places.items():
+        if field.startswith(theirs):
+            return ours + field.removeprefix(theirs).removeprefix(".function")
+    for pattern, replacement in RENAMED:
+        field, count = re.subn(pattern, replacement, field)
+        if count:
+            break
+    return field
+
+
+def chat_body(body: ResponsesBody) -> tuple[ChatBody, dict[str, str]]:
+    """The chat that a request stands for, and the places of its messages' calls in the input.
+
+    RequestError for invalid input, tools or formats.
+    """
     fields: dict[str, Any] = {name: getattr(body, name) for name in SAME}
-    fields["messages"] = read_input(body.input, body.instructions)
+    fields["messages"], places = read_input(body.input, body.instructions)
     fields["max_completion_tokens"] = body.max_output_tokens
     fields["tools"] = [_tool(f"tools[{index}]", tool) for index, tool in enumerate(body.tools or [])]
     fields["tool_choice"] = _tool_choice(body.tool_choice)
     fields["response_format"] = None if body.text is None else _format(body.text)
     fields["reasoning_effort"] = None if body.reasoning is None else effort(body.reasoning)
-    try:
-        return msgspec.convert(fields, ChatBody)
-    except msgspec.ValidationError as error:
-        raise RequestError(f"The request is invalid: {error}") from None
+    return msgspec.convert(fields, ChatBody), places
 
 
 def _tool(place: str, tool: dict[str, Any]) -> dict[str, Any]:
@@ -65,10 +82,12 @@ def _tool(place: str, tool: dict[str, Any]) -> dict[str, Any]:
             f"{place}.type must be 'function', got {kind!r:.40}: the server has no built-in tools.",
             param=f"{place}.type",
         )
-    if not isinstance(tool.get("name"), str):
-        raise RequestError(f"{place}.name must be a string.", param=f"{place}.name")
-    keys = ("name", "description", "parameters", "strict")
-    return {"type": "function", "function": {key: tool[key] for key in keys if tool.get(key) is not None}}
+    function = {"name": None} | {key: tool[key] for key in TOOL_KEYS if tool.get(key) is not None}
+    for key, value in function.items():
+        expected, name = TOOL_KEYS[key]
+        if not isinstance(value, expected):
+            raise RequestError(f"{place}.{key} must be {name}.", param=f"{place}.{key}")
+    return {"type": "function", "function": function}
 
 
 def _tool_choice(choice: str | dict[str, Any] | None) -> Any:

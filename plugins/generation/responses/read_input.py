@@ -6,29 +6,36 @@ from collections.abc import Sequence
 from typing import Any
 
 from trunkline.core.errors import RequestError
+from trunkline.plugins.generation.formats.calls import MAX_CALLS
 
 ROLES = {"user": "user", "system": "system", "developer": "system", "assistant": "assistant"}
 TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 KINDS = ("message", "function_call", "function_call_output", "reasoning")
 
 
-def read_input(items: str | Sequence[dict[str, Any]], instructions: str | None) -> list[dict[str, Any]]:
-    """Messages as ``/v1/chat/completions`` takes them. RequestError names the first item that can't be used.
+def read_input(
+    items: str | Sequence[dict[str, Any]], instructions: str | None
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Messages as ``/v1/chat/completions`` takes them, and the items of their tool calls: ``messages[1].tool_calls[0]``
+    is ``input[2]``. RequestError names the first item that can't be used.
 
     Neighbouring items of the assistant (reasoning, text, calls) become one message, and so do system messages at the
     beginning.
     """
+    places: dict[str, str] = {}
     messages: list[dict[str, Any]] = []
     if instructions:
         messages.append({"role": "system", "content": instructions})
     if isinstance(items, str):
-        return [*messages, {"role": "user", "content": items}]
+        return [*messages, {"role": "user", "content": items}], places
     names: dict[str, str] = {}  # of functions, by the id of the call
     for index, item in enumerate(items):
         _add(messages, names, f"input[{index}]", item)
+        if calls := messages[-1].get("tool_calls"):
+            places.setdefault(f"messages[{len(messages) - 1}].tool_calls[{len(calls) - 1}]", f"input[{index}]")
     if not items:
         raise RequestError("The input has no items; at least one is needed.", param="input")
-    return messages
+    return messages, places
 
 
 def _add(messages: list[dict[str, Any]], names: dict[str, str], place: str, item: dict[str, Any]) -> None:
@@ -43,11 +50,14 @@ def _add(messages: list[dict[str, Any]], names: dict[str, str], place: str, item
         names[call_id] = name
         function = {"name": name, "arguments": arguments}
         calls = _assistant(messages, "").setdefault("tool_calls", [])
+        if len(calls) == MAX_CALLS:
+            raise RequestError(f"{place}: an answer has at most {MAX_CALLS} function calls.", param=place)
         calls.append({"id": call_id, "type": "function", "function": function})
     elif kind == "function_call_output":
         call_id = _string(place, item, "call_id")
         if call_id not in names:
-            raise RequestError(f"{place}.call_id: there is no function_call {call_id!r:.80} before it.", param=place)
+            place = f"{place}.call_id"
+            raise RequestError(f"{place}: there is no function_call {call_id!r:.80} before it.", param=place)
         content = _text(f"{place}.output", item.get("output"))
         messages.append({"role": "tool", "tool_call_id": call_id, "name": names[call_id], "content": content})
     elif kind == "item_reference":

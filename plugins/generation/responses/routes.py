@@ -30,8 +30,9 @@ def responses_routes(service: Service) -> list[Any]:
         """A response; nothing is stored, so the earlier items of a conversation are part of the input."""
         body = await read_body(request, ResponsesBody)
         rid = body.rid or f"resp_{new_rid()}"
-        with own_names():
-            job, reader = await make_job(service, chat_body(body), rid, defaults)
+        chat, places = chat_body(body)
+        with own_names(places):
+            job, reader = await make_job(service, chat, rid, defaults)
         response: Response[Any] = await ResponseReply(service, job, body, rid, reader).response(request)
         return response
 
