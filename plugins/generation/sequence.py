@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -45,10 +46,13 @@ class OutputSequence:
         self._trim = not sampling.no_stop_trim
         self._stops = sampling.stop if self._trim else ()
         self._end_ids = None if sampling.grammar is None else _end_ids(sampling, served, tokenizer)
-        self._visible = None
+        self._new_text: Callable[[Sequence[str]], VisibleText] | None = None
         if tokenizer is not None:
             skip = sampling.skip_special_tokens
-            self._visible = VisibleText(tokenizer, prompt, skip_special_tokens=skip, stops=self._stops, kept=kept)
+            self._new_text = lambda stops: VisibleText(
+                tokenizer, prompt, skip_special_tokens=skip, stops=stops, kept=kept
+            )
+        self._visible = None if self._new_text is None else self._new_text(self._stops)
         self._decoded_tokens = 0  # tokens of the reply that are in the text
         self.complete = False  # the last refresh has seen the end of the reply
         self.reader = reader
@@ -100,6 +104,17 @@ class OutputSequence:
             self.text = self._visible.finish(matched if matched in self._stops else None)
         else:
             self.text = self._visible.so_far()
+
+    def count_tokens(self, characters: int) -> int:
+        """How many tokens, at least, have this many characters of the text. It may take long for a long text."""
+
+        def length(count: int) -> int:
+            assert self._new_text is not None
+            text = self._new_text(())
+            text.push(self.reply.tokens[:count])
+            return len(text.so_far())
+
+        return bisect_left(range(self._decoded_tokens), characters, key=length)
 
     def _read_results(self, *, finished: bool) -> None:
         if self.reader is None:

@@ -30,7 +30,7 @@ class GenerationSettings(Struct, frozen=True):
         str,
         Meta(
             description="Format of the model's tool calls: auto chooses it by the chat template, none reads no calls; "
-            "docs/tools.md lists the names."
+            "hermes also explains tools to a model whose template takes none; docs/tools.md lists the names."
         ),
     ] = "auto"
     reasoning_parser: Annotated[

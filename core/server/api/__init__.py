@@ -21,7 +21,7 @@ from .bodies import DONE, AnyRequest, encode_json, error_frame, event_frame, is_
 from .body_limits import InvalidBody
 from .body_schemas import OpenAIPoolingBody, SGLangPoolingBody
 from .chat_messages import ChatMessages, TemplateVariables, read_messages
-from .chat_prompts import chat_prompt, template_options
+from .chat_prompts import chat_prompt, takes_tools, template_options
 from .chat_templates import contents_for_template, template_text
 from .fields import (
     Ignored,
@@ -120,6 +120,7 @@ __all__ = [
     "run_in_slices",
     "special_token_counts",
     "submit_and_wait",
+    "takes_tools",
     "template_options",
     "template_text",
     "token_usage",

@@ -38,7 +38,8 @@ def template_options(
     effort: str | None,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> TemplateOptions:
-    """What a request asks of the chat template; ``effort`` is OpenAI's reasoning_effort, ``tools`` are its functions.
+    """What a request asks of the chat template; ``effort`` is OpenAI's reasoning_effort, ``tools`` are its functions,
+    which only some templates take (:func:`takes_tools`).
 
     RequestError for what contradicts itself or has no effect on it.
     """
@@ -48,12 +49,6 @@ def template_options(
             "continue_final_message and add_generation_prompt can't both be true: the answer either continues the "
             "final message or begins a new one.",
             param="continue_final_message",
-        )
-    if tools and not takes_tools(tokenizer):
-        raise RequestError(
-            "The model's chat template takes no tools; leave them out, or start the server with a template that does "
-            "(--chat-template FILE).",
-            param="tools",
         )
     given = variables or {}
     for name in given:

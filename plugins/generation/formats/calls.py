@@ -13,7 +13,7 @@ MAX_CALLS = 128  # calls of one reply; more are left as text
 
 
 class ToolCall(Struct, frozen=True):
-    """A call of a function. ``arguments`` is a JSON object as text."""
+    """A call of a function. ``arguments`` is a JSON object as text, or of a call that isn't complete its beginning."""
 
     name: str
     arguments: str
@@ -98,8 +98,24 @@ def with_types(arguments: dict[str, Any], schema: Any) -> dict[str, Any]:
     }
 
 
+def choices_of(schema: Any) -> list[Any]:
+    """The values that a schema lists, [] if it lists none."""
+    if not isinstance(schema, dict):
+        return []
+    values = [*schema["enum"]] if isinstance(schema.get("enum"), list) else []
+    return [*values, schema["const"]] if "const" in schema else values
+
+
+def plain_text(value: Any) -> str:
+    """A value as formats without types write it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _converted(text: str, schema: Any, root: Any) -> Any:
     """The JSON value in ``text`` if the schema allows its type, else ``text``, as it is where it allows strings."""
+    for choice in choices_of(schema):
+        if plain_text(choice) == text:
+            return choice
     types = set(schema_types(schema, root))
     if not types:
         return text
@@ -133,8 +149,7 @@ def schema_types(schema: Any, root: Any, depth: int = 0) -> Iterator[str]:
         return
     declared = schema.get("type")
     yield from (name for name in (declared if isinstance(declared, list) else [declared]) if isinstance(name, str))
-    values = [*schema["enum"]] if isinstance(schema.get("enum"), list) else []
-    values += [schema["const"]] if "const" in schema else []
+    values = choices_of(schema)
     if declared is None and values:
         yield from (kind for kind, check in _CHECKS.items() if any(check(value) for value in values))
     yield from schema_types(_referred(schema.get("$ref"), root), root, depth + 1)

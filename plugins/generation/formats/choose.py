@@ -11,7 +11,8 @@ from msgspec import Struct
 from trunkline.core.errors import ConfigError
 from trunkline.core.types import Tokenizer
 
-from .templates import ANCHORS, REASONING_FORMATS, TOOL_FORMATS, ReasoningFormat, ToolFormat
+from .reasoning_formats import REASONING_FORMATS, ReasoningFormat
+from .templates import ANCHORS, TOOL_FORMATS, ToolFormat
 
 AUTO, NONE = "auto", "none"
 
@@ -45,6 +46,10 @@ REASONING = ("reasoning", "thinking")
 """Beginnings of the names of fields with reasoning; some checkpoints' templates call it ``thinking``."""
 
 
+REST = "content_rest"
+"""Name of the field for what is in no message of a format in which content has markers, too."""
+
+
 def names(formats: Mapping[str, ToolFormat] | Mapping[str, ReasoningFormat]) -> list[str]:
     """All names and aliases, for messages and documents."""
     return [name for key, one in formats.items() for name in (key, *one.aliases)]
@@ -72,14 +77,15 @@ def reply_format(tokenizer: Tokenizer, template: str, tool: str, reasoning: str)
 def _built_in(template: str, tool: str, reasoning: str) -> ReplyFormat:
     calls, thoughts = _chosen(TOOL_FORMATS, tool, template), _chosen(REASONING_FORMATS, reasoning, template)
     fields = {} if thoughts is None else {"reasoning_content": thoughts.field}
-    content = {"content": {"content": "text"}}
-    if calls is not None and "content" in calls.fields and thoughts is not None:
-        content = {"content": calls.fields["content"]}  # a format in which the content has markers, too
     parts = {"start_anchor": list(ANCHORS)}
+    content: dict[str, Any] = {"content": {"content": "text"}}
     with_calls = None
     if calls is not None:
-        close = {"close": list(calls.content_close)} if calls.content_close else {}
-        with_calls = {**parts, "fields": {**fields, "content": {"content": "text", **close}, **calls.fields}}
+        text = {"content": "text", **({"close": list(calls.content_close)} if calls.content_close else {})}
+        has_markers = "content" in calls.fields
+        if has_markers and thoughts is not None:
+            content = {REST: text, "content": calls.fields["content"]}
+        with_calls = {**parts, "fields": {**fields, (REST if has_markers else "content"): text, **calls.fields}}
     return ReplyFormat(
         reasoning={**parts, "fields": {**fields, **content}} if fields else None,
         calls=with_calls,

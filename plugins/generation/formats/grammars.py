@@ -11,10 +11,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from msgspec import Struct
+
 from trunkline.core.errors import RequestError
 from trunkline.plugins.generation.grammar.json_schema import OPTIONS, checked_schema
 
-from .calls import schema_types
+from .calls import choices_of, plain_text, schema_types
 from .choose import ReplyFormat
 from .templates import ToolFormat
 
@@ -38,10 +40,22 @@ OBJECT_KEYS = NOTES | {
     "$schema",
     "$id",
 }
-# How arguments that aren't JSON are written: before the name, after it, after the value; and values that are text.
+
+
+class Elements(Struct, frozen=True):
+    """How an argument that isn't JSON is written: what is ``before`` its name, ``between`` that and the value, and
+    ``after`` it; and expressions for values that are ``text``, which has no escapes, and for names (``key``)."""
+
+    before: str
+    between: str
+    after: str
+    text: str
+    key: str
+
+
 ELEMENTS = {
-    "qwen": ("<parameter=", ">\n", "\n</parameter>\n", r"([^<]|<[^<\/p])*"),
-    "glm": ("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n", r"([^<]|<[^<\/a])*"),
+    "qwen": Elements("<parameter=", ">\n", "\n</parameter>\n", r"([^<]|<[^<\/p])*", r"[^>\n]{1,256}"),
+    "glm": Elements("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n", r"([^<]|<[^<\/a])*", r"[^<]{1,256}"),
 }
 
 
@@ -142,7 +156,7 @@ def _arguments(index: int, name: str, schema: Mapping[str, Any], tool: ToolForma
     if tool.values == "json":
         yield f"{rule}: {_json(f'parameters of the tool {name}', schema)}"
         return
-    before, between, after, text = ELEMENTS[tool.values]
+    form = ELEMENTS[tool.values]
     properties, required = schema.get("properties", {}), schema.get("required", [])
     if unknown := schema.keys() - OBJECT_KEYS:
         raise _cant_enforce(name, "parameters", sorted(unknown))
@@ -150,30 +164,32 @@ def _arguments(index: int, name: str, schema: Mapping[str, Any], tool: ToolForma
         raise _cant_enforce(name, "parameters.required", sorted(missing))
     elements = []
     for number, (key, value) in enumerate(properties.items()):
+        if not re.fullmatch(form.key, key):
+            raise _cant_enforce(name, "parameters.properties", [f"the name {key:.80}"])
         element = f"{rule}_{number}"
-        value = value if isinstance(value, dict) else {}
-        expression = _value(name, key, value, schema)
+        expression = _value(name, key, value if isinstance(value, dict) else {}, schema, form)
         if expression:
-            yield f"{element}: ({expression}) {terms.of(after)}"
-        elif terms.has_special(after):
-            yield f"{element}: /{text}/ {terms.of(after)}"
+            yield f"{element}: ({expression}) {terms.of(form.after)}"
+        elif terms.has_special(form.after):
+            yield f"{element}: /{form.text}/ {terms.of(form.after)}"
         else:  # one expression, because a text would go on with what is after it
-            yield f"{element}: /{text}{_escaped(after)}/"
-        written = f"{terms.of(before + key + between)} {element}"
+            yield f"{element}: /{form.text}{_escaped(form.after)}/"
+        written = f"{terms.of(form.before + key + form.between)} {element}"
         elements.append(written if key in required else f"({written})?")
     yield f"{rule}: {' '.join(elements)}" if elements else f'{rule}: ""'
 
 
-def _value(name: str, key: str, schema: dict[str, Any], root: Mapping[str, Any]) -> str:
+def _value(name: str, key: str, schema: dict[str, Any], root: Mapping[str, Any], form: Elements) -> str:
     """The expression for one argument that isn't any text: a choice, or JSON; "" for one that is."""
     field = f"parameters.properties.{key}"
     if "enum" in schema or "const" in schema:
-        choices = schema.get("enum", [schema.get("const")])
-        if not isinstance(choices, list):
+        if "enum" in schema and (not isinstance(schema["enum"], list) or "const" in schema):
             raise _cant_enforce(name, field, ["enum"])
         if extra := schema.keys() - NOTES - {"type", "enum", "const"}:
             raise _cant_enforce(name, field, sorted(extra))
-        texts = [choice if isinstance(choice, str) else json.dumps(choice, ensure_ascii=False) for choice in choices]
+        texts = [plain_text(choice) for choice in choices_of(schema)]
+        if wrong := [text for text in texts if not re.fullmatch(form.text, text)]:
+            raise _cant_enforce(name, field, [f"the value {wrong[0]!r:.80}"])
         return " | ".join(map(_quoted, texts)) or '""'
     types = set(schema_types(schema, root))
     constraints = schema.keys() - NOTES - {"type"}

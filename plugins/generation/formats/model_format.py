@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from trunkline.core.errors import ConfigError, RequestError
-from trunkline.core.server.api import template_text
+from trunkline.core.server.api import takes_tools, template_text
 from trunkline.core.types import EngineClient, Tokenizer
 
-from .choose import ReplyFormat, reply_format
+from .choose import AUTO, ReplyFormat, reply_format
 from .grammars import forced_answer, forced_calls
 from .regions import Regions
 from .reply_parser import Piece, ReplyParser
+from .tool_prompt import as_text
 
 log = logging.getLogger("trunkline.generation")
 
@@ -33,6 +34,8 @@ class ModelFormat:
         self.regions = cache(self._load)
         self.kept = cache(self._kept)
         self._failure = ""
+        self._takes_tools = takes_tools(tokenizer)
+        self._chosen = tool != AUTO
 
     def _load(self, tools: bool, reasoning: bool) -> Regions | None:
         """The template for a request that has tools or wants reasoning separated; None = its replies are content."""
@@ -43,6 +46,27 @@ class ModelFormat:
             log.warning("replies are sent as they are: %s", error)
             self._failure = str(error)
             return None
+
+    def chat(
+        self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]]
+    ) -> tuple[list[dict[str, Any]], Sequence[dict[str, Any]]]:
+        """The messages and tools for the chat template.
+
+        If it takes no tools, and --tool-call-parser has chosen a format that can be explained, tools, calls and their
+        results are part of the messages' text. RequestError for tools that can't reach the model.
+        """
+        if self._takes_tools:
+            return messages, tools
+        if self._chosen and self.form.tool is not None and self.form.tool.explained:
+            return as_text(messages, tools, self.form.tool), ()
+        if tools:
+            raise RequestError(
+                "The model's chat template takes no tools; leave them out, or start the server with --tool-call-parser "
+                "hermes, which explains them in the system message, or with a template that takes them "
+                "(--chat-template FILE).",
+                param="tools",
+            )
+        return messages, tools
 
     def check_tools(self) -> None:
         """RequestError if the model's tool calls can't be read."""

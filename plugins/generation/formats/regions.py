@@ -9,48 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import regex
 from msgspec import Struct
 
-from trunkline.core.errors import ConfigError, RequestError
+from trunkline.core.errors import ConfigError
 
-PATTERN_SECONDS = 0.25  # limit on one search; linear patterns take microseconds
+from .closing import Closing, value_beginning
+from .patterns import BoundedPattern
+
 MAX_REGION = 1 << 20  # characters of a region that is parsed; a longer one is left as text
-OPENED = "trunkline_opened"  # name of the group that captures the text of an opening marker
-
-
-class TooSlow(RequestError):
-    """A pattern exceeded its time limit on the model's output."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            f"A pattern of the model's response_template took more than {PATTERN_SECONDS:g} s on its output; "
-            "--tool-call-parser and --reasoning-parser choose other formats."
-        )
-
-
-class BoundedPattern:
-    """The part of a compiled pattern that transformers' parser uses, with a time limit. Raises TooSlow."""
-
-    def __init__(self, pattern: regex.Pattern[str]) -> None:
-        self._pattern = pattern
-        self.groupindex = pattern.groupindex
-
-    def search(self, text: str, position: int = 0, partial: bool = False) -> regex.Match[str] | None:
-        """The first match from ``position`` on."""
-        try:
-            return self._pattern.search(text, position, partial=partial, timeout=PATTERN_SECONDS)
-        except TimeoutError:
-            raise TooSlow from None
-
-    def finditer(self, text: str) -> Iterator[regex.Match[str]]:
-        """All matches."""
-        try:
-            yield from self._pattern.finditer(text, timeout=PATTERN_SECONDS)
-        except TimeoutError:
-            raise TooSlow from None
 
 
 class Region(Struct, frozen=True):
@@ -81,20 +51,25 @@ class Regions:
         self._anchor = BoundedPattern(self.spec.start_anchor_re)
 
     def parser(self) -> Any:
-        """A new parser of transformers, at the beginning of a message."""
-        from transformers.utils.chat_parsing import ResponseParser
+        """A new parser of transformers, at the beginning of a message, whose events have positions in its text."""
+        fields = {name: replace(field, close_re=self._closing(name)) for name, field in self.spec.fields.items()}
+        return _parser_class()(replace(self.spec, fields=fields), prefix="")
 
-        return ResponseParser(self.spec, prefix="")
+    def _closing(self, name: str) -> BoundedPattern | Closing | None:
+        """What finds the end of a region: for tool calls that have JSON, not in a string."""
+        pattern: BoundedPattern | None = self.spec.fields[name].close_re
+        field = self.fields[name]
+        if pattern is None or '"' in pattern.pattern or not name.startswith("tool_calls"):
+            return pattern
+        if field.content == "json":
+            return Closing(pattern, delimiters=field.content_args.get("string_delims", ()))
+        value = value_beginning(field.content_args.get("tag_pattern", "")) if field.content == "xml-inline" else None
+        return pattern if value is None else Closing(pattern, value=value)
 
     def after_anchor(self, prompt: str) -> str:
         """The beginning of the assistant's message that the prompt already has; "" where no message begins."""
         ends = [match.end() for match in self._anchor.finditer(prompt)]
         return prompt[ends[-1] :] if ends else ""
-
-    def region(self, name: str, value: Any) -> Region:
-        """The value of a closed region, as the parser with :attr:`spec` makes it."""
-        literals = self.fields[name].open_literals or [""]
-        return Region(value.get("opened", literals[0]), value["body"])
 
     def value(self, name: str, region: Region) -> Any:
         """What transformers makes of a region's text. ValueError or another exception if it is invalid."""
@@ -106,13 +81,17 @@ class Regions:
         for pattern in _inner_patterns(field.content_args):  # transformers matches without a time limit
             for _ in BoundedPattern(regex.compile(pattern, regex.DOTALL)).finditer(region.body):
                 pass
-        captures = {}
-        if field.open_re is not None and (match := BoundedPattern(field.open_re).search(region.opened + region.body)):
-            captures = {group: text for group, text in match.groupdict().items() if text is not None}
+        captures = self.captures(name, region)
         if field.content == "json" and field.content_args:
             with suppress(ValueError):  # plain JSON, which the rules of a dialect may change
                 return process_field(region.body, replace(field, content_args={}), captures)
         return process_field(region.body, field, captures)
+
+    def captures(self, name: str, region: Region) -> dict[str, str]:
+        """The named groups of a region's opening marker."""
+        pattern = self.fields[name].open_re
+        match = None if pattern is None else BoundedPattern(pattern).search(region.opened + region.body)
+        return {} if match is None else {group: text for group, text in match.groupdict().items() if text is not None}
 
     def closing(self, name: str) -> str:
         """The marker that ends a region, where there is only one; else ""."""
@@ -131,20 +110,39 @@ def _inner_patterns(arguments: dict[str, Any]) -> Iterator[str]:
 
 
 def _as_text(template: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a template in which all fields are text, and have their opening marker where it isn't fixed."""
+    """A copy of a template in which all fields are text."""
     fields = {}
     for name, field in template["fields"].items():
         anchors = {key: field[key] for key in ("open", "open_pattern", "close", "close_pattern") if key in field}
-        transform = {"body": "{content}"}
-        pattern = anchors.get("open_pattern")
-        if isinstance(anchors.get("open"), list):
-            pattern = "|".join(map(regex.escape, sorted(anchors.pop("open"), key=len, reverse=True)))
-        if pattern is not None:
-            anchors["open_pattern"] = f"(?P<{OPENED}>{pattern})"
-            transform["opened"] = f"{{{OPENED}}}"
-        text = {"content": "text", "content_args": {"strip": False}, "repeats": True, "transform": transform}
+        # Named groups of the anchors need a transform.
+        text = {
+            "content": "text",
+            "content_args": {"strip": False},
+            "repeats": True,
+            "transform": {"body": "{content}"},
+        }
         fields[name] = {**anchors, **text}
     return {**template, "fields": fields}
+
+
+@cache
+def _parser_class() -> Any:
+    """Transformers' parser with more in its events: a region's opening marker (``opened``) and where that begins
+    (``start``), and where its closing marker ends (``end``), in characters."""
+    from transformers.utils.chat_parsing import ResponseParser
+
+    class Parser(ResponseParser):  # type: ignore[misc]  # it has no types
+        def _open_explicit(self, events: list[dict[str, Any]], field: Any, match: Any) -> None:
+            super()._open_explicit(events, field, match)
+            events[-1] |= {"opened": match.group(), "start": match.start()}
+
+        def _close_current(self, events: list[dict[str, Any]]) -> None:
+            before = len(events)
+            super()._close_current(events)
+            for event in events[before:]:
+                event["end"] = self._pos
+
+    return Parser
 
 
 def _loader() -> Any:

@@ -12,17 +12,22 @@ import regex
 from msgspec import Struct
 
 from .calls import ToolCall, read_calls, with_types
-from .choose import REASONING, ReplyFormat
-from .regions import Region, Regions, TooSlow
+from .choose import REASONING, REST, ReplyFormat
+from .patterns import TooSlow
+from .regions import Region, Regions
+from .streamed_calls import StreamedCall
 
-Kind = Literal["content", "reasoning", "call", "other"]
+Kind = Literal["content", "reasoning", "call", "arguments", "other"]
 
 BARE = regex.compile(r'[ \n]{0,64}+\[?[ \n]{0,64}+\{[ \n]{0,64}+"(?:name|function|type|parameters)"')
 """The beginning of a tool call without a marker."""
 
 
 class Piece(Struct, frozen=True):
-    """A part of a reply: more text of its content or reasoning, or a tool call."""
+    """A part of a reply: more text of its content or reasoning, or a tool call.
+
+    "arguments" is more text of the arguments of the last call.
+    """
 
     kind: Kind
     text: str = ""
@@ -32,7 +37,8 @@ class Piece(Struct, frozen=True):
 class ReplyParser:
     """Parses one reply. ``prefix``: what the prompt has of it. ``schemas``: the tools' parameters by name.
 
-    White space next to reasoning and tool calls is left out. A region that is no valid call is content.
+    White space next to reasoning and tool calls is left out. A region that is no valid call is content, unless its name
+    and the beginning of its arguments came in a form that is streamed.
     """
 
     def __init__(
@@ -52,15 +58,29 @@ class ReplyParser:
         if begins_open and not any(marker in prefix for marker in (begins_open, "</")):
             prefix += begins_open
         self._pieces: list[Piece] = []
+        self._reasoning: list[list[int]] = []  # where its parts begin and end, in characters
+        self._prefix_length = len(prefix)
         self._size = 0  # characters of the open region
+        self._opened = ""  # its opening marker
+        self._streamed: StreamedCall | None = None  # the call in it
         self._read(self._parser.feed(prefix), ended=False)
-        self._pieces.clear()  # they belong to the prompt
+        self._pieces = self._begun_call()  # nothing else of the prompt is part of the reply
         self._held = ""
 
     @property
     def in_reasoning(self) -> bool:
         """Whether the text so far ends inside the reasoning."""
         return self._kind == "reasoning"
+
+    @property
+    def separates_reasoning(self) -> bool:
+        """Whether the reasoning of a reply isn't part of its content."""
+        return any(_kind(name) == "reasoning" for name in self._regions.fields)
+
+    def reasoning(self) -> list[tuple[int, int]]:
+        """Where the complete parts of the reasoning, with their markers, begin and end in the reply's text."""
+        spans = (span for span in self._reasoning if len(span) == 2 and span[1] > self._prefix_length)
+        return [(max(0, start - self._prefix_length), end - self._prefix_length) for start, end in spans]
 
     def cost(self, text: str) -> int:
         """Characters that :meth:`feed` may have to parse."""
@@ -94,6 +114,10 @@ class ReplyParser:
             self._emit("content", self._held)
         return self._taken()
 
+    def _begun_call(self) -> list[Piece]:
+        """The pieces of the call in which the prompt ends."""
+        return self._pieces[-2:] if self._streamed is not None and self._streamed.name else []
+
     def _taken(self) -> list[Piece]:
         pieces, self._pieces = self._pieces, []
         return pieces
@@ -104,14 +128,34 @@ class ReplyParser:
             kind = _kind(name)
             if kind != self._kind:
                 self._begin(kind)
-            if event["type"] == "region_chunk":
+            if event["type"] == "region_open":
+                self._opened = event.get("opened", "")
+                self._streamed = StreamedCall(self._regions, name, self._opened) if kind == "call" else None
+                if kind == "reasoning" and self._opened:
+                    self._reasoning.append([event["start"]])
+            elif event["type"] == "region_chunk":
                 self._size += len(event["text"])
                 if kind in ("content", "reasoning"):
                     self._text(kind, event["text"])
+                elif self._streamed is not None:
+                    self._stream(self._streamed, event["text"])
             elif event["type"] == "region_close":
                 self._size = 0
-                if kind == "call":
-                    self._call(name, self._regions.region(name, event["value"]), closed=not ended)
+                if kind == "reasoning" and self._opened:
+                    self._reasoning[-1].append(event["end"])
+                if self._streamed is not None and not self._streamed.name:
+                    self._call(name, Region(self._opened, event["value"]["body"]), closed=not ended)
+                self._streamed = None
+
+    def _stream(self, call: StreamedCall, text: str) -> None:
+        begun = bool(call.name)
+        arguments = call.feed(text)
+        if call.name:
+            self._size = 0  # the region isn't parsed at its end
+        if call.name and not begun:
+            self._pieces.append(Piece("call", call=ToolCall(call.name, "")))
+        if arguments:
+            self._pieces.append(Piece("arguments", arguments))
 
     def _begin(self, kind: Kind) -> None:
         self._kind, self._before, self._held = kind, self._held, ""
@@ -162,4 +206,4 @@ def _kind(name: str) -> Kind:
         return "call"
     if name.startswith(REASONING):
         return "reasoning"
-    return "content" if name == "content" else "other"
+    return "content" if name in ("content", REST) else "other"

@@ -1,4 +1,4 @@
-"""The built-in formats as fields of transformers' response templates.
+"""The built-in formats of tool calls as fields of transformers' response templates.
 
 All patterns are linear in the length of the text: they begin with a literal, and their repetitions are bounded or end
 where the literal comes again. A field whose name begins with ``tool_calls`` has calls.
@@ -11,7 +11,11 @@ from typing import Any
 from msgspec import Struct
 
 NAME = r"(?P<name>[\w.\-]{1,128})"
+JSON_VALUE = r'[\[{](?:[^"<\n]++|\n(?!<)|"(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f])*+")*+'
+"""An array or object as the value of an element: strings may have the element's closing tag."""
+
 CALL = {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}
+FUNCTION = {"type": "function", "function": "{content}"}
 
 
 class ToolFormat(Struct, frozen=True, kw_only=True):
@@ -22,6 +26,7 @@ class ToolFormat(Struct, frozen=True, kw_only=True):
     ``content_close``: markers that are left out of the content. ``call``: what a forced call looks like, with the
     placeholders ``{name}`` and ``{arguments}``; ``separator`` is between two calls, ``begin`` and ``end`` are around
     all. ``values``: how arguments are written: "json", or "qwen" and "glm" for one XML-like element per argument.
+    ``explained``: where a chat template takes no tools, the system message can explain this format to the model.
     ``bare``: a call may also be a JSON object without a marker, at the beginning of the output.
     """
 
@@ -35,23 +40,9 @@ class ToolFormat(Struct, frozen=True, kw_only=True):
     separator: str = "\n"
     end: str = ""
     values: str = "json"
+    explained: bool = False
     bare: bool = False
     short_ids: bool = False  # ids of calls have nine letters and digits
-
-
-class ReasoningFormat(Struct, frozen=True, kw_only=True):
-    """How a model writes its reasoning; ``detect`` and ``requires`` as for :class:`ToolFormat`.
-
-    ``text``: what is before and after the reasoning of a reply whose calls are forced. ``begins_open``: the output
-    begins inside of it, without the marker.
-    """
-
-    aliases: tuple[str, ...] = ()
-    detect: tuple[str, ...] = ()
-    requires: str = ""
-    field: dict[str, Any]
-    text: tuple[str, str] = ("<think>", "</think>")
-    begins_open: str = ""
 
 
 _MISTRAL: dict[str, dict[str, Any]] = {
@@ -87,6 +78,7 @@ TOOL_FORMATS = {
                 "content": "text",
             },
         },
+        content_close=("<|start|>assistant", "<|end|>", "<|return|>", "<|call|>"),
         call="<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}<|call|>",
         separator="<|start|>assistant",
     ),
@@ -190,7 +182,7 @@ TOOL_FORMATS = {
                 "content_args": {
                     "tag_pattern": (
                         r"<arg_key>(?P<key>[^<]{1,256})</arg_key>\s{0,8}"
-                        r"<arg_value>(?P<value>(?:(?!<arg_key>).)*?)</arg_value>"
+                        rf"<arg_value>(?P<value>{JSON_VALUE}(?=</arg_value>)|(?:(?!<arg_key>).)*?)</arg_value>"
                     )
                 },
                 "transform": CALL,
@@ -210,7 +202,8 @@ TOOL_FORMATS = {
                 "content": "xml-inline",
                 "content_args": {
                     "tag_pattern": (
-                        r"<parameter=(?P<key>[^>\n]{1,256})>\n?(?P<value>(?:(?!<parameter=).)*?)\n?</parameter>"
+                        r"<parameter=(?P<key>[^>\n]{1,256})>\n?"
+                        rf"(?P<value>{JSON_VALUE}(?=\n?</parameter>)|(?:(?!<parameter=).)*?)\n?</parameter>"
                     )
                 },
                 "transform": CALL,
@@ -245,10 +238,11 @@ TOOL_FORMATS = {
                 "close": "</tool_call>",
                 "repeats": True,
                 "content": "json",
-                "transform": {"type": "function", "function": "{content}"},
+                "transform": FUNCTION,
             }
         },
         call='<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>',
+        explained=True,
     ),
     "llama3": ToolFormat(
         aliases=("llama3_json", "llama4_json"),
@@ -259,36 +253,6 @@ TOOL_FORMATS = {
         separator="; ",
         bare=True,
     ),
-}
-"""By name; the first whose ``detect`` occurs in the chat template is chosen."""
-
-_THINK = {"open": "<think>", "close": "</think>", "content": "text"}
-
-REASONING_FORMATS = {
-    "gpt-oss": ReasoningFormat(
-        aliases=("openai_gptoss",),
-        detect=("<|channel|>analysis",),
-        field={
-            "open_pattern": r"<\|channel\|>analysis[^<]{0,128}<\|message\|>",
-            "close": ["<|end|>", "<|call|>", "<|return|>"],
-            "content": "text",
-        },
-        text=("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
-    ),
-    "gemma4": ReasoningFormat(
-        detect=("<|channel>thought",),
-        field={"open": "<|channel>thought\n", "close": "<channel|>", "content": "text"},
-        text=("<|channel>thought\n", "<channel|>"),
-    ),
-    "mistral": ReasoningFormat(
-        detect=("[THINK]",),
-        field={"open": "[THINK]", "close": "[/THINK]", "content": "text"},
-        text=("[THINK]", "[/THINK]"),
-    ),
-    "qwen3": ReasoningFormat(
-        aliases=("think", "glm45", "deepseek-v3", "kimi_k2", "nano_v3"), detect=("<think>", "</think>"), field=_THINK
-    ),
-    "deepseek-r1": ReasoningFormat(aliases=("deepseek_r1", "qwen3-thinking"), field=_THINK, begins_open="<think>"),
 }
 """By name; the first whose ``detect`` occurs in the chat template is chosen."""
 

@@ -42,13 +42,14 @@ async def make_job(
     tokenizer = service.engine.tokenizer(served.name)
     if tokenizer is None:
         raise RequestError(f"{served.name} has no tokenizer; use /generate with input_ids.")
+    messages, shown = service.formats.get(served).chat(messages, tools.shown)
     options = template_options(
         tokenizer,
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
         variables=body.chat_template_kwargs,
         effort=body.reasoning_effort,
-        tools=tools.shown,
+        tools=shown,
     )
     text = await chat_prompt(service.engine, served, tokenizer, messages, options)
     reader, params = await _reader(service, served, body, tools, params, text)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trunkline.plugins.generation.formats.calls import ToolCall
 from trunkline.plugins.generation.formats.model_format import ReplyReader
+from trunkline.plugins.generation.sequence import OutputSequence
 from trunkline.plugins.generation.service import Job, Service
 
 from .chat_schemas import ChatBody
@@ -64,6 +65,15 @@ class ChatReplies(Replies):
         if complete:
             yield {"delta": {}, **self._finish(index, unsent)}
 
+    async def usage(self, sequences: Sequence[OutputSequence]) -> dict[str, Any]:
+        counts, engine = await super().usage(sequences), self.service.engine
+        each = [
+            await pieces.count_reasoning(engine, sequence)
+            for pieces, sequence in zip(self._pieces, sequences, strict=True)
+        ]
+        reasoning = [count for count in each if count is not None]
+        return {**counts, "completion_tokens_details": {"reasoning_tokens": sum(reasoning)}} if reasoning else counts
+
     def prompt_fields(self) -> dict[str, Any]:
         return {"prompt_token_ids": self.job.prompts[0]} if self.with_ids else {}
 
@@ -75,18 +85,19 @@ class ChatReplies(Replies):
         return fields
 
     def _deltas(self, index: int) -> Iterator[dict[str, Any]]:
-        """The deltas of the new pieces: for a call one with its name, then one with its arguments."""
-        number = self._pieces[index].calls
+        """The deltas of the new pieces: for a call one with its name, then those with its arguments."""
+        number = self._pieces[index].calls - 1
         for piece in self._pieces[index].take():
-            if piece.call is None:
-                if piece.kind in FIELDS:
-                    yield {FIELDS[piece.kind]: piece.text}
-                continue
-            call = self._call(index, piece.call)
-            head = {"index": number, **call, "function": {"name": piece.call.name, "arguments": ""}}
-            yield {"tool_calls": [head]}
-            yield {"tool_calls": [{"index": number, "function": {"arguments": piece.call.arguments}}]}
-            number += 1
+            arguments = piece.text if piece.kind == "arguments" else ""
+            if piece.call is not None:
+                number, arguments = number + 1, piece.call.arguments
+                call = self._call(index, piece.call)
+                head = {"index": number, **call, "function": {"name": piece.call.name, "arguments": ""}}
+                yield {"tool_calls": [head]}
+            elif piece.kind in FIELDS:
+                yield {FIELDS[piece.kind]: piece.text}
+            if arguments:
+                yield {"tool_calls": [{"index": number, "function": {"arguments": arguments}}]}
 
     def _call(self, index: int, call: ToolCall) -> dict[str, Any]:
         function = {"name": call.name, "arguments": call.arguments}

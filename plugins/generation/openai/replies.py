@@ -65,7 +65,7 @@ class Replies(ABC):
         meta = sequences[0].meta_info()
         metadata = {name: meta[name] for name in ("weight_version", "weight_versions") if name in meta}
         return self._with_choices(self.kind, choices) | {
-            "usage": usage(sequences, self.job.n),
+            "usage": await self.usage(sequences),
             "metadata": metadata,
             **self.prompt_fields(),
         }
@@ -84,7 +84,7 @@ class Replies(ABC):
             for choice in self.next_choices(index, unsent[index]):
                 yield self._chunk(index, choice, sequences[index])
         if self._usage:
-            yield event_frame(self._with_choices(self.chunk_kind, []) | {"usage": usage(sequences, self.job.n)})
+            yield event_frame(self._with_choices(self.chunk_kind, []) | {"usage": await self.usage(sequences)})
         yield DONE
 
     async def read(self, index: int, unsent: Unsent) -> None:
@@ -101,6 +101,10 @@ class Replies(ABC):
     @abstractmethod
     def next_choices(self, index: int, unsent: Unsent) -> Iterable[dict[str, Any]]:
         """The choices of the chunks for what is unsent of a sequence; the last has the finish reason."""
+
+    async def usage(self, sequences: Sequence[OutputSequence]) -> dict[str, Any]:
+        """The token counts of sequences that are complete."""
+        return {**usage(sequences, self.job.n)}
 
     def prompt_fields(self) -> dict[str, Any]:
         """Fields of the reply, or of a stream's first chunk, that are about the prompt."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import secrets
 import string
-from itertools import groupby
 
 from trunkline.core.types import EngineClient
+from trunkline.plugins.generation.formats.calls import ToolCall
 from trunkline.plugins.generation.formats.model_format import ReplyReader, read_pieces
 from trunkline.plugins.generation.formats.reply_parser import Piece
+from trunkline.plugins.generation.sequence import OutputSequence
 
+COUNT_COST = 16  # times that a text is decoded to find a token in it
 SHORT_ID = 9  # characters, for templates that take no other ids
 LETTERS = string.ascii_letters + string.digits
 
@@ -30,6 +32,7 @@ class ReplyPieces:
         self._held: list[Piece] = []
         self._pieces: list[Piece] = []
         self.calls = 0  # that have been taken
+        self._dropped = False  # the last call is left out
 
     async def read(self, engine: EngineClient, text: str, *, ended: bool) -> None:
         """Add the next part of the reply's text; ``ended``: it is the last."""
@@ -48,19 +51,42 @@ class ReplyPieces:
             self._release()
 
     def take(self) -> list[Piece]:
-        """The new pieces; neighbouring texts of one kind are joined."""
+        """The new pieces; neighbouring texts of one kind are joined, and arguments with their call."""
         pieces: list[Piece] = []
-        for kind, group in groupby(self._pieces, lambda piece: piece.kind):
-            if kind != "call":
-                text = "".join(piece.text for piece in group)
-                pieces += [] if kind == "reasoning" and self._hide_reasoning else [Piece(kind, text)]
+        for piece in self._pieces:
+            last = pieces[-1] if pieces else None
+            if piece.call is not None:
+                self._dropped = self.calls > 0 and self._reader is not None and not self._reader.many
+                self.calls += not self._dropped
+                pieces += [] if self._dropped else [piece]
+            elif (piece.kind == "arguments" and self._dropped) or (piece.kind == "reasoning" and self._hide_reasoning):
                 continue
-            for piece in group:
-                if self.calls == 0 or (self._reader is not None and self._reader.many):
-                    self.calls += 1
-                    pieces.append(piece)
+            elif piece.kind == "arguments" and last is not None and last.call is not None:
+                whole = ToolCall(last.call.name, last.call.arguments + piece.text)
+                pieces[-1] = Piece("call", call=whole)
+            elif last is not None and last.kind == piece.kind:
+                pieces[-1] = Piece(piece.kind, last.text + piece.text)
+            else:
+                pieces.append(piece)
         self._pieces = []
         return pieces
+
+    async def count_reasoning(self, engine: EngineClient, sequence: OutputSequence) -> int | None:
+        """How many tokens of a complete sequence, which has this reply, are reasoning and its markers.
+
+        None if the reasoning isn't separated.
+        """
+        if self._parser is None or not self._parser.separates_reasoning:
+            return None
+        spans = self._parser.reasoning()
+        if not spans:
+            return 0
+
+        def count() -> int:
+            return sum(sequence.count_tokens(end) - sequence.count_tokens(start) for start, end in spans)
+
+        tokens: int = await engine.off_loop(count, size=COUNT_COST * len(sequence.text or ""))
+        return tokens
 
     def new_call_id(self) -> str:
         """An id for a tool call, in a form that the model's chat template takes."""

@@ -70,6 +70,16 @@ class ChatChoice(TypedDict):
     matched_stop: int | str | None
 
 
+class ReasoningTokens(TypedDict):
+    reasoning_tokens: int  # with those of its markers
+
+
+class ChatUsage(Usage):
+    """OpenAI's token counts, with details of the output if reasoning is separated."""
+
+    completion_tokens_details: NotRequired[ReasoningTokens]
+
+
 class ChatReply(TypedDict):
     """OpenAI's chat completion."""
 
@@ -78,7 +88,7 @@ class ChatReply(TypedDict):
     created: int
     model: str
     choices: list[ChatChoice]
-    usage: Usage
+    usage: ChatUsage
     metadata: Metadata
     prompt_token_ids: NotRequired[list[int]]  # with return_token_ids
 
@@ -89,7 +99,7 @@ class FunctionDelta(TypedDict):
 
 
 class ToolCallDelta(TypedDict):
-    """The first delta of a call has its id and its name, the next one the arguments."""
+    """The first delta of a call has its id and its name, the next ones its arguments."""
 
     index: int
     id: NotRequired[str]
@@ -121,7 +131,7 @@ class ChatChunk(TypedDict):
     created: int
     model: str
     choices: list[ChatChunkChoice]
-    usage: NotRequired[Usage | None]
+    usage: NotRequired[ChatUsage | None]
     prompt_token_ids: NotRequired[list[int]]  # in the first chunk
 
 

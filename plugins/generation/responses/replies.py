@@ -49,7 +49,7 @@ class ResponseReply:
         await self._pieces.read(self._service.engine, sequence.text or "", ended=True)
         for _ in self._events(ended=sequence):
             pass
-        return self._object(sequence)
+        return await self._completed(sequence)
 
     async def _frames(self, sequences: list[OutputSequence]) -> AsyncIterator[bytes]:
         """The events as frames, with their numbers. A failure is the last event of the stream."""
@@ -62,7 +62,7 @@ class ResponseReply:
     async def _events_of(self, sequences: list[OutputSequence]) -> AsyncIterator[dict[str, Any]]:
         [sequence] = sequences
         for step in ("created", "in_progress"):
-            yield {"type": f"response.{step}", "response": self._object(None)}
+            yield {"type": f"response.{step}", "response": self._begun()}
         sent = 0
         try:
             async for _ in refreshed(self._service, sequences, self._grammar):
@@ -73,10 +73,10 @@ class ResponseReply:
                     yield event
         except RequestError as error:
             code = "server_error" if error.status >= 500 else "invalid_prompt"
-            failed = self._object(None) | {"status": "failed", "error": {"code": code, "message": error.message}}
+            failed = self._begun() | {"status": "failed", "error": {"code": code, "message": error.message}}
             yield {"type": "response.failed", "response": failed}
             return
-        response = self._object(sequence)
+        response = await self._completed(sequence)
         kind = response["status"] if response["status"] == "completed" else "incomplete"
         yield {"type": f"response.{kind}", "response": response}
 
@@ -87,14 +87,19 @@ class ResponseReply:
         if ended is not None:
             yield from self._items.end("completed" if _status(ended) == "completed" else "incomplete")
 
-    def _object(self, sequence: OutputSequence | None) -> dict[str, Any]:
-        """The response object; with a sequence, which has ended, as it is at the end."""
-        status = "in_progress" if sequence is None else _status(sequence)
+    def _begun(self) -> dict[str, Any]:
+        """The response object before the end."""
+        return self._fields | {"status": "in_progress", "incomplete_details": None, "output": [], "usage": None}
+
+    async def _completed(self, sequence: OutputSequence) -> dict[str, Any]:
+        """The response object at the end of the sequence."""
+        status = _status(sequence)
+        reasoning = await self._pieces.count_reasoning(self._service.engine, sequence)
         return self._fields | {
             "status": status,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "output": [] if sequence is None else self._items.output,
-            "usage": None if sequence is None else _usage(sequence),
+            "output": self._items.output,
+            "usage": _usage(sequence, reasoning),
         }
 
 
@@ -126,14 +131,14 @@ def _status(sequence: OutputSequence) -> str:
     return STATUS.get((sequence.finish or {}).get("type", ""), "cancelled")
 
 
-def _usage(sequence: OutputSequence) -> dict[str, Any]:
-    """OpenAI's token counts; tokens of the reasoning aren't counted separately."""
+def _usage(sequence: OutputSequence, reasoning: int | None) -> dict[str, Any]:
+    """OpenAI's token counts; the field of the reasoning's tokens can't be left out."""
     counts = usage([sequence], 1)
     cached = sequence.reply.cached_tokens
     return {
         "input_tokens": counts["prompt_tokens"],
         "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
         "output_tokens": counts["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning or 0},
         "total_tokens": counts["total_tokens"],
     }

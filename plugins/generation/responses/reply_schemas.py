@@ -11,9 +11,7 @@ class InputTokensDetails(TypedDict):
 
 
 class OutputTokensDetails(TypedDict):
-    """Always 0: tokens of the reasoning aren't counted separately."""
-
-    reasoning_tokens: int
+    reasoning_tokens: int  # with those of its markers; 0 if the reasoning isn't separated
 
 
 class ResponseUsage(TypedDict):

@@ -13,8 +13,10 @@ from typing import Any
 import httpx
 import msgspec
 import numpy as np
+import openai
 import pytest
 import torch
+import uvicorn
 from litestar import Litestar, Request
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -203,6 +205,7 @@ class FakeEngine:
         self.replies: list[FakeReply] = []
         self.refuse: RequestError | None = None
         self.with_results = False  # replies have the results of fake_results
+        self.with_threads = True  # off the event loop; while a thread runs, many tokens may come
         self._tasks: set[asyncio.Task[None]] = set()
 
     def choose(self, task: str, name: str | None = None) -> ServedModel:
@@ -220,7 +223,7 @@ class FakeEngine:
         return [self._tokenizer.encode(text, add_special_tokens=special) for text in texts]
 
     async def off_loop(self, function: Callable[..., Any], *args: Any, size: int = 0) -> Any:
-        return await asyncio.to_thread(function, *args)
+        return await asyncio.to_thread(function, *args) if self.with_threads else function(*args)
 
     def submit(self, model: str, task: str, items: Sequence[Submission]) -> list[FakeReply]:
         if self.refuse is not None:
@@ -290,8 +293,8 @@ def make_app(make_settings: Callable[..., dict[str, Any]]) -> Callable[..., Any]
         if generation:
             engine.generation_settings = GenerationSettings(**generation)
         service = Service(engine, make_settings())
-        openai = [*completion_routes(service), *chat_routes(service), *responses_routes(service)]
-        return Litestar([*generate_routes(service), *openai], exception_handlers={RequestError: refuse})
+        others = [*completion_routes(service), *chat_routes(service), *responses_routes(service)]
+        return Litestar([*generate_routes(service), *others], exception_handlers={RequestError: refuse})
 
     return make
 
@@ -300,6 +303,20 @@ def make_app(make_settings: Callable[..., dict[str, Any]]) -> Callable[..., Any]
 async def client(engine: FakeEngine, make_app: Callable[..., Any]) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(engine)), base_url="http://test") as client:
         yield client
+
+
+@pytest.fixture
+async def sdk(engine: FakeEngine, make_app: Callable[..., Any]) -> AsyncIterator[openai.AsyncOpenAI]:
+    """OpenAI's client of a server on a real port."""
+    server = uvicorn.Server(uvicorn.Config(make_app(engine), port=0, log_level="warning", lifespan="off"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+        yield client
+    server.should_exit = True
+    await serving
 
 
 # -- the whole engine --------------------------------------------------------------------------

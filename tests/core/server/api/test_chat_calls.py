@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api.chat_messages import ChatMessages, read_messages
-from trunkline.core.server.api.chat_prompts import TemplateOptions, render_chat, template_options
+from trunkline.core.server.api.chat_prompts import TemplateOptions, render_chat, takes_tools, template_options
 
 CALLED = [
     {"role": "user", "content": "Weather?"},
@@ -79,17 +79,10 @@ def test_tools_reach_the_template(tokenizer_with: Any) -> None:
     assert text == 'user:a[{"type": "function", "function": {"name": "get"}}]'
 
 
-def test_tools_are_refused_by_a_template_without_them(tokenizer_with: Any) -> None:
-    with pytest.raises(RequestError, match="chat template takes no tools; leave them out") as caught:
-        template_options(
-            tokenizer_with(EACH + "{% endfor %}"),
-            add_generation_prompt=None,
-            continue_final_message=None,
-            variables=None,
-            effort=None,
-            tools=[{}],
-        )
-    assert caught.value.param == "tools"
+@pytest.mark.parametrize(("template", "taken"), [(CALLS + END, True), (EACH + "{% endfor %}", False)])
+def test_templates_that_take_tools(tokenizer_with: Any, template: str, taken: bool) -> None:
+    assert takes_tools(tokenizer_with(template)) == taken
+    assert takes_tools(tokenizer_with({"default": template, "tool_use": "x"}))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ WEATHER = {
     "properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "units": {"enum": ["C", "F"]}},
     "required": ["city"],
 }
-SCHEMAS = {"get_weather": WEATHER, "now": {"type": "object", "properties": {}}}
+SCHEMAS = {
+    "get_weather": WEATHER,
+    "now": {"type": "object", "properties": {"a": {"type": "array"}, "b": {"type": "string"}}},
+}
 ZURICH, ROME = '{"city": "Zürich"}', '{"city": "Rome", "days": 3}'
 
 
@@ -114,6 +117,45 @@ RECORDED = {
         "harmony", "gpt-oss", "<|start|>assistant",
         "<|channel|>analysis<|message|>Easy.<|end|><|start|>assistant<|channel|>final<|message|>4 < 5",
         "4 < 5", "Easy.", [],
+    ),
+    "harmony-without-channel": Recorded(
+        "gpt-oss", "gpt-oss", "<|start|>assistant", "<|message|>Hi.<|end|>", "<|message|>Hi.", "", []
+    ),
+    "harmony-plain": Recorded("gpt-oss", "gpt-oss", "<|start|>assistant", "No <b>channel.", "No <b>channel.", "", []),
+    "harmony-other-channels": Recorded(
+        "gpt-oss", "gpt-oss", "<|start|>assistant",
+        "<|channel|>analysis<|message|>Run it.<|end|>?<|start|>assistant<|channel|>commentary to=python code<|message|>"
+        "1+1<|call|><|start|>assistant<|channel|>final<|message|>2<|return|>.",
+        "?<|channel|>commentary to=python code<|message|>1+12.", "Run it.", [],
+    ),
+    "harmony-cut": Recorded(
+        "gpt-oss", "gpt-oss", "<|start|>assistant", "<|channel|>anal", "<|channel|>anal", "", []
+    ),
+    "harmony-only-tools": Recorded(
+        "gpt-oss", "none", "<|start|>assistant",
+        "<|channel|>analysis<|message|>So.<|end|><|start|>assistant<|channel|>commentary to=functions.now <|constrain|>"
+        'json<|message|>{"a": "<|call|>\\"<|end|>"}<|call|>',
+        "<|channel|>analysis<|message|>So.", "", [("now", '{"a": "<|call|>\\"<|end|>"}')],
+    ),
+    "hermes-cut-arguments": Recorded(
+        "hermes", "none", CHATML, 'Well <tool_call>\n{"name": "get_weather", "arguments": {"city": "Z',
+        "Well", "", [("get_weather", '{"city": "Z')],
+    ),
+    "hermes-marker-in-a-string": Recorded(
+        "hermes", "none", CHATML,
+        '<tool_call>{"name": "now", "arguments": {"a": "</tool_call>\\\\", "b": "\\"</tool_call>"}}</tool_call> So',
+        "So", "", [("now", '{"a": "</tool_call>\\\\", "b": "\\"</tool_call>"}')],
+    ),
+    "hermes-string-without-end": Recorded(
+        "hermes", "none", CHATML,
+        '<tool_call>{"name: "now"}\n</tool_call> So <tool_call>{"name": "now", "arguments": {}}</tool_call>',
+        '<tool_call>{"name: "now"}\n</tool_call> So', "", [("now", "{}")],
+    ),
+    "qwen3-coder-json": Recorded(
+        "qwen3_coder", "none", CHATML,
+        '<tool_call>\n<function=now>\n<parameter=a>\n["</parameter>", {"</function>\\n</tool_call>": "\\""}]\n'
+        '</parameter>\n<parameter=b>\n{5" wide\n</parameter>\n</function>\n</tool_call> So',
+        "So", "", [("now", '{"a": ["</parameter>", {"</function>\\n</tool_call>": "\\""}], "b": "{5\\" wide"}')],
     ),
     "gemma4": Recorded(
         "gemma4", "gemma4", "<|turn>model\n",

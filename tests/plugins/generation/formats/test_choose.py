@@ -10,8 +10,9 @@ import pytest
 
 from trunkline.core.errors import ConfigError
 from trunkline.plugins.generation.formats.choose import check_names, reply_format
+from trunkline.plugins.generation.formats.reasoning_formats import REASONING_FORMATS
 from trunkline.plugins.generation.formats.regions import Regions
-from trunkline.plugins.generation.formats.templates import REASONING_FORMATS, TOOL_FORMATS
+from trunkline.plugins.generation.formats.templates import TOOL_FORMATS
 
 
 class _Tokenizer:

@@ -13,11 +13,9 @@ import pytest
 from llguidance import LLMatcher
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
+from tests.plugins.generation.formats.splitting import make_form, make_parser, split
 from trunkline.core.errors import RequestError
-from trunkline.plugins.generation.formats.choose import reply_format
 from trunkline.plugins.generation.formats.grammars import forced_answer, forced_calls
-from trunkline.plugins.generation.formats.regions import Regions
-from trunkline.plugins.generation.formats.reply_parser import ReplyParser
 from trunkline.plugins.generation.formats.templates import TOOL_FORMATS
 
 PLAIN = {
@@ -35,15 +33,6 @@ PLAIN = {
 }
 NESTED = {"type": "object", "properties": {"q": {"type": "string", "pattern": "^[a-c]{2,3}$"}}, "required": ["q"]}
 ENDS = ['"', "}", "]", "<", "/", "\n"]  # characters that end texts
-
-
-class _Tokenizer:
-    response_template = None
-
-
-def _form(tool: str, reasoning: str = "none") -> Any:
-    tokenizer: Any = _Tokenizer()
-    return reply_format(tokenizer, "", tool, reasoning)
 
 
 def _sample(grammar: str, tokenizer: Any, seed: int) -> str:
@@ -67,9 +56,7 @@ def _sample(grammar: str, tokenizer: Any, seed: int) -> str:
 
 
 def _calls(form: Any, prompt: str, text: str, schemas: Any) -> list[Any]:
-    regions = Regions(form.template(tools=True, reasoning=True))
-    parser = ReplyParser(form, regions, regions.after_anchor(prompt), schemas)
-    pieces = [*parser.feed(text), *parser.finish()]
+    pieces = split(form, prompt, [text], schemas)
     assert {piece.kind for piece in pieces} <= {"call", "reasoning"}, (text, pieces)
     return [piece.call for piece in pieces if piece.call]
 
@@ -80,7 +67,7 @@ def test_forced_calls_are_valid(tool: str, seed: int, byte_level: Any) -> None:
     schemas = {"get_weather": PLAIN, "now": {"type": "object", "properties": {}, "additionalProperties": False}}
     if TOOL_FORMATS[tool].values == "json":
         schemas["nested"] = NESTED
-    form = _form(tool)
+    form = make_form(tool)
     text = _sample(forced_calls(form, schemas, {}, many=True, in_reasoning=False), byte_level, seed)
     calls = _calls(form, "", text, schemas)
     assert 1 <= len(calls) <= 16
@@ -100,9 +87,8 @@ def test_forced_calls_are_valid(tool: str, seed: int, byte_level: Any) -> None:
     ],
 )
 def test_reasoning_may_come_first(tool: str, reasoning: str, prompt: str, byte_level: Any) -> None:
-    form, schemas = _form(tool, reasoning), {"get_weather": PLAIN}
-    regions = Regions(form.template(tools=True, reasoning=True))
-    opened = ReplyParser(form, regions, regions.after_anchor(prompt)).in_reasoning
+    form, schemas = make_form(tool, reasoning), {"get_weather": PLAIN}
+    opened = make_parser(form, prompt, schemas).in_reasoning
     assert opened == ("<think>" in prompt or reasoning == "deepseek-r1")
     grammar = forced_calls(form, schemas, {}, many=False, in_reasoning=opened)
     call = form.tool.begin + form.tool.call.format(name="get_weather", arguments="{}").split("{}")[0]
@@ -114,13 +100,15 @@ def test_reasoning_may_come_first(tool: str, reasoning: str, prompt: str, byte_l
 
 
 def test_one_call_is_forced_without_parallel_calls(byte_level: Any) -> None:
-    form, schemas = _form("hermes"), {"now": {"type": "object", "properties": {}, "additionalProperties": False}}
+    form, schemas = make_form("hermes"), {"now": {"type": "object", "properties": {}, "additionalProperties": False}}
     text = _sample(forced_calls(form, schemas, {}, many=False, in_reasoning=False), byte_level, 0)
     assert text == '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 
 
 def test_special_tokens_are_written_as_such() -> None:
-    grammar = forced_calls(_form("mistral"), {"f": {}}, {"[TOOL_CALLS]": 5, "[ARGS]": 7}, many=True, in_reasoning=False)
+    grammar = forced_calls(
+        make_form("mistral"), {"f": {}}, {"[TOOL_CALLS]": 5, "[ARGS]": 7}, many=True, in_reasoning=False
+    )
     assert 'call_0: <[5]> "f" <[7]> arguments_0' in grammar
 
 
@@ -133,17 +121,20 @@ def test_special_tokens_are_written_as_such() -> None:
         ({"properties": {"a": {"type": ["string", "null"]}}}, "type in parameters.properties.a"),
         ({"oneOf": []}, "oneOf in parameters of"),
         ({"required": ["a"]}, "a in parameters.required"),
+        ({"properties": {"a": {"enum": ["x", "</arg_value>"]}}}, "the value '</arg_value>' in parameters.properties.a"),
+        ({"properties": {"a": {"enum": ["x"], "const": "x"}}}, "enum in parameters.properties.a"),
+        ({"properties": {"a<": {"type": "string"}}}, "the name a< in parameters.properties"),
     ],
 )
 def test_what_a_format_can_t_enforce_is_named(schema: dict[str, Any], named: str) -> None:
     with pytest.raises(RequestError, match=f"can't enforce {named}.* tool f") as caught:
-        forced_calls(_form("glm45"), {"f": schema}, {}, many=True, in_reasoning=False)
+        forced_calls(make_form("glm45"), {"f": schema}, {}, many=True, in_reasoning=False)
     assert caught.value.param == "tools"
 
 
 def test_an_unknown_format_forces_nothing() -> None:
     with pytest.raises(RequestError, match="the syntax of this model's tool calls isn't known") as caught:
-        forced_calls(_form("none"), {"f": {}}, {}, many=True, in_reasoning=False)
+        forced_calls(make_form("none"), {"f": {}}, {}, many=True, in_reasoning=False)
     assert caught.value.param == "tool_choice"
 
 
@@ -153,7 +144,7 @@ def test_schemas_that_can_t_be_enforced_are_named(tool: str) -> None:
     with pytest.raises(
         RequestError, match=r"parameters.* of the tool f: the JSON Schema can't be enforced: .*x-guidance"
     ):
-        forced_calls(_form(tool), {"f": schema}, {}, many=True, in_reasoning=False)
+        forced_calls(make_form(tool), {"f": schema}, {}, many=True, in_reasoning=False)
     with pytest.raises(RequestError, match="response_format: the JSON Schema can't be enforced") as caught:
-        forced_answer('{"x-guidance": {}}', _form(tool), {}, in_reasoning=True)
+        forced_answer('{"x-guidance": {}}', make_form(tool), {}, in_reasoning=True)
     assert caught.value.param == "response_format"

@@ -6,25 +6,15 @@ from typing import Any
 
 import pytest
 
+from tests.plugins.generation.formats.splitting import make_form, split
 from trunkline.plugins.generation.formats import regions
-from trunkline.plugins.generation.formats.choose import reply_format
-from trunkline.plugins.generation.formats.regions import Regions, TooSlow
-from trunkline.plugins.generation.formats.reply_parser import Piece, ReplyParser
+from trunkline.plugins.generation.formats.patterns import TooSlow
+from trunkline.plugins.generation.formats.reply_parser import Piece
 from trunkline.plugins.generation.formats.templates import CALL, TOOL_FORMATS
 
 
-class _Tokenizer:
-    def __init__(self, template: dict[str, Any] | None = None) -> None:
-        self.response_template = template
-
-
 def _split(text: str, tool: str = "auto", own: dict[str, Any] | None = None) -> list[Piece]:
-    tokenizer: Any = _Tokenizer(own)
-    form = reply_format(tokenizer, "", tool, "auto")
-    template = form.template(tools=True, reasoning=True)
-    assert template is not None
-    parser = ReplyParser(form, Regions(template), "", {"f": {}})
-    return [*parser.feed(text), *parser.finish()]
+    return split(make_form(tool, "auto", own), "", [text], {"f": {}})
 
 
 def _own(**field: Any) -> dict[str, Any]:
@@ -57,7 +47,7 @@ def test_a_slow_content_of_a_checkpoint_is_no_call(arguments: dict[str, Any]) ->
 
 
 def test_a_region_over_the_limit_is_content(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = '<tool_call>{"name": "f", "arguments": {"x": "abc"}}</tool_call>'
+    text = '<tool_call>{"arguments": {"x": "abc"}, "name": "f"}</tool_call>'
     size = len(text) - len("<tool_call></tool_call>")
     monkeypatch.setattr(regions, "MAX_REGION", size)
     assert [piece.kind for piece in _split(text, "hermes")] == ["call"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from itertools import groupby, pairwise
 from typing import Any
 
 import pytest
@@ -12,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.plugins.generation.formats.outputs import BREAKING, RECORDED, SCHEMAS, Recorded
-from trunkline.plugins.generation.formats.choose import ReplyFormat, reply_format
-from trunkline.plugins.generation.formats.regions import Regions
-from trunkline.plugins.generation.formats.reply_parser import Piece, ReplyParser
+from tests.plugins.generation.formats.splitting import cut, make_form, make_parser, split
+from trunkline.plugins.generation.formats.calls import ToolCall
+from trunkline.plugins.generation.formats.choose import ReplyFormat
+from trunkline.plugins.generation.formats.reply_parser import Piece
 
 PIECES = re.compile(r"<[^<>]*>|\[[A-Z_]+\]|\w+|\s+|.", re.DOTALL)
 
@@ -36,36 +36,12 @@ CHECKPOINT = {
 """As checkpoints may have it: with white space before markers."""
 
 
-class _Tokenizer:
-    chat_template = ""
-    response_template: dict[str, Any] | None = None
-
-
 def _form(recorded: Recorded, own: dict[str, Any] | None = None) -> ReplyFormat:
-    tokenizer: Any = _Tokenizer()
-    tokenizer.response_template = own
-    names = ("auto", "auto") if own else (recorded.tool, recorded.reasoning)
-    return reply_format(tokenizer, "", *names)
+    return make_form("auto", "auto", own) if own else make_form(recorded.tool, recorded.reasoning)
 
 
 def _split(form: ReplyFormat, prompt: str, chunks: Iterable[str]) -> list[Piece]:
-    """The pieces of a reply; neighbouring ones of one kind are joined."""
-    template = form.template(tools=True, reasoning=True)
-    assert template is not None
-    regions = Regions(template)
-    parser = ReplyParser(form, regions, regions.after_anchor(prompt), SCHEMAS)
-    pieces = [piece for chunk in chunks for piece in parser.feed(chunk)] + parser.finish()
-    joined = []
-    for kind, group in groupby(pieces, lambda piece: piece.kind):
-        members = list(group)
-        text = Piece(kind, "".join(piece.text for piece in members))
-        joined += members if kind == "call" else [text]
-    return joined
-
-
-def _cut(text: str, cuts: Iterable[int]) -> list[str]:
-    edges = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
-    return [text[start:end] for start, end in pairwise(edges)]
+    return split(form, prompt, chunks, SCHEMAS)
 
 
 @pytest.mark.parametrize("recorded", RECORDED.values(), ids=RECORDED)
@@ -91,7 +67,7 @@ def test_every_truncation_gives_the_same_in_single_characters(recorded: Recorded
 def test_broken_outputs_don_t_depend_on_the_chunks(recorded: Recorded, data: st.DataObject) -> None:
     fragments = st.sampled_from([*PIECES.findall(recorded.output), *BREAKING, recorded.output])
     text = "".join(data.draw(st.lists(fragments, max_size=30)))
-    chunks = _cut(text, data.draw(st.lists(st.integers(0, 1 << 16), max_size=20)))
+    chunks = cut(text, data.draw(st.lists(st.integers(0, 1 << 16), max_size=20)))
     form = _form(recorded)
     assert _split(form, recorded.prompt, chunks) == _split(form, recorded.prompt, [text])
 
@@ -103,9 +79,45 @@ def test_templates_of_checkpoints_don_t_depend_on_the_chunks(name: str, data: st
     recorded = RECORDED[name]
     fragments = st.sampled_from([*PIECES.findall(recorded.output), *BREAKING, recorded.output, "<|im_end|>"])
     text = "".join(data.draw(st.lists(fragments, max_size=30)))
-    chunks = _cut(text, data.draw(st.lists(st.integers(0, 1 << 16), max_size=20)))
+    chunks = cut(text, data.draw(st.lists(st.integers(0, 1 << 16), max_size=20)))
     form = _form(recorded, CHECKPOINT)
     assert _split(form, recorded.prompt, chunks) == _split(form, recorded.prompt, [text])
+
+
+def test_arguments_come_as_they_are_written() -> None:
+    parser = make_parser(make_form("hermes"), "", SCHEMAS)
+    assert parser.feed('Hm <tool_call>{"name": "get_weather", "argu') == [Piece("content", "Hm")]
+    assert parser.feed('ments": {"city": "Ro') == [
+        Piece("call", call=ToolCall("get_weather", "")),
+        Piece("arguments", '{"city": "Ro'),
+    ]
+    assert parser.feed('me\\"}') == [Piece("arguments", 'me\\"}')]
+    assert parser.feed('"} }') == [Piece("arguments", '"}')]
+    assert parser.feed("</tool_call>") == parser.finish() == []
+
+
+def test_a_call_that_the_prompt_begins_is_complete_in_the_reply() -> None:
+    prompt = '<|im_start|>assistant\n<tool_call>{"name": "get_weather", "arguments": {"city": "Ro'
+    pieces = _split(make_form("hermes"), prompt, ['me"}', "}</tool_call>"])
+    assert pieces == [Piece("call", call=ToolCall("get_weather", '{"city": "Rome"}'))]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "spans"),
+    [
+        ("", "Hi", []),
+        ("", "a<think>b</think>c<think>d", ["<think>b</think>", "<think>d"]),
+        ("<|im_start|>assistant\n<think>\n", "b</think>c", ["b</think>"]),
+        ("<|im_start|>assistant\n<think>\n\n</think>", "c", []),
+    ],
+)
+def test_where_the_reasoning_is(prompt: str, text: str, spans: list[str]) -> None:
+    for chunks in (text, [text]):
+        parser = make_parser(make_form("hermes", "qwen3"), prompt, SCHEMAS)
+        for chunk in chunks:
+            parser.feed(chunk)
+        parser.finish()
+        assert [text[start:end] for start, end in parser.reasoning()] == spans
 
 
 def test_nothing_of_the_prompt_is_in_the_reply() -> None:

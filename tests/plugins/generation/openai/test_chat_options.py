@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.plugins.generation.openai import requests
+from tests.plugins.generation.openai.requests import USER
 from trunkline.plugins.generation.schemas import GenerationParams
 
 pytestmark = pytest.mark.field
 
-USER = {"role": "user", "content": "hello"}
 ASSISTANT = {"role": "assistant", "content": "the quick"}
 PARTS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -26,7 +26,7 @@ VARIABLES = (
 
 
 async def chat(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
-    return await client.post("/v1/chat/completions", json={"messages": [USER], "max_tokens": 1, **body})
+    return await requests.chat(client, **{"max_tokens": 1, **body})
 
 
 async def prompt(client: httpx.AsyncClient, engine: Any, **body: Any) -> str:
@@ -285,8 +285,7 @@ async def test_sampling_fields_reach_the_engine(client: httpx.AsyncClient, engin
 async def test_usage_in_every_chunk_on_request(client: httpx.AsyncClient, engine: Any) -> None:
     engine.says("the fox")
     options = {"include_usage": True, "continuous_usage_stats": True}
-    text = (await chat(client, stream=True, stream_options=options, n=2)).text
-    chunks = [json.loads(event.removeprefix("data: ")) for event in text.split("\n\n")[:-2]]
+    chunks = requests.chunks_of(await chat(client, stream=True, stream_options=options, n=2))
     for index in range(2):
         own = [chunk["usage"] for chunk in chunks if chunk["choices"] and chunk["choices"][0]["index"] == index]
         counts = [usage["completion_tokens"] for usage in own]

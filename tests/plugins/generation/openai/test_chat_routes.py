@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import uvicorn
 
+from tests.plugins.generation.openai.requests import chat, chunks_of
 from trunkline.core.errors import QueueFull, RequestError
 from trunkline.plugins.generation.openai.defaults import chat_defaults
 
-USER = [{"role": "user", "content": "hello"}]
-
-
-async def chat(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
-    return await client.post("/v1/chat/completions", json={"model": "any", "messages": USER, **body})
-
 
 async def events(client: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]]:
-    text = (await chat(client, stream=True, **body)).text
-    assert text.endswith("data: [DONE]\n\n")
-    return [json.loads(event.removeprefix("data: ")) for event in text.split("\n\n")[:-2]]
+    return chunks_of(await chat(client, stream=True, **body))
 
 
 async def test_a_reply(client: httpx.AsyncClient, engine: Any, byte_level: Any) -> None:
@@ -210,20 +202,6 @@ def test_defaults_come_from_generation_config(tmp_path: Path) -> None:
 
 
 # -- the real SDK ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def sdk(engine: Any, make_app: Callable[..., Any]) -> AsyncIterator[openai.AsyncOpenAI]:
-    config = uvicorn.Config(make_app(engine), port=0, log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
-        yield client
-    server.should_exit = True
-    await serving
 
 
 async def test_sdk_reply(sdk: openai.AsyncOpenAI, engine: Any) -> None:

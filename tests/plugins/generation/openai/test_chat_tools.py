@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.plugins.generation.formats.splitting import joined as joined_pieces
+from tests.plugins.generation.openai.requests import USER, chat, chunks_of
 from trunkline.plugins.generation.formats.model_format import ModelFormat, ReplyReader
 from trunkline.plugins.generation.openai.tools import FunctionTool, Tool, read_tools
 from trunkline.plugins.generation.sampling.params import SamplingParams
 from trunkline.plugins.generation.sequence import OutputSequence
 
-USER = {"role": "user", "content": "hello"}
 TEMPLATE = (
     "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
@@ -44,10 +45,6 @@ def _template(byte_level: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(byte_level, "chat_template", TEMPLATE)
 
 
-async def chat(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
-    return await client.post("/v1/chat/completions", json={"messages": [USER], **body})
-
-
 async def message(client: httpx.AsyncClient, **body: Any) -> tuple[dict[str, Any], str]:
     """The message and the finish reason."""
     answer = await chat(client, **body)
@@ -58,8 +55,7 @@ async def message(client: httpx.AsyncClient, **body: Any) -> tuple[dict[str, Any
 
 async def deltas(client: httpx.AsyncClient, **body: Any) -> tuple[list[dict[str, Any]], str]:
     """The deltas of a stream, and its finish reason."""
-    text = (await chat(client, stream=True, **body)).text
-    choices = [json.loads(event.removeprefix("data: "))["choices"][0] for event in text.split("\n\n")[:-2]]
+    choices = [chunk["choices"][0] for chunk in chunks_of(await chat(client, stream=True, **body))]
     assert [choice["finish_reason"] for choice in choices[:-1]] == [None] * (len(choices) - 1)
     return [choice["delta"] for choice in choices], choices[-1]["finish_reason"]
 
@@ -75,7 +71,7 @@ def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
             calls = whole.setdefault("tool_calls", [])
             if call["index"] == len(calls):
                 assert call["function"]["arguments"] == ""
-                calls.append({"id": call["id"], "type": call["type"], "function": call["function"]})
+                calls.append({"id": call["id"], "type": call["type"], "function": {**call["function"]}})
             else:
                 assert call.keys() == {"index", "function"}
                 calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
@@ -110,6 +106,39 @@ async def test_a_stream_has_the_same_as_the_whole_reply(client: httpx.AsyncClien
     parts, finish = await deltas(client, tools=[WEATHER, NOW])
     assert finish == "tool_calls"
     assert without_ids(joined(parts)) == without_ids(said)
+
+
+async def test_arguments_are_streamed_as_they_come(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.with_threads = False
+    engine.says('Hm. <tool_call>{"name": "get_weather", "arguments": {"city": "the quick brown fox')
+    parts, finish = await deltas(client, tools=[WEATHER])
+    streamed = joined(parts)
+    [called] = streamed["tool_calls"]
+    assert (called["function"]["arguments"], finish) == ('{"city": "the quick brown fox', "length")
+    assert sum("tool_calls" in part for part in parts) > 4
+    said, _ = await message(client, tools=[WEATHER])
+    assert without_ids(said) == without_ids(streamed)
+
+
+async def test_tokens_of_the_reasoning_are_counted(client: httpx.AsyncClient, engine: Any, byte_level: Any) -> None:
+    def count(text: str) -> int:
+        return len(byte_level.encode(text, add_special_tokens=False))
+
+    for text, body, expected in (
+        ("Yes.", {}, 0),
+        ("<think>Hé 🙂.</think>Yes.", {}, count("<think>Hé 🙂.</think>")),
+        ("<think>Hé 🙂.</think>Yes.", {"n": 2, "include_reasoning": False}, 2 * count("<think>Hé 🙂.</think>")),
+        ("Hm.</think>Yes.", {"chat_template_kwargs": {"thinks": True}}, count("Hm.</think>")),
+        ("<think>Hm", {}, count("<think>Hm")),
+    ):
+        engine.says(text, STOP)
+        usage = (await chat(client, **body)).json()["usage"]
+        assert usage["completion_tokens_details"] == {"reasoning_tokens": expected}, text
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        chunks = chunks_of(await chat(client, **body, stream=True, stream_options=options))
+        assert chunks[-1]["usage"] == usage
+    answer = (await chat(client, separate_reasoning=False)).json()
+    assert "completion_tokens_details" not in answer["usage"]
 
 
 async def test_only_calls_have_no_content(client: httpx.AsyncClient, engine: Any) -> None:
@@ -161,8 +190,7 @@ async def test_reasoning_that_the_prompt_begins(client: httpx.AsyncClient, engin
 async def test_log_probabilities_stay_with_the_stream(client: httpx.AsyncClient, engine: Any) -> None:
     engine.with_results = True
     engine.says("<think>a</think>b", STOP)
-    text = (await chat(client, stream=True, logprobs=True)).text
-    choices = [json.loads(event.removeprefix("data: "))["choices"][0] for event in text.split("\n\n")[:-2]]
+    choices = [chunk["choices"][0] for chunk in chunks_of(await chat(client, stream=True, logprobs=True))]
     entries = [entry for choice in choices for entry in (choice["logprobs"] or {}).get("content", [])]
     assert len(entries) == len(engine.replies[0].tokens)
 
@@ -217,7 +245,7 @@ def _function(**fields: Any) -> dict[str, Any]:
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", "must be 'function', got 'web_search'"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "Missing required parameter"),
         ({"tools": [_function(name="a b")]}, "tools[0].function.name", "1 to 64 letters"),
-        ({"tools": [_function(), _function()]}, "tools[1]", "two tools named f"),
+        ({"tools": [_function(), _function()]}, "tools[1].function.name", "two tools named f"),
         ({"tools": [_function(parameters={"type": "array"})]}, "tools[0].function.parameters.type", "must be 'object'"),
         (
             {"tools": [_function(parameters={"properties": []})]},
@@ -261,7 +289,7 @@ async def test_a_template_or_format_without_tools(
     client: httpx.AsyncClient, byte_level: Any, monkeypatch: pytest.MonkeyPatch, make_app: Any, engine: Any
 ) -> None:
     for template, text in (
-        ("{{ messages[0].content }}", "chat template takes no tools"),
+        ("{{ messages[0].content }}", "start the server with --tool-call-parser hermes"),
         ("{{ messages[0].content }}{{ tools }}", "start the server with --tool-call-parser NAME"),
     ):
         monkeypatch.setattr(byte_level, "chat_template", template)
@@ -303,7 +331,7 @@ def test_any_chunks_of_tokens_give_the_same(byte_level: Any, cuts: list[int]) ->
             text = sequence.text or ""
             pieces += parser.feed(text[sent:])
             sent = len(text)
-        pieces += parser.finish()
+        pieces = joined_pieces([*pieces, *parser.finish()])
         kinds = ("content", "reasoning")
         return [
             *("".join(p.text for p in pieces if p.kind == kind) for kind in kinds),

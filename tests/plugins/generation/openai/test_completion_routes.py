@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.plugins.generation.openai.requests import chunks_of, complete
 from trunkline.core.errors import RequestError
 from trunkline.plugins.generation.openai.defaults import completion_defaults
 
 END = {"type": "length", "length": 1}
-
-
-async def complete(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
-    return await client.post("/v1/completions", json={"model": "any", "prompt": "hello", **body})
 
 
 async def reply(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
@@ -25,9 +21,7 @@ async def reply(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
 
 
 async def events(client: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]]:
-    text = (await complete(client, stream=True, **body)).text
-    assert text.endswith("data: [DONE]\n\n")
-    return [json.loads(event.removeprefix("data: ")) for event in text.split("\n\n")[:-2]]
+    return chunks_of(await complete(client, stream=True, **body))
 
 
 async def test_a_reply(client: httpx.AsyncClient, engine: Any, byte_level: Any) -> None:

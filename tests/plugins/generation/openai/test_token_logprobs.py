@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.plugins.generation.openai.requests import CHAT, USER, chat, chunks_of, complete
 from trunkline.plugins.generation.openai.chat_replies import ChatReplies
 from trunkline.plugins.generation.openai.replies import finish_fields
 from trunkline.plugins.generation.openai.token_logprobs import LOWEST, ChatLogprobs, CompletionLogprobs
@@ -20,7 +21,6 @@ from trunkline.plugins.generation.schemas import GenerationResult, LogprobTable
 
 END = {"type": "length", "length": 1}
 ABORT = {"type": "abort", "message": "Aborted", "status_code": None, "err_type": None}
-CHAT = {"messages": [{"role": "user", "content": "hello"}]}
 LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 
@@ -29,21 +29,21 @@ def results(engine: Any) -> None:
     engine.with_results = True
 
 
-async def whole(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
-    answer = await client.post(path, json=body)
+def choices(answer: httpx.Response) -> list[dict[str, Any]]:
     assert answer.status_code == 200, answer.text
-    return dict(answer.json())
+    found: list[dict[str, Any]] = answer.json()["choices"]
+    return found
 
 
 async def completion(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
-    [choice] = (await whole(client, "/v1/completions", **{"prompt": "hello", **body}))["choices"]
-    return dict(choice)
+    [choice] = choices(await complete(client, **body))
+    return choice
 
 
 async def test_chat(client: httpx.AsyncClient, engine: Any, byte_level: Any) -> None:
     ids = byte_level.encode(" fox é", add_special_tokens=False)
     engine.script = lambda item: [*ids, END]
-    [choice] = (await whole(client, "/v1/chat/completions", **CHAT, logprobs=True, top_logprobs=2))["choices"]
+    [choice] = choices(await chat(client, logprobs=True, top_logprobs=2))
     content = choice["logprobs"]["content"]
     assert b"".join(bytes(entry["bytes"]) for entry in content).decode() == choice["message"]["content"] == " fox é"
     assert [entry["logprob"] for entry in content] == [-token / 64 for token in ids]
@@ -57,7 +57,7 @@ async def test_chat(client: httpx.AsyncClient, engine: Any, byte_level: Any) -> 
 @pytest.mark.parametrize(("body", "count"), [({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 0}, 0)])
 async def test_chat_without_top(client: httpx.AsyncClient, engine: Any, body: dict[str, Any], count: int) -> None:
     engine.says("fox")
-    [choice] = (await whole(client, "/v1/chat/completions", **CHAT, **body))["choices"]
+    [choice] = choices(await chat(client, **body))
     assert {len(entry["top_logprobs"]) for entry in choice["logprobs"]["content"]} == {count}
 
 
@@ -77,8 +77,8 @@ async def test_parts_of_characters(client: httpx.AsyncClient, engine: Any, byte_
     ]
     assert offsets == sorted(offsets)
     assert max(offsets) == len(text) - 1
-    [chat] = (await whole(client, "/v1/chat/completions", **CHAT, logprobs=True))["choices"]
-    content = chat["logprobs"]["content"]
+    [chatted] = choices(await chat(client, logprobs=True))
+    content = chatted["logprobs"]["content"]
     assert [entry["token"] for entry in content] == [name.removeprefix("bytes:") for name in names]
     assert b"".join(bytes(entry["bytes"]) for entry in content).decode() == text
 
@@ -123,17 +123,15 @@ async def test_tokens_as_ids(client: httpx.AsyncClient, engine: Any) -> None:
     choice = await completion(client, logprobs=1, return_tokens_as_token_ids=True)
     assert choice["logprobs"]["tokens"] == ["token_id:5", "token_id:7"]
     assert choice["logprobs"]["top_logprobs"][0] == {"token_id:1": -1 / 64, "token_id:5": -5 / 64}
-    [chat] = (await whole(client, "/v1/chat/completions", **CHAT, logprobs=True, return_tokens_as_token_ids=True))[
-        "choices"
-    ]
-    assert [entry["token"] for entry in chat["logprobs"]["content"]] == ["token_id:5", "token_id:7"]
+    [chatted] = choices(await chat(client, logprobs=True, return_tokens_as_token_ids=True))
+    assert [entry["token"] for entry in chatted["logprobs"]["content"]] == ["token_id:5", "token_id:7"]
 
 
 async def test_no_log_probabilities_are_requested_of_the_engine_without_need(
     client: httpx.AsyncClient, engine: Any
 ) -> None:
-    await whole(client, "/v1/completions", prompt="hello", echo=True)
-    await whole(client, "/v1/chat/completions", **CHAT, logprobs=False)
+    choices(await complete(client, echo=True))
+    choices(await chat(client, logprobs=False))
     assert [item.params.logprobs for item in engine.items] == [None, None]
 
 
@@ -266,7 +264,7 @@ async def stream_of(app: Any, path: str, body: dict[str, Any], chooser: random.R
     await app(scope, receive, send)
     text = b"".join(frames).decode()
     assert text.endswith("data: [DONE]\n\n")
-    return [json.loads(event.removeprefix("data: ")) for event in text.split("\n\n")[:-2]]
+    return chunks_of(text)
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -277,7 +275,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"return_tokens_as_token_ids": True},
 ]
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
-    ("/v1/chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 2, "max_tokens": 30}),
+    (CHAT, {"messages": [USER], "logprobs": True, "top_logprobs": 2, "max_tokens": 30}),
     ("/v1/completions", {"prompt": "hello é", "logprobs": 2, "echo": True, "max_tokens": 30}),
     ("/v1/completions", {"prompt": ["hello", "naïve fox"], "logprobs": 0, "max_tokens": 30}),
     ("/v1/completions", {"prompt": [[70, 5], [6]], "logprobs": 1, "echo": True, "max_tokens": 0}),
@@ -294,9 +292,9 @@ async def check_streams(engine: Any, app: Any, byte_level: Any, path: str, body:
     body = body | chooser.choice(OPTIONS) | {"return_token_ids": True}
     engine._play = Grouped(engine, ids, finish, seed).play
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-        reply = await whole(client, path, **body)
+        whole = choices(await client.post(path, json=body))
     chunks = [choice for chunk in await stream_of(app, path, body, chooser) for choice in chunk["choices"]]
-    for choice in reply["choices"]:
+    for choice in whole:
         own = [chunk for chunk in chunks if chunk["index"] == choice["index"]]
         choice.setdefault("token_ids", [])
         choice["logprobs"] = choice["logprobs"] or {}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import openai
 import pydantic
 import pytest
-import uvicorn
 
 from trunkline.core.errors import RequestError
 
@@ -37,19 +34,6 @@ CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich"}}\n
 def engine(make_engine: Any, byte_level: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(byte_level, "chat_template", TEMPLATE)
     return make_engine(context_length=2000)
-
-
-@pytest.fixture
-async def sdk(engine: Any, make_app: Any) -> AsyncIterator[openai.AsyncOpenAI]:
-    server = uvicorn.Server(uvicorn.Config(make_app(engine), port=0, log_level="warning", lifespan="off"))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
-        yield client
-    server.should_exit = True
-    await serving
 
 
 async def respond(client: httpx.AsyncClient, given: Any = "hello", **body: Any) -> httpx.Response:
@@ -92,6 +76,8 @@ async def test_a_response(client: httpx.AsyncClient, engine: Any) -> None:
     assert (told["store"], told["metadata"], told["temperature"]) == (False, {"a": "b"}, 0.5)
     counts = told["usage"]
     assert counts["total_tokens"] == counts["input_tokens"] + counts["output_tokens"] > 0
+    thoughts = engine.tokenizer("").encode("Hm.\n</think>", add_special_tokens=False)
+    assert counts["output_tokens_details"] == {"reasoning_tokens": len(thoughts)}
 
 
 async def test_a_cut_response_is_incomplete(client: httpx.AsyncClient, engine: Any) -> None:
@@ -134,6 +120,20 @@ async def test_a_stream_has_the_same_as_the_whole_response(client: httpx.AsyncCl
 
     whole, streamed = await response(client, tools=[WEATHER]), await events(client, tools=[WEATHER])
     assert shape(streamed[-1]["response"]) == shape(whole)
+
+
+async def test_arguments_are_streamed_as_they_come(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.with_threads = False
+    cut = CALL.removesuffix("}}\n</tool_call>")
+    engine.says(f"</think>{cut}", {"type": "length", "length": 9})
+    found = await events(client, tools=[WEATHER])
+    deltas = [event["delta"] for event in found if event["type"] == "response.function_call_arguments.delta"]
+    assert len(deltas) > 2
+    [item] = found[-1]["response"]["output"]
+    assert (item["arguments"], item["status"]) == ("".join(deltas), "incomplete")
+    assert item["arguments"] == '{"city": "Zürich"'
+    again = await response(client, tools=[WEATHER])
+    assert again["output"][0]["arguments"] == item["arguments"]
 
 
 async def test_a_failure_in_a_stream_is_an_event(client: httpx.AsyncClient, engine: Any) -> None:
@@ -189,6 +189,7 @@ async def test_forced_calls_and_formats(client: httpx.AsyncClient, engine: Any) 
     assert engine.items[-1].params.grammar is None
 
 
+FINE = {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
 IMAGE = {"type": "input_image", "image_url": "https://example.com/a.png"}
 
 
@@ -203,9 +204,16 @@ IMAGE = {"type": "input_image", "image_url": "https://example.com/a.png"}
         ({"input": [{"role": "user"}]}, "input[0].content", "must be a string or a list"),
         (
             {"input": [{"type": "function_call_output", "call_id": "1", "output": "a"}]},
-            "input[0]",
+            "input[0].call_id",
             "no function_call '1' before it",
         ),
+        (
+            {"input": [{"role": "user", "content": "a"}, FINE, {**FINE, "arguments": "{"}], "instructions": "b"},
+            *("input[2].arguments", "input[2].arguments must be a JSON object as text"),
+        ),
+        ({"input": [FINE, {**FINE, "arguments": "[" * 65}]}, "input[1].arguments", "nested more than 64 levels"),
+        ({"input": [FINE] * 129}, "input[128]", "at most 128 function calls"),
+        ({"input": [{**FINE, "name": None}]}, "input[0].name", "must be a string"),
         ({"previous_response_id": "resp_1"}, "previous_response_id", "stores no responses"),
         ({"conversation": "c"}, "conversation", "stores no responses"),
         ({"background": True}, "background", "stores no responses"),
@@ -213,7 +221,14 @@ IMAGE = {"type": "input_image", "image_url": "https://example.com/a.png"}
         ({"truncation": "auto"}, "truncation", "can only be disabled"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", "no built-in tools"),
         ({"tools": [{"type": "function"}]}, "tools[0].name", "must be a string"),
+        ({"tools": [{**WEATHER, "name": "a b"}]}, "tools[0].name", "tools[0].name must have 1 to 64 letters"),
+        ({"tools": [WEATHER, WEATHER]}, "tools[1].name", "tools[1].name: there are two"),
+        ({"tools": [{**WEATHER, "description": 1}]}, "tools[0].description", "must be a string"),
+        ({"tools": [{**WEATHER, "parameters": []}]}, "tools[0].parameters", "must be an object"),
+        ({"tools": [{**WEATHER, "parameters": {"type": "array"}}]}, "tools[0].parameters.type", "must be 'object'"),
+        ({"tools": [{**WEATHER, "strict": 1}]}, "tools[0].strict", "must be true or false"),
         ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools", "mode": "x"}}, "tool_choice", "needs a mode"),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice.name", "isn't the name"),
         ({"tools": [WEATHER], "tool_choice": {"type": "web_search"}}, "tool_choice", "must be"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type", "Supported values"),
