@@ -24,19 +24,23 @@ class Closing:
     """
 
     def __init__(
-        self, pattern: BoundedPattern, *, delimiters: Iterable[tuple[str, str]] = (), value: str | None = None
+        self,
+        pattern: BoundedPattern,
+        *,
+        delimiters: Iterable[tuple[str, str]] = (),
+        value: BoundedPattern | None = None,
     ) -> None:
-        """``delimiters``: what else begins and ends a string. ``value``: the pattern of what precedes a JSON value in a
-        region that is no JSON itself; None: the whole region is JSON."""
+        """``delimiters``: what else begins and ends a string. ``value``: what precedes a JSON value in a region that is
+        no JSON itself; None: the whole region is JSON."""
         self._pattern = pattern
         self._closers = dict(delimiters)
         quotes = "|".join(map(regex.escape, ('"', *self._closers)))
-        self._in_json = regex.compile(quotes if value is None else f"{quotes}|<")
-        self._outside = None if value is None else regex.compile(value + r"(?=[\[{])", regex.DOTALL)
+        self._in_json = BoundedPattern(regex.compile(quotes if value is None else f"{quotes}|<"))
+        self._outside = value
         self._end = -1  # of the match that was returned last
         self._at = 0  # what is before this position has been searched
         self._quote = ""  # the beginning of the string that it is in
-        self._marks = self._outside or self._in_json
+        self._marks: BoundedPattern | None = value or self._in_json
 
     def search(self, text: str, position: int = 0, partial: bool = False) -> regex.Match[str] | None:
         """The first marker from ``position`` on, or with ``partial`` the beginning of one at the end of the text."""
@@ -44,7 +48,7 @@ class Closing:
             self._at, self._quote, self._marks = position, "", self._outside or self._in_json
         self._end = sys.maxsize
         while not self._quote or self._leave_string(text):
-            mark = self._marks and self._marks.search(text, self._at, partial=partial)
+            mark = None if self._marks is None else self._marks.search(text, self._at, partial=partial)
             complete = mark is not None and not mark.partial
             end = mark.start() if mark is not None and complete else len(text)
             found = self._pattern.search(text, self._at, partial=partial and not complete, end=end)
@@ -91,7 +95,10 @@ class Closing:
         return True
 
 
-def value_beginning(tag_pattern: str) -> str | None:
-    """The pattern of what precedes the value in an XML-like element, None for a pattern without such a beginning."""
+def value_beginning(tag_pattern: str) -> BoundedPattern | None:
+    """What precedes an array or object as the value of an XML-like element; None if the pattern doesn't tell."""
     before, found, _ = tag_pattern.partition(VALUE_GROUP)
-    return before if found else None
+    try:
+        return BoundedPattern(regex.compile(before + r"(?=[\[{])", regex.DOTALL)) if found else None
+    except regex.error:  # the value is inside of another group
+        return None

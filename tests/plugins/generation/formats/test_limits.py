@@ -8,6 +8,7 @@ import pytest
 
 from tests.plugins.generation.formats.splitting import make_form, split
 from trunkline.plugins.generation.formats import regions
+from trunkline.plugins.generation.formats.calls import ToolCall
 from trunkline.plugins.generation.formats.patterns import TooSlow
 from trunkline.plugins.generation.formats.reply_parser import Piece
 from trunkline.plugins.generation.formats.templates import CALL, TOOL_FORMATS
@@ -19,6 +20,13 @@ def _split(text: str, tool: str = "auto", own: dict[str, Any] | None = None) -> 
 
 def _own(**field: Any) -> dict[str, Any]:
     return {"start_anchor": "A:", "fields": {"tool_calls": {"close": "</c>", "repeats": True, **field}, "content": {}}}
+
+
+def test_a_slow_element_of_a_checkpoint_is_stopped() -> None:
+    tag = r"(?:a|a)*[bc]d(?P<key>q)(?P<value>.*)"
+    own = _own(open_pattern="<c>(?P<name>)", content="xml-inline", content_args={"tag_pattern": tag}, transform=CALL)
+    with pytest.raises(TooSlow):
+        _split("<c>" + "a" * 60 + "be</c>", own=own)
 
 
 def test_a_slow_marker_of_a_checkpoint_is_stopped() -> None:
@@ -44,6 +52,13 @@ def test_a_slow_content_of_a_checkpoint_is_no_call(arguments: dict[str, Any]) ->
     text = f"<c><p=q>{'x' * 60}yx</c>"
     form = _own(open_pattern="<c>(?P<name>)", content="xml-inline", content_args=arguments, transform=CALL)
     assert _split(text, own=form) == [Piece("content", text.removesuffix("</c>") + "</c>")]
+
+
+@pytest.mark.parametrize("tag", [r"<p=(?P<key>q)>(?P<value>.*?)</p>", r"<p=(?P<key>q)>(?:(?P<value>.*?))</p>"])
+def test_values_of_a_checkpoint_s_elements(tag: str) -> None:
+    field = {"open_pattern": "<c>(?P<name>f)", "content": "xml-inline", "content_args": {"tag_pattern": tag}}
+    [piece] = _split('<c>f<p=q>["a"]</p></c>', own=_own(**field, transform=CALL))
+    assert piece.call == ToolCall("f", '{"q": "[\\"a\\"]"}')
 
 
 def test_a_region_over_the_limit_is_content(monkeypatch: pytest.MonkeyPatch) -> None:

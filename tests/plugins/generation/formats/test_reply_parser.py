@@ -53,9 +53,9 @@ def test_recorded_outputs(recorded: Recorded) -> None:
 
 
 @pytest.mark.parametrize("recorded", RECORDED.values(), ids=RECORDED)
-def test_every_truncation_gives_the_same_in_single_characters(recorded: Recorded) -> None:
-    form = _form(recorded)
-    for end in range(len(recorded.output) + 1):
+def test_truncations_give_the_same_in_single_characters(recorded: Recorded) -> None:
+    form, length = _form(recorded), len(recorded.output)
+    for end in range(length % 4, length + 1, 4):
         text = recorded.output[:end]
         assert _split(form, recorded.prompt, text) == _split(form, recorded.prompt, [text]), text
 
@@ -63,7 +63,7 @@ def test_every_truncation_gives_the_same_in_single_characters(recorded: Recorded
 @pytest.mark.field  # a stream and the whole reply differed in other servers
 @pytest.mark.parametrize("recorded", RECORDED.values(), ids=RECORDED)
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_broken_outputs_don_t_depend_on_the_chunks(recorded: Recorded, data: st.DataObject) -> None:
     fragments = st.sampled_from([*PIECES.findall(recorded.output), *BREAKING, recorded.output])
     text = "".join(data.draw(st.lists(fragments, max_size=30)))

@@ -73,7 +73,7 @@ def _written(tool: ToolFormat, arguments: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("name", TOOL_FORMATS)
 @given(data=st.data())
-@settings(max_examples=15, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture])
 def test_round_trip(name: str, matchers: dict[str, LLMatcher], byte_level: Any, data: st.DataObject) -> None:
     tool, form = TOOL_FORMATS[name], make_form(name)
     texts = _texts(tool)
