@@ -42,7 +42,7 @@ class Entry(SlotAllocation):
 
 
 def sort_running(running: Sequence[Entry]) -> tuple[list[Entry], list[Entry], int]:
-    """Decoding requests, those with prompt to compute, both in order of admission, and how many slots a pass needs:
+    """Decoding requests, those with prompt to compute, both in order of admission, and how many slots are needed:
     one for each decoding request, and one for the prompt of the request that was admitted first."""
     decoding: list[Entry] = []
     prefilling: list[Entry] = []
