@@ -139,7 +139,7 @@ def reference(demo: Path) -> tuple[Any, Any]:
 Run = Callable[..., str]
 
 
-def runner(client: Any, home: Path, **environment: str) -> Run:
+def runner(client: Any, home: Path) -> Run:
     """``run("-m", "module", "--flag")`` runs the client's interpreter and returns its standard output."""
     try:
         python = environments.python_of(client)
@@ -147,7 +147,7 @@ def runner(client: Any, home: Path, **environment: str) -> Run:
         pytest.skip(str(exc))
 
     def run(*arguments: str, cwd: Path = HERE) -> str:
-        own = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(home)} | environment
+        own = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(home)}
         done = subprocess.run(
             [str(python), *arguments],
             cwd=cwd,
@@ -184,9 +184,15 @@ def guidellm(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="session")
-def aiperf(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    # offline, it looks for every tokenizer in the cache of the hub, also for one that is a folder
-    return runner(AIPERF, tmp_path_factory.mktemp("aiperf"), HF_HUB_OFFLINE="0")
+def aiperf(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Offline, it takes tokenizers only from the cache of the hub: the demo model's is there as ``trunkline/demo``."""
+    home = tmp_path_factory.mktemp("aiperf")
+    cached = home / "hub" / "models--trunkline--demo"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    (cached / "snapshots").mkdir()
+    (cached / "snapshots" / ("0" * 40)).symlink_to(demo)
+    return runner(AIPERF, home)
 
 
 @pytest.fixture(scope="session")
