@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -11,13 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import pytest
 
 from trunkline.core.errors import ModelError
 from trunkline.core.model.sources.catalogue import fetch
 
 HERE = Path(__file__).parent
-MODEL = "demo:smollm2-135m-instruct"
+MODEL, VECTORS = "demo:smollm2-135m-instruct", "demo:all-minilm-l6-v2"
 SECONDS = 300  # for one program of a client
 
 
@@ -33,6 +35,7 @@ def load(path: Path) -> ModuleType:
 
 
 environments = load(HERE.parent / "environments.py")
+node_packages = load(HERE / "node_packages.py")
 SGLANG = environments.Environment(
     "sglang",
     requirements=(
@@ -42,25 +45,86 @@ SGLANG = environments.Environment(
     bare=("sglang==0.5.23",),  # its dependencies are those of a server with CUDA
 )  # fmt: skip
 LM_EVAL = environments.Environment("lm-eval", requirements=("lm_eval[api]>=0.4.13,<0.5", "accelerate"))
+MTEB = environments.Environment("mteb", requirements=("mteb[openai]==2.26.24",))
+GUIDELLM = environments.Environment("guidellm", requirements=("guidellm==0.8.1",))
+AIPERF = environments.Environment("aiperf", requirements=("aiperf==0.13.0",))
 
 
-@pytest.fixture(scope="session")
-def demo() -> Path:
-    """The folder of the demo model."""
+def model_folder(name: str) -> Path:
     try:
-        return fetch(MODEL)
+        return fetch(name)
     except ModelError as exc:
         pytest.skip(str(exc))
 
 
 @pytest.fixture(scope="session")
-def server(demo: Path, live_server: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A live server of the demo model in float32, so that its numbers compare with those of transformers."""
-    log = tmp_path_factory.mktemp("live") / "log"
-    live = live_server.LiveServer([MODEL, "--dtype", "float32"], log)
+def demo() -> Path:
+    """The folder of the demo model."""
+    return model_folder(MODEL)
+
+
+def serve(live_server: ModuleType, log: Path, *arguments: str) -> Iterator[Any]:
+    live = live_server.LiveServer([*arguments, "--dtype", "float32"], log)
     live.wait()
     yield live
     live.close()
+
+
+@pytest.fixture(scope="session")
+def server(demo: Path, live_server: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A live server of the demo model in float32, so that its numbers compare with those of transformers.
+
+    The model's own chat template doesn't take tools; the one that is given does.
+    """
+    log = tmp_path_factory.mktemp("live") / "log"
+    yield from serve(live_server, log, MODEL, "--chat-template", str(HERE / "hermes.jinja"))
+
+
+@pytest.fixture(scope="session")
+def vector_demo() -> Path:
+    """The folder of the demo model for embeddings."""
+    return model_folder(VECTORS)
+
+
+@pytest.fixture(scope="session")
+def vector_server(
+    vector_demo: Path, live_server: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """A live server of the demo model for embeddings, in float32."""
+    yield from serve(live_server, tmp_path_factory.mktemp("vectors") / "log", VECTORS)
+
+
+@pytest.fixture(scope="session")
+def vectors_of(vector_server: Any) -> Callable[[list[str]], list[list[float]]]:
+    """A function from texts to their vectors by the native route."""
+
+    def encode(texts: list[str]) -> list[list[float]]:
+        answer = httpx.post(f"{vector_server.url}/encode", json={"text": texts}, timeout=60)
+        return [record["embedding"] for record in answer.json()]
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def generated(demo: Path, server: Any) -> Callable[..., dict[str, Any]]:
+    """A function from a text or a chat to the greedy reply of the native route, ``{"text": …, "meta_info": …}``.
+
+    The prompt of a chat is made by the checkpoint's own template.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo)
+
+    def generate(prompt: str | list[dict[str, str]], new_tokens: int = 12) -> dict[str, Any]:
+        if not isinstance(prompt, str):
+            prompt = str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+        body = {"text": prompt, "sampling_params": {"temperature": 0, "max_new_tokens": new_tokens}}
+        answer = httpx.post(f"{server.url}/generate", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    return generate
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +139,7 @@ def reference(demo: Path) -> tuple[Any, Any]:
 Run = Callable[..., str]
 
 
-def runner(client: Any, offline: Path) -> Run:
+def runner(client: Any, home: Path) -> Run:
     """``run("-m", "module", "--flag")`` runs the client's interpreter and returns its standard output."""
     try:
         python = environments.python_of(client)
@@ -83,7 +147,7 @@ def runner(client: Any, offline: Path) -> Run:
         pytest.skip(str(exc))
 
     def run(*arguments: str, cwd: Path = HERE) -> str:
-        own = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(offline)}
+        own = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(home)}
         done = subprocess.run(
             [str(python), *arguments],
             cwd=cwd,
@@ -107,3 +171,43 @@ def sglang(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="session")
 def lm_eval(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return runner(LM_EVAL, tmp_path_factory.mktemp("lm-eval"))
+
+
+@pytest.fixture(scope="session")
+def mteb(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return runner(MTEB, tmp_path_factory.mktemp("mteb"))
+
+
+@pytest.fixture(scope="session")
+def guidellm(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return runner(GUIDELLM, tmp_path_factory.mktemp("guidellm"))
+
+
+@pytest.fixture(scope="session")
+def aiperf(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Offline, it takes tokenizers only from the cache of the hub: the demo model's is there as ``trunkline/demo``."""
+    home = tmp_path_factory.mktemp("aiperf")
+    cached = home / "hub" / "models--trunkline--demo"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    (cached / "snapshots").mkdir()
+    (cached / "snapshots" / ("0" * 40)).symlink_to(demo)
+    return runner(AIPERF, home)
+
+
+@pytest.fixture(scope="session")
+def javascript() -> Callable[..., Any]:
+    """``javascript(packages, program, "argument")`` runs a program from ``programs/``; the JSON that it prints."""
+
+    def run(packages: tuple[str, ...], program: str, *arguments: str) -> Any:
+        try:
+            folder = node_packages.folder_of(*packages)
+        except node_packages.Unavailable as exc:
+            pytest.skip(str(exc))
+        source = (HERE / "programs" / program).read_text()
+        command = ["node", "--input-type=module", "-e", source, *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False)
+        assert done.returncode == 0, done.stderr[-20_000:]
+        return json.loads(done.stdout)
+
+    return run

@@ -7,8 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cohere
@@ -16,12 +14,14 @@ import httpx
 import numpy as np
 import pytest
 
-from trunkline.core.errors import ModelError
-from trunkline.core.model.sources.catalogue import fetch
-
 pytestmark = pytest.mark.clients
 
-MODEL = "demo:all-minilm-l6-v2"
+CLIENTS = ("cohere", "cohere-ai", "huggingface_hub")
+SET = (
+    "the server's address as `base_url` (Python), as `environment` and `baseUrl` (JavaScript), or as the model of "
+    "`InferenceClient`"
+)
+
 TEXTS = ["A man is eating.", "Somebody has a meal.", "The sea is calm."]
 LONG = "the sea is calm and " * 400
 TYPES = ["float", "int8", "uint8", "binary", "ubinary", "base64"]
@@ -29,23 +29,14 @@ COHERE_AI = "cohere-ai@8.1.0"
 
 
 @pytest.fixture(scope="module")
-def url(live_server: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server of the demo model for embeddings, which the tests of this file share."""
-    try:
-        fetch(MODEL)
-    except ModelError as exc:
-        pytest.skip(str(exc))
-    live = live_server.LiveServer([MODEL, "--dtype", "float32"], tmp_path_factory.mktemp("vectors") / "log")
-    live.wait()
-    yield live.url
-    live.close()
+def url(vector_server: Any) -> str:
+    return str(vector_server.url)
 
 
 @pytest.fixture(scope="module")
-def vectors(url: str) -> Any:
+def vectors(vectors_of: Callable[..., Any]) -> Any:
     """The vectors of TEXTS, ``[3, 384]``."""
-    answer = httpx.post(f"{url}/encode", json={"text": TEXTS}, timeout=60)
-    return np.array([record["embedding"] for record in answer.json()], np.float32)
+    return np.array(vectors_of(TEXTS), np.float32)
 
 
 @pytest.fixture
@@ -80,34 +71,8 @@ def test_cohere_v1_splits_many_texts(url: str, vectors: Any, transport: httpx.Cl
     assert by_type.response_type == "embeddings_by_type"
 
 
-SCRIPT = """
-import { CohereClient, CohereClientV2, CohereError } from "cohere-ai";
-const [url, texts] = [process.argv[1], JSON.parse(process.argv[2])];
-const options = { token: "none", environment: url, baseUrl: url };
-const [one, two] = [new CohereClient(options), new CohereClientV2(options)];
-const types = ["float", "int8", "ubinary"];
-const second = await two.embed({ model: "m", texts, inputType: "search_document", embeddingTypes: types });
-const first = await one.embed({ texts, inputType: "search_query" });
-let refused = "";
-try {
-  await two.embed({ model: "m", texts: [], inputType: "search_document" });
-} catch (error) {
-  refused = error instanceof CohereError ? `${error.statusCode} ${error.message}` : `not Cohere's: ${error}`;
-}
-console.log(JSON.stringify({ first, second, refused }));
-"""
-
-
-def test_cohere_for_javascript(url: str, vectors: Any, load_script: Callable[[str], ModuleType]) -> None:
-    node = load_script("tests/clients/node_packages.py")
-    try:
-        folder: Path = node.folder_of(COHERE_AI)
-    except node.Unavailable as exc:
-        pytest.skip(str(exc))
-    command = ["node", "--input-type=module", "-e", SCRIPT, url, json.dumps(TEXTS)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    shown = json.loads(done.stdout)
+def test_cohere_for_javascript(url: str, vectors: Any, javascript: Callable[..., Any]) -> None:
+    shown = javascript((COHERE_AI,), "use_cohere.mjs", url, json.dumps(TEXTS))
     assert shown["first"]["responseType"] == "embeddings_floats"
     np.testing.assert_allclose(shown["first"]["embeddings"], vectors, atol=1e-5)
     np.testing.assert_allclose(shown["second"]["embeddings"]["float"], vectors, atol=1e-5)

@@ -11,9 +11,12 @@ import pytest
 
 pytestmark = pytest.mark.clients
 
+CLIENTS = ("lm_eval",)
+SET = "`base_url`: the server's address with the route: `/generate`, `/v1/completions` or `/v1/chat/completions`"
+
 TASKS = Path(__file__).parent / "tasks"
 QUESTIONS, CHOICES, TEXTS = "trunkline_questions", "trunkline_choices", "trunkline_texts"
-CLIENTS = {
+ROUTES = {
     "sglang-generate": "/generate",
     "local-completions": "/v1/completions",
     "local-chat-completions": "/v1/chat/completions",
@@ -61,7 +64,7 @@ def served(lm_eval: Callable[..., str], demo: Path, server: Any, tmp_path: Path)
     """A task by a client of lm-eval and the live server."""
 
     def run(client: str, task: str, *flags: str, **more: Any) -> Outcome:
-        arguments = {"base_url": f"{server.url}{CLIENTS[client]}", "pretrained": demo, "num_concurrent": 4}
+        arguments = {"base_url": f"{server.url}{ROUTES[client]}", "pretrained": demo, "num_concurrent": 4}
         arguments |= {"tokenizer_backend": "huggingface", "max_length": 2048} | more
         return evaluate(lm_eval, client, arguments, [task], tmp_path, *flags)
 

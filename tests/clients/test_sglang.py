@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,13 @@ import httpx
 import pytest
 
 pytestmark = pytest.mark.clients
+
+CLIENTS = ("sglang",)
+SET = (
+    "`RuntimeEndpoint`: the server's address; `chat_template_name`, if the name of the model doesn't tell it; for "
+    '`join("concate_and_append")`: `sglang.global_config.enable_parallel_encoding = False`. '
+    "As with SGLang's own server, the methods of choosing but `token_length_normalized` fail"
+)
 
 Program = Callable[[str], dict[str, Any]]
 NEAR = 1e-3
@@ -83,6 +91,58 @@ def test_streamed_pieces_are_the_whole(program: Program, greedy: Callable[..., s
     answer = "".join(found["pieces"])
     assert len(found["pieces"]) > 1
     assert answer == found["answer"]["value"] == greedy(found["text"].partition(answer)[0])
+
+
+def test_asynchronous_pieces_with_their_meta_info(program: Program, greedy: Callable[..., str]) -> None:
+    found = program("async_stream")
+    answer = "".join(text for text, _ in found["pieces"])
+    assert answer == found["answer"]["value"] == greedy(found["text"].partition(answer)[0])
+    counts = [meta["completion_tokens"] for _, meta in found["pieces"]]
+    assert counts == sorted(set(counts))
+    assert found["answer"]["meta"]["finish_reason"]["type"] == "stop"
+
+
+def test_restricted_variables(program: Program) -> None:
+    found = program("constraints")
+    patterns = {
+        "colour": "red|green|blue",
+        "year": r"[-+]?[0-9]+[ \n]*",
+        "truth": "True|False",
+        "number": r"[-+]?[0-9]+[ \n]*",
+        "ratio": r"[-+]?[0-9]*\.?[0-9]*[ \n]*",
+        "string": r'"[\w\s]*"?',  # it may be longer than max_tokens
+    }
+    for name, pattern in patterns.items():
+        assert re.fullmatch(pattern, found[name]["value"]), (name, found[name]["value"])
+    person = json.loads(found["object"]["value"])
+    assert set(person) == {"name", "age"}
+    assert len(person["name"]) <= 10
+    assert person["age"] in range(100)
+
+
+def test_a_program_that_calls_for_values(program: Program) -> None:
+    found = program("calls")
+    for text, prefix in zip(found["texts"], ("3 plus 4 is ", "3 plus 4 is ", "3 plus 5 is "), strict=True):
+        assert re.fullmatch("[0-9]{1,3}", text.removeprefix(prefix))
+    assert found["texts"][0] == found["texts"][1] == f"3 plus 4 is {found['value']}"
+
+
+def test_turns_of_a_conversation(program: Program, greedy: Callable[..., str]) -> None:
+    found = program("turns")
+    assert [message["role"] for message in found["messages"]] == ["system", *["user", "assistant"] * 2]
+    for number in range(2):
+        answer = found[f"answer {number}"]["value"]
+        before = found["text"].split("<|im_start|>assistant\n")[: number + 1]
+        assert answer == greedy("<|im_start|>assistant\n".join([*before, ""]))
+        assert found["messages"][2 + 2 * number]["content"] == answer.lstrip()
+
+
+def test_joined_texts(program: Program) -> None:
+    found = program("join")
+    pattern = "Two numbers. Number 1 is ([0-9]). Number 2 is ([0-9])."
+    assert re.fullmatch(f"{pattern} Their sum is [0-9]{{1,2}}", found["text"])
+    assert found["whole"] == f" Their sum is {found['sum']['value']}"
+    assert re.fullmatch("[0-9]", "".join(found["copied"])), "the copy's text is not in the program's"
 
 
 def test_a_forked_program(program: Program, greedy: Callable[..., str]) -> None:

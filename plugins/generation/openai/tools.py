@@ -65,7 +65,8 @@ def read_tools(tools: Sequence[Tool], choice: Any, *, parallel: bool | None) -> 
         return ToolRequest()
     chosen = {name: schemas[name] for name in names}
     shown = [_shown(function) for name, function in functions.items() if name in chosen]
-    return ToolRequest(shown, chosen, mode == "required", parallel is not False)
+    many = parallel is True if mode == "named" else parallel is not False
+    return ToolRequest(shown, chosen, mode in ("required", "named"), many)
 
 
 def _shown(function: FunctionTool) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _check_schema(place: str, schema: Mapping[str, Any]) -> None:
 
 
 def _read_choice(choice: Any, schemas: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Whether calls are allowed ("auto"), forced ("required") or neither ("none"), and of which tools."""
+    """Whether calls are allowed ("auto"), forced ("required", "named") or neither ("none"), and of which tools."""
     place = "tool_choice"
     if choice is None:
         choice = "auto"
@@ -136,7 +137,7 @@ def _read_choice(choice: Any, schemas: Mapping[str, Any]) -> tuple[str, list[str
         if mode not in ("auto", "required") or not isinstance(listed, list) or not listed:
             raise RequestError(f"{place} of type allowed_tools needs a mode (auto or required) and tools.", param=place)
         return mode, [_named(each, schemas) for each in listed]
-    return "required", [_named(choice, schemas)]
+    return "named", [_named(choice, schemas)]
 
 
 def _named(choice: Any, schemas: Mapping[str, Any]) -> str:

@@ -299,6 +299,15 @@ async def test_a_template_or_format_without_tools(
         assert text in answer.json()["message"]
 
 
+def test_a_named_function_is_called_once_unless_asked() -> None:
+    tools = [Tool(function=FunctionTool(name)) for name in ("a", "b")]
+    named = {"type": "function", "function": {"name": "b"}}
+    for parallel, several, once in ((None, True, False), (True, True, True), (False, False, False)):
+        for choice, many in (("required", several), (named, once)):
+            found = read_tools(tools, choice, parallel=parallel)
+            assert (found.forced, found.many) == (True, many)
+
+
 def test_allowed_tools() -> None:
     tools = [Tool(function=FunctionTool(name)) for name in ("a", "b")]
     listed = [{"type": "function", "function": {"name": "b"}}]
