@@ -77,9 +77,17 @@ def problem_of_step(step: Step, final: bool, vocabulary: int) -> str:
         return f"tokens must be ids in [0, {vocabulary}), not {step.tokens!r:.200}"
     if step.tokens and not final:
         return "tokens, before the whole prompt was computed"
+    if step.postponed:
+        return _problem_of_postponed(step, final)
     if step.error is not None and not is_sendable(step.error):
         return f"error must be a RequestError with a status from 400 to 599, not {step.error!r:.200}"
     return "" if step.finish is None else _problem_of_finish(step.finish)
+
+
+def _problem_of_postponed(step: Step, final: bool) -> str:
+    if step.tokens or step.data is not None or step.finish is not None or step.error is not None:
+        return "it is postponed, and has a result"
+    return "" if final and step.request.needs.lockstep else "only final rows of requests with lockstep can be postponed"
 
 
 def _problem_of_finish(finish: Any) -> str:

@@ -1,6 +1,6 @@
-"""Calls to plugins' code in the engine: results are checked, and failures name the plugin.
+"""Calls to stages in the engine: results are checked, and failures name the plugin.
 
-The loop, the lanes and the runner call stages and controls only through the classes below. Every exception of a
+The loop, the lanes and the runner call stages only through the class below. Every exception of a
 plugin, SystemExit and KeyboardInterrupt included, becomes a PluginError, which ends one request. RequestErrors are
 passed on: they are for the client.
 """
@@ -206,6 +206,13 @@ class CheckedStage:
         except BaseException as error:
             log.error("%s", self._raised("release", error), exc_info=error)
 
+    def close(self) -> None:
+        """Never raises: the stage isn't used any more."""
+        try:
+            self.stage.close()
+        except BaseException as error:
+            log.error("%s", self._raised("close", error), exc_info=error)
+
     def _check_enabled(self) -> None:
         """RequestError 503 if the task is switched off after too many failures."""
         if self.failures >= MAX_FAILURES:
@@ -247,30 +254,6 @@ class CheckedStage:
             log.warning("%s", self.fault(method, f"took {took:.2f} s, during which nothing else is served"))
 
 
-class CheckedControl:
-    """Calls a control and checks its result."""
-
-    def __init__(self, name: str, provided: Provided[Callable[..., Any]]) -> None:
-        self._name = name
-        self._provided = provided
-
-    def __call__(self, model: Any, **arguments: Any) -> Any:
-        """The control's return value, which was checked to be encodable. RequestError for the caller; PluginError."""
-        with guarded(self._raised, self._name):
-            answer = self._provided.value(model, **arguments)
-        try:
-            encoded(answer)
-        except ValueError as error:
-            raise self._fault(f"returned a wrong value: {error}") from error
-        return answer
-
-    def _raised(self, _: str, error: BaseException) -> PluginError:
-        return self._fault(f"raised {describe_error(error)}")
-
-    def _fault(self, what: str) -> PluginError:
-        return self._provided.failed(f"the control {self._name!r} {what}")
-
-
 @contextmanager
 def guarded(fault: Callable[[str, BaseException], PluginError], method: str) -> Iterator[None]:
     """Turn the block's exceptions into PluginErrors, except RequestErrors and msgspec's errors about client values."""
@@ -286,6 +269,11 @@ def failed_step(request: Request, error: Exception) -> Step:
     """The last step of a request that fails in the engine. ``error`` is logged; the client gets a generic 500."""
     log.error("request %r of task %s fails: %s", request.rid, request.task, error, exc_info=error.__cause__)
     return Step(request, error=RequestError(FAILED, status=500))
+
+
+def is_failure(step: Step) -> bool:
+    """Whether the step ends its request because of a failure. Requests with non-finite numbers end as aborts."""
+    return step.error is not None or (step.finish or {}).get("type") == "abort"
 
 
 def enable(stages: Iterable[CheckedStage], plugin: str) -> list[str]:

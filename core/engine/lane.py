@@ -13,7 +13,7 @@ from trunkline.core.settings import ModelSettings
 from trunkline.core.types import Request, ServedModel, Step
 
 from .candidates import Candidate
-from .contracts import CheckedStage, failed_step
+from .contracts import CheckedStage, failed_step, is_failure
 from .flight import Attempt, BatchInFlight
 from .memory import MemoryShare
 from .messages import Load
@@ -123,7 +123,10 @@ class Lane:
         self.stages, self.runner, self.weights_sent = update.stages, update.runner, update.weights_sent
         self.released, self.saved_weights = self.released - {"weights"}, None  # the new model has its own memory
         self.epoch += 1
-        return steps + [step for request in requests for step in self._adopt(request, old_stages[request.task])]
+        steps += [step for request in requests for step in self._adopt(request, old_stages[request.task])]
+        for stage in old_stages.values():
+            stage.close()
+        return steps
 
     def _adopt(self, request: Request, old_stage: CheckedStage) -> list[Step]:
         """Transfer a request to its task's new stage. Returns the failed step if that refuses it."""
@@ -220,10 +223,13 @@ class Lane:
             steps += self._retry(row)
         steps = [step for step in steps if not any(step.request is request for request in ending)]
         # Keys and values of a failed request may be wrong, so they must not reach the prefix cache.
-        self.scheduler.commit(flight.batch, {step.request.key for step in steps if is_failure(step)})
-        applied = [done for step in (*flight.resets, *steps) for done in self._apply(step)]
+        postponed = {step.request.key for step in steps if step.postponed}
+        computed, again = flight.batch.postpone(postponed)
+        self.scheduler.cancel(again)
+        self.scheduler.commit(computed, {step.request.key for step in steps if is_failure(step)})
+        applied = [done for step in (*flight.resets, *steps) if not step.postponed for done in self._apply(step)]
         # A final row without a step: its request would never make progress.
-        moved = {step.request.key for step in steps if step.tokens}
+        moved = postponed.union(step.request.key for step in steps if step.tokens)
         for row in flight.batch.rows:
             if row.final and row.request.key not in moved and self.scheduler.holds(row.request):
                 applied += self._apply(self._fault(row.request, "gave no step for the request's last token"))
@@ -291,8 +297,3 @@ class Lane:
         if isinstance(error, PluginError):
             return self.stages[request.task].fail(request, error)
         return failed_step(request, error)
-
-
-def is_failure(step: Step) -> bool:
-    """Whether the step ends its request because of a failure. Requests with non-finite numbers end as aborts."""
-    return step.error is not None or (step.finish or {}).get("type") == "abort"

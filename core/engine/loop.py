@@ -102,6 +102,9 @@ class EngineLoop:
                 self.turn()
         finally:
             self._stopping.set()
+            for stage in [stage for lane in self.lanes for stage in lane.stages.values()]:
+                stage.close()
+            self.admit_prepared()  # answers requests that wait for a stage
             self.channel.close()
 
     def turn(self) -> None:

@@ -24,7 +24,8 @@ from trunkline.core.types import ServedModel, Settings, Stage, Tokenizer
 from trunkline.kernels import compiled
 
 from .candidates import Candidate, examine, reasons
-from .contracts import CheckedControl, CheckedStage
+from .contracts import CheckedStage
+from .control.checked import CheckedControl
 from .device.base import Device, Memory
 from .device.choose import choose_device
 from .lane import Lane

@@ -66,7 +66,8 @@ class Launched:
 class Step:
     """One result for one request, from its stage. ``finish`` (the client's finish_reason) or ``error`` ends it.
 
-    The engine encodes it for the front.
+    The engine encodes it for the front. ``postponed``: there is no result, and the final row will be in a later batch
+    again, as if it had not been in this one. Only for requests with ``Needs.lockstep``; the wait must be bounded.
     """
 
     request: Request
@@ -74,6 +75,7 @@ class Step:
     data: Any = None  # the stage's ``result`` struct
     finish: dict[str, Any] | None = None  # with a "type"
     error: RequestError | None = None
+    postponed: bool = False
 
 
 class Stage(ABC):
@@ -81,8 +83,8 @@ class Stage(ABC):
 
     Called by the loop in this order: ``before_admit`` and ``admit`` once (or ``adopt``, after a weight update in a
     pause); per batch ``prepare``, ``launch``, ``collect``; ``reset`` when the request was retracted;
-    ``release`` exactly once per successful ``admit`` or ``adopt``. An exception, or a wrong return
-    value, in a call for one request ends only that request. When five requests in a row fail in this
+    ``release`` exactly once per successful ``admit`` or ``adopt``; ``close`` at the end. An exception, or a wrong
+    return value, in a call for one request ends only that request. When five requests in a row fail in this
     way, the task answers 503 until ``POST /plugins/NAME/enable`` or a restart. ``admit`` and ``collect``
     block all other requests: keep them well below 100 ms.
     """
@@ -160,3 +162,9 @@ class Stage(ABC):
 
     def release(self, request: Request) -> None:
         """The request left the engine, whatever the reason."""
+
+    def close(self) -> None:
+        """Called last: a weight update has replaced the stage, or the engine stops. End threads and processes.
+
+        When the engine stops, requests may still wait for what :meth:`before_admit` has started: cancel it.
+        """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from trunkline.core.cache.ledger import Ledger
@@ -27,6 +27,21 @@ class Batch:
     @property
     def tokens(self) -> int:
         return sum(row.end - row.start for row in self.rows)
+
+    def postpone(self, keys: Collection[int]) -> tuple[Batch, Batch]:
+        """The rows of all requests but ``keys``, and the rows of these, which rest, as they have no result yet."""
+        if not keys:
+            return self, Batch([], [], 0)
+        parts = Batch([], [], 0), Batch([], [], 0)
+        for index, (row, entry) in enumerate(zip(self.rows, self.entries, strict=True)):
+            postponed = row.request.key in keys
+            if postponed:
+                entry.rest()
+            part = parts[postponed]
+            part.rows.append(row)
+            part.entries.append(entry)
+            part.decodes += index < self.decodes
+        return parts
 
 
 @dataclass(slots=True)

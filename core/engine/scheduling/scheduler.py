@@ -102,10 +102,9 @@ class Scheduler:
         for entry in self._running:
             entry.request.cacheable = False
         self._ledger.forget()
-        waiting = list(self.queue)
-        for entry in waiting:
+        for entry in self.queue:
             entry.regime, entry.cached_version = regime_of(len(entry.request.tokens), boundaries), -1
-        return [entry.request for entry in (*self._running, *waiting)]
+        return [entry.request for entry in (*self._running, *self.queue)]
 
     def add(self, request: Request) -> None:
         """Queue a request. ValueError unless it has 1 to ``max_request_tokens`` tokens; callers check that before."""
@@ -221,8 +220,7 @@ class Scheduler:
     def _retract(self, draft: BatchDraft) -> bool:
         """Free the slots of the cheapest running request and queue it again; False when only one runs.
 
-        Cheapest means: lowest priority, then fewest tokens to recompute, then admitted last. Never the
-        request that was admitted first.
+        Cheapest: lowest priority, then fewest tokens to recompute, then admitted last. Never the one admitted first.
         """
         if len(self._running) < 2:
             return False

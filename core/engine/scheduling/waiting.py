@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from trunkline.core.cache.radix import common_prefix
 
 from .row import Row
 
+REST_SECONDS = 0.005  # after a second batch without a result, in a row; it doubles with each one …
+MAX_DOUBLINGS = 6  # … so often
 _LPM_WINDOW = 64  # requests at the head of the queue that are ordered by cached prefix
 _MIN_SHARED = 32  # tokens; for a shorter common prefix, waiting doesn't pay
 
@@ -28,6 +31,9 @@ class Entry(SlotAllocation):
     awaited: int = 0  # tokens that passes in flight will give, and later ones may take as input
     in_flight: int = 0  # number of such passes
     ended: bool = False  # its slots are freed when no pass uses them any more
+    rests: int = 0  # how many batches in a row gave no result for it …
+    rests_for: int = 0  # … at this length
+    rests_until: float = 0.0  # by time.monotonic()
 
     @property
     def length(self) -> int:
@@ -40,13 +46,23 @@ class Entry(SlotAllocation):
             self.cached, self.cached_version = ledger.cached_length(self), ledger.version
         return self.cached
 
+    def rest(self) -> None:
+        """Leave the request out of batches for a while, since one gave no result for it."""
+        self.rests = self.rests + 1 if self.rests_for == self.length else 1
+        self.rests_for = self.length
+        self.rests_until = time.monotonic() + REST_SECONDS * ((1 << min(self.rests - 1, MAX_DOUBLINGS)) - 1)
+
 
 def sort_running(running: Sequence[Entry]) -> tuple[list[Entry], list[Entry], int]:
     """Decoding requests, those with prompt to compute, both in order of admission, and how many slots are needed:
-    one for each decoding request, and one for the prompt of the request that was admitted first."""
+    one for each decoding request, and one for the prompt of the request that was admitted first.
+
+    Requests that rest are left out, unless all do.
+    """
     decoding: list[Entry] = []
     prefilling: list[Entry] = []
-    for entry in running:
+    now = time.monotonic() if any(entry.rests for entry in running) else 0.0
+    for entry in [entry for entry in running if entry.rests_until <= now] or running:
         length = len(entry.request.tokens) + entry.awaited
         missing = length - entry.launched
         if missing == 1 and length > entry.request.prompt_len:

@@ -18,11 +18,12 @@ from msgspec import Struct
 from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
 from trunkline.core.discovery import Plugin, Provided
-from trunkline.core.engine.contracts import CheckedControl, CheckedStage
+from trunkline.core.engine.contracts import CheckedStage
+from trunkline.core.engine.control.checked import CheckedControl
 from trunkline.core.engine.device.cpu import CpuDevice
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.loop import EngineLoop
-from trunkline.core.engine.messages import Answer, Call, Progress, Submit, encoder
+from trunkline.core.engine.messages import Abort, Answer, Call, Progress, Stop, Submit, encoder
 from trunkline.core.engine.runner import Runner
 from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.errors import PluginError, RequestError
@@ -389,6 +390,90 @@ def test_a_wrong_step_ends_one_request(
     monkeypatch.setattr("trunkline.core.engine.checks.MAX_RESULT", 90)
     bench.stage.replaced["collect"] = wrong(**fields)
     fails_alone(bench, caplog, f"{NAMED}collect of task 'shout' gave ")
+
+
+class Postponing:
+    """Postpones each token of bad requests twice."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.inputs: list[int] = []
+
+    def collect(self, request: Request, token: int) -> list[Step]:
+        self.asked += 1
+        self.inputs.append(token)
+        if self.asked % 3:
+            return [Step(request, postponed=True)]
+        last = request.output_len + 1 >= request.params.steps
+        return [Step(request, (token,), finish={"type": "length"} if last else None)]
+
+
+@pytest.mark.parametrize("length", [1, 20])
+def test_a_postponed_row_is_computed_again(bench: Bench, length: int) -> None:
+    """Also the last chunk of a prompt, of 8 tokens at most. The other requests go on."""
+    postponing = Postponing()
+    bench.stage.replaced |= {"admit": lambda: Needs(new_tokens=3, lockstep=True), "collect": postponing.collect}
+    bad, good = bench.submit(30, bad=True, length=length), bench.submit(10)
+    bench.run()
+    assert bench.outcome(bad) == ([31, 32, 33], {"type": "length"})
+    assert postponing.inputs == [31] * 3 + [32] * 3 + [33] * 3
+    assert bench.outcome(good) == ([11, 12, 13], {"type": "length"})
+    ends = {message.key: index for index, message in enumerate(bench.sent)}
+    assert ends[good] < ends[bad]
+    bench.check_clean()
+
+
+def test_a_request_that_is_postponed_often_is_left_out_of_batches(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here time stands still: it rests as long as others run, and is computed again when it is alone."""
+    monkeypatch.setattr("trunkline.core.engine.scheduling.waiting.time.monotonic", lambda: 1.0)
+    postponing = Postponing()
+    bench.stage.replaced |= {"admit": lambda: Needs(new_tokens=3, lockstep=True), "collect": postponing.collect}
+    bad = bench.submit(30, bad=True)
+    good = [bench.submit(10 * index, steps=9) for index in (1, 2)]
+    for _ in range(7):
+        bench.loop.turn()
+    assert postponing.asked == 2
+    bench.run()
+    assert bench.outcome(bad) == ([31, 32, 33], {"type": "length"})
+    assert all(bench.outcome(key)[1] == {"type": "length"} for key in good)
+    bench.check_clean()
+
+
+def test_a_postponed_request_can_be_aborted_and_retracted(bench: Bench) -> None:
+    postponing = Postponing()
+    bench.stage.replaced |= {"admit": lambda: Needs(new_tokens=3, lockstep=True), "collect": postponing.collect}
+    keys = bench.submit(30, bad=True), bench.submit(40, bad=True)
+    for _ in range(3):
+        bench.loop.turn()
+    bench.inbox.append(Abort(keys[0]))
+    bench.loop.turn()
+    bench.loop.pipeline.drain()
+    assert bench.loop.lanes[0].retract() == []
+    bench.run()
+    assert bench.outcome(keys[0])[1]["type"] == "abort"
+    assert bench.outcome(keys[1]) == ([41, 42, 43], {"type": "length"})
+    bench.check_clean()
+
+
+@pytest.mark.parametrize(
+    ("lockstep", "fields"),
+    [(False, {"tokens": ()}), (True, {}), (True, {"tokens": (), "finish": {"type": "stop"}})],
+)
+def test_what_can_t_be_postponed_ends_one_request(
+    bench: Bench, caplog: pytest.LogCaptureFixture, lockstep: bool, fields: dict[str, Any]
+) -> None:
+    bench.stage.replaced["admit"] = lambda: Needs(new_tokens=3, lockstep=lockstep)
+    bench.stage.replaced["collect"] = wrong(postponed=True, **fields)
+    fails_alone(bench, caplog, "postponed")
+
+
+def test_stages_are_closed_when_the_loop_ends(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.stage.close = raises(SystemExit())  # type: ignore[method-assign]
+    bench.inbox.append(Stop())
+    bench.loop.run()
+    assert f"{NAMED}close of task 'shout' raised SystemExit" in caplog.text
 
 
 def twice(request: Request, token: int) -> list[Any]:

@@ -18,7 +18,8 @@ from trunkline.core.cache.pool import SlotPool, SlotTable
 from trunkline.core.cache.radix import RadixCache
 from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.engine.channel import LocalChannel
-from trunkline.core.engine.contracts import CheckedControl, CheckedStage
+from trunkline.core.engine.contracts import CheckedStage
+from trunkline.core.engine.control.checked import CheckedControl
 from trunkline.core.engine.device.cpu import CpuDevice
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.loop import EngineLoop

@@ -77,6 +77,11 @@ class Slow(Stage):
     def release(self, request: Request) -> None:
         self.released.append(request.rid)
 
+    def close(self) -> None:
+        for future in self.futures.values():
+            if not future.done():
+                future.set_exception(RequestError("It is over.", status=503))
+
 
 class NoModel:
     token_types = False
@@ -240,3 +245,9 @@ def test_a_wrong_value_fails_the_request_and_names_the_plugin(bench: Bench, capl
     assert error is not None
     assert error[0] == 500
     assert "before_admit of task 'slow' returned int, not a concurrent.futures.Future" in caplog.text
+
+
+def test_who_waits_when_the_engine_stops_gets_an_answer(bench: Bench) -> None:
+    bench.prepare(1)
+    bench.close()
+    assert bench.wait(1).error == (503, "It is over.", None)
