@@ -63,7 +63,7 @@ def forced_answer(schema: str, form: ReplyFormat, special: Mapping[str, int], *,
     """A grammar for an answer that is JSON for ``schema`` (JSON text); arguments as for :func:`forced_calls`."""
     thoughts = [*_thoughts(form, _Terms(special), in_reasoning=in_reasoning)]
     answer = f"answer: {_json('response_format', _object(schema))}"
-    return "\n".join([f"start: {'thoughts' if thoughts else ''} answer", *thoughts, answer])
+    return "\n".join([f"start: {'thoughts' if thoughts else ''} answer", *thoughts, "// response_format", answer])
 
 
 def forced_calls(
@@ -71,15 +71,17 @@ def forced_calls(
     tools: Mapping[str, Any],
     special: Mapping[str, int],
     *,
+    fields: Mapping[str, str],
     many: bool,
     in_reasoning: bool,
     answer: str | None = None,
 ) -> str:
     """A grammar for calls of ``tools``: one, or up to 16 with ``many``; before them, the model may reason.
 
-    ``tools``: JSON Schemas of the arguments by name. ``special``: ids of the tokenizer's special tokens by their text.
-    ``in_reasoning``: the prompt ends inside the reasoning. ``answer``: JSON Schema, as text, of an answer that the
-    model may give instead of calls. RequestError for a schema that the format can't enforce.
+    ``tools``: JSON Schemas of the arguments by name; ``fields``: where the client has sent them. ``special``: ids of
+    the tokenizer's special tokens by their text. ``in_reasoning``: the prompt ends inside the reasoning. ``answer``:
+    JSON Schema, as text, of an answer that the model may give instead of calls. RequestError for a schema that the
+    format can't enforce.
     """
     tool = form.tool
     if tool is None:
@@ -93,12 +95,12 @@ def forced_calls(
     for index, (name, schema) in enumerate(tools.items()):
         before, after = tool.call.format(name=name, arguments=ARGUMENTS).split(ARGUMENTS)
         rules.append(f"call_{index}: {terms.of(before)} arguments_{index} {terms.of(after)}")
-        rules += _arguments(index, name, schema, tool, terms)
+        rules += [f"// {fields[name]}", *_arguments(index, fields[name], schema, tool, terms)]
     calls = " | ".join(f"call_{index}" for index in range(len(tools)))
     more = f"({terms.of(tool.separator)} call){{0,{MAX_FORCED - 1}}}" if many else ""
     thoughts = [*_thoughts(form, terms, in_reasoning=in_reasoning)]
     start = f"start: {'thoughts' if thoughts else ''} {'calls' if answer is None else '(calls | answer)'}"
-    rules += [] if answer is None else [f"answer: {_json('response_format', _object(answer))}"]
+    rules += [] if answer is None else ["// response_format", f"answer: {_json('response_format', _object(answer))}"]
     all_calls = f"calls: {terms.of(tool.begin)} call {more} {terms.of(tool.end)}"
     return "\n".join([start, *thoughts, all_calls, f"call: {calls}", *rules])
 
@@ -150,24 +152,24 @@ def _thoughts(form: ReplyFormat, terms: _Terms, *, in_reasoning: bool) -> Iterat
         yield f"thoughts: ({terms.of(begin)} reasoning space)?"
 
 
-def _arguments(index: int, name: str, schema: Mapping[str, Any], tool: ToolFormat, terms: _Terms) -> Iterator[str]:
-    """Rules for the arguments of a tool."""
+def _arguments(index: int, field: str, schema: Mapping[str, Any], tool: ToolFormat, terms: _Terms) -> Iterator[str]:
+    """Rules for the arguments of a tool, whose schema is in ``field`` of the request."""
     rule = f"arguments_{index}"
     if tool.values == "json":
-        yield f"{rule}: {_json(f'parameters of the tool {name}', schema)}"
+        yield f"{rule}: {_json(field, schema)}"
         return
     form = ELEMENTS[tool.values]
     properties, required = schema.get("properties", {}), schema.get("required", [])
     if unknown := schema.keys() - OBJECT_KEYS:
-        raise _cant_enforce(name, "parameters", sorted(unknown))
+        raise _cant_enforce(field, sorted(unknown))
     if missing := set(required) - properties.keys():
-        raise _cant_enforce(name, "parameters.required", sorted(missing))
+        raise _cant_enforce(f"{field}.required", sorted(missing))
     elements = []
     for number, (key, value) in enumerate(properties.items()):
         if not re.fullmatch(form.key, key):
-            raise _cant_enforce(name, "parameters.properties", [f"the name {key:.80}"])
+            raise _cant_enforce(f"{field}.properties", [f"the name {key:.80}"])
         element = f"{rule}_{number}"
-        expression = _value(name, key, value if isinstance(value, dict) else {}, schema, form)
+        expression = _value(f"{field}.properties.{key}", value if isinstance(value, dict) else {}, schema, form)
         if expression:
             yield f"{element}: ({expression}) {terms.of(form.after)}"
         elif terms.has_special(form.after):
@@ -179,26 +181,25 @@ def _arguments(index: int, name: str, schema: Mapping[str, Any], tool: ToolForma
     yield f"{rule}: {' '.join(elements)}" if elements else f'{rule}: ""'
 
 
-def _value(name: str, key: str, schema: dict[str, Any], root: Mapping[str, Any], form: Elements) -> str:
+def _value(field: str, schema: dict[str, Any], root: Mapping[str, Any], form: Elements) -> str:
     """The expression for one argument that isn't any text: a choice, or JSON; "" for one that is."""
-    field = f"parameters.properties.{key}"
     if "enum" in schema or "const" in schema:
         if "enum" in schema and (not isinstance(schema["enum"], list) or "const" in schema):
-            raise _cant_enforce(name, field, ["enum"])
+            raise _cant_enforce(field, ["enum"])
         if extra := schema.keys() - NOTES - {"type", "enum", "const"}:
-            raise _cant_enforce(name, field, sorted(extra))
+            raise _cant_enforce(field, sorted(extra))
         texts = [plain_text(choice) for choice in choices_of(schema)]
         if wrong := [text for text in texts if not re.fullmatch(form.text, text)]:
-            raise _cant_enforce(name, field, [f"the value {wrong[0]!r:.80}"])
+            raise _cant_enforce(field, [f"the value {wrong[0]!r:.80}"])
         return " | ".join(map(_quoted, texts)) or '""'
     types = set(schema_types(schema, root))
     constraints = schema.keys() - NOTES - {"type"}
     if types <= {"string"} and not constraints:
         return ""
     if (not types and "$ref" not in schema) or "string" in types:
-        raise _cant_enforce(name, field, sorted(constraints or {"type"}))
+        raise _cant_enforce(field, sorted(constraints or {"type"}))
     definitions = {place: root[place] for place in ("$defs", "definitions") if place in root}
-    return _json(f"{field} of the tool {name}", {**schema, **definitions})
+    return _json(field, {**schema, **definitions})
 
 
 def _object(schema: str) -> dict[str, Any]:
@@ -212,19 +213,18 @@ def _object(schema: str) -> dict[str, Any]:
     return value
 
 
-def _json(what: str, schema: Mapping[str, Any]) -> str:
-    """The expression for a JSON value. RequestError for a schema, of ``what``, that can't be enforced."""
+def _json(field: str, schema: Mapping[str, Any]) -> str:
+    """The expression for a JSON value. RequestError for a schema, in ``field``, that can't be enforced."""
     try:
         checked_schema(json.dumps(schema))
     except (ValueError, RecursionError) as error:
-        field = what if what == "response_format" else "tools"
-        raise RequestError(f"{what}: the JSON Schema can't be enforced: {error}", param=field) from None
+        raise RequestError(f"{field}: the JSON Schema can't be enforced: {error}", param=field) from None
     return "%json " + json.dumps({**schema, "x-guidance": STRICT}, ensure_ascii=False)
 
 
-def _cant_enforce(name: str, field: str, keys: Sequence[str]) -> RequestError:
+def _cant_enforce(field: str, keys: Sequence[str]) -> RequestError:
     return RequestError(
-        f"The call format of this model can't enforce {', '.join(keys)} in {field} of the tool {name}; leave it out, "
-        "or use tool_choice auto.",
-        param="tools",
+        f"{field}: the call format of this model can't enforce {', '.join(keys)}; leave it out, or use tool_choice "
+        "auto.",
+        param=field,
     )

@@ -88,12 +88,20 @@ class ModelFormat:
 class ReplyReader:
     """How the replies to one request are split. Made off the event loop for long prompts.
 
-    ``schemas``: the parameters of the tools that may be called, by name; empty: none. ``many``: calls after the first
-    are kept. ``kept``: ids of special tokens that must be in the text.
+    ``schemas``: the parameters of the tools that may be called, by name; empty: none. ``fields``: those of the request
+    that have them, by name. ``many``: calls after the first are kept. ``kept``: ids of special tokens that must be in
+    the text.
     """
 
     def __init__(
-        self, model: ModelFormat, regions: Regions, prompt: str, schemas: Mapping[str, Any], *, many: bool
+        self,
+        model: ModelFormat,
+        regions: Regions,
+        prompt: str,
+        schemas: Mapping[str, Any],
+        fields: Mapping[str, str],
+        *,
+        many: bool,
     ) -> None:
         self.many = many
         self.kept = model.kept(regions)
@@ -101,6 +109,7 @@ class ReplyReader:
         self._regions = regions
         self._prefix = regions.after_anchor(prompt)
         self._schemas = schemas
+        self._fields = fields
 
     @property
     def form(self) -> ReplyFormat:
@@ -119,7 +128,8 @@ class ReplyReader:
         """A grammar for calls of the tools, or for JSON that matches the JSON Schema ``answer``."""
         special, opened = self._model.special, self.in_reasoning()
         if answer is None or self._schemas:
-            return forced_calls(self.form, self._schemas, special, many=self.many, in_reasoning=opened, answer=answer)
+            options: dict[str, Any] = {"fields": self._fields, "many": self.many, "in_reasoning": opened}
+            return forced_calls(self.form, self._schemas, special, answer=answer, **options)
         return forced_answer(answer, self.form, special, in_reasoning=opened)
 
 

@@ -81,7 +81,7 @@ async def _reader(
         return None, params
 
     def make_reader() -> ReplyReader:
-        return ReplyReader(model, regions, prompt, tools.schemas, many=tools.many)
+        return ReplyReader(model, regions, prompt, tools.schemas, tools.fields, many=tools.many)
 
     reader: ReplyReader = await service.engine.off_loop(make_reader, size=IN_THREAD if model.form.own else len(prompt))
     grammar = params.grammar

@@ -178,8 +178,10 @@ def grammar_errors(grammar: GrammarField | None) -> Iterator[None]:
     except RequestError as error:
         if grammar is None or error.param != grammar.key:
             raise
+        # One that the server has made of several fields has no name that a client could know.
+        message = error.message.replace("lark", grammar.field, 1) if grammar.key == "lark" else error.message
         raise RequestError(
-            error.message, status=error.status, param=grammar.field, code=error.code, retry_after=error.retry_after
+            message, status=error.status, param=grammar.field, code=error.code, retry_after=error.retry_after
         ) from None
 
 

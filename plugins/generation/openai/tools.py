@@ -39,12 +39,14 @@ Tools = Annotated[list[Tool], Meta(max_length=MAX_TOOLS)]
 class ToolRequest(Struct, frozen=True):
     """The tools of a request.
 
-    ``shown``: those for the chat template. ``schemas``: the parameters of those that may be called, by name.
+    ``shown``: those for the chat template. ``schemas``: the parameters of those that may be called, by name;
+    ``fields``: where the request has them.
     ``forced``: the reply must consist of calls of them. ``many``: it may have several.
     """
 
     shown: list[dict[str, Any]] = []
     schemas: dict[str, dict[str, Any]] = {}
+    fields: dict[str, str] = {}
     forced: bool = False
     many: bool = True
 
@@ -53,6 +55,7 @@ def read_tools(tools: Sequence[Tool], choice: Any, *, parallel: bool | None) -> 
     """The tools of a body, with its ``tool_choice`` and ``parallel_tool_calls``. RequestError for invalid ones."""
     functions: dict[str, FunctionTool] = {}
     schemas: dict[str, dict[str, Any]] = {}
+    fields: dict[str, str] = {}
     for index, tool in enumerate(tools):
         place = f"tools[{index}]"
         function, schema = _read_tool(place, tool)
@@ -60,13 +63,14 @@ def read_tools(tools: Sequence[Tool], choice: Any, *, parallel: bool | None) -> 
             place = f"{place}.function.name"
             raise RequestError(f"{place}: there are two tools named {function.name}.", param=place)
         functions[function.name], schemas[function.name] = function, schema
+        fields[function.name] = f"{place}.function.parameters"
     mode, names = _read_choice(choice, schemas)
     if mode == "none":
         return ToolRequest()
     chosen = {name: schemas[name] for name in names}
     shown = [_shown(function) for name, function in functions.items() if name in chosen]
     many = parallel is True if mode == "named" else parallel is not False
-    return ToolRequest(shown, chosen, mode in ("required", "named"), many)
+    return ToolRequest(shown, chosen, fields, mode in ("required", "named"), many)
 
 
 def _shown(function: FunctionTool) -> dict[str, Any]:

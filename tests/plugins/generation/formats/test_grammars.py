@@ -35,6 +35,12 @@ NESTED = {"type": "object", "properties": {"q": {"type": "string", "pattern": "^
 ENDS = ['"', "}", "]", "<", "/", "\n"]  # characters that end texts
 
 
+def forced(form: Any, tools: dict[str, Any], special: dict[str, int], **options: Any) -> str:
+    """The grammar for calls of tools that are all in the request."""
+    fields = {name: f"tools[{index}].function.parameters" for index, name in enumerate(tools)}
+    return forced_calls(form, tools, special, fields=fields, **options)
+
+
 def _sample(grammar: str, tokenizer: Any, seed: int) -> str:
     """A random text of the grammar; after some tokens it goes to an end."""
     chooser, table = random.Random(seed), llguidance.hf.from_tokenizer(tokenizer)
@@ -68,7 +74,7 @@ def test_forced_calls_are_valid(tool: str, seed: int, byte_level: Any) -> None:
     if TOOL_FORMATS[tool].values == "json":
         schemas["nested"] = NESTED
     form = make_form(tool)
-    text = _sample(forced_calls(form, schemas, {}, many=True, in_reasoning=False), byte_level, seed)
+    text = _sample(forced(form, schemas, {}, many=True, in_reasoning=False), byte_level, seed)
     calls = _calls(form, "", text, schemas)
     assert 1 <= len(calls) <= 16
     for call in calls:
@@ -90,7 +96,7 @@ def test_reasoning_may_come_first(tool: str, reasoning: str, prompt: str, byte_l
     form, schemas = make_form(tool, reasoning), {"get_weather": PLAIN}
     opened = make_parser(form, prompt, schemas).in_reasoning
     assert opened == ("<think>" in prompt or reasoning == "deepseek-r1")
-    grammar = forced_calls(form, schemas, {}, many=False, in_reasoning=opened)
+    grammar = forced(form, schemas, {}, many=False, in_reasoning=opened)
     call = form.tool.begin + form.tool.call.format(name="get_weather", arguments="{}").split("{}")[0]
     begin, end = form.thoughts.text
     matcher = LLMatcher(table := llguidance.hf.from_tokenizer(byte_level), LLMatcher.grammar_from_lark(grammar))
@@ -101,40 +107,39 @@ def test_reasoning_may_come_first(tool: str, reasoning: str, prompt: str, byte_l
 
 def test_one_call_is_forced_without_parallel_calls(byte_level: Any) -> None:
     form, schemas = make_form("hermes"), {"now": {"type": "object", "properties": {}, "additionalProperties": False}}
-    text = _sample(forced_calls(form, schemas, {}, many=False, in_reasoning=False), byte_level, 0)
+    text = _sample(forced(form, schemas, {}, many=False, in_reasoning=False), byte_level, 0)
     assert text == '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 
 
 def test_special_tokens_are_written_as_such() -> None:
-    grammar = forced_calls(
-        make_form("mistral"), {"f": {}}, {"[TOOL_CALLS]": 5, "[ARGS]": 7}, many=True, in_reasoning=False
-    )
+    grammar = forced(make_form("mistral"), {"f": {}}, {"[TOOL_CALLS]": 5, "[ARGS]": 7}, many=True, in_reasoning=False)
     assert 'call_0: <[5]> "f" <[7]> arguments_0' in grammar
 
 
 @pytest.mark.parametrize(
-    ("schema", "named"),
+    ("schema", "place", "named"),
     [
-        ({"properties": {"a": {"type": "string", "pattern": "x"}}}, "pattern in parameters.properties.a"),
-        ({"properties": {"a": {"anyOf": [{"type": "string"}, {"type": "null"}]}}}, "anyOf in parameters.properties.a"),
-        ({"properties": {"a": {"enum": ["x"], "minLength": 1}}}, "minLength in parameters.properties.a"),
-        ({"properties": {"a": {"type": ["string", "null"]}}}, "type in parameters.properties.a"),
-        ({"oneOf": []}, "oneOf in parameters of"),
-        ({"required": ["a"]}, "a in parameters.required"),
-        ({"properties": {"a": {"enum": ["x", "</arg_value>"]}}}, "the value '</arg_value>' in parameters.properties.a"),
-        ({"properties": {"a": {"enum": ["x"], "const": "x"}}}, "enum in parameters.properties.a"),
-        ({"properties": {"a<": {"type": "string"}}}, "the name a< in parameters.properties"),
+        ({"properties": {"a": {"type": "string", "pattern": "x"}}}, ".properties.a", "pattern"),
+        ({"properties": {"a": {"anyOf": [{"type": "string"}, {"type": "null"}]}}}, ".properties.a", "anyOf"),
+        ({"properties": {"a": {"enum": ["x"], "minLength": 1}}}, ".properties.a", "minLength"),
+        ({"properties": {"a": {"type": ["string", "null"]}}}, ".properties.a", "type"),
+        ({"oneOf": []}, "", "oneOf"),
+        ({"required": ["a"]}, ".required", "a"),
+        ({"properties": {"a": {"enum": ["x", "</arg_value>"]}}}, ".properties.a", "the value '</arg_value>'"),
+        ({"properties": {"a": {"enum": ["x"], "const": "x"}}}, ".properties.a", "enum"),
+        ({"properties": {"a<": {"type": "string"}}}, ".properties", "the name a<"),
     ],
 )
-def test_what_a_format_can_t_enforce_is_named(schema: dict[str, Any], named: str) -> None:
-    with pytest.raises(RequestError, match=f"can't enforce {named}.* tool f") as caught:
-        forced_calls(make_form("glm45"), {"f": schema}, {}, many=True, in_reasoning=False)
-    assert caught.value.param == "tools"
+def test_what_a_format_can_t_enforce_is_named(schema: dict[str, Any], place: str, named: str) -> None:
+    with pytest.raises(RequestError, match=f"the call format of this model can't enforce {named};") as caught:
+        forced(make_form("glm45"), {"e": {}, "f": schema}, {}, many=True, in_reasoning=False)
+    assert caught.value.param == f"tools[1].function.parameters{place}"
+    assert caught.value.message.startswith(f"{caught.value.param}: ")
 
 
 def test_an_unknown_format_forces_nothing() -> None:
     with pytest.raises(RequestError, match="the syntax of this model's tool calls isn't known") as caught:
-        forced_calls(make_form("none"), {"f": {}}, {}, many=True, in_reasoning=False)
+        forced(make_form("none"), {"f": {}}, {}, many=True, in_reasoning=False)
     assert caught.value.param == "tool_choice"
 
 
@@ -142,9 +147,9 @@ def test_an_unknown_format_forces_nothing() -> None:
 def test_schemas_that_can_t_be_enforced_are_named(tool: str) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "x-guidance": {}}}}
     with pytest.raises(
-        RequestError, match=r"parameters.* of the tool f: the JSON Schema can't be enforced: .*x-guidance"
+        RequestError, match=r"tools\[0\].function.parameters.*: the JSON Schema can't be enforced: .*x-guidance"
     ):
-        forced_calls(make_form(tool), {"f": schema}, {}, many=True, in_reasoning=False)
+        forced(make_form(tool), {"f": schema}, {}, many=True, in_reasoning=False)
     with pytest.raises(RequestError, match="response_format: the JSON Schema can't be enforced") as caught:
         forced_answer('{"x-guidance": {}}', make_form(tool), {}, in_reasoning=True)
     assert caught.value.param == "response_format"

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from tests.plugins.generation.formats.splitting import joined as joined_pieces
 from tests.plugins.generation.openai.requests import USER, chat, chunks_of
+from trunkline.core.errors import RequestError
 from trunkline.plugins.generation.formats.model_format import ModelFormat, ReplyReader
+from trunkline.plugins.generation.grammar.kept import Refusal
+from trunkline.plugins.generation.grammar.llguidance_source import Vocabulary
+from trunkline.plugins.generation.grammar.worker import answer_of
+from trunkline.plugins.generation.openai.grammars import GrammarField
+from trunkline.plugins.generation.openai.replies import grammar_errors
 from trunkline.plugins.generation.openai.tools import FunctionTool, Tool, read_tools
 from trunkline.plugins.generation.sampling.params import SamplingParams
 from trunkline.plugins.generation.sequence import OutputSequence
@@ -235,6 +241,21 @@ async def test_an_answer_by_a_schema_or_a_call(client: httpx.AsyncClient, engine
     assert engine.items[-1].params.grammar.text.startswith("start: thoughts answer")
 
 
+async def test_errors_about_schemas_name_the_tool(client: httpx.AsyncClient, engine: Any, byte_level: Any) -> None:
+    """The engine refuses the grammar that the server has made; its reason names the field."""
+    engine.says("", STOP)
+    tools = [NOW, _function(parameters={"type": "object", "properties": {"a": {"not": {}}}})]
+    await chat(client, tools=tools, tool_choice="required")
+    grammar = engine.items[-1].params.grammar
+    tokenizer = Vocabulary(byte_level.backend_tokenizer.to_str(), len(byte_level), (byte_level.eos_token_id,)).load()
+    reason = answer_of(grammar, tokenizer).reason
+    assert reason == 'tools[1].function.parameters: Unimplemented keys: ["not"]'
+    with pytest.raises(RequestError) as caught, grammar_errors(GrammarField("tools", "lark", grammar.text)):
+        raise Refusal(reason).error(grammar)
+    assert caught.value.message == f"Failed to compile tools grammar: {reason}"
+    assert caught.value.param == "tools"
+
+
 def _function(**fields: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": "f", **fields}}
 
@@ -325,7 +346,7 @@ def test_any_chunks_of_tokens_give_the_same(byte_level: Any, cuts: list[int]) ->
     model = ModelFormat(byte_level, "hermes", "qwen3")
     regions = model.regions(True, True)
     assert regions is not None
-    reader = ReplyReader(model, regions, "<|im_start|>assistant\n", {"get_weather": CITY, "now": {}}, many=True)
+    reader = ReplyReader(model, regions, "<|im_start|>assistant\n", {"get_weather": CITY, "now": {}}, {}, many=True)
     ids = byte_level.encode(CALLS + "<|im_end|>", add_special_tokens=False)
 
     def split(sizes: list[int]) -> list[Any]:
