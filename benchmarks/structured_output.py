@@ -48,6 +48,7 @@ def ordinary(number: int) -> Grammar:
 def hostile(number: int) -> Grammar:
     """Grammars that are slow to compile, or whose masks are slow."""
     name = f"n{number}"
+    doubling = "".join(f'a{i} ::= a{i + 1} a{i + 1} | "x"\n' for i in range(900))
     chosen: list[Grammar] = [
         Grammar("json_schema", json.dumps({"properties": {f"{name}p{i}": {"type": "integer"} for i in range(3000)}})),
         Grammar("json_schema", json.dumps({"type": "object", "required": [f"{name}r{i}" for i in range(5000)]})),
@@ -59,6 +60,8 @@ def hostile(number: int) -> Grammar:
         Grammar("regex", f"{name}?[a-z ]*[aeiou][a-z ]{{14}}x"),
         Grammar("ebnf", f'root ::= root root | root root root | "a" | "{name}"'),
         Grammar("ebnf", "root ::= " + " | ".join(f'"{name}{i}"' for i in range(4000))),
+        Grammar("ebnf", f'root ::= "{name}"? a0\n{doubling}a900 ::= "x"'),
+        Grammar("json_schema", json.dumps({"title": name, "allOf": [ends_of(count) for count in range(10, 30)]})),
     ]
     return chosen[number % len(chosen)]
 
@@ -66,6 +69,11 @@ def hostile(number: int) -> Grammar:
 def chain(length: int) -> dict[str, Any]:
     references = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(length)}
     return {"$ref": "#/$defs/a0", "$defs": {**references, f"a{length}": {"type": "string"}}}
+
+
+def ends_of(count: int) -> dict[str, Any]:
+    """Its automaton has 2^count states."""
+    return {"type": "string", "pattern": f"(a|b)*a(a|b){{{count}}}$"}
 
 
 KINDS: dict[str, Make] = {"none": lambda number: None, "ordinary": ordinary, "hostile": hostile}
@@ -129,23 +137,23 @@ def gaps(engine: Engine, tokens: int) -> list[float]:
 
 
 def watch() -> dict[str, list[float]]:
-    """Lists to which the seconds of compilations and of calls of matchers (CPU time) are appended from now on."""
+    """Lists to which the seconds of compilations and of masks (CPU time) are appended from now on."""
     found: dict[str, list[float]] = {"compile": [], "mask": []}
-    compile_one, guard = GrammarCompiler._compile, GrammarState._guard
+    compile_one, advance = GrammarCompiler._compile, GrammarState.advance
 
-    def compiled(self: GrammarCompiler, grammar: Grammar) -> Any:
+    def compiled(self: GrammarCompiler, grammar: Grammar, *, quick: bool) -> Any:
         began = time.perf_counter()
-        outcome = compile_one(self, grammar)
+        outcome = compile_one(self, grammar, quick=quick)
         found["compile"].append(time.perf_counter() - began)
         return outcome
 
-    def guarded(self: GrammarState, call: Callable[[], None]) -> None:
+    def advanced(self: GrammarState) -> None:
         began = time.thread_time()
-        guard(self, call)
+        advance(self)
         found["mask"].append(time.thread_time() - began)
 
     GrammarCompiler._compile = compiled  # type: ignore[method-assign]
-    GrammarState._guard = guarded  # type: ignore[method-assign]
+    GrammarState.advance = advanced  # type: ignore[method-assign]
     return found
 
 

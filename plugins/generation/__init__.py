@@ -61,13 +61,14 @@ def trunkline_serves(model: ModelInfo) -> Serves:
 
 @hookimpl
 def trunkline_stages(model: Model, settings: Settings, ask: Ask) -> Iterable[Stage]:
-    from .grammar.compiler import choose_engine
+    from .grammar.engines import choose_engine
     from .grammar.grammars import Grammars
     from .sampling.extensions import Extensions
     from .stage import GenerationStage
 
     processors, conditions, engines = (ask(hook, model=model, settings=settings) for hook in EXTENSION_HOOKS)
-    grammars = Grammars(model, choose_engine(engines, settings[GROUP].grammar_backend))
+    compiler = choose_engine(engines, settings[GROUP].grammar_backend, model.info.vocab_size)
+    grammars = Grammars(model, compiler)
     return [
         GenerationStage(model, model.backend.sample, model.backend.adjust, Extensions(processors, conditions), grammars)
     ]

@@ -43,16 +43,26 @@ class StopCondition(Protocol):
         """A string if ``token`` ends the sequence (the client gets it as ``matched``), else None."""
 
 
+class SharedLimit(ValueError):
+    """Something that the matchers of a compiled grammar have in common has come to its limit.
+
+    The sequence continues once with a grammar that is compiled anew; later, this is a ``ValueError`` as any other.
+    """
+
+
 class GrammarMatcher(Protocol):
     """Follows one sequence through a grammar. Plugins needn't import this class.
 
-    A ``ValueError`` of a method ends the request with a 400 that has its text. One call at a time is made.
+    A ``ValueError`` of a method ends the request with a 400 that has its text, unless it is a :class:`SharedLimit`. One
+    call at a time is made. After one that took more than 1 ms (for each 50,000 tokens of the vocabulary), they are made
+    in a thread with low priority. The request ends when it has taken 0.5 s of CPU time beyond 5 ms for each token.
     """
 
     def fill(self, mask: np.ndarray) -> None:
         """Set the tokens that may come next: bit ``id % 32`` of ``mask[id // 32]``, int32 ``[ceil(vocab_size / 32)]``.
 
-        Called in a thread, while the engine computes: it should release the GIL. At least one bit must be set; an end
+        Called in a thread, while the engine computes: it should release the GIL. For the first token, it is called once
+        for all sequences, when the grammar was compiled. At least one bit must be set; an end
         token's if the text so far is complete.
         """
 
@@ -67,7 +77,7 @@ class GrammarMatcher(Protocol):
 class CompiledGrammar(Protocol):
     """Plugins needn't import this class."""
 
-    nbytes: int  # an estimate of its memory, for the limit on kept grammars
+    nbytes: int  # its memory, for the limit on grammars that are kept or in use
 
     def matcher(self) -> GrammarMatcher:
         """A new matcher at the start of a text. Takes well below 1 ms."""
@@ -79,7 +89,8 @@ class GrammarEngine(Protocol):
     name: str  # for --grammar-backend
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """Compile in one of two threads: bound its time. ``ValueError`` with the reason if it can't be: a 400."""
+        """Compile in one of two threads: bound its time and memory. ``ValueError`` with the reason if it can't be: a
+        400."""
 
 
 @hookspec
@@ -145,8 +156,11 @@ def trunkline_grammar_engines(model: Model, settings: Settings) -> Iterable[Gram
     ``--grammar-backend`` chooses one by its ``name``; ``auto`` is ``llguidance``, which comes with trunkline.
     ``compile(grammar)`` is called in a thread before a request is admitted; ``grammar.kind`` is one of the four names
     (or ``lark``, for tool calls), and ``grammar.text`` what the client sent. The result is kept for later requests.
-    An optional method ``warm_up()`` is called when the server starts. After a weight update, the output so far is given
-    to a new matcher::
+    Optional methods: ``warm_up()`` is called when the server starts; ``compile_quickly(grammar)`` in place of
+    ``compile``, and returns None if that would take more than a moment: then ``compile`` is called in a third thread,
+    so that other grammars needn't wait; ``cancel()``, when the server stops, lets calls in other threads fail. After a
+    weight update, the output so far is given to a new matcher, of the same compiled grammar if the hook returns the
+    same engine::
 
         import re
 

@@ -43,6 +43,7 @@ class GenerationParams(Struct, frozen=True, omit_defaults=True):
     ``temperature`` 0 is greedy decoding; ``top_k`` -1 and ``top_p`` 1 don't filter. The sampling noise of a token
     depends on ``seed`` and the token's position only. ``hidden_states``: of all positions that are computed, of the
     last one, or none. ``experts_from``: first position whose routed experts are returned; None returns none.
+    ``group``: sequences with the same text are of one request, whose grammar may take a limited time for all of them.
     """
 
     max_new_tokens: Count = 128
@@ -65,6 +66,7 @@ class GenerationParams(Struct, frozen=True, omit_defaults=True):
     hidden_states: Literal["", "last", "all"] = ""
     experts_from: Count | None = None
     grammar: Grammar | None = None
+    group: str = ""
 
 
 class LogprobTable(Struct, frozen=True, array_like=True):

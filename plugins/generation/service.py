@@ -78,7 +78,7 @@ class Job(Struct, frozen=True, kw_only=True):
             priority=self.priority,
             salt=self.salts[index],
             embeds=self.embeds[index] if self.embeds else b"",
-            volatile=("seed",),
+            volatile=("seed", "group"),
         )
 
     @property
@@ -236,6 +236,7 @@ class Service:
         """All sequences. ``known``: by prompt index, the weights with which its log-probabilities were computed."""
         limit = job.served.max_request_tokens
         items: list[Submission] = []
+        group = new_rid()
         for index, (prompt, sampling) in enumerate(zip(job.prompts, job.sampling, strict=True)):
             requested = limit if sampling.max_new_tokens is None else sampling.max_new_tokens
             max_new_tokens = new_token_limit(len(prompt), requested, limit)
@@ -244,7 +245,7 @@ class Service:
             if index in known:
                 extras = extras.with_prompt_known(known[index])
             for sample in range(job.n):
-                params = extras.added_to(sampling.for_engine(max_new_tokens, _wrap_int64(seed + sample)))
+                params = extras.added_to(sampling.for_engine(max_new_tokens, _wrap_int64(seed + sample), group))
                 items.append(job.submission(index, prompt, params, job.rids[len(items)]))
         return items
 

@@ -7,15 +7,17 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from msgspec import structs
 
 from trunkline.core.errors import RequestError
 from trunkline.core.types import Launched, Model, Needs, Part, PartRow, Request, Stage, Step
 from trunkline.plugins.generation.grammar.grammars import Grammars
-from trunkline.plugins.generation.grammar.state import GrammarState, Masks
+from trunkline.plugins.generation.grammar.masks import Masks
+from trunkline.plugins.generation.grammar.state import GrammarState
 from trunkline.plugins.generation.sampling.adjust import Adjust, AdjustedRow, adjust_rows, adjusted_rows, kernel_arrays
 from trunkline.plugins.generation.sampling.extensions import FAILED_MESSAGE, Extensions
 from trunkline.plugins.generation.sampling.extra_results import (
@@ -27,6 +29,7 @@ from trunkline.plugins.generation.sampling.extra_results import (
 from trunkline.plugins.generation.sampling.extra_rows import RowSelection, make_extra_state, select_rows
 from trunkline.plugins.generation.sampling.finish import SequenceState, end_ids_of, finish_reason, init_state
 from trunkline.plugins.generation.sampling.routed_experts import capturer_of
+from trunkline.plugins.generation.sampling.sampler import SampledTokens, Sampler
 
 from .schemas import GenerationParams, GenerationResult, LogprobParams
 from .settings import TASK, new_token_limit
@@ -38,32 +41,6 @@ NOT_FINITE_OF_EMBEDS = (
     "The model's logits for these input_embeds were not finite (NaN or infinity); send numbers of the size of the "
     "model's own embeddings."
 )
-
-
-class Sampler(Protocol):
-    """The operation of ``kernels.sample``: ids int64 ``[R]`` from float32 logits ``[R, V]``.
-
-    The id is -1 for a row with NaN, infinity or no finite logit.
-    """
-
-    def __call__(
-        self,
-        logits: torch.Tensor,
-        temperature: torch.Tensor,
-        top_k: torch.Tensor,
-        top_p: torch.Tensor,
-        min_p: torch.Tensor,
-        seed: torch.Tensor,
-        position: torch.Tensor,
-        /,
-    ) -> torch.Tensor: ...
-
-
-class SampledTokens(NamedTuple):
-    """New tokens: ``ids`` int64 ``[R]``, sampled from ``logits`` float32 ``[R, V]``."""
-
-    ids: torch.Tensor
-    logits: torch.Tensor
 
 
 class Prepared(NamedTuple):
@@ -126,6 +103,8 @@ class GenerationStage(Stage):
         grammar = self._grammars.begin(request)
         state = request.state = init_state(request, self._model, self._eos, former.limit, self._extensions)
         state.extras, state.grammar = former.extras, grammar
+        if grammar is not None and former.grammar is not None:
+            grammar.spent = former.grammar.spent
         if state.extras is None:
             return request.needs
         if not request.output_len:
@@ -139,6 +118,8 @@ class GenerationStage(Stage):
         return None if extras is None else extras.added_to(request.needs)
 
     def release(self, request: Request) -> None:
+        if request.state.grammar is not None:
+            request.state.grammar.dropped = True
         if request.params.experts_from is not None:
             capturer_of(self._model).stop(request.key)
 
@@ -229,7 +210,11 @@ class GenerationStage(Stage):
                 return Step(request, finish={"type": "length", "length": 0})
             grammar: GrammarState | None = state.grammar
             if grammar is not None:
-                if token < 0 and state.adjustment is not None:
+                if grammar.late:
+                    return Step(request, postponed=True)
+                if grammar.over:
+                    return Step(request, finish={"type": "stop", "matched": request.tokens[-1]})
+                if token < 0 and grammar.failure is None and state.adjustment is not None:
                     return Step(request, error=grammar.no_token_error())
                 if token >= 0:
                     grammar.accept(token)
@@ -253,10 +238,13 @@ class GenerationStage(Stage):
         """The steps of the part's row ``index``, if some request of the part has extra outputs."""
         request = row.request
         step = self._step(row, token) if row.final else Step(request)
-        if request.state.extras is None or step.error is not None or (step.finish or {}).get("type") == "abort":
+        failed = step.error is not None or (step.finish or {}).get("type") == "abort"
+        if request.state.extras is None or failed or step.postponed:
             return [step]
         try:
             results = part_results.of(index, row, token, step)
+            if request.state.grammar is not None and request.state.grammar.over:  # the token isn't used
+                results = [structs.replace(result, output=None) for result in results]
             if results:
                 request.state.extras.mark_sent(row)
         except Exception:
@@ -267,6 +255,9 @@ class GenerationStage(Stage):
 
     def probe(self) -> tuple[list[int], GenerationParams]:
         return [0], GenerationParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
+
+    def close(self) -> None:
+        self._grammars.close()
 
     def warm_up(self) -> list[tuple[list[int], GenerationParams]]:
         """Greedy, drawn from some of the tokens, with a penalty and a bias, and with log-probabilities."""

@@ -1,87 +1,59 @@
-"""Compiles grammars in threads, and keeps the compiled ones."""
+"""Compiles grammars in threads.
+
+Two threads compile what takes a moment. A grammar that takes longer is passed on to a third thread, so that others
+needn't wait for it.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import sys
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future
 from typing import Any
+from weakref import WeakSet
 
-from trunkline.core.errors import ConfigError, RequestError, describe_error
+import numpy as np
+
+from trunkline.core.errors import RequestError, describe_error
 from trunkline.core.types import Contribution
 from trunkline.plugins.generation.hooks import CompiledGrammar
 from trunkline.plugins.generation.schemas import Grammar
 
+from .kept import GrammarCache, KeptGrammar, Refusal
+from .threads import Lane
+
 log = logging.getLogger("trunkline.generation")
 
-OWN = "llguidance"
-THREADS = 2
-MAX_ENTRIES = 64
-MAX_BYTES = 256 << 20
+THREADS, SLOW_THREADS = 2, 1
+MAX_WAITING, MAX_SLOW_WAITING = 64, 4  # grammars that wait for these threads
+MAX_LIVING = 512 << 20  # bytes of all grammars that are kept, or that requests use
+SMALL = 1 << 20  # bytes; grammars up to this size are accepted beyond that limit
+
 FAILED_MESSAGE = "The grammar could not be compiled; the server's log has the reason."
+STOPPING = "The server is shutting down."
+BUSY = "The server has too many grammars to compile: {} wait already. Try again later."
+BUSY_SLOW = "This grammar takes long to compile, and {} such grammars wait already. Simplify it, or try again later."
+FULL = "This grammar takes {} MiB, and those of other requests take up the memory for grammars. Try again later."
 
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a grammar can't be compiled, for the client."""
-
-    reason: str
-
-    def error(self, grammar: Grammar) -> RequestError:
-        return RequestError(f"Failed to compile {grammar.kind} grammar: {self.reason}", param=grammar.kind)
-
-
-class GrammarCache:
-    """The most recently used compiled grammars and refusals, bounded in number and bytes."""
-
-    def __init__(self, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES) -> None:
-        self._max_entries, self._max_bytes = max_entries, max_bytes
-        self._entries: OrderedDict[Grammar, CompiledGrammar | Refusal] = OrderedDict()
-        self.nbytes = 0
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, grammar: Grammar) -> CompiledGrammar | Refusal | None:
-        entry = self._entries.get(grammar)
-        if entry is not None:
-            self._entries.move_to_end(grammar)
-        return entry
-
-    def drop(self, grammar: Grammar) -> None:
-        """Forget an entry, if it is there."""
-        if (entry := self._entries.pop(grammar, None)) is not None:
-            self.nbytes -= _size(grammar, entry)
-
-    def put(self, grammar: Grammar, entry: CompiledGrammar | Refusal) -> None:
-        if grammar not in self._entries:
-            self._entries[grammar] = entry
-            self.nbytes += _size(grammar, entry)
-        while len(self._entries) > self._max_entries or (self.nbytes > self._max_bytes and len(self._entries) > 1):
-            self.nbytes -= _size(*self._entries.popitem(last=False))
-
-
-def _size(grammar: Grammar, entry: CompiledGrammar | Refusal) -> int:
-    return 4 * len(grammar.text) + (len(entry.reason) if isinstance(entry, Refusal) else entry.nbytes)
+Outcome = KeptGrammar | Refusal | RequestError
 
 
 class GrammarCompiler:
     """Compiles the grammars of a model's requests with one engine; equal ones that are wanted together, once."""
 
-    def __init__(self, engine: Contribution | None, unavailable: str = "") -> None:
+    def __init__(self, engine: Contribution | None, vocab_size: int, unavailable: str = "") -> None:
         """``unavailable``: why there is no engine, a sentence for clients in which ``{field}`` is the field's name."""
         self._engine = engine
+        self._words = (vocab_size + 31) // 32
         self._unavailable = unavailable
         self._cache = GrammarCache()
-        self._waiting: dict[Grammar, list[Future[CompiledGrammar]]] = {}
-        self._lock = threading.Lock()  # of the two above
-        self._threads = ThreadPoolExecutor(THREADS, "trunkline-grammar", lower_priority)
+        self._living: WeakSet[KeptGrammar] = WeakSet()
+        self._waiting: dict[Grammar, list[Future[KeptGrammar]]] = {}
+        self._lock = threading.Lock()  # of the three above
+        self._quick = Lane("trunkline-grammar", THREADS, MAX_WAITING)
+        self._slow = Lane("trunkline-slow-grammar", SLOW_THREADS, MAX_SLOW_WAITING)
+        self._users = 0
+        self.closed = False
 
     @property
     def engine(self) -> Any:
@@ -94,57 +66,107 @@ class GrammarCompiler:
         if warm_up is not None:
             warm_up()
 
-    def start(self, grammar: Grammar) -> Future[CompiledGrammar]:
+    def start(self, grammar: Grammar) -> Future[KeptGrammar]:
         """Compile a grammar, unless it is known. The Future's exception is a RequestError."""
-        future: Future[CompiledGrammar] = Future()
+        future: Future[KeptGrammar] = Future()
+        outcome: Outcome | None
         with self._lock:
-            entry = self._cache.get(grammar)
-            if entry is None:
-                waiting = self._waiting.setdefault(grammar, [])
-                waiting.append(future)
-                if len(waiting) == 1:
-                    self._threads.submit(self._run, grammar)
-        if entry is not None:
-            _resolve(future, grammar, entry)
+            outcome = self._cache.get(grammar)
+            if outcome is None and self.closed:
+                outcome = RequestError(STOPPING, status=503)
+            elif outcome is None and grammar in self._waiting:
+                self._waiting[grammar].append(future)
+            elif outcome is None:
+                self._waiting[grammar] = [future]
+                if not self._quick.submit(lambda: self._run(grammar, quick=True)):
+                    del self._waiting[grammar]
+                    outcome = RequestError(BUSY.format(MAX_WAITING), status=503)
+        if outcome is not None:
+            _resolve(future, grammar, outcome)
         return future
 
-    def forget(self, grammar: Grammar) -> None:
-        """Compile the grammar anew for the next request: matchers of llguidance share their lexer and its limits."""
+    def renew(self, grammar: Grammar, used_up: KeptGrammar) -> Future[KeptGrammar]:
+        """Compile a grammar anew, if ``used_up`` is what :meth:`start` would return."""
         with self._lock:
-            self._cache.drop(grammar)
+            self._cache.drop(grammar, used_up)
+        return self.start(grammar)
 
-    def _run(self, grammar: Grammar) -> None:
+    def open(self) -> None:
+        """Called by each user."""
+        self._users += 1
+
+    def close(self) -> None:
+        """Called by each user at the end; after the last one, who waits for a grammar gets an error."""
+        self._users -= 1
+        if self._users:
+            return
+        with self._lock:
+            self.closed = True
+            waiting, self._waiting = self._waiting, {}
+        self._quick.close()
+        self._slow.close()
+        cancel = getattr(self.engine, "cancel", None)
+        if cancel is not None:
+            cancel()
+        for grammar, futures in waiting.items():
+            for future in futures:
+                _resolve(future, grammar, RequestError(STOPPING, status=503))
+
+    def _run(self, grammar: Grammar, *, quick: bool) -> None:
         """Compile a grammar for the requests that wait for it. In a thread."""
         with self._lock:
-            if all(future.cancelled() for future in self._waiting[grammar]):
-                del self._waiting[grammar]
+            if all(future.cancelled() for future in self._waiting.get(grammar, ())):
+                self._waiting.pop(grammar, None)
                 return
-        outcome = self._compile(grammar)
+        outcome: Outcome | None = self._compile(grammar, quick=quick)
+        if outcome is None:
+            if self._slow.submit(lambda: self._run(grammar, quick=False)):
+                return
+            outcome = RequestError(BUSY_SLOW.format(MAX_SLOW_WAITING), status=503)
         with self._lock:
-            waiting = self._waiting.pop(grammar)
+            waiting = self._waiting.pop(grammar, [])
+            if isinstance(outcome, KeptGrammar):
+                outcome = self._with_memory(outcome)
             if not isinstance(outcome, RequestError):
                 self._cache.put(grammar, outcome)
         for future in waiting:
             _resolve(future, grammar, outcome)
 
-    def _compile(self, grammar: Grammar) -> CompiledGrammar | Refusal | RequestError:
-        """The error is not the client's fault, so that another try may succeed; or there is no engine."""
+    def _with_memory(self, kept: KeptGrammar) -> KeptGrammar | RequestError:
+        """The grammar, or an error if it and those that are in use take too much memory together."""
+        self._living.add(kept)
+        while kept.nbytes > SMALL and sum(each.nbytes for each in self._living) > MAX_LIVING:
+            if not self._cache:
+                return RequestError(FULL.format(kept.nbytes >> 20), status=503)
+            self._cache.drop_oldest()
+        return kept
+
+    def _compile(self, grammar: Grammar, *, quick: bool) -> Outcome | None:
+        """None: it takes longer than a moment. A RequestError isn't the client's fault, so that another try may
+        succeed; or there is no engine."""
         if self._engine is None:
             return RequestError(self._unavailable.format(field=grammar.kind), param=grammar.kind)
+        engine: Any = self._engine.value
+        compile_ = (quick and getattr(engine, "compile_quickly", None)) or engine.compile
         try:
-            compiled: CompiledGrammar = self._engine.value.compile(grammar)
+            compiled: CompiledGrammar | None = compile_(grammar)
+            if compiled is None:
+                return None
+            first = np.empty(self._words, np.int32)
+            compiled.matcher().fill(first)
+            first.flags.writeable = False
+            return KeptGrammar(compiled, first)
         except ValueError as error:
             return Refusal(str(error))
         except BaseException as error:  # of a plugin, SystemExit too
-            message = f"{type(self._engine.value).__name__}.compile raised {describe_error(error)}"
+            if self.closed:
+                return RequestError(STOPPING, status=503)
+            message = f"{type(engine).__name__}.compile raised {describe_error(error)}"
             log.error("%s", self._engine.failed(message), exc_info=error)
             return RequestError(FAILED_MESSAGE, status=500)
-        return compiled
 
 
-def _resolve(
-    future: Future[CompiledGrammar], grammar: Grammar, outcome: CompiledGrammar | Refusal | RequestError
-) -> None:
+def _resolve(future: Future[KeptGrammar], grammar: Grammar, outcome: Outcome) -> None:
     if not future.set_running_or_notify_cancel():
         return
     if isinstance(outcome, Refusal):
@@ -153,35 +175,3 @@ def _resolve(
         future.set_exception(RequestError(outcome.message, status=outcome.status, param=outcome.param))
     else:
         future.set_result(outcome)
-
-
-def choose_engine(contributions: Iterable[Contribution], backend: str) -> GrammarCompiler:
-    """The compiler for ``--grammar-backend``. ConfigError for the name of no engine.
-
-    ``contributions``: the grammar engines of plugins. "auto" is llguidance, or the first other one; "none" none.
-    """
-    engines: dict[str, Contribution] = {}
-    for each in contributions:
-        name = getattr(each.value, "name", None)
-        if not isinstance(name, str) or not callable(getattr(each.value, "compile", None)):
-            raise each.failed(f"{type(each.value).__name__} needs a name, a string, and a method compile")
-        engines.setdefault(name, each)
-    if backend == "none":
-        return GrammarCompiler(None, "{field} is switched off on this server (--grammar-backend none); leave it out.")
-    if backend == "auto":
-        chosen = engines.get(OWN) or next(iter(engines.values()), None)
-    elif backend in engines:
-        chosen = engines[backend]
-    elif backend == OWN:
-        chosen = None  # the model has no tokenizer
-    else:
-        known = ", ".join(dict.fromkeys(("auto", "none", OWN, *engines)))
-        raise ConfigError(f"--grammar-backend {backend!r}: there is no such grammar engine; choose one of {known}.")
-    return GrammarCompiler(chosen, "{field} needs a tokenizer, and this model has none; leave it out.")
-
-
-def lower_priority() -> None:
-    """Let other threads run before the calling one, where the system can say that of a thread (Linux)."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

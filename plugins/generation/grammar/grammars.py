@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
 from trunkline.core.types import Model, PartRow, Request
-from trunkline.plugins.generation.hooks import CompiledGrammar
 
 from .compiler import GrammarCompiler
-from .state import GrammarState, MaskFiller, Masks
+from .masks import MaskFiller, Masks
+from .state import GrammarState, MaskTime
 
 
 class Grammars:
@@ -21,8 +23,10 @@ class Grammars:
         self._model = model
         self._compiler = compiler
         self._filler = MaskFiller(model.info.vocab_size)
+        self._spent: WeakValueDictionary[str, MaskTime] = WeakValueDictionary()  # by ``group``
+        compiler.open()
 
-    def compile(self, request: Request) -> Future[CompiledGrammar] | None:
+    def compile(self, request: Request) -> Future[Any] | None:
         """Begin to compile the request's grammar, None if it has none. The Future is kept in ``request.state``."""
         if request.params.grammar is None:
             return None
@@ -31,20 +35,18 @@ class Grammars:
         return future
 
     def begin(self, request: Request) -> GrammarState | None:
-        """The state after the request's output so far. RequestError if its grammar can't be compiled or followed.
+        """The state after the request's output so far. RequestError if its grammar can't be compiled.
 
-        Waits for the compilation, unless :meth:`compile` was called and its Future is done.
+        After :meth:`compile`, when its Future is done. Or for a request of a former stage, whose grammar may have to be
+        compiled again: it is postponed until then.
         """
         grammar = request.params.grammar
         if grammar is None:
             return None
-        future = request.state if isinstance(request.state, Future) else self._compiler.start(grammar)
-        state = GrammarState(grammar, future.result(), lambda: self._compiler.forget(grammar))
-        for token in request.output:
-            state.accept(token)
-        if state.failure is not None:
-            raise state.failure
-        return state
+        kept = request.state if isinstance(request.state, Future) else self._compiler.start(grammar)
+        group = request.params.group
+        spent = self._spent.setdefault(group, MaskTime()) if group else MaskTime()
+        return GrammarState(grammar, kept, lambda used: self._compiler.renew(grammar, used), spent, request.output)
 
     def start_masks(self, rows: Sequence[PartRow]) -> Masks | None:
         """Begin with the masks of the sampled rows; None if no request of them has a grammar."""
@@ -62,3 +64,8 @@ class Grammars:
         masks = torch.full((1, (vocabulary + 31) // 32), -1, dtype=torch.int32, device=device)
         rows = torch.zeros(1, dtype=torch.int64, device=device)
         self._model.backend.mask_tokens(torch.zeros(1, vocabulary, device=device), rows, masks)
+
+    def close(self) -> None:
+        """End what runs in threads."""
+        self._filler.close()
+        self._compiler.close()

@@ -10,18 +10,21 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from trunkline.plugins.generation.hooks import SharedLimit
 from trunkline.plugins.generation.schemas import Grammar
 
+from .kept import MAX_GRAMMAR_BYTES
 from .llguidance_source import Vocabulary, build_matcher, reason_of
-from .trial import Trials
+from .trial import SECONDS, Trials
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
     from trunkline.core.types import Tokenizer
 
-BYTES_PER_CHARACTER = 400  # of a compiled grammar, as measured for large ones
-BYTES = 50_000  # of a small one
+BYTES = 50_000  # of a small compiled grammar
+BYTES_PER_CHARACTER = 400  # of a larger one, where its memory can't be measured
+QUICK_SECONDS = 0.05  # of CPU time; ordinary grammars take 10 ms
 
 
 class LlguidanceEngine:
@@ -46,9 +49,30 @@ class LlguidanceEngine:
 
     def compile(self, grammar: Grammar) -> LlguidanceGrammar:
         """The compiled grammar. ValueError with the reason for the client."""
+        compiled = self._compile(grammar, SECONDS)
+        if compiled is None:
+            raise ValueError(f"it takes more than {SECONDS:g} s of CPU time")
+        return compiled
+
+    def compile_quickly(self, grammar: Grammar) -> LlguidanceGrammar | None:
+        """The same, but None if it takes more than a moment."""
+        return self._compile(grammar, QUICK_SECONDS)
+
+    def cancel(self) -> None:
+        """End the compilations that run in other threads."""
+        if self._loaded is not None:
+            self._loaded[1].cancel()
+
+    def _compile(self, grammar: Grammar, seconds: float) -> LlguidanceGrammar | None:
         tokenizer, trials = self._load()
-        matcher = build_matcher(tokenizer, trials.try_out(grammar))
-        return LlguidanceGrammar(matcher, BYTES + BYTES_PER_CHARACTER * len(grammar.text))
+        answer = trials.try_out(grammar, seconds)
+        if answer is None:
+            return None
+        if answer.nbytes > MAX_GRAMMAR_BYTES:
+            took, limit = answer.nbytes / (1 << 20), MAX_GRAMMAR_BYTES >> 20
+            raise ValueError(f"it takes {took:.0f} MiB of memory when it is compiled; at most {limit} are allowed")
+        nbytes = answer.nbytes or BYTES_PER_CHARACTER * len(grammar.text)
+        return LlguidanceGrammar(build_matcher(tokenizer, answer.source), BYTES + nbytes)
 
     def _load(self) -> tuple[LLTokenizer, Trials]:
         with self._lock:
@@ -106,13 +130,18 @@ class LlguidanceMatcher:
         """See ``GrammarMatcher``. Releases the GIL."""
         words = np.frombuffer(self._matcher.compute_bitmask(), np.int32)
         if self._matcher.is_error():
-            raise ValueError(reason_of(self._matcher))
+            raise self._error()
         mask[:] = words[: len(mask)]
 
     def accept(self, token: int) -> None:
         if not self._matcher.consume_token(token):
-            raise ValueError(reason_of(self._matcher) or f"token {token} doesn't fit")
+            raise self._error(f"token {token} doesn't fit")
 
     @property
     def finished(self) -> bool:
         return self._matcher.is_stopped()
+
+    def _error(self, reason: str = "") -> ValueError:
+        """Why the matcher has given up. The matchers of a compiled grammar share a lexer, which fails for all."""
+        reason = reason_of(self._matcher) or reason
+        return SharedLimit(reason) if reason.startswith("lexer error") else ValueError(reason)

@@ -17,6 +17,7 @@ from .structural_tags import lark_of_tags
 
 MAX_REGEX = 8192  # characters
 _REGEX_ERROR = re.compile(r"regex parse error:.*^error: (.+?)$", re.DOTALL | re.MULTILINE)
+_PLACE = re.compile(r"at [0-9]+\([0-9]+\): (?:failed to compile JSON schema: )?")  # in what the grammar is converted to
 _NO_TEXT = "NoExtensionBias"
 _OVERLAP = "oneOf constraints are not supported"
 
@@ -75,6 +76,21 @@ def build_matcher(tokenizer: LLTokenizer, source: str) -> LLMatcher:
     return matcher
 
 
+def failing_field(lark: str, tokenizer: LLTokenizer) -> str:
+    """What the comment before a rule says, the first one that has a JSON Schema and can't be compiled alone; or ""."""
+    field = ""
+    for line in lark.split("\n"):
+        if line.startswith("// "):
+            field = line[3:]
+        elif "%json " in line:
+            rule = line.partition(":")[0]
+            try:
+                build_matcher(tokenizer, LLMatcher.grammar_from_lark(f"start: {rule}\n{line}"))
+            except ValueError:
+                return field
+    return ""
+
+
 def reason_of(matcher: LLMatcher) -> str:
     """Why a matcher is in its error state, for the client."""
     text = matcher.get_error().replace("<non-verbose/>", "").strip()
@@ -84,5 +100,5 @@ def reason_of(matcher: LLMatcher) -> str:
         return "oneOf is supported only where no value fits two of its schemas; use anyOf"
     if (invalid := _REGEX_ERROR.search(text)) is not None:
         return f"invalid regular expression: {invalid[1]}"  # without the text, which may be long
-    line = text.partition("\n")[0]
+    line = _PLACE.sub("", text.partition("\n")[0], count=1)
     return line if len(line) <= 300 else f"{line[:300]}…"

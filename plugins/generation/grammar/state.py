@@ -1,72 +1,157 @@
-"""The grammar of one request, and the masks of all rows of a pass, which threads compute while the pass runs."""
+"""The grammar of one sequence: its place in it, and the mask of its next token."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
-import torch
 
 from trunkline.core.errors import RequestError, describe_error
-from trunkline.core.types import PartRow
-from trunkline.plugins.generation.hooks import CompiledGrammar, GrammarMatcher
+from trunkline.plugins.generation.hooks import GrammarMatcher, SharedLimit
 from trunkline.plugins.generation.schemas import Grammar
+
+from .kept import KeptGrammar
 
 log = logging.getLogger("trunkline.generation")
 
-THREADS = max(1, min(4, os.cpu_count() or 1))
-# CPU time: a mask takes far below 1 ms for ordinary grammars, and all requests of a pass wait for it.
-TOKEN_SECONDS = 0.005  # of one token's mask; what exceeds it, is added up
-MAX_EXCESS = 0.5  # seconds of a request
+# CPU time. A mask takes far below 1 ms for ordinary grammars.
+ORDINARY_SECONDS = 0.001  # of one token; the mask of the next one has low priority if it took more
+TOKEN_SECONDS = 0.005  # of one token; what exceeds it, is added up
+MAX_EXCESS = 0.5  # seconds of all sequences of a request
+VOCABULARY_WORDS = 1600  # of a mask for 50,000 tokens; larger ones take more time
 
 FAILED_MESSAGE = "The grammar engine failed; the server's log has the reason."
 
 
+def size_factor(words: int) -> float:
+    """How much longer masks of ``words`` words take than those for an ordinary vocabulary."""
+    return max(1.0, words / VOCABULARY_WORDS)
+
+
+class MaskTime:
+    """The CPU time that the grammar of a request takes, for all its sequences.
+
+    ``excess``: seconds beyond those that are allowed. ``slow``: the last mask took longer than ordinary ones, so that
+    the next one probably does, too.
+    """
+
+    def __init__(self) -> None:
+        self.excess = 0.0
+        self.slow = False
+
+
 class GrammarState:
-    """Follows a request's output. ``failure``: the error that ends the request, None if there is none."""
+    """Follows a sequence.
 
-    __slots__ = ("_excess", "_forget", "_matcher", "failure", "filling", "grammar")
+    The engine's thread makes it, calls :meth:`accept` for each token and :meth:`begin` before a pass; a mask thread
+    then calls :meth:`advance`, and until it sets ``ready``, the engine's thread leaves the sequence alone.
 
-    def __init__(self, grammar: Grammar, compiled: CompiledGrammar, forget: Callable[[], None]) -> None:
-        """``forget`` is called when the matcher fails: the next request gets a grammar that is compiled anew."""
+    ``failure``: the error that ends the request, None if there is none. ``over``: nothing may follow the tokens so far.
+    ``ready``: one of these is so, or ``mask``, int32 ``[words]``, is that of the next token. ``late``: it wasn't ready
+    when the last pass needed it. ``job``: what it waits for. ``dropped``: the request has ended.
+    """
+
+    def __init__(
+        self,
+        grammar: Grammar,
+        kept: Future[KeptGrammar],
+        renew: Callable[[KeptGrammar], Future[KeptGrammar]],
+        spent: MaskTime,
+        output: Sequence[int] = (),
+    ) -> None:
+        """``kept``: the compiled grammar, or the compilation that the sequence waits for. ``renew`` compiles it anew.
+        ``output``: the tokens so far. RequestError if the grammar can't be compiled."""
         self.grammar = grammar
-        self._forget = forget
+        self.spent = spent
         self.failure: RequestError | None = None
-        self.filling: Future[None] | None = None  # computes a mask
-        self._excess = 0.0
-        self._matcher: GrammarMatcher
+        self.over = self.ready = self.late = self.dropped = False
+        self.mask = np.empty(0, np.int32)
+        self.job: Future[Any] = kept
+        self._pending = False  # in the hands of a mask thread
+        self._kept = kept
+        self._renew: Callable[[KeptGrammar], Future[KeptGrammar]] | None = renew
+        self._matcher: GrammarMatcher | None = None
+        self._tokens = list(output)
+        self._accepted = 0  # of them, by the matcher
+        self._own_mask: np.ndarray | None = None
+        if kept.done() and not output:
+            with self._guarded(TOKEN_SECONDS):
+                self._matcher = kept.result().compiled.matcher()
+            if self.failure is not None:
+                raise self.failure
+            self.mask, self.ready = kept.result().first, True
 
-        def make() -> None:
-            self._matcher = compiled.matcher()
-
-        self._guard(make)
+    # -- the engine's thread ---------------------------------------------------------------------
 
     def accept(self, token: int) -> None:
-        """Advance by a sampled token; sets ``failure`` if the matcher gives up."""
-        self._guard(lambda: self._matcher.accept(token))
+        """Advance by a sampled token; sets ``failure`` if the matcher gives up.
+
+        A mask thread does it later where it may take long, or where matchers of the same grammar are at work.
+        """
+        self.ready = False
+        self._tokens.append(token)
+        if self._matcher is not None and not self.spent.slow and not self._kept.result().busy:
+            with self._guarded(TOKEN_SECONDS):
+                self._matcher.accept(token)
+                self._accepted += 1
 
     @property
     def finished(self) -> bool:
-        """Whether the grammar allows no further token."""
+        """Whether the grammar allows no further token. False if it isn't known yet: see ``over``."""
         over = False
-
-        def read() -> None:
-            nonlocal over
-            over = bool(self._matcher.finished)
-
-        self._guard(read)
+        if self._matcher is not None and self._accepted == len(self._tokens):
+            with self._guarded(TOKEN_SECONDS):
+                over = bool(self._matcher.finished)
         return over
 
-    def fill(self, mask: np.ndarray) -> None:
-        """Set the mask of the next token, int32 ``[words]``. All tokens, if the matcher gives up: none is used."""
-        self._guard(lambda: self._matcher.fill(mask))
-        if self.failure is not None:
-            mask[:] = -1
+    @property
+    def idle(self) -> bool:
+        """Whether :meth:`begin` is to be called."""
+        return not self.ready and not self._pending and self._kept.done()
+
+    def begin(self) -> None:
+        """Give the sequence to a mask thread."""
+        self._pending = True
+        if self._kept.exception() is None:
+            self._kept.result().enter()
+
+    # -- a mask thread ---------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        """Accept the tokens that weren't yet, and compute the mask of the next one."""
+        kept, ready = self._kept, False
+        began, steps = time.thread_time(), 1 + len(self._tokens) - self._accepted
+        if not self.dropped:
+            with self._guarded(TOKEN_SECONDS * steps):
+                self._compute_mask(kept.result())
+                ready = True
+            self.spent.slow = time.thread_time() - began > ORDINARY_SECONDS * size_factor(len(self.mask)) * steps
+        if kept.exception() is None:
+            kept.result().leave()
+        self._pending = False
+        self.ready = ready or self.failure is not None  # at last: the engine's thread may go on at once
+
+    def _compute_mask(self, kept: KeptGrammar) -> None:
+        if self._matcher is None:
+            self._matcher = kept.compiled.matcher()
+        behind = self._tokens[self._accepted :]
+        for token in behind:
+            self._matcher.accept(token)
+            self._accepted += 1
+        if behind and self._matcher.finished:
+            self.over = True
+            return
+        if self._own_mask is None:
+            self._own_mask = np.empty_like(kept.first)
+        self._matcher.fill(self._own_mask)
+        self.mask = self._own_mask
+
+    # -- errors ----------------------------------------------------------------------------------
 
     def no_token_error(self) -> RequestError:
         """The error for a row in which no token is left."""
@@ -77,68 +162,33 @@ class GrammarState:
             param=kind,
         )
 
-    def _guard(self, call: Callable[[], None]) -> None:
-        """Call the matcher, unless it has failed; keep what it raises, and measure its time."""
-        if self.failure is not None:
-            return
+    @contextmanager
+    def _guarded(self, allowed: float) -> Iterator[None]:
+        """Calls of the matcher: keep what they raise, and measure their CPU time, of which ``allowed`` seconds are."""
         began = time.thread_time()
         try:
-            call()
+            yield
+        except RequestError as error:
+            self.failure = error  # it could not be compiled anew
+        except SharedLimit as error:
+            self._restart(str(error))
         except ValueError as error:
             self.failure = self._ended(str(error))
-            self._forget()
         except BaseException as error:  # of a plugin, SystemExit too
             log.error("a grammar engine's matcher raised %s", describe_error(error), exc_info=error)
             self.failure = RequestError(FAILED_MESSAGE, status=500)
-        self._excess += max(0.0, time.thread_time() - began - TOKEN_SECONDS)
-        if self._excess > MAX_EXCESS and self.failure is None:
+        self.spent.excess += max(0.0, time.thread_time() - began - allowed)
+        if self.spent.excess > MAX_EXCESS and self.failure is None:
             self.failure = self._ended("it takes too much time for each token")
+
+    def _restart(self, reason: str) -> None:
+        """Follow the sequence with a newly compiled grammar, but only once."""
+        if self._renew is None:
+            self.failure = self._ended(reason)
+            return
+        self._kept = self.job = self._renew(self._kept.result())
+        self._renew, self._matcher, self._accepted = None, None, 0
 
     def _ended(self, reason: str) -> RequestError:
         kind = self.grammar.kind
         return RequestError(f"The {kind} grammar can't be followed any further: {reason}", param=kind)
-
-
-class Masks(NamedTuple):
-    """The masks of a pass. ``rows``, int64 ``[G]``: indices among the sampled rows."""
-
-    rows: np.ndarray
-    words: np.ndarray  # int32 [G, ceil(V / 32)]
-    jobs: Sequence[Future[None]]
-
-    def wait(self, device: torch.device) -> torch.Tensor:
-        """The masks on the device. Blocks until they are computed."""
-        wait(self.jobs)
-        words = torch.from_numpy(self.words)
-        if device.type == "cpu":
-            return words
-        return words.pin_memory().to(device, non_blocking=True)
-
-
-class MaskFiller:
-    """Threads that compute the masks of a model's requests."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self._words = (vocab_size + 31) // 32
-        self._threads = ThreadPoolExecutor(THREADS, "trunkline-mask")
-
-    def start(self, rows: Sequence[PartRow]) -> Masks | None:
-        """Begin with the masks of those sampled ``rows`` whose requests have a grammar; None if there are none."""
-        found = [(place, row.request.state.grammar) for place, row in enumerate(rows) if row.request.state.grammar]
-        if not found:
-            return None
-        words = np.empty((len(found), self._words), np.int32)
-        states = [state for _, state in found]
-        wait([state.filling for state in states if state.filling is not None])  # of a pass that failed
-        jobs = []
-        for first in range(min(THREADS, len(states))):
-            job = self._threads.submit(_fill_all, states[first::THREADS], words[first::THREADS])
-            jobs.append(job)
-            for state in states[first::THREADS]:
-                state.filling = job
-        return Masks(np.array([place for place, _ in found], np.int64), words, jobs)
-
-
-def _fill_all(states: Sequence[GrammarState], masks: np.ndarray) -> None:
-    for state, mask in zip(states, masks, strict=True):
-        state.fill(mask)

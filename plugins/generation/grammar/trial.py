@@ -1,9 +1,10 @@
-"""The engine's end of the worker process that compiles grammars for trial."""
+"""The engine's end of the worker processes that compile grammars for trial."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import msgspec
 from trunkline.plugins.generation.schemas import Grammar
 
 from .llguidance_source import Vocabulary
-from .worker import CPU_SECONDS, read_frame, write_frame
+from .worker import Answer, Question, read_frame, write_frame
 
 log = logging.getLogger("trunkline.generation")
 
 COMMAND = (sys.executable, "-m", "trunkline.plugins.generation.grammar.worker")
+SECONDS = 3.0  # of CPU time that a grammar may take
+OUT_OF_TIME = (signal.SIGPROF, signal.SIGALRM)
 
 
 class TrialProcess:
@@ -30,55 +33,42 @@ class TrialProcess:
         """Start it. RuntimeError if it doesn't."""
         self._process = subprocess.Popen(
             COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-        )  # a session of its own: Ctrl-C in the terminal mustn't reach it
-        self._finalizer = weakref.finalize(self, end, self._process)
+        )  # a session of its own: Ctrl-C in the terminal mustn't reach it, and `end` reaches its children
+        self.close = weakref.finalize(self, end, self._process)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests: IO[bytes] = self._process.stdin
         self._answers: IO[bytes] = self._process.stdout
-        if self._ask(vocabulary) != ["ready"]:
-            self.close()
-            raise RuntimeError("the process that compiles grammars didn't start; the log has the reason")
+        self._ask(vocabulary, "the process that compiles grammars didn't start; the log has the reason")
 
-    def try_out(self, grammar: Grammar) -> str | None:
-        """The grammar's source for llguidance. ValueError with the reason for the client. None: the process ended."""
-        answer = self._ask(grammar)
-        if answer is None:
-            self.close()
-            return None
-        if answer[0] != "ok":
-            raise ValueError(answer[1])
-        return answer[1]
+    def try_out(self, grammar: Grammar, seconds: float) -> Answer:
+        """The worker's answer. RuntimeError if it has ended."""
+        return self._ask(Question(grammar, seconds), "the process that compiles grammars ended")
 
     @property
-    def exit_status(self) -> int | None:
-        """Negative: the number of the signal that ended it."""
-        return self._process.returncode
+    def ended(self) -> bool:
+        return not self.close.alive
 
-    def close(self) -> None:
-        self._finalizer()
-
-    def _ask(self, question: Vocabulary | Grammar) -> list[str] | None:
-        """The answer, None if the process ended."""
-        with contextlib.suppress(OSError):
+    def _ask(self, question: Vocabulary | Question, problem: str) -> Answer:
+        """The answer. RuntimeError with ``problem`` if the process ended."""
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed by another thread
             write_frame(self._requests, question)  # type: ignore[arg-type]
             frame = read_frame(self._answers)  # type: ignore[arg-type]
             if frame is not None:
-                return msgspec.msgpack.decode(frame, type=list[str])
-        return None
+                return msgspec.msgpack.decode(frame, type=Answer)
+        self.close()
+        raise RuntimeError(problem)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Close the pipes, upon which a worker exits, and wait for its end."""
+    """Kill a worker and its child."""
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with contextlib.suppress(OSError):
                 pipe.close()
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 class Trials:
@@ -87,29 +77,34 @@ class Trials:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._idle: SimpleQueue[TrialProcess] = SimpleQueue()
+        self._busy: set[TrialProcess] = set()
 
-    def try_out(self, grammar: Grammar) -> str:
-        """The grammar's source for llguidance. ValueError with the reason for the client; RuntimeError."""
+    def try_out(self, grammar: Grammar, seconds: float = SECONDS) -> Answer | None:
+        """The grammar's source and size; None if it takes more than ``seconds`` of CPU time.
+
+        ValueError with the reason for the client; RuntimeError.
+        """
         try:
             process = self._idle.get_nowait()
         except Empty:
             process = TrialProcess(self._vocabulary)
-        ended = True
+        self._busy.add(process)
         try:
-            source = process.try_out(grammar)
-            ended = source is None
-        except ValueError:
-            ended = False
-            raise
+            answer = process.try_out(grammar, seconds)
         finally:
-            if not ended:
+            self._busy.discard(process)
+            if not process.ended:
                 self._idle.put(process)
-        if source is None:
-            status = process.exit_status
-            log.warning("a grammar of %d characters ended its process: status %s", len(grammar.text), status)
-            raise ValueError(
-                f"it takes more than {CPU_SECONDS} s of CPU time"
-                if status == -signal.SIGXCPU
-                else "it is too deeply nested, or needs too much memory"
-            )
-        return source
+        if answer.reason:
+            raise ValueError(answer.reason)
+        if answer.signal in OUT_OF_TIME:
+            return None
+        if answer.signal:
+            log.warning("a grammar of %d characters ended its process: signal %d", len(grammar.text), answer.signal)
+            raise ValueError("it is too deeply nested, or needs too much memory")
+        return answer
+
+    def cancel(self) -> None:
+        """End the workers that are at work, for another thread: it gets a RuntimeError."""
+        for process in list(self._busy):
+            process.close()

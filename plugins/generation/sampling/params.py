@@ -48,8 +48,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     custom_params: dict[str, Any] | None = None
     grammar: Grammar | None = None
 
-    def for_engine(self, limit: int, seed: int) -> GenerationParams:
-        """The engine's parameters of one sequence that has at most ``limit`` new tokens."""
+    def for_engine(self, limit: int, seed: int, group: str = "") -> GenerationParams:
+        """The engine's parameters of one sequence of the request ``group``, with at most ``limit`` new tokens."""
         greedy = self.temperature < GREEDY_BELOW or self.top_k == 1
         return GenerationParams(
             max_new_tokens=limit,
@@ -69,6 +69,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
             stop_regex=self.stop_regex,
             custom_params=self.custom_params,
             grammar=self.grammar,
+            group=group if self.grammar is not None else "",
         )
 
 

@@ -15,7 +15,7 @@ from trunkline.core.types import ModelInfo, Part, PartRow, Request, Step
 from trunkline.kernels.adjust import adjust_reference
 from trunkline.kernels.logprobs import logprobs_reference
 from trunkline.kernels.sample import sample_reference
-from trunkline.plugins.generation.grammar.compiler import choose_engine
+from trunkline.plugins.generation.grammar.engines import choose_engine
 from trunkline.plugins.generation.grammar.grammars import Grammars
 from trunkline.plugins.generation.sampling.extensions import Extensions
 from trunkline.plugins.generation.schemas import GenerationParams, LogprobParams
@@ -50,7 +50,7 @@ class Driver:
             device=torch.device("cpu"),
             backend=SimpleNamespace(logprobs=logprobs_reference),
         )
-        grammars = Grammars(model, choose_engine([], "none"))
+        grammars = Grammars(model, choose_engine([], "none", model.info.vocab_size))
         self.stage = GenerationStage(model, sample_reference, adjust_reference, Extensions(), grammars)
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.errors import ConfigError, PluginError, RequestError
-from trunkline.plugins.generation.grammar.compiler import FAILED_MESSAGE, GrammarCache, Refusal, choose_engine
-from trunkline.plugins.generation.grammar.state import GrammarState
+from trunkline.plugins.generation.grammar import compiler as compiler_module
+from trunkline.plugins.generation.grammar.compiler import FAILED_MESSAGE, MAX_SLOW_WAITING, MAX_WAITING, STOPPING
+from trunkline.plugins.generation.grammar.engines import choose_engine
+from trunkline.plugins.generation.grammar.kept import GrammarCache, KeptGrammar, Refusal
 from trunkline.plugins.generation.schemas import Grammar
 
 PLUGIN = Plugin("mine", "mine", distribution="mine-dist", version="3.1")
+
+
+class Matcher:
+    finished = False
+
+    def fill(self, mask: np.ndarray) -> None:
+        mask[:] = -1
+
+    def accept(self, token: int) -> None: ...
 
 
 class Compiled:
     def __init__(self, nbytes: int = 1) -> None:
         self.nbytes = nbytes
 
-    def matcher(self) -> Any:
-        return None
+    def matcher(self) -> Matcher:
+        return Matcher()
 
 
 class Engine:
@@ -42,7 +55,23 @@ class Engine:
             raise ValueError("not this one")
         if grammar.text == "broken":
             raise SystemExit(3)
-        return Compiled()
+        return Compiled(int(grammar.text) if grammar.text.isdigit() else 1)
+
+
+class TwoSpeeds(Engine):
+    """Compiles texts that begin with "slow" when the gate is open, others at once; ``cancel`` lets calls fail."""
+
+    def compile_quickly(self, grammar: Grammar) -> Compiled | None:
+        return None if grammar.text.startswith("slow") else Compiled()
+
+    def compile(self, grammar: Grammar) -> Compiled:
+        compiled = super().compile(grammar)
+        if grammar.text == "slow cancelled":
+            raise RuntimeError("cancelled")
+        return compiled
+
+    def cancel(self) -> None:
+        self.gate.set()
 
 
 @pytest.fixture
@@ -53,30 +82,93 @@ def engine() -> Iterator[Engine]:
 
 
 def compiler_of(*engines: Any, backend: str = "auto") -> Any:
-    return choose_engine([Provided(PLUGIN, each) for each in engines], backend)
+    return choose_engine([Provided(PLUGIN, each) for each in engines], backend, 64)
 
 
-def test_what_a_matcher_gave_up_is_compiled_anew(engine: Engine) -> None:
-    """Matchers of one compiled grammar may share what has come to its limit."""
+def reason_of(future: Any) -> tuple[int, str]:
+    """The status and the message of a compilation that failed."""
+    error = future.exception(20)
+    assert isinstance(error, RequestError)
+    return error.status, error.message
 
-    class Exhausted:
-        finished = False
 
-        def accept(self, token: int) -> None:
-            raise ValueError("too many states")
-
+def test_what_is_used_up_is_compiled_anew_once(engine: Engine) -> None:
+    """For all sequences of a grammar, whose matchers have come to a limit that they share."""
     compiler = compiler_of(engine)
     engine.gate.set()
     grammar = Grammar("regex", "a")
-    compiled = compiler.start(grammar).result(20)
-    compiled.matcher = Exhausted
-    state = GrammarState(grammar, compiled, lambda: compiler.forget(grammar))
-    assert compiler.start(grammar).result(20) is compiled
-    state.accept(5)
-    assert state.failure is not None
-    assert compiler.start(grammar).result(20) is not compiled
+    kept = compiler.start(grammar).result(20)
+    assert compiler.start(grammar).result(20) is kept
+    renewed = [compiler.renew(grammar, kept).result(20) for _ in range(3)]
+    assert renewed[0] is not kept
+    assert renewed == renewed[:1] * 3
     assert engine.compiled == ["a", "a"]
-    compiler.forget(Grammar("regex", "unknown"))
+
+
+def test_a_grammar_that_takes_long_delays_no_other() -> None:
+    engine = TwoSpeeds()
+    compiler = compiler_of(engine)
+    slow = [compiler.start(Grammar("regex", "slow 0"))]
+    assert engine.began.acquire(timeout=20)  # it is in the third thread
+    for index in range(MAX_SLOW_WAITING):
+        slow.append(compiler.start(Grammar("regex", f"slow {index + 1}")))
+        assert compiler.start(Grammar("regex", f"quick {index}")).result(20)
+    while compiler._slow._jobs <= MAX_SLOW_WAITING:
+        time.sleep(0.01)  # the last one is on its way to the third thread
+    status, message = reason_of(compiler.start(Grammar("regex", "slow, too")))
+    assert status == 503
+    assert "takes long to compile, and 4 such grammars wait already" in message
+    assert not any(future.done() for future in slow)
+    engine.gate.set()
+    assert all(future.result(20) for future in slow)
+    assert compiler.start(Grammar("regex", "slow, too")).result(20)  # a busy server is no property of a grammar
+
+
+def test_only_so_many_grammars_may_wait(engine: Engine) -> None:
+    compiler = compiler_of(engine)
+    futures = [compiler.start(Grammar("regex", f"g{index}")) for index in range(MAX_WAITING + 2)]
+    assert reason_of(compiler.start(Grammar("regex", "more")))[0] == 503
+    equal = compiler.start(Grammar("regex", "g5"))
+    engine.gate.set()
+    assert equal.result(20)
+    assert all(future.result(20) for future in futures)
+    assert compiler.start(Grammar("regex", "more")).result(20)
+
+
+def test_at_the_end_everyone_gets_an_answer_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    engine = TwoSpeeds()
+    compiler = compiler_of(engine)
+    compiler.open()
+    compiler.open()  # a weight update: the new stage has the same compiler
+    waiting = [compiler.start(Grammar("regex", f"slow {name}")) for name in ("cancelled", "waiting")]
+    assert engine.began.acquire(timeout=20)
+    compiler.close()
+    assert compiler.start(Grammar("regex", "quick")).result(20)
+    assert not any(future.done() for future in waiting)
+    compiler.close()
+    assert [reason_of(future) for future in waiting] == [(503, STOPPING)] * 2
+    assert reason_of(compiler.start(Grammar("regex", "late"))) == (503, STOPPING)
+    assert compiler.start(Grammar("regex", "quick")).result(20)
+    assert not caplog.records
+    assert compiler_of(engine) is not compiler
+
+
+def test_weight_updates_keep_what_is_compiled(engine: Engine) -> None:
+    compiler = compiler_of(engine)
+    assert compiler_of(engine) is compiler
+    assert compiler_of(Engine()) is not compiler
+
+
+def test_the_memory_of_grammars_in_use_is_bounded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler_module, "MAX_LIVING", 1000)
+    monkeypatch.setattr(compiler_module, "SMALL", 100)
+    engine.gate.set()
+    compiler = compiler_of(engine)
+    used: list[KeptGrammar] = [compiler.start(Grammar("regex", text)).result(20) for text in ("450", "480")]
+    assert reason_of(compiler.start(Grammar("regex", "400")))[0] == 503
+    assert compiler.start(Grammar("regex", "90")).result(20)  # a small one
+    del used[0]
+    assert compiler.start(Grammar("regex", "400")).result(20)
 
 
 def test_equal_grammars_are_compiled_once_and_kept(engine: Engine) -> None:
@@ -134,21 +226,29 @@ def test_cancelled_requests_are_not_compiled_and_others_still_are(engine: Engine
     assert compiler.start(Grammar("regex", "d")).result(20)
 
 
+def kept(nbytes: int) -> KeptGrammar:
+    return KeptGrammar(Compiled(nbytes), np.empty(0, np.int32))
+
+
 def test_the_cache_is_bounded_in_number_and_bytes() -> None:
     cache = GrammarCache(max_entries=3, max_bytes=1000)
     for text in "abc":
-        cache.put(Grammar("regex", text), Compiled(100))
+        cache.put(Grammar("regex", text), kept(100))
     assert cache.get(Grammar("regex", "a"))
     cache.put(Grammar("regex", "d"), Refusal("no"))
     assert cache.get(Grammar("regex", "b")) is None
     assert cache.get(Grammar("regex", "a"))
     assert cache.nbytes == 2 * 104 + 6
-    cache.put(Grammar("regex", "e"), Compiled(900))
+    cache.put(Grammar("regex", "e"), kept(900))
     assert len(cache) == 1
-    cache.put(Grammar("regex", "f"), Compiled(5000))  # kept until the next one: others may ask for it at once
+    cache.put(Grammar("regex", "f"), kept(5000))  # kept until the next one: others may ask for it at once
     assert len(cache) == 1
-    cache.put(Grammar("regex", "g"), Compiled(1))
+    cache.put(Grammar("regex", "g"), last := kept(1))
     assert cache.nbytes == 5
+    cache.drop(Grammar("regex", "g"), kept(1))
+    assert len(cache) == 1
+    cache.drop(Grammar("regex", "g"), last)
+    assert (len(cache), cache.nbytes) == (0, 0)
 
 
 def test_the_engine_is_chosen_by_name() -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import pytest
 
 from trunkline.core.errors import RequestError
 from trunkline.core.testing import EOS
-from trunkline.plugins.generation.grammar import state as state_module
+from trunkline.plugins.generation.grammar.grammars import Grammars
+from trunkline.plugins.generation.grammar.llguidance_engine import LlguidanceMatcher
 from trunkline.plugins.generation.grammar.llguidance_source import Vocabulary
-from trunkline.plugins.generation.grammar.state import GrammarState, MaskFiller
+from trunkline.plugins.generation.grammar.masks import MaskFiller
+from trunkline.plugins.generation.grammar.state import MAX_EXCESS, GrammarState
 from trunkline.plugins.generation.service import Service
 
 from .conftest import problem_of
@@ -151,11 +154,11 @@ def test_a_seeded_defect_is_detected(
 
         def rolled(self: MaskFiller, rows: Any) -> Any:
             masks = start(self, rows)
-            return masks and masks._replace(rows=masks.rows[::-1].copy())
+            return masks and replace(masks, rows=masks.rows[::-1].copy())
 
         monkeypatch.setattr(MaskFiller, "start", rolled)
     elif defect == "not masked":
-        monkeypatch.setattr(GrammarState, "fill", lambda self, mask: mask.fill(-1))
+        monkeypatch.setattr(Grammars, "apply", lambda *_: None)
         monkeypatch.setattr(GrammarState, "accept", lambda self, token: None)
     else:
         skipped: list[int] = []
@@ -280,14 +283,14 @@ def test_a_matcher_that_gives_up_ends_its_request_only(engine: Any, monkeypatch:
     """Here after its first tokens, because no time is left. The others of the batch don't notice."""
     plain = {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 20, "sampling_seed": 1, "ignore_eos": True}}
     expected = outcome(engine(**plain)[0])
-    guard = GrammarState._guard
+    accept = GrammarState.accept
 
-    def exhausted(self: GrammarState, call: Any) -> None:
+    def exhausted(self: GrammarState, token: int) -> None:
         if self.grammar.text == "a+":
-            self._excess += state_module.MAX_EXCESS / 8
-        guard(self, call)
+            self.spent.excess += MAX_EXCESS / 8
+        accept(self, token)
 
-    monkeypatch.setattr(GrammarState, "_guard", exhausted)
+    monkeypatch.setattr(GrammarState, "accept", exhausted)
     good = {"input_ids": [5, 6], "sampling_params": {"regex": "b{20}", "max_new_tokens": 30}}
     bad = {"input_ids": [5], "sampling_params": {"regex": "a+", "max_new_tokens": 30, "logit_bias": {str(EOS): -50}}}
     failed: list[RequestError] = []
@@ -307,6 +310,38 @@ def test_a_matcher_that_gives_up_ends_its_request_only(engine: Any, monkeypatch:
     assert (error.status, error.param) == (400, "regex")
     assert outcome(first[0]) == expected
     assert second[0]["text"] == "b" * 20
+
+
+def test_a_mask_that_takes_long_delays_its_own_request_only(
+    engine: Any, endings: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With extra outputs too: their results are those of the pass that gives the token."""
+    slow = bodies(endings, 1)[0] | {"return_logprob": True, "return_hidden_states": True}
+    expected = engine(**slow)[0]
+    others_ended = threading.Event()
+    waited: list[bool] = []
+    fill = LlguidanceMatcher.fill
+
+    def blocked(self: LlguidanceMatcher, mask: Any) -> None:
+        waited.append(others_ended.wait(60))
+        fill(self, mask)
+
+    monkeypatch.setattr(LlguidanceMatcher, "fill", blocked)
+
+    async def run(service: Service) -> Any:
+        first = asyncio.ensure_future(engine._answer(service, slow))
+        plain = {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 20, "ignore_eos": True}}
+        await engine._answer(service, plain)
+        assert not first.done()
+        others_ended.set()
+        return await first
+
+    (record,) = engine.engine.run(run(engine.engine.service(Service)), 120)
+    assert all(waited)
+    assert outcome(record) == outcome(expected)
+    for name in ("output_token_logprobs", "hidden_states"):
+        assert len(record["meta_info"][name]) == len(expected["meta_info"][name])
+        assert len(record["meta_info"][name]) > 0
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import pytest
@@ -127,28 +129,51 @@ def test_each_is_refused_or_compiled(grammar: Grammar, problem: str | None, tria
         assert problem in str(caught.value)
 
 
-def test_after_a_crash_another_process_serves_the_next(vocabulary: Vocabulary) -> None:
+def test_a_crash_does_no_harm_to_the_worker(vocabulary: Vocabulary) -> None:
     trials = Trials(vocabulary)
     assert trials.try_out(Grammar("regex", "a"))
     first = trials._idle.get()
     trials._idle.put(first)
-    for _ in range(2):
-        with pytest.raises(ValueError, match="too deeply nested"):
-            trials.try_out(Grammar("json_schema", json.dumps(chain(3000))))
-    assert first.exit_status is not None
+    with pytest.raises(ValueError, match="too deeply nested"):
+        trials.try_out(Grammar("json_schema", json.dumps(chain(3000))))
     assert trials.try_out(Grammar("regex", "b"))
-    trials._idle.get().close()
+    assert trials._idle.get() is first
+    first.close()
 
 
-def test_too_much_cpu_time_ends_the_process(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second of it, in a grammar that takes many: llguidance has no limit on this one's conversion."""
+def test_too_much_cpu_time_is_an_answer_of_its_own(trials: Trials) -> None:
+    hostile = {"allOf": [{"type": "string", "pattern": f"(a|b)*a(a|b){{{count}}}$"} for count in range(10, 30)]}
+    assert trials.try_out(Grammar("json_schema", json.dumps(hostile)), 0.05) is None
+    assert trials.try_out(Grammar("regex", "a"), 0.5)
+
+
+def test_the_memory_of_a_grammar_is_measured(trials: Trials) -> None:
+    """Also after another one of the same size, whose memory was freed."""
+
+    def size(schema: Any) -> int:
+        answer = trials.try_out(Grammar("json_schema", json.dumps(schema)))
+        assert answer is not None
+        return answer.nbytes
+
+    first, second = (size({"type": "integer", "multipleOf": number}) for number in (4999, 4993))
+    assert first > 1 << 20
+    assert 0.7 < second / first < 1.4
+    assert size({"type": "object", "properties": {"a": {}}}) < 1 << 20
+
+
+def test_another_thread_can_end_a_trial(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     command = (
-        "from trunkline.plugins.generation.grammar import worker; worker.CPU_SECONDS = 0; "
-        "worker.try_out = lambda *_: [0 for _ in iter(int, 1)]; worker.main()"
+        "from trunkline.plugins.generation.grammar import worker; "
+        "worker.try_in_child = lambda *_: __import__('time').sleep(60); worker.main()"
     )
     monkeypatch.setattr(trial, "COMMAND", (trial.COMMAND[0], "-c", command))
-    with pytest.raises(ValueError, match="it takes more than 3 s of CPU time"):
-        Trials(vocabulary).try_out(Grammar("regex", "a"))
+    trials = Trials(vocabulary)
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(trials.try_out, Grammar("regex", "a"))
+        while not trials._busy:
+            time.sleep(0.01)
+        trials.cancel()
+        assert isinstance(running.exception(20), RuntimeError)
 
 
 def test_a_process_that_does_not_start_is_no_fault_of_the_grammar(

@@ -14,7 +14,7 @@ from trunkline.core.testing import run_stage
 from trunkline.core.types import ModelInfo, Part, PartRow, Request, Step
 from trunkline.kernels.adjust import adjust_cpu
 from trunkline.kernels.sample import sample_cpu
-from trunkline.plugins.generation.grammar.compiler import choose_engine
+from trunkline.plugins.generation.grammar.engines import choose_engine
 from trunkline.plugins.generation.grammar.grammars import Grammars
 from trunkline.plugins.generation.sampling.extensions import Extensions
 from trunkline.plugins.generation.schemas import GenerationParams
@@ -44,7 +44,7 @@ class Driver:
         plugin = Plugin("strange", "strange", distribution="strange-things", version="1.2")
         extensions = [[Provided(plugin, value) for value in values] for values in (processors, conditions)]
         self.seen = torch.empty(0)
-        grammars = Grammars(model, choose_engine([], "none"))
+        grammars = Grammars(model, choose_engine([], "none", model.info.vocab_size))
         self.stage = GenerationStage(model, self._sample, adjust_cpu, Extensions(*extensions), grammars)
 
     def _sample(self, logits: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
