@@ -222,10 +222,10 @@ class Lane:
         for row in (row for row, _ in failures if self.scheduler.holds(row.request)):
             steps += self._retry(row)
         steps = [step for step in steps if not any(step.request is request for request in ending)]
-        # Keys and values of a failed request may be wrong, so they must not reach the prefix cache.
         postponed = {step.request.key for step in steps if step.postponed}
         computed, again = flight.batch.postpone(postponed)
         self.scheduler.cancel(again)
+        # Keys and values of a failed request may be wrong, so they must not reach the prefix cache.
         self.scheduler.commit(computed, {step.request.key for step in steps if is_failure(step)})
         applied = [done for step in (*flight.resets, *steps) if not step.postponed for done in self._apply(step)]
         # A final row without a step: its request would never make progress.
