@@ -338,7 +338,7 @@ class RecordedEngine:
         self._plan = self.lane.scheduler.plan
         self.lane.scheduler.plan = self._record
 
-    def _record(self, *, ahead: bool = False) -> Batch | None:
+    def _record(self, *, ahead: bool = False, **options: Any) -> Batch | None:
         scheduler = self.lane.scheduler
         chosen = [each for each in scheduler._running if each in self._chosen or self.must_retract(each.request)]
         self._chosen = chosen if ahead else []
@@ -346,7 +346,7 @@ class RecordedEngine:
             return None  # first the batch in flight is collected
         for entry in chosen:
             scheduler._requeue(entry)
-        batch: Batch | None = self._plan(ahead=ahead)
+        batch: Batch | None = self._plan(ahead=ahead, **options)
         if batch is not None:
             batch.retracted.extend(entry.request for entry in chosen)
             self.batches.append(batch)

@@ -29,6 +29,7 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 SCHEMAS = {"f": SCHEMA, "g": {"type": "object", "properties": {}, "additionalProperties": False}}
+FIELDS = {name: f"tools[{index}].function.parameters" for index, name in enumerate(SCHEMAS)}
 SEPARATORS = (STRICT["item_separator"], STRICT["key_separator"])
 
 
@@ -37,7 +38,8 @@ def matchers(byte_level: Any) -> dict[str, LLMatcher]:
     """For each format what tells whether a text is in the grammar of its calls."""
     table = llguidance.hf.from_tokenizer(byte_level)
     grammars = {
-        name: forced_calls(make_form(name), SCHEMAS, {}, many=True, in_reasoning=False) for name in TOOL_FORMATS
+        name: forced_calls(make_form(name), SCHEMAS, {}, fields=FIELDS, many=True, in_reasoning=False)
+        for name in TOOL_FORMATS
     }
     return {name: LLMatcher(table, LLMatcher.grammar_from_lark(grammar)) for name, grammar in grammars.items()}
 
