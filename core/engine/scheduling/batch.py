@@ -68,8 +68,8 @@ class BatchDraft:
         self.slots += max(end, entry.allocated) - max(start, entry.allocated)
         self.ends[entry] = end
 
-    def add_chunks(self, prefilling: Iterable[Entry]) -> None:
-        """Add as much of each prompt as the token budget and free slots allow."""
+    def add_chunks(self, prefilling: Iterable[Entry]) -> int:
+        """Add as much of each prompt as the token budget and free slots allow. Returns the number of all entries."""
         for entry in prefilling:
             start = self.ends.get(entry, entry.launched)
             missing = entry.length - start
@@ -79,6 +79,7 @@ class BatchDraft:
             if count > 0 and (count == missing or not self.whole):
                 self.budget -= count
                 self.add(entry, start + count)
+        return len(self.ends)
 
     def add_shares(self, prefilling: Sequence[Entry]) -> None:
         """Add prompts beside decoding requests: first those with the fewest tokens left, whose results are near.

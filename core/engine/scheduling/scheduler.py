@@ -174,8 +174,9 @@ class Scheduler:
         if beside and self.pace is not None:
             draft.budget = self.pace.tokens_beside([other.delay for other in beside], draft.budget)
         draft.add_chunks(prefilling)
-        while not ahead and prefilling and not draft.ends and self._retract(draft):
-            _, prefilling, _ = sort_running(self._running)
+        while not ahead and not draft.ends and self._retract(draft):
+            decoding, prefilling, _ = sort_running(self._running)
+            decodes = draft.add_chunks(decoding)  # they rested
             draft.add_chunks(prefilling)
         if not draft.retracted:
             self._admit(draft)
@@ -208,10 +209,7 @@ class Scheduler:
     # -- steps of plan ---------------------------------------------------------------------------
 
     def _requeue_past_boundary(self, draft: BatchDraft) -> None:
-        """Queue requests again whose length has exceeded a boundary: their keys have the old rotary frequencies.
-
-        This happens at most once per request and boundary, so the oldest request still ends.
-        """
+        """Queue requests that exceeded a boundary, once for each: their keys have the old rotary frequencies."""
         for entry in tuple(self._running):
             if entry.regime != regime_of(len(entry.request.tokens), self.boundaries):
                 self._requeue(entry)

@@ -323,3 +323,28 @@ def test_a_full_table_only_delays(make: Make) -> None:
     while not engine.idle:
         run(engine)
     assert engine.free_slots() == 100
+
+
+def test_a_request_that_rests_is_computed_when_the_other_had_to_be_retracted(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trunkline.core.engine.scheduling.waiting.REST_SECONDS", 100.0)
+    engine = scheduler(64, chunk=2)
+    resting, long = make(range(10), new=50), make(range(100, 145), new=1)
+    for _ in range(200):
+        engine.plan()  # fewer slots are reserved for tokens to come
+    engine.add(resting)
+    engine.add(long)
+    while engine.free_slots() > 8:
+        run(engine)
+    planned = []
+    for _ in range(6):
+        batch = engine.plan()
+        assert batch is not None
+        computed, again = batch.postpone({resting.key})
+        engine.cancel(again)
+        engine.commit(computed)
+        planned.append((shape(batch), batch.retracted))
+    assert [rows for rows, _ in planned[:-1]]
+    assert planned[-1][1] == [long]
+    assert [key for key, _, _ in planned[-1][0]] == [resting.key]
