@@ -42,26 +42,33 @@ def test_a_module_without_the_constants_is_found(
         generator.clients()
 
 
-def report(name: str, outcome: str, when: str = "call") -> Any:
+def report(name: str, outcome: str, when: str) -> Any:
     found = SimpleNamespace(nodeid=name, when=when, passed=False, failed=False)
     setattr(found, outcome, True)
     return found
 
 
 def test_what_is_recorded(results: ModuleType, tmp_path: Path) -> None:
-    """A module of which a test failed keeps its entry; one of which every test was skipped does too."""
+    """A module keeps its entry if a test of it failed, or didn't run, or if all were skipped."""
     file = tmp_path / "clients.json"
     file.write_text('{"test_b": {"date": "2026-01-01"}}')
-    recorder = results.Recorder(file, {"test_a": ("pytest",), "test_b": ("pytest",), "test_c": ("pytest",)})
-    for name, outcome, when in (
-        ("a/test_a.py::test_one[1]", "passed", "call"),
-        ("a/test_a.py::test_one[2]", "passed", "call"),
-        ("a/test_a.py::test_one[2]", "passed", "teardown"),
-        ("a/test_b.py::test_two", "passed", "call"),
-        ("a/test_b.py::test_three", "failed", "setup"),
-        ("a/test_c.py::test_four", "skipped", "setup"),
-    ):
-        recorder.pytest_runtest_logreport(report(name, outcome, when))
+    recorder = results.Recorder(file, dict.fromkeys(("test_a", "test_b", "test_c", "test_d"), ("pytest",)))
+    tests = {
+        "a/test_a.py::test_one[1]": "passed",
+        "a/test_a.py::test_one[2]": "passed",
+        "a/test_a.py::test_two": "skipped",
+        "a/test_b.py::test_three": "passed",
+        "a/test_b.py::test_four": "failed",
+        "a/test_c.py::test_five": "skipped",
+        "a/test_d.py::test_six": "passed",
+        "a/test_d.py::test_seven": "not run",
+    }
+    items = [SimpleNamespace(path=Path(name.partition("::")[0])) for name in tests]
+    recorder.pytest_collection_finish(SimpleNamespace(items=items))
+    for name, outcome in tests.items():
+        if outcome != "not run":
+            recorder.pytest_runtest_logreport(report(name, outcome, "call"))
+            recorder.pytest_runtest_logreport(report(name, "passed", "teardown"))
     recorder.pytest_sessionfinish()
     entries = json.loads(file.read_text())
     assert entries.keys() == {"test_a", "test_b"}

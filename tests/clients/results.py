@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
@@ -17,18 +17,23 @@ from trunkline.core.model.sources.catalogue import cache_folder
 class Recorder:
     """A plugin of pytest that writes the names of the tests that passed, and the clients' versions, at the end.
 
-    A module's entry in the file is replaced if one of its tests passed and none failed. ``clients``: the names of
-    the packages of each module's clients, by the module's name.
+    A module's entry in the file is replaced if all of its tests ran or were skipped, one passed and none failed.
+    ``clients``: the names of the packages of each module's clients, by the module's name.
     """
 
     def __init__(self, file: Path, clients: Mapping[str, Sequence[str]]) -> None:
         self.file, self.clients = file, clients
         self.passed: dict[str, list[str]] = defaultdict(list)
         self.failed: set[str] = set()
+        self.left: Counter[str] = Counter()  # tests that haven't run, by module
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.left.update(item.path.stem for item in session.items)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         path, _, name = report.nodeid.partition("::")
         module = Path(path).stem
+        self.left[module] -= report.when == "teardown"
         if report.failed:
             self.failed.add(module)
         elif report.passed and report.when == "call":
@@ -37,7 +42,8 @@ class Recorder:
 
     def pytest_sessionfinish(self) -> None:
         entries = json.loads(self.file.read_text()) if self.file.is_file() else {}
-        for module in self.passed.keys() - self.failed:
+        complete = {module for module, left in self.left.items() if left == 0}
+        for module in complete & self.passed.keys() - self.failed:
             versions = {name: version_of(name) for name in self.clients[module]}
             today = str(datetime.date.today())
             entries[module] = {"date": today, "versions": versions, "passed": self.passed[module]}
