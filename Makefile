@@ -44,8 +44,9 @@ fetch: $(SERVE_READY) ## Fetch the demo models into the cache folder
 suites: $(TEST_READY) fetch ## The slow suites within their budgets (SUITES="browser soak" for some of them)
 	$(BIN)/python tests/suites.py $(SUITES) $(ARGS)
 
-full: test ## Every test without limits; writes benchmarks/results/suites-DATE.md
+full: test ## Every test without limits; writes benchmarks/results/suites-DATE.md, and docs/ from what has run
 	$(BIN)/python tests/suites.py --full --write benchmarks/results/suites-$$(date +%F).md
+	$(BIN)/python docs/generate.py
 
 bench: $(TEST_READY) fetch ## Measure against transformers and the machine's floor, then the host's overhead
 	$(BIN)/python benchmarks/compare.py $(ARGS)

@@ -359,9 +359,11 @@ def _foreign(flags: Iterable[compat.ForeignFlag]) -> str:
 
 
 if __name__ == "__main__":
-    import generate_map  # from this script's folder
+    import generate_clients  # from this script's folder
+    import generate_map
     import generate_reliability
 
+    generate_clients.write()
     generate_map.write()
     generate_reliability.write()
     if find_spec("triton"):  # its wheels are for Linux only

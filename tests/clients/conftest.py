@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +21,9 @@ from trunkline.core.model.sources.catalogue import fetch
 HERE = Path(__file__).parent
 MODEL, VECTORS = "demo:smollm2-135m-instruct", "demo:all-minilm-l6-v2"
 SECONDS = 300  # for one program of a client
+RESULTS = HERE.parent.parent / "benchmarks" / "results" / "clients.json"
+ORDER = ("test_openai", "test_langchain", "test_litellm", "test_llama_index", "test_huggingface_hub", "test_embedding")
+"""The modules that run first: those of the most used clients. The others follow in the order of the suite's seed."""
 
 
 def load(path: Path) -> ModuleType:
@@ -48,6 +51,26 @@ LM_EVAL = environments.Environment("lm-eval", requirements=("lm_eval[api]>=0.4.1
 MTEB = environments.Environment("mteb", requirements=("mteb[openai]==2.26.24",))
 GUIDELLM = environments.Environment("guidellm", requirements=("guidellm==0.8.1",))
 AIPERF = environments.Environment("aiperf", requirements=("aiperf==0.13.0",))
+
+
+CLIENTS: dict[str, tuple[str, ...]] = {}
+"""The packages of each module's clients, by the module's name; see docs/generate_clients.py."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Record what runs, if the suite has no limit and all tests of the modules are chosen."""
+    chosen = config.option.keyword or any("::" in argument for argument in config.args)
+    if config.getoption("--suite") == "clients" and "TRUNKLINE_SUITE_SECONDS" not in os.environ and not chosen:
+        config.pluginmanager.register(load(HERE / "results.py").Recorder(RESULTS, CLIENTS))
+
+
+@pytest.hookimpl(trylast=True)  # after the suite's own order
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The most used clients first."""
+    for item in items:
+        if HERE in item.path.parents and isinstance(item, pytest.Function):
+            CLIENTS[item.path.stem] = item.module.CLIENTS
+    items.sort(key=lambda item: ORDER.index(item.path.stem) if item.path.stem in ORDER else len(ORDER))
 
 
 def model_folder(name: str) -> Path:
@@ -145,22 +168,27 @@ def runner(client: Any, home: Path) -> Run:
         python = environments.python_of(client)
     except environments.Unavailable as exc:
         pytest.skip(str(exc))
+    own = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(home)}
 
     def run(*arguments: str, cwd: Path = HERE) -> str:
-        own = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(home)}
-        done = subprocess.run(
-            [str(python), *arguments],
-            cwd=cwd,
-            env={**os.environ, **own},
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-20_000:]
-        return done.stdout
+        return run_python(python, arguments, own, cwd)
 
     return run
+
+
+def run_python(python: Path, arguments: tuple[str, ...], environment: Mapping[str, str], cwd: Path = HERE) -> str:
+    """The standard output of a Python program, which must succeed."""
+    done = subprocess.run(
+        [str(python), *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-20_000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="session")
@@ -211,3 +239,19 @@ def javascript() -> Callable[..., Any]:
         return json.loads(done.stdout)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """``installed("name", "requirement", …)`` makes an environment: a function that runs its interpreter."""
+
+    def install(name: str, *requirements: str) -> Run:
+        return runner(environments.Environment(name, requirements), tmp_path_factory.mktemp(name))
+
+    return install
+
+
+@pytest.fixture(scope="session")
+def online() -> Run:
+    """Runs the tests' own interpreter; offline, huggingface_hub sends nothing to any machine."""
+    return lambda *arguments: run_python(Path(sys.executable), arguments, {"HF_HUB_OFFLINE": "0"})

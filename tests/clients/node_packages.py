@@ -38,5 +38,5 @@ def folder_of(*packages: str) -> Path:
                 raise Unavailable(f"npm took longer than {SECONDS} s") from exc
             if done.returncode:
                 raise Unavailable(f"npm install failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
-            (folder / "complete").touch()
+        (folder / "complete").touch()  # as old as the last use
     return folder

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 pytestmark = pytest.mark.clients
+
+CLIENTS = ("openai",)
+SET = "`OpenAI(base_url=…/v1, api_key=…)`"
 
 NEAR = 1e-3
 PROMPT = "The capital of France is"
 MESSAGES: list[Any] = [{"role": "user", "content": "Name a colour."}]
 NEW_TOKENS = 12
+TEXTS = ["A man is eating.", "Somebody has a meal.", "The sea is calm."]
+
+
+class Trip(BaseModel):
+    """Has no text of the model's own choice, so that greedy output ends soon."""
+
+    city: Literal["Paris", "Rome", "Oslo"]
+    days: int = Field(ge=1, le=9)
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +159,68 @@ def test_samples_in_a_stream(client: openai.OpenAI) -> None:
     for chunk in client.chat.completions.create(**fields, stream=True):
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
     assert list(texts.values()) == [choice.message.content for choice in whole.choices]
+
+
+PLAN: Any = {"model": "any", "messages": [{"role": "user", "content": "Plan a trip."}], "temperature": 0}
+
+
+def test_parsed_output(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.parse(**PLAN, max_tokens=200, response_format=Trip)
+    assert isinstance(whole.choices[0].message.parsed, Trip)
+    with client.chat.completions.stream(**PLAN, max_tokens=200, response_format=Trip) as stream:
+        partial = [event.parsed for event in stream if event.type == "content.delta"]
+        streamed = stream.get_final_completion()
+    assert len(partial) > 2
+    assert streamed.choices[0].message.parsed == whole.choices[0].message.parsed
+
+
+def test_parsed_arguments_of_tools(client: openai.OpenAI) -> None:
+    tools: Any = {"tools": [openai.pydantic_function_tool(Trip, name="book")], "tool_choice": "required"}
+    fields = {**PLAN, **tools, "parallel_tool_calls": False, "max_tokens": 200}
+    [call] = client.chat.completions.parse(**fields).choices[0].message.tool_calls or []
+    assert call.function.name == "book"
+    assert isinstance(call.function.parsed_arguments, Trip)
+    with client.chat.completions.stream(**fields) as stream:
+        done = [event.parsed_arguments for event in stream if event.type == "tool_calls.function.arguments.done"]
+        final = stream.get_final_completion()
+    assert done == [call.function.parsed_arguments]
+    assert final.choices[0].finish_reason == "tool_calls"
+    result = {"role": "tool", "tool_call_id": call.id, "content": "Booked."}
+    history = [*PLAN["messages"], {"role": "assistant", "tool_calls": [call.model_dump()]}, result]
+    asked = {**fields, "tool_choice": "none", "messages": history, "max_tokens": NEW_TOKENS}
+    after = client.chat.completions.create(**asked)
+    assert after.choices[0].message.content
+
+
+def test_responses(client: openai.OpenAI, generated: Callable[..., Any]) -> None:
+    fields: Any = {"model": "any", "input": MESSAGES[0]["content"], "temperature": 0, "max_output_tokens": NEW_TOKENS}
+    whole, expected = client.responses.create(**fields), generated(MESSAGES)
+    assert whole.output_text == expected["text"]
+    assert whole.usage is not None
+    assert whole.usage.output_tokens == expected["meta_info"]["completion_tokens"]
+    with client.responses.stream(**fields) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == expected["text"]
+
+
+def test_responses_with_parsed_output_and_tools(client: openai.OpenAI) -> None:
+    fields: Any = {"model": "any", "input": "Plan a trip.", "temperature": 0, "max_output_tokens": 200}
+    whole = client.responses.parse(**fields, text_format=Trip)
+    assert isinstance(whole.output_parsed, Trip)
+    with client.responses.stream(**fields, text_format=Trip) as stream:
+        assert stream.get_final_response().output_parsed == whole.output_parsed
+    schema = Trip.model_json_schema() | {"additionalProperties": False}
+    tool: Any = {"type": "function", "name": "book", "parameters": schema, "strict": True}
+    forced: Any = {"type": "function", "name": "book"}
+    [call] = client.responses.parse(**fields, tools=[tool], tool_choice=forced).output
+    assert call.type == "function_call"
+    assert Trip.model_validate_json(call.arguments)
+
+
+@pytest.mark.parametrize("form", ["base64", "float"])
+def test_embeddings(vector_server: Any, vectors_of: Callable[..., Any], form: Any) -> None:
+    """By default, the client asks for base64 and decodes it."""
+    with openai.OpenAI(base_url=f"{vector_server.url}/v1", api_key="none", max_retries=0) as client:
+        asked: Any = {} if form == "base64" else {"encoding_format": form}
+        reply = client.embeddings.create(model="any", input=TEXTS, **asked)
+    np.testing.assert_allclose(np.array([entry.embedding for entry in reply.data]), vectors_of(TEXTS), atol=1e-5)

@@ -73,11 +73,23 @@ def _response_format(value: dict[str, Any]) -> Iterator[GrammarField]:
             param=f"{name}.type",
         )
     if kind == "json_object":
-        yield GrammarField(name, "json_schema", ANY_OBJECT)
+        yield _object_format(value)
     elif kind == "structural_tag":
         yield GrammarField(name, "structural_tag", _json_text(value))
     elif kind == "json_schema":
         yield GrammarField(name, "json_schema", _named_schema(_required(value, "json_schema", name)))
+
+
+def _object_format(value: dict[str, Any]) -> GrammarField:
+    """Any object, or one of the schema in ``value`` (huggingface_hub) or in ``schema`` (clients of llama.cpp)."""
+    name = "response_format"
+    for key in ("value", "schema"):
+        schema = value.get(key)
+        if schema is not None:
+            if not isinstance(schema, dict):
+                raise RequestError(f"Invalid type for '{name}.{key}': expected an object.", param=f"{name}.{key}")
+            return GrammarField(name, "json_schema", _json_text(schema))
+    return GrammarField(name, "json_schema", ANY_OBJECT)
 
 
 def _named_schema(value: Any) -> str:

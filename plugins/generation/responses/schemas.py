@@ -86,9 +86,13 @@ class ResponsesBody(Struct, kw_only=True):
     context_management: Unsupported = None
     # without an effect
     store: Annotated[Any, Ignored("the server stores no responses; the reply says so")] = None
-    include: Annotated[Any, Refused("{field} is not supported: leave it out or send an empty list.", neutral=([],))] = (
-        None
-    )
+    include: Annotated[
+        Any,  # reasoning is never encrypted: its items have the text
+        Refused(
+            "{field} is not supported: leave it out or send an empty list.",
+            neutral=([], ["reasoning.encrypted_content"]),
+        ),
+    ] = None
     stream_options: Annotated[Any, Ignored("events are never padded")] = None
     max_tool_calls: Annotated[Any, Ignored("it limits built-in tools, which are refused")] = None
     background_options: Annotated[Any, Ignored("it matters only with background, which is refused")] = None

@@ -35,6 +35,8 @@ def read(schema: type[Any], required: dict[str, Any], fields: dict[str, Any]) ->
     ("fields", "field", "key", "text"),
     [
         ({"response_format": {"type": "json_object"}}, "response_format", "json_schema", ANY_OBJECT),
+        ({"response_format": {"type": "json_object", "value": SCHEMA}}, "response_format", "json_schema", TEXT),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, "response_format", "json_schema", TEXT),
         ({"response_format": {"type": "json_schema", "json_schema": NAMED}}, "response_format", "json_schema", TEXT),
         (
             {"response_format": {"type": "json_schema", "json_schema": NAMED | {"strict": None}}},
@@ -103,6 +105,10 @@ def of_schema(**changes: Any) -> dict[str, Any]:
             {"response_format": {"type": "xml"}},
             "Invalid value: 'xml'. Supported values are: 'text', 'json_object', 'json_schema', and 'structural_tag'.",
             "response_format.type",
+        ),
+        (
+            {"response_format": {"type": "json_object", "value": "{}"}},
+            *("Invalid type for 'response_format.value': expected an object.", "response_format.value"),
         ),
         (
             {"response_format": {"type": "json_schema"}},
