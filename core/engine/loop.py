@@ -39,6 +39,7 @@ from .messages import (
 from .pass_record import PassRecord
 from .pipeline import Pipeline
 from .scheduling.batch import Batch
+from .weight_update import WeightUpdate
 
 BEAT_SECONDS = 1.0
 
@@ -89,11 +90,7 @@ class EngineLoop:
         self._lanes_by_name = {name: lane for lane in self.lanes for name in (lane.served.name, *lane.served.aliases)}
 
     def run(self) -> None:
-        """Call :meth:`turn` until stopped. A separate thread sends heartbeats.
-
-        An exception of ``turn`` is a bug in the engine, whose state may be inconsistent. It is raised, so that the
-        process ends.
-        """
+        """Call :meth:`turn` until stopped; a thread sends heartbeats. What it raises is a bug: the process ends."""
         threading.Thread(target=self._send_heartbeats, name="trunkline-beat", daemon=True).start()
         for lane in self.lanes:
             lane.runner.device.enter_thread()
@@ -102,7 +99,8 @@ class EngineLoop:
                 self.turn()
         finally:
             self._stopping.set()
-            for stage in [stage for lane in self.lanes for stage in lane.stages.values()]:
+            served: list[Lane | WeightUpdate] = [*self.lanes, *self.updates.loaded]
+            for stage in [stage for each in served for stage in each.stages.values()]:
                 stage.close()
             self.admit_prepared()  # answers requests that wait for a stage
             self.channel.close()

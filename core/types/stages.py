@@ -164,7 +164,8 @@ class Stage(ABC):
         """The request left the engine, whatever the reason."""
 
     def close(self) -> None:
-        """Called last: a weight update has replaced the stage, or the engine stops. End threads and processes.
+        """Called last: a weight update has replaced the stage or failed, or the engine stops. End threads and
+        processes.
 
         When the engine stops, requests may still wait for what :meth:`before_admit` has started: cancel it.
         """

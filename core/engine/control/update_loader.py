@@ -19,11 +19,12 @@ from trunkline.core.engine.startup import assemble
 from trunkline.core.engine.weight_update import WeightUpdate
 from trunkline.core.errors import ModelError, TrunklineError
 from trunkline.core.host import Host
+from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.sizes.plan import plan_model
 from trunkline.core.model.sources import weights
 from trunkline.core.model.sources.info import EXPERTS, read_config, read_info
 from trunkline.core.settings import ModelSettings
-from trunkline.core.types import ModelSource
+from trunkline.core.types import ModelSource, ServedModel
 
 from .tensors import Tensors, merge, read_sent
 from .updates import UpdateArguments, UpdateRefused, UpdateTensors, UpdateWeights, collect_garbage
@@ -111,15 +112,13 @@ class UpdateLoader:
             candidate, lane.grant, settings, self._host, lane.model.device, lane.model.tokenizer, stored, lane.model
         )
         served = msgspec.structs.replace(served, tokenizer_path=lane.served.tokenizer_path)
-        if missing := [task for task in lane.stages if task not in model.stages]:
-            raise ModelError(f"The checkpoint doesn't serve {missing[0]}: {served.refused[missing[0]]}")
-        if unused := sorted(model.unused - lane.model.unused):
-            raise ModelError(
-                f"The model has no place for {len(unused)} of the checkpoint's tensors, the first is {unused[0]}"
-            )
-        if model.kv_shapes != lane.model.kv_shapes or model.dtype != lane.model.dtype:
-            raise ModelError("The checkpoint's keys and values have other shapes than the served model's")
-        runner = lane.runner.for_model(model, stages, model.expert_watch)
+        try:
+            _check_replacement(lane, served, model)
+            runner = lane.runner.for_model(model, stages, model.expert_watch)
+        except BaseException:
+            for stage in stages.values():
+                stage.close()
+            raise
         return WeightUpdate(candidate, served, model, stages, runner)
 
     def _examine(
@@ -161,6 +160,18 @@ class UpdateLoader:
             task=tuple(lane.stages),
             weight_version=lane.served.weight_version if arguments.weight_version is None else arguments.weight_version,
         )
+
+
+def _check_replacement(lane: Lane, served: ServedModel, model: LoadedModel) -> None:
+    """ModelError when a loaded model can't take the place of the served one."""
+    if missing := [task for task in lane.stages if task not in model.stages]:
+        raise ModelError(f"The checkpoint doesn't serve {missing[0]}: {served.refused[missing[0]]}")
+    if unused := sorted(model.unused - lane.model.unused):
+        raise ModelError(
+            f"The model has no place for {len(unused)} of the checkpoint's tensors, the first is {unused[0]}"
+        )
+    if model.kv_shapes != lane.model.kv_shapes or model.dtype != lane.model.dtype:
+        raise ModelError("The checkpoint's keys and values have other shapes than the served model's")
 
 
 def check_counts(config: dict[str, Any], current: dict[str, Any]) -> None:

@@ -111,6 +111,11 @@ class WeightUpdates:
         }
 
     @property
+    def loaded(self) -> list[WeightUpdate]:
+        """The updates that wait to be applied."""
+        return [pending.update for pending in self._pending.values()]
+
+    @property
     def pending(self) -> bool:
         """Whether loaded weights wait to be applied to any lane."""
         return bool(self._pending)

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from trunkline.core import Engine
 from trunkline.core.client.engine import Ticket
 from trunkline.core.engine import startup
+from trunkline.core.engine.contracts import CheckedStage
 from trunkline.core.engine.control import update_loader, updates
 from trunkline.core.engine.device.base import Memory
 from trunkline.core.engine.device.cpu import CpuDevice
@@ -339,6 +340,18 @@ def test_what_fails_changes_nothing(engine: Engine, broken: Callable[..., Path],
     assert torch.equal(logits(engine), exact)
     assert engine.models == served
     assert engine.client.transport.loop.lanes[0].model is model
+
+
+def test_the_stages_of_refused_weights_are_closed(
+    engine: Engine, broken: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[CheckedStage] = []
+    monkeypatch.setattr(CheckedStage, "close", lambda stage: closed.append(stage))
+    change, _ = FAULTS["extra name"]  # which is found when the model is complete
+    assert engine.call("update_weights", model_path=str(broken(change)))["success"] is False
+    (lane,) = engine.client.transport.loop.lanes
+    assert {type(stage.stage) for stage in closed} == {type(stage.stage) for stage in lane.stages.values()}
+    assert not set(closed) & set(lane.stages.values())
 
 
 @pytest.mark.field
