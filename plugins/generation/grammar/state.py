@@ -73,8 +73,8 @@ class GrammarState:
         self.over = self.late = self.dropped = self.complete = False
         self.mask = np.empty(0, np.int32)
         self.job: Future[Any] = kept
-        # The next mask, or what else ``ready`` means. "pending": in the hands of a mask thread. One variable, which that
-        # thread sets last, so that the engine's thread sees no state in between.
+        # The next mask; "pending": in the hands of a mask thread. One variable, which that thread sets last: the
+        # engine's thread sees no state in between.
         self._next: Literal["due", "pending", "ready"] = "due"
         self._entered: KeptGrammar | None = None  # counts this sequence as busy
         self._kept = kept

@@ -20,7 +20,7 @@ from trunkline.plugins.generation.grammar.grammars import Grammars
 from trunkline.plugins.generation.grammar.llguidance_engine import LlguidanceMatcher
 from trunkline.plugins.generation.grammar.llguidance_source import Vocabulary
 from trunkline.plugins.generation.grammar.masks import MaskFiller
-from trunkline.plugins.generation.grammar.state import MAX_EXCESS, GrammarState
+from trunkline.plugins.generation.grammar.state import MAX_EXCESS, GrammarState, MaskTime
 from trunkline.plugins.generation.service import Service
 
 from .conftest import problem_of
@@ -63,6 +63,13 @@ def bodies(endings: dict[str, float], count: int = 12, **more: Any) -> list[dict
 
 def outcome(record: dict[str, Any]) -> tuple[list[int], str, Any]:
     return record["output_ids"], record["text"], record["meta_info"]["finish_reason"]
+
+
+def numbers(value: Any) -> list[float]:
+    """The numbers in nested lists, and the lengths of these."""
+    if not isinstance(value, list):
+        return [] if value is None else [value]
+    return [len(value), *(number for each in value for number in numbers(each))]
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +198,36 @@ def test_the_end_of_the_grammar_is_the_last_token_and_part_of_the_text(engine: A
     assert record["meta_info"]["finish_reason"] == {"type": "stop", "matched": record["output_ids"][-1]}
     last = engine(text="x", sampling_params={"regex": "ab", "max_new_tokens": len(record["output_ids"])})[0]
     assert last["meta_info"]["finish_reason"]["type"] == "stop"  # not "length"
+
+
+def test_what_a_mask_thread_finds_out_later_changes_no_reply(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the sequence ends, the finish reason, and the text, of which a stream had parts before."""
+    a, b = engine.engine.client.tokenizer(engine.lane.served.name).encode("ab", add_special_tokens=False)
+    cases: list[tuple[str, dict[str, Any], list[int], str]] = [
+        ("ab", {}, [a, b], "stop"),
+        ("ab", {"max_new_tokens": 2}, [a, b], "stop"),
+        ("[ab]{9}", {"max_new_tokens": 5, "logit_bias": {str(a): 50}}, [a] * 5, "length"),
+        ("a+", {"ignore_eos": True, "logit_bias": {str(EOS): 50, str(a): 20}}, [a, EOS], "stop"),
+        ("ab", {"ignore_eos": True, "stop_token_ids": [b]}, [a, b], "stop"),
+    ]
+    base = {"max_new_tokens": 9, "skip_special_tokens": False, "temperature": 0}
+    for hidden in (True, "last"):
+        bodies = [
+            {"text": "x", "sampling_params": base | more | {"regex": regex}, "return_hidden_states": hidden}
+            for regex, more, *_ in cases
+        ]
+        expected = [engine(**body, return_logprob=True)[0] for body in bodies]
+        assert [(each["output_ids"], each["meta_info"]["finish_reason"]["type"]) for each in expected] == [
+            (ids, reason) for *_, ids, reason in cases
+        ]
+        with monkeypatch.context() as patch:
+            patch.setattr(MaskTime, "slow", property(lambda self: True, lambda self, value: None), raising=False)
+            for body, whole in zip(bodies, expected, strict=True):
+                for late in (engine(**body, return_logprob=True)[0], engine.stream(**body, return_logprob=True)[-1]):
+                    assert outcome(late) == outcome(whole)
+                    for name in ("hidden_states", "output_token_logprobs", "completion_tokens"):
+                        found = numbers(late["meta_info"][name])
+                        assert found == pytest.approx(numbers(whole["meta_info"][name]), abs=1e-4)
 
 
 @pytest.mark.parametrize("ignore_eos", [False, True])
