@@ -15,7 +15,6 @@ from trunkline.core.errors import ConfigError, PluginError, RequestError
 from trunkline.plugins.generation.grammar import compiler as compiler_module
 from trunkline.plugins.generation.grammar.compiler import FAILED_MESSAGE, MAX_SLOW_WAITING, MAX_WAITING, STOPPING
 from trunkline.plugins.generation.grammar.engines import choose_engine
-from trunkline.plugins.generation.grammar.kept import GrammarCache, KeptGrammar, Refusal
 from trunkline.plugins.generation.schemas import Grammar
 
 PLUGIN = Plugin("mine", "mine", distribution="mine-dist", version="3.1")
@@ -269,31 +268,6 @@ def test_a_request_error_of_an_engine_is_not_kept(engine: Engine, caplog: pytest
     assert [reason_of(compiler.start(Grammar("regex", "under load"))) for _ in range(2)] == [(503, "later")] * 2
     assert engine.compiled == ["under load", "under load"]
     assert not caplog.records
-
-
-def kept(nbytes: int) -> KeptGrammar:
-    return KeptGrammar(Compiled(nbytes), np.empty(0, np.int32))
-
-
-def test_the_cache_is_bounded_in_number_and_bytes() -> None:
-    cache = GrammarCache(max_entries=3, max_bytes=1000)
-    for text in "abc":
-        cache.put(Grammar("regex", text), kept(100))
-    assert cache.get(Grammar("regex", "a"))
-    cache.put(Grammar("regex", "d"), Refusal("no"))
-    assert cache.get(Grammar("regex", "b")) is None
-    assert cache.get(Grammar("regex", "a"))
-    assert cache.nbytes == 2 * 104 + 6
-    cache.put(Grammar("regex", "e"), kept(900))
-    assert len(cache) == 1
-    cache.put(Grammar("regex", "f"), kept(5000))  # kept until the next one: others may ask for it at once
-    assert len(cache) == 1
-    cache.put(Grammar("regex", "g"), last := kept(1))
-    assert cache.nbytes == 5
-    cache.drop(Grammar("regex", "g"), kept(1))
-    assert len(cache) == 1
-    cache.drop(Grammar("regex", "g"), last)
-    assert (len(cache), cache.nbytes) == (0, 0)
 
 
 def test_the_engine_is_chosen_by_name() -> None:
