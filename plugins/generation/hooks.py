@@ -90,7 +90,7 @@ class GrammarEngine(Protocol):
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         """Compile in one of two threads: bound its time and memory. ``ValueError`` with the reason if it can't be: a
-        400."""
+        400, which is kept for the grammar. A ``RequestError`` isn't kept: for what another try may get past."""
 
 
 @hookspec

@@ -174,7 +174,8 @@ class OutputSequence:
 def _end_ids(sampling: SamplingParams, served: ServedModel, tokenizer: Tokenizer | None) -> frozenset[int | None]:
     """The stop tokens of a request."""
     own = None if tokenizer is None else tokenizer.eos_token_id
-    return frozenset((*served.info.eos_token_ids, *sampling.stop_token_ids, own))
+    chosen = () if sampling.ignore_eos else sampling.stop_token_ids
+    return frozenset((*served.info.eos_token_ids, *chosen, own))
 
 
 def _size(result: Any) -> int:

@@ -214,6 +214,8 @@ class GenerationStage(Stage):
                     return Step(request, postponed=True)
                 if grammar.over:
                     return Step(request, finish={"type": "stop", "matched": request.tokens[-1]})
+                if 0 < state.limit <= request.output_len and grammar.failure is None:
+                    return Step(request, finish={"type": "length", "length": state.limit})
                 if token < 0 and grammar.failure is None and state.adjustment is not None:
                     return Step(request, error=grammar.no_token_error())
                 if token >= 0:
@@ -243,8 +245,8 @@ class GenerationStage(Stage):
             return [step]
         try:
             results = part_results.of(index, row, token, step)
-            if request.state.grammar is not None and request.state.grammar.over:  # the token isn't used
-                results = [structs.replace(result, output=None) for result in results]
+            if row.final and request.state.limit and not step.tokens:  # a grammar's end was known late: not used
+                results = [structs.replace(result, output=None, hidden=b"") for result in results]
             if results:
                 request.state.extras.mark_sent(row)
         except Exception:

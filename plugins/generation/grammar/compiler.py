@@ -47,9 +47,9 @@ class GrammarCompiler:
         self._words = (vocab_size + 31) // 32
         self._unavailable = unavailable
         self._cache = GrammarCache()
-        self._living: WeakSet[KeptGrammar] = WeakSet()
+        self._futures: WeakSet[Future[KeptGrammar]] = WeakSet()  # a request keeps its Future as long as it runs
         self._waiting: dict[Grammar, list[Future[KeptGrammar]]] = {}
-        self._lock = threading.Lock()  # of the three above
+        self._lock = threading.Lock()  # of the four above
         self._quick = Lane("trunkline-grammar", THREADS, MAX_WAITING)
         self._slow = Lane("trunkline-slow-grammar", SLOW_THREADS, MAX_SLOW_WAITING)
         self._users = 0
@@ -71,6 +71,7 @@ class GrammarCompiler:
         future: Future[KeptGrammar] = Future()
         outcome: Outcome | None
         with self._lock:
+            self._futures.add(future)
             outcome = self._cache.get(grammar)
             if outcome is None and self.closed:
                 outcome = RequestError(STOPPING, status=503)
@@ -118,7 +119,11 @@ class GrammarCompiler:
             if all(future.cancelled() for future in self._waiting.get(grammar, ())):
                 self._waiting.pop(grammar, None)
                 return
-        outcome: Outcome | None = self._compile(grammar, quick=quick)
+        outcome: Outcome | None
+        try:
+            outcome = self._compile(grammar, quick=quick)
+        except BaseException as error:  # of a plugin, SystemExit too
+            outcome = self._failure(error)
         if outcome is None:
             if self._slow.submit(lambda: self._run(grammar, quick=False)):
                 return
@@ -134,11 +139,14 @@ class GrammarCompiler:
 
     def _with_memory(self, kept: KeptGrammar) -> KeptGrammar | RequestError:
         """The grammar, or an error if it and those that are in use take too much memory together."""
-        self._living.add(kept)
-        while kept.nbytes > SMALL and sum(each.nbytes for each in self._living) > MAX_LIVING:
-            if not self._cache:
-                return RequestError(FULL.format(kept.nbytes >> 20), status=503)
-            self._cache.drop_oldest()
+        if kept.nbytes <= SMALL:
+            return kept
+        ended = [future for future in self._futures if future.done() and not future.cancelled()]
+        used = {kept, *(future.result() for future in ended if future.exception() is None)}
+        free = MAX_LIVING - sum(each.nbytes for each in used)
+        if free < 0:
+            return RequestError(FULL.format(kept.nbytes >> 20), status=503)
+        self._cache.limit_unused(used, free)
         return kept
 
     def _compile(self, grammar: Grammar, *, quick: bool) -> Outcome | None:
@@ -158,12 +166,17 @@ class GrammarCompiler:
             return KeptGrammar(compiled, first)
         except ValueError as error:
             return Refusal(str(error))
-        except BaseException as error:  # of a plugin, SystemExit too
-            if self.closed:
-                return RequestError(STOPPING, status=503)
-            message = f"{type(engine).__name__}.compile raised {describe_error(error)}"
-            log.error("%s", self._engine.failed(message), exc_info=error)
-            return RequestError(FAILED_MESSAGE, status=500)
+
+    def _failure(self, error: BaseException) -> RequestError:
+        """For clients, what the engine raised."""
+        if self.closed:
+            return RequestError(STOPPING, status=503)
+        if isinstance(error, RequestError):
+            return error
+        assert self._engine is not None
+        message = f"{type(self.engine).__name__}.compile raised {describe_error(error)}"
+        log.error("%s", self._engine.failed(message), exc_info=error)
+        return RequestError(FAILED_MESSAGE, status=500)
 
 
 def _resolve(future: Future[KeptGrammar], grammar: Grammar, outcome: Outcome) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections import OrderedDict
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,16 +25,17 @@ class KeptGrammar:
 
     ``first``: the mask of their first token, int32 ``[words]``, read-only. ``busy``: how many of them are in the hands
     of the mask threads. Their matchers may have a lock in common, for which the engine's thread mustn't wait.
+    ``nbytes``: its memory, read once; a plugin's object may raise anything there.
     """
 
     compiled: CompiledGrammar
     first: np.ndarray
     busy: int = 0
+    nbytes: int = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    @property
-    def nbytes(self) -> int:
-        return self.compiled.nbytes + self.first.nbytes
+    def __post_init__(self) -> None:
+        self.nbytes = operator.index(self.compiled.nbytes) + self.first.nbytes
 
     def enter(self) -> None:
         with self._lock:
@@ -81,11 +84,18 @@ class GrammarCache:
             self._entries[grammar] = entry
             self.nbytes += _size(grammar, entry)
         while len(self._entries) > self._max_entries or (self.nbytes > self._max_bytes and len(self._entries) > 1):
-            self.drop_oldest()
+            self.nbytes -= _size(*self._entries.popitem(last=False))
 
-    def drop_oldest(self) -> None:
-        """Forget the entry that was used least recently."""
-        self.nbytes -= _size(*self._entries.popitem(last=False))
+    def limit_unused(self, used: Set[KeptGrammar], max_bytes: int) -> None:
+        """Forget grammars that aren't ``used``, the oldest first, until the others of these take ``max_bytes``."""
+        entries = list(self._entries.items())
+        unused = [(key, entry) for key, entry in entries if isinstance(entry, KeptGrammar) and entry not in used]
+        excess = sum(entry.nbytes for _, entry in unused) - max_bytes
+        for grammar, entry in unused:
+            if excess <= 0:
+                break
+            self.drop(grammar, entry)
+            excess -= entry.nbytes
 
 
 def _size(grammar: Grammar, entry: KeptGrammar | Refusal) -> int:

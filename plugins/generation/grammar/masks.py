@@ -6,9 +6,10 @@ A pass waits for masks only as long as ordinary ones take. Rows whose masks come
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -69,16 +70,11 @@ class MaskFiller:
             if state.idle:
                 state.begin()
                 if state.spent.slow:
-                    state.job = self._slow.submit(state.advance)
+                    _submit(self._slow, state.advance, [state])
                 else:
                     quick.append(state)
-        jobs = []
-        for first in range(min(THREADS, len(quick))):
-            group = quick[first::THREADS]
-            job = self._quick.submit(self._advance, group)
-            jobs.append(job)
-            for state in group:
-                state.job = job
+        groups = [quick[first::THREADS] for first in range(min(THREADS, len(quick)))]
+        jobs = [_submit(self._quick, partial(self._advance, group), group) for group in groups]
         places = np.array([place for place, _ in found], np.int64)
         seconds = WAIT_SECONDS + ROW_SECONDS * size_factor(self._words) * len(quick) / THREADS
         return Masks(places, states, self._words, jobs, seconds, alone=len(found) == len(rows))
@@ -86,7 +82,7 @@ class MaskFiller:
     def _advance(self, states: Sequence[GrammarState]) -> None:
         for state in states:
             if state.spent.slow:  # found out with another sequence of its request
-                state.job = self._slow.submit(state.advance)
+                _submit(self._slow, state.advance, [state])
             else:
                 state.advance()
 
@@ -94,3 +90,20 @@ class MaskFiller:
         """Forget the jobs that wait."""
         self._quick.shutdown(wait=False, cancel_futures=True)
         self._slow.shutdown(wait=False, cancel_futures=True)
+
+
+def _submit(threads: ThreadPoolExecutor, work: Callable[[], None], states: Sequence[GrammarState]) -> Future[None]:
+    """Run ``work``, which advances the states, in a thread. They are abandoned if it is closed before."""
+
+    def abandon(job: Future[None]) -> None:
+        if job.cancelled():
+            for state in states:
+                state.abandon()
+
+    try:
+        job = threads.submit(work)
+    except RuntimeError:  # closed
+        job = Future()
+        job.cancel()
+    job.add_done_callback(abandon)
+    return job

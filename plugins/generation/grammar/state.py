@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -49,11 +49,12 @@ class GrammarState:
     """Follows a sequence.
 
     The engine's thread makes it, calls :meth:`accept` for each token and :meth:`begin` before a pass; a mask thread
-    then calls :meth:`advance`, and until it sets ``ready``, the engine's thread leaves the sequence alone.
+    then calls :meth:`advance`, and until it is ``ready``, the engine's thread leaves the sequence alone.
 
     ``failure``: the error that ends the request, None if there is none. ``over``: nothing may follow the tokens so far.
     ``ready``: one of these is so, or ``mask``, int32 ``[words]``, is that of the next token. ``late``: it wasn't ready
     when the last pass needed it. ``job``: what it waits for. ``dropped``: the request has ended.
+    ``complete``: no further mask is needed, only whether the sequence is ``over``.
     """
 
     def __init__(
@@ -69,10 +70,13 @@ class GrammarState:
         self.grammar = grammar
         self.spent = spent
         self.failure: RequestError | None = None
-        self.over = self.ready = self.late = self.dropped = False
+        self.over = self.late = self.dropped = self.complete = False
         self.mask = np.empty(0, np.int32)
         self.job: Future[Any] = kept
-        self._pending = False  # in the hands of a mask thread
+        # The next mask; "pending": in the hands of a mask thread. One variable, which that thread sets last: the
+        # engine's thread sees no state in between.
+        self._next: Literal["due", "pending", "ready"] = "due"
+        self._entered: KeptGrammar | None = None  # counts this sequence as busy
         self._kept = kept
         self._renew: Callable[[KeptGrammar], Future[KeptGrammar]] | None = renew
         self._matcher: GrammarMatcher | None = None
@@ -84,7 +88,7 @@ class GrammarState:
                 self._matcher = kept.result().compiled.matcher()
             if self.failure is not None:
                 raise self.failure
-            self.mask, self.ready = kept.result().first, True
+            self.mask, self._next = kept.result().first, "ready"
 
     # -- the engine's thread ---------------------------------------------------------------------
 
@@ -93,7 +97,7 @@ class GrammarState:
 
         A mask thread does it later where it may take long, or where matchers of the same grammar are at work.
         """
-        self.ready = False
+        self._next = "due"
         self._tokens.append(token)
         if self._matcher is not None and not self.spent.slow and not self._kept.result().busy:
             with self._guarded(TOKEN_SECONDS):
@@ -101,40 +105,58 @@ class GrammarState:
                 self._accepted += 1
 
     @property
+    def behind(self) -> bool:
+        """Whether the last token is left to a mask thread, so that ``finished`` isn't known yet."""
+        return self._accepted < len(self._tokens)
+
+    @property
     def finished(self) -> bool:
-        """Whether the grammar allows no further token. False if it isn't known yet: see ``over``."""
+        """Whether the grammar allows no further token. False if it isn't known yet: see ``behind`` and ``over``."""
         over = False
-        if self._matcher is not None and self._accepted == len(self._tokens):
+        if self._matcher is not None and not self.behind:
             with self._guarded(TOKEN_SECONDS):
                 over = bool(self._matcher.finished)
         return over
 
     @property
+    def ready(self) -> bool:
+        return self._next == "ready"
+
+    @property
     def idle(self) -> bool:
         """Whether :meth:`begin` is to be called."""
-        return not self.ready and not self._pending and self._kept.done()
+        return self._next == "due" and self._kept.done()
 
     def begin(self) -> None:
-        """Give the sequence to a mask thread."""
-        self._pending = True
+        """Give the sequence to a mask thread, which must call :meth:`advance`, or :meth:`abandon`."""
+        self._next, self.job = "pending", Future()
         if self._kept.exception() is None:
-            self._kept.result().enter()
+            self._entered = self._kept.result()
+            self._entered.enter()
 
     # -- a mask thread ---------------------------------------------------------------------------
 
     def advance(self) -> None:
         """Accept the tokens that weren't yet, and compute the mask of the next one."""
-        kept, ready = self._kept, False
+        job, ready = self.job, False
         began, steps = time.thread_time(), 1 + len(self._tokens) - self._accepted
         if not self.dropped:
             with self._guarded(TOKEN_SECONDS * steps):
-                self._compute_mask(kept.result())
+                self._compute_mask(self._kept.result())
                 ready = True
             self.spent.slow = time.thread_time() - began > ORDINARY_SECONDS * size_factor(len(self.mask)) * steps
-        if kept.exception() is None:
-            kept.result().leave()
-        self._pending = False
-        self.ready = ready or self.failure is not None  # at last: the engine's thread may go on at once
+        self._give_back(job, ready=ready or self.failure is not None)
+
+    def abandon(self) -> None:
+        """Instead of :meth:`advance`, if the thread has been closed."""
+        self._give_back(self.job, ready=False)
+
+    def _give_back(self, job: Future[Any], *, ready: bool) -> None:
+        if self._entered is not None:
+            self._entered.leave()
+            self._entered = None
+        self._next = "ready" if ready else "due"  # from now on, the engine's thread may go on
+        job.set_result(None)
 
     def _compute_mask(self, kept: KeptGrammar) -> None:
         if self._matcher is None:
@@ -145,6 +167,7 @@ class GrammarState:
             self._accepted += 1
         if behind and self._matcher.finished:
             self.over = True
+        if self.over or self.complete:
             return
         if self._own_mask is None:
             self._own_mask = np.empty_like(kept.first)

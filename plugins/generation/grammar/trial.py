@@ -14,16 +14,20 @@ from typing import IO
 
 import msgspec
 
+from trunkline.core.errors import RequestError
 from trunkline.plugins.generation.schemas import Grammar
 
 from .llguidance_source import Vocabulary
-from .worker import Answer, Question, read_frame, write_frame
+from .worker import OUTSIDE, Answer, Question, read_frame, write_frame
 
 log = logging.getLogger("trunkline.generation")
 
 COMMAND = (sys.executable, "-m", "trunkline.plugins.generation.grammar.worker")
 SECONDS = 3.0  # of CPU time that a grammar may take
-OUT_OF_TIME = (signal.SIGPROF, signal.SIGALRM)
+BUSY = (
+    "The server is too busy, or has too little memory, to compile this {kind} grammar now: its process was ended by "
+    "{signal}. Try again later."
+)
 
 
 class TrialProcess:
@@ -82,7 +86,8 @@ class Trials:
     def try_out(self, grammar: Grammar, seconds: float = SECONDS) -> Answer | None:
         """The grammar's source and size; None if it takes more than ``seconds`` of CPU time.
 
-        ValueError with the reason for the client; RuntimeError.
+        ValueError with the reason for the client, which the grammar is; RequestError if the reason is the machine's
+        load; RuntimeError.
         """
         try:
             process = self._idle.get_nowait()
@@ -97,10 +102,13 @@ class Trials:
                 self._idle.put(process)
         if answer.reason:
             raise ValueError(answer.reason)
-        if answer.signal in OUT_OF_TIME:
+        if answer.signal == signal.SIGPROF:
             return None
         if answer.signal:
             log.warning("a grammar of %d characters ended its process: signal %d", len(grammar.text), answer.signal)
+            if answer.signal in OUTSIDE:
+                name = signal.Signals(answer.signal).name
+                raise RequestError(BUSY.format(kind=grammar.kind, signal=name), status=503)
             raise ValueError("it is too deeply nested, or needs too much memory")
         return answer
 

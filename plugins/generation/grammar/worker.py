@@ -24,6 +24,9 @@ from .llguidance_source import Vocabulary, build_matcher, failing_field, reason_
 
 MEMORY = 1 << 30  # bytes that a compilation may allocate
 WAIT_SECONDS = 10.0  # of the clock, and 20 times the CPU time: other processes may have the cores
+# Signals that say nothing about a grammar: the clock's limit above, and those of the system when memory is short, or
+# of an operator.
+OUTSIDE = (signal.SIGALRM, signal.SIGKILL, signal.SIGTERM)
 HEAD = 4  # bytes of a frame's length
 
 

@@ -92,7 +92,9 @@ class PartResults:
         """The results of the part's row ``index``, for which ``token`` was sampled; the last belongs to ``step``."""
         state: ExtraState = row.request.state.extras
         ended = step.finish is not None
-        hidden = self._hidden(index) if ended or state.hidden == "all" else iter(())
+        grammar = row.request.state.grammar
+        may_end = ended or (grammar is not None and grammar.behind)
+        hidden = self._hidden(index) if may_end or state.hidden == "all" else iter(())
         experts = _experts(state, row.end if step.tokens else row.end - 1) if ended else iter(())
         of_prompt = state.logprobs is not None and state.logprobs.start is not None
         weights_id = self._weights_id if of_prompt else 0

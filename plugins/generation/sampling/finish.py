@@ -47,7 +47,10 @@ def init_state(
     """The initial state of a request, which may have output already. RequestError if it can't be served."""
     params: GenerationParams = request.params
     extensions.check(params.custom_params)
-    state = SequenceState(limit, frozenset() if params.ignore_eos else eos.union(params.stop_token_ids))
+    stop_ids = frozenset() if params.ignore_eos else eos.union(params.stop_token_ids)
+    if params.grammar is not None:
+        stop_ids |= eos  # it allows them only at its end, and they end it; known here without its matcher
+    state = SequenceState(limit, stop_ids)
     if params.stop_regex:
         try:
             state.regexes = compile_regexes(params.stop_regex)
@@ -68,7 +71,10 @@ def init_state(
 
 
 def finish_reason(request: Request, token: int) -> dict[str, Any] | None:
-    """The finish reason if ``token`` ends the sequence, else None. RequestError if a plugin's condition fails."""
+    """The finish reason if ``token`` ends the sequence, else None. RequestError if a plugin's condition fails.
+
+    None at the limit, too, while a mask thread hasn't accepted the token.
+    """
     state: SequenceState = request.state
     if state.text is not None:
         state.text.push((token,))
@@ -81,6 +87,9 @@ def finish_reason(request: Request, token: int) -> dict[str, Any] | None:
     if state.grammar is not None and state.grammar.finished:
         return {"type": "stop", "matched": token}
     if request.output_len + 1 >= state.limit:
+        if state.grammar is not None and state.grammar.behind:  # a later pass tells whether it ends here
+            state.grammar.complete = True
+            return None
         return {"type": "length", "length": state.limit}
     return None
 

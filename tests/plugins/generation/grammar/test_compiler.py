@@ -15,7 +15,6 @@ from trunkline.core.errors import ConfigError, PluginError, RequestError
 from trunkline.plugins.generation.grammar import compiler as compiler_module
 from trunkline.plugins.generation.grammar.compiler import FAILED_MESSAGE, MAX_SLOW_WAITING, MAX_WAITING, STOPPING
 from trunkline.plugins.generation.grammar.engines import choose_engine
-from trunkline.plugins.generation.grammar.kept import GrammarCache, KeptGrammar, Refusal
 from trunkline.plugins.generation.schemas import Grammar
 
 PLUGIN = Plugin("mine", "mine", distribution="mine-dist", version="3.1")
@@ -38,6 +37,11 @@ class Compiled:
         return Matcher()
 
 
+class Unprintable(ValueError):
+    def __str__(self) -> str:
+        raise KeyError
+
+
 class Engine:
     """Compiles when the gate is open."""
 
@@ -55,6 +59,12 @@ class Engine:
             raise ValueError("not this one")
         if grammar.text == "broken":
             raise SystemExit(3)
+        if grammar.text == "unprintable":
+            raise Unprintable
+        if grammar.text == "without nbytes":
+            return Compiled("many")  # type: ignore[arg-type]
+        if grammar.text == "under load":
+            raise RequestError("later", status=503)
         return Compiled(int(grammar.text) if grammar.text.isdigit() else 1)
 
 
@@ -164,11 +174,29 @@ def test_the_memory_of_grammars_in_use_is_bounded(engine: Engine, monkeypatch: p
     monkeypatch.setattr(compiler_module, "SMALL", 100)
     engine.gate.set()
     compiler = compiler_of(engine)
-    used: list[KeptGrammar] = [compiler.start(Grammar("regex", text)).result(20) for text in ("450", "480")]
-    assert reason_of(compiler.start(Grammar("regex", "400")))[0] == 503
-    assert compiler.start(Grammar("regex", "90")).result(20)  # a small one
+
+    def compile_(*texts: str) -> list[Any]:
+        """The Futures, which a request keeps as long as it runs."""
+        futures = [compiler.start(Grammar("regex", text)) for text in texts]
+        assert all(future.exception(20) is None for future in futures)
+        return futures
+
+    used = compile_("450", "480")
+    compile_("10", "11")
+    for _ in range(2):
+        assert reason_of(compiler.start(Grammar("regex", "400")))[0] == 503
+    assert len(compiler._cache) == 4  # to forget the two small ones would not help
+    compile_("90")  # a small one
     del used[0]
-    assert compiler.start(Grammar("regex", "400")).result(20)
+    compile_("360")
+    assert [int(grammar.text) for grammar in compiler._cache._entries] == [
+        480,
+        10,
+        11,
+        90,
+        360,
+    ]  # only what must be is forgotten
+    assert compiler._cache.get(Grammar("regex", "480")) is used[0].result()
 
 
 def test_equal_grammars_are_compiled_once_and_kept(engine: Engine) -> None:
@@ -194,18 +222,26 @@ def test_refusals_are_kept_and_name_the_field(engine: Engine) -> None:
     assert engine.compiled == ["refused"]
 
 
+@pytest.mark.parametrize(
+    ("text", "raised"),
+    [
+        ("broken", "SystemExit: 3"),
+        ("unprintable", "KeyError"),
+        ("without nbytes", "TypeError: 'str' object cannot be interpreted as an integer"),
+    ],
+)
 def test_a_defect_of_an_engine_is_a_500_and_logged_and_tried_again(
-    engine: Engine, caplog: pytest.LogCaptureFixture
+    engine: Engine, text: str, raised: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine.gate.set()
     compiler = compiler_of(engine)
     for _ in range(2):
-        error = compiler.start(Grammar("regex", "broken")).exception(20)
+        error = compiler.start(Grammar("regex", text)).exception(20)
         assert isinstance(error, RequestError)
         assert (error.status, error.message) == (500, FAILED_MESSAGE)
-    assert engine.compiled == ["broken", "broken"]
+    assert engine.compiled == [text, text]
     assert "mine-dist 3.1" in caplog.text
-    assert "Engine.compile raised SystemExit" in caplog.text
+    assert f"Engine.compile raised {raised}" in caplog.text
     assert compiler.start(Grammar("regex", "good")).result(20)
 
 
@@ -226,29 +262,12 @@ def test_cancelled_requests_are_not_compiled_and_others_still_are(engine: Engine
     assert compiler.start(Grammar("regex", "d")).result(20)
 
 
-def kept(nbytes: int) -> KeptGrammar:
-    return KeptGrammar(Compiled(nbytes), np.empty(0, np.int32))
-
-
-def test_the_cache_is_bounded_in_number_and_bytes() -> None:
-    cache = GrammarCache(max_entries=3, max_bytes=1000)
-    for text in "abc":
-        cache.put(Grammar("regex", text), kept(100))
-    assert cache.get(Grammar("regex", "a"))
-    cache.put(Grammar("regex", "d"), Refusal("no"))
-    assert cache.get(Grammar("regex", "b")) is None
-    assert cache.get(Grammar("regex", "a"))
-    assert cache.nbytes == 2 * 104 + 6
-    cache.put(Grammar("regex", "e"), kept(900))
-    assert len(cache) == 1
-    cache.put(Grammar("regex", "f"), kept(5000))  # kept until the next one: others may ask for it at once
-    assert len(cache) == 1
-    cache.put(Grammar("regex", "g"), last := kept(1))
-    assert cache.nbytes == 5
-    cache.drop(Grammar("regex", "g"), kept(1))
-    assert len(cache) == 1
-    cache.drop(Grammar("regex", "g"), last)
-    assert (len(cache), cache.nbytes) == (0, 0)
+def test_a_request_error_of_an_engine_is_not_kept(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    engine.gate.set()
+    compiler = compiler_of(engine)
+    assert [reason_of(compiler.start(Grammar("regex", "under load"))) for _ in range(2)] == [(503, "later")] * 2
+    assert engine.compiled == ["under load", "under load"]
+    assert not caplog.records
 
 
 def test_the_engine_is_chosen_by_name() -> None:

@@ -17,62 +17,12 @@ import pytest
 from trunkline.core.errors import RequestError
 from trunkline.core.testing import EOS
 from trunkline.plugins.generation.grammar.grammars import Grammars
-from trunkline.plugins.generation.grammar.llguidance_engine import LlguidanceMatcher
 from trunkline.plugins.generation.grammar.llguidance_source import Vocabulary
 from trunkline.plugins.generation.grammar.masks import MaskFiller
-from trunkline.plugins.generation.grammar.state import MAX_EXCESS, GrammarState
+from trunkline.plugins.generation.grammar.state import GrammarState
 from trunkline.plugins.generation.service import Service
 
-from .conftest import problem_of
-
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 12},
-        "sizes": {"type": "array", "items": {"type": "integer"}, "maxItems": 3},
-    },
-    "required": ["name", "sizes"],
-    "additionalProperties": False,
-}  # fmt: skip
-GRAMMARS: list[dict[str, str]] = [
-    {"json_schema": json.dumps(SCHEMA)},
-    {"regex": "[a-f]{3,20}(-[0-9]{2}){1,4}"},
-    {"ebnf": 'root ::= item (";" item){2,4}\nitem ::= [A-Z] [a-z]{0,5}'},
-    {"regex": "(yes|no|perhaps), [^x]{5,9}\\."},
-    {},
-]
-
-
-def bodies(endings: dict[str, float], count: int = 12, **more: Any) -> list[dict[str, Any]]:
-    """Requests with different grammars, prompts and seeds; some have none."""
-    return [
-        {
-            "input_ids": [5 + (index * 7 + place * 3) % 300 for place in range(4 + 11 * (index % 3))],
-            "sampling_params": {
-                "max_new_tokens": 70,
-                "temperature": 1.0,
-                "sampling_seed": index,
-                "logit_bias": endings,
-                **GRAMMARS[index % len(GRAMMARS)],
-                **more,
-            },
-        }
-        for index in range(count)
-    ]
-
-
-def outcome(record: dict[str, Any]) -> tuple[list[int], str, Any]:
-    return record["output_ids"], record["text"], record["meta_info"]["finish_reason"]
-
-
-@pytest.fixture(scope="module")
-def folder(zoo: Callable[[str], Path]) -> Path:
-    return zoo("llama")
-
-
-@pytest.fixture
-def engine(recorded_engine: Callable[..., Any], folder: Path) -> Any:
-    return recorded_engine(folder)
+from .conftest import GRAMMARS, SCHEMA, bodies, outcome, problem_of
 
 
 def fits(index: int, text: str) -> bool:
@@ -277,71 +227,6 @@ def test_an_invalid_grammar_is_a_400_that_names_its_field(
         engine(text="some words", sampling_params=grammar | {"n": n})
     assert caught.value.message.startswith(message)
     assert (caught.value.status, caught.value.param) == (400, next(iter(grammar)))
-
-
-def test_a_matcher_that_gives_up_ends_its_request_only(engine: Any, monkeypatch: Any) -> None:
-    """Here after its first tokens, because no time is left. The others of the batch don't notice."""
-    plain = {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 20, "sampling_seed": 1, "ignore_eos": True}}
-    expected = outcome(engine(**plain)[0])
-    accept = GrammarState.accept
-
-    def exhausted(self: GrammarState, token: int) -> None:
-        if self.grammar.text == "a+":
-            self.spent.excess += MAX_EXCESS / 8
-        accept(self, token)
-
-    monkeypatch.setattr(GrammarState, "accept", exhausted)
-    good = {"input_ids": [5, 6], "sampling_params": {"regex": "b{20}", "max_new_tokens": 30}}
-    bad = {"input_ids": [5], "sampling_params": {"regex": "a+", "max_new_tokens": 30, "logit_bias": {str(EOS): -50}}}
-    failed: list[RequestError] = []
-    answer = engine._answer
-
-    async def caught(service: Any, body: Any) -> Any:
-        try:
-            return await answer(service, body)
-        except RequestError as error:
-            failed.append(error)
-
-    monkeypatch.setattr(engine, "_answer", caught)
-    first, second, third = engine.together([plain, good, bad])
-    assert third is None
-    (error,) = failed
-    assert error.message == "The regex grammar can't be followed any further: it takes too much time for each token"
-    assert (error.status, error.param) == (400, "regex")
-    assert outcome(first[0]) == expected
-    assert second[0]["text"] == "b" * 20
-
-
-def test_a_mask_that_takes_long_delays_its_own_request_only(
-    engine: Any, endings: dict[str, float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With extra outputs too: their results are those of the pass that gives the token."""
-    slow = bodies(endings, 1)[0] | {"return_logprob": True, "return_hidden_states": True}
-    expected = engine(**slow)[0]
-    others_ended = threading.Event()
-    waited: list[bool] = []
-    fill = LlguidanceMatcher.fill
-
-    def blocked(self: LlguidanceMatcher, mask: Any) -> None:
-        waited.append(others_ended.wait(60))
-        fill(self, mask)
-
-    monkeypatch.setattr(LlguidanceMatcher, "fill", blocked)
-
-    async def run(service: Service) -> Any:
-        first = asyncio.ensure_future(engine._answer(service, slow))
-        plain = {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 20, "ignore_eos": True}}
-        await engine._answer(service, plain)
-        assert not first.done()
-        others_ended.set()
-        return await first
-
-    (record,) = engine.engine.run(run(engine.engine.service(Service)), 120)
-    assert all(waited)
-    assert outcome(record) == outcome(expected)
-    for name in ("output_token_logprobs", "hidden_states"):
-        assert len(record["meta_info"][name]) == len(expected["meta_info"][name])
-        assert len(record["meta_info"][name]) > 0
 
 
 @pytest.fixture

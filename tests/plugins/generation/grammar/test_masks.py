@@ -38,10 +38,10 @@ class Matcher:
 
     def fill(self, mask: np.ndarray) -> None:
         self.threads.append(threading.current_thread().name)
+        assert self.gate.wait(20)
         began = time.thread_time()
         while self.slow and time.thread_time() - began <= TOKEN_SECONDS:
             pass
-        assert self.gate.wait(20)
         mask[:] = self.value
 
     def accept(self, token: int) -> None: ...
@@ -99,6 +99,30 @@ def test_slow_masks_have_a_thread_of_their_own(filler: MaskFiller) -> None:
     assert [each.threads[0].rpartition("_")[0] for each in (found, sibling, other)] == [
         *("trunkline-mask", "trunkline-slow-mask", "trunkline-mask")
     ]
+
+
+def test_closing_abandons_the_jobs_that_wait(filler: MaskFiller) -> None:
+    """Later sequences of their grammars aren't taken for busy ones: one job runs, the others wait for its thread. Of
+    the running one, a sequence would be passed on to the thread for slow masks."""
+    spent = MaskTime()
+    running, sibling, waiting, slow, slow_waiting = matchers = [Matcher(value) for value in range(5)]
+    rows = [row_of(running, spent), row_of(sibling, spent), row_of(waiting)]
+    rows += [row_of(matcher, MaskTime()) for matcher in (slow, slow_waiting)]
+    states = [row.request.state.grammar for row in rows]
+    for state in states[3:]:
+        state.spent.slow = True
+    filler.start(rows[:2])
+    filler.start(rows[2:])
+    while not (running.threads and slow.threads):
+        time.sleep(0.001)
+    filler.close()
+    assert [state.job.done() for state in states] == [False, False, True, False, True]
+    running.slow = True
+    for matcher in matchers:
+        matcher.gate.set()
+    wait([state.job for state in states], 20)
+    assert [state._kept.result().busy for state in states] == [0] * 5
+    assert [state.ready for state in states] == [True, False, False, True, False]
 
 
 def test_sequences_without_compiled_grammar_are_late(filler: MaskFiller, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,23 @@ def test_a_refused_grammar_ends_its_sequence() -> None:
     assert state.failure.message == "no"
 
 
+def test_what_a_sequence_waits_for_after_a_shared_limit_is_the_new_grammar() -> None:
+    """And it is given to no other mask thread before."""
+    fresh: Future[KeptGrammar] = Future()
+    state = state_of(Compiled(errors={5: SharedLimit("states")}), fresh)
+    state.spent.slow = True
+    state.accept(5)
+    state.begin()
+    in_thread = state.job
+    state.advance()
+    assert in_thread.done()
+    assert state.job is fresh
+    assert not state.idle
+    fresh.set_result(KeptGrammar(Compiled(), FIRST))
+    advance(state)
+    assert state.ready
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_a_shared_limit_is_met_with_a_new_grammar_once(late: bool) -> None:
     used_up = Compiled(errors={7: SharedLimit("states")})

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from trunkline.core.errors import RequestError
 from trunkline.plugins.generation.grammar import trial
 from trunkline.plugins.generation.grammar.llguidance_engine import LlguidanceEngine
 from trunkline.plugins.generation.grammar.llguidance_source import Vocabulary
@@ -145,6 +146,24 @@ def test_too_much_cpu_time_is_an_answer_of_its_own(trials: Trials) -> None:
     hostile = {"allOf": [{"type": "string", "pattern": f"(a|b)*a(a|b){{{count}}}$"} for count in range(10, 30)]}
     assert trials.try_out(Grammar("json_schema", json.dumps(hostile)), 0.05) is None
     assert trials.try_out(Grammar("regex", "a"), 0.5)
+
+
+@pytest.mark.parametrize("ended_by", ["SIGALRM", "SIGKILL"])
+def test_the_load_of_the_machine_is_no_fault_of_the_grammar(
+    ended_by: str, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too little of a core, or of memory: the signals come to the compiling process as if from a loaded system."""
+    action = "time.sleep(60)" if ended_by == "SIGALRM" else "os.kill(os.getpid(), 9)"
+    command = (
+        "import os, time; from trunkline.plugins.generation.grammar import worker; "
+        f"worker.WAIT_SECONDS = 0.0; worker.answer_of = lambda *_: {action}; worker.main()"
+    )
+    monkeypatch.setattr(trial, "COMMAND", (trial.COMMAND[0], "-c", command))
+    trials = Trials(vocabulary)
+    with pytest.raises(RequestError, match=f"to compile this regex grammar now: .* by {ended_by}. Try") as caught:
+        trials.try_out(Grammar("regex", "a"), 0.01)
+    assert caught.value.status == 503
+    trials._idle.get().close()
 
 
 def test_the_memory_of_a_grammar_is_measured(trials: Trials) -> None:
