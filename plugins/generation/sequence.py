@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,6 +16,8 @@ from trunkline.plugins.generation.text.visible import VisibleText
 
 from .extras import ResultReader
 from .schemas import GenerationResult
+
+COUNTED_BLOCK = 64  # tokens that are decoded at once where no position is searched
 
 
 class OutputSequence:
@@ -105,16 +107,29 @@ class OutputSequence:
         else:
             self.text = self._visible.so_far()
 
-    def count_tokens(self, characters: int) -> int:
-        """How many tokens, at least, have this many characters of the text. It may take long for a long text."""
+    def count_tokens(self, positions: Sequence[int]) -> list[int]:
+        """For each of ascending positions: how many tokens, at least, have this many characters of the text.
 
-        def length(count: int) -> int:
-            assert self._new_text is not None
-            text = self._new_text(())
-            text.push(self.reply.tokens[:count])
-            return len(text.so_far())
-
-        return bisect_left(range(self._decoded_tokens), characters, key=length)
+        It decodes the text once more, and blocks with a position token by token.
+        """
+        assert self._new_text is not None
+        ahead, text = self._new_text(()), self._new_text(())
+        counts: list[int] = []
+        for start in range(0, self._decoded_tokens, COUNTED_BLOCK):
+            if len(counts) == len(positions):
+                break
+            block = self.reply.tokens[start : min(start + COUNTED_BLOCK, self._decoded_tokens)]
+            ahead.push(block)
+            if positions[len(counts)] > len(ahead.so_far()):
+                text.push(block)
+                continue
+            lengths = [len(text.so_far())]
+            for token in block:
+                text.push([token])
+                lengths.append(len(text.so_far()))
+            end = bisect_right(positions, lengths[-1], len(counts))
+            counts += [start + bisect_left(lengths, position) for position in positions[len(counts) : end]]
+        return counts + [self._decoded_tokens] * (len(positions) - len(counts))
 
     def _read_results(self, *, finished: bool) -> None:
         if self.reader is None:

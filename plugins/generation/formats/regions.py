@@ -128,19 +128,28 @@ def _as_text(template: dict[str, Any]) -> dict[str, Any]:
 @cache
 def _parser_class() -> Any:
     """Transformers' parser with more in its events: a region's opening marker (``opened``) and where that begins
-    (``start``), and where its closing marker ends (``end``), in characters."""
+    (``start``), where its closing marker ends (``end``), and whether it has one (``closed``); in characters."""
     from transformers.utils.chat_parsing import ResponseParser
 
     class Parser(ResponseParser):  # type: ignore[misc]  # it has no types
+        @property
+        def pending(self) -> int:
+            """Characters that are in no event yet, because they may be a marker."""
+            buffered: str = self._buffer
+            position: int = self._pos
+            return len(buffered) - position
+
         def _open_explicit(self, events: list[dict[str, Any]], field: Any, match: Any) -> None:
             super()._open_explicit(events, field, match)
             events[-1] |= {"opened": match.group(), "start": match.start()}
+            self._body_start = match.end()
 
         def _close_current(self, events: list[dict[str, Any]]) -> None:
-            before = len(events)
+            before, explicit = len(events), self._current != self._implicit_name
+            closed = explicit and self._pos > self._body_start + len(self._body)
             super()._close_current(events)
             for event in events[before:]:
-                event["end"] = self._pos
+                event |= {"end": self._pos, "closed": closed}
 
     return Parser
 

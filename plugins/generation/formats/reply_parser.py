@@ -63,7 +63,7 @@ class ReplyParser:
         self._size = 0  # characters of the open region
         self._opened = ""  # its opening marker
         self._streamed: StreamedCall | None = None  # the call in it
-        self._read(self._parser.feed(prefix), ended=False)
+        self._read(self._parser.feed(prefix))
         self._pieces = self._begun_call()  # nothing else of the prompt is part of the reply
         self._held = ""
 
@@ -84,7 +84,8 @@ class ReplyParser:
 
     def cost(self, text: str) -> int:
         """Characters that :meth:`feed` may have to parse."""
-        return self._size + len(text)
+        pending: int = self._parser.pending
+        return self._size + pending + len(text)
 
     def feed(self, text: str) -> list[Piece]:
         """The pieces that are complete with the next part of the text."""
@@ -94,7 +95,7 @@ class ReplyParser:
                 return []
             text, self._bare = self._bare, None
         if text:
-            self._read(self._parser.feed(text), ended=False)
+            self._read(self._parser.feed(text))
         return self._taken()
 
     def finish(self) -> list[Piece]:
@@ -107,9 +108,9 @@ class ReplyParser:
                 calls = []
             if calls and all(call.name in self._schemas for call in calls):
                 return [Piece("call", call=call) for call in calls]
-            self._read(self._parser.feed(bare), ended=False)
+            self._read(self._parser.feed(bare))
         _, events = self._parser.finalize()
-        self._read(events, ended=True)
+        self._read(events)
         if self._kind == "content" and not self._split:
             self._emit("content", self._held)
         return self._taken()
@@ -122,7 +123,7 @@ class ReplyParser:
         pieces, self._pieces = self._pieces, []
         return pieces
 
-    def _read(self, events: list[dict[str, Any]], *, ended: bool) -> None:
+    def _read(self, events: list[dict[str, Any]]) -> None:
         for event in events:
             name = event["field"]
             kind = _kind(name)
@@ -144,7 +145,7 @@ class ReplyParser:
                 if kind == "reasoning" and self._opened:
                     self._reasoning[-1].append(event["end"])
                 if self._streamed is not None and not self._streamed.name:
-                    self._call(name, Region(self._opened, event["value"]["body"]), closed=not ended)
+                    self._call(name, Region(self._opened, event["value"]["body"]), closed=event["closed"])
                 self._streamed = None
 
     def _stream(self, call: StreamedCall, text: str) -> None:

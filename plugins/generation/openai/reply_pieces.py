@@ -11,7 +11,7 @@ from trunkline.plugins.generation.formats.model_format import ReplyReader, read_
 from trunkline.plugins.generation.formats.reply_parser import Piece
 from trunkline.plugins.generation.sequence import OutputSequence
 
-COUNT_COST = 16  # times that a text is decoded to find a token in it
+COUNT_COST = 32  # of decoding a text token by token, times that of decoding it at once
 SHORT_ID = 9  # characters, for templates that take no other ids
 LETTERS = string.ascii_letters + string.digits
 
@@ -83,7 +83,8 @@ class ReplyPieces:
             return 0
 
         def count() -> int:
-            return sum(sequence.count_tokens(end) - sequence.count_tokens(start) for start, end in spans)
+            counts = sequence.count_tokens([position for span in spans for position in span])
+            return sum(counts[1::2]) - sum(counts[::2])
 
         tokens: int = await engine.off_loop(count, size=COUNT_COST * len(sequence.text or ""))
         return tokens

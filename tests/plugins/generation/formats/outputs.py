@@ -151,6 +151,17 @@ RECORDED = {
         '<tool_call>{"name: "now"}\n</tool_call> So <tool_call>{"name": "now", "arguments": {}}</tool_call>',
         '<tool_call>{"name: "now"}\n</tool_call> So', "", [("now", "{}")],
     ),
+    "hermes-escaped-quote": Recorded(
+        "hermes", "none", CHATML,
+        '<tool_call>{"name": "now", "arguments": {"b": "C:\\"}}</tool_call> So <tool_call>{"name": "now", "arguments": '
+        '{"b": "</tool_call>" }}</tool_call><tool_call>{"name": "now", "arguments": {"b": "\\"}}</tool_call>\nBye',
+        "So\nBye", "", [("now", '{"b": "C:\\"}}'), ("now", '{"b": "</tool_call>" }'), ("now", '{"b": "\\"}}')],
+    ),
+    "hermes-escaped-quote-at-the-end": Recorded(
+        "hermes", "none", CHATML,
+        '<tool_call>{"b": "\\"}</tool_call> So <tool_call>{"name": "now", "arguments": {"b": "\\"}}</tool_call> Bye',
+        '<tool_call>{"b": "\\"}</tool_call> So Bye', "", [("now", '{"b": "\\"}}')],
+    ),
     "qwen3-coder-json": Recorded(
         "qwen3_coder", "none", CHATML,
         '<tool_call>\n<function=now>\n<parameter=a>\n["</parameter>", {"</function>\\n</tool_call>": "\\""}]\n'
@@ -166,6 +177,15 @@ RECORDED = {
     "gemma4-json": Recorded(
         "gemma4", "none", "<|turn>model\n", '<|tool_call>call:get_weather{"city": "{a:1,b:2}"}<tool_call|>',
         "", "", [("get_weather", '{"city": "{a:1,b:2}"}')],
+    ),
+    "gemma4-string-without-end": Recorded(
+        "gemma4", "none", "<|turn>model\n",
+        '<|tool_call>call:now{b:<|"|>x}<tool_call|><|tool_call>call:now{b:<|"|>y<tool_call|><|"|>}<tool_call|>',
+        '<|tool_call>call:now{b:<|"|>x}<tool_call|>', "", [("now", '{"b": "y<tool_call|>"}')],
+    ),
+    "gemma4-quote": Recorded(
+        "gemma4", "none", "<|turn>model\n", '<|tool_call>call:now{b:<|"|>a"<tool_call|>b<|"|>}<tool_call|>So',
+        "So", "", [("now", '{"b": "a\\"<tool_call|>b"}')],
     ),
     "functiongemma": Recorded(
         "functiongemma", "none", "<start_of_turn>model\n",
@@ -184,10 +204,17 @@ RECORDED = {
         f"{ROME}<|tool_call_end|><|tool_calls_section_end|>",
         "Sure.", "", [("get_weather", ROME)],
     ),
+    "kimi-escaped-quote": Recorded(
+        "kimi_k2", "none", "<|im_assistant|>assistant<|im_middle|>",
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>"
+        '{"b": "C:\\"}<|tool_call_end|><|tool_call_begin|>functions.get_weather:1<|tool_call_argument_begin|>'
+        f"{ROME}<|tool_call_end|><|tool_calls_section_end|>",
+        "", "", [("now", '{"b": "C:\\"}'), ("get_weather", ROME)],
+    ),
 }  # fmt: skip
 
 BREAKING = [
-    "a", " ", "\n", "<", "|", "{", "}", '"', "[", "]", "🙂", "é", "json", "functions.now",
+    "a", " ", "\n", "<", "|", "{", "}", '"', '\\"', ",", "[", "]", "🙂", "é", "json", "functions.now",
     '{"name": "now", "arguments": {}}', '{"name": "\\ud800", "arguments": {}}',
     '{"name": "now", "arguments": {"x": 1e999}}', "[" * 2000, "\x01", ";",
     "<think>", "</think>", "<tool_call>", "</tool_call>", "null", "=", ":",

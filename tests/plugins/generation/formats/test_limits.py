@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.plugins.generation.formats.splitting import make_form, split
-from trunkline.plugins.generation.formats import regions
+from trunkline.plugins.generation.formats import closing, regions
 from trunkline.plugins.generation.formats.calls import ToolCall
+from trunkline.plugins.generation.formats.closing import JSON_STRING
 from trunkline.plugins.generation.formats.patterns import TooSlow
 from trunkline.plugins.generation.formats.reply_parser import Piece
 from trunkline.plugins.generation.formats.templates import CALL, TOOL_FORMATS
@@ -89,3 +90,20 @@ def test_built_in_formats_take_hostile_bodies(tool: str, body: str) -> None:
     )
     text = TOOL_FORMATS[tool].begin + begin + body + end + TOOL_FORMATS[tool].end
     assert all(piece.kind in ("content", "call") for piece in _split(text, tool))
+
+
+def test_a_string_after_many_closing_markers_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting:
+        read = 0
+
+        def match(self, text: str, position: int) -> Any:
+            found = JSON_STRING.match(text, position)
+            assert found is not None
+            self.read += len(found.group())
+            return found
+
+    text = '<tool_call>{\\"a</tool_call>' * 100
+    counting = Counting()
+    monkeypatch.setattr(closing, "JSON_STRING", counting)
+    assert _split(text, "hermes") == [Piece("content", text)]
+    assert 0 < counting.read < len(text)
