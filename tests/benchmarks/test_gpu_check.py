@@ -88,12 +88,12 @@ def test_a_section_that_fails_crashes_or_hangs_ends_alone(
     monkeypatch.setattr(script, "GRACE", 0.0)
     check = script.Check(tmp_path / "out", 10, dry=True)
     for name in ("raises", "crashes", "hangs", "good"):
-        check.section(name, script.Work(f"sections.{name}", name.title(), 4 if name == "hangs" else 60))
+        check.section(name, script.Work(f"sections.{name}", name.title(), 10 if name == "hangs" else 60))
     text = check.write().read_text()
     assert check.report.failed == ["Raises", "Crashes", "Hangs"]
     assert "ValueError: it went wrong" in text
     assert "exit status -11" in text
-    assert "| Hangs | killed after 4 s | 0 |" in text
+    assert "| Hangs | killed after 10 s | 0 |" in text
     assert all(f"| number |\n|---|\n| {number} |" in text for number in (1, 2, 3)), "what was measured stays"
 
 

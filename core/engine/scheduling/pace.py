@@ -86,7 +86,7 @@ class Pace:
         seconds = min((delay for delay in delays if delay is not None), default=None)
         if seconds is None:
             return most
-        return self._tokens_in(seconds / (1 + len(delays)) - float(self._coefficients[0] / SCALES[0]), most)
+        return self._tokens_in(seconds / len(delays) - float(self._coefficients[0] / SCALES[0]), most)
 
     def _tokens_in(self, seconds: float, most: int) -> int:
         """How many prompt tokens take this time, LEAST to ``most``; ``most`` as long as that isn't known."""

@@ -138,8 +138,10 @@ class Scheduler:
 
     @property
     def delay(self) -> float | None:
-        """Seconds by which passes of other models may delay requests that decode here; None if there is no limit."""
-        return self.pace.delay if self.pace is not None and sort_running(self._running)[0] else None
+        """Seconds that other models may delay requests that decode; fewer if prompts do, too. None: no limit."""
+        decoding, prefilling, _ = sort_running(self._running)
+        seconds = self.pace.delay if self.pace is not None and decoding else None
+        return seconds / 2 if seconds is not None and (prefilling or self.queue) else seconds
 
     def plan(self, *, ahead: bool = False, beside: Sequence[Scheduler] = ()) -> Batch | None:
         """The batch of the next forward pass; its slots are allocated and in the slot table.

@@ -20,7 +20,7 @@ def total(x, out, n, BLOCK: tl.constexpr, BUG: tl.constexpr):
 def sum_of_undefined_lanes(bug: bool) -> bool:
     x, out = torch.randn(100), torch.zeros(1)
     total[(1,)](x, out, 100, BLOCK=128, BUG=bug)
-    return torch.allclose(out[0], x.sum())
+    return torch.allclose(out[0], x.sum(), atol=1e-4)
 
 
 @triton.jit

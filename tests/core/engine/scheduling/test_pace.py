@@ -216,6 +216,8 @@ def test_prompts_beside_decoding_requests_of_another_model(paced: Scheduler, chu
     paced.commit(first)
     first.rows[0].request.tokens.append(3)
     assert paced.delay == 0.044
+    paced.add(request(6, 20, new=50))
+    assert paced.delay == 0.022  # prompts of its own delay them, too
     for key, length in ((2, 20), (3, 10), (4, 200), (5, 20)):
         other.add(request(key, length, new=0))
     sizes = []
@@ -225,5 +227,5 @@ def test_prompts_beside_decoding_requests_of_another_model(paced: Scheduler, chu
         for row in batch.rows:
             if row.final:
                 other.finish(row.request)
-    assert pace.tokens_beside([0.044], 1024) == 24
+    assert pace.tokens_beside([0.022], 1024) == pace.tokens_beside([0.044, None], 1024) == 24
     assert sizes == ([[20], [10], [200], [20]] if chunk is None else [[20, 4], [6, 18], *[[24]] * 7, [14, 10], [10]])
