@@ -20,6 +20,7 @@ from tests.core.engine.device.late import LateDevice
 from trunkline.core.engine import startup
 from trunkline.kernels import backend
 
+pytestmark = pytest.mark.compile
 # In the interpreter, masked lanes divide 0 by 0.
 IGNORED = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
