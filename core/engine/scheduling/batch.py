@@ -53,6 +53,7 @@ class BatchDraft:
     budget: int  # tokens that prompts may still take
     ends: dict[Entry, int] = field(default_factory=dict)  # up to which token each entry is computed
     slots: int = 0  # to be allocated for these entries
+    has_prompt: bool = False  # whether a prompt is in it
     started: list[Request] = field(default_factory=list)
     restarted: list[Request] = field(default_factory=list)
     retracted: list[Request] = field(default_factory=list)
@@ -74,10 +75,11 @@ class BatchDraft:
             start = self.ends.get(entry, entry.launched)
             missing = entry.length - start
             allocated = max(0, entry.allocated - start)  # slots left from a batch that was cancelled
-            budget = missing if self.whole and not self.ends else self.budget
+            budget = missing if self.whole and not self.has_prompt else self.budget
             count = min(missing, budget, allocated + self.slots_left)
             if count > 0 and (count == missing or not self.whole):
                 self.budget -= count
+                self.has_prompt = True
                 self.add(entry, start + count)
         return len(self.ends)
 
