@@ -6,8 +6,8 @@ the results are the same, from half the bytes. CPUs with AVX512_BF16 also get th
 
 Weights are packed in panels of P output columns (BLIS calls them micro-panels). For float32 rows the
 layout is ``[N / P, K, P]``, P = 16; for bfloat16 rows ``[N / P, K / 2, P, 2]``, P = 32, with two
-neighbouring inputs side by side, as VDPBF16PS takes them. A unit of work is one panel times one block
-of rows; threads claim units in the order of this loop nest::
+neighbouring inputs side by side, as VDPBF16PS takes them. A unit of work is a block of rows times some
+panels; threads claim units in the order of this loop nest::
 
     for each block of rows of x              L2: at most 256 KiB of x (BLOCK_BYTES); K = 576 in float32: 108 rows
       for each panel of W                    read from memory once per block of rows, then L1 or L2:
@@ -18,6 +18,19 @@ of rows; threads claim units in the order of this loop nest::
             for each row: broadcast x[row, k]; 2 multiply-adds
           epilogue: + addend (bias or residual), round, store
 
+With a large K, a block would have few rows, so that W is read from memory many times; rows that are a power
+of two apart also compete for the same sets of the caches. Then K is divided into parts (:class:`Parts`)::
+
+    for each block of rows of x              128 rows in float32, 256 in bfloat16
+      for each group of panels               at most 256 columns; one unit
+        for each part of K                   at most 512 inputs
+          copy x[block, part] together       L2: 256 KiB
+          for each panel of the group        L1 or L2: 16 columns x 512: 32 KiB in float32, 16 KiB in bfloat16
+            for each tile                    begins with the sums of the parts before, in L2: 128 KiB (pairs: 256)
+
+Each sum is added in order of k, whatever the rows, parts and threads: a row's results don't depend on the
+rows beside it, bit for bit.
+
 A larger tile does more multiply-adds per load; these are the largest whose accumulators fit in the
 registers beside the operands. BLOCK_BYTES is at most half of the L2 cache of server CPUs with AVX2
 (512 KiB on Zen 2 and 3; 1 MiB and more on Zen 4 and on Intel since Skylake-SP).
@@ -26,17 +39,26 @@ registers beside the operands. BLOCK_BYTES is at most half of the L2 cache of se
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numba import njit
 
 from .elements import address
-from .gemm_tiles import FLOAT_PANEL, PAIR_PANEL, float_panel, pair_panel
-from .threads import Kernel, claim, team_size
+from .gemm_tiles import CACHE_LINE, CONTINUE, FINISH, FLOAT_PANEL, PAIR_PANEL, float_panel, pair_panel
+from .recording import scratch_memory
+from .threads import OPTIONS, Kernel, claim, int32s, team_size, thread, threads
 
 _MIN_PARALLEL = 1 << 20  # multiply-adds; below, waking the other threads costs more than it saves
 _CLAIM = 1 << 18  # multiply-adds that a thread claims at a time: enough to make the claim's cost negligible
+_NEIGHBOURS = 8  # panels that a thread claims at a time, so that the panel that it prefetches is its own next one
+_SHARES = 8  # of each thread: at least as many units, so that threads finish at the same time
 BLOCK_BYTES = 256 << 10  # of x: a block of rows stays in the L2 cache while it is multiplied by all panels
+PART = 512  # inputs of a part, at most
+_WHOLE = 1536  # inputs up to which K isn't divided
+_GROUP = 256  # columns of a group of panels
+_FEW_ROWS = 12  # up to which K isn't divided: one tile reads each weight once
 
 
 class Arguments:
@@ -51,7 +73,30 @@ class Arguments:
     inputs: int
     outputs: int
     block: int  # rows of x of a unit of work
+    part: int  # inputs that are multiplied at a time
+    group: int  # panels of a unit, where K is divided
+    scratch: int  # where K is divided: each thread's copy of a part of x, and its sums
+    scratch_size: int  # bytes of one thread
     claimed: int  # units that threads have claimed so far
+
+
+class Parts(NamedTuple):
+    """How a product is divided; the fields of :class:`Arguments` with these names."""
+
+    block: int
+    part: int
+    group: int
+    scratch_size: int  # 0: K isn't divided
+
+
+def divide(inputs: int, size: int, panel: int) -> Parts:
+    """How to divide a product of ``inputs`` inputs of ``size`` bytes each, by panels of ``panel`` columns."""
+    parts = -(-inputs // PART) if inputs > _WHOLE else 1
+    part = inputs if parts == 1 else -(-inputs // parts // 8) * 8
+    block = max(12, BLOCK_BYTES // (size * part) // 12 * 12)
+    group = max(1, _GROUP // panel)
+    scratch = block * (part * size + CACHE_LINE) + block * group * panel * 4
+    return Parts(block, part, group, scratch if parts > 1 else 0)
 
 
 def pack(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -129,6 +174,8 @@ def product(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor, out: to
         raise ValueError(f"x {tuple(x.shape)}, weights {tuple(packed.shape)} and out {tuple(out.shape)} don't fit")
     if addend.ndim == 2 and addend.shape[0] != rows:
         raise ValueError(f"addend has {addend.shape[0]} rows, x has {rows}")
+    parts = divide(inputs, x.itemsize, packed.shape[2])
+    scratch = scratch_memory(team_size() * parts.scratch_size if rows > _FEW_ROWS else 0)
     _kernel(kind, packed.dtype, out.dtype).run(
         team_size(packed.numel() * rows > _MIN_PARALLEL),
         x=address(x, "x", kind),
@@ -139,7 +186,8 @@ def product(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor, out: to
         rows=rows,
         inputs=inputs,
         outputs=outputs,
-        block=max(12, BLOCK_BYTES // (x.itemsize * inputs) // 12 * 12),
+        **parts._asdict(),
+        scratch=scratch.data_ptr(),
         claimed=0,
     )
 
@@ -149,17 +197,55 @@ def _kernel(kind: torch.dtype, stored: torch.dtype, result: torch.dtype) -> Kern
     """The kernel for rows of dtype ``kind``, weights stored as ``stored`` and results of dtype ``result``."""
     pairs = kind == torch.bfloat16
     panel = pair_panel(result == torch.float32) if pairs else float_panel(stored == torch.bfloat16)
-    width, size = (PAIR_PANEL, 2) if pairs else (FLOAT_PANEL, stored.itemsize)
+    width, size, x_size = (PAIR_PANEL, 2, 2) if pairs else (FLOAT_PANEL, stored.itemsize, 4)
 
-    def body(a: Any) -> None:
-        panels = a.outputs // width
-        units = panels * ((a.rows + a.block - 1) // a.block)
-        chunk = max(1, min(_CLAIM // (width * a.inputs * min(a.rows, a.block)), panels // 16))
+    def whole(a: Any, panels: int) -> None:
+        """All inputs at once; a unit is one panel."""
+        block = min(a.block, a.rows)
+        units = panels * ((a.rows + block - 1) // block)
+        chunk = max(_NEIGHBOURS, _CLAIM // (width * a.inputs * block))
+        chunk = max(1, min(chunk, units // (_SHARES * threads())))
+        x_row = a.inputs * x_size
         first = claim(a, chunk)
         while first < units:
             for unit in range(first, min(first + chunk, units)):
-                m, p = unit // panels * a.block, unit % panels
-                panel(a, a.weight + p * a.inputs * width * size, m, min(m + a.block, a.rows), p * width)
+                m, p = unit // panels * block, unit % panels
+                weight = a.weight + p * a.inputs * width * size
+                panel(a, a.x + m * x_row, x_row, weight, a.inputs, m, min(m + block, a.rows), p * width, 0, FINISH)
             first = claim(a, chunk)
+
+    def divided(a: Any, panels: int) -> None:
+        """Inputs in several parts; a unit is a group of panels."""
+        blocks = (a.rows + a.block - 1) // a.block
+        block = (a.rows + blocks - 1) // blocks
+        group = max(1, min(a.group, panels * blocks // (_SHARES * threads())))
+        groups = (panels + group - 1) // group
+        x_row = a.part * x_size + CACHE_LINE
+        x = a.scratch + np.int64(thread()) * a.scratch_size
+        sums = x + a.block * x_row
+        unit = claim(a, 1)
+        while unit < blocks * groups:
+            m, first = unit // groups * block, unit % groups * group
+            last, end = min(m + block, a.rows), min(first + group, panels)
+            for k in range(0, a.inputs, a.part):
+                inputs = min(a.part, a.inputs - k)
+                for row in range(m, last):
+                    source, target = int32s(a.x + (row * a.inputs + k) * x_size), int32s(x + (row - m) * x_row)
+                    for i in range(inputs * x_size // 4):
+                        target[i] = source[i]
+                flags = (CONTINUE if k > 0 else 0) + (FINISH if k + inputs == a.inputs else 0)
+                for p in range(first, end):
+                    weight = a.weight + (p * a.inputs + k) * width * size
+                    kept = sums + (p - first) * block * width * 4
+                    panel(a, x, x_row, weight, inputs, m, last, p * width, kept, flags)
+            unit = claim(a, 1)
+
+    whole, divided = njit(**OPTIONS)(whole), njit(**OPTIONS)(divided)
+
+    def body(a: Any) -> None:
+        if a.rows > _FEW_ROWS and a.part < a.inputs:
+            divided(a, a.outputs // width)
+        else:
+            whole(a, a.outputs // width)
 
     return Kernel(body, Arguments)

@@ -174,6 +174,20 @@ class Vectors:
             x = self.maximum(x, self.builder.shuffle_vector(x, x, BITS([i ^ apart for i in range(LANES)])))
         return x
 
+    def chosen(self, condition: Any, then: Callable[[], Sequence[Any]], otherwise: Sequence[Any]) -> list[Any]:
+        """The values that ``then`` emits, which runs only if ``condition``, else the constants ``otherwise``."""
+        builder = self.builder
+        before = builder.block
+        with builder.if_then(condition):
+            values, inside = list(then()), builder.block
+        result = []
+        for value, other in zip(values, otherwise, strict=True):
+            phi = builder.phi(value.type)
+            phi.add_incoming(value, inside)
+            phi.add_incoming(other, before)
+            result.append(phi)
+        return result
+
     def loop(self, count: Any, start: Sequence[Any], body: Callable[[Any, list[Any]], Sequence[Any]]) -> list[Any]:
         """Emit a loop: ``state = body(i, state)`` for ``i`` in ``range(count)``, which must not be empty.
 

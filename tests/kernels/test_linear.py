@@ -75,6 +75,54 @@ def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(PackedLinear(weight)(x), linear_reference(x, weight, None), rtol=1e-5, atol=1e-5)
 
 
+def products(
+    kind: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+    """x [90, 200], an addend [90, 160] and a function (some rows of both) -> the product with a weight [160, 200]."""
+    weight = torch.randn(160, 200)
+    packed = gemm.pack_pairs(weight.bfloat16()) if kind == torch.bfloat16 else gemm.pack(weight, torch.float32)
+
+    def product(x: torch.Tensor, addend: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(len(x), 160, dtype=kind)
+        gemm.product(x.contiguous(), packed, addend.contiguous(), out)
+        tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.2}[kind]
+        torch.testing.assert_close(out, gemm.product_reference(x, packed, addend), rtol=0, atol=tolerance)
+        return out
+
+    return torch.randn(90, 200).to(kind), torch.randn(90, 160).to(kind), product
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("part", [8, 64, 104, 199])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_inputs_in_parts(kind: torch.dtype, part: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row's results are the same bits, whatever the parts of K, the rows beside it and the threads."""
+    if kind == torch.bfloat16 and not has_bfloat16_pairs():
+        pytest.skip("this CPU doesn't multiply pairs of bfloat16")
+    x, addend, product = products(kind)
+    undivided = product(x, addend)
+    monkeypatch.setattr(gemm, "_WHOLE", 0)
+    monkeypatch.setattr(gemm, "PART", part)
+    monkeypatch.setattr(gemm, "_GROUP", 64)
+    monkeypatch.setattr(gemm, "_MIN_PARALLEL", 0)
+    monkeypatch.setattr(gemm, "BLOCK_BYTES", 24 * part * kind.itemsize)
+    monkeypatch.setattr(gemm, "team_size", lambda parallel=True: threads if parallel else 1)
+    assert gemm.divide(200, kind.itemsize, 16).scratch_size > 0
+    for rows in (1, 5, 12, 13, 24, 31, 90):
+        first = int(torch.randint(0, 91 - rows, ()))
+        some = slice(first, first + rows)
+        assert torch.equal(product(x[some], addend[some]), undivided[some])
+
+
+def test_large_products_are_divided() -> None:
+    """With the sizes that serve: parts of K for many rows of many inputs only."""
+    assert gemm.divide(576, 4, FLOAT_PANEL) == gemm.Parts(block=108, part=576, group=16, scratch_size=0)
+    assert gemm.divide(8192, 4, FLOAT_PANEL)[:3] == (120, 512, 16)
+    assert gemm.divide(8192, 2, PAIR_PANEL)[:3] == (252, 512, 8)
+    weight, x = weights(40, 2050, torch.float32, exact=True), torch.randn(150, 2050)
+    torch.testing.assert_close(PackedLinear(weight)(x), linear_reference(x, weight, None), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("outputs", [16, 40, 320])
 def test_panels_shared_by_threads(monkeypatch: pytest.MonkeyPatch, outputs: int) -> None:
     """More threads than panels, as many, and fewer."""
