@@ -41,9 +41,7 @@ async def running(
     RuntimeError with the end of its output when it exits or isn't ready within ``patience`` seconds.
     """
     environment = None if source is None else environment_of(source)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     base_url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-c", _START, "serve", model, "--port", str(port), *flags]
     with (
@@ -51,7 +49,7 @@ async def running(
         subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) as process,
     ):
         try:
-            if not await _ready(base_url, process, time.monotonic() + patience):
+            if not await ready(base_url, process, time.monotonic() + patience):
                 log.seek(0)
                 tail = log.read()[-4000:].decode(errors="replace")
                 raise RuntimeError(f"the server did not start (exit status {process.poll()}):\n{tail}")
@@ -64,7 +62,15 @@ async def running(
                 process.kill()
 
 
-async def _ready(base_url: str, process: subprocess.Popen[bytes], deadline: float) -> bool:
+def free_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def ready(base_url: str, process: subprocess.Popen[bytes], deadline: float) -> bool:
+    """Whether /health answers 200 before the deadline, by time.monotonic()."""
     while process.poll() is None and time.monotonic() < deadline:
         connection = Connection(base_url)
         try:
