@@ -34,6 +34,7 @@ from trunkline.kernels.cpu.processor import has_bfloat16
 
 MODELS = ["demo:smollm2-135m-instruct", LLAMA_1B, "demo:all-minilm-l6-v2", BERT_BASE]
 _TEXTS, _CLIENTS = 128, 16  # to embed, and how many clients send them
+_CLS, _SEP = 101, 102  # with which BERT's texts begin and end
 
 _Load = Callable[[str, str], Awaitable[None]]  # (base URL, the model's name there)
 
@@ -107,7 +108,7 @@ def embedding(seed: int, scale: float) -> _Load:
     """Texts of 8 to 256 tokens, one request each; a client sends the next one when it has the reply to its last."""
     draw = random.Random(seed)
     lengths = [draw.randint(8, 256) for _ in range(max(1, round(_TEXTS * scale)))]
-    texts = iter([[draw.randrange(2000, 28000) for _ in range(length)] for length in lengths])
+    texts = iter([[_CLS, *(draw.randrange(2000, 28000) for _ in range(length - 2)), _SEP] for length in lengths])
 
     async def client(base_url: str, name: str) -> None:
         connection = Connection(base_url)
@@ -133,7 +134,7 @@ async def compare(model: str, dtype: str, options: argparse.Namespace) -> None:
     folder = folder_of(model)
     flags = ["--dtype", dtype, "--threads", str(options.threads)]
     seconds: dict[str, dict[str, list[float]]] = {}
-    async with running(str(folder), flags) as ours, peer(options.peer, folder, dtype) as theirs:
+    async with peer(options.peer, folder, dtype) as theirs, running(str(folder), flags) as ours:
         sides = [(url, await name_of(url)) for url in (ours, theirs)]
         for round_ in range(options.rounds + 1):  # round 0 warms up
             turns = sides if round_ % 2 else sides[::-1]
