@@ -31,6 +31,7 @@ TASKS = ("generation", "generation", "rerank", "embedding")  # of these models
 OPTIONS: dict[str, Any] = {"chunked_prefill_size": 16, "max_total_tokens": 300}
 GRAPHS = OPTIONS | {"attention_backend": "torch_native", "max_running_requests": 6}
 PASSES = 400  # of which some fail
+PATIENCE = 600.0  # seconds for a reply: Triton's interpreter takes a minute for some on a busy machine
 LEFT = 8  # requests that aren't aborted
 COMMON = [random.Random(0).randrange(4, 500) for _ in range(30)]  # prompts begin with a part of it
 
@@ -147,7 +148,7 @@ def submit(engine: Engine, made: Sequence[Asked]) -> list[Any]:
 
 def answer(ticket: Any) -> Answer:
     """Tokens, finish reason and all numbers of a reply, however it came in pieces."""
-    reply = ticket.result(60)
+    reply = ticket.result(PATIENCE)
     arrays: dict[str, list[bytes]] = defaultdict(list)
     for result in reply.results:
         if isinstance(result, dict) and result.pop("restart", False):  # after an update of the weights
@@ -182,9 +183,9 @@ def capture(engine: Engine) -> None:
 
 
 def wait(ticket: Any) -> None:
-    """Until the reply is complete or has failed. TimeoutError after a minute."""
+    """Until the reply is complete or has failed. TimeoutError after :data:`PATIENCE` seconds."""
     with suppress(RequestError):
-        ticket.result(60)
+        ticket.result(PATIENCE)
 
 
 def disturb(engine: Engine, folders: list[str], event: Event) -> None:
