@@ -160,6 +160,7 @@ CPU = Backend(
     mask_tokens=adjust.mask_tokens_cpu,
     logprobs=logprobs.logprobs_cpu,
 )
+CPU_DETERMINISTIC = replace(CPU, decode=attention_decode.decode_ordered)
 TORCH_NATIVE = Backend(
     name="torch_native",
     decode=attention_decode.decode_batched,

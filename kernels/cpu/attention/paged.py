@@ -139,22 +139,34 @@ def _load_query(a: Any, token: int, head: int, width: int, bf16: bool, address: 
 load_query = njit(**OPTIONS)(_load_query)
 
 
-def _store(a: Any, token: int, head: int, address: int, width: int, bf16: bool) -> None:
-    """Write one query head's output: the sums over values, divided by the sum of softmax weights."""
-    state = float32s(address + padded(width) * 4)
-    scale, weight = _ONE, _ZERO
-    for i in range(LANES):
-        weight += state[LANES + i]
+def _normalize(a: Any, token: int, head: int, address: int, width: int, bf16: bool, largest: Any, weight: Any) -> None:
+    """Write one query head's output: the sums over values at ``address``, divided by the sum of softmax weights.
+
+    ``largest``: the score to which sums and ``weight`` are scaled.
+    """
+    scale = _ONE
     if a.sinks != 0:  # the sink: one more softmax column, without a value
         sink = float32s(a.sinks)[head] * LOG2E
-        top = max(state[0], sink)
-        scale = np.float32(math.exp((state[0] - top) * _LN2))
+        top = max(largest, sink)
+        scale = np.float32(math.exp((largest - top) * _LN2))
         weight = weight * scale + np.float32(math.exp((sink - top) * _LN2))
     offset = (token * a.heads + head) * width
     if bf16:
         narrow(address, a.out + offset * 2, width, scale / weight)
     else:
         copy(address, a.out + offset * 4, width, scale / weight)
+
+
+normalize = njit(**OPTIONS)(_normalize)
+
+
+def _store(a: Any, token: int, head: int, address: int, width: int, bf16: bool) -> None:
+    """Write one query head's output, from the sums over values and the state of :func:`.softmax` after them."""
+    state = float32s(address + padded(width) * 4)
+    weight = _ZERO
+    for i in range(LANES):
+        weight += state[LANES + i]
+    normalize(a, token, head, address, width, bf16, state[0], weight)
 
 
 store = njit(**OPTIONS)(_store)
