@@ -26,6 +26,7 @@ from .sequence import OutputSequence
 from .settings import GROUP, TASK, GenerationSettings, input_limit, new_token_limit
 
 ON_LOOP = 8  # sequences that are decoded on the event loop; more are decoded in a thread
+DETERMINISTIC_SEED = 42  # of requests without a seed in the deterministic mode, as in SGLang
 GRAMMAR_SECONDS = 2.0  # that the headers of a stream wait for its grammar; it is compiled within milliseconds
 ON_LOOP_BYTES = 1 << 15  # size of the results that are encoded on the event loop
 
@@ -240,7 +241,9 @@ class Service:
         for index, (prompt, sampling) in enumerate(zip(job.prompts, job.sampling, strict=True)):
             requested = limit if sampling.max_new_tokens is None else sampling.max_new_tokens
             max_new_tokens = new_token_limit(len(prompt), requested, limit)
-            seed = self._random.getrandbits(63) if sampling.sampling_seed is None else sampling.sampling_seed
+            seed = sampling.sampling_seed
+            if seed is None:
+                seed = DETERMINISTIC_SEED if job.served.deterministic else self._random.getrandbits(63)
             extras = job.extras_of(index)
             if index in known:
                 extras = extras.with_prompt_known(known[index])
