@@ -177,8 +177,10 @@ def decode_ordered(
     heads, key_dim = q.shape[1:]
     kv_heads, value_dim = values.shape[1:]
     if attention_extend.multiplies_pairs(q.dtype, key_dim, value_dim):
-        options = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks, "chunk": chunk}
-        attention_extend.decode_pairs(q, keys, values, layout, row_ids, out, **options)
+        attention_extend.decode_pairs(
+            q, keys, values, layout, row_ids, out,
+            scale=scale, window=window, softcap=softcap, sinks=sinks, chunk=chunk,
+        )  # fmt: skip
         return
     if q.stride(2) != 1:
         q = q.contiguous()

@@ -86,8 +86,10 @@ def extend_cpu(
     """
     if q.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"the cpu backend computes in float32 and bfloat16, not {q.dtype}")
-    options = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks, "chunk": chunk}
-    _run_flash(q, k, v, keys, values, layout, row_ids, out, causal=causal, decoding=False, **options)
+    _run_flash(
+        q, k, v, keys, values, layout, row_ids, out, decoding=False, causal=causal,
+        scale=scale, window=window, softcap=softcap, sinks=sinks, chunk=chunk,
+    )  # fmt: skip
 
 
 def decode_pairs(
@@ -105,8 +107,10 @@ def decode_pairs(
     chunk: int = 0,
 ) -> None:
     """:func:`.decode_reference` by the kernel of :func:`extend_cpu`, if :func:`multiplies_pairs`."""
-    options = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks, "chunk": chunk}
-    _run_flash(q, None, None, keys, values, layout, row_ids, out, causal=True, decoding=True, **options)
+    _run_flash(
+        q, None, None, keys, values, layout, row_ids, out, decoding=True, causal=True,
+        scale=scale, window=window, softcap=softcap, sinks=sinks, chunk=chunk,
+    )  # fmt: skip
 
 
 def multiplies_pairs(dtype: torch.dtype, key_dim: int, value_dim: int) -> bool:
@@ -134,8 +138,11 @@ def _run_flash(
 ) -> None:
     """Launch the kernel. Without ``k`` and ``v``, all keys and values are read from the pool."""
     heads, key_dim = q.shape[1:]
-    kv_heads, value_dim = (values if v is None else v).shape[1:]
-    q, k, v = (x if x is None or x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
+    like = values if v is None else v
+    assert like is not None
+    kv_heads, value_dim = like.shape[1:]
+    q = _with_contiguous_heads(q)
+    k, v = (None if x is None else _with_contiguous_heads(x) for x in (k, v))
     row_ids = np.ascontiguousarray(row_ids, dtype=np.int32)
     query_counts = layout.q_start[row_ids + 1] - layout.q_start[row_ids]
     multiplications = int(np.dot(query_counts.astype(np.int64), layout.kv_len[row_ids])) * heads * key_dim
@@ -170,6 +177,10 @@ def _run_flash(
         softcap=softcap,
         **blocks._asdict(),
     )
+
+
+def _with_contiguous_heads(x: torch.Tensor) -> torch.Tensor:
+    return x if x.stride(2) == 1 else x.contiguous()
 
 
 def _strided(name: str, x: torch.Tensor | None) -> dict[str, int]:

@@ -25,13 +25,13 @@ from . import (
     linear,
     logprobs,
     norm,
-    ordered_linear,
     pool,
     rope,
-    row_invariant,
     sample,
 )
 from .cpu.processor import has_bfloat16
+from .deterministic import torch_calls
+from .deterministic.linear import OrderedLinear
 from .layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -174,9 +174,9 @@ CPU = Backend(
 CPU_DETERMINISTIC = replace(
     CPU,
     decode=attention_decode.decode_ordered,
-    linear=ordered_linear.OrderedLinear,
-    grouped_linear=row_invariant.grouped_linear_ordered,
-    row_invariant=row_invariant.row_invariant,
+    linear=OrderedLinear,
+    grouped_linear=torch_calls.grouped_linear_ordered,
+    row_invariant=torch_calls.row_invariant,
 )
 TORCH_NATIVE = Backend(
     name="torch_native",

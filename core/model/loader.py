@@ -25,8 +25,8 @@ from .architecture import (
     position_table,
     resolve,
 )
+from .determinism.verify import verify_rows
 from .expert_watch import watch_experts
-from .determinism import verify_rows
 from .experts import bind_backend
 from .float32 import float32_view
 from .head_proof import verify_heads, wrong_heads

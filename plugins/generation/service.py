@@ -18,7 +18,7 @@ from trunkline.plugins.generation.formats.model_format import ModelFormat
 from trunkline.plugins.generation.native.meta_info import ExtraMetaInfo
 from trunkline.plugins.generation.native.session_prompts import SessionPrompts
 from trunkline.plugins.generation.native.sessions import Sessions
-from trunkline.plugins.generation.sampling.params import SamplingParams, parse_sampling_params
+from trunkline.plugins.generation.sampling.params import DETERMINISTIC_SEED, SamplingParams, parse_sampling_params
 
 from .extras import NO_EXTRAS, Extras, ResultReader
 from .schemas import GenerationParams, GenerationResult, Grammar
@@ -26,7 +26,6 @@ from .sequence import OutputSequence
 from .settings import GROUP, TASK, GenerationSettings, input_limit, new_token_limit
 
 ON_LOOP = 8  # sequences that are decoded on the event loop; more are decoded in a thread
-DETERMINISTIC_SEED = 42  # of requests without a seed in the deterministic mode, as in SGLang
 GRAMMAR_SECONDS = 2.0  # that the headers of a stream wait for its grammar; it is compiled within milliseconds
 ON_LOOP_BYTES = 1 << 15  # size of the results that are encoded on the event loop
 
@@ -241,8 +240,7 @@ class Service:
         for index, (prompt, sampling) in enumerate(zip(job.prompts, job.sampling, strict=True)):
             requested = limit if sampling.max_new_tokens is None else sampling.max_new_tokens
             max_new_tokens = new_token_limit(len(prompt), requested, limit)
-            seed = sampling.sampling_seed
-            if seed is None:
+            if (seed := sampling.sampling_seed) is None:
                 seed = DETERMINISTIC_SEED if job.served.deterministic else self._random.getrandbits(63)
             extras = job.extras_of(index)
             if index in known:

@@ -98,7 +98,7 @@ def _replace(layer: Any, observed: ObservedLayer, backend: Backend) -> FusedLaye
     matrices = modules.matrices(backend)
     check_layer(modules.index, lambda: _error(layer, call, matrices, observed, backend))
     if (mlp := modules.other_mlp) is not None:
-        mlp.forward = backend.row_invariant(mlp.forward)  # type: ignore[method-assign]
+        mlp.forward = backend.row_invariant(mlp.forward)
     fused = FusedLayer(call, matrices, modules.norms, modules.activation, mlp)
     fused.origins = modules.origins(layer, matrices)
     return fused
@@ -138,9 +138,8 @@ def _fuse_forward(
     norm = norm_of(base.norm, backend) if isinstance(getattr(base, "norm", None), nn.Module) else None
     if len(embeddings) != 1 or norm is None or not hasattr(base, "embed_tokens") or not hasattr(base, "rotary_emb"):
         return False
-    base.forward = fused_forward = FusedForward(  # type: ignore[arg-type]
-        base, list(layers), norm, type(output), backend
-    )
+    fused: list[Any] = list(layers)
+    base.forward = fused_forward = FusedForward(base, fused, norm, type(output), backend)
 
     def error() -> float:
         return relative_error(run(base, warm_up_context(base, backend)).last_hidden_state, expected)

@@ -38,7 +38,7 @@ _QUERY_BYTES = 192 << 10  # bound of a unit's queries and sums
 _KEY_BYTES = 96 << 10  # bound of a block of keys and values
 
 
-class _Arguments:
+class Arguments:
     """The kernel's arguments without the number of rows: addresses, sizes, strides in bytes."""
 
     q: int
@@ -81,13 +81,13 @@ class _Arguments:
     softcap: float
 
 
-class PromptArguments(_Arguments):
+class PromptArguments(Arguments):
     """The arguments for prompts."""
 
     prompts: int  # rows
 
 
-class DecodeArguments(_Arguments):
+class DecodeArguments(Arguments):
     """The arguments for rows with one query each; a recording has another number of them than of prompts."""
 
     decodes: int  # rows

@@ -25,9 +25,9 @@ from numba import njit
 
 from trunkline.kernels.cpu.exponential import LOG2E
 from trunkline.kernels.cpu.threads import OPTIONS, Kernel, claim, float32s, int32s, int64s, thread, threads
-from trunkline.kernels.cpu.vectors import BYTES, LANES
+from trunkline.kernels.cpu.vectors import LANES
 
-from . import paged
+from . import one_query
 from .flash_tiles import LOWEST, apply_softcap, convert
 from .ordered_blocks import TILE, TILE_BYTES, accumulate, scores, transpose_keys, weigh
 from .paged_blocks import prefetch
@@ -103,27 +103,79 @@ def _locate(width: int, bf16: bool) -> Any:
     return njit(**OPTIONS)(locate)
 
 
+def _score(key_dim: int) -> Any:
+    """Compiled ``score(queries, tile, s, s_row, group_size)``: the scores of all query heads for one tile of keys."""
+    score1, score2, query_row = scores(1), scores(2), _padded(key_dim) * 4
+
+    def score(queries: Any, tile: Any, s: Any, s_row: Any, group_size: Any) -> None:
+        h, row, width = np.int64(0), np.int64(query_row), np.int64(key_dim)
+        while h + 2 <= group_size:
+            score2(queries + h * row, row, tile, width, s + h * s_row, s_row)
+            h += 2
+        if h < group_size:
+            score1(queries + h * row, row, tile, width, s + h * s_row, s_row)
+
+    return njit(**OPTIONS)(score)
+
+
+def _start(key_dim: int, value_dim: int, bf16: bool) -> Any:
+    """Compiled ``start(a, row, head, queries, states)``: load the queries of a unit and initialise their states."""
+    keys, values = _padded(key_dim), _padded(value_dim)
+
+    def start(a: Any, row: Any, head: Any, queries: Any, states: Any) -> None:
+        token = np.int64(int32s(a.q_start)[row])
+        for h in range(a.heads // a.kv_heads):
+            one_query.load_query(a, token, head + h, key_dim, bf16, queries + h * keys * 4)
+            state = float32s(states + h * 4 * (values + 3 * LANES))
+            for d in range(values + 3 * LANES):
+                state[d] = _ZERO
+            for d in range(values, values + LANES):
+                state[d] = _LOWEST
+
+    return njit(**OPTIONS)(start)
+
+
+def _add_block(value_dim: int, bf16: bool) -> Any:
+    """Compiled ``add_block(a, s, n, values, state)``: one head's softmax and sums over ``n`` keys, whose scores are in
+    ``s``, and whose values are at the addresses in ``values``."""
+    width = _padded(value_dim)
+    accumulated = accumulate(width, bf16 and width == value_dim)
+
+    def add_block(a: Any, s: Any, n: Any, values: Any, total: Any) -> None:
+        vectors, state, rest = (n + LANES - 1) // LANES, total + width * 4, float32s(s)
+        if a.softcap > 0:
+            apply_softcap(s, (vectors + 1) // 2, np.float32(a.softcap * LOG2E))
+        for j in range(n, vectors * LANES):
+            rest[j] = -np.inf
+        weigh(s, vectors, state)
+        accumulated(total, values, n, s, state)
+
+    return njit(**OPTIONS)(add_block)
+
+
+def _prefetch_keys(width: int, size: int) -> Any:
+    """Compiled ``prefetch_keys(pool, slots, n, kv_heads, kv_head)``, of keys or values; one has ``width`` numbers."""
+
+    def prefetch_keys(pool: Any, slots: Any, n: Any, kv_heads: Any, kv_head: Any) -> None:
+        for j in range(n):
+            number = np.int64(slots[j]) * kv_heads + kv_head
+            prefetch(pool + number * width * size, np.int64(width * size))
+
+    return njit(**OPTIONS)(prefetch_keys)
+
+
 def _unit(key_dim: int, value_dim: int, bf16: bool) -> Any:
     """Compiled attention of one row and one KV head."""
     keys, values, size = _padded(key_dim), _padded(value_dim), 2 if bf16 else 4
     state_bytes = 4 * (values + 3 * LANES)
     find_keys, find_values = _locate(key_dim, bf16), _locate(value_dim, bf16)
+    fetch_keys, fetch_values = _prefetch_keys(key_dim, size), _prefetch_keys(value_dim, size)
     transpose = transpose_keys(keys, bf16 and keys == key_dim)
-    add = accumulate(values, bf16 and values == value_dim)
-    score1, score2 = scores(1), scores(2)
-
-    def score(queries: Any, tile: Any, s: Any, s_row: Any, group_size: Any) -> None:
-        h, row = np.int64(0), np.int64(keys * 4)
-        while h + 2 <= group_size:
-            score2(queries + h * row, row, tile, np.int64(key_dim), s + h * s_row, s_row)
-            h += 2
-        if h < group_size:
-            score1(queries + h * row, row, tile, np.int64(key_dim), s + h * s_row, s_row)
-
-    score = njit(**OPTIONS)(score)
+    score, add_block = _score(key_dim), _add_block(value_dim, bf16)
+    start = _start(key_dim, value_dim, bf16)
 
     def unit(a: Any, row: Any, kv_head: Any) -> None:
-        token, group_size, length = np.int64(int32s(a.q_start)[row]), a.heads // a.kv_heads, int32s(a.kv_len)[row]
+        group_size, slots = a.heads // a.kv_heads, one_query.slots_of(a, row)
         queries = a.scratch + np.int64(thread()) * a.scratch_size
         states = queries + group_size * keys * 4
         s, s_row = states + group_size * state_bytes, np.int64(4 * (a.block_keys + TILE))
@@ -133,48 +185,29 @@ def _unit(key_dim: int, value_dim: int, bf16: bool) -> Any:
         key_copies = value_list + 8 * (a.block_keys + TILE)
         value_copies = key_copies + a.block_keys * keys * 4
         head = kv_head * group_size
-        for h in range(group_size):
-            paged.load_query(a, token, head + h, key_dim, bf16, queries + h * keys * 4)
-            state = float32s(states + h * state_bytes)
-            for d in range(values + 3 * LANES):
-                state[d] = _ZERO
-            for d in range(values, values + LANES):
-                state[d] = _LOWEST
-        slots, end = paged.slots_of(a, row), np.int64(length)
-        low = paged.first_key(a, end - 1)
+        start(a, row, head, queries, states)
+        end = np.int64(int32s(a.kv_len)[row])
+        low = one_query.first_key(a, end - 1)
         while low < end:
             high = min(end, (low // a.block_keys + 1) * a.block_keys)
             n = high - low
             for first in range(0, n, TILE):
                 count, here = min(np.int64(TILE), n - first), int32s(slots + (low + first) * 4)
                 find_keys(a.keys, here, count, a.kv_heads * key_dim, kv_head * key_dim, key_list, key_copies)
-                for j in range(count):
-                    value = np.int64(here[j]) * a.kv_heads + kv_head
-                    prefetch(a.values + value * value_dim * size, np.int64(value_dim * size))
+                fetch_values(a.values, here, count, a.kv_heads, kv_head)  # read when all scores are there
                 transpose(key_list, (count + LANES - 1) // LANES, tile)
                 score(queries, tile, s + first * 4, s_row, group_size)
             here = int32s(slots + low * 4)
             find_values(a.values, here, n, a.kv_heads * value_dim, kv_head * value_dim, value_list, value_copies)
-            for j in range(high, min(end, high + TILE)):
-                key = np.int64(int32s(slots)[j]) * a.kv_heads + kv_head
-                prefetch(a.keys + key * key_dim * size, np.int64(key_dim * size))
-            vectors = (n + LANES - 1) // LANES
+            fetch_keys(a.keys, int32s(slots + high * 4), min(np.int64(TILE), end - high), a.kv_heads, kv_head)
             for h in range(group_size):
-                own, total = s + h * s_row, states + h * state_bytes
-                if a.softcap > 0:
-                    apply_softcap(own, (vectors + 1) // 2, np.float32(a.softcap * LOG2E))
-                rest = float32s(own)
-                for j in range(n, vectors * LANES):
-                    rest[j] = -np.inf
-                weigh(own, vectors, total + values * 4)
-                add(total, value_list, n, own, total + values * 4)
+                add_block(a, s + h * s_row, n, value_list, states + h * state_bytes)
             low = high
+        token = np.int64(int32s(a.q_start)[row])
         for h in range(group_size):
             total = states + h * state_bytes
-            paged.normalize(
-                a, token, head + h, total, value_dim, bf16, float32s(total + values * 4)[0],
-                float32s(total + values * 4 + BYTES)[0],
-            )  # fmt: skip
+            state = float32s(total + values * 4)
+            one_query.normalize(a, token, head + h, total, value_dim, bf16, state[0], state[LANES])
 
     return njit(**OPTIONS)(unit)
 

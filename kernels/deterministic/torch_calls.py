@@ -6,7 +6,7 @@ tensor. Inside of a function that :func:`row_invariant` wraps, such operations a
 
 * elementwise functions run on slices of one length, so that no element is at the end of one;
 * sums are added up in pairs, in an order that depends only on the length of the row;
-* products with weights run on :mod:`.cpu.gemm`, which adds in the order of the inputs.
+* products with weights run on :mod:`trunkline.kernels.cpu.gemm`, which adds in the order of the inputs.
 
 Operations that are exact, or only move numbers, stay torch's. All others raise: a model that calls one can't be served
 in this mode.
@@ -16,50 +16,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .ordered_linear import OrderedLinear
+from .linear import OrderedLinear
 
-P = ParamSpec("P")
-R = TypeVar("R")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 SLICE = 1 << 14  # numbers; torch computes fewer than 32,768 on one thread
 ALIGNMENT = 64  # numbers: a multiple of what a vectorised loop of torch computes in one step
 
 # Rounded correctly, or not rounded at all, so that the same numbers give the same result anywhere.
-EXACT = frozenset(
-    "__get__ __getitem__ __setitem__ __len__ __invert__ __and__ __or__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ "
-    "__rsub__ __rtruediv__ __radd__ __rmul__ abs add add_ all amax amin any arange argmax argsort as_strided bfloat16 "
-    "bitwise_and bitwise_or bool broadcast_to cat chunk clamp clone contiguous copy_ cpu data_ptr detach dim div div_ "
-    "dropout element_size embedding empty empty_like eq expand expand_as eye fill_ flatten float full full_like gather "
-    "ge get_device gt half index_select int is_contiguous is_floating_point isfinite le linspace logical_and "
-    "logical_not logical_or long lt masked_fill masked_fill_ max maximum min minimum mul mul_ narrow ne neg new_empty "
-    "new_full new_ones new_zeros nonzero numel ones ones_like pad permute reciprocal relu repeat repeat_interleave "
-    "reshape roll scatter scatter_ select size sort split split_with_sizes sqrt square squeeze stack stride sub sub_ "
-    "t to tolist topk transpose tril triu true_divide type type_as unbind unflatten unsqueeze view view_as where zeros "
-    "zeros_like item index_put one_hot __bool__ __int__ __index__ __float__ __repr__ __format__ is_inference _version "
-    "untyped_storage storage_offset __hash__ __setattr__ __set__ dtype numpy is_complex rsqrt".split()
-)
+_EXACT = """
+__and__ __bool__ __eq__ __float__ __format__ __ge__ __get__ __getitem__ __gt__ __hash__ __index__ __int__ __invert__
+__le__ __len__ __lt__ __mul__ __ne__ __or__ __radd__ __repr__ __rmul__ __rsub__ __rtruediv__ __set__ __setitem__
+abs add add_ all amax amin any arange argmax argsort as_strided bfloat16 bool broadcast_to cat chunk clamp clone
+contiguous copy_ cpu data_ptr detach dim div div_ dropout element_size embedding empty empty_like eq expand expand_as
+eye fill_ flatten float full full_like gather ge get_device gt half index_put index_select is_complex is_contiguous
+is_floating_point is_inference isfinite item le linspace logical_and logical_not logical_or long lt masked_fill
+masked_fill_ max maximum min minimum movedim mul mul_ narrow ne neg new_empty new_full new_ones new_zeros numel numpy
+ones ones_like pad permute reciprocal relu repeat repeat_interleave reshape roll select size sort split
+split_with_sizes sqrt square squeeze stack storage_offset stride sub sub_ t to tolist topk transpose tril triu
+true_divide type type_as unbind unflatten unsqueeze untyped_storage view view_as where zeros zeros_like
+"""
+_ELEMENTWISE = """
+exp exp2 log log2 log1p expm1 sin cos tan tanh sigmoid silu gelu mish softplus erf leaky_relu hardswish relu6 elu rsqrt
+"""
+EXACT, ELEMENTWISE = frozenset(_EXACT.split()), frozenset(_ELEMENTWISE.split())
 
 
 class NotRowInvariantError(RuntimeError):
     """A model calls an operation of torch whose results may depend on the batch."""
 
 
-def row_invariant(function: Callable[P, R]) -> Callable[P, R]:
+def row_invariant(function: Function) -> Function:
     """``function``, with torch's operations replaced. It raises NotRowInvariantError for unknown ones."""
 
     @wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         with _MODE:
             return function(*args, **kwargs)
 
-    return wrapped
+    return cast(Function, wrapped)
 
 
 class _RowInvariant(TorchFunctionMode):
@@ -110,7 +112,8 @@ def total(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
 
 def _sum(function: Any, x: torch.Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> torch.Tensor:
     if not x.is_floating_point():
-        return function(x, dim, keepdim, dtype=dtype) if dim is not None else function(x, dtype=dtype)
+        exact: torch.Tensor = function(x, dim, keepdim, dtype=dtype) if dim is not None else function(x, dtype=dtype)
+        return exact
     dim = _one_dimension(dim, "sum")
     result = total(x.to(torch.float32 if x.dtype != torch.float64 else x.dtype), dim)
     result = result.to(dtype or x.dtype)
@@ -120,7 +123,7 @@ def _sum(function: Any, x: torch.Tensor, dim: Any = None, keepdim: bool = False,
 def _mean(_: Any, x: torch.Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> torch.Tensor:
     dim = _one_dimension(dim, "mean")
     wide = x.to(torch.float32 if x.dtype != torch.float64 else x.dtype)
-    result = (total(wide, dim) / x.shape[dim]).to(dtype or x.dtype)
+    result: torch.Tensor = (total(wide, dim) / x.shape[dim]).to(dtype or x.dtype)
     return result.unsqueeze(dim if dim >= 0 else dim + x.ndim) if keepdim else result
 
 
@@ -176,40 +179,51 @@ def _affine(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | N
     return x if bias is None else x + bias.float()
 
 
-def _pow(function: Any, x: Any, exponent: Any) -> torch.Tensor:
-    if exponent == 2:
-        return x * x
+def _pow(function: Any, x: Any, exponent: Any) -> Any:
     if isinstance(exponent, torch.Tensor):  # frequencies of rotary embeddings: base ** exponents
         return elementwise(lambda e: function(x, e), exponent)
-    return elementwise(function, x, exponent)
+    return x * x if exponent == 2 else elementwise(function, x, exponent)
+
+
+def _scatter(function: Any, *args: Any, **kwargs: Any) -> Any:
+    if "reduce" in kwargs or len(args) > 4:
+        raise NotRowInvariantError("torch's scatter with a reduction adds in no particular order")
+    return function(*args, **kwargs)
 
 
 def _linear(_: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    product: torch.Tensor = packed(weight).forward(x)
-    return product if bias is None else product + bias
+    sums = packed(weight).forward(x)
+    return (sums if bias is None else sums + bias.float()).to(x.dtype)
 
 
 def _addmm(_: Any, bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return _matmul(None, x, weight) + bias
+    return _linear(None, x, weight.t(), bias)
 
 
 def _matmul(_: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """``x @ y``: an outer product, or the product with a weight [K, N] or one weight per batch entry [B, K, N]."""
     if x.shape[-1] == 1 and x.ndim == y.ndim:
         return x * y
-    if isinstance(y, torch.nn.Parameter) or y._base is not None and isinstance(y._base, torch.nn.Parameter):
+    if _is_weight(y):
         if y.ndim == 2:
-            return packed(y.t()).forward(x)
+            return _linear(None, x, y.t())
         if y.ndim == 3 and x.ndim == 3 and len(x) == len(y):
-            return torch.stack([packed(one.t()).forward(rows) for rows, one in zip(x, y, strict=True)])
+            return torch.stack([_linear(None, rows, one.t()) for rows, one in zip(x, y, strict=True)])
     raise NotRowInvariantError("a product of two matrices neither of which is a weight depends on the batch")
 
 
-_packed: dict[tuple[Any, ...], tuple[StorageWeakRef, OrderedLinear]] = {}
+def _is_weight(x: torch.Tensor) -> bool:
+    """Whether it is a parameter or a view of one; these aren't changed while a model is served."""
+    return isinstance(x, torch.nn.Parameter) or isinstance(x._base, torch.nn.Parameter)
+
+
+_packed: dict[tuple[Any, ...], tuple[Any, OrderedLinear]] = {}
 
 
 def packed(weight: torch.Tensor) -> OrderedLinear:
-    """The linear layer of a weight [N, K], which is packed once and must not be changed. A copy of the weight."""
+    """The linear layer of a matrix [N, K], with float32 results. That of a model's weight is kept, a second copy."""
+    if not _is_weight(weight):
+        return OrderedLinear(weight.detach().contiguous(), float32_out=True)
     storage = weight.untyped_storage()
     key = storage._cdata, weight.storage_offset(), tuple(weight.shape), weight.stride(), weight.dtype
     found = _packed.get(key)  # the reference in the entry keeps the address of the storage from being used again
@@ -217,12 +231,14 @@ def packed(weight: torch.Tensor) -> OrderedLinear:
         for other, (reference, _) in list(_packed.items()):
             if reference.expired():
                 del _packed[other]
-        found = _packed[key] = StorageWeakRef(storage), OrderedLinear(weight.detach().contiguous())
+        held = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        found = _packed[key] = held, OrderedLinear(weight.detach().contiguous(), float32_out=True)
     return found[1]
 
 
 def grouped_linear_ordered(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """:func:`.grouped_linear_reference` by the kernel of :mod:`.cpu.gemm`; keeps a packed copy of the weights."""
+    """:func:`.grouped_linear_reference` by the kernel of :mod:`trunkline.kernels.cpu.gemm`, with weights that are
+    packed at their first use; the packed copies are kept."""
     with torch._C.DisableTorchFunction():  # experts are modules that aren't ours
         out = x.new_empty(len(x), weight.shape[1])
         start = 0
@@ -234,11 +250,7 @@ def grouped_linear_ordered(x: torch.Tensor, weight: torch.Tensor, ends: torch.Te
 
 
 REPLACEMENTS: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(
-        "exp exp2 log log2 log1p expm1 sin cos tan tanh sigmoid silu gelu mish softplus erf leaky_relu hardswish "
-        "relu6 elu rsqrt".split(),
-        elementwise,
-    ),
+    **dict.fromkeys(ELEMENTWISE, elementwise),
     "sum": _sum,
     "mean": _mean,
     "softmax": _softmax,
@@ -246,6 +258,8 @@ REPLACEMENTS: dict[str, Callable[..., Any]] = {
     "normalize": _normalize,
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
+    "scatter": _scatter,
+    "scatter_": _scatter,
     "pow": _pow,
     "__pow__": _pow,
     "__rpow__": lambda function, x, base: _pow(torch.pow, base, x),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .linear import PackedLinear
+from trunkline.kernels.linear import PackedLinear
 
 
 class OrderedLinear(PackedLinear):

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count as count_from
 
 import numpy as np
 import torch
 
 from trunkline.core.cache.pool import KVPool, KVShape
 from trunkline.core.errors import ModelError
-
-from .attention import ForwardContext, packed_layout, paged_layout
-from .packed import PackedModel
-from .samples import warm_up_ids
+from trunkline.core.model.attention import ForwardContext, packed_layout, paged_layout
+from trunkline.core.model.packed import PackedModel
+from trunkline.core.model.samples import warm_up_ids
 
 LENGTHS = (37, 1, 150, 6)  # tokens of the sequences
 CHUNKS = (1, 16, 5, 64, 1)  # tokens of the passes of each sequence, in turn
-
-Spans = list[tuple[int, int]]
 
 
 def verify_rows(model: PackedModel, shapes: Sequence[KVShape]) -> None:
@@ -61,20 +59,27 @@ def _chunked(
     slots = np.split(np.arange(sum(counts), dtype=np.int32)[::-1], np.cumsum(counts)[:-1])
     for row, own in enumerate(slots):
         table[row, : len(own)] = own
-    done, pieces, number = [0] * len(counts), [[] for _ in counts], shift  # type: tuple[list[int], list[list[torch.Tensor]], int]
-    while any(at < count for at, count in zip(done, counts, strict=True)):
-        left = [row for row, count in enumerate(counts) if done[row] < count]
-        spans: dict[int, tuple[int, int]] = {}
-        for row in left:
-            spans[row] = done[row], min(counts[row], done[row] + CHUNKS[(number + row) % len(CHUNKS)])
+    done = [0] * len(counts)
+    pieces: list[list[torch.Tensor]] = [[] for _ in counts]
+    for number in count_from(shift):
+        spans = {
+            row: (done[row], min(count, done[row] + CHUNKS[(number + row) % len(CHUNKS)]))
+            for row, count in enumerate(counts)
+            if done[row] < count
+        }
+        if not spans:
+            break
         # Decoding rows are the first of a pass.
-        order = sorted(left, key=lambda row: (spans[row][0] == 0 or spans[row][1] - spans[row][0] != 1, row))
-        number += 1
-        layout = paged_layout(table[order], [spans[row] for row in order], model.device)
-        ids = torch.cat([sequences[row][slice(*spans[row])] for row in order])
-        positions = torch.cat([torch.arange(*spans[row]) for row in order]).to(model.device)
+        order = sorted(spans, key=lambda row: (spans[row][0] == 0 or spans[row][1] - spans[row][0] != 1, row))
+        chosen = [spans[row] for row in order]
+        layout = paged_layout(table, chosen, model.device)
+        layout.table_row[:] = order
+        out_slots = [table[row, start:end] for row, (start, end) in zip(order, chosen, strict=True)]
+        layout.out_slots = torch.from_numpy(np.concatenate(out_slots).astype(np.int64)).to(model.device)
+        ids = torch.cat([sequences[row][start:end] for row, (start, end) in zip(order, chosen, strict=True)])
+        positions = torch.cat([torch.arange(start, end) for start, end in chosen]).to(model.device)
         hidden = model.forward(ids, positions, layout, pool)
-        for row, part in zip(order, torch.split(hidden, [end - start for start, end in map(spans.get, order)]), strict=True):
+        for row, part in zip(order, torch.split(hidden, [end - start for start, end in chosen]), strict=True):
             pieces[row].append(part.clone())  # recorded layers write the next pass's rows to the same memory
             done[row] = spans[row][1]
     return [torch.cat(own) for own in pieces]
