@@ -72,11 +72,11 @@ def examine(settings: ModelSettings, every: Settings, host: Host, device: torch.
     plan = plan_model(source, info, settings, device)
     chunk = gpu_chunk(device_bytes) if device.type != "cpu" else cpu_chunk(plan.active_parameters, plan.dtype)
     widest = max((max(key, value) for _, key, value in plan.kv_shapes), default=0)
-    backend = _backend(settings, device, widest)
+    backend = choose_backend(settings, device, widest)
     return Candidate(settings, source, tokenizer_source, info, tasks, refused, plan, chunk, backend)
 
 
-def _backend(settings: ModelSettings, device: torch.device, widest_head: int) -> Backend:
+def choose_backend(settings: ModelSettings, device: torch.device, widest_head: int) -> Backend:
     """The kernels of a model. ModelError where they have no deterministic mode, if that was asked for."""
     deterministic = settings.enable_deterministic_inference
     try:
@@ -84,7 +84,7 @@ def _backend(settings: ModelSettings, device: torch.device, widest_head: int) ->
     except ValueError as error:
         raise ModelError(
             f"{settings.name} can't be served with --enable-deterministic-inference: {error}. "
-            "Leave one of the options out, or give --device cpu --attention-backend cpu."
+            "Leave the option out, or give --device cpu."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""torch's operations inside of row-invariant functions: right, with the same bits for a row in any batch, or refused."""
+"""torch's operations in row-invariant functions: right, and a row has the same bits in any batch, or refused."""
 
 from __future__ import annotations
 
