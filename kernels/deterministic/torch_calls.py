@@ -14,6 +14,7 @@ in this mode.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -32,8 +33,9 @@ ALIGNMENT = 64  # numbers: a multiple of what a vectorised loop of torch compute
 
 # Rounded correctly, or not rounded at all, so that the same numbers give the same result anywhere.
 _EXACT = """
-__and__ __bool__ __eq__ __float__ __format__ __ge__ __get__ __getitem__ __gt__ __hash__ __index__ __int__ __invert__
-__le__ __len__ __lt__ __mul__ __ne__ __or__ __radd__ __repr__ __rmul__ __rsub__ __rtruediv__ __set__ __setitem__
+__and__ __bool__ __eq__ __float__ __format__ __ge__ __get__ __getitem__ __gt__ __hash__ __iadd__ __imul__ __index__
+__int__ __invert__ __isub__ __itruediv__ __le__ __len__ __lt__ __mul__ __ne__ __or__ __radd__ __repr__ __rmul__ __rsub__
+__rtruediv__ __set__ __setitem__
 abs add add_ all amax amin any arange argmax argsort as_strided bfloat16 bool broadcast_to cat chunk clamp clone
 contiguous copy_ cpu data_ptr detach dim div div_ dropout element_size embedding empty empty_like eq expand expand_as
 eye fill_ flatten float full full_like gather ge get_device gt half index_put index_select is_complex is_contiguous
@@ -49,6 +51,15 @@ exp exp2 log log2 log1p expm1 sin cos tan tanh sigmoid silu gelu mish softplus e
 EXACT, ELEMENTWISE = frozenset(_EXACT.split()), frozenset(_ELEMENTWISE.split())
 
 
+class _Thread(threading.local):
+    """Whether this thread is inside of a wrapped function: replacing the replacements again would only take time."""
+
+    inside = False
+
+
+_thread = _Thread()
+
+
 class NotRowInvariantError(RuntimeError):
     """A model calls an operation of torch whose results may depend on the batch."""
 
@@ -58,8 +69,14 @@ def row_invariant(function: Function) -> Function:
 
     @wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        with _MODE:
+        if _thread.inside:
             return function(*args, **kwargs)
+        _thread.inside = True
+        try:
+            with _MODE:
+                return function(*args, **kwargs)
+        finally:
+            _thread.inside = False
 
     return cast(Function, wrapped)
 

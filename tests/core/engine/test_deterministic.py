@@ -21,6 +21,7 @@ from trunkline.core.types import Submission
 from trunkline.kernels import backend
 from trunkline.plugins.generation.offline import generate
 from trunkline.plugins.generation.schemas import GenerationParams, LogprobParams
+from trunkline.plugins.rerank.schemas import RerankParams
 
 from .schedules import MODELS, TASK_OF, Schedule, engines, run, schedules
 
@@ -103,3 +104,19 @@ def test_requests_without_a_seed(zoo: Callable[[str], Path]) -> None:
         for options in ({}, {}, {"sampling_seed": 42}):
             (again,) = generate(engine, [[5, 6, 7]], **sampling, **options)
             assert again["output_ids"] == first["output_ids"] != second["output_ids"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_from_label_logits(dtype: str, zoo: Callable[[str], Path]) -> None:
+    """Their stage calls torch's logsumexp."""
+    options: dict[str, Any] = {"dtype": dtype, "task": ("rerank",), "chunked_prefill_size": 16}
+    with Engine(str(zoo("qwen3-yes-no")), enable_deterministic_inference=True, **options) as engine:
+        items = [
+            Submission(prompt=list(range(4, 10 + 7 * number)), params=RerankParams((7, 9)), rid=f"{number}")
+            for number in range(9)
+        ]
+        alone = []
+        for item in items:
+            engine.call("flush_cache")
+            alone.append(engine.submit_all("rerank", [item])[0].result(60).results)
+        assert [ticket.result(60).results for ticket in engine.submit_all("rerank", items)] == alone
