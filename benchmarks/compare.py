@@ -3,7 +3,8 @@
 ``python benchmarks/compare.py [MODEL]`` starts the server and the baseline itself, in processes of
 their own with equally many threads, and runs them in turns so that both meet the same neighbours.
 With ``--against FOLDER``, another checkout of trunkline (``git worktree add FOLDER COMMIT``), the baseline is
-the server of that checkout: what a change costs those who don't use what it adds.
+the server of that checkout: what a change costs those who don't use what it adds. With ``--with-flags "FLAGS"``, the
+baseline is the same server without these flags: what an option costs (docs/determinism.md).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -73,9 +74,15 @@ _Side = Callable[[Scenario], Awaitable[Result]]
 
 
 @asynccontextmanager
-async def server(options: argparse.Namespace, dtype: str, source: Path | None = None) -> AsyncIterator[_Side]:
-    """A function that puts a trunkline server, started for it, under a scenario; ``source`` is its checkout."""
-    async with running(options.model, ["--dtype", dtype, "--threads", str(options.threads)], source=source) as url:
+async def server(
+    options: argparse.Namespace, dtype: str, flags: Sequence[str] = (), source: Path | None = None
+) -> AsyncIterator[_Side]:
+    """A function that puts a trunkline server, started for it with ``flags``, under a scenario.
+
+    ``source`` is its checkout.
+    """
+    every = ["--dtype", dtype, "--threads", str(options.threads), *flags]
+    async with running(options.model, every, source=source) as url:
 
         async def side(scenario: Scenario) -> Result:
             await flush(url)
@@ -86,9 +93,9 @@ async def server(options: argparse.Namespace, dtype: str, source: Path | None = 
 
 @asynccontextmanager
 async def other(options: argparse.Namespace, folder: Path, dtype: str) -> AsyncIterator[_Side]:
-    """The same for what trunkline is compared with: another checkout, or transformers."""
-    if options.against is not None:
-        async with server(options, dtype, options.against) as side:
+    """The same for what trunkline is compared with: a server without flags, another checkout, or transformers."""
+    if options.against is not None or options.with_flags:
+        async with server(options, dtype, source=options.against) as side:
             yield side
         return
     with baseline(folder, dtype, options.threads) as pipe:
@@ -100,7 +107,8 @@ async def measure_both(options: argparse.Namespace, folder: Path, dtype: str) ->
     ours: _Runs = {}
     theirs: _Runs = {}
     machines: list[Machine] = []
-    async with server(options, dtype) as mine, other(options, folder, dtype) as yours:
+    flags = options.with_flags.split()
+    async with server(options, dtype, flags) as mine, other(options, folder, dtype) as yours:
         for scenario in build(0, scale=0.1 * options.scale):
             await mine(scenario)
             await yours(scenario)
@@ -155,6 +163,7 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on all lengths, for a trial run")
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="compare with this checkout of trunkline")
+    parser.add_argument("--with-flags", default="", metavar="FLAGS", help="compare with the server without these flags")
     parser.add_argument("--only", action="append", default=[], help="scenarios whose name contains this; repeatable")
     options = parser.parse_args()
     dtype = options.dtype or ("bfloat16" if has_bfloat16() else "float32")
@@ -168,7 +177,7 @@ async def main() -> None:
     print(f"machine: copy {machine.bandwidth / 1e9:.1f} GB/s; {rates}")
     shape = Shape.read(folder)
     for scenario in chosen(1, options):
-        against = options.against.name if options.against else "transformers"
+        against = options.against.name if options.against else "without" if options.with_flags else "transformers"
         report(scenario, ours, theirs, floor(scenario, shape, machine, dtype), against)
 
 

@@ -22,6 +22,7 @@ from .errors import ConfigError
 from .host import Host
 from .settings import EngineSettings, ModelSettings, PluginSelection, ServerSettings
 
+DETERMINISTIC_BACKENDS = ("auto", "cpu")
 DEFAULT_MODEL = "demo:smollm2-135m-instruct"
 
 
@@ -124,7 +125,13 @@ def _model(table: Any, tables: Mapping[str, Any], groups: Mapping[str, SettingsG
     for key, value in table.items():
         (own[fields[key]] if key in fields else core)[key] = value
     converted = {name: convert(own[name], schema, name) for name, schema in plugins.items()}
-    return msgspec.structs.replace(convert(core, ModelSettings, "models"), plugins=converted)
+    model = convert(core, ModelSettings, "models")
+    if model.enable_deterministic_inference and model.attention_backend not in DETERMINISTIC_BACKENDS:
+        raise ConfigError(
+            f"{model.name} can't have both --enable-deterministic-inference and --attention-backend "
+            f"{model.attention_backend}: leave one of the two out. Only the backend cpu has a deterministic mode."
+        )
+    return msgspec.structs.replace(model, plugins=converted)
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -135,6 +135,9 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     attention_backend: Annotated[
         Literal["auto", "cpu", "torch_native", "triton"], _about("Kernels of all operations.")
     ] = "auto"
+    enable_deterministic_inference: Annotated[
+        bool, _about("On a CPU, give a request the same result, bit for bit, alone and in any batch.")
+    ] = False
     chunked_prefill_size: Annotated[
         Limit | None, _about("Limit on the tokens of a forward pass; -1 = no limit, default auto.")
     ] = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trunkline.kernels.cpu.attention import paged
+from trunkline.kernels.cpu.attention import ordered, paged
+from trunkline.kernels.cpu.attention.flash_arguments import sizes
 from trunkline.kernels.cpu.elements import layout_of
 from trunkline.kernels.cpu.recording import keep_alive, scratch_memory
 from trunkline.kernels.cpu.threads import team_size
@@ -153,3 +154,62 @@ def decode_cpu(
     kernel.run(shares, **arguments, shares=shares)
     if shares > 1:
         kernel.run(1, True, **arguments, shares=-shares)
+
+
+def decode_ordered(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    layout: Layout,
+    row_ids: np.ndarray,
+    out: torch.Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    chunk: int = 0,
+) -> None:
+    """:func:`decode_cpu`, with the same requirements, for results that have the bits of :func:`.extend_cpu`.
+
+    So a query's result depends neither on other rows, nor on whether it was computed with other queries of its row.
+    """
+    heads, key_dim = q.shape[1:]
+    kv_heads, value_dim = values.shape[1:]
+    if attention_extend.multiplies_pairs(q.dtype, key_dim, value_dim):
+        attention_extend.decode_pairs(
+            q, keys, values, layout, row_ids, out,
+            scale=scale, window=window, softcap=softcap, sinks=sinks, chunk=chunk,
+        )  # fmt: skip
+        return
+    if q.stride(2) != 1:
+        q = q.contiguous()
+    row_ids = np.ascontiguousarray(row_ids, dtype=np.int32)
+    team = team_size(len(row_ids) * heads * key_dim * int(layout.kv_len.max()) > attention_extend.MIN_PARALLEL)
+    group_size = heads // kv_heads
+    block_keys = sizes(group_size, key_dim, value_dim).block_keys
+    size = ordered.scratch_bytes(group_size, key_dim, value_dim, block_keys)
+    scratch = scratch_memory(team_size() * size)  # the whole team replays recorded launches
+    sinks = None if sinks is None else keep_alive(sinks.detach().float().contiguous())
+    ordered.kernel(key_dim, value_dim, q.dtype == torch.bfloat16).run(
+        team,
+        q=q.data_ptr(),
+        q_token=q.stride(0),
+        q_head=q.stride(1),
+        keys=keys.data_ptr(),
+        values=values.data_ptr(),
+        out=out.data_ptr(),
+        scratch=scratch.data_ptr(),
+        scratch_size=size,
+        sinks=0 if sinks is None else sinks.data_ptr(),
+        **layout_of(layout, row_ids),
+        decodes=len(row_ids),
+        claimed=0,
+        heads=heads,
+        kv_heads=kv_heads,
+        window=window,
+        chunk=chunk,
+        block_keys=block_keys,
+        scale=scale,
+        softcap=softcap,
+    )

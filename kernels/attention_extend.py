@@ -84,21 +84,76 @@ def extend_cpu(
 
     Source: Dao, "FlashAttention-2" (2023, arXiv:2307.08691), for CPU caches: :mod:`.flash_arguments`.
     """
-    heads, key_dim = q.shape[1:]
-    kv_heads, value_dim = v.shape[1:]
     if q.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"the cpu backend computes in float32 and bfloat16, not {q.dtype}")
-    q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
+    _run_flash(
+        q, k, v, keys, values, layout, row_ids, out, decoding=False, causal=causal,
+        scale=scale, window=window, softcap=softcap, sinks=sinks, chunk=chunk,
+    )  # fmt: skip
+
+
+def decode_pairs(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    layout: Layout,
+    row_ids: np.ndarray,
+    out: torch.Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    chunk: int = 0,
+) -> None:
+    """:func:`.decode_reference` by the kernel of :func:`extend_cpu`, if :func:`multiplies_pairs`."""
+    _run_flash(
+        q, None, None, keys, values, layout, row_ids, out, decoding=True, causal=True,
+        scale=scale, window=window, softcap=softcap, sinks=sinks, chunk=chunk,
+    )  # fmt: skip
+
+
+def multiplies_pairs(dtype: torch.dtype, key_dim: int, value_dim: int) -> bool:
+    """Whether :func:`extend_cpu` multiplies pairs of bfloat16 numbers, for keys and values of these widths."""
+    return dtype == torch.bfloat16 and flash_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
+
+
+def _run_flash(
+    q: torch.Tensor,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
+    keys: torch.Tensor | None,
+    values: torch.Tensor | None,
+    layout: Layout,
+    row_ids: Sequence[int] | np.ndarray,
+    out: torch.Tensor,
+    *,
+    scale: float,
+    causal: bool,
+    window: int,
+    softcap: float,
+    sinks: torch.Tensor | None,
+    chunk: int,
+    decoding: bool,
+) -> None:
+    """Launch the kernel. Without ``k`` and ``v``, all keys and values are read from the pool."""
+    heads, key_dim = q.shape[1:]
+    like = values if v is None else v
+    assert like is not None
+    kv_heads, value_dim = like.shape[1:]
+    q = _with_contiguous_heads(q)
+    k, v = (None if x is None else _with_contiguous_heads(x) for x in (k, v))
     row_ids = np.ascontiguousarray(row_ids, dtype=np.int32)
     query_counts = layout.q_start[row_ids + 1] - layout.q_start[row_ids]
     multiplications = int(np.dot(query_counts.astype(np.int64), layout.kv_len[row_ids])) * heads * key_dim
     team = team_size(multiplications > MIN_PARALLEL)
-    pairs = q.dtype == torch.bfloat16 and flash_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
+    pairs = multiplies_pairs(q.dtype, key_dim, value_dim)
     panels_per_call = flash_pairs.PANELS_PER_CALL if pairs else 1
     blocks = sizes(heads // kv_heads, key_dim, value_dim, panels_per_call)
     scratch = scratch_memory(team_size() * blocks.scratch_size)  # the whole team replays recorded launches
     sinks = None if sinks is None else keep_alive(sinks.detach().float().contiguous())
-    flash.kernel(q.dtype, pairs).run(
+    rows = {"decodes" if decoding else "prompts": len(row_ids)}
+    flash.kernel(q.dtype, pairs, decoding).run(
         team,
         **_strided("q", q),
         **_strided("k", k),
@@ -108,7 +163,7 @@ def extend_cpu(
         out=out.data_ptr(),
         sinks=0 if sinks is None else sinks.data_ptr(),
         **layout_of(layout, row_ids),
-        prompts=len(row_ids),
+        **rows,
         claimed=0,
         heads=heads,
         kv_heads=kv_heads,
@@ -124,8 +179,14 @@ def extend_cpu(
     )
 
 
-def _strided(name: str, x: torch.Tensor) -> dict[str, int]:
+def _with_contiguous_heads(x: torch.Tensor) -> torch.Tensor:
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _strided(name: str, x: torch.Tensor | None) -> dict[str, int]:
     """Kernel arguments of a tensor [T, heads, width]: its address, and its strides over tokens and heads in bytes."""
+    if x is None:
+        return {name: 0, f"{name}_token": 0, f"{name}_head": 0}
     return {name: x.data_ptr(), f"{name}_token": x.stride(0) * x.itemsize, f"{name}_head": x.stride(1) * x.itemsize}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from . import (
     sample,
 )
 from .cpu.processor import has_bfloat16
+from .deterministic import torch_calls
+from .deterministic.linear import OrderedLinear
 from .layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -36,6 +39,11 @@ logger = logging.getLogger(__name__)
 WIDEST_HEAD = 256  # for Triton kernels
 
 Operation = Callable[..., torch.Tensor]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _unchanged(function: F) -> F:
+    return function
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +57,9 @@ class Backend:
 
     ``captures``: whether decode-only passes can be CUDA graphs: ``decode``, ``write`` and ``rope`` read all that
     differs between passes from tensors, and don't take longer for a wider slot table. ``scratch_bytes``: an estimate of
-    the memory that attention takes beside its arguments, in bytes.
+    the memory that attention takes beside its arguments, in bytes. ``row_invariant``: wraps a function that calls
+    torch's operations, so that its result for a row has the same bits in any batch where this backend promises that
+    (:data:`CPU_DETERMINISTIC`); others return the function as it is.
 
     Decoding rows go to ``decode``. All prompt rows go to ``extend``, even a prompt whose only uncached token
     is its last one: the two kernels add in different orders, and a prompt's result must not depend on how
@@ -79,6 +89,7 @@ class Backend:
     logprobs: Callable[..., logprobs.RowLogprobs]
     captures: bool = False
     scratch_bytes: int = 0
+    row_invariant: Callable[[F], F] = _unchanged
 
     def attention(
         self,
@@ -160,6 +171,13 @@ CPU = Backend(
     mask_tokens=adjust.mask_tokens_cpu,
     logprobs=logprobs.logprobs_cpu,
 )
+CPU_DETERMINISTIC = replace(
+    CPU,
+    decode=attention_decode.decode_ordered,
+    linear=OrderedLinear,
+    grouped_linear=torch_calls.grouped_linear_ordered,
+    row_invariant=torch_calls.row_invariant,
+)
 TORCH_NATIVE = Backend(
     name="torch_native",
     decode=attention_decode.decode_batched,
@@ -235,20 +253,28 @@ def _runs_triton(device: str) -> bool:
     return interpreted()
 
 
-def choose(name: str | None, device: str, widest_head: int = 0) -> Backend:
+def choose(name: str | None, device: str, widest_head: int = 0, *, deterministic: bool = False) -> Backend:
     """The backend ``name`` for the device type "cpu" or "cuda"; None or "auto" is the device's default.
 
-    ``widest_head``: of all keys and values of the model, in numbers.
+    ``widest_head``: of all keys and values of the model, in numbers. ``deterministic``: results for a row have the same
+    bits in any batch; only the backend "cpu" has that.
 
     The default is "cpu" on a CPU; elsewhere, it is "triton", or "torch_native" if ``triton`` isn't installed. It also
     replaces a backend that the device can't run, and Triton if heads are too wide for it, with a warning.
     ``Backend.name`` is the one that was chosen.
-    ValueError for an unknown name.
+    ValueError for an unknown name, and for a backend or device that can't be deterministic.
     """
     default = "cpu" if device == "cpu" else "triton" if _runs_triton(device) else "torch_native"
     name = default if name in (None, "auto") else name
     if name not in ("cpu", "torch_native", "triton"):
         raise ValueError(f"unknown attention backend {name!r}: choose auto, cpu, torch_native or triton")
+    if deterministic:
+        if name != "cpu" or device != "cpu":
+            raise ValueError(
+                f"the attention backend {name!r} on the device {device!r} has no deterministic mode; "
+                "only 'cpu' on a CPU has one"
+            )
+        return CPU_DETERMINISTIC
     if (name == "triton" and not _runs_triton(device)) or (name == "cpu" and device != "cpu"):
         logger.warning("attention backend %r doesn't run on device %r; using %r", name, device, default)
         name = default

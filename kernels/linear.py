@@ -92,6 +92,8 @@ class PackedLinear(LinearLayer):
       exactly representable there.
     """
 
+    uses_onednn = True  # where it is faster; its results for a row may depend on the other rows
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, float32_out: bool = False) -> None:
         """Pack ``weight`` [N, K], with ``bias`` [N], both on the CPU, float32 or bfloat16.
 
@@ -103,7 +105,7 @@ class PackedLinear(LinearLayer):
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
         pairs = weight.dtype == torch.bfloat16 and self.in_features % 2 == 0 and has_bfloat16_pairs()
-        self.onednn = weight.dtype == torch.bfloat16 and not pairs and has_bfloat16()
+        self.onednn = self.uses_onednn and weight.dtype == torch.bfloat16 and not pairs and has_bfloat16()
         if self.onednn:
             # 16 is the number of rows to optimise for: near the best for any number of rows. 1 isn't.
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)

@@ -72,8 +72,20 @@ def examine(settings: ModelSettings, every: Settings, host: Host, device: torch.
     plan = plan_model(source, info, settings, device)
     chunk = gpu_chunk(device_bytes) if device.type != "cpu" else cpu_chunk(plan.active_parameters, plan.dtype)
     widest = max((max(key, value) for _, key, value in plan.kv_shapes), default=0)
-    backend = choose(settings.attention_backend, device.type, widest)
+    backend = choose_backend(settings, device, widest)
     return Candidate(settings, source, tokenizer_source, info, tasks, refused, plan, chunk, backend)
+
+
+def choose_backend(settings: ModelSettings, device: torch.device, widest_head: int) -> Backend:
+    """The kernels of a model. ModelError where they have no deterministic mode, if that was asked for."""
+    deterministic = settings.enable_deterministic_inference
+    try:
+        return choose(settings.attention_backend, device.type, widest_head, deterministic=deterministic)
+    except ValueError as error:
+        raise ModelError(
+            f"{settings.name} can't be served with --enable-deterministic-inference: {error}. "
+            "Leave the option out, or give --device cpu."
+        ) from error
 
 
 def choose_tasks(

@@ -207,6 +207,7 @@ def describe(candidate: Candidate, grant: MemoryShare, model: LoadedModel, refus
         chunked_prefill_size=candidate.pass_tokens or -1,
         dtype=str(model.dtype).removeprefix("torch."),
         attention_backend=model.backend.name,
+        deterministic=own.enable_deterministic_inference,
         device=str(model.device),
         weight_version=own.weight_version,
         fused=model.fused,

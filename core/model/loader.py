@@ -25,6 +25,7 @@ from .architecture import (
     position_table,
     resolve,
 )
+from .determinism.verify import verify_rows
 from .expert_watch import watch_experts
 from .experts import bind_backend
 from .float32 import float32_view
@@ -81,6 +82,8 @@ def load(
         model, kv_shapes = verify_attention(model)
         wrong = wrong_heads(model, heads)
     fused = _fuse(model)
+    if settings.enable_deterministic_inference:
+        verify_rows(model, kv_shapes)
     view = float32_view(whole, tensors, backend)
     verified, refused = verify_heads(model, heads, view, wrong)
     for head, reason in refused.items():
@@ -92,7 +95,7 @@ def load(
         tokenizer=tokenizer,
         max_request_tokens=max_request_tokens or info.context_length,
         kv_shapes=kv_shapes,
-        heads=verified,
+        heads={name: backend.row_invariant(apply) for name, apply in verified.items()},
         refused=refused,
         fused=fused,
         expert_watch=watch_experts(model),
@@ -103,11 +106,12 @@ def load(
 
 def _fuse(model: PackedModel) -> str:
     """Fuse layers, in place; returns a sentence about the result."""
-    if model.padded:
-        return "padded batches, because its attention can't be replaced"
     from trunkline.core.model.fusion.find_decoder import fuse
 
-    return fuse(model.whole, model.backend).sentence
+    backbone, report = model.backbone, None if model.padded else fuse(model.whole, model.backend)
+    if report is None or not report.fused_forward:
+        backbone.forward = model.backend.row_invariant(backbone.forward)
+    return "padded batches, because its attention can't be replaced" if report is None else report.sentence
 
 
 @contextmanager

@@ -64,6 +64,7 @@ class InfoReplies:
             "max_total_num_tokens": model.max_total_tokens,
             "dtype": model.dtype,
             "attention_backend": model.attention_backend,
+            "deterministic": model.deterministic,
             "fused": model.fused,
             "tasks": list(model.tasks),
             "refused": model.refused,

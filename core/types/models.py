@@ -73,6 +73,7 @@ class ServedModel(Struct, frozen=True, kw_only=True):
     chunked_prefill_size: int = -1  # limit on the tokens of one pass, -1 = no limit
     dtype: str
     attention_backend: str
+    deterministic: bool = False  # whether a request has the same result, bit for bit, in any batch
     device: str = "cpu"  # where it is computed; "cuda:0" is the first GPU
     weight_version: str = "default"
     fused: str = ""  # a sentence about fused layers (core/model/fusion), for /model_info

@@ -1,4 +1,4 @@
-"""The compiled CPU kernels of :mod:`trunkline.kernels.activation`: a polynomial for float32, a table for bfloat16."""
+"""The compiled CPU kernels of :mod:`trunkline.kernels.activation`; exact GELU of bfloat16 is a table."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 
-from .elements import LOOPS, address, team_for
-from .glu import exp
-from .threads import OPTIONS, Kernel, float32s, int64s, thread, threads, uint16s
+from .elements import LOOPS, access, address, team_for
+from .glu import exp, sigmoid_unit
+from .threads import OPTIONS, Kernel, int64s, thread, threads, uint16s
 
 
 class Arguments:
@@ -22,7 +22,7 @@ class Arguments:
     out: int
     rows: int
     width: int
-    table: int  # results for all 65,536 bfloat16 numbers, 128 KiB; 0 for float32
+    table: int  # GELU of all 65,536 bfloat16 numbers, 128 KiB; 0 if it isn't used
 
 
 _HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1), np.float32(0)
@@ -34,20 +34,20 @@ _P = np.float32(0.3275911 * 0.5**0.5)
 _C = tuple(np.float32(c / 2) for c in (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429))
 
 
-def gelu(x: torch.Tensor, out: torch.Tensor) -> None:
-    """GELU of ``x`` [T, N] into ``out``, which may be ``x``; float32 or bfloat16.
+def activate(x: torch.Tensor, activation: str, out: torch.Tensor) -> None:
+    """An activation of ``x`` [T, N] into ``out``, which may be ``x``; float32 or bfloat16.
 
     ValueError for a tensor that isn't contiguous, or whose dtype isn't supported.
     """
     rows, width = x.shape
-    bf16 = x.dtype == torch.bfloat16
-    (_lookup() if bf16 else _computed()).run(
+    looked_up = activation == "gelu" and x.dtype == torch.bfloat16
+    (_lookup() if looked_up else _computed(activation, x.dtype)).run(
         team_for(x.numel()),
         x=address(x, "x"),
         out=address(out, "out", x.dtype),
         rows=rows,
         width=width,
-        table=_table().data_ptr() if bf16 else 0,
+        table=_table().data_ptr() if looked_up else 0,
     )
 
 
@@ -63,16 +63,17 @@ def _gelu(x: Any) -> Any:
 
 
 @cache
-def _computed() -> Kernel:
-    function = njit(**LOOPS)(_gelu)
+def _computed(activation: str, dtype: torch.dtype) -> Kernel:
+    read, write, size = access(dtype)
+    function = njit(**LOOPS)(_gelu) if activation == "gelu" else sigmoid_unit(activation)
 
     def body(a: Any) -> None:
         worker, workers = np.int64(thread()), np.int64(threads())
-        count = a.rows * a.width
-        first, last = count * worker // workers, count * (worker + 1) // workers
-        x, out = float32s(a.x + first * 4), float32s(a.out + first * 4)
-        for i in range(last - first):
-            out[i] = function(x[i])
+        # Row by row: a vectorised loop computes the numbers at its end by other code, with other bits.
+        for t in range(a.rows * worker // workers, a.rows * (worker + 1) // workers):
+            x, out = a.x + t * a.width * size, a.out + t * a.width * size
+            for i in range(a.width):
+                write(out, i, function(read(x, i)))
 
     return Kernel(body, Arguments, **LOOPS)
 

@@ -66,10 +66,15 @@ def _gelu_tanh(x: Any) -> Any:
     return x / (_ONE + exp(-_TWO * _GELU_SCALE * (x + _GELU_CUBE * x * x * x)))
 
 
+def sigmoid_unit(activation: str) -> Any:
+    """Compiled "silu" or "gelu_tanh" of one number, without branches."""
+    return njit(**LOOPS)(_silu if activation == "silu" else _gelu_tanh)
+
+
 @cache
 def _kernel(dtype: torch.dtype, activation: str) -> Kernel:
     read, write, size = access(dtype)
-    function = njit(**LOOPS)(_silu if activation == "silu" else _gelu_tanh)
+    function = sigmoid_unit(activation)
 
     def body(a: Any) -> None:
         width = a.width

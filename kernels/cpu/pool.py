@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .elements import LOOPS, access, address, team_for
+from .elements import access, address, team_for
 from .threads import Kernel, float32s, int64s, thread, threads
 
 
@@ -60,12 +60,14 @@ def _kernel(dtype: torch.dtype) -> Kernel:
             out, n = float32s(a.out + r * width * 4), starts[r + 1] - starts[r]
             x = a.x + starts[r] * width * size
             weights = np.float32(n * (n + 1)) * np.float32(0.5) if a.weighted != 0 else np.float32(n)
-            factor = np.float32(1) / (np.sqrt(weights) if a.sqrt_length != 0 else weights)
+            divisor = np.sqrt(weights) if a.sqrt_length != 0 else weights
             for i in range(width):
                 out[i] = np.float32(0)
             for t in range(n):
-                weight = factor * np.float32(t + 1 if a.weighted != 0 else 1)
+                weight = np.float32(t + 1 if a.weighted != 0 else 1)
                 for i in range(width):
                     out[i] += weight * read(x + t * width * size, i)
+            for i in range(width):
+                out[i] /= divisor
 
-    return Kernel(body, Arguments, **LOOPS)
+    return Kernel(body, Arguments)  # without fast math: the same sums as one row after another in torch

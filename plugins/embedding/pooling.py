@@ -1,7 +1,8 @@
 """Pools hidden rows to one vector per sequence; a sequence may be computed in several passes.
 
 Rows of whole sequences are pooled by the backend. If a sequence is computed in chunks, or begins with a
-prompt that isn't pooled, partial sums of each chunk are kept and added up after the last one.
+prompt that isn't pooled, each chunk continues the sums of the one before. Rows are added one after another, as the CPU
+kernel adds them, so that the vector doesn't depend on the chunks.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ KERNEL_MODES = {
 }
 
 Partial = dict[str, Tensor]
-"""Partial results of a chunk: mode -> float32 ``[H]``."""
+"""Results of the rows up to the end of a chunk: mode -> float32 ``[H]``."""
 
 
 class Pooler:
@@ -66,50 +67,44 @@ class Pooler:
         return torch.stack(vectors) if vectors else hidden.new_empty(0, 0, dtype=torch.float32)
 
     def _chunk(self, row: PartRow, hidden: Tensor, skip: int) -> Tensor | None:
-        """Keep the partial result of the positions ``[first, end)``. After the last chunk, return the vector.
+        """Keep the results of the positions ``[skip, end)``. After the last chunk, return the vector.
 
-        It is stored under ``first``, so that a pass that is repeated after a failure counts once.
+        They are stored under ``first``, so that a pass that is repeated after a failure counts once.
         """
         chunks: dict[int, Partial] = row.request.state
-        chunks[row.first] = self._partial(hidden[row.offset : row.offset + row.end - row.first].float(), row.first)
+        before = chunks[max(first for first in chunks if first < row.first)] if row.first > skip else {}
+        rows = hidden[row.offset : row.offset + row.end - row.first].float()
+        chunks[row.first] = {mode: _continued(mode, before.get(mode), rows, row.first) for mode in self._modes}
         if not row.final:
             return None
-        ordered = [chunks[first] for first in sorted(chunks)]
-        return torch.cat([_join(mode, ordered, skip, row.end) for mode in self._modes])
-
-    def _partial(self, rows: Tensor, first: int) -> Partial:
-        partial: Partial = {}
-        for mode in self._modes:
-            if mode == "cls":
-                partial[mode] = rows[0].clone()
-            elif mode == "lasttoken":
-                partial[mode] = rows[-1].clone()
-            elif mode == "max":
-                partial[mode] = rows.amax(0)
-            elif mode == "weightedmean":
-                weights = torch.arange(first + 1, first + 1 + len(rows), device=rows.device, dtype=torch.float32)
-                partial[mode] = weights @ rows
-            else:
-                partial[mode] = rows.sum(0)
-        return partial
+        return torch.cat([_finished(mode, chunks[row.first][mode], skip, row.end) for mode in self._modes])
 
 
-def _join(mode: str, chunks: list[Partial], skip: int, end: int) -> Tensor:
-    """The vector of one mode from the partial results of a sequence's chunks, pooled over positions ``[skip, end)``.
+def _continued(mode: str, before: Tensor | None, rows: Tensor, first: int) -> Tensor:
+    """The result of one mode up to the end of ``rows``, which begin at the position ``first``.
 
-    With weighted mean, a token's weight is its position in the whole text, prompt included, counted from 1.
+    ``before``: the result of the rows before them, None if there are none. With weighted mean, a token's weight is its
+    position in the whole text, a prompt that isn't pooled included, counted from 1.
     """
-    parts = [chunk[mode] for chunk in chunks]
     if mode == "cls":
-        return parts[0]
+        return rows[0].clone() if before is None else before
     if mode == "lasttoken":
-        return parts[-1]
+        return rows[-1].clone()
     if mode == "max":
-        return torch.stack(parts).amax(0)
-    total = torch.stack(parts).sum(0)
+        return rows.amax(0) if before is None else torch.maximum(before, rows.amax(0))
+    total = torch.zeros_like(rows[0]) if before is None else before.clone()
+    for number, row in enumerate(rows):
+        total += row * float(first + number + 1) if mode == "weightedmean" else row
+    return total
+
+
+def _finished(mode: str, total: Tensor, skip: int, end: int) -> Tensor:
+    """The vector of one mode, pooled over positions ``[skip, end)``, from the result of the last chunk."""
     count = end - skip
     if mode == "mean":
         return total / count
     if mode == "mean_sqrt_len_tokens":
         return total / math.sqrt(count)
-    return total / (count * (skip + 1 + end) / 2)
+    if mode == "weightedmean":
+        return total / (count * (skip + 1 + end) / 2)
+    return total

@@ -34,7 +34,8 @@ class EmbeddingStage(Stage):
         """ModelError when weights of the recipe's modules are missing or don't fit."""
         self._recipe = recipe
         self._pooler = Pooler(recipe.modes, model.backend.pool)
-        self._after = build(recipe.modules, model.info.hidden_size * len(recipe.modes), model.device)
+        after = build(recipe.modules, model.info.hidden_size * len(recipe.modes), model.device)
+        self._after, self._finish = model.backend.row_invariant(after), model.backend.row_invariant(self._cut_and_scale)
 
     def admit(self, request: Request) -> Needs:
         params: EmbeddingParams = request.params
@@ -62,7 +63,7 @@ class EmbeddingStage(Stage):
             vectors = self._finish(self._after(vectors), part.tensors)
         return Launched(tensors={"vectors": vectors})
 
-    def _finish(self, vectors: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _cut_and_scale(self, vectors: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Cut vectors (set the rest to zero; ``collect`` cuts the bytes) and normalise them, as each request asks."""
         if (dimensions := inputs.get("dimensions")) is not None:
             vectors = vectors * (torch.arange(vectors.shape[1], device=vectors.device) < dimensions[:, None])

@@ -18,7 +18,7 @@ from trunkline.plugins.generation.formats.model_format import ModelFormat
 from trunkline.plugins.generation.native.meta_info import ExtraMetaInfo
 from trunkline.plugins.generation.native.session_prompts import SessionPrompts
 from trunkline.plugins.generation.native.sessions import Sessions
-from trunkline.plugins.generation.sampling.params import SamplingParams, parse_sampling_params
+from trunkline.plugins.generation.sampling.params import DETERMINISTIC_SEED, SamplingParams, parse_sampling_params
 
 from .extras import NO_EXTRAS, Extras, ResultReader
 from .schemas import GenerationParams, GenerationResult, Grammar
@@ -240,7 +240,8 @@ class Service:
         for index, (prompt, sampling) in enumerate(zip(job.prompts, job.sampling, strict=True)):
             requested = limit if sampling.max_new_tokens is None else sampling.max_new_tokens
             max_new_tokens = new_token_limit(len(prompt), requested, limit)
-            seed = self._random.getrandbits(63) if sampling.sampling_seed is None else sampling.sampling_seed
+            if (seed := sampling.sampling_seed) is None:
+                seed = DETERMINISTIC_SEED if job.served.deterministic else self._random.getrandbits(63)
             extras = job.extras_of(index)
             if index in known:
                 extras = extras.with_prompt_known(known[index])

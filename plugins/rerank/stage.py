@@ -58,6 +58,7 @@ class LabelStage(Stage):
     def __init__(self, model: Model) -> None:
         self._model = model
         self._vocabulary = model.info.vocab_size
+        self._values = model.backend.row_invariant(self._label_values)
 
     def admit(self, request: Request) -> Needs:
         check_labels(request.params.labels, self._vocabulary)
@@ -76,7 +77,7 @@ class LabelStage(Stage):
         pieces = [self._values(some, ids) for some, ids in slices]
         return Launched(tensors={"values": torch.cat(pieces)})
 
-    def _values(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _label_values(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Logsumexp over the vocabulary, then the labels' logits: float32 ``[R, 1 + labels]``."""
         logits = self._model.heads["lm"](hidden).float()
         return torch.cat([logits.logsumexp(-1, keepdim=True), logits.gather(1, labels)], 1)

@@ -18,6 +18,7 @@ from .origins import Origins
 from .recorded import CAPACITY, RecordedLayers, Scratch
 
 if TYPE_CHECKING:
+    from trunkline.kernels.backend import Backend
     from trunkline.kernels.linear import LinearLayer
 
 
@@ -249,10 +250,10 @@ class FusedForward:
     Calls that request more than the last hidden state run the class's own ``forward``.
     """
 
-    def __init__(self, base: Any, layers: list[FusedLayer], norm: Norm, output: type) -> None:
+    def __init__(self, base: Any, layers: list[FusedLayer], norm: Norm, output: type, backend: Backend) -> None:
         """``output``: the class of what ``base`` returns."""
-        self.original, self.output = base.forward, output
-        self.embed, self.rotary = base.embed_tokens, base.rotary_emb
+        self.original, self.output = backend.row_invariant(base.forward), output
+        self.embed, self.rotary = backend.row_invariant(base.embed_tokens), backend.row_invariant(base.rotary_emb)
         self.layers, self.norm = layers, norm
         self.replay = False  # whether short passes are recorded and replayed, see can_replay
         self._recorded: RecordedLayers | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from trunkline.core.model.attention import ForwardContext
 
 from .decoder_layer import AttentionCall, Matrices
 from .origins import Origins
+
+if TYPE_CHECKING:
+    from trunkline.kernels.backend import Backend
 
 BLOCK_TOKENS = 1024  # tokens that pass through the MLP together, so that intermediate results stay in a CPU's cache
 
@@ -122,10 +125,12 @@ class FusedEncoderForward:
     Calls that request more run the class's own ``forward``.
     """
 
-    def __init__(self, base: Any, layers: list[FusedEncoderLayer], output: type, embeddings: Any) -> None:
+    def __init__(
+        self, base: Any, layers: list[FusedEncoderLayer], output: type, embeddings: Any, backend: Backend
+    ) -> None:
         """``output``: the class of what ``base`` returns; ``embeddings``: its own, or equivalent ones."""
-        self.original, self.output = base.forward, output
-        self.embeddings, self.pooler = embeddings, getattr(base, "pooler", None)
+        self.original, self.output = backend.row_invariant(base.forward), output
+        self.embeddings, self.pooler = backend.row_invariant(embeddings), getattr(base, "pooler", None)
         self.layers = layers
 
     def __call__(

@@ -97,7 +97,9 @@ def _replace(layer: Any, observed: ObservedLayer, backend: Backend) -> FusedLaye
         raise Mismatch("queries are normalised over all heads together")
     matrices = modules.matrices(backend)
     check_layer(modules.index, lambda: _error(layer, call, matrices, observed, backend))
-    fused = FusedLayer(call, matrices, modules.norms, modules.activation, modules.other_mlp)
+    if (mlp := modules.other_mlp) is not None:
+        mlp.forward = backend.row_invariant(mlp.forward)
+    fused = FusedLayer(call, matrices, modules.norms, modules.activation, mlp)
     fused.origins = modules.origins(layer, matrices)
     return fused
 
@@ -136,7 +138,8 @@ def _fuse_forward(
     norm = norm_of(base.norm, backend) if isinstance(getattr(base, "norm", None), nn.Module) else None
     if len(embeddings) != 1 or norm is None or not hasattr(base, "embed_tokens") or not hasattr(base, "rotary_emb"):
         return False
-    base.forward = fused_forward = FusedForward(base, list(layers), norm, type(output))  # type: ignore[arg-type]
+    fused: list[Any] = list(layers)
+    base.forward = fused_forward = FusedForward(base, fused, norm, type(output), backend)
 
     def error() -> float:
         return relative_error(run(base, warm_up_context(base, backend)).last_hidden_state, expected)

@@ -206,7 +206,8 @@ def _fuse_forward(base: Any, layers: nn.ModuleList, output: Any, backend: Backen
 
     def error(embeddings: Any) -> float:
         expected = [*output.to_tuple(), *results()[len(output) :]]
-        base.forward = FusedEncoderForward(base, list(layers), type(output), embeddings)  # type: ignore[arg-type]
+        fused: list[Any] = list(layers)
+        base.forward = FusedEncoderForward(base, fused, type(output), embeddings, backend)
         return max(relative_error(mine, theirs) for mine, theirs in zip(results(), expected, strict=True))
 
     for embeddings in (_embeddings(base.embeddings, backend), base.embeddings):

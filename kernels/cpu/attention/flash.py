@@ -27,7 +27,7 @@ from trunkline.kernels.cpu.threads import OPTIONS, Kernel, claim, float32s, int3
 from trunkline.kernels.cpu.vectors import LANES
 
 from . import flash_pairs
-from .flash_arguments import Arguments
+from .flash_arguments import DecodeArguments, PromptArguments
 from .flash_tiles import (
     BOUNDS,
     LOWEST,
@@ -142,7 +142,8 @@ def _copy(load_vector: Any, size: int) -> Any:
     def copy(a: Any, row: Any, kv_head: Any, low: Any, high: Any, k_block: Any, v_block: Any) -> None:
         """Copy keys and values ``[low, high)`` of a row: from the pool if it has a cached prefix, else from k and v."""
         start = np.int64(int32s(a.q_start)[row])
-        pooled = a.keys != 0 and np.int64(int32s(a.kv_len)[row]) > np.int64(int32s(a.q_start)[row + 1]) - start
+        new = np.int64(int32s(a.q_start)[row + 1]) - start
+        pooled = a.keys != 0 and (a.k == 0 or np.int64(int32s(a.kv_len)[row]) > new)
         slots = int32s(a.table + np.int64(int32s(a.table_row)[row]) * a.max_len * 4)
         for j in range(low, high):
             if pooled:
@@ -236,14 +237,25 @@ def _unit(dtype: torch.dtype, pairs: bool) -> Any:
     return njit(**OPTIONS)(unit)
 
 
+def _prompts(a: Any) -> Any:
+    return a.prompts
+
+
+def _decodes(a: Any) -> Any:
+    return a.decodes
+
+
 @cache
-def kernel(dtype: torch.dtype, pairs: bool) -> Kernel:
-    """The compiled kernel for float32 or bfloat16 tensors of any widths; with ``pairs``: :mod:`.flash_pairs`."""
-    unit = _unit(dtype, pairs)
+def kernel(dtype: torch.dtype, pairs: bool, decoding: bool = False) -> Kernel:
+    """The compiled kernel for float32 or bfloat16 tensors of any widths; with ``pairs``: :mod:`.flash_pairs`.
+
+    Its arguments are :class:`.DecodeArguments` if ``decoding``, else :class:`.PromptArguments`.
+    """
+    unit, rows_of = _unit(dtype, pairs), njit(**OPTIONS)(_decodes if decoding else _prompts)
 
     def body(a: Any) -> None:
         q_start, group_size, units = int32s(a.q_start), a.heads // a.kv_heads, np.int64(0)
-        for r in range(a.prompts):
+        for r in range(rows_of(a)):
             row = np.int64(int32s(a.row_ids)[r])
             queries = np.int64(q_start[row + 1]) - np.int64(q_start[row])
             units += (queries + a.unit_queries - 1) // a.unit_queries * a.kv_heads
@@ -263,4 +275,4 @@ def kernel(dtype: torch.dtype, pairs: bool) -> Kernel:
                 unit(a, row, (u - base) % a.kv_heads, query, min(a.unit_queries, queries - query) * group_size)
             claimed = claim(a, grain)
 
-    return Kernel(body, Arguments)
+    return Kernel(body, DecodeArguments if decoding else PromptArguments)

@@ -39,12 +39,12 @@ _KEY_BYTES = 96 << 10  # bound of a block of keys and values
 
 
 class Arguments:
-    """The kernel's arguments: addresses, sizes, strides in bytes."""
+    """The kernel's arguments without the number of rows: addresses, sizes, strides in bytes."""
 
     q: int
     q_token: int
     q_head: int
-    k: int
+    k: int  # 0: all keys and values are in the pool
     k_token: int
     k_head: int
     v: int
@@ -60,7 +60,6 @@ class Arguments:
     q_start: int
     kv_len: int
     row_ids: int  # int32
-    prompts: int  # rows
     claimed: int  # units of work that threads have claimed so far
     heads: int
     kv_heads: int
@@ -82,8 +81,20 @@ class Arguments:
     softcap: float
 
 
+class PromptArguments(Arguments):
+    """The arguments for prompts."""
+
+    prompts: int  # rows
+
+
+class DecodeArguments(Arguments):
+    """The arguments for rows with one query each; a recording has another number of them than of prompts."""
+
+    decodes: int  # rows
+
+
 class Blocks(NamedTuple):
-    """Block sizes of one call; the fields of :class:`Arguments` with these names."""
+    """Block sizes of one call; the fields of the arguments with these names."""
 
     unit_queries: int
     block_keys: int

@@ -21,7 +21,8 @@ from trunkline.kernels.cpu.exponential import LOG2E
 from trunkline.kernels.cpu.threads import OPTIONS, Kernel, float32s, int32s, int64s, thread, threads
 from trunkline.kernels.cpu.vectors import BYTES, LANES
 
-from .flash_tiles import LOWEST, apply_softcap, convert
+from .flash_tiles import LOWEST, apply_softcap
+from .one_query import copy, first_key, load_query, normalize, padded, slots_of, widen
 from .paged_blocks import accumulate, prefetch, scores, softmax
 
 BLOCK = 32  # keys of a block
@@ -55,22 +56,7 @@ class Arguments:
 
 
 # numba compiles globals in as constants. Typed ones: a Python float would widen the arithmetic to float64.
-_ONE, _ZERO, _LOWEST, _LN2 = np.float32(1.0), np.float32(0.0), np.float32(LOWEST), np.float32(math.log(2))
-
-widen, copy, narrow = convert(True, False), convert(False, False), convert(False, True)
-padded = njit(**OPTIONS)(lambda width: (width + LANES - 1) // LANES * LANES)
-
-
-def _first_key(a: Any, position: int) -> Any:
-    first = np.int64(0)
-    if a.window > 0:
-        first = max(first, position + 1 - a.window)
-    if a.chunk > 0:
-        first = max(first, position // a.chunk * a.chunk)
-    return first
-
-
-first_key = njit(**OPTIONS)(_first_key)
+_ZERO, _LOWEST, _LN2 = np.float32(0.0), np.float32(LOWEST), np.float32(math.log(2))
 
 
 def _span(a: Any, i: int) -> Any:
@@ -81,14 +67,6 @@ def _span(a: Any, i: int) -> Any:
 
 
 span = njit(**OPTIONS)(_span)
-
-
-def _slots_of(a: Any, row: int) -> Any:
-    """The address of a row's slots in the slot table."""
-    return a.table + np.int64(int32s(a.table_row)[row]) * a.max_len * 4
-
-
-slots_of = njit(**OPTIONS)(_slots_of)
 
 
 def _gather(
@@ -108,9 +86,9 @@ def _gather(
         if bf16 or width % LANES != 0:
             where[j] = block + 8 * (BLOCK + LANES) + j * vector_bytes
             if bf16:
-                widen(source, where[j], width, _ONE)
+                widen(source, where[j], width, np.float32(1))
             else:
-                copy(source, where[j], width, _ONE)
+                copy(source, where[j], width, np.float32(1))
             vector = float32s(where[j])
             for d in range(width, padded(width)):
                 vector[d] = _ZERO
@@ -123,38 +101,13 @@ def _gather(
 gather = njit(**OPTIONS)(_gather)
 
 
-def _load_query(a: Any, token: int, head: int, width: int, bf16: bool, address: int) -> None:
-    """Copy one query vector to ``address`` as float32, zero-padded; scaled, so that scores are exponents of 2."""
-    offset, query = token * a.q_token + head * a.q_head, float32s(address)
-    # With a softcap, scores are the arguments of tanh.
-    factor = np.float32(a.scale / a.softcap if a.softcap > 0 else a.scale * LOG2E)
-    if bf16:
-        widen(a.q + offset * 2, address, width, factor)
-    else:
-        copy(a.q + offset * 4, address, width, factor)
-    for d in range(width, padded(width)):
-        query[d] = _ZERO
-
-
-load_query = njit(**OPTIONS)(_load_query)
-
-
 def _store(a: Any, token: int, head: int, address: int, width: int, bf16: bool) -> None:
-    """Write one query head's output: the sums over values, divided by the sum of softmax weights."""
+    """Write one query head's output, from the sums over values and the state of :func:`.softmax` after them."""
     state = float32s(address + padded(width) * 4)
-    scale, weight = _ONE, _ZERO
+    weight = _ZERO
     for i in range(LANES):
         weight += state[LANES + i]
-    if a.sinks != 0:  # the sink: one more softmax column, without a value
-        sink = float32s(a.sinks)[head] * LOG2E
-        top = max(state[0], sink)
-        scale = np.float32(math.exp((state[0] - top) * _LN2))
-        weight = weight * scale + np.float32(math.exp((sink - top) * _LN2))
-    offset = (token * a.heads + head) * width
-    if bf16:
-        narrow(address, a.out + offset * 2, width, scale / weight)
-    else:
-        copy(address, a.out + offset * 4, width, scale / weight)
+    normalize(a, token, head, address, width, bf16, state[0], weight)
 
 
 store = njit(**OPTIONS)(_store)

@@ -16,6 +16,7 @@ GREEDY_BELOW = 1e-6  # lower temperatures mean greedy decoding
 MAX_TEMPERATURE = 1e30  # higher ones are lowered to it: near 1e38 they would be infinite in float32
 DEFAULT_NEW_TOKENS = 128
 NO_LIMIT = -1  # in chat requests: as many tokens as fit into the context; /generate has null for it
+DETERMINISTIC_SEED = 42  # of requests without a seed in the deterministic mode, as in SGLang
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True):
@@ -23,7 +24,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
 
     They stay in the front, which needs some of them itself: ``n``, ``stream_interval``, ``skip_special_tokens`` and
     ``no_stop_trim``. :meth:`for_engine` makes the :class:`GenerationParams` of one sequence, in which the limit and
-    the seed are set. ``max_new_tokens`` None: as many as the context allows; ``sampling_seed`` None: a random one.
+    the seed are set. ``max_new_tokens`` None: as many as the context allows; ``sampling_seed`` None: a random one,
+    or :data:`DETERMINISTIC_SEED`.
     """
 
     max_new_tokens: Count | None = DEFAULT_NEW_TOKENS

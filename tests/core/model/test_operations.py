@@ -57,7 +57,7 @@ def start(zoo: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Iterat
 
     def start_engine(name: str) -> tuple[Engine, Counter[str]]:
         calls: Counter[str] = Counter()
-        monkeypatch.setattr(candidates, "choose", lambda *_: counting(choose("torch_native", "cpu"), calls))
+        monkeypatch.setattr(candidates, "choose", lambda *_, **__: counting(choose("torch_native", "cpu"), calls))
         monkeypatch.setattr(Kernel, "run", refuse)
         engines.append(Engine(str(zoo(name)), dtype="float32", threads=1))
         calls.clear()

@@ -1,0 +1,1 @@
+"""The deterministic mode: what is verified at load."""

@@ -1,0 +1,85 @@
+"""Verification at load of the deterministic mode: sequences alone, together, in chunks and decoded, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count as count_from
+
+import numpy as np
+import torch
+
+from trunkline.core.cache.pool import KVPool, KVShape
+from trunkline.core.errors import ModelError
+from trunkline.core.model.attention import ForwardContext, packed_layout, paged_layout
+from trunkline.core.model.packed import PackedModel
+from trunkline.core.model.samples import warm_up_ids
+
+LENGTHS = (37, 1, 150, 6)  # tokens of the sequences
+CHUNKS = (1, 16, 5, 64, 1)  # tokens of the passes of each sequence, in turn
+
+
+def verify_rows(model: PackedModel, shapes: Sequence[KVShape]) -> None:
+    """ModelError unless each hidden row has the same bits alone and in other batches.
+
+    ``shapes``: each layer's key and value shape, () for encoders.
+    """
+    name = model.info.architecture
+    try:
+        lengths = [min(length, model.info.context_length) for length in LENGTHS]
+        sequences = torch.split(warm_up_ids(model, sum(lengths)), lengths)
+        alone = [_whole(model, [ids])[0] for ids in sequences]
+        others = [_whole(model, sequences)]
+        if shapes:
+            others += [_chunked(model, sequences, shapes, shift) for shift in range(2)]
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelError(f"{name} can't be served with --enable-deterministic-inference: {error}.") from error
+    for rows in others:
+        if not all(torch.equal(mine, expected) for mine, expected in zip(rows, alone, strict=True)):
+            raise ModelError(
+                f"{name} can't be served with --enable-deterministic-inference: its results for a text depend on the "
+                "other texts of a batch, or on how a text is divided into passes."
+            )
+
+
+def _whole(model: PackedModel, sequences: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """The hidden rows of whole sequences, computed in one pass."""
+    counts = [len(ids) for ids in sequences]
+    positions = torch.cat([torch.arange(count) for count in counts]).to(model.device)
+    context = ForwardContext(packed_layout(counts), None, model.backend)
+    return torch.split(model.run(torch.cat(list(sequences)), positions, context), counts)
+
+
+def _chunked(
+    model: PackedModel, sequences: Sequence[torch.Tensor], shapes: Sequence[KVShape], shift: int
+) -> list[torch.Tensor]:
+    """The hidden rows of sequences in passes of :data:`CHUNKS`, from that number on; one token at a time is decoded."""
+    counts = [len(ids) for ids in sequences]
+    pool = KVPool(list(shapes), sum(counts), model.dtype, model.device)
+    table = np.zeros((len(counts), max(counts)), np.int32)
+    slots = np.split(np.arange(sum(counts), dtype=np.int32)[::-1], np.cumsum(counts)[:-1])
+    for row, own in enumerate(slots):
+        table[row, : len(own)] = own
+    done = [0] * len(counts)
+    pieces: list[list[torch.Tensor]] = [[] for _ in counts]
+    for number in count_from(shift):
+        spans = {
+            row: (done[row], min(count, done[row] + CHUNKS[(number + row) % len(CHUNKS)]))
+            for row, count in enumerate(counts)
+            if done[row] < count
+        }
+        if not spans:
+            break
+        # Decoding rows are the first of a pass.
+        order = sorted(spans, key=lambda row: (spans[row][0] == 0 or spans[row][1] - spans[row][0] != 1, row))
+        chosen = [spans[row] for row in order]
+        layout = paged_layout(table, chosen, model.device)
+        layout.table_row[:] = order
+        out_slots = [table[row, start:end] for row, (start, end) in zip(order, chosen, strict=True)]
+        layout.out_slots = torch.from_numpy(np.concatenate(out_slots).astype(np.int64)).to(model.device)
+        ids = torch.cat([sequences[row][start:end] for row, (start, end) in zip(order, chosen, strict=True)])
+        positions = torch.cat([torch.arange(start, end) for start, end in chosen]).to(model.device)
+        hidden = model.forward(ids, positions, layout, pool)
+        for row, part in zip(order, torch.split(hidden, [end - start for start, end in chosen]), strict=True):
+            pieces[row].append(part.clone())  # recorded layers write the next pass's rows to the same memory
+            done[row] = spans[row][1]
+    return [torch.cat(own) for own in pieces]

@@ -1,0 +1,122 @@
+"""In the deterministic mode, a request has the same tokens and bits alone and in any schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+
+from trunkline.core import Engine
+from trunkline.core.engine.candidates import choose_backend
+from trunkline.core.errors import ConfigError, ModelError
+from trunkline.core.model import loader
+from trunkline.core.settings import ModelSettings
+from trunkline.core.types import Submission
+from trunkline.kernels import backend
+from trunkline.plugins.generation.offline import generate
+from trunkline.plugins.generation.schemas import GenerationParams, LogprobParams
+from trunkline.plugins.rerank.schemas import RerankParams
+
+from .schedules import MODELS, TASK_OF, Schedule, engines, run, schedules
+
+Run = Callable[[Schedule], None]
+UNHURRIED: Any = {"suppress_health_check": list(HealthCheck), "deadline": None}
+LONG: dict[str, int] = {"float32": 120, "bfloat16": 80}  # schedules
+
+
+@contextmanager
+def runner(zoo: Callable[[str], Path], models: Sequence[str], dtype: str) -> Iterator[Run]:
+    with engines([zoo(name) for name in models], dtype) as (alone, together):
+        yield lambda schedule: run(alone, together, models, schedule)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_schedules(dtype: str, zoo: Callable[[str], Path]) -> None:
+    with runner(zoo, MODELS, dtype) as run_one:
+        given(schedules(MODELS))(settings(max_examples=3, phases=[Phase.generate], **UNHURRIED)(run_one))()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("dtype", LONG)
+def test_hundreds_of_schedules(dtype: str, zoo: Callable[[str], Path]) -> None:
+    with runner(zoo, list(TASK_OF), dtype) as run_one:
+        given(schedules(list(TASK_OF)))(settings(max_examples=LONG[dtype], **UNHURRIED)(run_one))()
+
+
+@pytest.fixture
+def default_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mode has the default kernel for rows with one query, whose sums depend on the batch."""
+    wrong = replace(backend.CPU_DETERMINISTIC, decode=backend.CPU.decode)
+    monkeypatch.setattr(backend, "CPU_DETERMINISTIC", wrong)
+
+
+@pytest.mark.usefixtures("default_decode")
+def test_schedules_show_a_kernel_that_depends_on_the_batch(
+    zoo: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "verify_rows", lambda *_: None)
+    params = GenerationParams(max_new_tokens=20, temperature=0.0, ignore_eos=True, logprobs=LogprobParams(top=3))
+    asked = [(0, Submission(prompt=list(range(4, 30 + 7 * n)), params=params, rid="")) for n in range(5)]
+    with runner(zoo, ["llama"], "float32") as run_one, pytest.raises(AssertionError, match="has other bits alone"):
+        run_one(Schedule(asked, [], []))
+
+
+@pytest.mark.usefixtures("default_decode")
+def test_such_a_kernel_is_found_at_load(zoo: Callable[[str], Path]) -> None:
+    with pytest.raises(ModelError, match="depend on the other texts of a batch, or on how a text is divided"):
+        Engine(str(zoo("llama")), dtype="float32", enable_deterministic_inference=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("deepseek-v2", "torch's polar may give"), ("mpnet", "two matrices neither of which")]
+)
+def test_models_that_call_other_operations_are_refused(name: str, reason: str, zoo: Callable[[str], Path]) -> None:
+    with pytest.raises(ModelError, match=f"can't be served with --enable-deterministic-inference: .*{reason}"):
+        Engine(str(zoo(name)), dtype="float32", enable_deterministic_inference=True)
+
+
+def test_gpus_are_refused() -> None:
+    message = (
+        "llama can't be served with --enable-deterministic-inference: the attention backend 'cpu' on the device 'cuda"
+    )
+    one = ModelSettings(model_path="llama", attention_backend="cpu", enable_deterministic_inference=True)
+    with pytest.raises(ModelError, match=message):
+        choose_backend(one, torch.device("cuda"), 64)
+
+
+@pytest.mark.parametrize("other", ["torch_native", "triton"])
+def test_other_backends_are_refused(other: str, zoo: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError, match=f"--attention-backend {other}: leave one of the two out"):
+        Engine(str(zoo("llama")), attention_backend=other, enable_deterministic_inference=True)
+
+
+def test_requests_without_a_seed(zoo: Callable[[str], Path]) -> None:
+    """Their seed is 42, as in SGLang; the samples of one request differ."""
+    sampling: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 12, "ignore_eos": True}
+    with Engine(str(zoo("llama")), dtype="float32", threads=1, enable_deterministic_inference=True) as engine:
+        first, second = generate(engine, [[5, 6, 7]], n=2, **sampling)
+        for options in ({}, {}, {"sampling_seed": 42}):
+            (again,) = generate(engine, [[5, 6, 7]], **sampling, **options)
+            assert again["output_ids"] == first["output_ids"] != second["output_ids"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_from_label_logits(dtype: str, zoo: Callable[[str], Path]) -> None:
+    """Their stage calls torch's logsumexp."""
+    options: dict[str, Any] = {"dtype": dtype, "task": ("rerank",), "chunked_prefill_size": 16}
+    with Engine(str(zoo("qwen3-yes-no")), enable_deterministic_inference=True, **options) as engine:
+        items = [
+            Submission(prompt=list(range(4, 10 + 7 * number)), params=RerankParams((7, 9)), rid=f"{number}")
+            for number in range(9)
+        ]
+        alone = []
+        for item in items:
+            engine.call("flush_cache")
+            alone.append(engine.submit_all("rerank", [item])[0].result(60).results)
+        assert [ticket.result(60).results for ticket in engine.submit_all("rerank", items)] == alone

@@ -1,0 +1,108 @@
+"""Attention of rows with one query has the bits that the same query has in a longer row, whatever is beside it."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trunkline.core.model.attention import paged_layout
+from trunkline.kernels import attention_decode
+from trunkline.kernels.backend import CPU, CPU_DETERMINISTIC, choose
+
+WIDTHS = [(6, 2, 64, 64), (5, 1, 20, 12)]  # H, KV, D, Dv
+RULES: list[dict[str, Any]] = [
+    {},
+    {"window": 7},
+    {"window": 129, "sinks": True},
+    {"softcap": 5.0},
+    {"chunk": 100, "softcap": 3.0, "sinks": True},
+]
+LENGTHS = (2, 300, 65, 129)  # tokens of the rows
+
+
+class Sequences:
+    """Rows of LENGTHS tokens, whose keys and values are scattered over a pool."""
+
+    def __init__(self, widths: tuple[int, int, int, int], dtype: torch.dtype, rules: dict[str, Any]) -> None:
+        self.heads, kv_heads, key_dim, self.value_dim = widths
+        noise = torch.Generator().manual_seed(1)
+        slots = len(LENGTHS) * max(LENGTHS)
+        self.table = np.random.default_rng(1).permutation(slots).astype(np.int32).reshape(len(LENGTHS), -1)
+        self.keys = torch.randn(slots, kv_heads, key_dim, generator=noise).to(dtype)
+        self.values = torch.randn(slots, kv_heads, self.value_dim, generator=noise).to(dtype)
+        self.queries = [torch.randn(n, self.heads, key_dim, generator=noise).to(dtype) for n in LENGTHS]
+        sinks = torch.randn(self.heads, generator=noise) if rules.get("sinks") else None
+        self.options = {"scale": key_dim**-0.5, **rules, "sinks": sinks}
+
+    def whole(self) -> list[torch.Tensor]:
+        """Each row's results, all queries at once, with a cached prefix of one token."""
+        layout = paged_layout(self.table, [(1, n) for n in LENGTHS])
+        q = torch.cat([query[1:] for query in self.queries])
+        k, v = self.keys[layout.out_slots], self.values[layout.out_slots]
+        out = self._out(len(q))
+        rows = np.arange(len(LENGTHS), dtype=np.int32)
+        CPU.extend(q, k, v, self.keys, self.values, layout, rows, out, **self.options)
+        return list(torch.split(out, [n - 1 for n in LENGTHS]))
+
+    def single(self, rows: list[int], positions: list[int], decode: Any) -> torch.Tensor:
+        """The results of one query of each of the rows."""
+        layout = paged_layout(self.table[rows], [(at, at + 1) for at in positions])
+        q = torch.stack([self.queries[row][at] for row, at in zip(rows, positions, strict=True)])
+        out = self._out(len(rows))
+        decode(q, self.keys, self.values, layout, np.arange(len(rows), dtype=np.int32), out, **self.options)
+        return out
+
+    def _out(self, tokens: int) -> torch.Tensor:
+        return torch.empty(tokens, self.heads, self.value_dim, dtype=self.keys.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rules", RULES, ids=str)
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+def test_bits_of_longer_rows(widths: tuple[int, int, int, int], rules: dict[str, Any], dtype: torch.dtype) -> None:
+    made = Sequences(widths, dtype, rules)
+    whole, dice = made.whole(), random.Random(0)
+    for count in (1, 2, 4, 4, 4):
+        rows = dice.sample(range(len(LENGTHS)), count)
+        positions = [dice.randrange(1, LENGTHS[row]) for row in rows]
+        expected = torch.stack([whole[row][at - 1] for row, at in zip(rows, positions, strict=True)])
+        assert torch.equal(made.single(rows, positions, CPU_DETERMINISTIC.decode), expected)
+
+
+def test_the_default_kernel_has_other_bits() -> None:
+    """Else these tests would show nothing."""
+    made = Sequences(WIDTHS[0], torch.float32, {})
+    whole = made.whole()
+    assert not torch.equal(made.single([1], [299], attention_decode.decode_cpu)[0], whole[1][298])
+
+
+def test_pairs_of_bfloat16_by_the_kernel_of_long_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPUs with AVX512_BF16, both are one kernel; here it is made to run in float32."""
+    made = Sequences(WIDTHS[0], torch.float32, {})
+    whole = made.whole()
+    monkeypatch.setattr(attention_decode.attention_extend, "multiplies_pairs", lambda *_: True)
+    calls: list[Any] = []
+    run = attention_decode.attention_extend._run_flash
+
+    def counted(*args: Any, **kwargs: Any) -> None:
+        calls.append(args)
+        monkeypatch.setattr(attention_decode.attention_extend, "multiplies_pairs", lambda *_: False)
+        run(*args, **kwargs)
+
+    monkeypatch.setattr(attention_decode.attention_extend, "_run_flash", counted)
+    found = made.single([1, 3], [299, 0], CPU_DETERMINISTIC.decode)  # the last row has one key
+    assert len(calls) == 1
+    assert torch.equal(found[0], whole[1][298])
+    assert torch.equal(found[1], made.single([3], [0], CPU_DETERMINISTIC.decode)[0])
+
+
+def test_choice() -> None:
+    assert choose("cpu", "cpu", deterministic=True) is CPU_DETERMINISTIC
+    assert choose(None, "cpu", deterministic=True) is CPU_DETERMINISTIC
+    for name, device in (("torch_native", "cpu"), ("triton", "cpu"), (None, "cuda"), ("cpu", "cuda")):
+        with pytest.raises(ValueError, match="no deterministic mode"):
+            choose(name, device, deterministic=True)
