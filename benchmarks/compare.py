@@ -3,7 +3,7 @@
 ``python benchmarks/compare.py [MODEL]`` starts the server and the baseline itself, in processes of
 their own with equally many threads, and runs them in turns so that both meet the same neighbours.
 With ``--against FOLDER``, another checkout of trunkline (``git worktree add FOLDER COMMIT``), the baseline is
-the server of that checkout: what a change costs those who don't use what it adds. With ``--with-flags "FLAGS"``, the
+the server of that checkout: what a change costs those who don't use what it adds. With ``--with-flags="FLAGS"``, the
 baseline is the same server without these flags: what an option costs (docs/determinism.md).
 """
 
