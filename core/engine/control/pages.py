@@ -20,12 +20,16 @@ from typing import Any
 
 import torch
 
+from trunkline.kernels.cpu.threads import Kernel
+
 Region = tuple[int, int]
 """Addresses ``[start, end)``."""
 
 MIN_BYTES = 4 * mmap.PAGESIZE  # smaller tensors aren't worth a system call
 MADV_DONTNEED = 4  # on Linux; other systems define another effect
-NOT_TRAVERSED = (type, ModuleType, str, bytes, int, float)
+# A kernel that was compiled in this process leads, through its compiler, to the globals of modules: caches of tensors
+# that all models share.
+NOT_TRAVERSED = (type, ModuleType, Kernel, str, bytes, int, float)
 
 
 def supported() -> bool:
@@ -57,7 +61,7 @@ def _memory_of(tensor: torch.Tensor) -> Region | None:
 
 
 def tensors_of(root: Any) -> Iterator[torch.Tensor]:
-    """All tensors that are reachable from an object, through any references except modules and classes."""
+    """All tensors that are reachable from an object, through any references except modules, classes and kernels."""
     seen, pending = {id(root)}, [root]
     while pending:
         current = pending.pop()

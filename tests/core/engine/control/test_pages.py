@@ -6,7 +6,7 @@ import mmap
 import os
 import random
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,6 +16,7 @@ from torch import nn
 
 from trunkline.core.engine.control import pages
 from trunkline.core.engine.control.pages import SavedPages, disjoint, pages_of, release_pages, tensors_of, total_bytes
+from trunkline.kernels.cpu import gelu, objects
 from trunkline.kernels.linear import PackedLinear
 
 PAGE = mmap.PAGESIZE
@@ -63,6 +64,15 @@ def test_tensors_are_found_wherever_they_are_held() -> None:
     found = {id(tensor) for tensor in tensors_of(root)}
     assert {id(tensor) for tensor in (*tensors[:7], module.weight)} <= found
     assert id(tensors[8]) not in found  # in no module's globals, nor in the frame of this test
+
+
+def test_kernels_do_not_lead_to_tensors_of_their_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that isn't from the cache on disk keeps its compiler's data, globals of modules among them."""
+    monkeypatch.setattr(objects, "load", lambda identity: None)
+    table, kernel, mine = gelu._table(), gelu._computed.__wrapped__("gelu", torch.float32), torch.zeros(3)
+    assert [tensor for tensor in tensors_of([kernel, mine]) if tensor is table or tensor is mine] == [mine]
+    monkeypatch.setattr(pages, "NOT_TRAVERSED", (type, ModuleType, str, bytes, int, float))
+    assert any(tensor is table for tensor in tensors_of(kernel))
 
 
 def test_contents_come_back_to_the_same_addresses(tmp_path: Path) -> None:
