@@ -28,6 +28,7 @@ EXCEPTIONS = {
     ("core.model.fusion.recorded", "cpu.recording.Recording"): "launches of compiled code, which only a CPU has",
     ("core.model.fusion.recorded", "cpu.recording.keep_alive"): "the memory of these launches",
     ("core.model.fusion.decoder_layer", "glu.COMPILED"): "the activations whose launches can be recorded",
+    ("core.engine.control.pages", "cpu.threads.Kernel"): "compiled code isn't part of a model's memory",
     ("core.engine.startup", "compiled"): "sets the folder in which the process stores compiled code",
 }
 

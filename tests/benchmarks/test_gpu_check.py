@@ -80,6 +80,7 @@ def hangs(context):
 """
 
 
+@pytest.mark.compile
 def test_a_section_that_fails_crashes_or_hangs_ends_alone(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

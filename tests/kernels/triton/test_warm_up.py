@@ -85,6 +85,8 @@ def real_splits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     return real
 
 
+@pytest.mark.compile
+@pytest.mark.timeout(600)
 def test_serving_compiles_nothing(zoo: Callable[[str], Path]) -> None:
     compiled, launched = serve(zoo, ("gemma2", "gpt2", "bert"), seeds=3)
     assert {name for name, _ in launched} >= {
@@ -96,6 +98,8 @@ def test_serving_compiles_nothing(zoo: Callable[[str], Path]) -> None:
     assert launched - compiled == set()
 
 
+@pytest.mark.compile
+@pytest.mark.timeout(600)
 def test_a_kernel_that_is_left_out_is_noticed(zoo: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GenerationStage, "warm_up", lambda self: [self.probe()])
     monkeypatch.setattr(DecodeGraphs, "run_bounds", lambda self: None)
