@@ -120,3 +120,21 @@ def test_scores_from_label_logits(dtype: str, zoo: Callable[[str], Path]) -> Non
             engine.call("flush_cache")
             alone.append(engine.submit_all("rerank", [item])[0].result(60).results)
         assert [ticket.result(60).results for ticket in engine.submit_all("rerank", items)] == alone
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_after_an_update_of_the_weights(name: str, zoo: Callable[[str], Path], other: Callable[[str], Path]) -> None:
+    """Packed copies of the old weights aren't used any more."""
+    options: dict[str, Any] = {"dtype": "float32", "threads": 1, "enable_deterministic_inference": True}
+    prompts = [[5, 6, 7], list(range(4, 60))]
+
+    def answers(engine: Engine) -> Any:
+        records = generate(engine, prompts, max_new_tokens=12, temperature=0.0, ignore_eos=True)
+        return [record["output_ids"] for record in records]
+
+    with Engine(str(other(name)), **options) as engine:
+        expected = answers(engine)
+    with Engine(str(zoo(name)), **options) as engine:
+        assert answers(engine) != expected
+        assert engine.call("update_weights", model_path=str(other(name)))["success"]
+        assert answers(engine) == expected
