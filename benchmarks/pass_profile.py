@@ -1,7 +1,8 @@
 """Where the time of forward passes goes on the ``cpu`` backend, by kernel, beside what the machine allows.
 
 ``python benchmarks/pass_profile.py [MODEL]`` runs the four scenarios in process: once as served, for the time of a
-pass, and once with each kernel timed alone. What remains is Python, torch and waiting.
+pass, and once with each kernel timed alone, less the time of an empty launch. The rest is Python, torch, the barriers
+between kernels, and waiting. Set ``GOMP_SPINCOUNT`` as the server does (docs/operations.md, "CPU threads").
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def report(scenario: Scenario, seconds: float, profile: Profile) -> None:
             floor = f"{total / least:.2f}" if (least := profile.least[name]) else ""
             print(f"| {name} | {total / passes * 1e3:.2f} | {share:.1%} | {floor} |")
     rest = seconds - sum(spent.values())
-    print(f"| Python, torch, waiting | {rest / passes * 1e3:.2f} | {rest / seconds:.1%} | |", flush=True)
+    print(f"| the rest | {rest / passes * 1e3:.2f} | {rest / seconds:.1%} | |", flush=True)
 
 
 def main() -> None:
