@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("triton")
 
+from tests.core.engine.device import storms
 from tests.core.engine.device.late import LateDevice, move
 from tests.core.engine.device.storms import (
     MODELS,
@@ -78,7 +79,10 @@ def test_nothing_waits_for_the_device(start: Callable[..., Engine]) -> None:
 
 @pytest.mark.interpreter
 @pytest.mark.timeout(3600)
-def test_many_storms(suite: Any, start: Callable[..., Engine], zoo: Callable[[str], Path]) -> None:
+def test_many_storms(
+    suite: Any, start: Callable[..., Engine], zoo: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storms, "PATIENCE", 600.0)  # on a busy machine, the interpreter takes a minute for a reply
     engine = start(**TRITON)
     folders = [str(zoo(name)) for name in MODELS]
     for number, seed in enumerate(suite.random.sample(range(10**6), 3)):

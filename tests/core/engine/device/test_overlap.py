@@ -84,7 +84,7 @@ def test_decode_passes_that_are_graphs(seed: int, start: Callable[..., Engine]) 
 
 @pytest.mark.usefixtures("capturing")
 @pytest.mark.parametrize("graphs", [False, True])
-@pytest.mark.parametrize("seed", [10, 11])
+@pytest.mark.parametrize("seed", [10, 11, pytest.param(12, marks=pytest.mark.properties)])
 def test_whatever_happens_answers_are_those_of_the_synchronous_engine(
     seed: int, graphs: bool, start: Callable[..., Engine], zoo: Callable[[str], Path]
 ) -> None:
