@@ -21,6 +21,32 @@ widen, copy, narrow = convert(True, False), convert(False, False), convert(False
 padded = njit(**OPTIONS)(lambda width: (width + LANES - 1) // LANES * LANES)
 
 
+class Arguments:
+    """What kernels of rows with one query have in common: addresses, sizes, strides in elements."""
+
+    q: int
+    q_token: int
+    q_head: int
+    keys: int
+    values: int
+    out: int
+    scratch: int
+    sinks: int  # 0: none
+    table: int
+    max_len: int
+    table_row: int
+    q_start: int
+    kv_len: int
+    row_ids: int  # int32
+    decodes: int  # rows
+    heads: int
+    kv_heads: int
+    window: int  # 0: none
+    chunk: int  # 0: none
+    scale: float
+    softcap: float
+
+
 def _first_key(a: Any, position: int) -> Any:
     first = np.int64(0)
     if a.window > 0:

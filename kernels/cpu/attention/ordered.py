@@ -35,33 +35,12 @@ from .paged_blocks import prefetch
 _ZERO, _ONE, _LOWEST = np.float32(0), np.float32(1), np.float32(LOWEST)
 
 
-class Arguments:
-    """The kernel's arguments: addresses, sizes, strides in elements."""
+class Arguments(one_query.Arguments):
+    """The kernel's arguments."""
 
-    q: int
-    q_token: int
-    q_head: int
-    keys: int
-    values: int
-    out: int
-    scratch: int
     scratch_size: int  # of one thread
-    sinks: int  # 0: none
-    table: int
-    max_len: int
-    table_row: int
-    q_start: int
-    kv_len: int
-    row_ids: int  # int32
-    decodes: int  # rows
     claimed: int  # units of work that threads have claimed so far
-    heads: int
-    kv_heads: int
-    window: int  # 0: none
-    chunk: int  # 0: none
     block_keys: int  # keys of a block
-    scale: float
-    softcap: float
 
 
 def scratch_bytes(group_size: int, key_dim: int, value_dim: int, block_keys: int) -> int:

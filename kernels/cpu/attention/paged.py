@@ -21,6 +21,7 @@ from trunkline.kernels.cpu.exponential import LOG2E
 from trunkline.kernels.cpu.threads import OPTIONS, Kernel, float32s, int32s, int64s, thread, threads
 from trunkline.kernels.cpu.vectors import BYTES, LANES
 
+from . import one_query
 from .flash_tiles import LOWEST, apply_softcap
 from .one_query import copy, first_key, load_query, normalize, padded, slots_of, widen
 from .paged_blocks import accumulate, prefetch, scores, softmax
@@ -28,31 +29,10 @@ from .paged_blocks import accumulate, prefetch, scores, softmax
 BLOCK = 32  # keys of a block
 
 
-class Arguments:
-    """The kernel's arguments: addresses, sizes, strides in elements."""
+class Arguments(one_query.Arguments):
+    """The kernel's arguments."""
 
-    q: int
-    q_token: int
-    q_head: int
-    keys: int
-    values: int
-    out: int
-    scratch: int
-    sinks: int  # 0: none
-    table: int
-    max_len: int
-    table_row: int
-    q_start: int
-    kv_len: int
-    row_ids: int  # int32
-    decodes: int  # rows
-    heads: int
-    kv_heads: int
-    window: int  # 0: none
-    chunk: int  # 0: none
     shares: int  # into which the work is divided; negative: merge the partial results of that many shares
-    scale: float
-    softcap: float
 
 
 # numba compiles globals in as constants. Typed ones: a Python float would widen the arithmetic to float64.
