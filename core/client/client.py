@@ -93,7 +93,7 @@ class Client(Generic[T]):
         if self._config.server.enable_metrics:
             from .metrics import CoreMetrics, MetricsPage
 
-            core = CoreMetrics(self.status.loads, lambda: self.status.throughput, self._first_name, failures)
+            core = CoreMetrics(self.transport, lambda: self.status.throughput, self._first_name, failures)
             self.metrics = MetricsPage(core, host.metrics(settings), failures)
             observers += self.metrics.observers
         self._observers = CheckedObservers(observers, failures)

@@ -48,6 +48,10 @@ class LocalTransport:
         )
         self._thread = threading.Thread(target=self._run, name="trunkline-engine", daemon=True)
 
+    @property
+    def healthy(self) -> bool:
+        return self.up
+
     async def start(self) -> None:
         self._thread.start()
 

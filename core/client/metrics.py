@@ -7,7 +7,7 @@ Counters and histograms are updated when a request ends; gauges are computed whe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -23,6 +23,8 @@ from .contracts import Failures
 if TYPE_CHECKING:
     from trunkline.core.engine.messages import Load
 
+    from .transport import Transport
+
 log = logging.getLogger("trunkline.server")
 
 LABELS = ("model_name", "task")
@@ -31,16 +33,16 @@ WHOLE = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 50, 100, 200,
 
 
 class CoreMetrics(Collector, RequestObserver):
-    """Requests since the start by model and task, the current load of the models, and failures of plugins."""
+    """Requests since the start by model and task, load of the models, state of the engine, and failures of plugins."""
 
     def __init__(
         self,
-        loads: Callable[[], Iterable[Load]],
+        transport: Transport,
         throughput: Callable[[], float],
         first_name: Callable[[str], str],
         failures: Failures,
     ) -> None:
-        """``loads``: current load of each model; ``throughput``: output tokens per second of all models.
+        """``transport``: to the engine that is watched; ``throughput``: output tokens per second of all models.
 
         ``first_name`` gives the label of a model's gauges: weight updates rename models, and each new name would
         add a time series.
@@ -62,7 +64,7 @@ class CoreMetrics(Collector, RequestObserver):
             buckets=WHOLE,
         )
         self._prompt = self._cached = 0
-        self._loads, self._throughput, self._first_name = loads, throughput, first_name
+        self._transport, self._throughput, self._first_name = transport, throughput, first_name
         self._failures = failures
 
     def ended(self, reply: Reply) -> None:
@@ -84,6 +86,14 @@ class CoreMetrics(Collector, RequestObserver):
         for metric in (*counters, self._latency):
             yield from metric.collect()
         yield from self._gauges()
+        yield GaugeMetricFamily(
+            "trunkline:engine_healthy",
+            "1 while the engine accepts requests, and its heartbeats and passes are in time.",
+            value=self._transport.healthy,
+        )
+        yield CounterMetricFamily(
+            "trunkline:engine_restarts", "Restarts of the engine.", value=self._transport.restarts
+        )
         failures = CounterMetricFamily(
             "trunkline:plugin_failures",
             "Exceptions of plugins' request observers and collectors.",
@@ -94,8 +104,8 @@ class CoreMetrics(Collector, RequestObserver):
         yield failures
 
     def _gauges(self) -> Iterator[Metric]:
-        """The current load of the models."""
-        loads = list(self._loads())
+        """The current load of the models, by the last heartbeat."""
+        loads: Sequence[Load] = self._transport.beat.loads
 
         def by_model(name: str, about: str, value: Callable[[Load], float]) -> Metric:
             family = GaugeMetricFamily(f"sglang:{name}", about, labels=["model_name"])
@@ -105,6 +115,11 @@ class CoreMetrics(Collector, RequestObserver):
 
         yield by_model("num_running_reqs", "Requests that are being computed.", lambda load: load.running)
         yield by_model("num_queue_reqs", "Requests that wait in the engine.", lambda load: load.waiting)
+        yield by_model(
+            "num_retracted_reqs",
+            "Requests of the queue that ran before.",
+            lambda load: load.retracted,
+        )
         yield by_model("num_used_tokens", "KV slots that requests hold.", lambda load: load.used)
         yield by_model(
             "token_usage", "Share of the KV slots that requests hold.", lambda load: load.used / max(1, load.slots)

@@ -29,6 +29,10 @@ class Transport(Protocol):
         """Whether an engine runs and accepts requests."""
 
     @property
+    def healthy(self) -> bool:
+        """Whether an engine is ``up`` and makes progress."""
+
+    @property
     def beat(self) -> Heartbeat:
         """The engine's last heartbeat."""
 

@@ -6,17 +6,21 @@ import asyncio
 import re
 import sys
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
-from prometheus_client import Counter
+from prometheus_client import Counter, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from trunkline.core.client.contracts import Failures
+from trunkline.core.client.metrics import CoreMetrics
 from trunkline.core.discovery import Plugin
-from trunkline.core.engine.messages import ModelsChanged
+from trunkline.core.engine.messages import Heartbeat, Load, ModelsChanged
+from trunkline.core.errors import EngineDown
 from trunkline.core.host import Host
 from trunkline.core.types import Reply, RequestObserver
 
@@ -77,6 +81,31 @@ async def test_gauges_are_the_heartbeat(live: Callable[..., Any]) -> None:
     assert front == (0, 0), "server info counts the requests that it knows itself"
     assert state["free_tokens"] == 900
     assert state["memory_usage"]["token_capacity"] == 1000
+
+
+async def test_state_of_the_engine(live: Callable[..., Any]) -> None:
+    engine, port = await live(enable_metrics=True)
+
+    async def state() -> tuple[float, float]:
+        found = numbers((await http.get("/metrics")).text)
+        return found["trunkline:engine_healthy"], found["trunkline:engine_restarts_total"]
+
+    async with at(port) as http:
+        assert await state() == (1, 0)
+        with pytest.raises(EngineDown):
+            await engine.call("die")
+        assert (await state())[0] == 0
+        while not engine.transport.healthy:
+            await asyncio.sleep(0.02)
+        assert await state() == (1, 1)
+
+
+def test_retracted_requests_are_a_part_of_those_that_wait() -> None:
+    load = Load("m", waiting=5, running=2, retracted=3, free_slots=900, slots=1000)
+    transport: Any = SimpleNamespace(beat=Heartbeat(0.0, [load]), healthy=True, restarts=0)
+    found = numbers(generate_latest(CoreMetrics(transport, lambda: 0.0, str, Failures())).decode())
+    assert found['sglang:num_retracted_reqs{model_name="m"}'] == 3
+    assert found['sglang:num_queue_reqs{model_name="m"}'] == 5
 
 
 async def test_updates_that_rename_a_model_make_no_new_series(live: Callable[..., Any]) -> None:
