@@ -31,7 +31,7 @@ from . import (
 )
 from .cpu.processor import has_bfloat16
 from .deterministic import torch_calls
-from .deterministic.linear import OrderedLinear
+from .deterministic.linear import OrderedExperts, OrderedLinear
 from .layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,8 @@ class Backend:
     differs between passes from tensors, and don't take longer for a wider slot table. ``scratch_bytes``: an estimate of
     the memory that attention takes beside its arguments, in bytes. ``row_invariant``: wraps a function that calls
     torch's operations, so that its result for a row has the same bits in any batch where this backend promises that
-    (:data:`CPU_DETERMINISTIC`); others return the function as it is.
+    (:data:`CPU_DETERMINISTIC`); others return the function as it is. ``pack_experts``: makes a layer in place of
+    ``grouped_linear`` of a weight, once; None if there is no such layer.
 
     Decoding rows go to ``decode``. All prompt rows go to ``extend``, even a prompt whose only uncached token
     is its last one: the two kernels add in different orders, and a prompt's result must not depend on how
@@ -90,6 +91,7 @@ class Backend:
     captures: bool = False
     scratch_bytes: int = 0
     row_invariant: Callable[[F], F] = _unchanged
+    pack_experts: Callable[[torch.Tensor], torch.nn.Module] | None = None
 
     def attention(
         self,
@@ -175,7 +177,7 @@ CPU_DETERMINISTIC = replace(
     CPU,
     decode=attention_decode.decode_ordered,
     linear=OrderedLinear,
-    grouped_linear=torch_calls.grouped_linear_ordered,
+    pack_experts=OrderedExperts,
     row_invariant=torch_calls.row_invariant,
 )
 TORCH_NATIVE = Backend(

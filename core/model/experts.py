@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Attributes of experts modules: the backend's operations of these names.
 COUNTS, GROUPED_LINEAR = "trunk_expert_counts", "trunk_grouped_linear"
+MATRICES = ("gate_up_proj", "up_proj", "down_proj")  # parameters of experts modules, or layers in place of them
 
 
 def register() -> None:
@@ -36,6 +37,11 @@ def bind_backend(model: torch.nn.Module, backend: Backend) -> None:
         if hasattr(module, "has_gate") and hasattr(module, "num_experts"):
             setattr(module, COUNTS, backend.expert_counts)
             setattr(module, GROUPED_LINEAR, backend.grouped_linear)
+
+
+def is_bound(module: torch.nn.Module) -> bool:
+    """Whether :func:`run_experts` runs the experts of this module."""
+    return COUNTS in module.__dict__
 
 
 def run_experts(
@@ -79,6 +85,8 @@ def _mlp(module: Any, x: torch.Tensor, experts: torch.Tensor, ends: torch.Tensor
 def _project(module: Any, name: str, x: torch.Tensor, experts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Rows times their experts' matrices, ``[out, in]``, or ``[in, out]`` if the module stores them transposed."""
     weight = getattr(module, name)
-    grouped_linear = module.__dict__[GROUPED_LINEAR]
-    x = grouped_linear(x, weight.transpose(1, 2) if module.is_transposed else weight, ends)
+    if isinstance(weight, torch.Tensor):
+        x = module.__dict__[GROUPED_LINEAR](x, weight.transpose(1, 2) if module.is_transposed else weight, ends)
+    else:
+        x = weight(x, ends)
     return x + getattr(module, f"{name}_bias")[experts] if module.has_bias else x

@@ -25,6 +25,7 @@ from .architecture import (
     position_table,
     resolve,
 )
+from .determinism.pack import pack_weights
 from .determinism.verify import verify_rows
 from .expert_watch import watch_experts
 from .experts import bind_backend
@@ -109,6 +110,7 @@ def _fuse(model: PackedModel) -> str:
     from trunkline.core.model.fusion.find_decoder import fuse
 
     backbone, report = model.backbone, None if model.padded else fuse(model.whole, model.backend)
+    pack_weights(backbone, model.backend)
     if report is None or not report.fused_forward:
         backbone.forward = model.backend.row_invariant(backbone.forward)
     return "padded batches, because its attention can't be replaced" if report is None else report.sentence

@@ -253,19 +253,6 @@ def packed(weight: torch.Tensor) -> OrderedLinear:
     return found[1]
 
 
-def grouped_linear_ordered(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """:func:`.grouped_linear_reference` by the kernel of :mod:`trunkline.kernels.cpu.gemm`, with weights that are
-    packed at their first use; the packed copies are kept."""
-    with torch._C.DisableTorchFunction():  # experts are modules that aren't ours
-        out = x.new_empty(len(x), weight.shape[1])
-        start = 0
-        for expert, end in enumerate(ends.tolist()):
-            if end > start:
-                out[start:end] = packed(weight[expert]).forward(x[start:end])
-                start = end
-    return out
-
-
 REPLACEMENTS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     "sum": _sum,

@@ -18,6 +18,7 @@ from torch import nn
 
 from trunkline.core.model.architecture import output_matrix
 from trunkline.core.model.attention import ForwardContext, packed_layout
+from trunkline.core.model.determinism.pack import pack_weights
 
 from .decoder_layer import AttentionCall, FusedForward, FusedLayer, Matrices
 from .decoder_modules import Mismatch, decoder_modules, norm_of
@@ -98,6 +99,7 @@ def _replace(layer: Any, observed: ObservedLayer, backend: Backend) -> FusedLaye
     matrices = modules.matrices(backend)
     check_layer(modules.index, lambda: _error(layer, call, matrices, observed, backend))
     if (mlp := modules.other_mlp) is not None:
+        pack_weights(mlp, backend)
         mlp.forward = backend.row_invariant(mlp.forward)
     fused = FusedLayer(call, matrices, modules.norms, modules.activation, mlp)
     fused.origins = modules.origins(layer, matrices)

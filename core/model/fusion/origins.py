@@ -1,8 +1,8 @@
-"""Where the tensors of a checkpoint are in fused layers, so that they can still be read by name."""
+"""Where the tensors of a checkpoint are in packed layers, so that they can still be read by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,32 @@ class LinearRows:
         return self.linear.weight(slice(self.start, min(self.stop, self.start + most)))
 
 
-Origins = dict[str, LinearRows | torch.Tensor]
+@dataclass(frozen=True, slots=True)
+class TransposedLinear:
+    """A tensor [K, N] of the checkpoint that is the transposed weight of a linear layer."""
+
+    linear: LinearLayer
+
+    def read(self, most: int) -> torch.Tensor:
+        """At most the first ``most`` rows of the tensor."""
+        return self.linear.weight(slice(0, self.linear.out_features)).t()[:most]
+
+
+@dataclass(frozen=True, slots=True)
+class StackedLinears:
+    """A tensor [E, N, K] of the checkpoint, or [E, K, N] if ``transposed``: the weights of E linear layers."""
+
+    linears: Sequence[LinearLayer]
+    transposed: bool
+
+    def read(self, most: int) -> torch.Tensor:
+        """At most the first ``most`` matrices of the tensor."""
+        weights = torch.stack([one.weight(slice(0, one.out_features)) for one in self.linears[:most]])
+        return weights.transpose(1, 2) if self.transposed else weights
+
+
+Packed = LinearRows | TransposedLinear | StackedLinears
+Origins = dict[str, Packed | torch.Tensor]
 """By the name of a parameter in its layer. Norms and biases are copies, since fused layers may store them changed."""
 
 
@@ -55,14 +80,14 @@ def read(whole: Any, name: str, most: int) -> torch.Tensor | None:
     prefix = f"{whole.base_model_prefix}."
     for known in (name, name.removeprefix(prefix), prefix + name):
         found = _find(whole, known)
-        if isinstance(found, LinearRows):
+        if isinstance(found, Packed):
             return found.read(most)
         if found is not None:
             return found[:most] if found.ndim else found
     return None
 
 
-def _find(whole: nn.Module, name: str) -> LinearRows | torch.Tensor | None:
+def _find(whole: nn.Module, name: str) -> Packed | torch.Tensor | None:
     owner: Any = whole
     steps, fused = name.split("."), False
     for at, step in enumerate(steps):

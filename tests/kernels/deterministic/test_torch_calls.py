@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from trunkline.kernels.deterministic import torch_calls
-from trunkline.kernels.deterministic.torch_calls import NotRowInvariantError, grouped_linear_ordered, row_invariant
-from trunkline.kernels.grouped_linear import grouped_linear_reference
+from trunkline.kernels.deterministic.torch_calls import NotRowInvariantError, row_invariant
 
 WIDTH = 37
 Rows = Callable[[torch.Tensor], torch.Tensor]
@@ -95,17 +94,6 @@ def test_operations_outside_are_unchanged() -> None:
     x = rows(torch.float32, 5)
     row_invariant(torch.exp)(x)
     assert (x @ x.t()).shape == (5, 5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@torch.inference_mode()
-def test_experts(dtype: torch.dtype) -> None:
-    weight = nn.Parameter(torch.randn(3, 24, WIDTH).to(dtype), requires_grad=False)
-    x, ends = rows(dtype, 30), torch.tensor([11, 11, 30], dtype=torch.int32)
-    found = grouped_linear_ordered(x, weight, ends)
-    torch.testing.assert_close(found, grouped_linear_reference(x, weight, ends), atol=0.05, rtol=0.02)
-    alone = grouped_linear_ordered(x[14:15], weight, torch.tensor([0, 0, 1], dtype=torch.int32))
-    assert torch.equal(found[14], alone[0])
 
 
 def test_packed_weights_are_those_of_the_parameter() -> None:
