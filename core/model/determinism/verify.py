@@ -12,7 +12,7 @@ from trunkline.core.cache.pool import KVPool, KVShape
 from trunkline.core.errors import ModelError
 from trunkline.core.model.attention import ForwardContext, packed_layout, paged_layout
 from trunkline.core.model.packed import PackedModel
-from trunkline.core.model.samples import warm_up_ids
+from trunkline.core.model.samples import Sample, warm_up_ids
 
 LENGTHS = (37, 1, 150, 6)  # tokens of the sequences
 CHUNKS = (1, 16, 5, 64, 1)  # tokens of the passes of each sequence, in turn
@@ -25,9 +25,8 @@ def verify_rows(model: PackedModel, shapes: Sequence[KVShape]) -> None:
     """
     name = model.info.architecture
     try:
-        lengths = [min(length, model.info.context_length) for length in LENGTHS]
-        sequences = torch.split(warm_up_ids(model, sum(lengths)), lengths)
-        alone = [_whole(model, [ids])[0] for ids in sequences]
+        sequences = _sequences(model)
+        alone = [_whole(model, [one])[0] for one in sequences]
         others = [_whole(model, sequences)]
         if shapes:
             others += [_chunked(model, sequences, shapes, shift) for shift in range(2)]
@@ -41,19 +40,42 @@ def verify_rows(model: PackedModel, shapes: Sequence[KVShape]) -> None:
             )
 
 
-def _whole(model: PackedModel, sequences: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+def _sequences(model: PackedModel) -> list[Sample]:
+    """Sequences of :data:`LENGTHS`; every second one ends the context if rotary frequencies depend on the length."""
+    context = model.info.context_length
+    lengths = [min(length, context) for length in LENGTHS]
+    far = bool(model.length_boundaries)
+    starts = [context - length if far and number % 2 == 0 else 0 for number, length in enumerate(lengths)]
+    ids = torch.split(warm_up_ids(model, sum(lengths)), lengths)
+    return [Sample(own, start) for own, start in zip(ids, starts, strict=True)]
+
+
+def _inputs(
+    model: PackedModel, sequences: Sequence[Sample], spans: Sequence[tuple[int, int]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Ids, positions and lengths of a pass over the tokens ``[begin, end)`` of each sequence, as the engine gives
+    them: no lengths unless one exceeds a boundary."""
+    pairs = list(zip(sequences, spans, strict=True))
+    ids = torch.cat([one.ids[begin:end] for one, (begin, end) in pairs])
+    positions = torch.cat([one.positions(begin, end) for one, (begin, end) in pairs]).to(model.device)
+    lengths = torch.cat([torch.full((end - begin,), one.length) for one, (begin, end) in pairs]).to(model.device)
+    exceeded = any(int(lengths.max()) > boundary for boundary in model.length_boundaries)
+    return ids, positions, lengths if exceeded else None
+
+
+def _whole(model: PackedModel, sequences: Sequence[Sample]) -> Sequence[torch.Tensor]:
     """The hidden rows of whole sequences, computed in one pass."""
-    counts = [len(ids) for ids in sequences]
-    positions = torch.cat([torch.arange(count) for count in counts]).to(model.device)
+    counts = [len(one.ids) for one in sequences]
+    ids, positions, lengths = _inputs(model, sequences, [(0, count) for count in counts])
     context = ForwardContext(packed_layout(counts), None, model.backend)
-    return torch.split(model.run(torch.cat(list(sequences)), positions, context), counts)
+    return torch.split(model.run(ids, positions, context, lengths=lengths), counts)
 
 
 def _chunked(
-    model: PackedModel, sequences: Sequence[torch.Tensor], shapes: Sequence[KVShape], shift: int
+    model: PackedModel, sequences: Sequence[Sample], shapes: Sequence[KVShape], shift: int
 ) -> list[torch.Tensor]:
     """The hidden rows of sequences in passes of :data:`CHUNKS`, from that number on; one token at a time is decoded."""
-    counts = [len(ids) for ids in sequences]
+    counts = [len(one.ids) for one in sequences]
     pool = KVPool(list(shapes), sum(counts), model.dtype, model.device)
     table = np.zeros((len(counts), max(counts)), np.int32)
     slots = np.split(np.arange(sum(counts), dtype=np.int32)[::-1], np.cumsum(counts)[:-1])
@@ -76,9 +98,8 @@ def _chunked(
         layout.table_row[:] = order
         out_slots = [table[row, start:end] for row, (start, end) in zip(order, chosen, strict=True)]
         layout.out_slots = torch.from_numpy(np.concatenate(out_slots).astype(np.int64)).to(model.device)
-        ids = torch.cat([sequences[row][start:end] for row, (start, end) in zip(order, chosen, strict=True)])
-        positions = torch.cat([torch.arange(start, end) for start, end in chosen]).to(model.device)
-        hidden = model.forward(ids, positions, layout, pool)
+        ids, positions, lengths = _inputs(model, [sequences[row] for row in order], chosen)
+        hidden = model.forward(ids, positions, layout, pool, lengths=lengths)
         for row, part in zip(order, torch.split(hidden, [end - start for start, end in chosen]), strict=True):
             pieces[row].append(part.clone())  # recorded layers write the next pass's rows to the same memory
             done[row] = spans[row][1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,24 +15,39 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from trunkline.core import Engine
+from trunkline.core.testing import build_checkpoint
 from trunkline.core.types import Submission
 from trunkline.plugins.embedding.schemas import EmbeddingParams
-from trunkline.plugins.generation.schemas import GenerationParams, LogprobParams
+from trunkline.plugins.generation.schemas import GenerationParams, Grammar, LogprobParams
 from trunkline.plugins.rerank.schemas import RerankParams
 from trunkline.plugins.reward.schemas import RewardParams
 
 from .device.storms import COMMON, answer
 
+LONG_ROPE = "phi3-long-rope"  # see long_rope
+BOUNDARY = 64  # tokens, beyond which its rotary frequencies change
 TASK_OF = {
-    **dict.fromkeys(("llama", "qwen3-moe", "mistral-sliding", "gemma2", "gpt-oss", "gpt2"), "generation"),
+    **dict.fromkeys(("llama", "qwen3-moe", "mistral-sliding", "gemma2", "gpt-oss", "gpt2", LONG_ROPE), "generation"),
     **dict.fromkeys(("bert", "roberta", "qwen3-base", "mistral-base"), "embedding"),
     "bert-score": "rerank",
     "llama-score": "reward",
 }
-MODELS = ("llama", "qwen3-moe", "mistral-sliding", "bert", "roberta", "qwen3-base", "bert-score", "llama-score")
+MODELS = (
+    "llama",
+    "qwen3-moe",
+    LONG_ROPE,
+    "mistral-sliding",
+    "bert",
+    "roberta",
+    "qwen3-base",
+    "bert-score",
+    "llama-score",
+)
 ALONE: dict[str, Any] = {"disable_radix_cache": True, "chunked_prefill_size": -1}
 # Prompts are divided, the longest requests leave little room for others, and the cache is evicted.
 TOGETHER: dict[str, Any] = {"chunked_prefill_size": 16, "max_total_tokens": 240}
+ITEMS = {"type": "array", "items": {"enum": ["a", "bc", 7, None]}}
+GRAMMARS = (Grammar("regex", "(a|bc|[0-9 ])*!"), Grammar("json_schema", json.dumps(ITEMS)))
 OWN: dict[str, Any] = {"embedding": EmbeddingParams, "rerank": RerankParams, "reward": RewardParams}
 
 Asked = tuple[int, Submission]  # index of the model, what is submitted
@@ -46,6 +62,18 @@ class Schedule:
     pauses: Sequence[tuple[str, int]]  # mode, index of the model
 
 
+def long_rope(folder: Path) -> Path:
+    """Write a checkpoint whose requests get other rotary frequencies when they are longer than :data:`BOUNDARY`."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0 + 0.05 * number for number in range(16)],
+        "long_factor": [2.0 + 0.4 * number for number in range(16)],
+        "original_max_position_embeddings": BOUNDARY,
+    }
+    return build_checkpoint("phi3", folder, rope_parameters=rope, original_max_position_embeddings=BOUNDARY)
+
+
 def schedules(models: Sequence[str]) -> st.SearchStrategy[Schedule]:
     """Any schedule of requests for these models."""
     ids = st.integers(4, 499)
@@ -56,11 +84,14 @@ def schedules(models: Sequence[str]) -> st.SearchStrategy[Schedule]:
         GenerationParams,
         max_new_tokens=st.integers(0, 30),
         temperature=st.sampled_from([0.0, 0.9]),
+        top_p=st.sampled_from([1.0, 0.7]),
         seed=st.integers(0, 9),
         frequency_penalty=st.sampled_from([0.0, 0.7]),
+        repetition_penalty=st.sampled_from([1.0, 1.3]),
         logit_bias=st.sampled_from([(), ((7, 2.0), (9, -1.0))]),
         logprobs=st.sampled_from([LogprobParams(start=0, top=3), LogprobParams(top=3)]),
         ignore_eos=st.just(True),
+        grammar=st.sampled_from([None, None, *GRAMMARS]),
     )
 
     def asked(index: int, prompt: list[int], generation: GenerationParams) -> Asked:

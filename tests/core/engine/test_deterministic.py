@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
+from msgspec import structs
 
 from trunkline.core import Engine
 from trunkline.core.engine.candidates import choose_backend
@@ -23,11 +24,18 @@ from trunkline.plugins.generation.offline import generate
 from trunkline.plugins.generation.schemas import GenerationParams, LogprobParams
 from trunkline.plugins.rerank.schemas import RerankParams
 
-from .schedules import MODELS, TASK_OF, Schedule, engines, run, schedules
+from .schedules import BOUNDARY, GRAMMARS, LONG_ROPE, MODELS, TASK_OF, Schedule, engines, long_rope, run, schedules
 
 Run = Callable[[Schedule], None]
 UNHURRIED: Any = {"suppress_health_check": list(HealthCheck), "deadline": None}
 LONG: dict[str, int] = {"float32": 120, "bfloat16": 80}  # schedules
+
+
+@pytest.fixture(scope="session")
+def zoo(zoo: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The function from a checkpoint's name to its folder, which also knows :data:`LONG_ROPE`."""
+    folder = long_rope(tmp_path_factory.mktemp("long") / LONG_ROPE)
+    return lambda name: folder if name == LONG_ROPE else zoo(name)
 
 
 @contextmanager
@@ -47,6 +55,39 @@ def test_schedules(dtype: str, zoo: Callable[[str], Path]) -> None:
 def test_hundreds_of_schedules(dtype: str, zoo: Callable[[str], Path]) -> None:
     with runner(zoo, list(TASK_OF), dtype) as run_one:
         given(schedules(list(TASK_OF)))(settings(max_examples=LONG[dtype], **UNHURRIED)(run_one))()
+
+
+def test_grammars_and_other_sampling(zoo: Callable[[str], Path]) -> None:
+    params = GenerationParams(max_new_tokens=24, top_p=0.8, logprobs=LogprobParams(top=3))
+    kinds: list[dict[str, Any]] = [
+        *({"grammar": grammar, "temperature": temperature} for grammar in GRAMMARS for temperature in (0.0, 1.0)),
+        {"grammar": GRAMMARS[0], "frequency_penalty": 0.7, "presence_penalty": 0.4, "logit_bias": ((12, 3.0),)},
+        {"repetition_penalty": 1.4, "logit_bias": ((12, 3.0), (13, -2.0)), "min_p": 0.05},
+        {"ignore_eos": True},
+    ]
+    asked = [
+        (
+            0,
+            Submission(
+                prompt=list(range(4, 9 + 8 * number)), params=structs.replace(params, seed=number, **kind), rid=""
+            ),
+        )
+        for number, kind in enumerate(kinds)
+    ]
+    with runner(zoo, ["llama"], "float32") as run_one:
+        run_one(Schedule(asked, [3, 2], [("retract", 0)]))
+        run_one(Schedule(asked[::-1], [], []))
+
+
+def test_lengths_across_the_boundary_of_long_rope(zoo: Callable[[str], Path]) -> None:
+    """Short, long, and some that cross the boundary while they are decoded; then all begin with what is cached."""
+    params = GenerationParams(max_new_tokens=20, temperature=0.0, ignore_eos=True, logprobs=LogprobParams(top=3))
+    lengths = (20, BOUNDARY - 10, BOUNDARY - 1, BOUNDARY, BOUNDARY + 1, 90)
+    prompt = [4 + 37 * number % 490 for number in range(max(lengths))]
+    asked = [(0, Submission(prompt=prompt[:length], params=params, rid="")) for length in lengths]
+    with runner(zoo, [LONG_ROPE], "float32") as run_one:
+        run_one(Schedule(asked, [2], [("retract", 0)]))
+        run_one(Schedule(asked[::-1], [], []))
 
 
 @pytest.fixture
