@@ -4,7 +4,8 @@
 their own with equally many threads, and runs them in turns so that both meet the same neighbours.
 With ``--against FOLDER``, another checkout of trunkline (``git worktree add FOLDER COMMIT``), the baseline is
 the server of that checkout: what a change costs those who don't use what it adds. With ``--with-flags="FLAGS"``, the
-baseline is the same server without these flags: what an option costs (docs/determinism.md).
+baseline is the same server without these flags: what an option costs (docs/determinism.md). At the end, without these
+options, where the time above the floor goes, by kernel (pass_profile.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import msgspec
 import torch
 from bench_serving import describe, flush, median, run
 from floor import Machine, Shape, best, floor, measure
+from pass_profile import profile_scenarios
 from scenarios import Result, Scenario, build
 from server import running
 
@@ -155,7 +157,7 @@ def report(scenario: Scenario, ours: _Runs, theirs: _Runs, least: float, against
     )
 
 
-async def main() -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="demo:smollm2-135m-instruct", help="demo:NAME or a local folder")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 where the CPU has it")
@@ -171,7 +173,7 @@ async def main() -> None:
     torch.set_num_threads(options.threads)
     if (load := os.getloadavg()[0]) > 0.5:
         print(f"The machine is busy (load {load:.1f}): times will be worse than it could, ratios unsteady.")
-    ours, theirs, machine = await measure_both(options, folder, dtype)
+    ours, theirs, machine = asyncio.run(measure_both(options, folder, dtype))
     rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in machine.gemm.items())
     print(f"\n{options.model} in {dtype}, {options.threads} threads, medians of {options.rounds} rounds")
     print(f"machine: copy {machine.bandwidth / 1e9:.1f} GB/s; {rates}")
@@ -179,7 +181,10 @@ async def main() -> None:
     for scenario in chosen(1, options):
         against = options.against.name if options.against else "without" if options.with_flags else "transformers"
         report(scenario, ours, theirs, floor(scenario, shape, machine, dtype), against)
+    if options.against is None and not options.with_flags:
+        warm = build(0, scale=0.1 * options.scale)
+        profile_scenarios(folder, dtype, options.threads, machine, chosen(options.rounds + 1, options), warm)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

@@ -1,8 +1,8 @@
-"""Where the time of forward passes goes on the ``cpu`` backend, by kernel, beside what the machine allows.
+"""Where the time of forward passes goes on the ``cpu`` backend, above what the machine allows.
 
-``python benchmarks/pass_profile.py [MODEL]`` runs the four scenarios in process: once as served, for the time of a
-pass, and once with each kernel timed alone, less the time of an empty launch. The rest is Python, torch, the barriers
-between kernels, and waiting. Set ``GOMP_SPINCOUNT`` as the server does (docs/operations.md, "CPU threads").
+``python benchmarks/pass_profile.py [MODEL]`` runs the four scenarios in process, and so does ``compare.py``: once as
+served, and once with each kernel timed alone, less the time of an empty launch. Set ``GOMP_SPINCOUNT`` as the server
+does (docs/operations.md, "CPU threads").
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,28 +29,50 @@ from trunkline.kernels.cpu.recording import Recording
 from trunkline.kernels.cpu.threads import Kernel, recorder
 from trunkline.plugins.generation.offline import generate
 
+BETWEEN, HOST, OUTSIDE = "between kernels", "host, in passes", "host, between passes"
+
 _names: dict[int, str] = {}  # by the address of a kernel's code: the module that it is from
 
 
+@dataclass(slots=True)
 class Profile:
-    """Seconds, launches and the least possible seconds by kernel, and the number of passes."""
+    """Seconds of a scenario as served, and of its kernels when each is timed alone.
 
-    def __init__(self, machine: Machine, dtype: str) -> None:
-        self.machine, self.dtype = machine, dtype
-        self.seconds: dict[str, float] = {}
-        self.least: dict[str, float] = {}
-        self.passes = 0
+    * ``total``, ``passes``: of the scenario.
+    * ``in_passes``: in the lane, so without queues, messages and the front.
+    * ``launched``: until launches of kernels returned.
+    * ``alone``, ``least``: by kernel, what it took alone and the least possible.
+    """
+
+    machine: Machine
+    dtype: str
+    total: float = 0.0
+    passes: int = 0
+    in_passes: float = 0.0
+    launched: float = 0.0
+    alone: dict[str, float] = field(default_factory=dict)
+    least: dict[str, float] = field(default_factory=dict)
 
     def add(self, kernel: Kernel, arguments: dict[str, Any], rows: int, seconds: float) -> None:
-        """One launch over ``rows`` rows."""
+        """One launch over ``rows`` rows, alone."""
         name, least = _names.get(kernel.address, "unknown"), 0.0
         if name == "gemm":
             size = arguments["inputs"] * arguments["outputs"]
             name = f"product {arguments['inputs']} × {arguments['outputs']}"
             # bfloat16 weights; see gemm.py.
             least = max(2 * size / self.machine.bandwidth, 2 * size * rows / self.machine.gemm[self.dtype])
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.alone[name] = self.alone.get(name, 0.0) + seconds
         self.least[name] = self.least.get(name, 0.0) + least
+
+    def rows(self) -> list[tuple[str, float, float]]:
+        """(name, seconds, least possible seconds), the largest difference first."""
+        found = [(name, seconds, self.least[name]) for name, seconds in self.alone.items()]
+        found += [
+            (BETWEEN, self.launched - sum(self.alone.values()), 0.0),
+            (HOST, self.in_passes - self.launched, 0.0),
+            (OUTSIDE, self.total - self.in_passes, 0.0),
+        ]
+        return sorted(found, key=lambda row: row[2] - row[1])
 
 
 def name_kernels() -> None:
@@ -63,23 +87,49 @@ def name_kernels() -> None:
 
 
 @contextmanager
-def counting(profile: Profile) -> Iterator[None]:
-    """Count the passes."""
-    original = Lane.start
-
-    def start(self: Lane, *arguments: Any) -> Any:
-        profile.passes += 1
-        return original(self, *arguments)
-
-    Lane.start = start  # type: ignore[method-assign, assignment]
+def replaced(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """The method ``name`` is ``make(original)`` inside."""
+    original = getattr(owner, name)
+    setattr(owner, name, make(original))
     try:
         yield
     finally:
-        Lane.start = original  # type: ignore[method-assign]
+        setattr(owner, name, original)
 
 
 @contextmanager
-def timing(profile: Profile) -> Iterator[None]:
+def as_served(profile: Profile) -> Iterator[None]:
+    """Count the passes, and their time with that of launches in it."""
+
+    def timed(function: Callable[..., Any], add: Callable[[float], None]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*arguments, **named)
+            add(time.perf_counter() - start)
+            return result
+
+        return call
+
+    def started(seconds: float) -> None:
+        profile.passes += 1
+        profile.in_passes += seconds
+
+    def finished(seconds: float) -> None:
+        profile.in_passes += seconds
+
+    def launched(seconds: float) -> None:
+        profile.launched += seconds
+
+    with (
+        replaced(Lane, "start", lambda start: timed(start, started)),
+        replaced(Lane, "finish", lambda finish: timed(finish, finished)),
+        replaced(Kernel, "run", lambda run: timed(run, launched)),  # a replay is one launch
+    ):
+        yield
+
+
+@contextmanager
+def alone(profile: Profile) -> Iterator[None]:
     """Time each launch; those of a recording are replayed one by one."""
     launch, replay = Kernel.run, Recording.run
 
@@ -103,11 +153,8 @@ def timing(profile: Profile) -> Iterator[None]:
             profile.add(kernel, arguments, rows, seconds)
         self._program, Kernel.run = program, run  # type: ignore[method-assign]
 
-    Kernel.run, Recording.run = run, run_recording  # type: ignore[method-assign]
-    try:
+    with replaced(Kernel, "run", lambda _: run), replaced(Recording, "run", lambda _: run_recording):
         yield
-    finally:
-        Kernel.run, Recording.run = launch, replay  # type: ignore[method-assign]
 
 
 def run(engine: Engine, scenario: Scenario) -> float:
@@ -118,18 +165,37 @@ def run(engine: Engine, scenario: Scenario) -> float:
     return time.perf_counter() - start
 
 
-def report(scenario: Scenario, seconds: float, profile: Profile) -> None:
-    """A table: ms of a pass by kernel, its share, and the least that the machine needs."""
-    passes = profile.passes
-    spent = dict(sorted(profile.seconds.items(), key=lambda item: -item[1]))
-    print(f"\n{scenario.name}: {passes} passes of {seconds / passes * 1e3:.2f} ms\n")
-    print("| kernel | ms of a pass | share | × the floor |\n| --- | --- | --- | --- |")
-    for name, total in spent.items():
-        if (share := total / seconds) >= 0.005:
-            floor = f"{total / least:.2f}" if (least := profile.least[name]) else ""
-            print(f"| {name} | {total / passes * 1e3:.2f} | {share:.1%} | {floor} |")
-    rest = seconds - sum(spent.values())
-    print(f"| the rest | {rest / passes * 1e3:.2f} | {rest / seconds:.1%} | |", flush=True)
+def report(scenario: Scenario, profile: Profile) -> None:
+    """A table: ms of a pass by kernel, its share, and what of it is above the floor of the machine."""
+    total, passes = profile.total, profile.passes
+    print(f"\n{scenario.name}: {passes} passes of {total / passes * 1e3:.2f} ms\n")
+    print("| | ms of a pass | share | × the floor | ms above it |\n| --- | --- | --- | --- | --- |")
+    for name, seconds, least in profile.rows():
+        if abs(seconds / total) >= 0.005:
+            floor = f"{seconds / least:.2f}" if least else ""
+            above = (seconds - least) / passes * 1e3
+            print(f"| {name} | {seconds / passes * 1e3:.2f} | {seconds / total:.1%} | {floor} | {above:.2f} |")
+
+
+def profile_scenarios(
+    folder: Path, dtype: str, threads: int, machine: Machine, scenarios: Sequence[Scenario], warm: Sequence[Scenario]
+) -> None:
+    """Print a table for each of ``scenarios``, after running ``warm``. ``machine``: its rates with ``threads``."""
+    name_kernels()
+    with Engine(str(folder), dtype=dtype, threads=threads) as engine:
+        for scenario in warm:
+            run(engine, scenario)
+        for scenario in scenarios:
+            profile = Profile(machine, dtype)
+            with as_served(profile):
+                profile.total = run(engine, scenario)
+            with alone(profile):
+                run(engine, scenario)
+            report(scenario, profile)
+    print(
+        f"\n{BETWEEN}: launches as served, less the kernels alone. {HOST}: the engine's Python and torch. "
+        f"{OUTSIDE}: scheduling, messages and the front, which shares this process's lock here."
+    )
 
 
 def main() -> None:
@@ -145,18 +211,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     machine = measure()
     print(f"{options.model} in {dtype}, {options.threads} threads, load {os.getloadavg()[0]:.1f}")
-    print(f"machine: copy {machine.bandwidth / 1e9:.1f} GB/s, {machine.gemm[dtype] / 1e9:.0f} GFLOP/s")
-    name_kernels()
-    with Engine(str(folder_of(options.model)), dtype=dtype, threads=options.threads) as engine:
-        for warm in build(0, scale=0.1 * options.scale):
-            run(engine, warm)
-        for scenario in build(1, scale=options.scale):
-            profile = Profile(machine, dtype)
-            with counting(profile):
-                seconds = run(engine, scenario)
-            with timing(profile):
-                run(engine, scenario)
-            report(scenario, seconds, profile)
+    print(f"machine: copy {machine.bandwidth / 1e9:.1f} GB/s, {machine.gemm[dtype] / 1e9:.0f} GFLOP/s", flush=True)
+    warm, scenarios = build(0, scale=0.1 * options.scale), build(1, scale=options.scale)
+    profile_scenarios(folder_of(options.model), dtype, options.threads, machine, scenarios, warm)
 
 
 if __name__ == "__main__":
