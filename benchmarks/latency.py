@@ -3,7 +3,8 @@
 ``python benchmarks/latency.py`` starts the server and puts it under three loads: Poisson arrivals, where one prompt in
 ten is long, without other tasks and with embeddings of a second model, and 32 arrivals at once. ``--against FOLDER``
 runs another checkout of trunkline in turns under the same arrivals (``git worktree add FOLDER COMMIT``),
-``--url`` a server that is running already, has the same models and speaks ``/generate``.
+``--url`` a server that is running already, has the same models and speaks ``/generate``. ``--peer COMMAND`` runs
+another server in turns with ours, on OpenAI's routes (side_by_side.py), without other tasks.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import argparse
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 from bench_serving import flush, stream_one, token_gaps
+from checkpoints import folder_of
 from http_client import Connection
 from scenarios import percentile
 from server import running
+from side_by_side import name_of, peer
 
 LOW, HIGH = 1000, 30000  # ids of prompts
 EMBEDDER = "demo:all-minilm-l6-v2"
@@ -98,28 +102,59 @@ def _ids(draw: random.Random, length: int) -> list[int]:
     return [draw.randrange(LOW, HIGH) for _ in range(length)]
 
 
-async def measure(base_url: str, load: Load, found: Latencies) -> None:
+@dataclass(frozen=True)
+class Server:
+    """``model``: its name on OpenAI's routes, which are used then; "" = ``/generate``."""
+
+    url: str
+    model: str = ""
+
+    async def stream(self, prompt: list[int], new_tokens: int) -> list[tuple[float, int]]:
+        """When (time.perf_counter) how many tokens of a request were there."""
+        connection = Connection(self.url)
+        try:
+            if not self.model:
+                return (await stream_one(connection, prompt, new_tokens)).arrivals
+            body = {"model": self.model, "prompt": prompt, "max_tokens": new_tokens, "temperature": 0.0}
+            body |= {"ignore_eos": True, "stream": True}
+            # A frame is a token: both servers send one for each as long as their reader keeps up.
+            return [(time.perf_counter(), number) async for number in _numbers(connection, body)]
+        finally:
+            await connection.close()
+
+
+async def _numbers(connection: Connection, body: dict[str, object]) -> AsyncIterator[int]:
+    number = 0
+    async for event in connection.events("/v1/completions", body):
+        if msgspec.json.decode(event).get("choices"):
+            number += 1
+            yield number
+
+
+async def measure(server: Server, load: Load, found: Latencies) -> None:
     """Send each request when it arrives."""
-    await flush(base_url)
+    if not server.model:
+        await flush(server.url)
     began = time.perf_counter()
 
     async def send(arrival: Arrival) -> None:
         await asyncio.sleep(max(0.0, began + arrival.at - time.perf_counter()))
-        connection = Connection(base_url)
         sent = time.perf_counter()
-        try:
-            if arrival.path:
-                status, content = await connection.request("POST", arrival.path, arrival.body)
-                if status != 200:
-                    raise RuntimeError(f"{arrival.path} answered {status}: {content[:500].decode(errors='replace')}")
-                found.others.append(time.perf_counter() - sent)
-                return
-            timed = await stream_one(connection, arrival.prompt, load.new_tokens)
-        finally:
-            await connection.close()
-        found.ttft.append(timed.arrivals[0][0] - sent)
-        found.itl += token_gaps(timed.arrivals)
+        if arrival.path:
+            await other(arrival)
+            found.others.append(time.perf_counter() - sent)
+            return
+        arrivals = await server.stream(arrival.prompt, load.new_tokens)
+        found.ttft.append(arrivals[0][0] - sent)
+        found.itl += token_gaps(arrivals)
         found.tokens += load.new_tokens
+
+    async def other(arrival: Arrival) -> None:
+        connection = Connection(server.url)
+        status, content = await connection.request("POST", arrival.path, arrival.body)
+        await connection.close()
+        if status != 200:
+            raise RuntimeError(f"{arrival.path} answered {status}: {content[:500].decode(errors='replace')}")
 
     await asyncio.gather(*map(send, load.arrivals))
     found.wall += time.perf_counter() - began
@@ -134,21 +169,28 @@ async def main() -> None:
     parser.add_argument("--flag", action="append", default=[], help="for our server, as in --flag=--max-stall-ms=20")
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="compare with this checkout of trunkline")
     parser.add_argument("--url", action="append", default=[], help="compare with a server that is running; repeatable")
+    parser.add_argument("--peer", default="", help="a shell command with {model}, {port} and {dtype}")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of ours and the peer's; default: the model's")
     options = parser.parse_args()
     async with AsyncExitStack() as stack:
-        flags = [EMBEDDER, *options.flag]
-        servers = {"trunkline": await stack.enter_async_context(running(options.model, flags))}
+        dtype = ["--dtype", options.dtype] if options.dtype else []
+        flags = [*dtype, EMBEDDER, *options.flag]
+        servers = {"trunkline": Server(await stack.enter_async_context(running(options.model, flags)))}
         if options.against:
-            other = running(options.model, [EMBEDDER], source=options.against)
-            servers[options.against.name] = await stack.enter_async_context(other)
-        servers |= {url: url for url in options.url}
+            other = running(options.model, [*dtype, EMBEDDER], source=options.against)
+            servers[options.against.name] = Server(await stack.enter_async_context(other))
+        servers |= {url: Server(url) for url in options.url}
+        if options.peer:
+            started = peer(options.peer, folder_of(options.model), options.dtype or "auto")
+            url = await stack.enter_async_context(started)
+            servers["peer"] = Server(url, await name_of(url))
         await compare(servers, options)
 
 
-async def compare(servers: dict[str, str], options: argparse.Namespace) -> None:
+async def compare(servers: dict[str, Server], options: argparse.Namespace) -> None:
     """All loads on all servers in turns, then the table."""
-    for url in servers.values():
-        await measure(url, at_once(0), Latencies())  # warm up
+    for server in servers.values():
+        await measure(server, at_once(0), Latencies())  # warm up
     names: Sequence[str] = []
     makers = (
         lambda seed: poisson(seed, options, others=False),
@@ -159,12 +201,13 @@ async def compare(servers: dict[str, str], options: argparse.Namespace) -> None:
         found = {name: Latencies() for name in servers}
         for seed in range(1, options.rounds + 1):
             load = maker(seed)
-            names = [*servers] if seed % 2 else [*reversed(servers)]
+            able = [name for name in servers if not (servers[name].model and any(one.path for one in load.arrivals))]
+            names = able if seed % 2 else able[::-1]
             for name in names:
                 await measure(servers[name], load, found[name])
         print(f"\n{load.name}: ms p50 / p95 / p99")
-        for name in servers:
-            print(f"  {name:12s}  {found[name]}")
+        for name in sorted(names, key=[*servers].index):
+            print(f"  {name:12s}  {found[name]}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Where the time of forward passes goes on the ``cpu`` backend, above what the machine allows.
 
-``python benchmarks/pass_profile.py [MODEL]`` runs the four scenarios in process, and so does ``compare.py``: once as
-served, and once with each kernel timed alone, less the time of an empty launch. Set ``GOMP_SPINCOUNT`` as the server
-does (docs/operations.md, "CPU threads").
+``python benchmarks/pass_profile.py [MODEL]`` runs the four scenarios in process, and so does ``compare.py``. Kernels
+are timed where they run: each thread reads the processor's counter before and after each launch of a recording (x86).
+Set ``GOMP_SPINCOUNT`` as the server does (docs/operations.md, "CPU threads").
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,32 @@ import numpy as np
 import torch
 from checkpoints import folder_of
 from floor import Machine, measure
+from llvmlite import ir
+from numba import types
+from numba.core.cgutils import get_or_insert_function
+from numba.extending import intrinsic
 from scenarios import Scenario, build
 
 from trunkline.core import Engine
 from trunkline.core.engine.lane import Lane
 from trunkline.kernels.cpu.processor import has_bfloat16
-from trunkline.kernels.cpu.recording import Recording
-from trunkline.kernels.cpu.threads import Kernel, recorder
+from trunkline.kernels.cpu.recording import COUNTS, Recording, call
+from trunkline.kernels.cpu.threads import Kernel, barrier, int64s, recorder, thread
 from trunkline.plugins.generation.offline import generate
 
-BETWEEN, HOST, OUTSIDE = "between kernels", "host, in passes", "host, between passes"
+WAITING, HOST, OUTSIDE = "threads that wait", "host, in passes", "host, between passes"
 
 _names: dict[int, str] = {}  # by the address of a kernel's code: the module that it is from
 
 
 @dataclass(slots=True)
 class Profile:
-    """Seconds of a scenario as served, and of its kernels when each is timed alone.
+    """Seconds of a scenario.
 
     * ``total``, ``passes``: of the scenario.
     * ``in_passes``: in the lane, so without queues, messages and the front.
-    * ``launched``: until launches of kernels returned.
-    * ``alone``, ``least``: by kernel, what it took alone and the least possible.
+    * ``spent``, ``least``: by kernel, what it took (the mean of the threads) and the least possible.
+    * ``waiting``: until all threads had ended a kernel, or had begun with it; the mean of the threads.
     """
 
     machine: Machine
@@ -49,27 +54,28 @@ class Profile:
     total: float = 0.0
     passes: int = 0
     in_passes: float = 0.0
-    launched: float = 0.0
-    alone: dict[str, float] = field(default_factory=dict)
+    waiting: float = 0.0
+    spent: dict[str, float] = field(default_factory=dict)
     least: dict[str, float] = field(default_factory=dict)
 
     def add(self, kernel: Kernel, arguments: dict[str, Any], rows: int, seconds: float) -> None:
-        """One launch over ``rows`` rows, alone."""
+        """One launch over ``rows`` rows."""
         name, least = _names.get(kernel.address, "unknown"), 0.0
         if name == "gemm":
             size = arguments["inputs"] * arguments["outputs"]
             name = f"product {arguments['inputs']} × {arguments['outputs']}"
             # bfloat16 weights; see gemm.py.
             least = max(2 * size / self.machine.bandwidth, 2 * size * rows / self.machine.gemm[self.dtype])
-        self.alone[name] = self.alone.get(name, 0.0) + seconds
+        self.spent[name] = self.spent.get(name, 0.0) + seconds
         self.least[name] = self.least.get(name, 0.0) + least
 
     def rows(self) -> list[tuple[str, float, float]]:
         """(name, seconds, least possible seconds), the largest difference first."""
-        found = [(name, seconds, self.least[name]) for name, seconds in self.alone.items()]
+        found = [(name, seconds, self.least[name]) for name, seconds in self.spent.items()]
+        launched = sum(self.spent.values()) + self.waiting
         found += [
-            (BETWEEN, self.launched - sum(self.alone.values()), 0.0),
-            (HOST, self.in_passes - self.launched, 0.0),
+            (WAITING, self.waiting, 0.0),
+            (HOST, self.in_passes - launched, 0.0),
             (OUTSIDE, self.total - self.in_passes, 0.0),
         ]
         return sorted(found, key=lambda row: row[2] - row[1])
@@ -97,41 +103,76 @@ def replaced(owner: type, name: str, make: Callable[[Callable[..., Any]], Callab
         setattr(owner, name, original)
 
 
+class Timed:
+    """The arguments of :func:`_replay`: those of a recording, and where each thread writes its times.
+
+    ``times`` int64 [threads, 2 · launches + 1]: the counter before and after each launch, and at the end.
+    """
+
+    program: int
+    launches: int
+    times: int
+
+
+class Stamp:
+    """The arguments of :func:`_clock`: where the counter is written."""
+
+    out: int
+
+
+def _read_counter(typing: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(64), [])
+        return builder.call(get_or_insert_function(builder.module, kind, "llvm.readcyclecounter"), [])
+
+    return types.int64(), generate
+
+
+counter = intrinsic(_read_counter)
+
+
+@cache
+def _replay() -> Kernel:
+    """As the one of kernels/cpu/recording.py, with times."""
+
+    def body(a: Any) -> None:
+        program, times = int64s(a.program), int64s(a.times + thread() * (2 * a.launches + 1) * 8)
+        for i in range(a.launches):
+            times[2 * i] = counter()
+            runs = int64s(program[4 * i + 3])[0] != 0
+            if runs and (program[4 * i + 2] == 0 or thread() == 0):
+                call(program[4 * i], program[4 * i + 1])
+            times[2 * i + 1] = counter()
+            if runs:
+                barrier()
+        times[2 * a.launches] = counter()
+
+    return Kernel(body, Timed)
+
+
+@cache
+def _clock() -> tuple[Callable[[], int], float]:
+    """A function that reads the counter, and how many seconds one step of it takes."""
+
+    def body(a: Any) -> None:
+        int64s(a.out)[0] = counter()
+
+    kernel, out = Kernel(body, Stamp), np.zeros(1, np.int64)
+
+    def read() -> int:
+        kernel.run(1, out=out.ctypes.data)
+        return int(out[0])
+
+    first, began = read(), time.perf_counter()
+    time.sleep(0.1)
+    return read, (time.perf_counter() - began) / (read() - first)
+
+
 @contextmanager
-def as_served(profile: Profile) -> Iterator[None]:
-    """Count the passes, and their time with that of launches in it."""
-
-    def timed(function: Callable[..., Any], add: Callable[[float], None]) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            start = time.perf_counter()
-            result = function(*arguments, **named)
-            add(time.perf_counter() - start)
-            return result
-
-        return call
-
-    def started(seconds: float) -> None:
-        profile.passes += 1
-        profile.in_passes += seconds
-
-    def finished(seconds: float) -> None:
-        profile.in_passes += seconds
-
-    def launched(seconds: float) -> None:
-        profile.launched += seconds
-
-    with (
-        replaced(Lane, "start", lambda start: timed(start, started)),
-        replaced(Lane, "finish", lambda finish: timed(finish, finished)),
-        replaced(Kernel, "run", lambda run: timed(run, launched)),  # a replay is one launch
-    ):
-        yield
-
-
-@contextmanager
-def alone(profile: Profile) -> Iterator[None]:
-    """Time each launch; those of a recording are replayed one by one."""
-    launch, replay = Kernel.run, Recording.run
+def timing(profile: Profile) -> Iterator[None]:
+    """Time passes and kernels."""
+    launch = Kernel.run
+    replay, (_, step) = _replay(), _clock()
 
     def run(self: Kernel, team: int, single: bool = False, /, **arguments: float) -> None:
         start = time.perf_counter()
@@ -140,20 +181,36 @@ def alone(profile: Profile) -> Iterator[None]:
             profile.add(self, arguments, int(arguments.get("rows", 0)), time.perf_counter() - start)
 
     def run_recording(self: Recording, rows: int, decodes: int = 0, prompts: int = 0, end: int | None = None) -> None:
-        program, Kernel.run = self._program, launch  # type: ignore[method-assign]
+        for name, count in zip(COUNTS, (rows, decodes, prompts), strict=True):
+            self._blocks[self._counts[name]] = count
+        self._blocks[self._claimed] = 0
+        launches = len(self._program) if end is None else end
+        times = np.zeros((self._team, 2 * launches + 1), np.int64)
         start = time.perf_counter()
-        replay(self, rows, decodes, prompts, 0)
-        nothing = time.perf_counter() - start
-        for index, (kernel, block, _) in enumerate(self._launches[:end]):
-            self._program = program[index : index + 1]
-            start = time.perf_counter()
-            replay(self, rows, decodes, prompts, 1)
-            seconds = max(0.0, time.perf_counter() - start - nothing)
+        launch(replay, self._team, program=self._program.ctypes.data, launches=launches, times=times.ctypes.data)
+        whole = time.perf_counter() - start
+        spent = (times[:, 1::2] - times[:, :-1:2]).mean(0) * step
+        for (kernel, block, _), seconds in zip(self._launches[:end], spent.tolist(), strict=True):
             arguments = dict(zip(kernel.fields, np.frombuffer(block, np.int64).tolist(), strict=True))
             profile.add(kernel, arguments, rows, seconds)
-        self._program, Kernel.run = program, run  # type: ignore[method-assign]
+        profile.waiting += whole - spent.sum()
 
-    with replaced(Kernel, "run", lambda _: run), replaced(Recording, "run", lambda _: run_recording):
+    def timed(function: Callable[..., Any], passes: int) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*arguments, **named)
+            profile.passes += passes
+            profile.in_passes += time.perf_counter() - start
+            return result
+
+        return call
+
+    with (
+        replaced(Lane, "start", lambda start: timed(start, 1)),
+        replaced(Lane, "finish", lambda finish: timed(finish, 0)),
+        replaced(Kernel, "run", lambda _: run),
+        replaced(Recording, "run", lambda _: run_recording),
+    ):
         yield
 
 
@@ -187,13 +244,11 @@ def profile_scenarios(
             run(engine, scenario)
         for scenario in scenarios:
             profile = Profile(machine, dtype)
-            with as_served(profile):
+            with timing(profile):
                 profile.total = run(engine, scenario)
-            with alone(profile):
-                run(engine, scenario)
             report(scenario, profile)
     print(
-        f"\n{BETWEEN}: launches as served, less the kernels alone. {HOST}: the engine's Python and torch. "
+        f"\n{WAITING}: at the barriers between launches. {HOST}: the engine's Python and torch. "
         f"{OUTSIDE}: scheduling, messages and the front, which shares this process's lock here."
     )
 
