@@ -118,6 +118,7 @@ class Stamp:
     """The arguments of :func:`_clock`: where the counter is written."""
 
     out: int
+    index: int
 
 
 def _read_counter(typing: Any) -> Any:
@@ -155,12 +156,12 @@ def _clock() -> tuple[Callable[[], int], float]:
     """A function that reads the counter, and how many seconds one step of it takes."""
 
     def body(a: Any) -> None:
-        int64s(a.out)[0] = counter()
+        int64s(a.out)[a.index] = counter()
 
     kernel, out = Kernel(body, Stamp), np.zeros(1, np.int64)
 
     def read() -> int:
-        kernel.run(1, out=out.ctypes.data)
+        kernel.run(1, out=out.ctypes.data, index=0)
         return int(out[0])
 
     first, began = read(), time.perf_counter()
@@ -173,6 +174,7 @@ def timing(profile: Profile) -> Iterator[None]:
     """Time passes and kernels."""
     launch = Kernel.run
     replay, (_, step) = _replay(), _clock()
+    replayed: list[tuple[list[Any], int, np.ndarray, float]] = []  # launches, rows, times, seconds of the whole
 
     def run(self: Kernel, team: int, single: bool = False, /, **arguments: float) -> None:
         start = time.perf_counter()
@@ -189,11 +191,7 @@ def timing(profile: Profile) -> Iterator[None]:
         start = time.perf_counter()
         launch(replay, self._team, program=self._program.ctypes.data, launches=launches, times=times.ctypes.data)
         whole = time.perf_counter() - start
-        spent = (times[:, 1::2] - times[:, :-1:2]).mean(0) * step
-        for (kernel, block, _), seconds in zip(self._launches[:end], spent.tolist(), strict=True):
-            arguments = dict(zip(kernel.fields, np.frombuffer(block, np.int64).tolist(), strict=True))
-            profile.add(kernel, arguments, rows, seconds)
-        profile.waiting += whole - spent.sum()
+        replayed.append((self._launches[:end], rows, times, whole))
 
     def timed(function: Callable[..., Any], passes: int) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -212,6 +210,12 @@ def timing(profile: Profile) -> Iterator[None]:
         replaced(Recording, "run", lambda _: run_recording),
     ):
         yield
+    for launches, rows, times, whole in replayed:
+        spent = (times[:, 1::2] - times[:, :-1:2]).mean(0) * step
+        profile.waiting += whole - spent.sum()
+        for (kernel, block, _), seconds in zip(launches, spent.tolist(), strict=True):
+            arguments = dict(zip(kernel.fields, np.frombuffer(block, np.int64).tolist(), strict=True))
+            profile.add(kernel, arguments, rows, seconds)
 
 
 def run(engine: Engine, scenario: Scenario) -> float:
