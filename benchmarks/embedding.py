@@ -112,7 +112,7 @@ def worker(kind: str, folder: Path, dtype: str, threads: int, python: str = sys.
         command = [python, str(Path(__file__).with_name("infinity_worker.py")), str(folder), dtype]
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
     # Waits are short on every side, as trunkline's server has them: idle workers must not spin.
-    environment = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "1000"}
+    environment = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "20000"}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:

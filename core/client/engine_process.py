@@ -16,9 +16,10 @@ from trunkline.core.engine.pass_record import PassRecord, shared_file
 
 log = logging.getLogger("trunkline.supervisor")
 
-# How long OpenMP threads spin at a barrier before they sleep. Some microseconds are enough for the barriers of a
-# decode pass, which takes 1.5 times as long if threads sleep at each; longer spinning takes cores from other processes.
-SPIN = {"GOMP_SPINCOUNT": "1000"}
+# How long OpenMP threads spin at a barrier before they sleep: about 0.2 ms. It must be longer than it takes to wake a
+# thread, up to 0.1 ms on virtual machines: else one that wakes late makes the others sleep at the next barrier, and so
+# on, which costs a tenth of a decode pass. Much longer spinning takes cores from other processes.
+SPIN = {"GOMP_SPINCOUNT": "20000"}
 # How much freed memory glibc keeps, so that the buffers of the next pass needn't be mapped again page by page, which
 # can take an eighth of the pass.
 KEEP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
