@@ -165,6 +165,10 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     skip_tokenizer_init: Annotated[
         bool, _about("Load no tokenizer: requests are token ids only, and so are replies.")
     ] = False
+    replicas: Annotated[
+        Annotated[int, Meta(ge=1, le=4096)] | None,
+        _about("Engines of this model on Ray Serve; by default one engine without Ray (docs/scaling.md)."),
+    ] = None
     plugins: Annotated[dict[str, Any], _about("The plugins' per-model groups by name; no flag and no key.")] = {}
 
     @property

@@ -122,6 +122,27 @@ with Engine("demo:smollm2-135m-instruct") as engine:
 A `Ticket` also has `done` and `reply` (a `core.types.Reply`, which is updated while the request runs), and
 iterates over output tokens as they arrive.
 
+## Several engine replicas
+
+A front may have several engine replicas. An admin route then runs on each, and its reply is a list with an entry for
+each replica, unless it declares something else ([server functions](server_api.md#replies-of-several-engine-replicas)).
+Here the engines count, so the sum is wanted:
+
+```python
+@get("/shout/count", opt={{"scope": "admin", "replicas": "sum", "replies": ShoutCount}})
+async def count() -> Response[Any]:
+    return json_response(await engine.call("shout_count"))  # {{"count": 3}}
+```
+
+A function decides otherwise, for example for the largest:
+
+```python
+def largest(replies: list[ReplicaReply]) -> Response[Any]:
+    return json_response({{"count": max(reply.json()["count"] for reply in replies if reply.ok)}})
+```
+
+Routes of the scopes infer and public run once, and `engine.call` runs a control on every replica.
+
 ## Hooks
 
 {intro}

@@ -60,8 +60,35 @@ A handler's `opt` has these keys; only `scope` is required.
   `{{200: {{JSON: Shout, SSE: Shout}}, 409: {{TEXT: str}}, 204: None}}` (of an event stream, the type of an event's
   data; None for an empty body). Errors that are common to all routes are added.
 * `reply_headers`: headers by status, with descriptions: `{{200: {{"X-Loud": "How loud."}}}}`.
+* `replicas`: how replies are merged where a front has several engine replicas, see below.
 
 `/openapi.json` is made from them.
+
+## Replies of several engine replicas
+
+On one machine there is one engine, and `replicas` has no effect. Where the front has several engine replicas, a handler
+runs once for each of them, at the same time, and the front merges the replies:
+
+* `"first"`: the first replica's reply if the status of all is below 400, else the first error, with the replica's name
+  in the header `X-Replica`.
+* `"all"`: `[{{"replica": "…", "status": 200, "reply": …}}]`. A reply is JSON, or a string if it is text, or null if it
+  is empty. The status of the whole is 200, or the highest error.
+* `"sum"`: the numbers in JSON replies of the same shape are added up; texts, booleans and null are those of the first
+  replica. Errors as for `"first"`; 500 if the shapes differ.
+* a function `(list[ReplicaReply]) -> Response`; a `ReplicaReply` has `replica`, `status`, `headers`, `body`, `ok`
+  (status below 400) and `json()`.
+* `"once"`: the handler runs once, in the front.
+
+The default is `"all"` for the scope `"admin"`, else `"once"`. Start-up fails for other values. All runs get the same
+body, which is held in memory. Routes with bodies that are too large for that must declare `"once"`, and so must routes
+that stream their replies: otherwise the reply is a 501 that says so.
+
+While a handler runs for a replica, `engine.models` and `engine.call` are about that replica only. In a handler that
+runs once, `engine.call` runs the control on every replica, and when all have answered it returns the first one's answer
+or raises the first error. Two functions of `trunkline.core.types` choose: in the block `with on_replica(name):`, the
+engine means that replica; `await on_each_replica(engine, work)` awaits `work()` for each, and returns a dict from names
+to results. `engine.replicas` has the names, none on one machine: then `work()` is awaited once, and the dict has one
+entry, "".
 
 {groups}
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -14,6 +15,9 @@ from pathlib import Path
 import httpx
 import psutil
 
+# For tests that are run again on other servers: the interpreter that runs them, flags for all of them, and the seconds
+# that they may take to start.
+PYTHON, FLAGS, START = "TRUNKLINE_TEST_PYTHON", "TRUNKLINE_TEST_FLAGS", "TRUNKLINE_TEST_START"
 MOST = 3  # shared servers at a time; each takes half a gigabyte
 
 
@@ -27,15 +31,16 @@ class LiveServer:
         self.log = log
         self.arguments = list(arguments)
         script = "from trunkline.core.cli import main; main()"
-        command = [sys.executable, "-c", script, "serve", *arguments, "--port", str(self.port)]
+        python, flags = os.environ.get(PYTHON, sys.executable), os.environ.get(FLAGS, "").split()
+        command = [python, "-c", script, "serve", *flags, *arguments, "--port", str(self.port)]
         with log.open("w") as sink:
             self.process = subprocess.Popen(
                 command, stdout=sink, stderr=subprocess.STDOUT, env=os.environ | (environment or {})
             )
 
-    def wait(self, seconds: float = 240, key: str = "None") -> None:
+    def wait(self, key: str = "None") -> None:
         """As SGLang's clients do, which show a key that they don't have: poll /v1/models until it answers 200."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + float(os.environ.get(START, 240))
         while True:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
@@ -57,6 +62,10 @@ class LiveServer:
         return self.process.wait(60)
 
     def close(self) -> None:
+        if self.process.poll() is None and os.environ.get(FLAGS):
+            self.process.terminate()  # it may have started processes that aren't its children
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(60)
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(60)

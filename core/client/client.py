@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from array import array
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import msgspec
-from msgspec import Raw
-
 from trunkline.core.config import Config
-from trunkline.core.engine.messages import Abort, Answer, Call, EngineMessage, ModelsChanged, Progress, Started, Submit
+from trunkline.core.engine.messages import Abort, Answer, Call, EngineMessage, ModelsChanged, Progress, Started
 from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.host import Host
-from trunkline.core.types import Reply, ServedModel, Settings, Submission, Tokenizer
+from trunkline.core.types import Reply, ServedModel, Settings, Submission, Tokenizer, current_replica, on_replica
 
 from .contracts import CheckedObservers, Failures
 from .models import choose_model, version_of
-from .replies import NO_OBSERVERS, EngineReply, check_rids, engine_down, error_from_wire, response_id
+from .replies import NO_OBSERVERS, EngineReply, check_rids, engine_down, error_from_wire, first_answer, response_id
 from .status import Status
 from .suspects import CrashSuspects, died_twice
 from .threads import WorkThreads
 from .timeouts import Timeouts
 from .tokenizers import Tokenizers, tokenize
-from .transport import Deliver, Down, Transport
+from .transport import Deliver, Down, Transport, make_submit
 from .waiting import QueueLimits, displaced
 
 if TYPE_CHECKING:
@@ -105,6 +101,13 @@ class Client(Generic[T]):
         ready = self.transport.ready
         return ready.models if ready is not None else ()
 
+    @property
+    def replicas(self) -> Sequence[str]:
+        return self.transport.replicas
+
+    def replicas_of(self, model: str) -> Sequence[str]:
+        return self.transport.replicas_of(model)
+
     def _first_name(self, model: str) -> str:
         return self._first_names.get(model, model)
 
@@ -112,7 +115,8 @@ class Client(Generic[T]):
         return choose_model(self.models, task, name)
 
     def settings(self, model: str) -> Settings:
-        pairs = zip(self.models, self._config.models, strict=True)  # updates rename models but keep their order
+        with on_replica(""):  # one replica has only one of the models
+            pairs = zip(self.models, self._config.models, strict=True)  # updates rename models but keep their order
         own = next(own for served, own in pairs if model in (served.name, *served.aliases))
         return self._config.settings_of(own)
 
@@ -137,7 +141,9 @@ class Client(Generic[T]):
         check_rids([item.rid for item in items], self._rids)
         served = next((served for served in self.models if served.name == model), None)
         to_displace = self._queue_limits.make_room(served, model, items)
-        messages = [self._message(model, task, item) for item in items]  # encode all before one is queued
+        messages = [
+            make_submit(next(self._keys), model, task, item) for item in items
+        ]  # encode all before one is queued
         ready = self._suspects.admit(messages, items)
         for reply in to_displace:
             reply.cancel_with(displaced())
@@ -180,7 +186,14 @@ class Client(Generic[T]):
 
     def call(self, control: str, *, model: str | None = None, **arguments: Any) -> Awaitable[Any]:
         self._check_up()
-        call = Call(next(self._keys), control, model or "", arguments)
+        chosen = current_replica.get()
+        replicas = (chosen,) if chosen else self.replicas_of(model) if model else self.replicas
+        answers = [
+            self._call(Call(next(self._keys), control, model or "", arguments, name)) for name in replicas or ("",)
+        ]
+        return answers[0] if len(answers) == 1 else asyncio.ensure_future(first_answer(answers))
+
+    def _call(self, call: Call) -> asyncio.Future[Any]:
         self._suspects.admit_call(call)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._calls[call.key] = answer
@@ -191,26 +204,6 @@ class Client(Generic[T]):
     def _check_up(self) -> None:
         if not self.transport.up:
             raise self.transport.unavailable()
-
-    def _message(self, model: str, task: str, item: Submission) -> Submit:
-        try:
-            prompt = array("i", item.prompt).tobytes()
-        except (OverflowError, TypeError):
-            raise RequestError("Token ids must be integers below 2**31.", param="input_ids") from None
-        params = Raw(msgspec.msgpack.encode(item.params))
-        return Submit(
-            key=next(self._keys),
-            model=model,
-            task=task,
-            rid=item.rid,
-            prompt=prompt,
-            params=params,
-            priority=item.priority,
-            salt=item.salt,
-            cacheable=item.cacheable,
-            second_at=item.second_at,
-            embeds=item.embeds,
-        )
 
     # -- messages ----------------------------------------------------------------------------
 
@@ -247,8 +240,9 @@ class Client(Generic[T]):
             self._tokenizers.rename(message.models)
             pairs = zip(message.models, self._config.models, strict=True)
             self._first_names = {name: own.name for new, own in pairs for name in (new.name, *new.aliases)}
-            for reply in self._live.values():
-                reply.relabel(version_of(self.models, reply.model))
+            for key, reply in self._live.items():
+                if message.keys is None or key in message.keys:
+                    reply.relabel(version_of(self.models, reply.model))
 
     def _answer(self, message: Answer) -> None:
         waiter = self._calls.get(message.key)
@@ -271,17 +265,26 @@ class Client(Generic[T]):
         del self._live[reply.key]
         self._rids.discard(reply.rid)
 
-    def _down(self, error: EngineDown, working_on: Iterable[int]) -> None:
-        """The engine was lost while it ran the requests ``working_on``. All requests and calls in flight fail."""
+    def _down(self, error: EngineDown, working_on: Iterable[int], lost: Collection[int] | None = None) -> None:
+        """Requests and calls fail, because their engine was lost while it ran those of ``working_on``.
+
+        ``lost``: their keys; by default all that are in flight.
+        """
         refused = self._suspects.engine_died(working_on)
-        live, calls = list(self._live.values()), list(self._calls.items())
-        self._live.clear()
-        self._rids.clear()
-        self._queue_limits.clear()
-        self._outbox.clear()
-        for reply in live:
+        if lost is None:
+            lost = [*self._live, *self._calls]
+            self._suspects.clear()
+            self._outbox.clear()
+        replies = [reply for key in lost if (reply := self._live.get(key)) is not None]
+        for reply in replies:  # all are gone before one of them is told
+            self._forget(reply)
+            self._queue_limits.leave(reply)
+        for key in lost:
+            self._post(*self._suspects.ended(key, aborted=True))
+        for reply in replies:
             reply.fail(died_twice() if reply.key in refused else error)
-        for key, call in calls:
-            if not call.done():
+        for key in lost:
+            call = self._calls.get(key)
+            if call is not None and not call.done():
                 call.set_exception(died_twice() if key in refused else error)
                 call.exception()  # marks it as retrieved: asyncio logs unretrieved ones, and the caller may be gone

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -215,6 +215,13 @@ async def _soon(function: Callable[..., T], *arguments: Any) -> T:
 
 def configure(host: Host, models: tuple[str, ...], options: dict[str, Any]) -> Config:
     """A config from names of settings of all tables. ConfigError for an unknown name."""
+    tables, every_model = tables_of(host, options)
+    served = [{"model_path": model} | every_model for model in models]
+    return Config.load({"settings": tables, "models": served}, host)
+
+
+def tables_of(host: Host, options: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Settings by name as tables by group, and those of models. ConfigError for an unknown name."""
     groups = settings_groups(host)
     tables: dict[str, dict[str, Any]] = {}
     every_model: dict[str, Any] = {}
@@ -226,5 +233,4 @@ def configure(host: Host, models: tuple[str, ...], options: dict[str, Any]) -> C
             tables.setdefault(owner, {})[name] = value
         else:
             raise ConfigError(f"Unknown setting {name!r}; `trunkline serve --help` lists them.")
-    served = [{"model_path": model} | every_model for model in models]
-    return Config.load({"settings": tables, "models": served}, host)
+    return tables, every_model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from trunkline.core.config import Config
@@ -28,6 +29,7 @@ class LocalTransport:
     """See :class:`.transport.Transport`. An engine that fails isn't restarted."""
 
     restarts = 0
+    replicas = ()
 
     def __init__(self, started: LoadedEngine, config: Config, host: Host, deliver: Deliver, down: Down) -> None:
         """``started``: the engine with the models of ``config``, loaded by :func:`.startup.build`."""
@@ -59,6 +61,9 @@ class LocalTransport:
         """Return after the running pass."""
         self._channel.post(Stop())
         await self._clients.run_in_executor(None, self._thread.join)
+
+    def replicas_of(self, model: str) -> Sequence[str]:
+        return ()
 
     def write(self, messages: list[Any]) -> None:
         self._channel.post(*messages)

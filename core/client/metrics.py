@@ -7,7 +7,7 @@ Counters and histograms are updated when a request ends; gauges are computed whe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from trunkline.core.discovery import Plugin, Provided
 from trunkline.core.errors import describe_error
-from trunkline.core.types import Reply, RequestObserver
+from trunkline.core.types import Reply, RequestObserver, on_replica
 
 from .contracts import Failures
 
@@ -86,11 +86,6 @@ class CoreMetrics(Collector, RequestObserver):
         for metric in (*counters, self._latency):
             yield from metric.collect()
         yield from self._gauges()
-        yield GaugeMetricFamily(
-            "trunkline:engine_healthy",
-            "1 while the engine accepts requests, and its heartbeats and passes are in time.",
-            value=self._transport.healthy,
-        )
         yield CounterMetricFamily(
             "trunkline:engine_restarts", "Restarts of the engine.", value=self._transport.restarts
         )
@@ -104,13 +99,27 @@ class CoreMetrics(Collector, RequestObserver):
         yield failures
 
     def _gauges(self) -> Iterator[Metric]:
-        """The current load of the models, by the last heartbeat."""
-        loads: Sequence[Load] = self._transport.beat.loads
+        """The state of the engine, and the load of the models by its last heartbeat; with several, of each replica."""
+        transport = self._transport
+        names = transport.replicas
+        own = ["replica"] if names else []
+        healthy = GaugeMetricFamily(
+            "trunkline:engine_healthy",
+            "1 while the engine accepts requests, and its heartbeats and passes are in time.",
+            labels=own,
+        )
+        loads: list[tuple[Load, list[str]]] = []
+        for name in names or ("",):
+            with on_replica(name):
+                label = [name] if names else []
+                healthy.add_metric(label, transport.healthy)
+                loads += [(load, label) for load in transport.beat.loads]
+        yield healthy
 
         def by_model(name: str, about: str, value: Callable[[Load], float]) -> Metric:
-            family = GaugeMetricFamily(f"sglang:{name}", about, labels=["model_name"])
-            for load in loads:
-                family.add_metric([self._first_name(load.model)], value(load))
+            family = GaugeMetricFamily(f"sglang:{name}", about, labels=["model_name", *own])
+            for load, label in loads:
+                family.add_metric([self._first_name(load.model), *label], value(load))
             return family
 
         yield by_model("num_running_reqs", "Requests that are being computed.", lambda load: load.running)

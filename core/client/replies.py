@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -14,6 +14,7 @@ import msgspec
 
 from trunkline.core.engine.messages import ABORTED, ABORTED_WAITING, Progress, Started
 from trunkline.core.errors import EngineDown, RequestError
+from trunkline.core.types import all_results
 
 from .contracts import CheckedObservers
 
@@ -201,6 +202,11 @@ def error_from_wire(wire: tuple[int, str, str | None]) -> RequestError:
     """The error of a message from the engine; see :func:`trunkline.core.engine.messages.as_wire`."""
     status, message, param = wire
     return RequestError(message, status=status, param=param, retry_after=1.0 if status == 503 else None)
+
+
+async def first_answer(answers: Iterable[Awaitable[Any]]) -> Any:
+    """The first replica's answer to a call when all have answered. Raises the first error, if there is one."""
+    return (await all_results(answers))[0]
 
 
 def engine_down(reason: str) -> EngineDown:

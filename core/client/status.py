@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trunkline.core.engine.messages import Load
+from trunkline.core.types import current_replica
 
 if TYPE_CHECKING:
     from trunkline.core.types import ServedModel
@@ -25,7 +26,10 @@ RECENT = 256  # number of requests over which the cache hit rate is computed
 
 
 class Status:
-    """Counts the results that arrive. Numbers of requests are the front's, those of slots the last heartbeat's."""
+    """Counts the results that arrive. Numbers of requests are the front's, those of slots the last heartbeat's.
+
+    Of one of several replicas (:func:`core.types.on_replica`), all numbers are the last heartbeat's.
+    """
 
     def __init__(
         self,
@@ -87,9 +91,12 @@ class Status:
         plan = self._transport.ready.plan if self._transport.ready is not None else []
         sizes: dict[str, Any] = next((row for row in plan if row["model"] == model.name), {})
         names = (model.name, *model.aliases)  # requests keep the name that they were submitted with
-        waiting = [reply.prompt_tokens for reply in self._waiting.values() if reply.model in names]
-        running = sum(reply.model in names for reply in self._live.values()) - len(waiting)
+        waits = [reply.prompt_tokens for reply in self._waiting.values() if reply.model in names]
+        running = sum(reply.model in names for reply in self._live.values()) - len(waits)
         retracted = min(load.retracted, running)
+        running, waiting, waiting_tokens = running - retracted, len(waits) + retracted, sum(waits)
+        if current_replica.get() is not None:  # the front doesn't know which of its requests are there
+            running, waiting, waiting_tokens = load.running, load.waiting, load.waiting_tokens
         return {
             "last_gen_throughput": round(self.last_throughput, 2),
             "gen_throughput": round(self.throughput, 2),
@@ -99,9 +106,9 @@ class Status:
                 "token_capacity": load.slots,
                 "graph": 0,
             },
-            "num_running_reqs": running - retracted,
-            "num_waiting_reqs": len(waiting) + retracted,
-            "num_waiting_tokens": sum(waiting),
+            "num_running_reqs": running,
+            "num_waiting_reqs": waiting,
+            "num_waiting_tokens": waiting_tokens,
             "cache_hit_rate": round(self.cache_hit_rate, 4),
             "free_tokens": load.free_slots,
             "num_used_tokens": load.used,

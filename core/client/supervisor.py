@@ -59,6 +59,8 @@ class WatchdogLimits(Struct, frozen=True):
 class Supervisor:
     """The transport to an engine process, which it keeps running; see :class:`.transport.Transport`."""
 
+    replicas = ()
+
     def __init__(
         self,
         config: dict[str, Any],
@@ -104,6 +106,9 @@ class Supervisor:
             self._task.cancel()
             await asyncio.wait({self._task})
 
+    def replicas_of(self, model: str) -> Sequence[str]:
+        return ()
+
     def write(self, messages: list[Any]) -> None:
         """Send messages to the engine. They are dropped while no engine process runs."""
         if self._process is not None and messages:
@@ -137,7 +142,9 @@ class Supervisor:
         self._silence, self._failure, self.beat = 0.0, None, Heartbeat(0.0)
         try:
             process = await EngineProcess.spawn(
-                self._command, {"config": self._config, "paused": self._paused}, self._receive
+                self._command,
+                {"config": self._config, "paused": self._paused, "update_numbers": self._update_numbers()},
+                self._receive,
             )
         except OSError as error:
             return f"it could not be started: {error}"
@@ -156,6 +163,11 @@ class Supervisor:
         finally:
             self._loading.close()
             self.up, self._process = False, None
+
+    def _update_numbers(self) -> list[int]:
+        """The numbers of the models' weights, as far as another engine loads the same."""
+        models = () if self.ready is None else self.ready.models
+        return [0 if model.weights_sent else model.update_number for model in models]
 
     async def _watch(self, process: EngineProcess) -> str:
         """Return the reason when the process is lost or must be replaced."""

@@ -94,9 +94,12 @@ class CrashSuspects:
         refused = {key for key, digest in self._contents.items() if self._deaths.get(digest, 0) >= MAX_DEATHS}
         if running:
             log.error("the engine died while it ran %d requests; %d are not run again", len(running), len(refused))
+        return refused
+
+    def clear(self) -> None:
+        """All requests and calls have ended. Their deaths are remembered."""
         self._contents.clear()
         self._queues.clear()
-        return refused
 
 
 def died_twice() -> RequestError:

@@ -119,8 +119,10 @@ def add_serve(app: typer.Typer, host: Host, selection: StartupSelection) -> None
 
     def serve(ctx: typer.Context, **_: Any) -> None:
         config = configure(ctx.meta[SEGMENTS], flags, selection, host)
-        from trunkline.core.server.front import serve as run
-
+        if any(own.replicas for own in config.models):
+            from trunkline.core.cluster.serve import serve as run
+        else:
+            from trunkline.core.server.front import serve as run
         run(host, config)
 
     add_models_command(app, serve, flags, "Serve one or more models over HTTP.")

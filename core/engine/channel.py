@@ -14,7 +14,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from .messages import MAX_FRAME, ModelsChanged, Progress, frames, front_decoder
+from .messages import MAX_FRAME, Answer, Heartbeat, Progress, Started, frames, front_decoder
 
 
 class Channel(Protocol):
@@ -26,25 +26,28 @@ class Channel(Protocol):
     def close(self) -> None: ...
 
 
-class Outbox:
-    """A queue of unsent messages; consecutive Progress messages of one request are merged."""
+class Unsent:
+    """Messages that wait to be sent; consecutive Progress messages of one request are merged."""
 
     def __init__(self) -> None:
         self._items: list[Any] = []
         self._open: dict[int, Progress] = {}  # key -> its last unsent Progress
-        self._ready = threading.Condition()
-        self._closed = False
 
-    def put(self, messages: list[Any]) -> None:
-        with self._ready:
-            for message in messages:
-                if isinstance(message, Progress):
-                    if self._merge(message):
-                        continue
-                elif isinstance(message, ModelsChanged):
-                    self._open.clear()  # later tokens are of other weights: they mustn't come before this message
-                self._items.append(message)
-            self._ready.notify()
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    def add(self, message: Any) -> None:
+        if isinstance(message, Progress):
+            if self._merge(message):
+                return
+        elif not isinstance(message, Started | Heartbeat | Answer):
+            self._open.clear()  # of changed models: later tokens are of other weights, and mustn't come before it
+        self._items.append(message)
+
+    def take(self) -> list[Any]:
+        """Remove and return all of them."""
+        items, self._items, self._open = self._items, [], {}
+        return items
 
     def _merge(self, new: Progress) -> bool:
         """Merge ``new`` into the request's unsent Progress. False if it must be sent separately."""
@@ -56,13 +59,27 @@ class Outbox:
         last.data, last.finish, last.error = new.data, new.finish, new.error
         return True
 
+
+class Outbox:
+    """A queue of unsent messages between two threads."""
+
+    def __init__(self) -> None:
+        self._unsent = Unsent()
+        self._ready = threading.Condition()
+        self._closed = False
+
+    def put(self, messages: list[Any]) -> None:
+        with self._ready:
+            for message in messages:
+                self._unsent.add(message)
+            self._ready.notify()
+
     def take(self) -> list[Any] | None:
         """Wait for messages and take all of them. None after ``close``, when the queue is empty."""
         with self._ready:
-            while not self._items and not self._closed:
+            while not self._unsent and not self._closed:
                 self._ready.wait()
-            items, self._items, self._open = self._items, [], {}
-            return items or None
+            return self._unsent.take() or None
 
     def close(self) -> None:
         with self._ready:

@@ -41,7 +41,6 @@ class Lane:
     * ``note``: called before each forward pass with the keys of its requests.
     * ``candidate``, ``grant``: what the model was loaded from, and its memory; weight updates need both.
     * ``settings``: the model's settings in force, with which a restarted engine serves it.
-    * ``weights_sent``: a client sent the weights. They are in no folder, so a restarted engine doesn't have them.
     * ``paused``: nothing is scheduled until the control ``continue``.
     * ``released``: memory that is released at present ("weights", "kv_cache"); meanwhile nothing is scheduled.
     * ``saved_weights``: the contents of released weights.
@@ -69,7 +68,6 @@ class Lane:
         self.settings = candidate.settings if candidate is not None else ModelSettings(model_path=served.model_path)
         self.device_seconds = self.finished_at = 0.0
         self.epoch = 0
-        self.weights_sent = False
         self.paused = False
         self.released: frozenset[str] = frozenset()
         self.saved_weights: SavedPages | None = None
@@ -85,6 +83,7 @@ class Lane:
             scheduler.queue.retracted,
             scheduler.free_slots(),
             self.served.max_total_tokens,
+            scheduler.queue.tokens,
         )
 
     @property
@@ -120,7 +119,7 @@ class Lane:
         old_stages = self.stages
         self.candidate, self.settings = update.candidate, update.candidate.settings
         self.served, self.model = update.served, update.model
-        self.stages, self.runner, self.weights_sent = update.stages, update.runner, update.weights_sent
+        self.stages, self.runner = update.stages, update.runner
         self.released, self.saved_weights = self.released - {"weights"}, None  # the new model has its own memory
         self.epoch += 1
         steps += [step for request in requests for step in self._adopt(request, old_stages[request.task])]

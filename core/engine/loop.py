@@ -282,6 +282,8 @@ class EngineLoop:
     def _send_heartbeats(self) -> None:
         while not self._stopping.is_set():
             self.channel.send([self.heartbeat()])
+            if self.updates.held:
+                self.channel.wake()  # updates that are held for too long are dropped
             self._stopping.wait(BEAT_SECONDS)
 
     def heartbeat(self) -> Heartbeat:

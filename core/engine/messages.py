@@ -56,6 +56,7 @@ class Call(Struct, tag=True, array_like=True):
     control: str
     model: str  # "" = the primary
     arguments: dict[str, Any]
+    replica: str = ""  # name of the one that it is for, if the transport has several
 
 
 class Stop(Struct, tag=True, array_like=True):
@@ -86,11 +87,13 @@ class Ready(Struct, tag=True, array_like=True):
 
 class ModelsChanged(Struct, tag=True, array_like=True):
     """Weights, their label, or a pause were changed: the served models, and the ``[[models]]`` tables with which a
-    restarted engine serves the same. ``paused``: which models only collect requests, in their order."""
+    restarted engine serves the same. ``paused``: which models only collect requests, in their order. ``keys``: the
+    requests whose weights have another label now, None = all of these models."""
 
     models: list[ServedModel]
     settings: list[dict[str, Any]]
     paused: list[bool] = []
+    keys: list[int] | None = None
 
 
 class Failed(Struct, tag=True, array_like=True):
@@ -102,7 +105,7 @@ class Failed(Struct, tag=True, array_like=True):
 class Load(Struct, array_like=True):
     """The load of a model: its requests, free slots (including those of evictable prefixes), and slots.
 
-    ``retracted``: how many of the waiting requests ran before.
+    ``retracted``: how many of the waiting requests ran before. ``waiting_tokens``: of all that wait.
     """
 
     model: str
@@ -111,6 +114,7 @@ class Load(Struct, array_like=True):
     retracted: int
     free_slots: int
     slots: int
+    waiting_tokens: int = 0
 
     @property
     def used(self) -> int:

@@ -1,8 +1,9 @@
 """The engine process: ``python -m trunkline.core.engine.process FD``.
 
-``FD`` is the inherited end of a socketpair. The first frame from the front is ``{"config": …, "record": …,
-"paused": …}``: the settings, the descriptor of the pass record, -1 for none, and which models were paused when the
-engine before this one was lost. From then on both sides exchange the frames of :mod:`.messages`.
+``FD`` is the inherited end of a socketpair. The first frame from the front is ``{"config": …, "record": …, "paused": …,
+"update_numbers": …}``: the settings, the descriptor of the pass record, -1 for none, and of the engine before this one,
+which models were paused and the numbers of the weights that are in folders. From then on both sides exchange the frames
+of :mod:`.messages`.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ def main() -> int:
             log.exception("the engine could not start")
         sock.sendall(frame([Failed(str(error) or type(error).__name__)]))
         return 1
+    for lane, update_number in zip(started.lanes, start_options.get("update_numbers", []), strict=False):
+        lane.served = msgspec.structs.replace(lane.served, update_number=update_number)
+    started.ready.models = [lane.served for lane in started.lanes]
     sock.sendall(frame([started.ready]))
     gc.freeze()  # exempts models and modules from garbage collection, which would scan them each time
     from trunkline.core.engine.control.update_loader import UpdateLoader

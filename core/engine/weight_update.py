@@ -15,11 +15,10 @@ from .runner import Runner
 
 @dataclass(frozen=True, slots=True)
 class WeightUpdate:
-    """All that a weight update replaces in a lane. ``weights_sent``: see :class:`Lane`."""
+    """All that a weight update replaces in a lane."""
 
     candidate: Candidate
     served: ServedModel
     model: Any
     stages: Mapping[str, CheckedStage]
     runner: Runner
-    weights_sent: bool = False

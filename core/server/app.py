@@ -30,6 +30,7 @@ from .exception_handlers import add_request_id, on_error, on_http_error, on_requ
 from .info import InfoReplies
 from .lifecycle import Lifecycle
 from .openapi import Document, check_declarations
+from .replicas import declared, merge_replies
 
 if TYPE_CHECKING:
     from trunkline.core.client.metrics import MetricsPage
@@ -72,6 +73,9 @@ def create_app(
     handlers = check_routes([*own, *provided])
     for name, handler in provided:
         contain(handler, host.plugins[name])
+    if engine.replicas:
+        for handler in handlers:
+            merge_replies(handler, engine)
     origins = list(server.cors_origins)
     return Litestar(
         handlers,
@@ -94,8 +98,8 @@ def create_app(
 def check_routes(found: Iterable[tuple[str, Any]]) -> list[HTTPRouteHandler]:
     """The handlers of (plugin, handler) pairs.
 
-    PluginError for a handler without scope, for two handlers with the same path and method, and for declarations that
-    can't be described in ``/openapi.json``.
+    PluginError for a handler without scope, for two handlers with the same path and method, for declarations that
+    can't be described in ``/openapi.json``, and for an unknown way to merge the replies of replicas.
     """
     owners: dict[tuple[str, str], str] = {}
     handlers = []
@@ -111,6 +115,10 @@ def check_routes(found: Iterable[tuple[str, Any]]) -> list[HTTPRouteHandler]:
             check_declarations(handler)
         except Exception as error:  # depends on what the plugin declares
             raise PluginError(plugin, f"{where}: its opt declares what can't be described: {error}") from error
+        try:
+            declared(handler)
+        except ValueError as error:
+            raise PluginError(plugin, f"{where}: {error}") from None
         for path in handler.paths:
             for method in handler.http_methods:
                 claim = (path, str(method))

@@ -11,7 +11,6 @@ from rich.panel import Panel
 from rich.table import Table
 
 from trunkline.core.client.client import Client
-from trunkline.core.client.supervisor import Supervisor
 from trunkline.core.config import Config
 from trunkline.core.host import Host
 from trunkline.core.logs import escape_controls
@@ -20,7 +19,7 @@ from trunkline.core.types import ServedModel
 WIDTH = 100  # columns, if the output is not a terminal
 
 
-def show(host: Host, config: Config, engine: Client[Supervisor], app: Litestar, address: tuple[Any, ...]) -> None:
+def show(host: Host, config: Config, engine: Client[Any], app: Litestar, address: tuple[Any, ...]) -> None:
     """Print a panel: address, models and their tasks, memory plan, routes, plugins."""
     ready = engine.transport.ready
     assert ready is not None

@@ -13,7 +13,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trunkline.core.client.client import Client
-from trunkline.core.client.supervisor import COMMAND, Supervisor, supervised
+from trunkline.core.client.supervisor import COMMAND, supervised
+from trunkline.core.client.transport import Connect, EndingTransport
 from trunkline.core.config import Config
 from trunkline.core.errors import ConfigError, EngineDown, RequestError, TrunklineError
 from trunkline.core.guard import forbid_pickle
@@ -21,13 +22,19 @@ from trunkline.core.host import Host
 from trunkline.core.model.sources.tokenizer import import_without_torch
 from trunkline.core.settings import ServerSettings
 
+from .lifecycle import Lifecycle
+
 if TYPE_CHECKING:
     import uvicorn
+    from litestar import Litestar
 
 log = logging.getLogger("trunkline.server")
 
 READY_MESSAGE = "The server is fired up and ready to roll!"  # SGLang's text; scripts wait for this line
 TICK = 0.05  # seconds between checks
+
+
+Engine = Client[EndingTransport]
 
 
 def serve(host: Host, config: Config, *, command: Sequence[str] = COMMAND) -> None:
@@ -39,9 +46,32 @@ def serve(host: Host, config: Config, *, command: Sequence[str] = COMMAND) -> No
     forbid_pickle()
     for model in config.models:  # here, so that downloads show their progress and can be interrupted
         host.resolve_model(model.reference)
+    run_front(host, config, supervised(config, command=command))
+
+
+def run_front(host: Host, config: Config, connect: Connect) -> None:
+    """As :func:`serve`, with the engine that ``connect`` gives."""
     with bind(config.server) as sock:
         run = event_loop_runner()
-        run(Front(host, config, sock, command).run())
+        run(Front(host, config, sock, connect).run())
+
+
+def application(host: Host, config: Config, engine: Engine) -> tuple[Litestar, Lifecycle]:
+    """The routes over an engine that is ready, and the state that its health routes report."""
+    from .app import create_app
+
+    status, transport = engine.status, engine.transport
+    lifecycle = Lifecycle(warm=False, healthy=lambda: transport.healthy, results=lambda: status.results)
+    app = create_app(
+        host,
+        engine,
+        config.settings,
+        models=config.models,
+        lifecycle=lifecycle,
+        status=status.model_state,
+        metrics=engine.metrics,
+    )
+    return app, lifecycle
 
 
 def bind(server: ServerSettings) -> socket.socket:
@@ -78,11 +108,11 @@ def prepare() -> None:
 class Front:
     """Runs the server once: starts the engine, serves, drains."""
 
-    def __init__(self, host: Host, config: Config, sock: socket.socket, command: Sequence[str]) -> None:
+    def __init__(self, host: Host, config: Config, sock: socket.socket, connect: Connect) -> None:
         self._host = host
         self._config = config
         self._socket = sock
-        self._command = command  # starts the engine process
+        self._connect = connect
         self._stop = asyncio.Event()  # SIGTERM or SIGINT was received: drain and stop
         self._stop_now = asyncio.Event()  # a second signal was received: stop without waiting for running requests
 
@@ -90,7 +120,7 @@ class Front:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        engine = Client(self._config, self._host, supervised(self._config, command=self._command))
+        engine: Engine = Client(self._config, self._host, self._connect)
         stopping = asyncio.create_task(self._stop.wait(), name="stop signal")
         try:
             starting = asyncio.create_task(engine.start(prepare), name="engine start")
@@ -109,23 +139,11 @@ class Front:
             self._stop_now.set()
         self._stop.set()
 
-    async def _serve(self, engine: Client[Supervisor], stopping: asyncio.Task[Any]) -> None:
-        from .app import create_app
+    async def _serve(self, engine: Engine, stopping: asyncio.Task[Any]) -> None:
         from .banner import show
         from .http_protocol import Server, uvicorn_config
-        from .lifecycle import Lifecycle
 
-        status = engine.status
-        lifecycle = Lifecycle(warm=False, healthy=lambda: engine.transport.healthy, results=lambda: status.results)
-        app = create_app(
-            self._host,
-            engine,
-            self._config.settings,
-            models=self._config.models,
-            lifecycle=lifecycle,
-            status=status.model_state,
-            metrics=engine.metrics,
-        )
+        app, lifecycle = application(self._host, self._config, engine)
         server = Server(uvicorn_config(app))
         serving = asyncio.create_task(server.serve(sockets=[self._socket]), name="http server")
         ended = engine.transport.ended
@@ -149,7 +167,7 @@ class Front:
 
     async def _warm_up(
         self,
-        engine: Client[Supervisor],
+        engine: Engine,
         server: uvicorn.Server,
         serving: asyncio.Task[None],
         stopping: asyncio.Task[Any],
@@ -174,7 +192,7 @@ class Front:
                 raise TrunklineError(f"The first request to {model.name} failed: {error.message}") from None
         return True
 
-    async def _drain(self, engine: Client[Supervisor], server: uvicorn.Server) -> None:
+    async def _drain(self, engine: Engine, server: uvicorn.Server) -> None:
         """Wait until accepted requests are answered, for ``--drain-timeout`` seconds at most."""
         log.info("draining: %d requests in flight", len(server.server_state.tasks))
         deadline = asyncio.get_running_loop().time() + self._config.server.drain_timeout

@@ -8,6 +8,7 @@ Besides ``scope`` and ``dialect``, a handler declares
 * ``replies``: types of its replies by status and media type. A single type is JSON with status 200, a tuple has
   alternatives, None is an empty body; for an event stream, the type is that of an event's data
 * ``reply_headers``: headers of its replies, by status: name -> description
+* ``replicas``: how replies of several engine replicas are merged, see :mod:`.replicas`
 
 for example ``opt={"scope": "infer", "body": ShoutBody, "replies": {200: {JSON: Shout, SSE: Shout}}}``. The errors of
 all routes of the same scope and dialect are added here.

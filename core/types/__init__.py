@@ -12,6 +12,7 @@ from .fields import INT64_MAX, INT64_MIN, CacheKey, Count, Int64, RequestId, Tok
 from .models import Head, Model, ModelInfo, ModelSource, ServedModel, Serves, Tokenizer
 from .observers import RequestObserver
 from .plugins import MAX_FAILURES, SLOW_SECONDS, Ask, Contribution
+from .replicas import ReplicaReply, all_results, current_replica, on_each_replica, on_replica
 from .requests import Needs, Request
 from .settings import Settings, SettingsGroup
 from .stages import Launched, Part, PartRow, Stage, Step, sequence_starts
@@ -38,6 +39,7 @@ __all__ = [
     "Part",
     "PartRow",
     "PassRow",
+    "ReplicaReply",
     "Reply",
     "Request",
     "RequestId",
@@ -51,5 +53,9 @@ __all__ = [
     "Submission",
     "TokenId",
     "Tokenizer",
+    "all_results",
+    "current_replica",
+    "on_each_replica",
+    "on_replica",
     "sequence_starts",
 ]

@@ -77,7 +77,14 @@ class EngineClient(Protocol):
 
     @property
     def models(self) -> Sequence[ServedModel]:
-        """The loaded models; the first is the primary one."""
+        """The loaded models; the first is the primary one. Those of one replica, if one is chosen (``on_replica``)."""
+
+    @property
+    def replicas(self) -> Sequence[str]:
+        """Names of the engine replicas at the moment; empty on one machine, where there is only the engine."""
+
+    def replicas_of(self, model: str) -> Sequence[str]:
+        """Those of the replicas that serve a model, by one of its names."""
 
     def choose(self, task: str, name: str | None = None) -> ServedModel:
         """The model for a request: the named one, else the first that serves the task.
@@ -115,4 +122,9 @@ class EngineClient(Protocol):
         """Abort live requests whose rid starts with ``prefix``, of one model or all; returns their number."""
 
     def call(self, control: str, *, model: str | None = None, **arguments: Any) -> Awaitable[Any]:
-        """Run a control (hook ``controls``) in the engine between two passes."""
+        """Run a control (hook ``controls``) in the engine between two passes.
+
+        If there are several replicas and none is chosen (``on_replica``), all run it that serve ``model``, by default
+        of all models. When all have answered,
+        the result is the first one's answer, or the first error; ``on_each_replica`` gives all answers.
+        """

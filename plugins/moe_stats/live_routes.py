@@ -32,7 +32,7 @@ EVENT_SECONDS = 1.0
 
 def live_routes(service: Service) -> list[Any]:
     """The handlers, which use ``service``."""
-    admin = {"scope": "admin", "dialect": "native", "query": ModelQuery}
+    admin = {"scope": "admin", "dialect": "native", "replicas": "once", "query": ModelQuery}  # the service adds up
     page_opt = {"scope": "public", "replies": {200: {HTML: str}}}
 
     @get("/expert_distribution", opt=admin | {"replies": Report}, summary="Expert choices so far")

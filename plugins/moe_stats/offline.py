@@ -34,8 +34,4 @@ def look(engine: Engine, model: str = "") -> Report:
 
 
 def _run(engine: Engine, control: str, model: str) -> Report:
-    snapshot = engine.run(Service(engine.client).run(control, model and engine.served(model).name))
-    made = report(snapshot)
-    if snapshot.file:
-        made["file"] = snapshot.file
-    return made
+    return report(engine.run(Service(engine.client).run(control, model and engine.served(model).name)))

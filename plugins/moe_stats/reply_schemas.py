@@ -31,7 +31,7 @@ class LayerReport(TypedDict):
 
 
 class Report(TypedDict):
-    """How often tokens were sent to each expert, by layer."""
+    """How often tokens were sent to each expert, by layer; with several engine replicas, in all, and in each."""
 
     model: str
     mode: str
@@ -46,3 +46,4 @@ class Report(TypedDict):
     layers: list[LayerReport]
     message: NotRequired[str]
     file: NotRequired[str]
+    replicas: NotRequired[dict[str, Report]]

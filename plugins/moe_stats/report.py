@@ -18,7 +18,7 @@ def report(snapshot: Snapshot) -> Report:
     """
     layers = [_layer(layer, counts) for layer, counts in zip(snapshot.layers, snapshot.counts, strict=True)]
     known = [layer["balancedness"] for layer in layers if layer["balancedness"] is not None]
-    return {
+    made: Report = {
         "model": snapshot.model,
         "mode": snapshot.mode,
         "recording": snapshot.recording,
@@ -31,6 +31,11 @@ def report(snapshot: Snapshot) -> Report:
         "passes_without_record": snapshot.unrecorded,
         "layers": layers,
     }
+    if snapshot.file:
+        made["file"] = snapshot.file
+    if snapshot.replicas:
+        made["replicas"] = {name: report(one) for name, one in snapshot.replicas.items()}
+    return made
 
 
 def _layer(layer: int, counts: Sequence[int]) -> LayerReport:

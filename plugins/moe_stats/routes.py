@@ -43,7 +43,13 @@ def _route(service: Service, path: str, control: str, text: str, about: str) -> 
     @route(
         path,
         http_method=[HttpMethod.GET, HttpMethod.POST],
-        opt={"scope": "admin", "dialect": "native", "query": ExpertQuery, "replies": {200: {TEXT: str, JSON: Report}}},
+        opt={
+            "scope": "admin",
+            "dialect": "native",
+            "replicas": "once",  # the service adds up
+            "query": ExpertQuery,
+            "replies": {200: {TEXT: str, JSON: Report}},
+        },
         status_code=200,
         summary=text.strip().rstrip("."),
         description=f"{about} Text, or JSON with the counts by `?format=json` or `Accept: application/json`.",
@@ -53,7 +59,6 @@ def _route(service: Service, path: str, control: str, text: str, about: str) -> 
         snapshot = await service.run(control, model_of(request))
         if not as_json:
             return Response(text, media_type=TEXT)
-        file = {"file": snapshot.file} if snapshot.file else {}
-        return json_response({"message": text.strip()} | file | report(snapshot))
+        return json_response({"message": text.strip()} | report(snapshot))
 
     return handler

@@ -12,7 +12,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
     ``counts[i][e]``: how often tokens were sent to expert ``e`` in decoder layer ``layers[i]``; each row
     adds up to ``tokens * top_k``. ``unrecorded``: number of passes that are in the counts but not in the dump,
-    because of the limit on its memory.
+    because of the limit on its memory. ``replicas``: the snapshots by engine replica that this one is the sum of.
     """
 
     model: str
@@ -27,3 +27,4 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     counts: list[list[Count]]
     unrecorded: Count = 0
     file: str = ""  # path of the dump, if one was written
+    replicas: dict[str, Snapshot] = {}

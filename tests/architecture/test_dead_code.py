@@ -19,6 +19,9 @@ from .unused_names import unused_names
 
 EXCEPTIONS = {
     "trunkline.core.cli.main": "the command, see pyproject.toml",
+    "trunkline.core.cluster.build": "Ray Serve calls it, see docs/scaling.md",
+    "trunkline.core.cluster.autoscaling.RequestTokens": "Ray's autoscaler calls it, see docs/scaling.md",
+    "trunkline.core.cluster.deployments.EngineReplica.*": "Ray Serve calls them by name",
     "trunkline.core.testing.*": "tests import the test kit",
     "trunkline.kernels.*_reference": "what kernels are compared with",
     "trunkline.kernels.cpu.*.Arguments.*": "compiled code reads them, which has no types",

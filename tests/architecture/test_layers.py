@@ -21,6 +21,7 @@ LAYERS = (
     ("core.engine",),
     ("core.client",),
     ("core.server",),
+    ("core.cluster",),
     ("core.batch_file",),
     ("core.cli", "core.commands"),
     ("core.testing",),

@@ -68,6 +68,7 @@ def test_environment_is_read_where_it_is_expected(sources: dict[str, Any]) -> No
         "core.client.engine_process",
         "kernels.cpu.threads",
     }
+    expected |= {"core.cluster.deployments", "core.cluster.serve"}  # Ray's own variables
     # SGLang's variables for the folders of dumps and of profiles.
     expected |= {"plugins.moe_stats.dump", "core.engine.control.profile"}
     assert users <= expected, users - expected

@@ -29,6 +29,13 @@ age = 0.0
 work = ""
 aborted = []
 calls = []
+held = None
+former = []  # names
+applied = []  # the numbers of weights
+weights = {
+    "update_number": first.get("update_numbers", [0])[0] if first.get("update_numbers") else 0,
+    "weights_sent": False,
+}
 
 
 def send(*messages):
@@ -54,6 +61,7 @@ def served(m):
     )
     return ServedModel(
         name=m["served_model_name"] or m["model_path"],
+        aliases=tuple(former),
         model_path=m["model_path"],
         tokenizer_path=m["model_path"],
         info=info,
@@ -64,7 +72,25 @@ def served(m):
         dtype="float32",
         attention_backend="cpu",
         fused="",
+        weight_version=m["weight_version"],
+        **weights,
     )
+
+
+def changed():
+    return ModelsChanged([served(m) for m in models], models, [False])
+
+
+def apply(arguments):
+    """Serve other weights, unless they have a lower number; without a path, as if they were sent."""
+    if arguments["update_number"] > weights["update_number"]:
+        applied.append(arguments["update_number"])
+        former.append(models[0]["served_model_name"] or models[0]["model_path"])
+        weights["update_number"], weights["weights_sent"] = arguments["update_number"], "model_path" not in arguments
+        models[0]["model_path"] = arguments.get("model_path", models[0]["model_path"])
+        models[0]["weight_version"] = arguments["weight_version"]
+        send(changed())
+    return {"success": True, "message": "applied"}
 
 
 def run(message):
@@ -95,20 +121,38 @@ def run(message):
 
 
 def call(message):
-    global beating, age, work
+    global beating, age, work, held
     if message.control == "probe":
         send(Answer(message.key, {"type": "length"}))
     elif message.control == "flush_cache":
         send(Answer(message.key, not busy()))
     elif message.control in ("pause", "continue", "drain"):
         calls.append([message.control, message.model, message.arguments])
-        send(Answer(message.key))
+        send(changed(), Answer(message.key))
     elif message.control == "calls":
         send(Answer(message.key, calls))
     elif message.control == "paused":
         send(Answer(message.key, first["paused"]))
     elif message.control == "change":
         send(ModelsChanged([served(m) for m in models], models, message.arguments["paused"]), Answer(message.key))
+    elif message.control in ("update_weights", "update_weights_from_tensor"):
+        calls.append([message.control, message.model, message.arguments])
+        if message.arguments.get("model_path", "") == models[0]["chat_template"]:  # the one that this engine refuses
+            send(Answer(message.key, {"success": False, "message": "refused"}))
+        elif message.arguments.get("hold"):
+            held = message.arguments
+            send(Answer(message.key, {"success": True, "message": "held"}))
+        else:
+            send(Answer(message.key, apply(message.arguments)))
+    elif message.control == "applied":
+        send(Answer(message.key, applied))
+    elif message.control in ("commit_update", "cancel_update"):
+        calls.append([message.control, message.model, message.arguments])
+        if held is None or held["hold"] != message.arguments["hold"]:
+            send(Answer(message.key, error=(409, "nothing is held", None)))
+        else:
+            update, held = held, None
+            send(Answer(message.key, apply(update) if message.control == "commit_update" else True))
     elif message.control == "aborted":
         send(Answer(message.key, len(aborted)))
     elif message.control == "die":

@@ -29,14 +29,14 @@ def test_hadolint_finds_nothing(deploy: Path) -> None:
 def test_the_targets(dockerfile: Dockerfile) -> None:
     stages = [re.fullmatch(r"(\S+) AS (\S+)", text) for instruction, text in dockerfile if instruction == "FROM"]
     bases = {stage[2]: stage[1] for stage in stages if stage is not None}
-    assert bases["cpu"] == bases["gpu"] == "runtime"
+    assert bases["cpu"] == bases["gpu"] == bases["ray"] == "runtime"
     assert list(bases)[-1] == "cpu", "the last stage is built if no target is given"
 
 
 def test_no_stage_ends_as_root(dockerfile: Dockerfile) -> None:
-    """The stages that are images: what is inherited by both, and what `gpu` changes."""
+    """The stages that are images: what is inherited by all, and what `gpu` and `ray` change."""
     users = [text for instruction, text in dockerfile if instruction == "USER"]
-    assert users == ["10001:10001", "0", "10001:10001"]
+    assert users == ["10001:10001", *2 * ("0", "10001:10001")]
 
 
 def test_no_shell_is_between_the_container_and_the_server(entrypoint: list[str]) -> None:

@@ -54,7 +54,9 @@ def read(expression: str) -> Reading:
 def exported() -> dict[str, set[str]]:
     """Metric -> labels, as /metrics shows them after requests that were completed, failed and aborted."""
     host, failures = Host.load(), Failures()
-    transport: Any = SimpleNamespace(beat=Heartbeat(0.0, [Load("m", 0, 0, 0, 1, 1)]), healthy=True, restarts=0)
+    transport: Any = SimpleNamespace(
+        beat=Heartbeat(0.0, [Load("m", 0, 0, 0, 1, 1)]), healthy=True, restarts=0, replicas=()
+    )
     core = CoreMetrics(transport, lambda: 0.0, str, failures)
     page = MetricsPage(core, host.metrics(Config.load({}, host).settings), failures)
     observers = CheckedObservers(page.observers, failures)

@@ -27,7 +27,8 @@ from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ModelSource, ServedModel
 
 from .tensors import Tensors, merge, read_sent
-from .updates import UpdateArguments, UpdateRefused, UpdateTensors, UpdateWeights, collect_garbage
+from .update_arguments import UpdateArguments, UpdateRefused, UpdateTensors, UpdateWeights
+from .updates import collect_garbage
 
 log = logging.getLogger("trunkline.engine")
 
@@ -93,8 +94,8 @@ class UpdateLoader:
         stored = lane.model.stored or dict(self._host.weights(candidate.source))
         update = self._load(lane, candidate, merge(stored, read_sent(Path(arguments.path)), lane.model.whole))
         label = lane.served.weight_version if arguments.weight_version is None else arguments.weight_version
-        return replace(update, weights_sent=True, served=msgspec.structs.replace(
-            update.served, aliases=lane.served.aliases, weight_version=label
+        return replace(update, served=msgspec.structs.replace(
+            update.served, aliases=lane.served.aliases, weight_version=label, weights_sent=True
         ))  # fmt: skip
 
     def _load(self, lane: Lane, candidate: Candidate, tensors: Tensors | None) -> WeightUpdate:

@@ -1,20 +1,21 @@
 """Weight updates: new weights are loaded at once, and applied when the lane's requests have ended or are paused.
 
 Requests that arrive in between are deferred until then. While weights are loaded, no lane computes anything, so the
-front is told to allow more time than for a pass.
+front is told to allow more time than for a pass. With several replicas, an update has two phases: it is loaded and held
+by each of them, then committed, or cancelled where one has refused it.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import msgspec
-from msgspec import Struct
 
 from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.messages import Answer, Call, Heartbeat, ModelsChanged, Submit
@@ -23,49 +24,24 @@ from trunkline.core.errors import RequestError
 from trunkline.core.model.sources.tensor_file import MAX_HEADER
 from trunkline.core.types import Step
 
+from .update_arguments import (
+    EndHold,
+    ReadWeights,
+    UpdateArguments,
+    UpdateRefused,
+    UpdateTensors,
+    UpdateVersion,
+    UpdateWeights,
+)
+
 log = logging.getLogger("trunkline.engine")
 
+HOLD_SECONDS = 600.0  # within which an update that is held must be committed; its requests wait
 MAX_NUMBERS = 1 << 21  # in one answer; about 19 MB as msgpack
 MAX_NUMBER_BYTES = 8  # float64
 WEIGHTS_UPDATED, TENSORS_UPDATED = "Succeeded to update model weights.", "Success"  # SGLang's texts
 
 
-class UpdateWeights(Struct, kw_only=True):
-    """Arguments of the control ``update_weights``."""
-
-    model_path: str
-    load_format: str | None = None
-    abort_all_requests: bool = False
-    weight_version: str | None = None
-
-
-class UpdateTensors(Struct, kw_only=True):
-    """Arguments of ``update_weights_from_tensor``. ``path``: a safetensors file, which may be deleted afterwards."""
-
-    path: str
-    abort_all_requests: bool = False
-    weight_version: str | None = None
-
-
-class UpdateVersion(Struct, kw_only=True):
-    """Arguments of the control ``update_weight_version``."""
-
-    new_version: str
-    abort_all_requests: bool = True
-
-
-class ReadWeights(Struct, kw_only=True):
-    """Arguments of the control ``get_weights_by_name``."""
-
-    name: str
-    truncate_size: int = 100
-
-
-class UpdateRefused(Exception):
-    """The new weights can't be used. The message is for the client."""
-
-
-UpdateArguments = UpdateWeights | UpdateTensors
 LoadUpdate = Callable[[Lane, UpdateArguments], WeightUpdate]
 """Loads new weights while the lane still has its current ones. Raises UpdateRefused."""
 
@@ -91,6 +67,8 @@ class PendingUpdate:
     update: WeightUpdate
     call: int  # key of the call to answer
     arguments: UpdateArguments
+    hold: str  # "" when it may be applied
+    held_since: float = field(default_factory=time.monotonic)
     deferred: dict[int, Submit | Call] = field(default_factory=dict)  # by key, in order of arrival
 
 
@@ -105,6 +83,8 @@ class WeightUpdates:
         self.controls: dict[str, Callable[[Lane, Call], None]] = {
             "update_weights": lambda lane, call: self.update(lane, call, UpdateWeights),
             "update_weights_from_tensor": lambda lane, call: self.update(lane, call, UpdateTensors),
+            "commit_update": self.commit,
+            "cancel_update": self.cancel,
             "tensor_limit": self.tensor_limit,
             "update_weight_version": self.update_version,
             "get_weights_by_name": self.read_tensor,
@@ -117,8 +97,13 @@ class WeightUpdates:
 
     @property
     def pending(self) -> bool:
-        """Whether loaded weights wait to be applied to any lane."""
-        return bool(self._pending)
+        """Whether loaded weights wait to be applied to any lane, and nothing else than its requests delays that."""
+        return any(not pending.hold for pending in self._pending.values())
+
+    @property
+    def held(self) -> bool:
+        """Whether loaded weights wait to be committed. May be called from any thread."""
+        return any(pending.hold for pending in list(self._pending.values()))
 
     def updates(self, lane: Lane) -> bool:
         """Whether loaded weights wait to be applied to this lane."""
@@ -151,7 +136,14 @@ class WeightUpdates:
     def update(self, lane: Lane, call: Call, kind: type[UpdateArguments]) -> None:
         """Load new weights. The call is answered when they are applied, or at once if they can't be used."""
         arguments = msgspec.convert(call.arguments, kind)
+        if arguments.hold and self.updates(lane):  # two that hold one replica each would wait for one another
+            raise RequestError(f"Another update of {lane.served.name} is being made; try again.", status=409)
         if self._defer_call(lane, call, arguments.abort_all_requests):
+            return
+        if 0 < arguments.update_number <= lane.served.update_number:
+            if arguments.hold:
+                raise RequestError(f"Another update of {lane.served.name} was made meanwhile; try again.", status=409)
+            self._answer(call.key, arguments, True, "The model has these weights, or later ones.")
             return
         if self._load_update is None:
             raise RequestError("This engine's weights can't be updated.")
@@ -163,9 +155,43 @@ class WeightUpdates:
                 log.warning("%s keeps its weights. %s", lane.served.name, refused)
                 self._answer(call.key, arguments, False, str(refused))
                 return
-        self._pending[lane] = PendingUpdate(update, call.key, arguments)
-        if arguments.abort_all_requests:
+        update_number = arguments.update_number or lane.served.update_number + 1
+        update = replace(update, served=msgspec.structs.replace(update.served, update_number=update_number))
+        self._pending[lane] = PendingUpdate(update, call.key, arguments, arguments.hold)
+        if arguments.hold:
+            self._answer(call.key, arguments, True, "The weights are loaded, and wait for commit_update.")
+        elif arguments.abort_all_requests:
             self._loop.abort_all(lane)
+
+    def commit(self, lane: Lane, call: Call) -> None:
+        """Apply the update that is held. The call is answered when it is applied; RequestError 409 if none is held."""
+        pending = self._holding(lane, msgspec.convert(call.arguments, EndHold).hold)
+        pending.hold, pending.call = "", call.key
+        if pending.arguments.abort_all_requests:
+            self._loop.abort_all(lane)
+
+    def cancel(self, lane: Lane, call: Call) -> None:
+        """Drop the update that is held, and handle the messages that it deferred. RequestError 409 if none is held."""
+        self._holding(lane, msgspec.convert(call.arguments, EndHold).hold)
+        self._discard(lane)
+        self._loop.send([Answer(call.key, True)])
+
+    def _holding(self, lane: Lane, token: str) -> PendingUpdate:
+        pending = self._pending.get(lane)
+        if pending is None or not pending.hold or pending.hold != token:
+            raise RequestError(f"This update of {lane.served.name} doesn't wait to be committed.", status=409)
+        return pending
+
+    def _discard(self, lane: Lane) -> None:
+        """Free the weights that the lane holds, and handle the messages that waited for them."""
+        pending = self._pending.pop(lane)
+        for stage in pending.update.stages.values():
+            stage.close()
+        deferred = pending.deferred
+        del pending
+        collect_garbage()
+        for message in deferred.values():
+            self._loop.handle(message)
 
     def update_version(self, lane: Lane, call: Call) -> None:
         """Give the weights another label, by default after aborting all requests."""
@@ -175,7 +201,7 @@ class WeightUpdates:
         if arguments.abort_all_requests:
             self._loop.abort_all(lane)
         version = arguments.new_version
-        if not lane.weights_sent:  # a restarted engine loads the folder's weights, which have their own label
+        if not lane.served.weights_sent:  # a restarted engine loads the folder's weights, which have their own label
             lane.settings = msgspec.structs.replace(lane.settings, weight_version=version)
         lane.served = msgspec.structs.replace(lane.served, weight_version=version)
         self.send_models()
@@ -208,8 +234,17 @@ class WeightUpdates:
         self._loop.send([Answer(call.key, tensor.float().tolist())])
 
     def apply_loaded(self) -> None:
-        """Apply loaded weights to the lanes that are idle or halted, then handle the messages that were deferred."""
+        """Apply loaded weights to the lanes that are idle or halted, then handle the messages that were deferred.
+
+        Those that were held for too long are dropped.
+        """
+        now = time.monotonic()
+        for lane in [lane for lane, one in self._pending.items() if one.hold and now - one.held_since > HOLD_SECONDS]:
+            log.error("%s keeps its weights: new ones weren't committed in %g s", lane.served.name, HOLD_SECONDS)
+            self._discard(lane)
         for lane in [lane for lane in self._pending if lane.halted or not lane.busy]:
+            if self._pending[lane].hold:
+                continue
             pending = self._pending.pop(lane)
             new, arguments = pending.update.served, pending.arguments
             paused = lane.scheduler.running + lane.scheduler.waiting

@@ -105,6 +105,7 @@ class WaitingQueue:
         self._entries: list[Entry] = []  # sorted by _queue_order
         self._admissions = 0
         self.retracted = 0  # of the requests, how many ran before
+        self.tokens = 0  # of all requests
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -115,12 +116,14 @@ class WaitingQueue:
     def add(self, entry: Entry) -> None:
         """Queue a new request."""
         entry.deadline = self._admissions + len(self._entries) + self._max_overtakes
+        self.tokens += len(entry.request.tokens)
         insort(self._entries, entry, key=_queue_order)
 
     def requeue(self, entry: Entry) -> None:
         """Queue a retracted request, before all others of its priority."""
         entry.deadline = 0
         self.retracted += 1
+        self.tokens += len(entry.request.tokens)
         insort(self._entries, entry, key=_queue_order)
 
     def admit(self, entry: Entry) -> None:
@@ -131,6 +134,7 @@ class WaitingQueue:
     def remove(self, entry: Entry) -> None:
         """Remove a request."""
         self._entries.remove(entry)
+        self.tokens -= len(entry.request.tokens)
         self.retracted -= entry.deadline == 0
 
     def candidates(self, ledger: Ledger) -> list[Entry]:

@@ -17,7 +17,7 @@ from trunkline.core.server.api.bodies import AnyRequest, empty_response, json_re
 from trunkline.core.server.api.body_limits import InvalidBody
 from trunkline.core.server.api.media_types import TEXT
 from trunkline.core.server.api.reply_schemas import EnabledPlugin, NativeError
-from trunkline.core.types import EngineClient, ServedModel
+from trunkline.core.types import EngineClient, ServedModel, current_replica
 
 MAX_FLUSH_WAIT = 3600.0  # seconds
 FLUSHED = (
@@ -43,7 +43,8 @@ class AbortBody(Struct):
 
 def admin_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
     admin = {"scope": "admin"}
-    flush = admin | {"query": FlushQuery, "replies": {200: {TEXT: str}, 400: {TEXT: str}}}
+    flush = admin | {"replicas": "first", "query": FlushQuery, "replies": {200: {TEXT: str}, 400: {TEXT: str}}}
+    abort = admin | {"replicas": "once", "body": AbortBody, "replies": {200: None}}
     flusher = Flusher(engine)
 
     @route("/flush_cache", http_method=[HttpMethod.GET, HttpMethod.POST], opt=flush, status_code=200)
@@ -54,14 +55,14 @@ def admin_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
         problem = await flusher.flush([named] if named else engine.models, wait)
         return Response(problem or FLUSHED, status_code=400 if problem else 200, media_type=TEXT)
 
-    @post("/abort_request", opt=admin | {"body": AbortBody, "replies": {200: None}}, status_code=200)
+    @post("/abort_request", opt=abort, status_code=200)
     async def abort_request(request: AnyRequest) -> Response[bytes]:
         """Abort requests whose id starts with ``rid``, or all. They answer with their output so far."""
         body = await read_body(request, AbortBody)
         engine.abort(body.rid or "", everything=bool(body.abort_all))
         return empty_response()
 
-    enable = admin | {"replies": {200: EnabledPlugin, 404: NativeError}}
+    enable = admin | {"replicas": "first", "replies": {200: EnabledPlugin, 404: NativeError}}
 
     @post("/plugins/{name:str}/enable", opt=enable, status_code=200)
     async def enable_plugin(request: AnyRequest) -> Response[bytes]:
@@ -74,19 +75,21 @@ def admin_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
 
 
 class Flusher:
-    """Flushes caches, for one caller at a time."""
+    """Flushes caches, for one caller at a time in each replica."""
 
     RETRY_SECONDS = 0.05  # interval between attempts
 
     def __init__(self, engine: EngineClient) -> None:
         self._engine = engine
-        self._lock = asyncio.Lock()
+        self._flushing: set[str | None] = set()  # replicas; None is the engine where there are none
 
     async def flush(self, models: Sequence[ServedModel], wait: float) -> str | None:
         """Flush ``models``, retrying for ``wait`` seconds while they are busy. Returns the error message, if any."""
-        if self._lock.locked():
+        replica = current_replica.get()
+        if replica in self._flushing:
             return "Another flush_cache is already in progress."
-        async with self._lock:
+        self._flushing.add(replica)
+        try:
             deadline = time.monotonic() + wait
             busy = list(models)
             while True:
@@ -96,6 +99,8 @@ class Flusher:
                 if time.monotonic() >= deadline:
                     return "Timed out waiting for idle state." if wait else "Flush cache failed.\n"
                 await asyncio.sleep(self.RETRY_SECONDS)
+        finally:
+            self._flushing.discard(replica)
 
 
 def _parse_timeout(text: str | None) -> float:

@@ -12,7 +12,7 @@ from litestar.handlers import HTTPRouteHandler
 from trunkline.core.errors import RequestError
 from trunkline.core.server.api.bodies import empty_response
 from trunkline.core.server.lifecycle import Lifecycle
-from trunkline.core.types import EngineClient
+from trunkline.core.types import EngineClient, on_replica
 
 PROBE_SECONDS = 20.0  # time limit of a health probe
 POLL_SECONDS = 0.05  # interval at which a waiting probe checks for results of other requests
@@ -67,8 +67,21 @@ class ProbeRunner:
         return False
 
     async def _probe(self) -> bool:
+        """Whether a replica answers, or the engine where there are none."""
+        probes = [asyncio.create_task(self._probe_one(name)) for name in self._engine.replicas or ("",)]
         try:
-            await self._engine.call("probe")
-        except RequestError:
+            for done in asyncio.as_completed(probes):
+                if await done:
+                    return True
             return False
+        finally:
+            for probe in probes:
+                probe.cancel()
+
+    async def _probe_one(self, replica: str) -> bool:
+        with on_replica(replica):
+            try:
+                await self._engine.call("probe")
+            except RequestError:
+                return False
         return True

@@ -17,7 +17,7 @@ from trunkline.core.errors import RequestError
 from trunkline.core.server.api.bodies import AnyRequest, json_response
 from trunkline.core.server.api.media_types import JSON, PROMETHEUS, TEXT
 from trunkline.core.server.info import InfoReplies
-from trunkline.core.types import EngineClient, ServedModel
+from trunkline.core.types import EngineClient, ServedModel, on_replica
 
 SECTIONS = ("core", "memory", "spec", "lora", "disagg", "queues", "all")  # SGLang's
 
@@ -56,10 +56,12 @@ class Queues(TypedDict):
 
 
 class ModelLoad(TypedDict):
-    """A model's load. ``dp_rank`` is its index among the served models; there are no replicas."""
+    """A model's load. ``dp_rank`` is its index among the served models; with several replicas, among those of all,
+    the first replica's first, and ``replica`` is the name."""
 
     timestamp: float
     dp_rank: int
+    replica: NotRequired[str]
     model: str
     num_running_reqs: int
     num_waiting_reqs: int
@@ -117,14 +119,21 @@ def load_routes(engine: EngineClient, info: InfoReplies) -> Iterator[HTTPRouteHa
 
     def loads(request: AnyRequest, rank: str | None = None) -> list[ModelLoad]:
         """The loads of the models that the query selects."""
-        models = engine.models
-        named = named_model(models, request.query_params.get("model"))
-        ranked = [(index, model) for index, model in enumerate(models) if named in (None, model)]
-        if rank is not None:
-            if not (rank.isascii() and rank.isdecimal() and len(rank) < 10):
-                raise RequestError(f"dp_rank must be a number from 0 on, got {rank[:40]!r}.", param="dp_rank")
-            ranked = [(index, model) for index, model in ranked if index == int(rank)]
-        return [_load(index, model, info.status(model)) for index, model in ranked]
+        if rank is not None and not (rank.isascii() and rank.isdecimal() and len(rank) < 10):
+            raise RequestError(f"dp_rank must be a number from 0 on, got {rank[:40]!r}.", param="dp_rank")
+        wanted = None if rank is None else int(rank)
+        named = named_model(engine.models, request.query_params.get("model"))
+        found: list[ModelLoad] = []
+        before = 0  # models of the replicas before
+        for replica in engine.replicas or ("",):
+            with on_replica(replica):
+                models = engine.models
+                for index, model in enumerate(models, before):
+                    if (named is None or named.name == model.name) and wanted in (None, index):
+                        load = _load(index, model, info.status(model))
+                        found.append({**load, "replica": replica} if replica else load)
+                before += len(models)
+        return found
 
     yield from (get_load, v1_loads)
 
@@ -191,7 +200,7 @@ def _old_load(load: ModelLoad) -> OldLoad:
 
 
 def prometheus(loads: Sequence[ModelLoad]) -> str:
-    """Prometheus text: gauges under SGLang's names ``sglang_KEY`` and ``sglang_SECTION_KEY``, one sample per model."""
+    """Prometheus text: gauges under SGLang's names ``sglang_KEY`` and ``sglang_SECTION_KEY``, one sample per load."""
     samples: dict[str, list[str]] = {}
     for load in loads:
         flat: dict[str, Any] = {}
@@ -200,9 +209,10 @@ def prometheus(loads: Sequence[ModelLoad]) -> str:
                 flat.update({f"{key}_{name}": number for name, number in value.items()})
             else:
                 flat[key] = value
+        replica = f',replica="{flat["replica"]}"' if "replica" in flat else ""
         rank = flat.pop("dp_rank")
         for key, value in flat.items():
             if not isinstance(value, str):
-                samples.setdefault(f"sglang_{key}", []).append(f'sglang_{key}{{dp_rank="{rank}"}} {value}')
+                samples.setdefault(f"sglang_{key}", []).append(f'sglang_{key}{{dp_rank="{rank}"{replica}}} {value}')
     lines = [line for name, values in samples.items() for line in (f"# TYPE {name} gauge", *values)]
     return "\n".join(lines) + "\n"

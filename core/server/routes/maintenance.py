@@ -67,9 +67,12 @@ class PaceBody(Struct):
 def maintenance_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
     methods = [HttpMethod.GET, HttpMethod.POST]
     admin: dict[str, Any] = {"scope": "admin"}
-    text = admin | {"replies": {200: {TEXT: str}}}
-    stopping = admin | {"replies": {200: {TEXT: str}, 400: NativeError}}
-    starting = text | {"body": ProfileBody, "body_required": False}
+    text = {200: {TEXT: str}}
+    stopping = admin | {"replicas": "first", "replies": {**text, 400: NativeError}}
+    starting = admin | {"replicas": "first", "body": ProfileBody, "body_required": False, "replies": text}
+    freezing = admin | {"replicas": "once", "replies": text}
+    logged = admin | {"replicas": "once", "body": LoggingBody, "replies": {200: None}}
+    slower = admin | {"replicas": "first", "body": PaceBody, "replies": type(None)}
 
     @route("/start_profile", http_method=methods, opt=starting, status_code=200)
     async def start_profile(request: AnyRequest) -> Response[str]:
@@ -91,7 +94,7 @@ def maintenance_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
         await engine.call("stop_profile")
         return Response("Stop profiling. This will take some time.\n", media_type=TEXT)
 
-    @route("/freeze_gc", http_method=methods, opt=text, status_code=200)
+    @route("/freeze_gc", http_method=methods, opt=freezing, status_code=200)
     async def freeze_gc() -> Response[str]:
         """Exempt all objects that exist now from garbage collection, in both processes."""
         gc.collect()
@@ -99,12 +102,7 @@ def maintenance_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
         await engine.call("freeze_gc")
         return Response("Garbage collection frozen.\n", media_type=TEXT)
 
-    @route(
-        "/configure_logging",
-        http_method=methods,
-        opt=admin | {"body": LoggingBody, "replies": {200: None}},
-        status_code=200,
-    )
+    @route("/configure_logging", http_method=methods, opt=logged, status_code=200)
     async def configure_logging(request: AnyRequest) -> Response[bytes]:
         """Switch the log line about each request on or off, and set the log level of both processes."""
         body = await read_body(request, LoggingBody)
@@ -115,7 +113,7 @@ def maintenance_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
             await engine.call("log_level", level=body.log_level)
         return empty_response()
 
-    @route("/slow_down", http_method=methods, opt=admin | {"body": PaceBody, "replies": type(None)}, status_code=200)
+    @route("/slow_down", http_method=methods, opt=slower, status_code=200)
     async def slow_down(request: AnyRequest) -> Response[bytes]:
         """Make the engine sleep after each pass, for experiments. null ends it."""
         body = await read_body(request, PaceBody)

@@ -21,7 +21,8 @@ class MemoryBody(Struct):
 
 
 def memory_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
-    opt: dict[str, Any] = {"scope": "admin", "query": ModelsQuery, "body": MemoryBody, "replies": type(None)}
+    declared = {"query": ModelsQuery, "body": MemoryBody, "replies": type(None)}
+    opt: dict[str, Any] = {"scope": "admin", "replicas": "first", **declared}
     methods = [HttpMethod.GET, HttpMethod.POST]
 
     async def call(control: str, request: AnyRequest) -> Response[bytes]:

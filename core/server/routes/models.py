@@ -19,7 +19,8 @@ from trunkline.core.server.api.reply_schemas import (
     WeightVersion,
 )
 from trunkline.core.server.info import InfoReplies
-from trunkline.core.types import EngineClient, ServedModel
+from trunkline.core.server.replicas import first
+from trunkline.core.types import EngineClient, ReplicaReply, ServedModel
 
 
 def model_routes(engine: EngineClient, info: InfoReplies) -> Iterator[HTTPRouteHandler]:
@@ -38,7 +39,7 @@ def model_routes(engine: EngineClient, info: InfoReplies) -> Iterator[HTTPRouteH
         """All keys about a model: those of /get_model_info and more."""
         return json_response(info.long_model_info(selected(request)))
 
-    @get(["/get_server_info", "/server_info"], opt=infer | {"replies": ServerInfo})
+    @get(["/get_server_info", "/server_info"], opt=infer | {"replicas": merge_server_info, "replies": ServerInfo})
     async def server_info(request: AnyRequest) -> Response[bytes]:
         """Settings in force, without secrets, and the current state of the engine."""
         return json_response(info.server_info(selected(request)))
@@ -66,3 +67,13 @@ def model_routes(engine: EngineClient, info: InfoReplies) -> Iterator[HTTPRouteH
         return json_response(info.card(model))
 
     yield from (get_model_info, model_info, server_info, weight_version, list_models, get_model)
+
+
+def merge_server_info(replies: list[ReplicaReply]) -> Response[bytes]:
+    """The first replica's server info with the ``internal_states`` of all that gave theirs, each with its name."""
+    given = [reply for reply in replies if reply.ok]
+    if not given:
+        return first(replies)
+    found = [(reply.replica, reply.json()) for reply in given]
+    states = [state | {"replica": name} for name, info in found for state in info["internal_states"]]
+    return json_response(found[0][1] | {"dp_size": len(replies), "internal_states": states})

@@ -36,7 +36,8 @@ class PauseReply(TypedDict):
 
 
 def pause_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
-    admin = {"scope": "admin", "query": ModelsQuery, "replies": PauseReply, "body_required": False}
+    declared = {"query": ModelsQuery, "replies": PauseReply, "body_required": False}
+    admin = {"scope": "admin", "replicas": "first", **declared}
 
     def selected(request: AnyRequest) -> list[ServedModel]:
         named = named_model(engine.models, request.query_params.get("model"))

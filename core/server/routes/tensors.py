@@ -29,6 +29,7 @@ from trunkline.core.server.api.bodies import (
     stall_limit,
 )
 from trunkline.core.server.api.body_limits import InvalidBody
+from trunkline.core.server.two_phases import update_all
 from trunkline.core.types import EngineClient, Settings
 
 BYTES = "application/octet-stream"
@@ -67,7 +68,7 @@ class TensorReply(TypedDict):
 
 def tensor_routes(engine: EngineClient, settings: Settings) -> Iterator[HTTPRouteHandler]:
     replies: dict[int, Any] = dict.fromkeys((200, 400, 413, 500, 503), TensorReply)
-    opt = {"scope": "admin", "query": TensorQuery, "raw_body": BYTES, "replies": replies}
+    opt = {"scope": "admin", "replicas": "once", "query": TensorQuery, "raw_body": BYTES, "replies": replies}
     upload_lock = asyncio.Lock()  # one upload at a time: each may be as large as a model
     allowed = settings["engine"].allow_weights_dir
 
@@ -87,14 +88,14 @@ def tensor_routes(engine: EngineClient, settings: Settings) -> Iterator[HTTPRout
         try:
             limit = await engine.call("tensor_limit", model=model)
             async with upload_lock, saved_body(request, limit) as path:
-                answer = await engine.call("update_weights_from_tensor", model=model, path=str(path), **arguments)
+                answer = await update_all(engine, "update_weights_from_tensor", model, path=str(path), **arguments)
         except ClientGone:
             raise
         except RequestError as error:
             return _failed(error)
         return json_response(answer, 200 if answer["success"] else 400)
 
-    group = {"scope": "admin", "replies": {400: TensorReply}}
+    group = {"scope": "admin", "replicas": "once", "replies": {400: TensorReply}}
 
     @post(list(GROUP_ROUTES), opt=group, status_code=400)
     async def join_group() -> Response[bytes]:

@@ -18,6 +18,7 @@ from trunkline.core.host import Host
 from trunkline.core.server.api.bodies import AnyRequest, json_response, read_body, retry_headers
 from trunkline.core.server.api.fields import Ignored
 from trunkline.core.server.api.reply_schemas import UpdateReply, VersionReply
+from trunkline.core.server.two_phases import update_all
 from trunkline.core.types import EngineClient, Settings
 
 MAX_ROWS = 1 << 31
@@ -72,9 +73,14 @@ def downloader(host: Host, settings: Settings) -> Callable[[str], Any] | None:
 
 def weight_routes(engine: EngineClient, download: Callable[[str], Any] | None) -> Iterator[HTTPRouteHandler]:
     """``download`` is called with each reference before the engine loads it."""
-    admin = {"scope": "admin", "query": ModelQuery}
+    admin: dict[str, Any] = {"scope": "admin", "replicas": "first", "query": ModelQuery}
 
-    update = admin | {"body": UpdateBody, "replies": {200: UpdateReply, 400: UpdateReply, 503: UpdateReply}}
+    # Once: the front downloads the weights, then each replica loads them.
+    update = admin | {
+        "replicas": "once",
+        "body": UpdateBody,
+        "replies": {200: UpdateReply, 400: UpdateReply, 503: UpdateReply},
+    }
 
     def model_name(request: AnyRequest) -> str:
         return named_or_primary(engine.models, request.query_params.get("model")).name
@@ -97,7 +103,7 @@ def weight_routes(engine: EngineClient, download: Callable[[str], Any] | None) -
             "weight_version": body.weight_version,
         }
         try:
-            answer = await engine.call("update_weights", model=model, **arguments)
+            answer = await update_all(engine, "update_weights", model, **arguments)
         except RequestError as error:
             return _refused(error)
         return json_response(answer, 200 if answer["success"] else 400)

@@ -102,7 +102,7 @@ async def test_state_of_the_engine(live: Callable[..., Any]) -> None:
 
 def test_retracted_requests_are_a_part_of_those_that_wait() -> None:
     load = Load("m", waiting=5, running=2, retracted=3, free_slots=900, slots=1000)
-    transport: Any = SimpleNamespace(beat=Heartbeat(0.0, [load]), healthy=True, restarts=0)
+    transport: Any = SimpleNamespace(beat=Heartbeat(0.0, [load]), healthy=True, restarts=0, replicas=())
     found = numbers(generate_latest(CoreMetrics(transport, lambda: 0.0, str, Failures())).decode())
     assert found['sglang:num_retracted_reqs{model_name="m"}'] == 3
     assert found['sglang:num_queue_reqs{model_name="m"}'] == 5

@@ -177,12 +177,19 @@ def admit(table: CrashSuspects, *pairs: tuple[Submit, Submission]) -> list[Submi
     return table.admit(messages, [item for _, item in pairs])
 
 
+def died(table: CrashSuspects, keys: Sequence[int]) -> set[int]:
+    """The only engine dies, so all requests end."""
+    refused = table.engine_died(keys)
+    table.clear()
+    return refused
+
+
 def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suspects, "MAX_REMEMBERED", 10)
     table = CrashSuspects()
     for number in range(100):
         admit(table, submit(number, prompt=number.to_bytes(4)))
-        assert table.engine_died([number]) == set()
+        assert died(table, [number]) == set()
     assert len(table._deaths) == 10
     assert table._contents == {}
     assert table._queues.get("m", []) == []
@@ -191,7 +198,7 @@ def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_samples_of_one_prompt_count_once_and_all_get_their_turn() -> None:
     table = CrashSuspects()
     assert len(admit(table, submit(1), submit(2), submit(3))) == 3
-    assert table.engine_died([1, 2, 3]) == set()
+    assert died(table, [1, 2, 3]) == set()
     assert [message.key for message in admit(table, submit(4), submit(5), submit(6))] == [4]
     assert [message.key for message in table.ended(4)] == [5]
     assert [message.key for message in table.ended(5)] == [6]
@@ -202,31 +209,31 @@ def test_samples_of_one_prompt_count_once_and_all_get_their_turn() -> None:
 def test_an_abort_clears_nobody() -> None:
     table = CrashSuspects()
     admit(table, submit(1))
-    table.engine_died([1])
+    died(table, [1])
     (message,) = admit(table, submit(2))
     assert message.alone
     table.ended(2, aborted=True)
     admit(table, submit(3))
-    assert table.engine_died([3]) == {3}
+    assert died(table, [3]) == {3}
 
 
 def test_all_or_none_of_a_batch() -> None:
     table = CrashSuspects()
     for key in (1, 2):
         admit(table, submit(key))
-        table.engine_died([key])
+        died(table, [key])
     with pytest.raises(RequestError, match="stopped twice"):
         admit(table, submit(3, prompt=b"y"), submit(4))
     assert table._contents == {}
     table.admit_call(Call(5, "look", "m", {}))
-    assert table.engine_died([5, 99]) == set()
+    assert died(table, [5, 99]) == set()
 
 
 def test_other_params_are_another_request() -> None:
     table = CrashSuspects()
     for key in (1, 2):
         admit(table, submit(key, top_k=0))
-        table.engine_died([key])
+        died(table, [key])
     assert len(admit(table, submit(3, top_k=1))) == 1
 
 
@@ -240,7 +247,7 @@ def test_other_embeddings_are_another_request() -> None:
 
     for key in (1, 2):
         admit(table, of(key, b"1234"))
-        table.engine_died([key])
+        died(table, [key])
     assert len(admit(table, of(3, b"4321"))) == 1
     with pytest.raises(RequestError, match="stopped twice"):
         admit(table, of(4, b"1234"))

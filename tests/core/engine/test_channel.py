@@ -77,7 +77,7 @@ def test_a_stalled_front_costs_one_message_a_request() -> None:
     channel = SocketChannel(ours)
     for step in range(20_000):  # nobody reads `theirs` meanwhile; send() must not block
         channel.send([Progress(key, [step]) for key in range(4)])
-    assert len(channel._outbox._items) <= 4
+    assert len(channel._outbox._unsent._items) <= 4
     channel.send([Progress(key, [], finish={"type": "length"}) for key in range(4)])
     got: dict[int, list[int]] = {key: [] for key in range(4)}
     open_keys = set(got)

@@ -22,6 +22,7 @@ class Engine:
     """As much of an engine as the routes under test ask for."""
 
     models: list[Any] = []  # noqa: RUF012
+    replicas = ()
 
     async def call(self, control: str, **_: Any) -> bool:
         return True

@@ -74,7 +74,7 @@ def shout_routes() -> list[Any]:
 def app(plugin: Callable[..., Plugin], configure: Callable[..., Config]) -> Callable[..., Any]:
     def make(**server: Any) -> Any:
         host = Host([plugin("shout", trunkline_routes=lambda engine, settings: shout_routes())])
-        engine: Any = SimpleNamespace(models=[], off_loop=run_here)
+        engine: Any = SimpleNamespace(models=[], replicas=(), off_loop=run_here)
         return create_app(host, engine, configure(**server).settings)
 
     return make

@@ -43,9 +43,14 @@ def shared(zoo: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory)
 class Client:
     """An EngineClient over an engine in this process."""
 
+    replicas = ()
+
     def __init__(self, engine: Engine) -> None:
         self.models = engine.models
         self._engine = engine
+
+    def replicas_of(self, model: str) -> tuple[str, ...]:
+        return ()
 
     async def call(self, control: str, *, model: str | None = None, **arguments: Any) -> Any:
         return await asyncio.to_thread(self._engine.call, control, model=model or "", **arguments)

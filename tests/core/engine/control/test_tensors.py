@@ -111,7 +111,7 @@ def test_a_model_in_buckets(old: Path, new: Path, tmp_path: Path) -> None:
         lane = engine.client.transport.loop.lanes[0]
         assert lane.settings.weight_version == "default"
         assert engine.call("update_weights", model_path=str(old))["success"]
-        assert not lane.weights_sent
+        assert not lane.served.weights_sent
         assert tokens(engine) != wanted
 
 

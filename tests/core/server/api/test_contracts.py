@@ -83,7 +83,7 @@ def build(plugin: Callable[..., Plugin], make: Callable[[], list[Any]]) -> Any:
     found = plugin("noisy", trunkline_routes=make)
     found.distribution, found.version = "noisy-dist", "3.1"
     host = Host([found])
-    return create_app(host, SimpleNamespace(models=[], off_loop=run_here), Config.load({}, host).settings)
+    return create_app(host, SimpleNamespace(models=[], replicas=(), off_loop=run_here), Config.load({}, host).settings)
 
 
 @pytest.fixture

@@ -1,0 +1,249 @@
+"""``Replicas``: which replicas of a model there are, and which of them have the weights that are served."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from trunkline.core.client.replies import engine_down
+from trunkline.core.engine.messages import Answer, Call, Heartbeat, Progress, Ready, Started
+from trunkline.core.errors import describe_error
+from trunkline.core.types import ServedModel
+
+from .handle import Handle
+from .link import Link
+from .messages import Failure, State, decode_outcome, encode
+from .routing import PrefixRouting
+
+log = logging.getLogger("trunkline.cluster")
+
+AGAIN = 1.0  # seconds after which a stream that has broken is opened again
+RENEW_AGAIN = 10.0  # seconds after which a replica that couldn't load the weights that are served tries it again
+DRAIN_TICK = 0.1  # seconds between looks at whether a replica that drains has finished
+
+Outcome = Answer | Failure
+
+
+class Replicas:
+    """Follows the replicas of a model, and gives those that come late the weights that are served.
+
+    These are the ones with the highest number (:attr:`.ServedModel.update_number`).
+
+    * ``links``: the streams of the replicas that Ray lists.
+    * ``ready``: what a replica with the weights that are served said last; None until one is ready.
+    * ``broken``: how many streams have broken.
+    """
+
+    def __init__(
+        self,
+        front: str,
+        handle: Handle,
+        receive: Callable[[Link, Started | Progress], None],
+        lost: Callable[[Link], None],
+        busy: Callable[[Link], bool],
+        changed: Callable[[Link], None],
+    ) -> None:
+        """``receive`` gets messages about requests. ``lost`` is called with a replica whose stream has broken, and
+        ``changed`` when one has come, gone, or has another state. ``busy``: whether it runs requests of this front."""
+        self.links: dict[str, Link] = {}
+        self.ready: Ready | None = None
+        self.broken = 0
+        self.routing = PrefixRouting()
+        self._front, self._handle = front, handle
+        self._receive_request, self._lost, self._busy, self._changed = receive, lost, busy, changed
+        self._listed: Sequence[str] = ()
+        self._known: dict[Link, Ready] = {}  # what those in ``links`` serve, once they are ready
+        self._keys = itertools.count(-1, -1)  # of calls of our own
+        self._asked: dict[int, tuple[Link, asyncio.Future[Outcome]]] = {}  # the calls that run, by key
+        self._renewing: set[Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Begin to follow them."""
+        loop = asyncio.get_running_loop()
+
+        def changed(names: Sequence[str]) -> None:
+            loop.call_soon_threadsafe(self._follow, list(names))
+
+        self._handle.watch(changed)
+
+    async def stop(self) -> None:
+        """End all streams: the replicas abort what they still run for this front."""
+        self._handle.watch(lambda names: None)
+        links, self.links = list(self.links.values()), {}
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *(link.close() for link in links), return_exceptions=True)
+
+    @property
+    def names(self) -> list[str]:
+        """Those whose engine is up, whatever weights it has."""
+        return [link.name for link in self.links.values() if link.up]
+
+    @property
+    def up(self) -> list[Link]:
+        """Those that get requests: healthy ones, or if there are none, all whose engine is up."""
+        served = [link for link in self.links.values() if link.up and self._is_current(link)]
+        return [link for link in served if link.healthy] or served
+
+    async def ask(self, link: Link, message: Call) -> Outcome:
+        """A replica's answer to a call."""
+        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._asked[message.key] = link, answer
+        call = asyncio.ensure_future(self._handle.call(link.name, self._front, encode(message)))
+        call.add_done_callback(ignore_error)  # which is handled here, unless the answer came first
+        answered = False
+        try:
+            both: set[asyncio.Future[Any]] = {call, answer}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                outcome = decode_outcome(call.result())
+                if isinstance(outcome, Failure):
+                    return outcome
+            result = await answer
+            answered = isinstance(result, Answer)  # the replica ends the call by itself
+            return result
+        except Exception as error:  # of what carries the call
+            return failed_call(error)
+        finally:
+            if not answered:
+                call.cancel()
+            del self._asked[message.key]
+
+    # -- which ones there are ----------------------------------------------------------------
+
+    def _follow(self, names: Sequence[str]) -> None:
+        """Ray lists these. One that is gone from the list may still run requests: it drains."""
+        self._listed = names
+        for name in names:
+            if name not in self.links:
+                self.links[name] = Link(name, self._front, self._handle, self._receive, self._update)
+        for name in set(self.links).difference(names):
+            self._retire(self.links[name])
+
+    def _receive(self, link: Link, message: Started | Progress | Answer) -> None:
+        if not isinstance(message, Answer):
+            self._receive_request(link, message)
+        elif message.key in self._asked and not (answer := self._asked[message.key][1]).done():
+            answer.set_result(message)
+
+    def _update(self, link: Link, message: State | Heartbeat | None) -> None:
+        """A replica has a new state or heartbeat; None: its stream has broken."""
+        if message is None:
+            self.broken += 1
+            self._retire(link)
+            for asked, answer in self._asked.values():
+                if asked is link and not answer.done():
+                    answer.set_result(lost_with(link))
+            self._lost(link)
+            self._start(self._open_again())
+        elif self.links.get(link.name) is link:
+            if isinstance(message, Heartbeat):
+                if link in self._known:
+                    for load in message.loads:
+                        self.routing.observe(link.name, load)
+                    self._renew(link)
+                return
+            if link.ready is not None:
+                self._observe(link, link.ready)
+            self._changed(link)
+
+    def _observe(self, link: Link, ready: Ready) -> None:
+        """What a replica serves, and perhaps its weights or their label have changed."""
+        before = self._known.get(link)
+        self._known[link] = ready
+        if before is None:
+            self.routing.add(link.name, ready.models[0].max_total_tokens)
+        elif before is not ready and _number(before) != _number(ready):
+            self.routing.flush(link.name)
+        if self._is_newest(ready, before):
+            self.ready = ready
+
+    def _is_newest(self, ready: Ready, before: Ready | None) -> bool:
+        if self.ready is None or _number(ready) > _number(self.ready):
+            return True
+        if _number(ready) == _number(self.ready):
+            return before is not ready  # perhaps with another label
+        # Weights that were sent can't be had again when no replica has them any more.
+        return self.ready.models[0].weights_sent and not any(map(self._is_current, self.links.values()))
+
+    async def _open_again(self) -> None:
+        await asyncio.sleep(AGAIN)
+        self._follow(self._listed)
+
+    def _retire(self, link: Link) -> None:
+        """Send nothing more to a replica, and close its stream when nothing of it is awaited."""
+        if self.links.get(link.name) is not link:
+            return
+        del self.links[link.name]
+        if self._known.pop(link, None) is not None:
+            self.routing.remove(link.name)
+        self._renewing.discard(link)
+        self._start(self._drain(link))
+        self._changed(link)
+
+    async def _drain(self, link: Link) -> None:
+        try:
+            while self._busy(link) and not link.broken:
+                await asyncio.sleep(DRAIN_TICK)
+        finally:
+            await link.close()
+
+    # -- weights -----------------------------------------------------------------------------
+
+    def _is_current(self, link: Link) -> bool:
+        """Whether a replica has the weights that are served: no request may get those of another version."""
+        ready = link.ready
+        return self.ready is not None and ready is not None and _number(ready) == _number(self.ready)
+
+    def _renew(self, link: Link) -> None:
+        """Give a replica the weights that are served, if it has older ones: it was started after an update.
+
+        Called with heartbeats, so that replicas have time to apply an update one after another.
+        """
+        if link.up and link not in self._renewing and self.links.get(link.name) is link and not self._is_current(link):
+            self._renewing.add(link)
+            self._start(self._load_weights(link))
+
+    async def _load_weights(self, link: Link) -> None:
+        while self.links.get(link.name) is link and self.ready is not None and not self._is_current(link):
+            model: ServedModel = self.ready.models[0]
+            if model.weights_sent:
+                log.error("replica %s lacks weights that were sent: it gets no requests until an update", link.name)
+                break
+            arguments: dict[str, Any] = {"model_path": model.model_path, "weight_version": model.weight_version}
+            arguments |= {"update_number": model.update_number}
+            log.info("replica %s gets the weights of %s", link.name, model.model_path)
+            answer = await self.ask(link, Call(next(self._keys), "update_weights", "", arguments))
+            if not isinstance(answer, Answer) or answer.error is not None or not answer.value["success"]:
+                log.error("replica %s can't get the weights of %s: %s", link.name, model.model_path, answer)
+                await asyncio.sleep(RENEW_AGAIN)
+        self._renewing.discard(link)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def ignore_error(call: asyncio.Future[bytes]) -> None:
+    """Retrieve the error of a call that isn't awaited any more: asyncio would log it."""
+    if not call.cancelled():
+        call.exception()
+
+
+def failed_call(error: Exception) -> Failure:
+    """The failure of a call which Ray, or what else carries it, has lost."""
+    return Failure(engine_down(describe_error(error).splitlines()[0]).message)
+
+
+def lost_with(link: Link) -> Failure:
+    """The failure of what a replica ran when its stream broke."""
+    return Failure(engine_down(f"replica {link.name}: {link.broken}").message, replica=link.name)
+
+
+def _number(ready: Ready) -> int:
+    return ready.models[0].update_number
