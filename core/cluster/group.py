@@ -26,21 +26,23 @@ from .routing import Prompt, Sent
 log = logging.getLogger("trunkline.cluster")
 
 NONE_UP = "No replica is up; try again soon."
-MAX_LOST = 2  # a request that this many replicas were lost with isn't sent again: it may be the cause
+MAX_LOST = 2  # a request that ran at this many replicas which were lost isn't sent again: it may be the cause
 
 
 @dataclass(slots=True, eq=False)
 class Job:
     """A request of the front.
 
-    ``tried``: the replicas that lost it. The others are of the present attempt: ``key`` of its messages; ``link``, the
-    replica that runs it, when that is known; ``over``, how it ended, None for with its last message.
+    ``tried``: the replicas that didn't end it; ``lost``: how many of them ran it and were lost themselves. The others
+    are of the present attempt: ``key`` of its messages; ``link``, the replica that runs it, when that is known;
+    ``over``, how it ended: None with its last message.
     """
 
     message: Submit
     prompt: Prompt
     over: asyncio.Future[Failure | None]
     tried: set[str] = field(default_factory=set)
+    lost: int = 0
     started: bool = False
     key: int = 0
     link: Link | None = None
@@ -116,8 +118,9 @@ class Group:
             if failure is None or job.message.key not in self._jobs:
                 return
             job.tried.add(failure.replica or (job.sent.replica.name if job.sent is not None else ""))
+            job.lost += failure.silent and job.link is not None
             self._leave(job)
-            running = failure.running or len(job.tried) >= MAX_LOST
+            running = failure.running or job.lost >= MAX_LOST
             if running or job.output is not None or not self._replicas_for(job):
                 self._forget(job)
                 self._down(EngineDown(failure.message), [job.message.key] if running else [], [job.message.key])

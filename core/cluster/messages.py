@@ -33,12 +33,13 @@ class Failure(Struct, tag=True, array_like=True):
     """A request or call ended without one, because the engine was lost or isn't there.
 
     ``message``: for the client. ``running``: it was in the pass that the engine didn't survive. ``replica``: where it
-    was, "" if that isn't known.
+    was, "" if that isn't known. ``silent``: the replica itself was lost, so what its engine ran isn't known.
     """
 
     message: str
     running: bool = False
     replica: str = ""
+    silent: bool = False
 
 
 Update = State | Heartbeat | Started | Progress | Answer

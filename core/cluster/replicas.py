@@ -59,6 +59,7 @@ class Replicas:
         self._keys = itertools.count(-1, -1)  # of calls of our own
         self._asked: dict[int, tuple[Link, asyncio.Future[Outcome]]] = {}  # the calls that run, by key
         self._renewing: set[Link] = set()
+        self._lacks: dict[Link, int] = {}  # the number of sent weights that it can't get, which was logged
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -182,6 +183,7 @@ class Replicas:
         if self._known.pop(link, None) is not None:
             self.routing.remove(link.name)
         self._renewing.discard(link)
+        self._lacks.pop(link, None)
         self._start(self._drain(link))
         self._changed(link)
 
@@ -204,15 +206,20 @@ class Replicas:
 
         Called with heartbeats, so that replicas have time to apply an update one after another.
         """
-        if link.up and link not in self._renewing and self.links.get(link.name) is link and not self._is_current(link):
+        if self.ready is None or not link.up or link in self._renewing or self._is_current(link):
+            return
+        model = self.ready.models[0]
+        if not model.weights_sent:
             self._renewing.add(link)
             self._start(self._load_weights(link))
+        elif self._lacks.get(link) != model.update_number:
+            self._lacks[link] = model.update_number
+            log.error("replica %s lacks weights that were sent: it gets no requests until an update", link.name)
 
     async def _load_weights(self, link: Link) -> None:
         while self.links.get(link.name) is link and self.ready is not None and not self._is_current(link):
             model: ServedModel = self.ready.models[0]
             if model.weights_sent:
-                log.error("replica %s lacks weights that were sent: it gets no requests until an update", link.name)
                 break
             arguments: dict[str, Any] = {"model_path": model.model_path, "weight_version": model.weight_version}
             arguments |= {"update_number": model.update_number}
@@ -237,12 +244,12 @@ def ignore_error(call: asyncio.Future[bytes]) -> None:
 
 def failed_call(error: Exception) -> Failure:
     """The failure of a call which Ray, or what else carries it, has lost."""
-    return Failure(engine_down(describe_error(error).splitlines()[0]).message)
+    return Failure(engine_down(describe_error(error).splitlines()[0]).message, silent=True)
 
 
 def lost_with(link: Link) -> Failure:
     """The failure of what a replica ran when its stream broke."""
-    return Failure(engine_down(f"replica {link.name}: {link.broken}").message, replica=link.name)
+    return Failure(engine_down(f"replica {link.name}: {link.broken}").message, replica=link.name, silent=True)
 
 
 def _number(ready: Ready) -> int:

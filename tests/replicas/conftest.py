@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,29 +13,16 @@ import psutil
 import pytest
 
 TESTS = Path(__file__).parent.parent
+RAY = ("ray[serve]>=2.60,<2.61",)
 WAIT = 30  # seconds in which Ray's processes end
 
 
-def load(path: Path) -> ModuleType:
-    """A module that is in no package."""
-    spec = importlib.util.spec_from_file_location(f"replicas_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-environments = load(TESTS / "environments.py")
-RAY = environments.Environment("ray", requirements=("ray[serve]>=2.60,<2.61",))
-
-
 @pytest.fixture(scope="session")
-def python() -> Path:
+def python(load_script: Callable[[str], ModuleType]) -> Path:
     """An interpreter that has Ray."""
+    environments = load_script("tests/environments.py")
     try:
-        found: Path = environments.python_of(RAY)
+        found: Path = environments.python_of(environments.Environment("ray", requirements=RAY))
     except environments.Unavailable as error:
         pytest.skip(str(error))
     return found

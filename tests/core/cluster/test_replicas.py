@@ -137,7 +137,7 @@ async def test_a_restarted_engine_has_the_weights(cluster: Callable[..., Any], u
 
 
 async def test_sent_weights_outlive_a_pause_beside_a_replica_without_them(
-    cluster: Callable[..., Any], until: Any
+    cluster: Callable[..., Any], until: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, started = await cluster(1)
     await update_all(client, "update_weights_from_tensor", "m", path="file", weight_version="sent")
@@ -149,6 +149,8 @@ async def test_sent_weights_outlive_a_pause_beside_a_replica_without_them(
     await asyncio.sleep(0.3)
     assert serving(client) == ["r0"]
     assert versions(client) == [("m", "sent", 1)]
+    await asyncio.sleep(1.0)  # heartbeats
+    assert caplog.text.count("lacks weights that were sent") == 1
     await update_all(client, "update_weights", "m", **NEW)
     await until(lambda: len(serving(client)) == 2)
 

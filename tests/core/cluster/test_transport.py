@@ -10,6 +10,8 @@ import pytest
 
 from trunkline.core.client.supervisor import WatchdogLimits
 from trunkline.core.cluster import replicas
+from trunkline.core.cluster.messages import decode_submit
+from trunkline.core.engine.messages import Started
 from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.types import Submission
 
@@ -188,3 +190,44 @@ async def test_no_replica_is_up(cluster: Callable[..., Any], params: Any, until:
     assert not client.transport.healthy
     with pytest.raises(EngineDown):
         submit(client, [1], params())
+
+
+async def test_a_request_that_replicas_are_lost_with_is_stopped(
+    cluster: Callable[..., Any], params: Any, until: Any
+) -> None:
+    client, started = await cluster(4)
+    for name in ("r0", "r1", "r2", "r3"):
+        started.handle.relays[name].submit = _start_and_hang(started.handle.relays[name])  # type: ignore[method-assign]
+    reply = submit(client, [1], params(queue=60.0))
+    for count in (1, 2):
+        await until(lambda count=count: len(started.handle.submitted) == count)  # type: ignore[misc]
+        job = next(iter(client.transport._groups[0]._jobs.values()))
+        await until(lambda job=job: job.link is not None)  # type: ignore[misc]
+        started.handle.cut.add(started.handle.submitted[-1])
+    with pytest.raises(EngineDown):
+        await reply.result()
+    assert len(started.handle.submitted) == 2
+    assert list(client._suspects._deaths.values()) == [1]
+
+
+def _start_and_hang(relay: Any) -> Callable[..., Any]:
+    """A request is started, and has no result."""
+
+    async def submit(front: str, body: bytes) -> bytes:
+        relay._fronts[front].send(Started(decode_submit(body).key, 0))
+        await asyncio.sleep(60)
+        return b""
+
+    return submit
+
+
+async def test_a_request_that_replicas_refuse_is_no_suspect(
+    cluster: Callable[..., Any], params: Any, until: Any
+) -> None:
+    client, started = await cluster(3)
+    for relay in started.handle.relays.values():
+        relay.engine.up = False  # the front doesn't know yet
+    with pytest.raises(EngineDown):
+        await submit(client, [1], params()).result()
+    assert len(set(started.handle.submitted)) >= 2
+    assert not client._suspects._deaths
