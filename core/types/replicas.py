@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -76,6 +75,8 @@ async def on_each_replica(engine: HasReplicas, work: Callable[[], Awaitable[T]],
 
 async def all_results(work: Iterable[Awaitable[T]]) -> list[T]:
     """The results of all, in their order. When all have ended, the first error is raised, if there is one."""
+    import asyncio  # here: `trunkline --help` imports this module, and needs no event loop
+
     results = await asyncio.gather(*work, return_exceptions=True)
     found: list[T] = []
     for result in results:

@@ -33,6 +33,19 @@ def versions(client: Any) -> list[Any]:
     return [(model.model_path, model.weight_version, model.update_number) for model in client.models]
 
 
+def lose(relay: Any, control: bytes) -> None:
+    """Calls of a control don't reach the replica."""
+    call = relay.call
+
+    async def cut(front: str, body: bytes) -> bytes:
+        if control in body:
+            raise ConnectionError("cut")
+        answer: bytes = await call(front, body)
+        return answer
+
+    relay.call = cut
+
+
 @pytest.mark.parametrize("late", [{}, {"r0": 0.2}, {"r1": 0.2, "r2": 0.1}])
 async def test_all_replicas_load_and_then_all_apply(
     cluster: Callable[..., Any], handle: type[Any], until: Any, late: dict[str, float]
@@ -68,14 +81,7 @@ async def test_one_refuses_and_none_changes(
 
 async def test_one_is_lost_while_it_loads_and_none_changes(cluster: Callable[..., Any], until: Any) -> None:
     client, started = await cluster(2, limits=SHORT)
-    call = started.handle.relays["r1"].call
-
-    async def break_off(front: str, body: bytes) -> bytes:
-        if b"update_weights" in body:
-            raise ConnectionError("cut")
-        return await call(front, body)
-
-    started.handle.relays["r1"].call = break_off  # type: ignore[method-assign]
+    lose(started.handle.relays["r1"], b"update_weights")
     with pytest.raises(EngineDown, match="cut"):
         await update_all(client, "update_weights", "m", **NEW)
     assert versions(client) == [("m", "default", 0)]
@@ -84,14 +90,7 @@ async def test_one_is_lost_while_it_loads_and_none_changes(cluster: Callable[...
 
 async def test_one_is_lost_when_it_should_apply_them(cluster: Callable[..., Any], until: Any) -> None:
     client, started = await cluster(2)
-    call = started.handle.relays["r1"].call
-
-    async def break_off(front: str, body: bytes) -> bytes:
-        if b"commit_update" in body:
-            raise ConnectionError("cut")
-        return await call(front, body)
-
-    started.handle.relays["r1"].call = break_off  # type: ignore[method-assign]
+    lose(started.handle.relays["r1"], b"commit_update")
     assert (await update_all(client, "update_weights", "m", **NEW))["success"]
     await until(lambda: serving(client) == ["r0", "r1"])  # it has loaded them again
     assert await calls_of(client, "r1") == ["update_weights", "update_weights"]
