@@ -1,21 +1,13 @@
 """The deployments of Ray Serve: the replicas of a model, and the ingress with the HTTP routes."""
 
-# ruff: noqa: E402
-
 from __future__ import annotations
-
-import os
-
-# The limit on a message between front and replica, which Ray reads when it is imported. By default it is 4 MiB, which
-# the vectors of one request may exceed; --max-body-bytes limits what a client sends.
-MESSAGE_BYTES = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str((1 << 31) - 1)}
-os.environ.update(MESSAGE_BYTES)
 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
+import ray
 from msgspec import structs
 from ray import serve
 from ray.serve.config import RequestRouterConfig
@@ -29,13 +21,13 @@ from trunkline.core.logs import configure_logging
 
 from .arguments import read_arguments
 from .autoscaling import TOKENS
+from .handle import Attachment
 from .ingress import Ingress
 from .members import watch
 from .relay import Relay
-from .router import REPLICAS, NamedReplicas
+from .router import REPLICA, NamedReplica
 from .transport import ReplicaTransport
 
-ACTOR = {"runtime_env": {"env_vars": MESSAGE_BYTES}}
 MAX_ONGOING = 1 << 20  # calls of a replica: the front limits its requests itself
 
 
@@ -49,26 +41,20 @@ def load_config(dumped: dict[str, Any]) -> tuple[Host, Config]:
 class EngineReplica:
     """A replica: an actor that runs one engine process, as a front on one machine does.
 
-    ``replicas`` is for :class:`.router.NamedReplicas`.
+    ``replica`` is for :class:`.router.NamedReplica`.
     """
 
     async def __init__(self, dumped: dict[str, Any]) -> None:  # type: ignore[misc]  # Ray awaits it
         _, config = load_config(dumped)
-        self._relay = Relay(serve.get_replica_context().replica_id.unique_id, supervised(config))
-        await self._relay.start()
+        self._relay = Relay(supervised(config))
+        await self._relay.start(ray.util.get_node_ip_address())
 
     async def ping(self) -> None:
         """Returns when a replica is ready."""
 
-    async def stream(self, front: str, *, replicas: Sequence[str]) -> AsyncIterator[bytes]:
-        async for body in self._relay.stream(front):
-            yield body
-
-    async def submit(self, front: str, body: bytes, *, replicas: Sequence[str]) -> bytes:
-        return await self._relay.submit(front, body)
-
-    async def call(self, front: str, body: bytes, *, replicas: Sequence[str]) -> bytes:
-        return await self._relay.call(front, body)
+    async def attach(self, *, replica: str) -> AsyncIterator[bytes]:
+        async for address in self._relay.attach():
+            yield address
 
     def check_health(self) -> None:
         """Raises when Ray should replace this replica: its engine hangs, or was started again too often."""
@@ -91,8 +77,7 @@ class RayHandle:
     """Implements :class:`.handle.Handle` by the handle of a deployment of :class:`EngineReplica`."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        # gRPC between the processes takes about half of the time of Ray's objects.
-        self._handle = handle.options(_by_reference=False)
+        self._handle = handle
         self._pings: set[asyncio.Task[None]] = set()
 
     def watch(self, changed: Callable[[Sequence[str]], None]) -> None:
@@ -107,29 +92,19 @@ class RayHandle:
         self._pings.add(task)
         task.add_done_callback(self._pings.discard)
 
-    async def stream(self, replica: str, front: str) -> AsyncGenerator[bytes]:
-        updates = self._handle.options(stream=True).stream.remote(front, **{REPLICAS: [replica]})
+    @contextlib.asynccontextmanager
+    async def attach(self, replica: str) -> AsyncGenerator[Attachment]:
+        call = self._handle.options(stream=True).attach.remote(**{REPLICA: replica})
         try:
-            async for body in updates:
-                yield body
+            address = await anext(call)
+            ended = asyncio.ensure_future(anext(call, b""))
+            try:
+                yield Attachment(address, ended)
+            finally:
+                ended.cancel()
+                await asyncio.wait({ended})
         finally:
-            updates.cancel()
-
-    async def submit(self, replicas: Sequence[str], front: str, body: bytes) -> bytes:
-        return await _answer(self._handle.submit.remote(front, body, **{REPLICAS: replicas}))
-
-    async def call(self, replica: str, front: str, body: bytes) -> bytes:
-        return await _answer(self._handle.call.remote(front, body, **{REPLICAS: [replica]}))
-
-
-async def _answer(response: Any) -> bytes:
-    """The result of a call, which is cancelled when this is."""
-    try:
-        result: bytes = await response
-        return result
-    except asyncio.CancelledError:
-        response.cancel()
-        raise
+            call.cancel()
 
 
 class IngressReplica:
@@ -158,8 +133,8 @@ def engine_deployments(config: Config, resources: dict[str, Any]) -> list[Any]:
             name=f"engine-{index}",
             num_replicas=model.replicas or 1,
             max_ongoing_requests=MAX_ONGOING,
-            request_router_config=RequestRouterConfig(request_router_class=NamedReplicas),
-            ray_actor_options=ACTOR | resources,
+            request_router_config=RequestRouterConfig(request_router_class=NamedReplica),
+            ray_actor_options=resources,
             graceful_shutdown_timeout_s=config.server.drain_timeout,
         )
         .bind(structs.replace(config, models=(model,)).dump())
@@ -175,6 +150,5 @@ def application(args: Mapping[str, Any]) -> Any:
         num_replicas=arguments.ingress_replicas,
         max_ongoing_requests=MAX_ONGOING,
         graceful_shutdown_timeout_s=config.server.drain_timeout,
-        ray_actor_options=ACTOR,
     )
     return ingress.bind(config.dump(), *engine_deployments(config, arguments.resources))

@@ -1,13 +1,28 @@
-"""How a front reaches the replicas of a group: the interface that :mod:`.deployments` implements with Ray."""
+"""How a front finds the replicas of a group: the interface that :mod:`.deployments` implements with Ray."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A call to a replica that lasts as long as the connection that it allows.
+
+    So Ray counts the connection, waits for its end when the replica drains, and ends it when the front is gone.
+    ``ended`` is done when the replica, or what carries the call, has ended it.
+    """
+
+    address: bytes  # an encoded :class:`.messages.Address`
+    ended: asyncio.Future[Any]
+
+
 class Handle(Protocol):
-    """Methods raise what the transport of the calls raises, such as Ray's error for an actor that has died."""
+    """How a front finds the replicas of a model."""
 
     def watch(self, changed: Callable[[Sequence[str]], None]) -> None:
         """Call ``changed`` with the names of the replicas that take requests, now and when they change.
@@ -15,11 +30,6 @@ class Handle(Protocol):
         It may be called from any thread.
         """
 
-    def stream(self, replica: str, front: str) -> AsyncGenerator[bytes]:
-        """:meth:`.relay.Relay.stream` of a replica."""
-
-    def submit(self, replicas: Sequence[str], front: str, body: bytes) -> Coroutine[Any, Any, bytes]:
-        """:meth:`.relay.Relay.submit` of the first of these replicas that accepts it; aborts it when cancelled."""
-
-    def call(self, replica: str, front: str, body: bytes) -> Coroutine[Any, Any, bytes]:
-        """:meth:`.relay.Relay.call` of a replica."""
+    def attach(self, replica: str) -> AbstractAsyncContextManager[Attachment]:
+        """:meth:`.relay.Relay.attach` of a replica. Raises what carries the call, such as Ray's error for an actor that
+        has died."""

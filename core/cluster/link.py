@@ -1,45 +1,51 @@
-"""``Link``: a front's stream from one replica, and the last state that it gave."""
+"""``Link``: a front's connection to one replica, and the last state that it gave."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from trunkline.core.engine.messages import Answer, Heartbeat, Progress, Ready, Started
 from trunkline.core.errors import describe_error
 
-from .handle import Handle
-from .messages import State, Update, decode_updates
+from .connection import Connection
+from .handle import Attachment, Handle
+from .messages import Failure, Hello, State, ToFront, decode_address, decode_for_front
 
 log = logging.getLogger("trunkline.cluster")
 
 SILENT = 10.0  # seconds without a message after which a replica counts as unhealthy; heartbeats come once a second
+LOST = 30.0  # and after which it counts as lost: its machine, or the process that forwards messages, may be stopped
+TICK = 1.0  # seconds between looks at that
+CONNECT_SECONDS = 10.0
+
+Result = Started | Progress | Answer | Failure
 
 
 class Link:
-    """Reads a replica's stream until it breaks or :meth:`close`."""
+    """Connects to a replica, and reads what it sends until the connection breaks or :meth:`close`."""
 
     def __init__(
         self,
         name: str,
-        front: str,
         handle: Handle,
-        receive: Callable[[Link, Started | Progress | Answer], None],
+        receive: Callable[[Link, Result], None],
         changed: Callable[[Link, State | Heartbeat | None], None],
     ) -> None:
         """``receive`` gets messages about requests and calls. ``changed`` is called after all others, and with None
-        when the stream has broken."""
+        when the connection has broken."""
         self.name = name
         self.state = State(up=False, healthy=False, restarts=0, ready=None)
         self.beat = Heartbeat(0.0)
-        self.broken = ""  # why the stream has ended
+        self.broken = ""  # why the connection has ended
         self._seen = time.monotonic()
         self._receive = receive
         self._changed = changed
-        self._task = asyncio.create_task(self._read(handle, front), name=f"stream of {name}")
+        self._connection: Connection | None = None
+        self._task = asyncio.create_task(self._run(handle), name=f"connection to {name}")
 
     @property
     def ready(self) -> Ready | None:
@@ -54,35 +60,63 @@ class Link:
     @property
     def healthy(self) -> bool:
         """Whether its engine runs and makes progress."""
-        return self.up and self.state.healthy and time.monotonic() - self._seen < SILENT
+        return self.up and self.state.healthy and self._silence < SILENT
+
+    def send(self, message: Any) -> None:
+        """Send a message; dropped while there is no connection."""
+        if self._connection is not None:
+            self._connection.send(message)
 
     async def close(self) -> None:
-        """End the stream; the replica then aborts what it still runs for this front."""
+        """End the connection; the replica then aborts what it still runs for this front."""
         self._task.cancel()
         await asyncio.wait({self._task})
 
-    async def _read(self, handle: Handle, front: str) -> None:
+    @property
+    def _silence(self) -> float:
+        return time.monotonic() - self._seen
+
+    async def _run(self, handle: Handle) -> None:
         try:
-            async with contextlib.aclosing(handle.stream(self.name, front)) as stream:
-                async for body in stream:
-                    self._seen = time.monotonic()
-                    for message in decode_updates(body):
-                        self._apply(message)
-            self.broken = "it ended its stream"
-        except Exception as error:  # of what carries the stream
-            self.broken = describe_error(error)
-        log.warning("the stream of replica %s has ended: %s", self.name, self.broken)
+            async with handle.attach(self.name) as attachment:
+                self.broken = await self._connect(attachment)
+        except Exception as error:  # of what carries the call, or of the connection
+            self.broken = describe_error(error).splitlines()[0]
+        log.warning("the connection to replica %s has ended: %s", self.name, self.broken)
         self._changed(self, None)
 
-    def _apply(self, message: Update) -> None:
+    async def _connect(self, attachment: Attachment) -> str:
+        """Returns the reason when the connection has ended."""
+        address = decode_address(attachment.address)
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(CONNECT_SECONDS):
+            _, connection = await loop.create_connection(
+                lambda: Connection(decode_for_front, self._apply), address.host, address.port
+            )
+        connection.send(Hello(address.ticket))
+        self._connection, self._seen = connection, time.monotonic()
         try:
-            if isinstance(message, Started | Progress | Answer):
-                self._receive(self, message)
-                return
-            if isinstance(message, State):
-                self.state = message
-            else:
-                self.beat = message
-            self._changed(self, message)
-        except Exception:  # a defect here must not end what other requests get from the stream
-            log.exception("a message of replica %s could not be handled", self.name)
+            while self._silence < LOST:
+                await asyncio.wait({connection.lost, attachment.ended}, timeout=TICK, return_when="FIRST_COMPLETED")
+                if connection.lost.done():
+                    return connection.lost.result()
+                if attachment.ended.done():
+                    return "it has ended the connection"
+            return f"it was silent for {LOST:g} s"
+        finally:
+            connection.close()
+
+    def _apply(self, messages: list[ToFront]) -> None:
+        self._seen = time.monotonic()
+        for message in messages:
+            try:
+                if isinstance(message, State):
+                    self.state = message
+                    self._changed(self, message)
+                elif isinstance(message, Heartbeat):
+                    self.beat = message
+                    self._changed(self, message)
+                else:
+                    self._receive(self, message)
+            except Exception:  # a defect here must not end what other requests get from the replica
+                log.exception("a message of replica %s could not be handled", self.name)

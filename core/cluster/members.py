@@ -11,7 +11,7 @@ _watchers: dict[Hashable, Callable[[Sequence[str]], None]] = {}
 
 
 class ReplicaGone(Exception):
-    """None of the replicas that a call names is there any more."""
+    """The replica that a call names isn't there any more."""
 
 
 def watch(deployment: Hashable, changed: Callable[[Sequence[str]], None]) -> None:

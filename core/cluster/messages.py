@@ -1,18 +1,29 @@
-"""What a front and a replica exchange besides the engine's messages: msgpack in bytes, which Ray needn't pickle.
-
-All that a replica says is in its stream, in order. The result of a call to it says only how that ended.
-"""
+"""What a front and a replica exchange besides the engine's messages. All is msgpack, and comes in the order sent."""
 
 from __future__ import annotations
 
 import msgspec
 from msgspec import Struct
 
-from trunkline.core.engine.messages import Answer, Call, Heartbeat, Progress, Ready, Started, Submit
+from trunkline.core.engine.messages import Abort, Answer, Call, Heartbeat, Progress, Ready, Started, Submit
+
+
+class Address(Struct, array_like=True):
+    """Where a replica takes one connection. ``ticket``: 32 random bytes that only the front knows."""
+
+    host: str
+    port: int
+    ticket: bytes
+
+
+class Hello(Struct, tag=True, array_like=True):
+    """The first message of a front."""
+
+    ticket: bytes
 
 
 class State(Struct, tag=True, array_like=True):
-    """The first message of a stream, and sent again when something of it has changed.
+    """The first message of a replica, sent again when something of it has changed.
 
     ``up``: the engine takes requests. ``ready``: what it serves; None until it has started for the first time.
     """
@@ -23,29 +34,22 @@ class State(Struct, tag=True, array_like=True):
     ready: Ready | None
 
 
-class Done(Struct, tag=True, array_like=True):
-    """The last message about a request, or the answer to a call, is in the stream of this replica."""
-
-    replica: str
-
-
 class Failure(Struct, tag=True, array_like=True):
-    """A request or call ended without one, because the engine was lost or isn't there.
+    """Requests and calls ended without a result, because the engine was lost or isn't there.
 
-    ``message``: for the client. ``running``: it was in the pass that the engine didn't survive. ``replica``: where it
-    was, "" if that isn't known. ``silent``: the replica itself was lost, so what its engine ran isn't known.
+    ``message``: for the client. ``running``: those of the ``keys`` that were in the pass that the engine didn't
+    survive.
     """
 
+    keys: list[int]
     message: str
-    running: bool = False
-    replica: str = ""
-    silent: bool = False
+    running: list[int] = []
 
 
-Update = State | Heartbeat | Started | Progress | Answer
+ToReplica = Hello | Submit | Abort | Call
+ToFront = State | Heartbeat | Started | Progress | Answer | Failure
 
-encode = msgspec.msgpack.Encoder().encode
-decode_updates = msgspec.msgpack.Decoder(list[Update]).decode
-decode_outcome = msgspec.msgpack.Decoder(Done | Failure).decode
-decode_submit = msgspec.msgpack.Decoder(Submit).decode
-decode_call = msgspec.msgpack.Decoder(Call).decode
+encode_address = msgspec.msgpack.Encoder().encode
+decode_address = msgspec.msgpack.Decoder(Address).decode
+decode_for_replica = msgspec.msgpack.Decoder(list[ToReplica]).decode
+decode_for_front = msgspec.msgpack.Decoder(list[ToFront]).decode

@@ -1,17 +1,16 @@
-"""``Relay``: the replica's part between fronts and its engine. Knows no Ray: it takes and gives bytes."""
+"""``Relay``: the replica's part between fronts and its engine. Knows no Ray."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-from collections.abc import AsyncIterator, Collection, Iterable
-from dataclasses import dataclass, field
+import secrets
+from collections.abc import AsyncGenerator, Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from trunkline.core.client.replies import engine_down
 from trunkline.core.client.transport import Connect
-from trunkline.core.engine.channel import Unsent
 from trunkline.core.engine.messages import (
     Abort,
     Answer,
@@ -21,153 +20,204 @@ from trunkline.core.engine.messages import (
     ModelsChanged,
     Progress,
     Started,
+    Submit,
 )
 from trunkline.core.errors import EngineDown
 
-from .messages import Done, Failure, State, decode_call, decode_submit, encode
+from .connection import Connection
+from .held import HeldUpdates
+from .messages import Address, Failure, Hello, State, ToReplica, decode_for_replica, encode_address
 
 TICK = 0.2  # seconds between looks at the engine's state and heartbeat
-NO_STREAM = engine_down("the replica has no stream to this front").message
-# Controls with the argument ``hold``, see core/engine/control/updates.py.
-END_HOLD = ("commit_update", "cancel_update")
-HELD = ("update_weights", "update_weights_from_tensor", *END_HOLD)
+CONNECT_SECONDS = 30.0  # in which a front must use its ticket, and say hello
+
+
+class Front(Connection):
+    """The connection of a front.
+
+    ``accepted``: it has shown a ticket. ``keys``: the engine's keys of what it runs, by the front's. ``state``,
+    ``beat``: the last ones sent.
+    """
+
+    limit = 1024  # bytes of a frame, until it is accepted
+
+    def __init__(self, relay: Relay) -> None:
+        super().__init__(decode_for_replica, lambda messages: relay.receive(self, messages))
+        self.accepted = False
+        self.keys: dict[int, int] = {}
+        self.state: State | None = None
+        self.beat: Heartbeat | None = None
+        self._relay = relay
+        asyncio.get_running_loop().call_later(CONNECT_SECONDS, self._check_accepted)
+
+    def accept(self) -> None:
+        self.accepted, self.limit = True, Connection.limit
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self._relay.drop(self)
+
+    def _check_accepted(self) -> None:
+        if not self.accepted:
+            self.abort()
 
 
 @dataclass(slots=True)
-class Reader:
-    """A front that reads the replica's stream, and what it hasn't been sent yet. ``state``, ``beat``: the last sent."""
-
-    unsent: Unsent = field(default_factory=Unsent)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    state: State | None = None
-    beat: Heartbeat | None = None
-
-    def send(self, message: Any) -> None:
-        self.unsent.add(message)
-        self.arrived.set()
-
-
-@dataclass(slots=True)
-class Forwarded:
-    """A request or call of a front, which knows it by ``key``. ``ended``: how it ended."""
+class Job:
+    """A request or call of a front, which knows it by ``key``. ``call``: None for a request."""
 
     key: int
-    front: Reader
-    ended: asyncio.Future[Done | Failure] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-    def end(self, outcome: Done | Failure) -> None:
-        if not self.ended.done():
-            self.ended.set_result(outcome)
+    front: Front
+    call: Call | None
 
 
 class Relay:
-    """Forwards requests and calls of any number of fronts to one engine.
+    """Forwards requests and calls of any number of fronts to one engine, and their results back.
 
-    Each front reads :meth:`stream`, which has the results of all its requests, so that a pass of the engine is one
-    message of Ray. :meth:`submit` and :meth:`call` last as long as their request or call: so Ray counts it, waits for
-    it when the replica drains, and cancels it when the front is gone. Must be used from a single event loop.
+    A front gets an address by :meth:`attach`, and connects there. Must be used from a single event loop.
     """
 
-    def __init__(self, name: str, connect: Connect) -> None:
-        """``name``: the replica's."""
+    def __init__(self, connect: Connect) -> None:
         self.engine = connect(self._deliver, self._down)
-        self._name = name
+        self._host, self._port = "", 0
+        self._server: asyncio.Server | None = None
+        self._ticker: asyncio.Task[None] | None = None
+        self._tickets: dict[bytes, asyncio.Future[Front]] = {}  # of fronts that haven't connected yet
         self._keys = itertools.count(1)  # the engine's: keys of several fronts may be equal
-        self._jobs: dict[int, Forwarded] = {}
-        self._fronts: dict[str, Reader] = {}
-        self._held: dict[str, tuple[str, str]] = {}  # weight updates that are held, by token: their front and model
+        self._jobs: dict[int, Job] = {}
+        self._fronts: set[Front] = set()
+        self._held = HeldUpdates()
 
-    async def start(self) -> None:
-        """Return when the engine is ready. ModelError when it can't start."""
+    async def start(self, host: str) -> None:
+        """Return when the engine is ready and fronts can connect to ``host``, an address of this machine.
+
+        ModelError when the engine can't start.
+        """
         await self.engine.start()
+        self._server = await asyncio.get_running_loop().create_server(lambda: Front(self), host, 0)
+        self._host, self._port = self._server.sockets[0].getsockname()[:2]
+        self._ticker = asyncio.create_task(self._tick(), name="state of the engine")
 
     async def stop(self) -> None:
+        """End the engine and all connections."""
+        if self._ticker is not None and self._server is not None:
+            self._ticker.cancel()
+            self._server.close()
         await self.engine.stop()
         self._down(engine_down("the replica was stopped"), [])
+        for front in list(self._fronts):
+            front.close()
 
-    # -- called by fronts --------------------------------------------------------------------
+    # -- fronts ------------------------------------------------------------------------------
 
-    async def stream(self, name: str) -> AsyncIterator[bytes]:
-        """What happens, for the front ``name``: lists of :data:`.messages.Update`. Its end aborts the front's jobs."""
-        front = self._fronts[name] = Reader()
+    async def attach(self) -> AsyncGenerator[bytes]:
+        """Gives the :class:`Address` for one connection, and ends with it: its end aborts the front's jobs."""
+        ticket = secrets.token_bytes(32)
+        connected: asyncio.Future[Front] = asyncio.get_running_loop().create_future()
+        self._tickets[ticket] = connected
         try:
-            while True:
-                self._send_state(front)
-                if front.unsent:
-                    yield encode(front.unsent.take())
-                front.arrived.clear()
-                if not front.unsent:
-                    await _set_within(front.arrived, TICK)
+            yield encode_address(Address(self._host, self._port, ticket))
+            await asyncio.wait({connected}, timeout=CONNECT_SECONDS)
+            if connected.done():
+                await asyncio.wait({connected.result().lost})
         finally:
-            if self._fronts.get(name) is front:
-                del self._fronts[name]
-            self._drop(front, name)
+            self._tickets.pop(ticket, None)
+            if connected.done():
+                connected.result().abort()
 
-    async def submit(self, name: str, body: bytes) -> bytes:
-        """Run a ``Submit``; returns how it ended. Aborts the request when cancelled."""
-        return encode(await self._run(name, decode_submit(body)))
+    def receive(self, front: Front, messages: list[ToReplica]) -> None:
+        """Messages of a front have arrived. ValueError for a wrong ticket."""
+        forwarded: list[Any] = []
+        for message in messages:
+            if isinstance(message, Hello):
+                self._accept(front, message)
+            elif not front.accepted:
+                raise ValueError("a message came before the ticket")
+            elif isinstance(message, Abort):
+                forwarded += self._abort(front, message.key)
+            elif not self.engine.up:
+                front.send(Failure([message.key], self.engine.unavailable().message))
+            else:
+                forwarded.append(self._forward(front, message))
+        if forwarded:
+            self.engine.write(forwarded)
 
-    async def call(self, name: str, body: bytes) -> bytes:
-        """Run a ``Call``; returns how it ended."""
-        message = decode_call(body)
-        token = message.arguments.get("hold", "") if message.control in HELD else ""
-        if token:
-            self._held[token] = name, message.model
-        outcome: Done | Failure | None = None
-        try:
-            outcome = await self._run(name, message)
-        finally:
-            if token and message.control in END_HOLD:
-                self._held.pop(token, None)
-            elif token and not isinstance(outcome, Done):  # the front doesn't know that it is held
-                self._cancel_update(token)
-        return encode(outcome)
+    def _accept(self, front: Front, hello: Hello) -> None:
+        connected = self._tickets.pop(hello.ticket, None)
+        if connected is None:
+            raise ValueError("a connection has no valid ticket")
+        connected.set_result(front)
+        front.accept()
+        self._fronts.add(front)
+        self._send_state(front)
 
-    async def _run(self, name: str, message: Any) -> Done | Failure:
-        """Send a message to the engine under a key of its own, and wait for its end."""
-        front = self._fronts.get(name)
-        if front is None:
-            return Failure(NO_STREAM, replica=self._name)
-        if not self.engine.up:
-            return Failure(self.engine.unavailable().message, replica=self._name)
-        job = Forwarded(message.key, front)
-        key = message.key = next(self._keys)
-        self._jobs[key] = job
-        self.engine.write([message])
-        try:
-            return await job.ended
-        finally:
-            if self._jobs.pop(key, None) is not None and not isinstance(message, Call):  # cancelled
-                self.engine.write([Abort(key)])
+    def _forward(self, front: Front, message: Submit | Call) -> Submit | Call:
+        """The message for the engine, under a key of its own."""
+        job = Job(message.key, front, message if isinstance(message, Call) else None)
+        if job.call is not None:
+            self._held.begin(front, job.call)
+        message.key = next(self._keys)
+        self._jobs[message.key] = job
+        front.keys[job.key] = message.key
+        return message
+
+    def _abort(self, front: Front, key: int) -> list[Abort | Call]:
+        """What the engine must be told."""
+        engine_key = front.keys.pop(key, None)
+        if engine_key is None:
+            return []  # it has ended
+        job = self._jobs.pop(engine_key)
+        return [Abort(engine_key)] if job.call is None else self._cancels(self._held.abandon(job.call))
+
+    def drop(self, front: Front) -> None:
+        """A front is gone: abort its jobs, and weight updates that it will never commit."""
+        self._fronts.discard(front)
+        messages = [message for key in list(front.keys) for message in self._abort(front, key)]
+        self.engine.write(messages + self._cancels(self._held.abandon_all(front)))
+
+    def _cancels(self, held: list[tuple[str, str]]) -> list[Abort | Call]:
+        """Cancel updates. The engine handles this after the call that makes it hold one, if that is still to come."""
+        return [Call(next(self._keys), "cancel_update", model, {"hold": token}) for token, model in held]
 
     # -- messages of the engine --------------------------------------------------------------
 
     def _deliver(self, message: EngineMessage) -> None:
         if isinstance(message, Started | Progress | Answer):
-            ends = not isinstance(message, Started) and (isinstance(message, Answer) or message.last)
-            job = self._jobs.pop(message.key, None) if ends else self._jobs.get(message.key)
+            job = self._jobs.get(message.key)
             if job is None:
-                return  # it was cancelled
+                return  # it was aborted
+            if not isinstance(message, Started) and (isinstance(message, Answer) or message.last):
+                del self._jobs[message.key], job.front.keys[job.key]
+                if job.call is not None:
+                    self._held.end(job.call)
             message.key = job.key
             job.front.send(message)
-            if ends:
-                job.end(Done(self._name))
         elif isinstance(message, ModelsChanged):
-            for front in self._fronts.values():
-                self._send_state(front)
+            self._send_states()
 
     def _down(self, error: EngineDown, working_on: Iterable[int], lost: Collection[int] | None = None) -> None:
         """The engine was lost, and all jobs with it: ``lost`` is None."""
-        for front in self._fronts.values():
-            self._send_state(front)
+        self._send_states()
         self._held.clear()
         running = set(working_on)
-        jobs, self._jobs = self._jobs, {}
-        for key, job in jobs.items():
-            job.end(Failure(error.message, key in running, self._name))
+        for front in self._fronts:
+            if front.keys:
+                dead = [key for key, engine_key in front.keys.items() if engine_key in running]
+                front.send(Failure(list(front.keys), error.message, dead))
+                front.keys.clear()
+        self._jobs.clear()
 
-    def _send_state(self, front: Reader) -> None:
-        """Put the engine's state and heartbeat into the stream, if they have changed."""
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            self._send_states()
+
+    def _send_states(self) -> None:
+        for front in self._fronts:
+            self._send_state(front)
+
+    def _send_state(self, front: Front) -> None:
+        """Send the engine's state and heartbeat, if they have changed."""
         engine, last = self.engine, front.state
         state = State(engine.up, engine.healthy, engine.restarts, engine.ready)
         if last is None or state.ready is not last.ready or _changes(state) != _changes(last):
@@ -177,27 +227,6 @@ class Relay:
             front.beat = engine.beat
             front.send(engine.beat)
 
-    def _drop(self, front: Reader, name: str) -> None:
-        """Abort the jobs of a front that is gone, and weight updates that it will never commit."""
-        for key, job in [(key, job) for key, job in self._jobs.items() if job.front is front]:
-            del self._jobs[key]
-            self.engine.write([Abort(key)])
-            job.end(Failure(NO_STREAM, replica=self._name))
-        for token in [token for token, (holder, _) in self._held.items() if holder == name]:
-            self._cancel_update(token)
-
-    def _cancel_update(self, token: str) -> None:
-        """The engine handles this after the call that makes it hold the update, if that is still to come."""
-        _, model = self._held.pop(token, ("", ""))
-        self.engine.write([Call(next(self._keys), "cancel_update", model, {"hold": token})])
-
 
 def _changes(state: State) -> tuple[bool, bool, int]:
     return state.up, state.healthy, state.restarts
-
-
-async def _set_within(event: asyncio.Event, seconds: float) -> None:
-    """Return when the event is set, or after as many seconds."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()

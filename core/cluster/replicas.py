@@ -8,19 +8,20 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from msgspec import structs
+
 from trunkline.core.client.replies import engine_down
-from trunkline.core.engine.messages import Answer, Call, Heartbeat, Progress, Ready, Started
-from trunkline.core.errors import describe_error
+from trunkline.core.engine.messages import Abort, Answer, Call, Heartbeat, Progress, Ready, Started
 from trunkline.core.types import ServedModel
 
 from .handle import Handle
-from .link import Link
-from .messages import Failure, State, decode_outcome, encode
+from .link import Link, Result
+from .messages import Failure, State
 from .routing import PrefixRouting
 
 log = logging.getLogger("trunkline.cluster")
 
-AGAIN = 1.0  # seconds after which a stream that has broken is opened again
+AGAIN = 1.0  # seconds after which a connection that has broken is opened again
 RENEW_AGAIN = 10.0  # seconds after which a replica that couldn't load the weights that are served tries it again
 DRAIN_TICK = 0.1  # seconds between looks at whether a replica that drains has finished
 
@@ -32,31 +33,31 @@ class Replicas:
 
     These are the ones with the highest number (:attr:`.ServedModel.update_number`).
 
-    * ``links``: the streams of the replicas that Ray lists.
+    * ``links``: the connections to the replicas that Ray lists.
     * ``ready``: what a replica with the weights that are served said last; None until one is ready.
-    * ``broken``: how many streams have broken.
+    * ``broken``: how many connections have broken.
+    * ``keys``: of all that is sent to replicas.
     """
 
     def __init__(
         self,
-        front: str,
         handle: Handle,
-        receive: Callable[[Link, Started | Progress], None],
+        receive: Callable[[Link, Started | Progress | Failure], None],
         lost: Callable[[Link], None],
         busy: Callable[[Link], bool],
         changed: Callable[[Link], None],
     ) -> None:
-        """``receive`` gets messages about requests. ``lost`` is called with a replica whose stream has broken, and
+        """``receive`` gets messages about requests. ``lost`` is called with a replica whose connection has broken, and
         ``changed`` when one has come, gone, or has another state. ``busy``: whether it runs requests of this front."""
         self.links: dict[str, Link] = {}
         self.ready: Ready | None = None
         self.broken = 0
+        self.keys = itertools.count(1)
         self.routing = PrefixRouting()
-        self._front, self._handle = front, handle
+        self._handle = handle
         self._receive_request, self._lost, self._busy, self._changed = receive, lost, busy, changed
         self._listed: Sequence[str] = ()
         self._known: dict[Link, Ready] = {}  # what those in ``links`` serve, once they are ready
-        self._keys = itertools.count(-1, -1)  # of calls of our own
         self._asked: dict[int, tuple[Link, asyncio.Future[Outcome]]] = {}  # the calls that run, by key
         self._renewing: set[Link] = set()
         self._lacks: dict[Link, int] = {}  # the number of sent weights that it can't get, which was logged
@@ -72,7 +73,7 @@ class Replicas:
         self._handle.watch(changed)
 
     async def stop(self) -> None:
-        """End all streams: the replicas abort what they still run for this front."""
+        """End all connections: the replicas abort what they still run for this front."""
         self._handle.watch(lambda names: None)
         links, self.links = list(self.links.values()), {}
         for task in self._tasks:
@@ -92,27 +93,18 @@ class Replicas:
 
     async def ask(self, link: Link, message: Call) -> Outcome:
         """A replica's answer to a call."""
+        call = structs.replace(message, key=next(self.keys))
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._asked[message.key] = link, answer
-        call = asyncio.ensure_future(self._handle.call(link.name, self._front, encode(message)))
-        call.add_done_callback(ignore_error)  # which is handled here, unless the answer came first
-        answered = False
+        self._asked[call.key] = link, answer
         try:
-            both: set[asyncio.Future[Any]] = {call, answer}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                outcome = decode_outcome(call.result())
-                if isinstance(outcome, Failure):
-                    return outcome
-            result = await answer
-            answered = isinstance(result, Answer)  # the replica ends the call by itself
-            return result
-        except Exception as error:  # of what carries the call
-            return failed_call(error)
+            link.send(call)
+            outcome = await answer
+            return structs.replace(outcome, key=message.key) if isinstance(outcome, Answer) else outcome
+        except asyncio.CancelledError:
+            link.send(Abort(call.key))
+            raise
         finally:
-            if not answered:
-                call.cancel()
-            del self._asked[message.key]
+            del self._asked[call.key]
 
     # -- which ones there are ----------------------------------------------------------------
 
@@ -121,24 +113,30 @@ class Replicas:
         self._listed = names
         for name in names:
             if name not in self.links:
-                self.links[name] = Link(name, self._front, self._handle, self._receive, self._update)
+                self.links[name] = Link(name, self._handle, self._receive, self._update)
         for name in set(self.links).difference(names):
             self._retire(self.links[name])
 
-    def _receive(self, link: Link, message: Started | Progress | Answer) -> None:
-        if not isinstance(message, Answer):
-            self._receive_request(link, message)
-        elif message.key in self._asked and not (answer := self._asked[message.key][1]).done():
-            answer.set_result(message)
+    def _receive(self, link: Link, message: Result) -> None:
+        if isinstance(message, Answer):
+            self._answer([message.key], message)
+            return
+        if isinstance(message, Failure):
+            self._answer(message.keys, message)
+        self._receive_request(link, message)
+
+    def _answer(self, keys: Sequence[int], outcome: Outcome) -> None:
+        for key in keys:
+            if key in self._asked and not (answer := self._asked[key][1]).done():
+                answer.set_result(outcome)
 
     def _update(self, link: Link, message: State | Heartbeat | None) -> None:
-        """A replica has a new state or heartbeat; None: its stream has broken."""
+        """A replica has a new state or heartbeat; None: its connection has broken."""
         if message is None:
             self.broken += 1
             self._retire(link)
-            for asked, answer in self._asked.values():
-                if asked is link and not answer.done():
-                    answer.set_result(lost_with(link))
+            asked = [key for key, (replica, _) in self._asked.items() if replica is link]
+            self._answer(asked, Failure(asked, reason_of(link)))
             self._lost(link)
             self._start(self._open_again())
         elif self.links.get(link.name) is link:
@@ -176,7 +174,7 @@ class Replicas:
         self._follow(self._listed)
 
     def _retire(self, link: Link) -> None:
-        """Send nothing more to a replica, and close its stream when nothing of it is awaited."""
+        """Send nothing more to a replica, and close its connection when nothing of it is awaited."""
         if self.links.get(link.name) is not link:
             return
         del self.links[link.name]
@@ -224,7 +222,7 @@ class Replicas:
             arguments: dict[str, Any] = {"model_path": model.model_path, "weight_version": model.weight_version}
             arguments |= {"update_number": model.update_number}
             log.info("replica %s gets the weights of %s", link.name, model.model_path)
-            answer = await self.ask(link, Call(next(self._keys), "update_weights", "", arguments))
+            answer = await self.ask(link, Call(0, "update_weights", "", arguments))
             if not isinstance(answer, Answer) or answer.error is not None or not answer.value["success"]:
                 log.error("replica %s can't get the weights of %s: %s", link.name, model.model_path, answer)
                 await asyncio.sleep(RENEW_AGAIN)
@@ -236,20 +234,9 @@ class Replicas:
         task.add_done_callback(self._tasks.discard)
 
 
-def ignore_error(call: asyncio.Future[bytes]) -> None:
-    """Retrieve the error of a call that isn't awaited any more: asyncio would log it."""
-    if not call.cancelled():
-        call.exception()
-
-
-def failed_call(error: Exception) -> Failure:
-    """The failure of a call which Ray, or what else carries it, has lost."""
-    return Failure(engine_down(describe_error(error).splitlines()[0]).message, silent=True)
-
-
-def lost_with(link: Link) -> Failure:
-    """The failure of what a replica ran when its stream broke."""
-    return Failure(engine_down(f"replica {link.name}: {link.broken}").message, replica=link.name, silent=True)
+def reason_of(link: Link) -> str:
+    """What clients are told whose requests were lost with a replica."""
+    return engine_down(f"replica {link.name}: {link.broken}").message
 
 
 def _number(ready: Ready) -> int:

@@ -48,11 +48,11 @@ def running(config: Config) -> Iterator[Sequence[Any]]:
     count = sum(model.replicas or 1 for model in config.models)
     ours = "RAY_ADDRESS" not in os.environ
     # Ray's CPUs are only numbers. On a Ray of our own, replicas share the machine, as its user wants.
-    local: dict[str, Any] = {"num_cpus": count + 1, "include_dashboard": False} if ours else {}
+    own: dict[str, Any] = {"address": "local", "num_cpus": count + 1, "include_dashboard": False}
     gpus = 1 if config.engine.device.startswith("cuda") else 0
     resources = {"num_cpus": 1 if ours else config.engine.threads or 1, "num_gpus": gpus}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to Ray's makers
-    ray.init(**local, logging_level="warning", namespace="serve")
+    ray.init(**(own if ours else {}), logging_level="warning", namespace="serve")
     try:
         ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
         yield [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -27,8 +26,7 @@ class ReplicaTransport:
         """``handles``: one for each model, in the order of the configuration."""
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._deliver = deliver
-        front = uuid.uuid4().hex
-        self._groups = [Group(front, handle, deliver, down, self._changed) for handle in handles]
+        self._groups = [Group(handle, deliver, down, self._changed) for handle in handles]
         self._ready: Ready | None = None  # of all groups
         self._up = asyncio.Event()  # a replica of each model has been up
 

@@ -10,6 +10,7 @@ import pytest
 
 from trunkline.core.client.supervisor import WatchdogLimits
 from trunkline.core.cluster import replicas
+from trunkline.core.engine.messages import Call
 from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.server.two_phases import update_all
 from trunkline.core.types import Submission, on_replica
@@ -33,17 +34,18 @@ def versions(client: Any) -> list[Any]:
     return [(model.model_path, model.weight_version, model.update_number) for model in client.models]
 
 
-def lose(relay: Any, control: bytes) -> None:
-    """Calls of a control don't reach the replica."""
-    call = relay.call
+def lose(relay: Any, control: str) -> None:
+    """The connection ends when a front calls a control, before the replica gets the call."""
+    receive = relay.receive
 
-    async def cut(front: str, body: bytes) -> bytes:
-        if control in body:
-            raise ConnectionError("cut")
-        answer: bytes = await call(front, body)
-        return answer
+    def cut(front: Any, messages: list[Any]) -> None:
+        if any(isinstance(message, Call) and message.control == control for message in messages):
+            relay.receive = receive
+            front.abort()
+        else:
+            receive(front, messages)
 
-    relay.call = cut
+    relay.receive = cut
 
 
 @pytest.mark.parametrize("late", [{}, {"r0": 0.2}, {"r1": 0.2, "r2": 0.1}])
@@ -53,7 +55,7 @@ async def test_all_replicas_load_and_then_all_apply(
     client, started = await cluster(3)
     other = await started.front(handle(started.handle.relays))
     await until(lambda: len(serving(other)) == 3)
-    started.handle.slow = late
+    started.handle.delay(**late)
     assert await update_all(client, "update_weights", "m", **NEW) == {"success": True, "message": "applied"}
     await asyncio.sleep(0.5)
     for front in (client, other):
@@ -81,8 +83,8 @@ async def test_one_refuses_and_none_changes(
 
 async def test_one_is_lost_while_it_loads_and_none_changes(cluster: Callable[..., Any], until: Any) -> None:
     client, started = await cluster(2, limits=SHORT)
-    lose(started.handle.relays["r1"], b"update_weights")
-    with pytest.raises(EngineDown, match="cut"):
+    lose(started.handle.relays["r1"], "update_weights")
+    with pytest.raises(EngineDown, match="replica r1"):
         await update_all(client, "update_weights", "m", **NEW)
     assert versions(client) == [("m", "default", 0)]
     assert await calls_of(client, "r0") == ["update_weights", "cancel_update"]
@@ -90,10 +92,10 @@ async def test_one_is_lost_while_it_loads_and_none_changes(cluster: Callable[...
 
 async def test_one_is_lost_when_it_should_apply_them(cluster: Callable[..., Any], until: Any) -> None:
     client, started = await cluster(2)
-    lose(started.handle.relays["r1"], b"commit_update")
+    lose(started.handle.relays["r1"], "commit_update")
     assert (await update_all(client, "update_weights", "m", **NEW))["success"]
     await until(lambda: serving(client) == ["r0", "r1"])  # it has loaded them again
-    assert await calls_of(client, "r1") == ["update_weights", "update_weights"]
+    assert await calls_of(client, "r1") == ["update_weights", "cancel_update", "update_weights"]
     assert versions(client) == [("new", "2", 1)]
 
 
@@ -116,7 +118,7 @@ async def test_a_replica_that_comes_later_gets_the_weights_first(
     assert versions(client) == [("new", "2", 1)]
     # A front that comes later sees the old weights of one that comes later still, perhaps first.
     second = handle(started.handle.relays)
-    second.slow = {"r0": 0.3, "late": 0.3}
+    second.delay(r0=0.3, late=0.3)
     await started.add("later")
     front = await started.front(second)
     await until(lambda: len(serving(front)) == len(serving(client)) == 3)
@@ -181,11 +183,11 @@ async def test_a_front_that_is_gone_holds_no_update(cluster: Callable[..., Any],
     with on_replica("r0"):
         await client.call("update_weights", model="m", **NEW, hold="token", update_number=1)
     relay = started.handle.relays["r0"]
-    assert relay._held
-    started.handle.cut.add("r0")
+    assert relay._held._held
+    await started.handle.cut("r0")
     await until(lambda: not relay._fronts)
-    assert not relay._held
-    started.handle.cut.clear()
+    assert not relay._held._held
+    started.handle.mend()
     await until(lambda: client.transport.up)
     assert await calls_of(client, "r0") == ["update_weights", "cancel_update"]
     with pytest.raises(RequestError, match="nothing is held"):
@@ -198,7 +200,7 @@ async def test_only_requests_of_the_replica_that_changes_get_the_new_label(
     client, started = await cluster(2)
     replies = []
     for name in ("r0", "r1"):
-        started.handle.accepts = {name}
+        started.prefer(name)
         [reply] = client.submit("m", "echo", [Submission(prompt=[1], params=params(n=200, delay=0.01), rid=name)])
         await reply.wait()
         replies.append(reply)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from trunkline.core.client.supervisor import WatchdogLimits
-from trunkline.core.cluster import replicas
-from trunkline.core.cluster.messages import decode_submit
-from trunkline.core.engine.messages import Started
+from trunkline.core.cluster import link, replicas
+from trunkline.core.cluster.messages import Hello, decode_address
+from trunkline.core.engine.messages import Abort, Call, Started, frame
 from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.types import Submission
 
@@ -29,7 +30,7 @@ async def test_requests_run_on_all_replicas(cluster: Callable[..., Any], params:
     await asyncio.gather(*(reply.result() for reply in replies))
     assert [reply.tokens for reply in replies] == [[10 * n + 1, 10 * n + 2] * 2 for n in range(8)]
     assert [reply.cached_tokens for reply in replies] == [1] * 8
-    assert set(started.handle.submitted) == {"r0", "r1"}
+    assert set(started.submitted) == {"r0", "r1"}
 
 
 async def test_an_abort_reaches_the_replica(cluster: Callable[..., Any], params: Any, until: Any) -> None:
@@ -37,7 +38,7 @@ async def test_an_abort_reaches_the_replica(cluster: Callable[..., Any], params:
     reply = submit(client, [1], params(n=1000, delay=0.01))
     await reply.wait()
     reply.cancel()
-    relay = started.handle.relays[started.handle.submitted[0]]
+    relay = started.handle.relays[started.submitted[0]]
     await until(lambda: not relay._jobs)
     assert reply.finish["type"] == "abort"
 
@@ -45,20 +46,20 @@ async def test_an_abort_reaches_the_replica(cluster: Callable[..., Any], params:
 async def test_a_request_that_gave_nothing_runs_elsewhere(cluster: Callable[..., Any], params: Any, until: Any) -> None:
     client, started = await cluster(2, limits=SHORT)
     reply = submit(client, [1, 2], params(n=4, queue=0.5))
-    await until(lambda: len(started.handle.submitted) == 1)
-    first = started.handle.submitted[0]
+    await until(lambda: len(started.submitted) == 1)
+    first = started.submitted[0]
     await started.handle.relays[first].stop()  # its engine is gone
     await reply.result()
     assert reply.tokens == [1, 2, 1, 2]
-    assert len(set(started.handle.submitted)) == 2
+    assert len(set(started.submitted)) == 2
 
 
 async def test_a_request_with_results_fails_at_once(cluster: Callable[..., Any], params: Any) -> None:
     client, started = await cluster(2, limits=SHORT)
     lost = submit(client, [1], params(n=1000, delay=0.01), "lost")
     await lost.wait()
-    first = started.handle.submitted[0]
-    started.handle.accepts = {"r0", "r1"} - {first}
+    first = started.submitted[0]
+    started.prefer(*{"r0", "r1"} - {first})
     kept = submit(client, [2], params(n=50, delay=0.01), "kept")
     await started.handle.relays[first].stop()
     with pytest.raises(EngineDown) as caught:
@@ -68,16 +69,16 @@ async def test_a_request_with_results_fails_at_once(cluster: Callable[..., Any],
     assert kept.tokens == [2] * 50
 
 
-async def test_a_stream_that_breaks_loses_the_replica(cluster: Callable[..., Any], params: Any) -> None:
+async def test_a_connection_that_breaks_loses_the_replica(cluster: Callable[..., Any], params: Any, until: Any) -> None:
     client, started = await cluster(2)
     lost = submit(client, [1], params(n=1000, delay=0.01))
     await lost.wait()
-    first = started.handle.submitted[0]
-    started.handle.cut.add(first)
-    with pytest.raises(EngineDown, match="the stream was cut"):
+    first = started.submitted[0]
+    await started.handle.cut(first)
+    with pytest.raises(EngineDown, match=f"replica {first}"):
         await lost.result()
     assert client.transport.replicas == [name for name in ("r0", "r1") if name != first]
-    assert not started.handle.relays[first]._jobs  # it was aborted there
+    await until(lambda: not started.handle.relays[first]._jobs)  # it was aborted there
     assert client.transport.restarts == 1
 
 
@@ -98,15 +99,15 @@ async def test_a_replica_that_drains_finishes_its_requests(
     client, started = await cluster(2)
     reply = submit(client, [1], params(n=40, delay=0.02), "r1")
     await reply.wait()
-    first = started.handle.submitted[0]
+    first = started.submitted[0]
     other = {"r0": "r1", "r1": "r0"}[first]
     started.handle.show(other)
     await until(lambda: client.transport.replicas == [other])
     await submit(client, [1], params(), "r2").result()
-    assert started.handle.submitted[1] == other
+    assert started.submitted[1] == other
     await reply.result()
     assert reply.tokens == [1] * 40
-    await until(lambda: not started.handle.relays[first]._fronts)  # its stream was closed
+    await until(lambda: not started.handle.relays[first]._fronts)  # its connection was closed
 
 
 async def test_two_fronts_share_replicas(
@@ -118,48 +119,47 @@ async def test_two_fronts_share_replicas(
     await asyncio.gather(*(reply.result() for reply in replies))
     assert [reply.tokens for reply in replies] == [[0] * 5, [1] * 5]
     await second.stop()
-    await until(lambda: list(started.handle.relays["r0"]._fronts) == [client.transport._groups[0]._front])
+    await until(lambda: len(started.handle.relays["r0"]._fronts) == 1)
+    await submit(client, [3], params()).result()
 
 
 async def test_messages_of_a_lost_attempt_are_not_delivered(
     cluster: Callable[..., Any], params: Any, until: Any
 ) -> None:
     client, started = await cluster(2, limits=SHORT)
-    started.handle.slow = {"r0": 0.5}
-    started.handle.accepts = {"r0"}
+    started.handle.delay(r0=0.5)
+    started.prefer("r0", "r1")
     reply = submit(client, [1, 2], params(n=100, delay=0.02))
     await until(lambda: bool(started.handle.relays["r0"]._jobs))
     await asyncio.sleep(0.2)  # it has results, which the front hasn't
-    started.handle.accepts = None
-    await started.handle.relays["r0"].stop()
+    await started.handle.cut("r0")
     await reply.result()
     assert reply.tokens == [1, 2] * 50
-    assert started.handle.submitted == ["r0", "r1"]
+    assert started.submitted == ["r0", "r1"]
 
 
-async def test_a_last_message_that_is_lost_with_its_stream(
+async def test_a_last_message_that_is_lost_with_its_connection(
     cluster: Callable[..., Any], params: Any, until: Any
 ) -> None:
     client, started = await cluster(2)
-    started.handle.slow = {"r0": 0.3, "r1": 0.3}
-    started.handle.accepts = {"r0"}
+    started.handle.delay(r0=0.3, r1=0.3)
+    started.prefer("r0", "r1")
     reply = submit(client, [1, 2], params(n=2))
-    await until(lambda: started.handle.submitted == ["r0"] and not started.handle.relays["r0"]._jobs)
-    started.handle.accepts = None
-    started.handle.cut.add("r0")
+    await until(lambda: started.submitted == ["r0"] and not started.handle.relays["r0"]._jobs)
+    await started.handle.cut("r0")
     await reply.result()
     assert reply.tokens == [1, 2]
-    assert started.handle.submitted == ["r0", "r1"]
+    assert started.submitted == ["r0", "r1"]
 
 
-async def test_a_stream_is_opened_again(
+async def test_a_connection_is_made_again(
     cluster: Callable[..., Any], params: Any, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replicas, "AGAIN", 0.05)
     client, started = await cluster(1)
-    started.handle.cut.add("r0")
-    await until(lambda: client.transport.restarts > 0)
-    started.handle.cut.clear()
+    await started.handle.cut("r0")
+    await until(lambda: client.transport.restarts > 1)  # it was tried in vain
+    started.handle.mend()
     await until(lambda: client.transport.up)
     await submit(client, [1], params()).result()
 
@@ -196,29 +196,24 @@ async def test_a_request_that_replicas_are_lost_with_is_stopped(
     cluster: Callable[..., Any], params: Any, until: Any
 ) -> None:
     client, started = await cluster(4)
-    for name in ("r0", "r1", "r2", "r3"):
-        started.handle.relays[name].submit = _start_and_hang(started.handle.relays[name])  # type: ignore[method-assign]
-    reply = submit(client, [1], params(queue=60.0))
+    for relay in started.handle.relays.values():
+        relay._forward = _start_and_hang  # type: ignore[method-assign]
+    reply = submit(client, [1], params())
     for count in (1, 2):
-        await until(lambda count=count: len(started.handle.submitted) == count)  # type: ignore[misc]
+        await until(lambda count=count: len(started.submitted) == count)  # type: ignore[misc]
         job = next(iter(client.transport._groups[0]._jobs.values()))
-        await until(lambda job=job: job.link is not None)  # type: ignore[misc]
-        started.handle.cut.add(started.handle.submitted[-1])
+        await until(lambda job=job: job.begun)  # type: ignore[misc]
+        await started.handle.cut(started.submitted[-1])
     with pytest.raises(EngineDown):
         await reply.result()
-    assert len(started.handle.submitted) == 2
+    assert len(started.submitted) == 2
     assert list(client._suspects._deaths.values()) == [1]
 
 
-def _start_and_hang(relay: Any) -> Callable[..., Any]:
-    """A request is started, and has no result."""
-
-    async def submit(front: str, body: bytes) -> bytes:
-        relay._fronts[front].send(Started(decode_submit(body).key, 0))
-        await asyncio.sleep(60)
-        return b""
-
-    return submit
+def _start_and_hang(front: Any, message: Any) -> Abort:
+    """A request is started, and has no result: the engine gets something that it ignores."""
+    front.send(Started(message.key, 0))
+    return Abort(0)
 
 
 async def test_a_request_that_replicas_refuse_is_no_suspect(
@@ -229,5 +224,59 @@ async def test_a_request_that_replicas_refuse_is_no_suspect(
         relay.engine.up = False  # the front doesn't know yet
     with pytest.raises(EngineDown):
         await submit(client, [1], params()).result()
-    assert len(set(started.handle.submitted)) >= 2
+    assert len(set(started.submitted)) >= 2
     assert not client._suspects._deaths
+
+
+async def test_all_requests_of_a_lost_replica_fail_together(
+    cluster: Callable[..., Any], params: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, started = await cluster(2)
+    started.prefer("r0")
+    replies = [submit(client, [n], params(n=1000, delay=0.01), f"r{n}") for n in range(20)]
+    for reply in replies:
+        await reply.wait()
+    group, told = client.transport._groups[0], []
+    down = group._down
+    monkeypatch.setattr(group, "_down", lambda *arguments: (told.append(arguments), down(*arguments)))
+    await started.handle.cut("r0")
+    results = await asyncio.gather(*(reply.result() for reply in replies), return_exceptions=True)
+    assert all(isinstance(result, EngineDown) for result in results)
+    assert len(told) == 1
+
+
+async def test_a_silent_replica_is_lost(
+    cluster: Callable[..., Any], params: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "LOST", 0.5)
+    monkeypatch.setattr(link, "TICK", 0.05)
+    client, started = await cluster(2)
+    started.prefer("r0", "r1")
+    kept = submit(client, [1, 2], params(n=4, queue=1.0))
+    started.handle.delay(r0=60.0)
+    await kept.result()
+    assert kept.tokens == [1, 2, 1, 2]
+    assert started.submitted == ["r0", "r1"]
+
+
+async def test_only_fronts_with_a_ticket_are_accepted(cluster: Callable[..., Any]) -> None:
+    client, started = await cluster(1)
+    relay = started.handle.relays["r0"]
+    attached = relay.attach()
+    address = decode_address(await anext(attached))
+    call = Call(1, "flush_cache", "", {})
+    too_long = (1 << 20).to_bytes(4, "little")
+    refused = [[Hello(b"x" * 32)], [call], [Hello(b""), call]]
+    for first in (*map(frame, refused), too_long, b"\x04\0\0\0abcd", frame([Hello(address.ticket)])):
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(first)
+        answer = await reader.read(4)
+        writer.close()
+        assert bool(answer) == (first == frame([Hello(address.ticket)]))
+    with contextlib.suppress(StopAsyncIteration):  # it has ended with its connection
+        await anext(attached)
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(frame([Hello(address.ticket)]))
+    assert await reader.read() == b""  # a ticket is for one connection
+    writer.close()
+    assert await client.call("flush_cache") is True

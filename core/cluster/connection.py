@@ -1,0 +1,57 @@
+"""``Connection``: one end of the connection between a front and a replica."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from trunkline.core.engine.channel import Unsent
+from trunkline.core.engine.frame_protocol import FrameProtocol
+from trunkline.core.engine.messages import frames
+
+
+class Connection(FrameProtocol):
+    """Sends messages in the order of :meth:`send`, those of a turn of the event loop in one frame: a pass of the engine
+    is one frame. While the peer doesn't read, results of a request are merged, as the engine does.
+
+    ``decode``: a frame's messages. ``receive_messages`` gets them.
+    """
+
+    ended = "the connection was lost"
+
+    def __init__(self, decode: Callable[[bytes], list[Any]], receive_messages: Callable[[list[Any]], None]) -> None:
+        super().__init__()
+        self._decode, self._receive_messages = decode, receive_messages
+        self._unsent = Unsent()
+        self._scheduled = False
+        self._peer_reads = True
+
+    def receive(self, body: bytes) -> None:
+        self._receive_messages(self._decode(body))
+
+    def send(self, message: Any) -> None:
+        """Send a message; dropped when the connection has ended."""
+        self._unsent.add(message)
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def close(self) -> None:
+        """Send what is unsent, then end the connection."""
+        self._flush()
+        if self._transport is not None:
+            self._transport.close()
+
+    def pause_writing(self) -> None:
+        self._peer_reads = False
+
+    def resume_writing(self) -> None:
+        self._peer_reads = True
+        self._flush()
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._unsent and self._peer_reads:
+            for data in frames(self._unsent.take()):
+                self.write(data)
