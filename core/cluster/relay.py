@@ -32,7 +32,7 @@ TICK = 0.2  # seconds between looks at the engine's state and heartbeat
 CONNECT_SECONDS = 30.0  # in which a front must use its ticket, and say hello
 
 
-class Front(Connection):
+class FrontConnection(Connection):
     """The connection of a front.
 
     ``accepted``: it has shown a ticket. ``keys``: the engine's keys of what it runs, by the front's. ``state``,
@@ -63,11 +63,11 @@ class Front(Connection):
 
 
 @dataclass(slots=True)
-class Job:
+class Forwarded:
     """A request or call of a front, which knows it by ``key``. ``call``: None for a request."""
 
     key: int
-    front: Front
+    front: FrontConnection
     call: Call | None
 
 
@@ -82,10 +82,10 @@ class Relay:
         self._host, self._port = "", 0
         self._server: asyncio.Server | None = None
         self._ticker: asyncio.Task[None] | None = None
-        self._tickets: dict[bytes, asyncio.Future[Front]] = {}  # of fronts that haven't connected yet
+        self._tickets: dict[bytes, asyncio.Future[FrontConnection]] = {}  # of fronts that haven't connected yet
         self._keys = itertools.count(1)  # the engine's: keys of several fronts may be equal
-        self._jobs: dict[int, Job] = {}
-        self._fronts: set[Front] = set()
+        self._jobs: dict[int, Forwarded] = {}
+        self._fronts: set[FrontConnection] = set()
         self._held = HeldUpdates()
 
     async def start(self, host: str) -> None:
@@ -94,7 +94,7 @@ class Relay:
         ModelError when the engine can't start.
         """
         await self.engine.start()
-        self._server = await asyncio.get_running_loop().create_server(lambda: Front(self), host, 0)
+        self._server = await asyncio.get_running_loop().create_server(lambda: FrontConnection(self), host, 0)
         self._host, self._port = self._server.sockets[0].getsockname()[:2]
         self._ticker = asyncio.create_task(self._tick(), name="state of the engine")
 
@@ -113,7 +113,7 @@ class Relay:
     async def attach(self) -> AsyncGenerator[bytes]:
         """Gives the :class:`Address` for one connection, and ends with it: its end aborts the front's jobs."""
         ticket = secrets.token_bytes(32)
-        connected: asyncio.Future[Front] = asyncio.get_running_loop().create_future()
+        connected: asyncio.Future[FrontConnection] = asyncio.get_running_loop().create_future()
         self._tickets[ticket] = connected
         try:
             yield encode_address(Address(self._host, self._port, ticket))
@@ -125,7 +125,7 @@ class Relay:
             if connected.done():
                 connected.result().abort()
 
-    def receive(self, front: Front, messages: list[ToReplica]) -> None:
+    def receive(self, front: FrontConnection, messages: list[ToReplica]) -> None:
         """Messages of a front have arrived. ValueError for a wrong ticket."""
         forwarded: list[Any] = []
         for message in messages:
@@ -142,7 +142,7 @@ class Relay:
         if forwarded:
             self.engine.write(forwarded)
 
-    def _accept(self, front: Front, hello: Hello) -> None:
+    def _accept(self, front: FrontConnection, hello: Hello) -> None:
         connected = self._tickets.pop(hello.ticket, None)
         if connected is None:
             raise ValueError("a connection has no valid ticket")
@@ -151,9 +151,9 @@ class Relay:
         self._fronts.add(front)
         self._send_state(front)
 
-    def _forward(self, front: Front, message: Submit | Call) -> Submit | Call:
+    def _forward(self, front: FrontConnection, message: Submit | Call) -> Submit | Call:
         """The message for the engine, under a key of its own."""
-        job = Job(message.key, front, message if isinstance(message, Call) else None)
+        job = Forwarded(message.key, front, message if isinstance(message, Call) else None)
         if job.call is not None:
             self._held.begin(front, job.call)
         message.key = next(self._keys)
@@ -161,7 +161,7 @@ class Relay:
         front.keys[job.key] = message.key
         return message
 
-    def _abort(self, front: Front, key: int) -> list[Abort | Call]:
+    def _abort(self, front: FrontConnection, key: int) -> list[Abort | Call]:
         """What the engine must be told."""
         engine_key = front.keys.pop(key, None)
         if engine_key is None:
@@ -169,7 +169,7 @@ class Relay:
         job = self._jobs.pop(engine_key)
         return [Abort(engine_key)] if job.call is None else self._cancels(self._held.abandon(job.call))
 
-    def drop(self, front: Front) -> None:
+    def drop(self, front: FrontConnection) -> None:
         """A front is gone: abort its jobs, and weight updates that it will never commit."""
         self._fronts.discard(front)
         messages = [message for key in list(front.keys) for message in self._abort(front, key)]
@@ -216,7 +216,7 @@ class Relay:
         for front in self._fronts:
             self._send_state(front)
 
-    def _send_state(self, front: Front) -> None:
+    def _send_state(self, front: FrontConnection) -> None:
         """Send the engine's state and heartbeat, if they have changed."""
         engine, last = self.engine, front.state
         state = State(engine.up, engine.healthy, engine.restarts, engine.ready)

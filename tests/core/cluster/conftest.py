@@ -13,7 +13,7 @@ from trunkline.core.client.client import Client
 from trunkline.core.client.supervisor import WatchdogLimits, supervised
 from trunkline.core.cluster.handle import Attachment
 from trunkline.core.cluster.messages import Address, decode_address, encode_address
-from trunkline.core.cluster.relay import Front, Relay
+from trunkline.core.cluster.relay import FrontConnection, Relay
 from trunkline.core.cluster.transport import ReplicaTransport
 from trunkline.core.config import Config
 from trunkline.core.engine.messages import Submit
@@ -135,7 +135,7 @@ class Cluster:
         relay = self.handle.relays[name] = Relay(connect)
         receive = relay.receive
 
-        def record(front: Front, messages: list[Any]) -> None:
+        def record(front: FrontConnection, messages: list[Any]) -> None:
             self.submitted += [name for message in messages if isinstance(message, Submit)]
             receive(front, messages)
 

@@ -187,6 +187,7 @@ async def test_a_front_that_is_gone_holds_no_update(cluster: Callable[..., Any],
     await started.handle.cut("r0")
     await until(lambda: not relay._fronts)
     assert not relay._held._held
+    await until(lambda: client.transport.restarts > 0)
     started.handle.mend()
     await until(lambda: client.transport.up)
     assert await calls_of(client, "r0") == ["update_weights", "cancel_update"]
