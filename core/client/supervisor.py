@@ -76,7 +76,6 @@ class Supervisor:
         self.beat = Heartbeat(0.0)
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._config = config
-        self._paused: list[bool] = []  # models, in the order of the configuration
         self._deliver = deliver
         self._down = down
         self._command = command
@@ -143,7 +142,7 @@ class Supervisor:
         try:
             process = await EngineProcess.spawn(
                 self._command,
-                {"config": self._config, "paused": self._paused, "update_numbers": self._update_numbers()},
+                {"config": self._config, **self._kept()},
                 self._receive,
             )
         except OSError as error:
@@ -164,10 +163,13 @@ class Supervisor:
             self._loading.close()
             self.up, self._process = False, None
 
-    def _update_numbers(self) -> list[int]:
-        """The numbers of the models' weights, as far as another engine loads the same."""
-        models = () if self.ready is None else self.ready.models
-        return [0 if model.weights_sent else model.update_number for model in models]
+    def _kept(self) -> dict[str, Any]:
+        """What an engine has of the one before it: which models are paused, and the numbers of their weights, as far as
+        it loads the same."""
+        if self.ready is None:
+            return {"paused": [], "update_numbers": []}
+        numbers = [0 if model.weights_sent else model.update_number for model in self.ready.models]
+        return {"paused": self.ready.paused, "update_numbers": numbers}
 
     async def _watch(self, process: EngineProcess) -> str:
         """Return the reason when the process is lost or must be replaced."""
@@ -226,11 +228,10 @@ class Supervisor:
                 self._deliver(message)
 
     def _change(self, message: ModelsChanged) -> None:
-        """Update what is served, which models are paused, and the configuration with which an engine is restarted."""
+        """Update what is served, and the configuration with which an engine is restarted."""
         if self.ready is not None:
             self.ready = self.ready.after(message)
         self._config = {**self._config, "models": message.settings}
-        self._paused = message.paused
         self._deliver(message)
 
 

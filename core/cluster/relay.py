@@ -28,6 +28,9 @@ from .connection import Connection
 from .held import HeldUpdates
 from .messages import Address, Failure, Hello, State, ToReplica, decode_for_replica, encode_address
 
+# A control that the engine doesn't know: ``prefix`` and ``everything`` as :meth:`.EngineClient.abort`. The answer is how
+# many requests it aborts, of all fronts.
+ABORT_REQUESTS = "abort_requests"
 TICK = 0.2  # seconds between looks at the engine's state and heartbeat
 CONNECT_SECONDS = 30.0  # in which a front must use its ticket, and say hello
 
@@ -64,11 +67,12 @@ class FrontConnection(Connection):
 
 @dataclass(slots=True)
 class Forwarded:
-    """A request or call of a front, which knows it by ``key``. ``call``: None for a request."""
+    """A request or call of a front, which knows it by ``key``. ``call``: None for a request, which has a ``rid``."""
 
     key: int
     front: FrontConnection
     call: Call | None
+    rid: str
 
 
 class Relay:
@@ -135,6 +139,8 @@ class Relay:
                 raise ValueError("a message came before the ticket")
             elif isinstance(message, Abort):
                 forwarded += self._abort(front, message.key)
+            elif isinstance(message, Call) and message.control == ABORT_REQUESTS:
+                forwarded += self._abort_named(front, message)
             elif not self.engine.up:
                 front.send(Failure([message.key], self.engine.unavailable().message))
             else:
@@ -153,9 +159,11 @@ class Relay:
 
     def _forward(self, front: FrontConnection, message: Submit | Call) -> Submit | Call:
         """The message for the engine, under a key of its own."""
-        job = Forwarded(message.key, front, message if isinstance(message, Call) else None)
-        if job.call is not None:
-            self._held.begin(front, job.call)
+        if isinstance(message, Call):
+            job = Forwarded(message.key, front, message, "")
+            self._held.begin(front, message)
+        else:
+            job = Forwarded(message.key, front, None, message.rid)
         message.key = next(self._keys)
         self._jobs[message.key] = job
         front.keys[job.key] = message.key
@@ -168,6 +176,14 @@ class Relay:
             return []  # it has ended
         job = self._jobs.pop(engine_key)
         return [Abort(engine_key)] if job.call is None else self._cancels(self._held.abandon(job.call))
+
+    def _abort_named(self, front: FrontConnection, call: Call) -> list[Abort]:
+        """Answer a call of :data:`ABORT_REQUESTS`. What the engine must be told; it answers the fronts' requests."""
+        prefix, everything = call.arguments["prefix"], call.arguments["everything"]
+        requests = [(key, job.rid) for key, job in self._jobs.items() if job.call is None]
+        aborts = [Abort(key) for key, rid in requests if everything or (prefix and rid.startswith(prefix))]
+        front.send(Answer(call.key, len(aborts)))
+        return aborts
 
     def drop(self, front: FrontConnection) -> None:
         """A front is gone: abort its jobs, and weight updates that it will never commit."""

@@ -1,4 +1,4 @@
-"""``Replicas``: which replicas of a model there are, and which of them have the weights that are served."""
+"""``Replicas``: which replicas of a model there are, and which of them get requests."""
 
 from __future__ import annotations
 
@@ -12,29 +12,25 @@ from msgspec import structs
 
 from trunkline.core.client.replies import engine_down
 from trunkline.core.engine.messages import Abort, Answer, Call, Heartbeat, Progress, Ready, Started
-from trunkline.core.types import ServedModel
 
 from .handle import Handle
 from .link import Link, Result
 from .messages import Failure, State
+from .renewal import Renewal
 from .routing import PrefixRouting
 
 log = logging.getLogger("trunkline.cluster")
 
 AGAIN = 1.0  # seconds after which a connection that has broken is opened again
-RENEW_AGAIN = 10.0  # seconds after which a replica that couldn't load the weights that are served tries it again
 DRAIN_TICK = 0.1  # seconds between looks at whether a replica that drains has finished
 
 Outcome = Answer | Failure
 
 
 class Replicas:
-    """Follows the replicas of a model, and gives those that come late the weights that are served.
-
-    These are the ones with the highest number (:attr:`.ServedModel.update_number`).
+    """Follows the replicas of a model.
 
     * ``links``: the connections to the replicas that Ray lists.
-    * ``ready``: what a replica with the weights that are served said last; None until one is ready.
     * ``broken``: how many connections have broken.
     * ``keys``: of all that is sent to replicas.
     """
@@ -50,17 +46,15 @@ class Replicas:
         """``receive`` gets messages about requests. ``lost`` is called with a replica whose connection has broken, and
         ``changed`` when one has come, gone, or has another state. ``busy``: whether it runs requests of this front."""
         self.links: dict[str, Link] = {}
-        self.ready: Ready | None = None
         self.broken = 0
         self.keys = itertools.count(1)
         self.routing = PrefixRouting()
         self._handle = handle
         self._receive_request, self._lost, self._busy, self._changed = receive, lost, busy, changed
         self._listed: Sequence[str] = ()
-        self._known: dict[Link, Ready] = {}  # what those in ``links`` serve, once they are ready
+        self._known: dict[Link, State] = {}  # of those in ``links`` that are ready
+        self._renewal = Renewal(self.links, self.ask)
         self._asked: dict[int, tuple[Link, asyncio.Future[Outcome]]] = {}  # the calls that run, by key
-        self._renewing: set[Link] = set()
-        self._lacks: dict[Link, int] = {}  # the number of sent weights that it can't get, which was logged
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -75,10 +69,17 @@ class Replicas:
     async def stop(self) -> None:
         """End all connections: the replicas abort what they still run for this front."""
         self._handle.watch(lambda names: None)
-        links, self.links = list(self.links.values()), {}
+        links = list(self.links.values())
+        self.links.clear()
         for task in self._tasks:
             task.cancel()
+        await self._renewal.stop()
         await asyncio.gather(*self._tasks, *(link.close() for link in links), return_exceptions=True)
+
+    @property
+    def ready(self) -> Ready | None:
+        """What a replica that gets requests said last; None until one is ready."""
+        return self._renewal.ready
 
     @property
     def names(self) -> list[str]:
@@ -88,7 +89,7 @@ class Replicas:
     @property
     def up(self) -> list[Link]:
         """Those that get requests: healthy ones, or if there are none, all whose engine is up."""
-        served = [link for link in self.links.values() if link.up and self._is_current(link)]
+        served = [link for link in self.links.values() if link.up and self._renewal.is_current(link)]
         return [link for link in served if link.healthy] or served
 
     async def ask(self, link: Link, message: Call) -> Outcome:
@@ -99,6 +100,8 @@ class Replicas:
         try:
             link.send(call)
             outcome = await answer
+            if call.control == "flush_cache" and isinstance(outcome, Answer) and outcome.value is True:
+                self.routing.flush(link.name)
             return structs.replace(outcome, key=message.key) if isinstance(outcome, Answer) else outcome
         except asyncio.CancelledError:
             link.send(Abort(call.key))
@@ -144,30 +147,21 @@ class Replicas:
                 if link in self._known:
                     for load in message.loads:
                         self.routing.observe(link.name, load)
-                    self._renew(link)
+                    self._renewal.renew(link)
                 return
-            if link.ready is not None:
-                self._observe(link, link.ready)
+            if message.ready is not None:
+                self._observe(link, message, message.ready)
             self._changed(link)
 
-    def _observe(self, link: Link, ready: Ready) -> None:
-        """What a replica serves, and perhaps its weights or their label have changed."""
+    def _observe(self, link: Link, state: State, ready: Ready) -> None:
+        """What a replica serves, or something else of its state, has changed."""
         before = self._known.get(link)
-        self._known[link] = ready
+        self._known[link] = state
         if before is None:
             self.routing.add(link.name, ready.models[0].max_total_tokens)
-        elif before is not ready and _number(before) != _number(ready):
+        elif (before.restarts, _number(before)) != (state.restarts, _number(state)):
             self.routing.flush(link.name)
-        if self._is_newest(ready, before):
-            self.ready = ready
-
-    def _is_newest(self, ready: Ready, before: Ready | None) -> bool:
-        if self.ready is None or _number(ready) > _number(self.ready):
-            return True
-        if _number(ready) == _number(self.ready):
-            return before is not ready  # perhaps with another label
-        # Weights that were sent can't be had again when no replica has them any more.
-        return self.ready.models[0].weights_sent and not any(map(self._is_current, self.links.values()))
+        self._renewal.observe(ready, None if before is None else before.ready)
 
     async def _open_again(self) -> None:
         await asyncio.sleep(AGAIN)
@@ -180,8 +174,7 @@ class Replicas:
         del self.links[link.name]
         if self._known.pop(link, None) is not None:
             self.routing.remove(link.name)
-        self._renewing.discard(link)
-        self._lacks.pop(link, None)
+        self._renewal.forget(link)
         self._start(self._drain(link))
         self._changed(link)
 
@@ -191,42 +184,6 @@ class Replicas:
                 await asyncio.sleep(DRAIN_TICK)
         finally:
             await link.close()
-
-    # -- weights -----------------------------------------------------------------------------
-
-    def _is_current(self, link: Link) -> bool:
-        """Whether a replica has the weights that are served: no request may get those of another version."""
-        ready = link.ready
-        return self.ready is not None and ready is not None and _number(ready) == _number(self.ready)
-
-    def _renew(self, link: Link) -> None:
-        """Give a replica the weights that are served, if it has older ones: it was started after an update.
-
-        Called with heartbeats, so that replicas have time to apply an update one after another.
-        """
-        if self.ready is None or not link.up or link in self._renewing or self._is_current(link):
-            return
-        model = self.ready.models[0]
-        if not model.weights_sent:
-            self._renewing.add(link)
-            self._start(self._load_weights(link))
-        elif self._lacks.get(link) != model.update_number:
-            self._lacks[link] = model.update_number
-            log.error("replica %s lacks weights that were sent: it gets no requests until an update", link.name)
-
-    async def _load_weights(self, link: Link) -> None:
-        while self.links.get(link.name) is link and self.ready is not None and not self._is_current(link):
-            model: ServedModel = self.ready.models[0]
-            if model.weights_sent:
-                break
-            arguments: dict[str, Any] = {"model_path": model.model_path, "weight_version": model.weight_version}
-            arguments |= {"update_number": model.update_number}
-            log.info("replica %s gets the weights of %s", link.name, model.model_path)
-            answer = await self.ask(link, Call(0, "update_weights", "", arguments))
-            if not isinstance(answer, Answer) or answer.error is not None or not answer.value["success"]:
-                log.error("replica %s can't get the weights of %s: %s", link.name, model.model_path, answer)
-                await asyncio.sleep(RENEW_AGAIN)
-        self._renewing.discard(link)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -239,5 +196,5 @@ def reason_of(link: Link) -> str:
     return engine_down(f"replica {link.name}: {link.broken}").message
 
 
-def _number(ready: Ready) -> int:
-    return ready.models[0].update_number
+def _number(state: State) -> int:
+    return 0 if state.ready is None else state.ready.models[0].update_number

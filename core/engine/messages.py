@@ -78,11 +78,12 @@ class Ready(Struct, tag=True, array_like=True):
     models: list[ServedModel]
     plan: list[dict[str, Any]]  # rows of the memory plan
     seconds: dict[str, float]  # start-up phases
+    paused: list[bool] = []  # which models only collect requests
 
     def after(self, changed: ModelsChanged) -> Ready:
         """A copy with the models of ``changed``."""
         plan = [{**row, "model": model.name} for row, model in zip(self.plan, changed.models, strict=True)]
-        return structs.replace(self, models=changed.models, plan=plan)
+        return structs.replace(self, models=changed.models, plan=plan, paused=changed.paused)
 
 
 class ModelsChanged(Struct, tag=True, array_like=True):

@@ -57,7 +57,10 @@ def main() -> int:
         return 1
     for lane, update_number in zip(started.lanes, start_options.get("update_numbers", []), strict=False):
         lane.served = msgspec.structs.replace(lane.served, update_number=update_number)
+    for lane, paused in zip(started.lanes, start_options.get("paused", []), strict=False):
+        lane.paused = paused
     started.ready.models = [lane.served for lane in started.lanes]
+    started.ready.paused = [lane.paused for lane in started.lanes]
     sock.sendall(frame([started.ready]))
     gc.freeze()  # exempts models and modules from garbage collection, which would scan them each time
     from trunkline.core.engine.control.update_loader import UpdateLoader
@@ -68,8 +71,6 @@ def main() -> int:
     try:
         load_update = UpdateLoader(started.lanes, config, host)
         record = PassRecord(start_options.get("record", -1))
-        for lane, paused in zip(started.lanes, start_options.get("paused", []), strict=False):
-            lane.paused = paused
         interval = config.engine.decode_log_interval
         EngineLoop(started.lanes, SocketChannel(sock), started.controls, load_update, record, interval).run()
     except Exception:

@@ -31,6 +31,7 @@ aborted = []
 calls = []
 held = None
 former = []  # names
+paused = first["paused"] or [False] * len(models)
 applied = []  # the numbers of weights
 weights = {
     "update_number": first.get("update_numbers", [0])[0] if first.get("update_numbers") else 0,
@@ -78,7 +79,7 @@ def served(m):
 
 
 def changed():
-    return ModelsChanged([served(m) for m in models], models, [False])
+    return ModelsChanged([served(m) for m in models], models, paused)
 
 
 def apply(arguments):
@@ -113,6 +114,7 @@ def run(message):
     for i in range(n):
         time.sleep(params.get("delay", 0))
         if message.key in aborted:
+            send(Progress(message.key, [], finish={"type": "abort", "message": "Aborted"}))
             break
         finish = {"type": "length", "length": n} if i == n - 1 else None
         data = msgspec.msgpack.encode({"step": i})
@@ -121,13 +123,15 @@ def run(message):
 
 
 def call(message):
-    global beating, age, work, held
+    global beating, age, work, held, paused
     if message.control == "probe":
         send(Answer(message.key, {"type": "length"}))
     elif message.control == "flush_cache":
         send(Answer(message.key, not busy()))
     elif message.control in ("pause", "continue", "drain"):
         calls.append([message.control, message.model, message.arguments])
+        if message.control != "drain":
+            paused = [message.control == "pause"] * len(models)
         send(changed(), Answer(message.key))
     elif message.control == "calls":
         send(Answer(message.key, calls))
@@ -197,6 +201,7 @@ send(
         [served(m) for m in models],
         [{"model": served(m).name, "weight_bytes": 1, "kv_bytes": 2048, "tokens": 1000} for m in models],
         {"load": 0.1},
+        paused,
     )
 )
 threading.Thread(target=beat, daemon=True).start()

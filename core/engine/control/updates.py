@@ -203,7 +203,8 @@ class WeightUpdates:
         version = arguments.new_version
         if not lane.served.weights_sent:  # a restarted engine loads the folder's weights, which have their own label
             lane.settings = msgspec.structs.replace(lane.settings, weight_version=version)
-        lane.served = msgspec.structs.replace(lane.served, weight_version=version)
+        number = lane.served.update_number + 1
+        lane.served = msgspec.structs.replace(lane.served, weight_version=version, update_number=number)
         self.send_models()
         answer = {"success": True, "message": f"Weight version updated to {version}", "new_version": version}
         self._loop.send([Answer(call.key, answer)])

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Annotated
 
 from litestar import HttpMethod, Response, post, route
@@ -13,6 +14,7 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta, Struct
 
 from trunkline.core.client.models import ModelsQuery, named_model
+from trunkline.core.errors import EngineDown
 from trunkline.core.server.api.bodies import AnyRequest, empty_response, json_response, read_body
 from trunkline.core.server.api.body_limits import InvalidBody
 from trunkline.core.server.api.media_types import TEXT
@@ -60,6 +62,9 @@ def admin_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
         """Abort requests whose id starts with ``rid``, or all. They answer with their output so far."""
         body = await read_body(request, AbortBody)
         engine.abort(body.rid or "", everything=bool(body.abort_all))
+        if engine.replicas:  # they may run requests of other fronts
+            with suppress(EngineDown):
+                await engine.call("abort_requests", prefix=body.rid or "", everything=bool(body.abort_all))
         return empty_response()
 
     enable = admin | {"replicas": "first", "replies": {200: EnabledPlugin, 404: NativeError}}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trunkline.core.client.supervisor import WatchdogLimits
-from trunkline.core.cluster import replicas
+from trunkline.core.cluster import renewal
 from trunkline.core.engine.messages import Call
 from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.server.two_phases import update_all
@@ -144,9 +144,10 @@ async def test_sent_weights_outlive_a_pause_beside_a_replica_without_them(
     await update_all(client, "update_weights_from_tensor", "m", path="file", weight_version="sent")
     await started.add("late")
     await until(lambda: "late" in client.transport.replicas)
-    for name in ("late", "r0"):
-        with on_replica(name):
-            await client.call("pause", model="m")
+    for control in ("pause", "continue"):
+        for name in ("late", "r0"):
+            with on_replica(name):
+                await client.call(control, model="m")
     await asyncio.sleep(0.3)
     assert serving(client) == ["r0"]
     assert versions(client) == [("m", "sent", 1)]
@@ -168,7 +169,7 @@ async def test_sent_weights_that_no_replica_has_any_more(cluster: Callable[..., 
 async def test_a_replica_that_cannot_load_the_weights_gets_no_requests(
     cluster: Callable[..., Any], configure: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, until: Any
 ) -> None:
-    monkeypatch.setattr(replicas, "RENEW_AGAIN", 0.05)
+    monkeypatch.setattr(renewal, "AGAIN", 0.05)
     client, started = await cluster(1)
     await update_all(client, "update_weights", "m", **NEW)
     await started.add("late", configure({"model_path": "m", "chat_template": "new"}))
@@ -211,3 +212,33 @@ async def test_only_requests_of_the_replica_that_changes_get_the_new_label(
     assert replies[1].weight_version == "default"
     for reply in replies:
         reply.cancel()
+
+
+async def test_a_replica_that_comes_later_is_paused_and_continued_with_the_others(
+    cluster: Callable[..., Any], handle: type[Any], until: Any
+) -> None:
+    client, started = await cluster(1)
+    await client.call("pause", model="m", mode="retract")
+    await started.add("late")
+    await until(lambda: len(serving(client)) == 2)
+    assert all(relay.engine.ready.paused == [True] for relay in started.handle.relays.values())
+    # A front that comes later may see one that isn't paused first.
+    await started.add("later")
+    second = handle(started.handle.relays)
+    second.delay(r0=0.3, late=0.3)
+    front = await started.front(second)
+    await until(lambda: len(serving(front)) == len(serving(client)) == 3)
+    assert all(relay.engine.ready.paused == [True] for relay in started.handle.relays.values())
+    await client.call("continue", model="m")
+    await until(lambda: not any(relay.engine.ready.paused[0] for relay in started.handle.relays.values()))
+    await until(lambda: len(serving(front)) == len(serving(client)) == 3)
+
+
+async def test_an_engine_that_is_started_again_is_still_paused(cluster: Callable[..., Any], until: Any) -> None:
+    client, started = await cluster(1, limits=SHORT)
+    await client.call("pause", model="m")
+    with pytest.raises(EngineDown):
+        await client.call("die", model="m")
+    await until(lambda: started.handle.relays["r0"].engine.restarts == 1 and serving(client) == ["r0"])
+    assert started.handle.relays["r0"].engine.ready.paused == [True]
+    assert client.transport._groups[0].replicas._renewal.paused

@@ -280,3 +280,42 @@ async def test_only_fronts_with_a_ticket_are_accepted(cluster: Callable[..., Any
     assert await reader.read() == b""  # a ticket is for one connection
     writer.close()
     assert await client.call("flush_cache") is True
+
+
+async def test_requests_of_all_fronts_are_aborted_by_their_names(
+    cluster: Callable[..., Any], handle: type[Any], params: Any
+) -> None:
+    client, started = await cluster(2)
+    second = await started.front(handle(started.handle.relays))
+    replies = [submit(second, [n], params(n=1000, delay=0.01), f"{name}{n}") for n in range(4) for name in ("a", "b")]
+    for reply in replies:
+        await reply.wait()
+    assert await client.call("abort_requests", prefix="", everything=False) == 0
+    await client.call("abort_requests", prefix="a", everything=False)
+    for reply in replies[::2]:
+        await reply.result()
+        assert reply.finish["type"] == "abort"
+    assert not any(reply.finish for reply in replies[1::2])
+    await client.call("abort_requests", prefix="", everything=True)
+    for reply in replies[1::2]:
+        await reply.result()
+
+
+async def test_a_cache_that_was_flushed_is_forgotten(cluster: Callable[..., Any], params: Any) -> None:
+    client, started = await cluster(2, limits=SHORT)
+    await submit(client, list(range(100)), params()).result()
+    first = started.submitted[0]
+    cached = client.transport._groups[0].replicas.routing._replicas[first].cached
+    assert cached
+    assert await client.call("flush_cache") is True
+    assert not cached
+
+
+async def test_a_restarted_engine_has_nothing_cached(cluster: Callable[..., Any], params: Any, until: Any) -> None:
+    client, _ = await cluster(1, limits=SHORT)
+    await submit(client, list(range(100)), params()).result()
+    cached = client.transport._groups[0].replicas.routing._replicas["r0"].cached
+    assert cached
+    with pytest.raises(EngineDown):
+        await client.call("die")
+    await until(lambda: not cached)
