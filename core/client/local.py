@@ -29,6 +29,7 @@ class LocalTransport:
     """See :class:`.transport.Transport`. An engine that fails isn't restarted."""
 
     restarts = 0
+    replicated = False
     replicas = ()
 
     def __init__(self, started: LoadedEngine, config: Config, host: Host, deliver: Deliver, down: Down) -> None:

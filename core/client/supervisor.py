@@ -59,6 +59,7 @@ class WatchdogLimits(Struct, frozen=True):
 class Supervisor:
     """The transport to an engine process, which it keeps running; see :class:`.transport.Transport`."""
 
+    replicated = False
     replicas = ()
 
     def __init__(

@@ -39,6 +39,10 @@ class Transport(Protocol):
     """
 
     @property
+    def replicated(self) -> bool:
+        """Whether it is for any number of replicas; False for one engine on one machine."""
+
+    @property
     def replicas(self) -> Sequence[str]:
         """Names of the engine replicas at the moment; empty where there is one engine, on one machine."""
 

@@ -10,7 +10,7 @@ from trunkline.core.client.transport import Connect
 from trunkline.core.config import Config
 from trunkline.core.errors import describe_error
 from trunkline.core.host import Host
-from trunkline.core.server.front import Engine, application, prepare
+from trunkline.core.server.front import Engine, application, prepare, probe_model
 
 log = logging.getLogger("trunkline.cluster")
 
@@ -38,7 +38,7 @@ class Ingress:
                 self._app = app
                 if not self._config.server.skip_server_warmup:
                     for model in engine.models:
-                        await engine.call("probe", model=model.name)
+                        await probe_model(engine, model.name)
                 lifecycle.warm = True
                 await send({"type": "lifespan.startup.complete"})
                 await receive()  # lifespan.shutdown: the HTTP server has drained

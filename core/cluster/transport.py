@@ -22,6 +22,8 @@ class ReplicaTransport:
     ``ended`` is never set: a front can't know that replicas are gone for good.
     """
 
+    replicated = True
+
     def __init__(self, handles: Sequence[Handle], deliver: Deliver, down: Down) -> None:
         """``handles``: one for each model, in the order of the configuration."""
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()

@@ -45,8 +45,10 @@ def create_app(
     lifecycle: Lifecycle | None = None,
     status: Callable[[ServedModel], dict[str, Any]] = lambda model: {},
     metrics: MetricsPage | None = None,
+    replicated: bool = False,
 ) -> Litestar:
-    """The application for an engine that is ready. ``metrics``: the content of ``GET /metrics``.
+    """The application for an engine that is ready. ``metrics``: the content of ``GET /metrics``. ``replicated``: the
+    engine may have several replicas, whose replies are merged.
 
     Calls the hooks ``routes`` and ``app_config``, and ``info``, the latter again after a weight update. PluginError
     when a handler declares no scope, or when there is another one for its path and method.
@@ -73,7 +75,7 @@ def create_app(
     handlers = check_routes([*own, *provided])
     for name, handler in provided:
         contain(handler, host.plugins[name])
-    if engine.replicas:
+    if replicated:
         for handler in handlers:
             merge_replies(handler, engine)
     origins = list(server.cors_origins)

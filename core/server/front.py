@@ -32,6 +32,7 @@ log = logging.getLogger("trunkline.server")
 
 READY_MESSAGE = "The server is fired up and ready to roll!"  # SGLang's text; scripts wait for this line
 TICK = 0.05  # seconds between checks
+PROBES = 3  # attempts of a model's first request, where it has several replicas
 
 
 Engine = Client[EndingTransport]
@@ -70,8 +71,20 @@ def application(host: Host, config: Config, engine: Engine) -> tuple[Litestar, L
         lifecycle=lifecycle,
         status=status.model_state,
         metrics=engine.metrics,
+        replicated=transport.replicated,
     )
     return app, lifecycle
+
+
+async def probe_model(engine: Engine, model: str) -> None:
+    """Run a request. RequestError when it fails, or when no replica has answered after some attempts."""
+    for attempt in range(PROBES):
+        try:
+            await engine.call("probe", model=model)
+            return
+        except EngineDown:  # one of several replicas was lost
+            if not engine.replicas or attempt == PROBES - 1:
+                raise
 
 
 def bind(server: ServerSettings) -> socket.socket:
@@ -181,7 +194,7 @@ class Front:
         if self._config.server.skip_server_warmup:
             return True
         for model in engine.models:
-            probe = asyncio.ensure_future(engine.call("probe", model=model.name))
+            probe = asyncio.ensure_future(probe_model(engine, model.name))
             await asyncio.wait({probe, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not probe.done():
                 probe.cancel()

@@ -98,4 +98,12 @@ def make_app(engine: Replicas, routes: Callable[[Any, Any], list[Any]] = lambda 
         return dict.fromkeys(numbers, 0) | {"num_running_reqs": running, "memory_usage": sizes}
 
     client: Any = engine
-    return create_app(host, client, config.settings, models=config.models, status=status, lifecycle=Lifecycle())
+    return create_app(
+        host,
+        client,
+        config.settings,
+        models=config.models,
+        status=status,
+        lifecycle=Lifecycle(),
+        replicated=bool(client.replicas),
+    )
