@@ -25,7 +25,8 @@ class Connection(FrameProtocol):
         self._decode, self._receive_messages = decode, receive_messages
         self._unsent = Unsent()
         self._scheduled = False
-        self._peer_reads = True
+        self._peer_reads = asyncio.Event()
+        self._peer_reads.set()
 
     def receive(self, body: bytes) -> None:
         self._receive_messages(self._decode(body))
@@ -43,15 +44,24 @@ class Connection(FrameProtocol):
         if self._transport is not None:
             self._transport.close()
 
+    async def drained(self) -> None:
+        """Return when little of what was sent is in memory, or when the connection has ended."""
+        await asyncio.sleep(0)  # the turn of the event loop ends, so it is written
+        await self._peer_reads.wait()
+
     def pause_writing(self) -> None:
-        self._peer_reads = False
+        self._peer_reads.clear()
 
     def resume_writing(self) -> None:
-        self._peer_reads = True
+        self._peer_reads.set()
         self._flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self._peer_reads.set()
 
     def _flush(self) -> None:
         self._scheduled = False
-        if self._unsent and self._peer_reads:
+        if self._unsent and self._peer_reads.is_set():
             for data in frames(self._unsent.take()):
                 self.write(data)

@@ -24,7 +24,7 @@ from .autoscaling import TOKENS
 from .handle import Attachment
 from .ingress import Ingress
 from .members import watch
-from .relay import Relay
+from .replica.relay import Relay
 from .router import REPLICA, NamedReplica
 from .transport import ReplicaTransport
 

@@ -31,5 +31,5 @@ class Handle(Protocol):
         """
 
     def attach(self, replica: str) -> AbstractAsyncContextManager[Attachment]:
-        """:meth:`.relay.Relay.attach` of a replica. Raises what carries the call, such as Ray's error for an actor that
-        has died."""
+        """:meth:`.replica.relay.Relay.attach` of a replica. Raises what carries the call, such as Ray's error for an
+        actor that has died."""

@@ -13,7 +13,7 @@ from trunkline.core.errors import describe_error
 
 from .connection import Connection
 from .handle import Attachment, Handle
-from .messages import Failure, Hello, State, ToFront, decode_address, decode_for_front
+from .messages import Failure, Hello, NeedFile, State, ToFront, decode_address, decode_for_front
 
 log = logging.getLogger("trunkline.cluster")
 
@@ -22,7 +22,7 @@ LOST = 30.0  # and after which it counts as lost: its machine, or the process th
 TICK = 1.0  # seconds between looks at that
 CONNECT_SECONDS = 10.0
 
-Result = Started | Progress | Answer | Failure
+Result = Started | Progress | Answer | Failure | NeedFile
 
 
 class Link:
@@ -66,6 +66,11 @@ class Link:
         """Send a message; dropped while there is no connection."""
         if self._connection is not None:
             self._connection.send(message)
+
+    async def drained(self) -> None:
+        """Return when little of what was sent is in memory."""
+        if self._connection is not None:
+            await self._connection.drained()
 
     async def close(self) -> None:
         """End the connection; the replica then aborts what it still runs for this front."""

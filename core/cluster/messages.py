@@ -46,8 +46,21 @@ class Failure(Struct, tag=True, array_like=True):
     running: list[int] = []
 
 
-ToReplica = Hello | Submit | Abort | Call
-ToFront = State | Heartbeat | Started | Progress | Answer | Failure
+class NeedFile(Struct, tag=True, array_like=True):
+    """A replica that can't read the file that the call ``key`` names asks for its content."""
+
+    key: int
+
+
+class FilePart(Struct, tag=True, array_like=True):
+    """The next part of that file; an empty one is the end."""
+
+    key: int
+    data: bytes
+
+
+ToReplica = Hello | Submit | Abort | Call | FilePart
+ToFront = State | Heartbeat | Started | Progress | Answer | Failure | NeedFile
 
 encode_address = msgspec.msgpack.Encoder().encode
 decode_address = msgspec.msgpack.Decoder(Address).decode

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from msgspec import structs
@@ -13,9 +14,10 @@ from msgspec import structs
 from trunkline.core.client.replies import engine_down
 from trunkline.core.engine.messages import Abort, Answer, Call, Heartbeat, Progress, Ready, Started
 
+from .files import send_file
 from .handle import Handle
 from .link import Link, Result
-from .messages import Failure, State
+from .messages import Failure, NeedFile, State
 from .renewal import Renewal
 from .routing import PrefixRouting
 
@@ -25,6 +27,15 @@ AGAIN = 1.0  # seconds after which a connection that has broken is opened again
 DRAIN_TICK = 0.1  # seconds between looks at whether a replica that drains has finished
 
 Outcome = Answer | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A call that runs at a replica."""
+
+    link: Link
+    call: Call
+    answer: asyncio.Future[Outcome]
 
 
 class Replicas:
@@ -54,7 +65,7 @@ class Replicas:
         self._listed: Sequence[str] = ()
         self._known: dict[Link, State] = {}  # of those in ``links`` that are ready
         self._renewal = Renewal(self.links, self.ask)
-        self._asked: dict[int, tuple[Link, asyncio.Future[Outcome]]] = {}  # the calls that run, by key
+        self._asked: dict[int, Asked] = {}  # the calls that run, by key
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -96,7 +107,7 @@ class Replicas:
         """A replica's answer to a call."""
         call = structs.replace(message, key=next(self.keys))
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._asked[call.key] = link, answer
+        self._asked[call.key] = Asked(link, call, answer)
         try:
             link.send(call)
             outcome = await answer
@@ -124,21 +135,33 @@ class Replicas:
         if isinstance(message, Answer):
             self._answer([message.key], message)
             return
+        if isinstance(message, NeedFile):
+            if message.key in self._asked:
+                self._start(self._send_file(self._asked[message.key]))
+            return
         if isinstance(message, Failure):
             self._answer(message.keys, message)
         self._receive_request(link, message)
 
     def _answer(self, keys: Sequence[int], outcome: Outcome) -> None:
         for key in keys:
-            if key in self._asked and not (answer := self._asked[key][1]).done():
+            if key in self._asked and not (answer := self._asked[key].answer).done():
                 answer.set_result(outcome)
+
+    async def _send_file(self, asked: Asked) -> None:
+        try:
+            await send_file(asked.link, asked.call)
+        except OSError as error:
+            log.error("a file can't be sent to replica %s: %s", asked.link.name, error)
+            asked.link.send(Abort(asked.call.key))
+            self._answer([asked.call.key], Failure([], f"The file can't be read: {error.strerror}."))
 
     def _update(self, link: Link, message: State | Heartbeat | None) -> None:
         """A replica has a new state or heartbeat; None: its connection has broken."""
         if message is None:
             self.broken += 1
             self._retire(link)
-            asked = [key for key, (replica, _) in self._asked.items() if replica is link]
+            asked = [key for key, one in self._asked.items() if one.link is link]
             self._answer(asked, Failure(asked, reason_of(link)))
             self._lost(link)
             self._start(self._open_again())

@@ -4,10 +4,12 @@
 # ruff: noqa: F403, F405
 
 import os
+import pathlib
 import socket
 import sys
 import threading
 import time
+import zlib
 
 import msgspec
 
@@ -32,6 +34,7 @@ calls = []
 held = None
 former = []  # names
 paused = first["paused"] or [False] * len(models)
+contents = []  # the paths of sent files, and digests of what is in them
 applied = []  # the numbers of weights
 weights = {
     "update_number": first.get("update_numbers", [0])[0] if first.get("update_numbers") else 0,
@@ -141,6 +144,8 @@ def call(message):
         send(ModelsChanged([served(m) for m in models], models, message.arguments["paused"]), Answer(message.key))
     elif message.control in ("update_weights", "update_weights_from_tensor"):
         calls.append([message.control, message.model, message.arguments])
+        if os.path.exists(path := message.arguments.get("path", "")):
+            contents.append([path, zlib.crc32(pathlib.Path(path).read_bytes())])
         if message.arguments.get("model_path", "") == models[0]["chat_template"]:  # the one that this engine refuses
             send(Answer(message.key, {"success": False, "message": "refused"}))
         elif message.arguments.get("hold"):
@@ -148,6 +153,8 @@ def call(message):
             send(Answer(message.key, {"success": True, "message": "held"}))
         else:
             send(Answer(message.key, apply(message.arguments)))
+    elif message.control == "contents":
+        send(Answer(message.key, contents))
     elif message.control == "applied":
         send(Answer(message.key, applied))
     elif message.control in ("commit_update", "cancel_update"):

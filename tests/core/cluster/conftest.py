@@ -13,7 +13,8 @@ from trunkline.core.client.client import Client
 from trunkline.core.client.supervisor import WatchdogLimits, supervised
 from trunkline.core.cluster.handle import Attachment
 from trunkline.core.cluster.messages import Address, decode_address, encode_address
-from trunkline.core.cluster.relay import FrontConnection, Relay
+from trunkline.core.cluster.replica.front_connection import FrontConnection
+from trunkline.core.cluster.replica.relay import Relay
 from trunkline.core.cluster.transport import ReplicaTransport
 from trunkline.core.config import Config
 from trunkline.core.engine.messages import Submit

@@ -1,4 +1,4 @@
-"""``Relay``: the replica's part between fronts and its engine. Knows no Ray."""
+"""``Relay``: between fronts and the engine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,22 @@ from typing import Any
 
 from trunkline.core.client.replies import engine_down
 from trunkline.core.client.transport import Connect
+from trunkline.core.cluster.files import ReceivedFile, file_of
+from trunkline.core.cluster.messages import (
+    Address,
+    Failure,
+    FilePart,
+    Hello,
+    NeedFile,
+    State,
+    ToReplica,
+    encode_address,
+)
 from trunkline.core.engine.messages import (
     Abort,
     Answer,
     Call,
     EngineMessage,
-    Heartbeat,
     ModelsChanged,
     Progress,
     Started,
@@ -24,45 +34,13 @@ from trunkline.core.engine.messages import (
 )
 from trunkline.core.errors import EngineDown
 
-from .connection import Connection
+from .front_connection import CONNECT_SECONDS, FrontConnection
 from .held import HeldUpdates
-from .messages import Address, Failure, Hello, State, ToReplica, decode_for_replica, encode_address
 
-# A control that the engine doesn't know: ``prefix`` and ``everything`` as :meth:`.EngineClient.abort`. The answer is how
-# many requests it aborts, of all fronts.
+# A control that the engine doesn't know: ``prefix`` and ``everything`` as :meth:`.EngineClient.abort`. The answer is
+# how many requests it aborts, of all fronts.
 ABORT_REQUESTS = "abort_requests"
 TICK = 0.2  # seconds between looks at the engine's state and heartbeat
-CONNECT_SECONDS = 30.0  # in which a front must use its ticket, and say hello
-
-
-class FrontConnection(Connection):
-    """The connection of a front.
-
-    ``accepted``: it has shown a ticket. ``keys``: the engine's keys of what it runs, by the front's. ``state``,
-    ``beat``: the last ones sent.
-    """
-
-    limit = 1024  # bytes of a frame, until it is accepted
-
-    def __init__(self, relay: Relay) -> None:
-        super().__init__(decode_for_replica, lambda messages: relay.receive(self, messages))
-        self.accepted = False
-        self.keys: dict[int, int] = {}
-        self.state: State | None = None
-        self.beat: Heartbeat | None = None
-        self._relay = relay
-        asyncio.get_running_loop().call_later(CONNECT_SECONDS, self._check_accepted)
-
-    def accept(self) -> None:
-        self.accepted, self.limit = True, Connection.limit
-
-    def connection_lost(self, error: Exception | None) -> None:
-        super().connection_lost(error)
-        self._relay.drop(self)
-
-    def _check_accepted(self) -> None:
-        if not self.accepted:
-            self.abort()
 
 
 @dataclass(slots=True)
@@ -98,7 +76,9 @@ class Relay:
         ModelError when the engine can't start.
         """
         await self.engine.start()
-        self._server = await asyncio.get_running_loop().create_server(lambda: FrontConnection(self), host, 0)
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: FrontConnection(self.receive, self.drop), host, 0
+        )
         self._host, self._port = self._server.sockets[0].getsockname()[:2]
         self._ticker = asyncio.create_task(self._tick(), name="state of the engine")
 
@@ -137,12 +117,16 @@ class Relay:
                 self._accept(front, message)
             elif not front.accepted:
                 raise ValueError("a message came before the ticket")
+            elif isinstance(message, FilePart):
+                forwarded += self._receive_part(front, message)
             elif isinstance(message, Abort):
                 forwarded += self._abort(front, message.key)
             elif isinstance(message, Call) and message.control == ABORT_REQUESTS:
                 forwarded += self._abort_named(front, message)
             elif not self.engine.up:
                 front.send(Failure([message.key], self.engine.unavailable().message))
+            elif isinstance(message, Call) and (path := file_of(message)) is not None and not path.exists():
+                self._ask_for_file(front, message)
             else:
                 forwarded.append(self._forward(front, message))
         if forwarded:
@@ -169,9 +153,30 @@ class Relay:
         front.keys[job.key] = message.key
         return message
 
+    def _ask_for_file(self, front: FrontConnection, call: Call) -> None:
+        """A call names a file that is on the front's machine."""
+        try:
+            front.files[call.key] = ReceivedFile(call)
+            front.send(NeedFile(call.key))
+        except OSError as error:
+            front.send(_cannot_write(call.key, error))
+
+    def _receive_part(self, front: FrontConnection, part: FilePart) -> list[Submit | Call]:
+        """What the engine must be told."""
+        file = front.files.get(part.key)
+        if file is None:
+            return []  # the call has ended
+        try:
+            call = file.write(part.data)
+        except OSError as error:
+            front.forget(part.key)
+            front.send(_cannot_write(part.key, error))
+            return []
+        return [] if call is None else [self._forward(front, call)]
+
     def _abort(self, front: FrontConnection, key: int) -> list[Abort | Call]:
         """What the engine must be told."""
-        engine_key = front.keys.pop(key, None)
+        engine_key = front.forget(key)
         if engine_key is None:
             return []  # it has ended
         job = self._jobs.pop(engine_key)
@@ -188,7 +193,7 @@ class Relay:
     def drop(self, front: FrontConnection) -> None:
         """A front is gone: abort its jobs, and weight updates that it will never commit."""
         self._fronts.discard(front)
-        messages = [message for key in list(front.keys) for message in self._abort(front, key)]
+        messages = [message for key in front.live for message in self._abort(front, key)]
         self.engine.write(messages + self._cancels(self._held.abandon_all(front)))
 
     def _cancels(self, held: list[tuple[str, str]]) -> list[Abort | Call]:
@@ -203,7 +208,8 @@ class Relay:
             if job is None:
                 return  # it was aborted
             if not isinstance(message, Started) and (isinstance(message, Answer) or message.last):
-                del self._jobs[message.key], job.front.keys[job.key]
+                del self._jobs[message.key]
+                job.front.forget(job.key)
                 if job.call is not None:
                     self._held.end(job.call)
             message.key = job.key
@@ -217,10 +223,9 @@ class Relay:
         self._held.clear()
         running = set(working_on)
         for front in self._fronts:
-            if front.keys:
-                dead = [key for key, engine_key in front.keys.items() if engine_key in running]
-                front.send(Failure(list(front.keys), error.message, dead))
-                front.keys.clear()
+            if keys := front.live:
+                dead = [key for key in keys if front.forget(key) in running]
+                front.send(Failure(keys, error.message, dead))
         self._jobs.clear()
 
     async def _tick(self) -> None:
@@ -242,6 +247,10 @@ class Relay:
         if engine.beat is not front.beat:
             front.beat = engine.beat
             front.send(engine.beat)
+
+
+def _cannot_write(key: int, error: OSError) -> Answer:
+    return Answer(key, error=(500, f"The replica can't write a file: {error.strerror}.", None))
 
 
 def _changes(state: State) -> tuple[bool, bool, int]:
