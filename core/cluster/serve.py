@@ -54,13 +54,15 @@ def running(config: Config) -> Iterator[Sequence[Any]]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to Ray's makers
     ray.init(**(own if ours else {}), logging_level="warning", namespace="serve")
     try:
-        ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-        yield [
-            ray_serve.run(deployment, name=f"trunkline-{index}", route_prefix=None)
-            for index, deployment in enumerate(engine_deployments(config, resources))
-        ]
-    except RuntimeError as error:
-        raise ModelError(f"The replicas did not start: {describe_error(error)}") from error
+        try:
+            ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+            handles = [
+                ray_serve.run(deployment, name=f"trunkline-{index}", route_prefix=None)
+                for index, deployment in enumerate(engine_deployments(config, resources))
+            ]
+        except RuntimeError as error:
+            raise ModelError(f"The replicas did not start: {describe_error(error)}") from error
+        yield handles
     finally:
         if ours:
             ray_serve.shutdown()
