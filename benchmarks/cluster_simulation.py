@@ -1,22 +1,24 @@
 """Simulates routing over several replicas: how much is cached, how long requests wait, and what saturates first.
 
-Each replica is the real scheduler with its real prefix cache; passes take the time of a model of their cost, and
-traffic is generated (benchmarks/cluster/traffic.py). All times are simulated but for those of routing, which are CPU
-time of this machine.
+Each replica is the real scheduler with its real prefix cache; passes take the time of a model of their cost. Traffic
+is generated (benchmarks/cluster/traffic.py), or recorded (benchmarks/cluster/trace.py). All times are simulated but for
+those of routing, which are CPU time of this machine. benchmarks/cluster_check.py compares it with real replicas.
 
     python benchmarks/cluster_simulation.py [--replicas 4] [--seconds 300] [--curve 1 2 4 8 16 32 64]
+    python benchmarks/cluster_simulation.py --mixes --curve --trace FILE [--trace-block 512] [--trace-speed 1]
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cluster.events import Outcome, Simulation
+from cluster.events import Outcome
 from cluster.policies import LeastLoaded, Policy, Prefix, Random, RayPrefixAware, RoundRobin
 from cluster.replica import Cost, Replica, Size
-from cluster.traffic import HOT, Mix, Traffic
+from cluster.setting import Setting, add_arguments, setting_of, trace_of
+from cluster.traffic import HOT, Mix, Session, Traffic
 
 IDEAL, LEAST, OURS = "one server, 4 × pool and speed", "least loaded", "by prefix, bounded by load"
 MIXES = {"mixed": Mix(), "one hot prefix": HOT}
@@ -32,21 +34,16 @@ POLICIES: dict[str, Callable[[Sequence[Replica]], Policy]] = {
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is simulated. ``rate``: sessions per second and replica; the first quarter of ``seconds`` isn't counted."""
+class Generator:
+    """Generates traffic. ``rate``: sessions per second and replica."""
 
-    size: Size
-    cost: Cost
     rate: float
-    seconds: float
     seed: int = 1
 
-    def run(self, make: Callable[[Sequence[Replica]], Policy], mix: Mix, count: int, *, scale: int = 1) -> Outcome:
-        """Simulate ``count`` replicas, each ``scale`` times as large and fast, with as much more traffic."""
-        replicas = [Replica(f"replica-{index}", self.size, self.cost, scale=scale) for index in range(count)]
-        traffic = Traffic(seed=self.seed, replicas=count * scale, mix=mix)
-        sessions = traffic.sessions(self.rate * count * scale, self.seconds)
-        return Simulation(replicas, make(replicas)).run(sessions, start=self.seconds / 4, end=self.seconds)
+    def sessions(self, mix: Mix, replicas: int, seconds: float) -> list[Session]:
+        """Traffic for as many replicas."""
+        traffic = Traffic(seed=self.seed, replicas=replicas, mix=mix)
+        return list(traffic.sessions(self.rate * replicas, seconds))
 
 
 @dataclass(frozen=True)
@@ -64,16 +61,16 @@ class Front:
         return outcome.rate * (self.request + outcome.routing) + outcome.output_rate * self.token
 
 
-def policies(setting: Setting, mix: Mix, count: int) -> Iterator[str]:
+def policies(setting: Setting, sessions: Sequence[Session], count: int) -> Iterator[str]:
     """The table of all policies."""
     yield (
         "| policy | cached | ÷ one server | wait p50 / p99 ms | p99 ÷ least loaded | first token p50 / p99 ms "
         "| replicas busy: mean / most | computed: most ÷ mean |"
     )
     yield "|---|---|---|---|---|---|---|---|"
-    ideal = setting.run(RoundRobin, mix, 1, scale=count)
+    ideal = setting.simulate(RoundRobin, sessions, 1, scale=count)
     outcomes = {IDEAL.replace("4", str(count)): ideal}
-    outcomes |= {name: setting.run(make, mix, count) for name, make in POLICIES.items()}
+    outcomes |= {name: setting.simulate(make, sessions, count) for name, make in POLICIES.items()}
     least = outcomes[LEAST].wait(99)
     for name, found in outcomes.items():
         yield (
@@ -84,15 +81,15 @@ def policies(setting: Setting, mix: Mix, count: int) -> Iterator[str]:
         )
 
 
-def curve(setting: Setting, mix: Mix, counts: Sequence[int], front: Front) -> Iterator[str]:
-    """The table of numbers of replicas, at least one, and which component is nearest to its limit."""
+def curve(setting: Setting, generator: Generator, counts: Sequence[int], front: Front) -> Iterator[str]:
+    """The table of numbers of replicas, at least one, on mixed traffic, and which component is nearest to its limit."""
     yield (
         "| replicas | requests/s | cached | wait p99 ms | first token p99 ms | routing µs/request | front | replicas "
         "| pool | saturates first |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for count in counts:
-        found = setting.run(Prefix, mix, count)
+        found = setting.simulate(Prefix, generator.sessions(MIXES["mixed"], count, setting.seconds), count)
         shares = {"front": front.busy(found), "replicas": found.busy, "pool": found.pool}
         yield (
             f"| {count} | {found.rate:.1f} | {found.cached:.3f} | {1e3 * found.wait(99):.0f} "
@@ -105,34 +102,27 @@ def curve(setting: Setting, mix: Mix, counts: Sequence[int], front: Front) -> It
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    size, cost, front = Size(), Cost(), Front()
-    parser.add_argument("--replicas", type=int, default=4)
-    parser.add_argument("--mixes", nargs="*", choices=MIXES, default=list(MIXES))
-    parser.add_argument("--curve", nargs="*", type=int, default=[1, 2, 4, 8, 16, 32, 64])
-    parser.add_argument("--seconds", type=float, default=300.0, help="simulated; the curve has a third of them")
-    parser.add_argument("--rate", type=float, default=0.7, help="sessions per second and replica")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--slots", type=int, default=size.slots, help="tokens of a replica's KV pool")
-    parser.add_argument("--chunk", type=int, default=size.chunk, help="tokens of a pass")
-    parser.add_argument("--running", type=int, default=size.running, help="requests that a replica runs")
-    parser.add_argument("--fixed-ms", type=float, default=1e3 * cost.fixed, help="of a pass")
-    parser.add_argument("--token-ms", type=float, default=1e3 * cost.per_token, help="per token of a pass")
-    parser.add_argument("--decode-ms", type=float, default=1e3 * cost.per_decode, help="per decoding row of a pass")
+    front = Front()
+    add_arguments(parser, Size(), Cost(), seconds=300.0, rate=0.7)
+    parser.add_argument("--mixes", nargs="*", choices=MIXES, default=list(MIXES), help="of generated traffic")
+    parser.add_argument(
+        "--curve", nargs="*", type=int, default=[1, 2, 4, 8, 16, 32, 64], help="replicas; with a third of the seconds"
+    )
     parser.add_argument("--front-request-us", type=float, default=1e6 * front.request)
     parser.add_argument("--front-token-us", type=float, default=1e6 * front.token)
     given = parser.parse_args()
-    cost = Cost(given.fixed_ms / 1e3, given.token_ms / 1e3, given.decode_ms / 1e3)
-    size = Size(given.slots, given.chunk, given.running)
     front = Front(given.front_request_us / 1e6, given.front_token_us / 1e6)
-    setting = Setting(size, cost, given.rate, given.seconds, given.seed)
-    for name in given.mixes:
+    setting, generator = setting_of(given), Generator(given.rate, given.seed)
+    loads = {name: generator.sessions(MIXES[name], given.replicas, given.seconds) for name in given.mixes}
+    if given.trace:
+        loads[given.trace.name] = trace_of(given)
+    for name, sessions in loads.items():
         print(f"\n{given.replicas} replicas, {name}:\n")
-        for line in policies(setting, MIXES[name], given.replicas):
+        for line in policies(setting, sessions, given.replicas):
             print(line, flush=True)
     if given.curve:
         print("\nBy prefix, mixed:\n")
-        shorter = Setting(size, cost, given.rate, given.seconds / 3, given.seed)
-        for line in curve(shorter, MIXES["mixed"], given.curve, front):
+        for line in curve(replace(setting, seconds=given.seconds / 3), generator, given.curve, front):
             print(line, flush=True)
 
 

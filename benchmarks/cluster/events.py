@@ -15,21 +15,15 @@ from cluster.replica import Call, Counts, Replica
 from cluster.traffic import Job, Session
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a simulation found. Times in seconds; ``waits`` and ``firsts`` (to the first token) since arrival."""
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """How requests were served. Times in seconds; ``waits`` and ``firsts`` (to the first token) since arrival."""
 
     cached: float  # share of prompt tokens that came from the cache
     waits: NDArray[np.float64]
     firsts: NDArray[np.float64]
-    busy: float  # share of the time in which replicas compute, on average …
-    busiest: float  # … and of the busiest one
-    pool: float  # share of the slots that requests hold while passes run, on average
-    imbalance: float  # prompt tokens that the busiest replica computed ÷ the mean
-    retracted: int
     rate: float  # requests per second
     output_rate: float  # tokens per second
-    routing: float  # seconds of the policy per request, measured
 
     def wait(self, percent: float) -> float:
         """A percentile of the waits."""
@@ -38,6 +32,18 @@ class Outcome:
     def first(self, percent: float) -> float:
         """A percentile of the times to the first token."""
         return float(np.percentile(self.firsts, percent))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Served):
+    """What a simulation found."""
+
+    busy: float  # share of the time in which replicas compute, on average …
+    busiest: float  # … and of the busiest one
+    pool: float  # share of the slots that requests hold while passes run, on average
+    imbalance: float  # prompt tokens that the busiest replica computed ÷ the mean
+    retracted: int
+    routing: float  # seconds of the policy per request, measured
 
 
 class Simulation:

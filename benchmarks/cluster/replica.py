@@ -13,8 +13,6 @@ from trunkline.core.engine.scheduling.pace import Pace
 from trunkline.core.engine.scheduling.scheduler import Scheduler
 from trunkline.core.types import Needs, Request
 
-LONGEST = 8192  # tokens of prompt and output
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -34,11 +32,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Size:
-    """Settings of a replica: slots of its KV pool, tokens of a pass, requests that run at the same time."""
+    """Settings of a replica: slots of its KV pool, tokens of a pass, requests that run at the same time, and the limit
+    on the tokens of a request."""
 
     slots: int = 65_536
     chunk: int = 1024
     running: int = 64
+    longest: int = 8192
 
 
 @dataclass(eq=False)
@@ -80,7 +80,7 @@ class Replica:
         self._pace = Pace()
         self._scheduler = Scheduler(
             SlotPool(self.slots),
-            SlotTable(running, LONGEST),
+            SlotTable(running, size.longest),
             RadixCache(),
             chunk=size.chunk * scale,
             max_running=running,

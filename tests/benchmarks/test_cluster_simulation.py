@@ -17,9 +17,10 @@ def script(load_script: Callable[[str], ModuleType]) -> Any:
 def test_cached_share_and_waits(script: Any) -> None:
     """Fast replicas and short answers, so that some seconds have hundreds of requests; small pools."""
     mix = script.Mix(answer=8, think=1.0, documents=60, batch=4)
-    setting = script.Setting(script.Size(slots=30_000), script.Cost(0.012, 0.00015, 0.0001), rate=5.0, seconds=10.0)
-    ideal = setting.run(script.RoundRobin, mix, 1, scale=4)
-    least, ours = (setting.run(policy, mix, 4) for policy in (script.LeastLoaded, script.Prefix))
+    setting = script.Setting(script.Size(slots=30_000), script.Cost(0.012, 0.00015, 0.0001), seconds=10.0)
+    sessions = script.Generator(5.0).sessions(mix, 4, 10.0)
+    ideal = setting.simulate(script.RoundRobin, sessions, 1, scale=4)
+    least, ours = (setting.simulate(policy, sessions, 4) for policy in (script.LeastLoaded, script.Prefix))
     assert len(ours.waits) > 250
     assert least.cached < 0.8 * ideal.cached, "it must matter where requests go"
     assert ours.cached >= 0.9 * ideal.cached
@@ -28,15 +29,16 @@ def test_cached_share_and_waits(script: Any) -> None:
 
 
 def test_the_same_arguments_give_the_same_outcome(script: Any) -> None:
-    setting = script.Setting(script.Size(), script.Cost(), rate=1.0, seconds=6.0)
-    once, twice = (setting.run(script.Prefix, script.MIXES["mixed"], 2) for _ in range(2))
+    setting, generator = script.Setting(script.Size(), script.Cost(), seconds=6.0), script.Generator(1.0)
+    traffic = (generator.sessions(script.MIXES["mixed"], 2, 6.0) for _ in range(2))
+    once, twice = (setting.simulate(script.Prefix, sessions, 2) for sessions in traffic)
     assert (once.cached, *once.firsts) == (twice.cached, *twice.firsts)
 
 
 def test_tables(script: Any) -> None:
-    setting = script.Setting(script.Size(), script.Cost(), rate=0.5, seconds=4.0)
-    rows = list(script.policies(setting, script.MIXES["one hot prefix"], 2))[2:]
+    setting, generator = script.Setting(script.Size(), script.Cost(), seconds=4.0), script.Generator(0.5)
+    rows = list(script.policies(setting, generator.sessions(script.MIXES["one hot prefix"], 2, 4.0), 2))[2:]
     assert len(rows) == 1 + len(script.POLICIES)
-    row, last = list(script.curve(setting, script.MIXES["mixed"], [2], script.Front(request=100.0)))[2:]
+    row, last = list(script.curve(setting, generator, [2], script.Front(request=100.0)))[2:]
     assert row.endswith("| front |")
     assert "about 0 replicas" in last
