@@ -8,10 +8,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import cast
 from unittest import mock
 
 import numpy as np
@@ -22,7 +21,8 @@ from cluster.traffic import VOCABULARY, Ids, Job, Session
 from trunkline.core.client.client import Client
 from trunkline.core.client.supervisor import supervised
 from trunkline.core.cluster import replicas as cluster_replicas
-from trunkline.core.cluster.relay import Relay
+from trunkline.core.cluster.handle import Attachment
+from trunkline.core.cluster.replica.relay import Relay
 from trunkline.core.cluster.routing import PrefixRouting, Prompt, Sent
 from trunkline.core.cluster.transport import ReplicaTransport
 from trunkline.core.config import Config
@@ -45,14 +45,10 @@ class LocalHandle:
     def watch(self, changed: Callable[[Sequence[str]], None]) -> None:
         changed(list(self._relays))
 
-    def stream(self, replica: str, front: str) -> AsyncGenerator[bytes]:
-        return cast("AsyncGenerator[bytes]", self._relays[replica].stream(front))
-
-    async def submit(self, replicas: Sequence[str], front: str, body: bytes) -> bytes:
-        return await self._relays[replicas[0]].submit(front, body)
-
-    async def call(self, replica: str, front: str, body: bytes) -> bytes:
-        return await self._relays[replica].call(front, body)
+    @asynccontextmanager
+    async def attach(self, replica: str) -> AsyncIterator[Attachment]:
+        async with aclosing(self._relays[replica].attach()) as call:
+            yield Attachment(await anext(call), asyncio.get_running_loop().create_future())
 
 
 class LeastLoadedRouting(PrefixRouting):
@@ -146,11 +142,11 @@ async def running(
         _make_model(Path(folder), setting.size.longest)
         config = Config.load(_settings(folder, setting, scale), host)
         connect = supervised(config, command=command)
-        relays = {name: Relay(name, connect) for name in replica_names(count)}
+        relays = {name: Relay(connect) for name in replica_names(count)}
         with mock.patch.object(cluster_replicas, "PrefixRouting", routing):
             client = Client(config, host, lambda *calls: ReplicaTransport([LocalHandle(relays)], *calls))
         try:
-            await asyncio.gather(*(relay.start() for relay in relays.values()))
+            await asyncio.gather(*(relay.start("127.0.0.1") for relay in relays.values()))
             await client.start()
             async with asyncio.timeout(10):
                 while len(client.replicas) < count:
