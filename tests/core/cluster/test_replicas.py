@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from trunkline.core.client.supervisor import WatchdogLimits
 from trunkline.core.cluster import renewal
-from trunkline.core.engine.messages import Call
+from trunkline.core.engine.messages import Abort, Call
 from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.server.two_phases import update_all
 from trunkline.core.types import Submission, on_replica
@@ -36,16 +37,16 @@ def versions(client: Any) -> list[Any]:
 
 def lose(relay: Any, control: str) -> None:
     """The connection ends when a front calls a control, before the replica gets the call."""
-    receive = relay.receive
+    forward = relay._forward
 
-    def cut(front: Any, messages: list[Any]) -> None:
-        if any(isinstance(message, Call) and message.control == control for message in messages):
-            relay.receive = receive
+    def cut(front: Any, message: Any) -> Any:
+        if isinstance(message, Call) and message.control == control:
+            relay._forward = forward
             front.abort()
-        else:
-            receive(front, messages)
+            return Abort(0)  # which the engine ignores
+        return forward(front, message)
 
-    relay.receive = cut
+    relay._forward = cut
 
 
 @pytest.mark.parametrize("late", [{}, {"r0": 0.2}, {"r1": 0.2, "r2": 0.1}])
@@ -141,7 +142,7 @@ async def test_sent_weights_outlive_a_pause_beside_a_replica_without_them(
     cluster: Callable[..., Any], until: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, started = await cluster(1)
-    await update_all(client, "update_weights_from_tensor", "m", path="file", weight_version="sent")
+    await update_all(client, "update_weights_from_tensor", "m", path=os.devnull, weight_version="sent")
     await started.add("late")
     await until(lambda: "late" in client.transport.replicas)
     for control in ("pause", "continue"):
@@ -159,7 +160,7 @@ async def test_sent_weights_outlive_a_pause_beside_a_replica_without_them(
 
 async def test_sent_weights_that_no_replica_has_any_more(cluster: Callable[..., Any], until: Any) -> None:
     client, started = await cluster(1, limits=SHORT)
-    await update_all(client, "update_weights_from_tensor", "m", path="file", weight_version="sent")
+    await update_all(client, "update_weights_from_tensor", "m", path=os.devnull, weight_version="sent")
     with pytest.raises(EngineDown):
         await client.call("die", model="m")
     await until(lambda: started.handle.relays["r0"].engine.restarts == 1 and serving(client) == ["r0"])
