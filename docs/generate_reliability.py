@@ -1,4 +1,4 @@
-"""Write reliability.md from the fault matrix of the tests, and from the counts of its last complete run.
+"""Write reliability.md from the fault matrices of the tests, and from the counts of their last complete runs.
 
 ``python docs/generate_reliability.py`` does this; ``docs/generate.py`` does so, too. A test compares them.
 """
@@ -16,7 +16,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 TABLE = ROOT / "tests" / "api" / "faults" / "table.py"
 RESULTS = ROOT / "benchmarks" / "results"
-TEST = "tests/api/faults/test_matrix.py"
+TEST, REPLICA_TEST = "tests/api/faults/test_matrix.py", "tests/replicas/faults/test_matrix.py"
 GROUPS = {
     "PROCESS": "Signals to the processes",
     "PASSES": "Forward passes and memory",
@@ -26,11 +26,19 @@ GROUPS = {
 
 PAGE = """# Reliability
 
-What one server does when something fails, and what its clients see. The page is generated from the fault matrix in
-`tests/api/faults/table.py`. Each row is a test in `{test}`, which has the row's name as its
-parameter. [Operations](operations.md) describes the settings.
+What one server and [several replicas](scaling.md) do when something fails, and what their clients see. The page is
+generated from the fault matrices in `tests/api/faults/table.py`. Each row is a test in
+`{test}`, or `{replica_test}`
+for replicas, which has the row's name as its parameter. [Operations](operations.md) describes the settings.
 
 {groups}
+
+## Replicas
+
+Three engine replicas behind Ray's proxy, two of them on one node of Ray and one on another. Both nodes are on one
+machine; a node that is lost is the end of all its processes, not of the network to it.
+
+{replicas}
 
 ## What is counted
 
@@ -47,9 +55,17 @@ The kernel's out-of-memory killer isn't started, which would need a control grou
 gets SIGKILL, and this is sent. Lack of memory is simulated by a limit on the process and by the exceptions of torch and
 Python.
 
+With replicas, two clients go on sending requests until all replicas are back. At most eight requests may fail, as many
+as are in flight when the fault happens, and the first request that is sent after the fault must be answered. Where the
+ingress is killed, these two don't hold. Its requests include one that would take minutes, which must be aborted.
+
 ## Counts
 
 {counts}
+
+Replicas:
+
+{replica_counts}
 """
 
 COUNTS = """The last complete run: {date}, {processor}. Numbers of requests are those of all repetitions. Times
@@ -62,6 +78,11 @@ the drain and the start of another server.
 `make full` repeats the run, 20 times for each fault (`TRUNKLINE_FAULT_REPETITIONS` sets another number), and writes the
 counts to `benchmarks/results/`.
 """
+REPLICA_COUNTS = """The last complete run: {date}, {processor}. Times are those until a request is answered by another
+replica, or by the ingress that Ray has started again.
+
+{table}
+"""
 NO_COUNTS = "There is no complete run yet: `make full`."
 
 
@@ -70,9 +91,15 @@ def reliability() -> str:
     matrix = fault_table()
     groups = [f"## {title}\n\n{_faults(getattr(matrix, name))}" for name, title in GROUPS.items()]
     outcomes = [f"* *{name}*: {about}." for name, about in matrix.OUTCOMES.items()]
-    counts = _counts(matrix.FAULTS, list(matrix.OUTCOMES))
     return PAGE.format(
-        test=TEST, load=matrix.LOAD, groups="\n\n".join(groups), outcomes="\n".join(outcomes), counts=counts.rstrip()
+        test=TEST,
+        replica_test=REPLICA_TEST,
+        load=matrix.LOAD,
+        groups="\n\n".join(groups),
+        replicas=_faults(matrix.REPLICAS),
+        outcomes="\n".join(outcomes),
+        counts=_counts("reliability", matrix.FAULTS, matrix.OUTCOMES, COUNTS),
+        replica_counts=_counts("replica-reliability", matrix.REPLICAS, matrix.OUTCOMES, REPLICA_COUNTS),
     )
 
 
@@ -103,12 +130,14 @@ def _faults(faults: Iterable[Any]) -> str:
     return _table(columns, rows)
 
 
-def _counts(faults: Sequence[Any], outcomes: Sequence[str]) -> str:
-    """The counts of the latest file of results."""
-    files = sorted(RESULTS.glob("reliability-*.json"))
+def _counts(name: str, faults: Sequence[Any], every: Iterable[str], text: str) -> str:
+    """The counts of the latest file of results with this name, in the text. ``every``: outcomes of all faults."""
+    files = sorted(RESULTS.glob(f"{name}-*.json"))
     if not files:
         return NO_COUNTS
     run = json.loads(files[-1].read_text())
+    allowed = {"answered"}.union(*(fault.allowed for fault in faults))
+    outcomes = [outcome for outcome in every if outcome in allowed]
     columns = ("fault", "repetitions", *outcomes, "lost", "median time", "longest time")
     rows = []
     for fault in faults:
@@ -118,7 +147,7 @@ def _counts(faults: Sequence[Any], outcomes: Sequence[str]) -> str:
         numbers = [str(found["outcomes"].get(outcome, "")) for outcome in outcomes]
         seconds = [f"{found['seconds'][which]:.2f}" for which in ("median", "max")]
         rows.append((f"`{fault.name}`", str(found["repetitions"]), *numbers, str(found["lost"]), *seconds))
-    return COUNTS.format(date=run["date"], processor=run["processor"], table=_table(columns, rows))
+    return text.format(date=run["date"], processor=run["processor"], table=_table(columns, rows)).rstrip()
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

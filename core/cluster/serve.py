@@ -52,6 +52,7 @@ def running(config: Config) -> Iterator[Sequence[Any]]:
     gpus = 1 if config.engine.device.startswith("cuda") else 0
     resources = {"num_cpus": 1 if ours else config.engine.threads or 1, "num_gpus": gpus}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to Ray's makers
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else engines get less time than other processes: 15
     ray.init(**(own if ours else {}), logging_level="warning", namespace="serve")
     try:
         try:

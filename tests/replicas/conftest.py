@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import psutil
 import pytest
+
+from .processes import ends_all
 
 TESTS = Path(__file__).parent.parent
 RAY = ("ray[serve]>=2.60,<2.61",)
-WAIT = 30  # seconds in which Ray's processes end
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +33,7 @@ def surroundings(python: Path) -> Iterator[dict[str, str]]:
     own = {
         "PYTHONPATH": str(TESTS.parent / ".typing"),  # the environment doesn't have this checkout
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # instead of 15: what else runs on the machine would delay the tests
         "TRUNKLINE_TEST_PYTHON": str(python),
         "TRUNKLINE_TEST_START": "900",  # eight engines on two cores
     }
@@ -47,25 +47,11 @@ def surroundings(python: Path) -> Iterator[dict[str, str]]:
             os.environ[name] = value
 
 
-def of_ray() -> set[int]:
-    """The processes of Ray on this machine."""
-    found = set()
-    for process in psutil.process_iter(["name", "cmdline"]):
-        command = " ".join(process.info["cmdline"] or [process.info["name"]])
-        if command.startswith("ray::") or "/ray/core/src/ray/" in command or "/ray/dashboard/" in command:
-            found.add(process.pid)
-    return found
-
-
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """Each test ends all processes of Ray that it has started."""
-    before = of_ray()
-    yield
-    deadline = time.monotonic() + WAIT
-    while left := of_ray() - before:
-        assert time.monotonic() < deadline, [psutil.Process(pid).cmdline() for pid in left if psutil.pid_exists(pid)]
-        time.sleep(0.2)
+    with ends_all():
+        yield
 
 
 @pytest.fixture

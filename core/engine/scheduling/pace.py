@@ -57,7 +57,11 @@ class Pace:
         gain /= FORGETTING + variance
         self._coefficients += gain * (seconds - expected)
         self._covariance = (self._covariance - np.outer(gain, terms @ self._covariance)) / FORGETTING
-        np.fill_diagonal(self._covariance, np.minimum(self._covariance.diagonal(), UNKNOWN))
+        variances = self._covariance.diagonal()
+        if variances.max() > UNKNOWN:  # passes that are all alike say nothing about some terms
+            # Whole rows and columns: an off-diagonal element that is left would grow until it overflows.
+            scale = np.sqrt(UNKNOWN / np.maximum(variances, UNKNOWN))
+            self._covariance *= np.outer(scale, scale)
 
     @property
     def delay(self) -> float | None:

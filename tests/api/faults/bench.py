@@ -19,6 +19,8 @@ from .clients import PATIENCE, POLL, Job, client_of
 class Bench:
     """A server under test. ``start`` starts it, again if it has ended; ``checkpoints``: of weight updates, by fault.
 
+    ``under_fault``: the jobs as they are sent during the fault, if other answers are right then.
+
     Per repetition: its ``number``; ``happened``: the time of the fault, by time.monotonic; ``outcomes``: those of
     requests that the fault itself sends.
     """
@@ -26,6 +28,7 @@ class Bench:
     start: Callable[[], Any]
     jobs: list[Job]
     checkpoints: dict[str, Path]
+    under_fault: list[Job] = field(default_factory=list)
     number: int = 0
     happened: asyncio.Future[float] = field(default_factory=asyncio.Future)
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -60,8 +63,12 @@ class Bench:
 
     async def state(self) -> dict[str, Any]:
         """The server's figures of its first model."""
+        return (await self.states())[0]
+
+    async def states(self) -> list[dict[str, Any]]:
+        """The figures of each replica, or of the one server."""
         async with client_of(self.server.url) as http:
-            found: dict[str, Any] = (await http.get("/get_server_info")).json()["internal_states"][0]
+            found: list[dict[str, Any]] = (await http.get("/get_server_info")).json()["internal_states"]
         return found
 
 

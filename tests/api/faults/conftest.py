@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import platform
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,30 +11,24 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from . import runs
+from .install import install
 from .table import FAULTS
 
 FILE = "model.safetensors"
 TENSOR = "model.layers.1.mlp.up_proj.weight"
-REPETITIONS, VARIABLE = 20, "TRUNKLINE_FAULT_REPETITIONS"
-METADATA = "Metadata-Version: 2.1\nName: fault-dist\nVersion: 1\n"
 
 
 @pytest.fixture
 def repetitions(suite: Any) -> int:
-    """How often each fault is caused: as the variable says, else 20 times, or once if the suite's time is limited."""
-    return int(os.environ.get(VARIABLE, 1 if suite.seconds is not None else REPETITIONS))
+    """How often each fault is caused."""
+    return runs.repetitions(suite)
 
 
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for PYTHONPATH where the plugin is installed."""
-    folder = tmp_path_factory.mktemp("packages")
-    shutil.copy(Path(__file__).parent / "fault_plugin.py", folder)
-    info = folder / "fault_dist-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(METADATA)
-    (info / "entry_points.txt").write_text("[trunkline]\nfaults = fault_plugin\n")
-    return folder
+    return install(tmp_path_factory.mktemp("packages"))
 
 
 @pytest.fixture
@@ -73,12 +64,7 @@ def checkpoints(other: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def counts(request: pytest.FixtureRequest, repository: Path) -> Iterator[dict[str, Any]]:
-    """Counts by fault. If every fault was caused several times, they are written below benchmarks/results."""
-    counts: dict[str, Any] = {}
-    yield counts
-    if all(counts.get(fault.name, {}).get("repetitions", 0) > 1 for fault in FAULTS):
-        today = datetime.date.today()
-        head = {"date": str(today), "processor": platform.processor() or platform.machine(), "faults": counts}
-        path = repository / "benchmarks" / "results" / f"reliability-{today}.json"
-        path.write_text(json.dumps(head, indent=1) + "\n")
+def counts(repository: Path) -> Iterator[dict[str, Any]]:
+    """Counts by fault, which are written below benchmarks/results."""
+    with runs.recorded(repository / "benchmarks" / "results", "reliability", FAULTS) as counts:
+        yield counts

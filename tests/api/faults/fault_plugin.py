@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from litestar import Request, Response, post
@@ -62,9 +63,12 @@ faults = Faults()
 
 
 def fail(error: str) -> None:
-    """Fail in the way that ``error`` names."""
+    """Fail in the way that ``error`` names. With ``:FILE`` behind it, only the first of several processes fails."""
     import torch
 
+    error, _, file = error.partition(":")
+    if file and not is_first(file):
+        return
     if error == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if error == "hang":
@@ -75,6 +79,15 @@ def fail(error: str) -> None:
     raise {"RuntimeError": RuntimeError, "MemoryError": MemoryError, "OutOfMemoryError": torch.OutOfMemoryError}[error](
         f"injected {error}"
     )
+
+
+def is_first(file: str) -> bool:
+    """Whether no other process has made this file, which is made now."""
+    try:
+        Path(file).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def before(owner: Any, name: str, action: Callable[..., None]) -> None:

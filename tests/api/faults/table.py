@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ANSWERED, RETRY, FAILED, ABORTED = "answered", "503", "500", "aborted stream"
-CLOSED, DROPPED = "closed by the server", "dropped by the client"
+CLOSED, DROPPED, CUT = "closed by the server", "dropped by the client", "cut off"
 
 OUTCOMES = {
     ANSWERED: "the whole answer, equal to that of an undisturbed server",
@@ -19,6 +19,7 @@ OUTCOMES = {
     "event if there are none",
     CLOSED: "the server closes the connection of a client that doesn't read",
     DROPPED: "the client closes the connection",
+    CUT: "the connection closes before the reply has ended",
 }
 """How a request may end, with an explanation. Everything else counts as lost."""
 
@@ -195,3 +196,77 @@ UPDATES = (
 )
 
 FAULTS = (*PROCESS, *PASSES, *CLIENTS, *UPDATES)
+
+THE_OTHERS = "Requests of the other replicas are answered."
+LOST_REPLICA = (
+    "Requests that had begun at the replica get 503 with `Retry-After`, or an abort in a stream; others run "
+    f"at another one. {THE_OTHERS}"
+)
+
+REPLICAS = (
+    Fault(
+        "replica: kill -9 of its engine",
+        title="`kill -9` of an engine",
+        server="The replica starts a new engine process.",
+        clients=LOST_REPLICA,
+        allowed=INTERRUPTED,
+    ),
+    Fault(
+        "replica: kill -STOP of its engine",
+        title="`kill -STOP` of an engine",
+        server="After 10 s without a heartbeat the replica gets no new requests; after 30 s it starts a new engine "
+        "process (2 s and 10 s in this test).",
+        clients=f"Requests at the replica wait until then. {LOST_REPLICA}",
+        tuning="`--request-timeout` ends the wait earlier.",
+        allowed=INTERRUPTED,
+    ),
+    Fault(
+        "replica: a slow engine",
+        title="An engine is stopped and continued, again and again",
+        server="Nothing is restarted.",
+        clients=UNAFFECTED,
+    ),
+    Fault(
+        "replica: kill -9 of its actor",
+        title="`kill -9` of a replica's actor",
+        server="Its engine process ends with it. Ray starts another replica.",
+        clients=LOST_REPLICA,
+        allowed=INTERRUPTED,
+    ),
+    Fault(
+        "a node is lost",
+        title="A node of Ray is lost, and later another one is added",
+        server="Ray starts the replica again when there is a place for it.",
+        clients=LOST_REPLICA,
+        allowed=INTERRUPTED,
+    ),
+    Fault(
+        "scale 3, 1, 3",
+        title="From three replicas to one, and back to three",
+        server="A replica that is removed gets no new requests, and ends when those that it runs have ended.",
+        clients=UNAFFECTED,
+        tuning="`--drain-timeout`",
+    ),
+    Fault(
+        "update: a replica dies while it loads",
+        title="Weight update: an engine is killed while it loads",
+        server="The other replicas drop the new weights.",
+        clients=f"The update gets 503. {LOST_REPLICA}",
+        allowed=INTERRUPTED,
+    ),
+    Fault(
+        "update: a replica dies in the swap",
+        title="Weight update: an engine is killed when it applies the new weights",
+        server="The other replicas apply them. This one loads them before it gets requests.",
+        clients=f"The update is successful. Each answer is computed with one version of the weights. {LOST_REPLICA}",
+        allowed=INTERRUPTED,
+    ),
+    Fault(
+        "the ingress is killed",
+        title="`kill -9` of the ingress behind Ray's proxy",
+        server="Ray starts it again. The replicas abort its requests.",
+        clients="Requests in flight get 500 of Ray's proxy, or their connection closes. Later ones wait.",
+        allowed=(FAILED, CUT),
+    ),
+)
+"""Faults of three engine replicas on Ray: two on its first node, one on another."""

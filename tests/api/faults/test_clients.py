@@ -11,11 +11,12 @@ import pytest
 
 from . import clients
 from .clients import LOST, Job, send
-from .table import ABORTED, ANSWERED, FAILED, OUTCOMES, RETRY
+from .table import ABORTED, ANSWERED, CUT, FAILED, OUTCOMES, RETRY
 
 WAITING = Job("/generate", {}, (5, 6, 7))
 STREAM = Job("/generate", {"stream": True}, (5, 6, 7))
 VECTOR = Job("/encode", {}, (0.5, 0.25))
+UPDATED = Job("/generate", {"stream": True}, (5, 6, 7), (5, 8, 9))
 DONE = "data: [DONE]\n\n"
 STOP = {"type": "length", "length": 3}
 LATER = {"retry-after": "5"}
@@ -57,6 +58,10 @@ async def outcome_of(job: Job, reply: httpx.Response) -> str:
         (STREAM, httpx.Response(200, text='data: {"error": {"code": 503}}\n\n' + DONE), ABORTED),
         (STREAM, httpx.Response(200, text='data: {"error": {"code": 400}}\n\n' + DONE), "unclear reply"),
         (STREAM, httpx.Response(503, headers=LATER), RETRY),
+        (UPDATED, httpx.Response(200, text=record([5, 8, 9], STOP) + DONE), ANSWERED),
+        (UPDATED, httpx.Response(200, text=record([5, 6, 9], STOP) + DONE), "wrong answer"),
+        (UPDATED, httpx.Response(200, text=aborted([5, 8])), ABORTED),
+        (UPDATED, httpx.Response(200, text=aborted([6, 8])), "wrong answer"),
     ],
 )
 async def test_outcomes(job: Job, reply: httpx.Response, outcome: str) -> None:
@@ -64,7 +69,7 @@ async def test_outcomes(job: Job, reply: httpx.Response, outcome: str) -> None:
     assert (outcome in LOST) == (outcome not in OUTCOMES)
 
 
-async def test_a_connection_without_a_reply_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_without_a_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ReadError("closed")
 
@@ -73,7 +78,7 @@ async def test_a_connection_without_a_reply_is_lost(monkeypatch: pytest.MonkeyPa
         raise AssertionError
 
     monkeypatch.setattr(clients, "PATIENCE", 0.05)
-    for handler in (refuse, hang):
+    for handler, outcome in ((refuse, CUT), (hang, "no reply")):
         async with httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(handler)) as http:
-            assert await send(http, WAITING) == "no reply"
-            assert await send(http, STREAM) == "no reply"
+            assert await send(http, WAITING) == outcome
+            assert await send(http, STREAM) == outcome

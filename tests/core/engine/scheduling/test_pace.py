@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from trunkline.core.cache.pool import SlotPool, SlotTable
@@ -54,6 +55,16 @@ def test_passes_that_compiled_are_forgotten() -> None:
         pace.observe(ROWS, tokens, 20.0)
     pace.forget()
     assert simulate(pace, 8192) == simulate(clean, 8192)
+
+
+def test_passes_that_are_all_alike_leave_the_numbers_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One client whose prompts are cached but for a token. With the real factor, it took 140,000 passes to overflow.
+    monkeypatch.setattr("trunkline.core.engine.scheduling.pace.FORGETTING", 0.9)
+    pace = Pace()
+    with np.errstate(all="raise", under="ignore"):
+        for number in range(10_000):
+            pace.observe(1, number % 20 == 0, seconds(1, number % 20 == 0))
+            assert LEAST <= pace.tokens(1024, 1, 1) <= 1024
 
 
 @pytest.mark.parametrize(("limit", "tokens"), [(0.024, 50), (0.104, 250), (9.0, 1024), (0.000_1, LEAST)])
@@ -141,7 +152,12 @@ def request(key: int, length: int, new: int = 5) -> Request:
 
 @pytest.fixture
 def paced() -> Scheduler:
-    pace = Pace(0.044)
+    return scheduler_of(0.044)
+
+
+def scheduler_of(limit: float) -> Scheduler:
+    """A scheduler whose passes prompts may make longer by as many seconds."""
+    pace = Pace(limit)
     simulate(pace, 1024)
     return Scheduler(SlotPool(4000), SlotTable(8, 4000), None, chunk=1024, max_running=8, policy="fcfs", pace=pace)
 
@@ -204,9 +220,9 @@ def test_the_scheduler_bounds_chunks_only_beside_decoding_requests(paced: Schedu
 
 
 @pytest.mark.parametrize("chunk", [1024, None])
-def test_prompts_beside_decoding_requests_of_another_model(paced: Scheduler, chunk: int | None) -> None:
+def test_prompts_beside_decoding_requests_of_another_model(chunk: int | None) -> None:
     """The time that may be added is for the passes of both. Prompts that are computed whole: one at least."""
-    pace = Pace()
+    paced, pace = scheduler_of(0.0436), Pace()
     simulate(pace, 1024)
     other = Scheduler(SlotPool(4000), SlotTable(8, 4000), None, chunk=chunk, max_running=8, policy="fcfs", pace=pace)
     paced.add(request(1, 20, new=50))
@@ -215,9 +231,9 @@ def test_prompts_beside_decoding_requests_of_another_model(paced: Scheduler, chu
     assert first is not None
     paced.commit(first)
     first.rows[0].request.tokens.append(3)
-    assert paced.delay == 0.044
+    assert paced.delay == 0.0436
     paced.add(request(6, 20, new=50))
-    assert paced.delay == 0.022  # prompts of its own delay them, too
+    assert paced.delay == 0.0218  # prompts of its own delay them, too
     for key, length in ((2, 20), (3, 10), (4, 200), (5, 20)):
         other.add(request(key, length, new=0))
     sizes = []
@@ -227,5 +243,5 @@ def test_prompts_beside_decoding_requests_of_another_model(paced: Scheduler, chu
         for row in batch.rows:
             if row.final:
                 other.finish(row.request)
-    assert pace.tokens_beside([0.022], 1024) == pace.tokens_beside([0.044, None], 1024) == 24
+    assert pace.tokens_beside([0.0218], 1024) == pace.tokens_beside([0.0436, None], 1024) == 24
     assert sizes == ([[20], [10], [200], [20]] if chunk is None else [[20, 4], [6, 18], *[[24]] * 7, [14, 10], [10]])
