@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any
 
 from trunkline.core.engine.channel import Unsent
 from trunkline.core.engine.frame_protocol import FrameProtocol
 from trunkline.core.engine.messages import frames
+
+# Seconds until an idle peer is asked whether it is there, between questions, and how many; milliseconds in which what
+# was sent must arrive.
+KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 30_000}
 
 
 class Connection(FrameProtocol):
@@ -48,6 +53,15 @@ class Connection(FrameProtocol):
         """Return when little of what was sent is in memory, or when the connection has ended."""
         await asyncio.sleep(0)  # the turn of the event loop ends, so it is written
         await self._peer_reads.wait()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Notice a peer that vanishes without ending the connection, such as a machine that is lost."""
+        super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            if hasattr(socket, name):  # on Linux; others have some of them
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def pause_writing(self) -> None:
         self._peer_reads.clear()

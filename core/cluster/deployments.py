@@ -102,7 +102,7 @@ class RayHandle:
                 yield Attachment(address, ended)
             finally:
                 ended.cancel()
-                await asyncio.wait({ended})
+                await asyncio.gather(ended, return_exceptions=True)
         finally:
             call.cancel()
 

@@ -21,16 +21,16 @@ PART_BYTES = 1 << 20
 
 def file_of(call: Call) -> Path | None:
     """The file that a call names."""
-    return Path(call.arguments["path"]) if call.control in NAMES_FILE else None
+    return Path(call.arguments.get("path", "")) if call.control in NAMES_FILE else None
 
 
-async def send_file(link: Link, call: Call) -> None:
-    """Send the file that a call names. OSError when it can't be read."""
+async def send_file(link: Link, call: Call, answer: asyncio.Future[Any]) -> None:
+    """Send the file that a call names, unless its ``answer`` comes before. OSError when it can't be read."""
     path = file_of(call)
     if path is None:
         return
     with await asyncio.to_thread(path.open, "rb") as file:
-        while part := await asyncio.to_thread(file.read, PART_BYTES):
+        while not answer.done() and (part := await asyncio.to_thread(file.read, PART_BYTES)):
             link.send(FilePart(call.key, part))
             await link.drained()
     link.send(FilePart(call.key, b""))

@@ -14,6 +14,7 @@ from msgspec import structs
 from trunkline.core.client.transport import Deliver, Down
 from trunkline.core.engine.messages import ABORTED, Abort, Answer, Call, Progress, Started, Submit
 from trunkline.core.errors import EngineDown
+from trunkline.core.types import on_replica
 
 from .handle import Handle
 from .link import Link
@@ -118,7 +119,7 @@ class Group:
 
     async def _call(self, message: Call) -> None:
         name = message.replica or next((link.name for link in self.replicas.up), "")
-        link = self.replicas.links.get(name)
+        link = self.replicas.find(name)
         if link is None:
             answer: Answer | Failure = Failure([], f"The replica {name} is gone." if name else NONE_UP)
         else:
@@ -144,7 +145,8 @@ class Group:
         if isinstance(message, Started):
             if not job.started:  # else it was lost and runs again
                 job.started = True
-                self._deliver(message)
+                with on_replica(link.name):  # the label of its weights is this replica's
+                    self._deliver(message)
             return
         if job.output is None:
             job.output = array("i")

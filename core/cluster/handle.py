@@ -13,7 +13,7 @@ from typing import Any, Protocol
 class Attachment:
     """A call to a replica that lasts as long as the connection that it allows.
 
-    So Ray counts the connection, waits for its end when the replica drains, and ends it when the front is gone.
+    So Ray counts the connection, and waits for its end when the replica drains.
     ``ended`` is done when the replica, or what carries the call, has ended it.
     """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +40,7 @@ class Link:
         self.state = State(up=False, healthy=False, restarts=0, ready=None)
         self.beat = Heartbeat(0.0)
         self.broken = ""  # why the connection has ended
-        self._seen = time.monotonic()
+        self._silence = 0.0  # seconds, by this loop's own ticks: while the front is stopped, it can't read
         self._receive = receive
         self._changed = changed
         self._connection: Connection | None = None
@@ -77,10 +76,6 @@ class Link:
         self._task.cancel()
         await asyncio.wait({self._task})
 
-    @property
-    def _silence(self) -> float:
-        return time.monotonic() - self._seen
-
     async def _run(self, handle: Handle) -> None:
         try:
             async with handle.attach(self.name) as attachment:
@@ -99,20 +94,23 @@ class Link:
                 lambda: Connection(decode_for_front, self._apply), address.host, address.port
             )
         connection.send(Hello(address.ticket))
-        self._connection, self._seen = connection, time.monotonic()
+        self._connection, self._silence = connection, 0.0
         try:
             while self._silence < LOST:
                 await asyncio.wait({connection.lost, attachment.ended}, timeout=TICK, return_when="FIRST_COMPLETED")
                 if connection.lost.done():
                     return connection.lost.result()
                 if attachment.ended.done():
+                    attachment.ended.result()  # perhaps an error, which says more
                     return "it has ended the connection"
+                self._silence += TICK
+            connection.abort()  # it wouldn't read the rest
             return f"it was silent for {LOST:g} s"
         finally:
             connection.close()
 
     def _apply(self, messages: list[ToFront]) -> None:
-        self._seen = time.monotonic()
+        self._silence = 0.0
         for message in messages:
             try:
                 if isinstance(message, State):

@@ -66,6 +66,7 @@ class Replicas:
         self._known: dict[Link, State] = {}  # of those in ``links`` that are ready
         self._renewal = Renewal(self.links, self.ask)
         self._asked: dict[int, Asked] = {}  # the calls that run, by key
+        self._draining: set[Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -97,6 +98,11 @@ class Replicas:
         """Those whose engine is up, whatever weights it has."""
         return [link.name for link in self.links.values() if link.up]
 
+    def find(self, name: str) -> Link | None:
+        """A replica that is listed or drains."""
+        draining = (link for link in self._draining if link.name == name)
+        return self.links.get(name) or next(draining, None)
+
     @property
     def up(self) -> list[Link]:
         """Those that get requests: healthy ones, or if there are none, all whose engine is up."""
@@ -111,7 +117,7 @@ class Replicas:
         try:
             link.send(call)
             outcome = await answer
-            if call.control == "flush_cache" and isinstance(outcome, Answer) and outcome.value is True:
+            if call.control == "flush_cache" and link in self._known and isinstance(outcome, Answer) and outcome.value:
                 self.routing.flush(link.name)
             return structs.replace(outcome, key=message.key) if isinstance(outcome, Answer) else outcome
         except asyncio.CancelledError:
@@ -129,6 +135,7 @@ class Replicas:
             if name not in self.links:
                 self.links[name] = Link(name, self._handle, self._receive, self._update)
         for name in set(self.links).difference(names):
+            self._renewal.forget(name)
             self._retire(self.links[name])
 
     def _receive(self, link: Link, message: Result) -> None:
@@ -145,12 +152,16 @@ class Replicas:
 
     def _answer(self, keys: Sequence[int], outcome: Outcome) -> None:
         for key in keys:
-            if key in self._asked and not (answer := self._asked[key].answer).done():
+            if key not in self._asked or (answer := self._asked[key].answer).done():
+                continue
+            if isinstance(outcome, Failure):
+                answer.set_result(structs.replace(outcome, running=[key] if key in outcome.running else []))
+            else:
                 answer.set_result(outcome)
 
     async def _send_file(self, asked: Asked) -> None:
         try:
-            await send_file(asked.link, asked.call)
+            await send_file(asked.link, asked.call, asked.answer)
         except OSError as error:
             log.error("a file can't be sent to replica %s: %s", asked.link.name, error)
             asked.link.send(Abort(asked.call.key))
@@ -159,10 +170,9 @@ class Replicas:
     def _update(self, link: Link, message: State | Heartbeat | None) -> None:
         """A replica has a new state or heartbeat; None: its connection has broken."""
         if message is None:
-            self.broken += 1
+            self.broken += link.ready is not None
             self._retire(link)
-            asked = [key for key, one in self._asked.items() if one.link is link]
-            self._answer(asked, Failure(asked, reason_of(link)))
+            self._fail_calls(link)
             self._lost(link)
             self._start(self._open_again())
         elif self.links.get(link.name) is link:
@@ -170,7 +180,8 @@ class Replicas:
                 if link in self._known:
                     for load in message.loads:
                         self.routing.observe(link.name, load)
-                    self._renewal.renew(link)
+                    if self._renewal.renew(link):
+                        self._changed(link)
                 return
             if message.ready is not None:
                 self._observe(link, message, message.ready)
@@ -184,7 +195,7 @@ class Replicas:
             self.routing.add(link.name, ready.models[0].max_total_tokens)
         elif (before.restarts, _number(before)) != (state.restarts, _number(state)):
             self.routing.flush(link.name)
-        self._renewal.observe(ready, None if before is None else before.ready)
+        self._renewal.observe(link, ready)
 
     async def _open_again(self) -> None:
         await asyncio.sleep(AGAIN)
@@ -197,16 +208,24 @@ class Replicas:
         del self.links[link.name]
         if self._known.pop(link, None) is not None:
             self.routing.remove(link.name)
-        self._renewal.forget(link)
+        self._renewal.lose(link)
         self._start(self._drain(link))
         self._changed(link)
 
     async def _drain(self, link: Link) -> None:
+        self._draining.add(link)
         try:
-            while self._busy(link) and not link.broken:
+            while not link.broken and (self._busy(link) or any(one.link is link for one in self._asked.values())):
                 await asyncio.sleep(DRAIN_TICK)
         finally:
+            self._draining.discard(link)
             await link.close()
+            self._fail_calls(link)
+
+    def _fail_calls(self, link: Link) -> None:
+        """A replica that is gone won't answer."""
+        asked = [key for key, one in self._asked.items() if one.link is link]
+        self._answer(asked, Failure(asked, reason_of(link)))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -216,7 +235,7 @@ class Replicas:
 
 def reason_of(link: Link) -> str:
     """What clients are told whose requests were lost with a replica."""
-    return engine_down(f"replica {link.name}: {link.broken}").message
+    return engine_down(f"replica {link.name}: {link.broken or 'it was removed'}").message
 
 
 def _number(state: State) -> int:

@@ -55,7 +55,9 @@ class ReplicaTransport:
 
     def _group_of(self, message: Submit | Call) -> Group:
         if isinstance(message, Call) and message.replica:
-            return next((group for group in self._groups if message.replica in group.replicas.links), self._groups[0])
+            return next(
+                (group for group in self._groups if group.replicas.find(message.replica) is not None), self._groups[0]
+            )
         return self._serving(message.model) or self._groups[0]  # "" is the primary model
 
     def _serving(self, model: str) -> Group | None:
@@ -98,13 +100,15 @@ class ReplicaTransport:
     @property
     def healthy(self) -> bool:
         if current_replica.get() is not None:
-            return any(link.state.healthy for link in self._links)
-        return all(any(link.state.healthy for link in group.replicas.up) for group in self._groups)
+            return any(link.healthy for link in self._links)
+        return all(any(link.healthy for link in group.replicas.up) for group in self._groups)
 
     @property
     def _links(self) -> list[Link]:
         chosen = current_replica.get()
-        return [link for group in self._groups for link in group.replicas.links.values() if chosen in (None, link.name)]
+        if chosen is None:
+            return [link for group in self._groups for link in group.replicas.links.values()]
+        return [link for group in self._groups if (link := group.replicas.find(chosen)) is not None]
 
     def _changed(self, keys: Collection[int]) -> None:
         """A replica that runs these requests has come, gone, or has another state."""

@@ -76,7 +76,8 @@ class ServedModel(Struct, frozen=True, kw_only=True):
     deterministic: bool = False  # whether a request has the same result, bit for bit, in any batch
     device: str = "cpu"  # where it is computed; "cuda:0" is the first GPU
     weight_version: str = "default"
-    update_number: int = 0  # higher after each update of the weights or their label
+    update_number: int = 0  # number of the weights: higher after each update
+    label_number: int = 0  # of their label: higher after each change of it alone
     weights_sent: bool = False  # a client has sent the weights: they are in no folder, and end with the engine
     fused: str = ""  # a sentence about fused layers (core/model/fusion), for /model_info
     skip_tokenizer_init: bool = False  # whether it has no tokenizer because the user said so

@@ -38,6 +38,7 @@ contents = []  # the paths of sent files, and digests of what is in them
 applied = []  # the numbers of weights
 weights = {
     "update_number": first.get("update_numbers", [0])[0] if first.get("update_numbers") else 0,
+    "label_number": 0,
     "weights_sent": False,
 }
 
@@ -153,6 +154,15 @@ def call(message):
             send(Answer(message.key, {"success": True, "message": "held"}))
         else:
             send(Answer(message.key, apply(message.arguments)))
+    elif message.control == "update_weight_version":
+        calls.append([message.control, message.model, message.arguments])
+        weights["label_number"] = message.arguments.get("label_number") or weights["label_number"] + 1
+        models[0]["weight_version"] = message.arguments["new_version"]
+        send(changed(), Answer(message.key, {"success": True}))
+    elif message.control == "never":
+        pass
+    elif message.control == "late":
+        threading.Timer(message.arguments["seconds"], lambda: send(Answer(message.key, True))).start()
     elif message.control == "contents":
         send(Answer(message.key, contents))
     elif message.control == "applied":

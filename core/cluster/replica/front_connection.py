@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from trunkline.core.cluster.connection import Connection
 from trunkline.core.cluster.files import ReceivedFile
 from trunkline.core.cluster.messages import State, ToReplica, decode_for_replica
 from trunkline.core.engine.messages import Heartbeat
+
+log = logging.getLogger("trunkline.cluster")
 
 CONNECT_SECONDS = 30.0  # in which a front must use its ticket, and show it
 
@@ -36,6 +39,15 @@ class FrontConnection(Connection):
         self.beat: Heartbeat | None = None
         self._drop = drop
         asyncio.get_running_loop().call_later(CONNECT_SECONDS, self._check_accepted)
+
+    def receive(self, body: bytes) -> None:
+        try:
+            super().receive(body)
+        except Exception:
+            if self.accepted:
+                raise
+            log.warning("a connection without a valid ticket was ended")  # one line: anyone can make such connections
+            self.abort()
 
     def accept(self) -> None:
         self.accepted, self.limit = True, Connection.limit

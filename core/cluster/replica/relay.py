@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import secrets
 from collections.abc import AsyncGenerator, Collection, Iterable
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from .held import HeldUpdates
 # how many requests it aborts, of all fronts.
 ABORT_REQUESTS = "abort_requests"
 TICK = 0.2  # seconds between looks at the engine's state and heartbeat
+ALIVE_TICKS = 5  # after as many ticks a front gets a message in any case
 
 
 @dataclass(slots=True)
@@ -125,7 +127,7 @@ class Relay:
                 forwarded += self._abort_named(front, message)
             elif not self.engine.up:
                 front.send(Failure([message.key], self.engine.unavailable().message))
-            elif isinstance(message, Call) and (path := file_of(message)) is not None and not path.exists():
+            elif isinstance(message, Call) and (path := file_of(message)) is not None and not os.access(path, os.R_OK):
                 self._ask_for_file(front, message)
             else:
                 forwarded.append(self._forward(front, message))
@@ -184,7 +186,7 @@ class Relay:
 
     def _abort_named(self, front: FrontConnection, call: Call) -> list[Abort]:
         """Answer a call of :data:`ABORT_REQUESTS`. What the engine must be told; it answers the fronts' requests."""
-        prefix, everything = call.arguments["prefix"], call.arguments["everything"]
+        prefix, everything = call.arguments.get("prefix", ""), call.arguments.get("everything", False)
         requests = [(key, job.rid) for key, job in self._jobs.items() if job.call is None]
         aborts = [Abort(key) for key, rid in requests if everything or (prefix and rid.startswith(prefix))]
         front.send(Answer(call.key, len(aborts)))
@@ -229,9 +231,12 @@ class Relay:
         self._jobs.clear()
 
     async def _tick(self) -> None:
-        while True:
+        for number in itertools.count():
             await asyncio.sleep(TICK)
             self._send_states()
+            if number % ALIVE_TICKS == 0:  # while the engine loads, it has no heartbeat
+                for front in self._fronts:
+                    front.send(self.engine.beat)
 
     def _send_states(self) -> None:
         for front in self._fronts:

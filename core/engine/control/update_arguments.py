@@ -40,10 +40,14 @@ class EndHold(Struct, kw_only=True):
 
 
 class UpdateVersion(Struct, kw_only=True):
-    """Arguments of the control ``update_weight_version``."""
+    """Arguments of the control ``update_weight_version``.
+
+    ``label_number``: see :class:`ServedModel`; nothing is done if the model's is as high already. 0: the next number.
+    """
 
     new_version: str
     abort_all_requests: bool = True
+    label_number: int = 0
 
 
 class ReadWeights(Struct, kw_only=True):

@@ -156,7 +156,9 @@ class WeightUpdates:
                 self._answer(call.key, arguments, False, str(refused))
                 return
         update_number = arguments.update_number or lane.served.update_number + 1
-        update = replace(update, served=msgspec.structs.replace(update.served, update_number=update_number))
+        update = replace(
+            update, served=msgspec.structs.replace(update.served, update_number=update_number, label_number=0)
+        )
         self._pending[lane] = PendingUpdate(update, call.key, arguments, arguments.hold)
         if arguments.hold:
             self._answer(call.key, arguments, True, "The weights are loaded, and wait for commit_update.")
@@ -198,15 +200,17 @@ class WeightUpdates:
         arguments = msgspec.convert(call.arguments, UpdateVersion)
         if self._defer_call(lane, call, arguments.abort_all_requests):
             return
+        version, number = arguments.new_version, arguments.label_number or lane.served.label_number + 1
+        answer = {"success": True, "message": f"Weight version updated to {version}", "new_version": version}
+        if number <= lane.served.label_number:
+            self._loop.send([Answer(call.key, answer)])
+            return
         if arguments.abort_all_requests:
             self._loop.abort_all(lane)
-        version = arguments.new_version
         if not lane.served.weights_sent:  # a restarted engine loads the folder's weights, which have their own label
             lane.settings = msgspec.structs.replace(lane.settings, weight_version=version)
-        number = lane.served.update_number + 1
-        lane.served = msgspec.structs.replace(lane.served, weight_version=version, update_number=number)
+        lane.served = msgspec.structs.replace(lane.served, weight_version=version, label_number=number)
         self.send_models()
-        answer = {"success": True, "message": f"Weight version updated to {version}", "new_version": version}
         self._loop.send([Answer(call.key, answer)])
 
     def tensor_limit(self, lane: Lane, call: Call) -> None:

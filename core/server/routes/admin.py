@@ -22,6 +22,7 @@ from trunkline.core.server.api.reply_schemas import EnabledPlugin, NativeError
 from trunkline.core.types import EngineClient, ServedModel, current_replica
 
 MAX_FLUSH_WAIT = 3600.0  # seconds
+ABORT_SECONDS = 2.0  # for the answers of replicas
 FLUSHED = (
     "Cache flushed.\nPlease check backend logs for more details. "
     "(When there are running or waiting requests, the operation will not be performed.)\n"
@@ -63,8 +64,9 @@ def admin_routes(engine: EngineClient) -> Iterator[HTTPRouteHandler]:
         body = await read_body(request, AbortBody)
         engine.abort(body.rid or "", everything=bool(body.abort_all))
         if engine.replicas:  # they may run requests of other fronts
-            with suppress(EngineDown):
-                await engine.call("abort_requests", prefix=body.rid or "", everything=bool(body.abort_all))
+            with suppress(EngineDown, TimeoutError):
+                async with asyncio.timeout(ABORT_SECONDS):
+                    await engine.call("abort_requests", prefix=body.rid or "", everything=bool(body.abort_all))
         return empty_response()
 
     enable = admin | {"replicas": "first", "replies": {200: EnabledPlugin, 404: NativeError}}

@@ -69,6 +69,7 @@ class LocalHandle:
     def __init__(self, relays: dict[str, Relay] | None = None) -> None:
         self.relays: dict[str, Relay] = {} if relays is None else relays
         self.slow: dict[str, float] = {}
+        self.ended: dict[str, asyncio.Future[Any]] = {}  # of the last attachment to each replica
         self._cut: set[str] = set()
         self._paths: dict[str, Path] = {}
         self._changed: Callable[[Sequence[str]], None] = lambda names: None
@@ -103,12 +104,8 @@ class LocalHandle:
         path = self._paths[replica] = Path(self.slow.get(replica, 0.0))
         try:
             address = await path.open(decode_address(await anext(call)))
-            ended = asyncio.ensure_future(anext(call, b""))
-            try:
-                yield Attachment(encode_address(address), ended)
-            finally:
-                ended.cancel()
-                await asyncio.wait({ended})
+            ended = self.ended[replica] = asyncio.get_running_loop().create_future()
+            yield Attachment(encode_address(address), ended)
         finally:
             await path.close()
             await call.aclose()

@@ -32,11 +32,7 @@ def sent(tmp_path: Path) -> Path:
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The folder of a replica that can't read the front's files."""
 
-    class Missing:
-        def exists(self) -> bool:
-            return False
-
-    monkeypatch.setattr(relay, "file_of", lambda call: Missing() if "path" in call.arguments else None)
+    monkeypatch.setattr(relay, "file_of", lambda call: tmp_path / "missing" if "path" in call.arguments else None)
     monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -104,7 +100,7 @@ async def test_a_copy_that_cannot_be_written(
 async def test_the_engine_or_the_front_is_lost_meanwhile(
     cluster: Callable[..., Any], sent: Path, elsewhere: Path, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trunkline.core.cluster.replicas.send_file", lambda link, call: asyncio.sleep(60))
+    monkeypatch.setattr("trunkline.core.cluster.replicas.send_file", lambda *arguments: asyncio.sleep(60))
     client, started = await cluster(1, limits=SHORT)
     for lose in (started.handle.relays["r0"].engine._process._child.kill, None):
         await until(lambda: client.transport.healthy)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trunkline.core.client.supervisor import WatchdogLimits
-from trunkline.core.cluster import renewal
+from trunkline.core.cluster import renewal, replicas
 from trunkline.core.engine.messages import Abort, Call
 from trunkline.core.errors import EngineDown, RequestError
 from trunkline.core.server.two_phases import update_all
@@ -156,6 +156,81 @@ async def test_sent_weights_outlive_a_pause_beside_a_replica_without_them(
     assert caplog.text.count("lacks weights that were sent") == 1
     await update_all(client, "update_weights", "m", **NEW)
     await until(lambda: len(serving(client)) == 2)
+
+
+async def test_a_label_reaches_replicas_that_missed_it(cluster: Callable[..., Any], until: Any) -> None:
+    client, started = await cluster(2)
+    await update_all(client, "update_weights_from_tensor", "m", path=os.devnull, weight_version="sent")
+    await until(lambda: len(serving(client)) == 2)
+    with on_replica("r0"):
+        await client.call("update_weight_version", model="m", new_version="label")
+    await until(lambda: started.handle.relays["r1"].engine.ready.models[0].weight_version == "label")
+    assert len(serving(client)) == 2
+    assert await calls_of(client, "r1") == [
+        "update_weights_from_tensor",
+        "commit_update",
+        "update_weight_version",
+    ]
+
+
+async def test_a_label_does_not_make_other_weights_current(cluster: Callable[..., Any], until: Any) -> None:
+    client, started = await cluster(1)
+    await update_all(client, "update_weights_from_tensor", "m", path=os.devnull, weight_version="sent")
+    await started.add("late")
+    await until(lambda: "late" in client.transport.replicas)
+    with on_replica("late"):
+        await client.call("update_weight_version", model="m", new_version="label")
+    await asyncio.sleep(0.3)
+    assert serving(client) == ["r0"]
+    assert versions(client) == [("m", "sent", 1)]
+
+
+async def test_a_lost_replica_with_sent_weights_may_come_back(
+    cluster: Callable[..., Any], until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewal, "GRACE", 1.5)
+    client, started = await cluster(1)
+    await update_all(client, "update_weights_from_tensor", "m", path=os.devnull, weight_version="sent")
+    await started.add("late")
+    await until(lambda: "late" in client.transport.replicas)
+    await started.handle.cut("r0")
+    await asyncio.sleep(0.3)
+    assert serving(client) == []
+    started.handle.mend()
+    await until(lambda: serving(client) == ["r0"])
+    assert versions(client) == [("m", "sent", 1)]
+    await started.handle.cut("r0")
+    started.handle.show("late")
+    await until(lambda: serving(client) == ["late"])
+    assert versions(client)[0][2] == 0
+
+
+async def test_a_replica_that_missed_a_continue_does_not_pause_the_others(
+    cluster: Callable[..., Any], until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicas, "AGAIN", 0.05)
+    client, started = await cluster(2)
+    await client.call("pause", model="m")
+    await until(lambda: len(serving(client)) == 2)
+    await started.handle.cut("r1")
+    await until(lambda: client.transport.replicas == ["r0"])
+    await client.call("continue", model="m")
+    started.handle.mend()
+    await until(lambda: len(serving(client)) == 2)
+    assert all(relay.engine.ready.paused == [False] for relay in started.handle.relays.values())
+
+
+async def test_a_request_has_the_label_of_its_replica(cluster: Callable[..., Any], params: Any) -> None:
+    client, started = await cluster(2)
+    started.prefer("r1")
+    [reply] = client.submit("m", "echo", [Submission(prompt=[1], params=params(n=3, queue=0.5), rid="r")])
+    await asyncio.sleep(0.1)
+    with on_replica("r0"):
+        await client.call("update_weights", model="m", **NEW, update_number=1)
+    # Calls that would make it follow are ignored.
+    started.handle.relays["r1"]._forward = lambda front, message: Abort(0)
+    await reply.result()
+    assert reply.weight_version == "default"
 
 
 async def test_sent_weights_that_no_replica_has_any_more(cluster: Callable[..., Any], until: Any) -> None:

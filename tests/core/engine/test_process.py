@@ -25,6 +25,7 @@ info = ModelInfo(path="", architecture="", model_type="", context_length=9, voca
 names = dict(name="m", model_path="m", tokenizer_path="m", dtype="", attention_backend="")
 
 class Lane:
+    paused = False
     served = ServedModel(info=info, tasks={}, max_total_tokens=9, max_running_requests=1, **names)
 
 startup.build = lambda *args, **options: LoadedEngine([Lane()], {}, Ready([Lane.served], [], {}))

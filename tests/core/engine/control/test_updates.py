@@ -539,6 +539,21 @@ def test_a_new_label_ends_requests_unless_told_otherwise(engine: Engine) -> None
     assert (ticket.result(60).finish or {})["type"] == "abort"
 
 
+def test_a_label_with_a_number_is_given_once(engine: Engine) -> None:
+    """A replica that has followed the others already isn't told twice."""
+    number = engine.models[0].label_number + 3
+    engine.call("update_weight_version", new_version="third", label_number=number)
+    ticket = submit(engine, 200)
+    next(iter(ticket))
+    for late in (number, number - 1):
+        answer = engine.call("update_weight_version", new_version="late", label_number=late)
+        assert answer["success"]
+    assert ticket.result(60).finish == {"type": "length", "length": 200}
+    assert (engine.models[0].weight_version, engine.models[0].label_number) == ("third", number)
+    engine.call("update_weight_version", new_version="default")
+    assert engine.models[0].label_number == number + 1
+
+
 @pytest.mark.field
 def test_loading_is_announced_to_the_watchdog_from_its_beginning_to_its_end(
     old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
