@@ -73,7 +73,7 @@ async def test_every_replica_flushes(http: httpx.AsyncClient, engine: Replicas) 
 
 async def test_abort_is_once_and_weights_are_loaded_by_each(http: httpx.AsyncClient, engine: Replicas) -> None:
     await http.post("/abort_request", json={"rid": "x"})
-    assert engine.calls == [(None, "abort")]
+    assert engine.calls == [(None, "abort"), (None, "abort_requests")]  # of this front, and of others
     bytes_of = {"content": b"weights", "headers": {"content-type": "application/octet-stream"}}
     for path, body in {
         "/update_weights_from_disk": {"json": {"model_path": "m"}},

@@ -17,8 +17,9 @@ def client(port: int) -> httpx.AsyncClient:
 
 async def busy(http: httpx.AsyncClient, engine: Any) -> list[asyncio.Task[Any]]:
     """One request that runs and two that wait, of 3 prompt tokens each."""
+    before = engine.status.results
     running = asyncio.create_task(http.post("/echo", json={"ids": [1, 2, 3], "n": 500, "delay": 0.01}))
-    while not engine.status.results:
+    while engine.status.results == before:
         await asyncio.sleep(0.01)
     waiting = asyncio.create_task(http.post("/echo", json={"ids": [1, 2, 3], "queue": 5, "copies": 2}))
     while len(engine._queue_limits.replies) < 2:
