@@ -21,7 +21,7 @@ from tests.api.faults.table import ANSWERED, OUTCOMES, REPLICAS, Fault
 from .cluster import Cluster
 from .injections import INJECTIONS, ReplicaBench
 
-SAMPLE = 4  # faults, if the suite's time is limited: another test of the suite takes most of it
+SAMPLE = 3  # faults, if the suite's time is limited: another test of the suite takes most of it
 SPARE = 8  # jobs, in case that some have no clear answer with the updated weights
 
 pytestmark = pytest.mark.ray
