@@ -23,7 +23,7 @@ class Connection(FrameProtocol):
     ``decode``: a frame's messages. ``receive_messages`` gets them.
     """
 
-    ended = "the connection was lost"
+    end_reason = "the connection was lost"
 
     def __init__(self, decode: Callable[[bytes], list[Any]], receive_messages: Callable[[list[Any]], None]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""``FrameProtocol``: frames over a connection of asyncio, as both ends in a front read them."""
+"""``FrameProtocol``: frames over a connection of asyncio. The engine process uses threads, see :mod:`.channel`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class FrameProtocol(asyncio.Protocol):
     """Divides the bytes that arrive into frames, for :meth:`receive`.
 
     ``lost``: done when the connection has ended or the peer has broken the protocol, with the reason. ``limit``: bytes
-    of a frame. ``ended``: the reason when the peer has closed it.
+    of a frame. ``end_reason``: when the peer has closed it.
     """
 
     limit = MAX_FRAME
-    ended = "it died"
+    end_reason = "it died"
 
     def __init__(self) -> None:
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -66,7 +66,7 @@ class FrameProtocol(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
-        self._lose(self.ended)
+        self._lose(self.end_reason)
 
     def _break(self, reason: str) -> None:
         self._lose(reason)

@@ -58,7 +58,7 @@ def test_passes_that_compiled_are_forgotten() -> None:
 
 
 def test_passes_that_are_all_alike_leave_the_numbers_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    # One client whose prompts are cached but for a token. With the real factor, it took 140,000 passes to overflow.
+    # One client whose prompts are cached but for a token. With the real factor it takes many more passes to overflow.
     monkeypatch.setattr("trunkline.core.engine.scheduling.pace.FORGETTING", 0.9)
     pace = Pace()
     with np.errstate(all="raise", under="ignore"):
