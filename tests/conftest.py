@@ -71,11 +71,14 @@ class Suite:
         return random.Random(self.seed)
 
 
-class SuiteReport:
-    """Writes what has run so far after every test, so that a suite that is killed is still accounted for."""
+FAILURE = 6000  # characters of a failure that are printed at once
 
-    def __init__(self, path: Path, suite: Suite) -> None:
-        self.path, self.suite = path, suite
+
+class SuiteReport:
+    """Writes what has run so far after every test, and failures at once: a suite that is killed prints no summary."""
+
+    def __init__(self, path: Path, suite: Suite, config: pytest.Config) -> None:
+        self.path, self.suite, self.config = path, suite, config
         self.counts: dict[str, Any] = {"collected": 0, "passed": 0, "failed": 0, "skipped": 0, "stopped": False}
         self.reasons: set[str] = set()
 
@@ -88,6 +91,10 @@ class SuiteReport:
             self.counts[report.outcome] += 1
         if report.skipped and isinstance(report.longrepr, tuple):
             self.reasons.add(str(report.longrepr[2]).removeprefix("Skipped: "))
+        if report.failed:
+            self.suite.notes.append(f"failed: {report.nodeid}")
+            terminal: Any = self.config.pluginmanager.get_plugin("terminalreporter")
+            terminal.write_line(f"\n{report.nodeid} failed ({report.when}):\n{report.longreprtext[-FAILURE:]}")
         self._write()
 
     def pytest_runtest_logfinish(self) -> None:
@@ -112,7 +119,7 @@ def pytest_configure(config: pytest.Config) -> None:
     suite = Suite(config.getoption("--suite"), seed, float(seconds) if seconds else None)
     config.stash[SUITE] = suite
     if path := os.environ.get("TRUNKLINE_SUITE_REPORT"):
-        config.pluginmanager.register(SuiteReport(Path(path), suite))
+        config.pluginmanager.register(SuiteReport(Path(path), suite, config))
         # In a background job SIGINT is ignored, and this process would inherit that; the runner interrupts by it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

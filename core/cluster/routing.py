@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trunkline.core.engine.messages import Load
 
-BLOCK = 64  # tokens; prefixes are compared in these steps
+BLOCK = 32  # tokens; prefixes are compared in these steps, and shorter ones aren't known to be cached
 DECODE_WORK = 256  # work of a request whose prompt is computed: passes in which it decodes delay other requests
 FACTOR = 1.25  # a replica is over the bound when its work is more than this many times the mean …
 SLACK = 1536  # … and this much more

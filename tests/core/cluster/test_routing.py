@@ -82,6 +82,14 @@ def test_the_longest_prefix_comes_first() -> None:
     assert made.choose(prompt(1)) == ["d", "a", "b", "c"]
 
 
+@pytest.mark.parametrize("holder", NAMES)
+def test_a_prompt_of_one_block_goes_where_it_is_a_prefix(holder: str) -> None:
+    """As in tests/api/test_contract.py: 50 tokens, the beginning of 100."""
+    made = routing()
+    finish(made, holder, Prompt.of(ids(1, 4)[: 4 * 100]))
+    assert made.choose(Prompt.of(ids(1, 4)[: 4 * 50]))[0] == holder
+
+
 def test_an_answer_is_part_of_what_is_cached() -> None:
     made = routing()
     finish(made, "c", prompt(1), ids(2, 3))
