@@ -7,7 +7,6 @@ the same name (arguments may be left out, never renamed), and name the module in
     shout = "trunkline_shout"
 
 A plugin module is imported by ``trunkline --help`` too, so import heavy things inside functions.
-``trunkline plugins inspect NAME`` shows what a plugin contributes.
 
 Two processes load every plugin. The *front* is the process of the ``trunkline`` command: the command line and, for
 ``trunkline serve``, the HTTP server. The *engine* is the process that the front starts; it owns the device. The second
@@ -37,12 +36,9 @@ if TYPE_CHECKING:
     from litestar.config.app import AppConfig
     from prometheus_client.registry import Collector
 
-    from trunkline.core.types import Ask, ExpertObserver
-    from trunkline.core.types.clients import EngineClient
+    from trunkline.core.types import Ask, EngineClient, ExpertObserver, RequestObserver, Settings, SettingsGroup, Stage
     from trunkline.core.types.models import Head, Model, ModelInfo, ModelSource, ServedModel, Serves, Tokenizer
-    from trunkline.core.types.observers import RequestObserver
-    from trunkline.core.types.settings import Settings, SettingsGroup
-    from trunkline.core.types.stages import Stage
+    from trunkline.core.types.transforms import Transform
 
 PROJECT = "trunkline"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -74,7 +70,6 @@ def trunkline_settings() -> SettingsGroup | None:
 
         class ShoutSettings(Struct, frozen=True):
             shout_level: Annotated[int, Meta(ge=1, le=3, description="How loud.")] = 1
-
         @hookimpl
         def trunkline_settings():
             return SettingsGroup("shout", ShoutSettings)
@@ -106,8 +101,7 @@ def trunkline_resolve_model(reference: str) -> ModelSource | None:
 
         @hookimpl
         def trunkline_resolve_model(reference):
-            if reference.startswith("s3://"):
-                return ModelSource(reference, fetch(reference))
+            return ModelSource(reference, fetch(reference)) if reference.startswith("s3://") else None
     """
 
 
@@ -119,8 +113,7 @@ def trunkline_tokenizer(source: ModelSource) -> Tokenizer | None:
 
         @hookimpl
         def trunkline_tokenizer(source):
-            if (Path(source.path) / "tekken.json").exists():
-                return Tekken(source.path)
+            return Tekken(source.path) if (Path(source.path) / "tekken.json").exists() else None
     """
 
 
@@ -133,8 +126,7 @@ def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, torch.Tensor]]
 
         @hookimpl
         def trunkline_weights(source):
-            if source.path.endswith(".gguf"):
-                return read_gguf(source.path)
+            return read_npz(source.path) if (Path(source.path) / "model.npz").exists() else None
     """
 
 
@@ -169,6 +161,21 @@ def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
 
 
 @hookspec
+def trunkline_transforms(model: ModelInfo, settings: Settings) -> Iterable[Transform]:
+    """Other ways to store the weights of linear layers: quantised, or in a layout of the plugin's own.
+
+    Engine: once for each model, before any is loaded. Update: from disk, once, with the new checkpoint.
+
+    They apply to the merged matrices of fused layers. The first that packs a matrix wins; ``--quantization`` is last::
+
+        @hookimpl
+        def trunkline_transforms(model, settings):
+            pack = lambda names, weight: QuantizedLinear(quantize_int4(weight, group=128), weight.dtype)
+            return [Transform("coarse", pack, error=0.2, bits=4.25)]
+    """
+
+
+@hookspec
 def trunkline_stages(model: Model, settings: Settings, ask: Ask) -> Iterable[Stage]:
     """The stages that serve a model. Two stages of one task are an error.
 
@@ -196,7 +203,6 @@ def trunkline_expert_observers(model: Model, settings: Settings) -> Iterable[Exp
             def observe(self, layer, chosen):
                 print(layer, chosen.flatten().mode().values)
             def end_pass(self): ...
-
         @hookimpl
         def trunkline_expert_observers(model, settings):
             return [Busiest()]
@@ -212,9 +218,7 @@ def trunkline_request_observers(settings: Settings) -> Iterable[RequestObserver]
     ``core.types.RequestObserver`` documents when each method is called; one that isn't overridden costs nothing::
 
         class Durations(RequestObserver):
-            def ended(self, reply):
-                print(reply.model, reply.task, reply.finished - reply.created, reply.error or reply.finish)
-
+            def ended(self, reply): print(reply.model, reply.task, reply.finished - reply.created)
         @hookimpl
         def trunkline_request_observers(settings):
             return [Durations()]
@@ -232,9 +236,7 @@ def trunkline_metrics(settings: Settings) -> Iterable[Collector]:
 
         from prometheus_client import Counter
         class Shouted(Counter, RequestObserver):
-            def ended(self, reply):
-                self.labels(reply.model_label).inc(len(reply.tokens))
-
+            def ended(self, reply): self.labels(reply.model_label).inc(len(reply.tokens))
         @hookimpl
         def trunkline_metrics(settings):
             return [Shouted("shout_tokens", "Tokens shouted.", ["model_name"], registry=None)]
@@ -247,8 +249,7 @@ def trunkline_controls() -> dict[str, Callable[..., Any]]:
 
     Engine: once, after all models are loaded.
 
-    A control gets the loaded model and the caller's keyword arguments, and returns a value that msgpack can encode.
-    A RequestError is passed to the client::
+    One gets the loaded model and keyword arguments, and returns what msgpack can encode; clients get a RequestError::
 
         @hookimpl
         def trunkline_controls():
@@ -282,8 +283,7 @@ def trunkline_routes(engine: EngineClient, settings: Settings, ask: Ask) -> Iter
         def trunkline_routes(engine, settings):
             @post("/shout", opt={"scope": "infer", "body": ShoutBody, "replies": ShoutReply}, status_code=200)
             async def shout(request: AnyRequest) -> Response[Any]:
-                body = await read_body(request, ShoutBody)
-                return json_response({"text": body.text.upper()})
+                return json_response({"text": (await read_body(request, ShoutBody)).text.upper()})
             return [shout]
     """
 

@@ -20,6 +20,7 @@ from trunkline.core.types import (
     SettingsGroup,
     Stage,
     Tokenizer,
+    Transform,
 )
 
 from .discovery import CORE, Plugin, Provided, check_settings, check_stage
@@ -83,6 +84,10 @@ class Host(Registry):
         for plugin, head in self.items("trunkline_heads", Head, owners, model=model, settings=settings):
             _put(heads, head.name, head, plugin, "head")
         return list(heads.values())
+
+    def transforms(self, model: ModelInfo, settings: Settings) -> tuple[Provided[Transform], ...]:
+        """How the weights of a model's linear layers are stored, in the order of the plugins, core last."""
+        return self.provided("trunkline_transforms", Transform, model=model, settings=settings)
 
     def stages(self, model: Model, settings: Settings, tasks: Collection[str]) -> dict[str, Provided[Stage]]:
         """The stages of a loaded model by task, for its active ``tasks`` only."""

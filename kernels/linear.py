@@ -36,11 +36,12 @@ class LinearLayer(nn.Module, ABC):
 
     @abstractmethod
     def weight(self, rows: slice) -> torch.Tensor:
-        """Rows ``rows`` of the weight [N, K], with exactly the values that the constructor was given."""
+        """Rows ``rows`` of the weight [N, K], with exactly the values that the constructor was given, unless the class
+        says that it stores others."""
 
     @property
     def recordable(self) -> bool:
-        """Whether a forward pass is one launch of our own kernel in the model's dtype, so that it can be recorded."""
+        """Whether a forward pass only launches our own kernels, in the model's dtype, so that it can be recorded."""
         return False
 
     def forward_into(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:

@@ -53,7 +53,6 @@ IGNORED = (
 )
 
 REFUSED = (
-    ForeignFlag(("--quantization",), "quantised weights aren't supported; choose a --dtype"),
     ForeignFlag(("--trust-remote-code",), "code that comes with models is never run", switch=True),
     ForeignFlag(
         ("--stream-output", "--incremental-streaming-output"), "each frame has the whole text so far", switch=True

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from trunkline.core.discovery import Provided
 from trunkline.core.errors import ModelError
 from trunkline.core.host import Host
 from trunkline.core.model.sizes.plan import ModelPlan, plan_model
 from trunkline.core.model.sources.info import read_info
 from trunkline.core.settings import ModelSettings
-from trunkline.core.types import ModelInfo, ModelSource, Serves, Settings
+from trunkline.core.types import ModelInfo, ModelSource, Serves, Settings, Transform
 from trunkline.kernels.backend import Backend, choose, multiplies_bfloat16
 
 # Floating-point operations that a CPU does in less than a second; they determine the default chunk size.
@@ -41,6 +42,7 @@ class Candidate:
     plan: ModelPlan
     default_chunk: int
     backend: Backend
+    transforms: Sequence[Provided[Transform]] = ()
 
     @property
     def name(self) -> str:
@@ -69,11 +71,12 @@ def examine(settings: ModelSettings, every: Settings, host: Host, device: torch.
     tokenizer_source = host.resolve_model(settings.tokenizer_path) if settings.tokenizer_path else source
     info = read_info(source, settings)
     tasks, refused = choose_tasks(settings, info, host.serves(info, every))
-    plan = plan_model(source, info, settings, device)
+    transforms = host.transforms(info, every)
+    plan = plan_model(source, info, settings, device).stored_as([one.value for one in transforms])
     chunk = gpu_chunk(device_bytes) if device.type != "cpu" else cpu_chunk(plan.active_parameters, plan.dtype)
     widest = max((max(key, value) for _, key, value in plan.kv_shapes), default=0)
     backend = choose_backend(settings, device, widest)
-    return Candidate(settings, source, tokenizer_source, info, tasks, refused, plan, chunk, backend)
+    return Candidate(settings, source, tokenizer_source, info, tasks, refused, plan, chunk, backend, transforms)
 
 
 def choose_backend(settings: ModelSettings, device: torch.device, widest_head: int) -> Backend:

@@ -131,12 +131,13 @@ def plan(
     elif fraction is not None:
         limit = min(limit, int(memory.available * fraction))
     weights = sum(one.plan.weight_bytes for one in candidates)
+    loaded = weights + max(loading_bytes(one) for one in candidates)
     if pool_bytes is None:
         pool_bytes = limit - weights
         if on_cpu and fraction is None:
             pool_bytes = min(int((memory.available - weights) * CPU_SHARE), CPU_LIMIT, pool_bytes)
-    if weights >= limit:
-        problem = _too_little(candidates, weights, limit, activations, memory)
+    if loaded >= limit:
+        problem = _too_little(candidates, loaded, limit, activations, memory)
         return MemoryPlan(candidates, [NO_SHARE] * len(candidates), device, memory, limit, activations, problem)
     shares, problem = _divide(candidates, pool_bytes, on_cpu=on_cpu)
     pools = sum(share.kv_bytes for share in shares)
@@ -211,6 +212,11 @@ def activation_bytes(one: Candidate) -> int:
     tokens = pass_tokens(one)
     logits = one.plan.bytes_per_logits_row * min(tokens, one.running)
     return one.plan.bytes_per_token * tokens + logits + one.backend.scratch_bytes
+
+
+def loading_bytes(one: Candidate) -> int:
+    """What a model's weights need beside their final size, while they are loaded and not yet stored otherwise."""
+    return max(0, one.plan.loading_bytes - one.plan.weight_bytes)
 
 
 def table_bytes(one: Candidate) -> int:

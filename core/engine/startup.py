@@ -140,6 +140,7 @@ def assemble(
         tokenizer=tokenizer,
         max_request_tokens=grant.context,
         weights=host.weights(candidate.source) if weights is None else weights,
+        transforms=candidate.transforms,
         device=device,
     )
     provided, refused = keep_stages(candidate, host.stages(model, settings, candidate.tasks), model)
@@ -211,6 +212,7 @@ def describe(candidate: Candidate, grant: MemoryShare, model: LoadedModel, refus
         device=str(model.device),
         weight_version=own.weight_version,
         fused=model.fused,
+        stored_as=model.stored_as,
         skip_tokenizer_init=own.skip_tokenizer_init,
     )
 

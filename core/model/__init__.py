@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING
 
 from trunkline.core.errors import ModelError
 from trunkline.core.hookspecs import hookimpl
-from trunkline.core.types import ModelSource
+from trunkline.core.types import ModelSource, SettingsGroup
 
 from .sources import DEMO
+from .transforms.settings import GROUP, QuantizationSettings
 
 if TYPE_CHECKING:
-    from trunkline.core.types import Head, ModelInfo, Settings, Tokenizer
+    from trunkline.core.types import Head, ModelInfo, Settings, Tokenizer, Transform
 
     from .sources.tensor_file import StoredTensor
+
+
+@hookimpl
+def trunkline_settings() -> SettingsGroup:
+    return SettingsGroup(GROUP, QuantizationSettings, per_model=True)
 
 
 @hookimpl(trylast=True)
@@ -59,6 +65,16 @@ def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
     if model.score_rows:
         return [scores.head(model)]
     return [lm_head.HEAD] if model.causal and model.architecture.endswith(lm_head.CLASSES) else []
+
+
+@hookimpl(trylast=True)
+def trunkline_transforms(model: ModelInfo, settings: Settings) -> Iterable[Transform]:
+    name = settings[GROUP].quantization
+    if name is None:
+        return []
+    from .transforms import quantization
+
+    return [quantization.transform(name)]
 
 
 def _from_hub(reference: str) -> str:

@@ -34,6 +34,7 @@ class LoadedModel(PackedModel):
     heads: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
     refused: Mapping[str, str]
     fused: str  # a sentence about fused layers
+    stored_as: str  # what transforms have changed; "" for nothing
     expert_watch: ExpertWatch | None  # of a mixture of experts
     unused: frozenset[str]  # names of the checkpoint's tensors that the class doesn't use
     stored: Mapping[str, StoredTensor]  # the checkpoint's tensors that can be read again

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import torch
 from trunkline.core.errors import ModelError
 from trunkline.core.model.sources import weights as safetensors
 from trunkline.core.model.sources.tensor_file import StoredTensor
-from trunkline.core.types import Head, ModelInfo, ModelSource, Tokenizer
+from trunkline.core.types import Head, ModelInfo, ModelSource, Tokenizer, Transform
 
 from .architecture import (
     adapt,
@@ -35,8 +35,10 @@ from .loaded import LoadedModel
 from .packed import PackedModel
 from .proof import verify_attention
 from .refusal import explained
+from .transforms.apply import apply_transforms
 
 if TYPE_CHECKING:
+    from trunkline.core.discovery import Provided
     from trunkline.core.settings import ModelSettings
     from trunkline.kernels.backend import Backend
 
@@ -58,10 +60,11 @@ def load(
     tokenizer: Tokenizer | None = None,
     max_request_tokens: int = 0,
     weights: Iterable[tuple[str, torch.Tensor | StoredTensor]] | None = None,
+    transforms: Sequence[Provided[Transform]] = (),
     device: torch.device = CPU,
 ) -> LoadedModel:
     """Load a model onto ``device``, verify it, and fuse its layers. ``weights``: stream of tensors, by default of its
-    safetensors files; each of them goes to the device when it is read.
+    safetensors files; each of them goes to the device when it is read. ``transforms``: how they are stored after that.
 
     ``name`` (by default the reference), ``tokenizer`` and ``max_request_tokens`` (by default the context length) are
     attributes of the result for stages.
@@ -83,13 +86,14 @@ def load(
         model, kv_shapes = verify_attention(model)
         wrong = wrong_heads(model, heads)
     fused = _fuse(model)
-    if settings.enable_deterministic_inference:
-        verify_rows(model, kv_shapes)
     view = float32_view(whole, tensors, backend)
     verified, refused = verify_heads(model, heads, view, wrong)
     for head, reason in refused.items():
         refused[head] = f"{reason} {lacking}".strip()
         log.warning("%s: %s", name, refused[head])
+    stored_as = apply_transforms(model, transforms)
+    if settings.enable_deterministic_inference:
+        verify_rows(model, kv_shapes)
     return LoadedModel(
         **vars(model),
         name=name,
@@ -99,6 +103,7 @@ def load(
         heads={name: backend.row_invariant(apply) for name, apply in verified.items()},
         refused=refused,
         fused=fused,
+        stored_as=stored_as,
         expert_watch=watch_experts(model),
         unused=unused,
         stored={name: one for name, one in tensors.items() if isinstance(one, StoredTensor)},

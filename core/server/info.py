@@ -66,6 +66,7 @@ class InfoReplies:
             "attention_backend": model.attention_backend,
             "deterministic": model.deterministic,
             "fused": model.fused,
+            "stored_as": model.stored_as,
             "tasks": list(model.tasks),
             "refused": model.refused,
         }

@@ -16,6 +16,7 @@ from .replicas import ReplicaReply, all_results, current_replica, on_each_replic
 from .requests import Needs, Request
 from .settings import Settings, SettingsGroup
 from .stages import Launched, Part, PartRow, Stage, Step, sequence_starts
+from .transforms import Transform
 
 __all__ = [
     "INT64_MAX",
@@ -53,6 +54,7 @@ __all__ = [
     "Submission",
     "TokenId",
     "Tokenizer",
+    "Transform",
     "all_results",
     "current_replica",
     "on_each_replica",

@@ -80,6 +80,7 @@ class ServedModel(Struct, frozen=True, kw_only=True):
     label_number: int = 0  # of their label: higher after each change of it alone
     weights_sent: bool = False  # a client has sent the weights: they are in no folder, and end with the engine
     fused: str = ""  # a sentence about fused layers (core/model/fusion), for /model_info
+    stored_as: str = ""  # which weights are stored otherwise than in dtype (hook trunkline_transforms), for /model_info
     skip_tokenizer_init: bool = False  # whether it has no tokenizer because the user said so
 
     @property

@@ -49,11 +49,9 @@ from .elements import address
 from .gemm_tiles import CACHE_LINE, CONTINUE, FINISH, FLOAT_PANEL, PAIR_PANEL, float_panel, pair_panel
 from .recording import scratch_memory
 from .threads import OPTIONS, Kernel, claim, int32s, team_size, thread, threads
+from .units import SHARES, for_each_unit
 
 _MIN_PARALLEL = 1 << 20  # multiply-adds; below, waking the other threads costs more than it saves
-_CLAIM = 1 << 18  # multiply-adds that a thread claims at a time: enough to make the claim's cost negligible
-_NEIGHBOURS = 8  # panels that a thread claims at a time, so that the panel that it prefetches is its own next one
-_SHARES = 8  # of each thread: at least as many units, so that threads finish at the same time
 BLOCK_BYTES = 256 << 10  # of x: a block of rows stays in the L2 cache while it is multiplied by all panels
 PART = 512  # inputs of a part, at most
 _WHOLE = 1536  # inputs up to which K isn't divided
@@ -199,26 +197,17 @@ def _kernel(kind: torch.dtype, stored: torch.dtype, result: torch.dtype) -> Kern
     panel = pair_panel(result == torch.float32) if pairs else float_panel(stored == torch.bfloat16)
     width, size, x_size = (PAIR_PANEL, 2, 2) if pairs else (FLOAT_PANEL, stored.itemsize, 4)
 
-    def whole(a: Any, panels: int) -> None:
+    def whole(a: Any, p: int, first: int, last: int) -> None:
         """All inputs at once; a unit is one panel."""
-        block = min(a.block, a.rows)
-        units = panels * ((a.rows + block - 1) // block)
-        chunk = max(_NEIGHBOURS, _CLAIM // (width * a.inputs * block))
-        chunk = max(1, min(chunk, units // (_SHARES * threads())))
         x_row = a.inputs * x_size
-        first = claim(a, chunk)
-        while first < units:
-            for unit in range(first, min(first + chunk, units)):
-                m, p = unit // panels * block, unit % panels
-                weight = a.weight + p * a.inputs * width * size
-                panel(a, a.x + m * x_row, x_row, weight, a.inputs, m, min(m + block, a.rows), p * width, 0, FINISH)
-            first = claim(a, chunk)
+        weight = a.weight + p * a.inputs * width * size
+        panel(a, a.x + first * x_row, x_row, weight, a.inputs, first, last, p * width, 0, FINISH)
 
     def divided(a: Any, panels: int) -> None:
         """Inputs in several parts; a unit is a group of panels."""
         blocks = (a.rows + a.block - 1) // a.block
         block = (a.rows + blocks - 1) // blocks
-        group = max(1, min(a.group, panels * blocks // (_SHARES * threads())))
+        group = max(1, min(a.group, panels * blocks // (SHARES * threads())))
         groups = (panels + group - 1) // group
         x_row = a.part * x_size + CACHE_LINE
         x = a.scratch + np.int64(thread()) * a.scratch_size
@@ -240,12 +229,12 @@ def _kernel(kind: torch.dtype, stored: torch.dtype, result: torch.dtype) -> Kern
                     panel(a, x, x_row, weight, inputs, m, last, p * width, kept, flags)
             unit = claim(a, 1)
 
-    whole, divided = njit(**OPTIONS)(whole), njit(**OPTIONS)(divided)
+    each, divided = for_each_unit(width, whole), njit(**OPTIONS)(divided)
 
     def body(a: Any) -> None:
         if a.rows > _FEW_ROWS and a.part < a.inputs:
             divided(a, a.outputs // width)
         else:
-            whole(a, a.outputs // width)
+            each(a, a.outputs // width)
 
     return Kernel(body, Arguments)

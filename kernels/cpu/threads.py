@@ -173,4 +173,4 @@ def _pointer_to(element: Any) -> Any:
 
 float32s, float64s = map(_pointer_to, (types.float32, types.float64))
 uint16s = _pointer_to(types.uint16)
-int32s, int64s = map(_pointer_to, (types.int32, types.int64))
+int8s, int16s, int32s, int64s = map(_pointer_to, (types.int8, types.int16, types.int32, types.int64))

@@ -20,6 +20,10 @@ ALLOWED = {
     "layout.Layout": "the rows of a pass",
     "layout.LayoutTensors": "the same on the device",
     "linear.LinearLayer": "the interface of the backend's linear layers",
+    "quantized.linear.QuantizedLinear": "what transforms may make of a weight",
+    "quantized.weight.QuantizedWeight": "the weights that it stores",
+    "quantized.weight.quantize_int4": "the same",
+    "quantized.weight.quantize_int8": "the same",
     "logprobs.RowLogprobs": "the result of an operation",
     "activation.ACTIVATIONS": "names that two operations take",
 }

@@ -22,6 +22,7 @@ from trunkline.core.types import (
     Serves,
     SettingsGroup,
     Stage,
+    Transform,
 )
 
 MakePlugin = Callable[..., Plugin]
@@ -256,6 +257,19 @@ def test_cores_own_heads_are_for_every_task(plugin: MakePlugin) -> None:
     host = Host([core, shout])
     host.serves(MODEL, {})
     assert [head.name for head in host.heads(MODEL, {}, ["shout"])] == ["score"]
+
+
+def test_transforms_of_core_come_last(plugin: MakePlugin) -> None:
+    def own(name: str) -> Any:
+        return lambda: [Transform(name, lambda names, weight: None, error=0.1)]
+
+    core = plugin(CORE)
+    assert core.module is not None
+    core.module.trunkline_transforms = hookimpl(trylast=True)(own("core"))
+    host = Host([core, *(plugin(name, trunkline_transforms=own(name)) for name in ("zeta", "alpha"))])
+    found = host.transforms(MODEL, {})
+    assert {one.plugin.name for one in found} == {CORE, "zeta", "alpha"}
+    assert found[-1].value.name == "core"
 
 
 def test_serves_has_three_answers(plugin: MakePlugin) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = ("trunkline-surprise", "trunkline-no-digits")
+EXAMPLES = ("trunkline-surprise", "trunkline-no-digits", "trunkline-ternary")
 
 
 @pytest.fixture(scope="session")

@@ -101,7 +101,8 @@ class UpdateLoader:
     def _load(self, lane: Lane, candidate: Candidate, tensors: Tensors | None) -> WeightUpdate:
         """Load the model, from ``tensors`` if given, else from its folder. ModelError when it doesn't fit the lane."""
         assert lane.grant is not None
-        needed, free = candidate.plan.weight_bytes, lane.runner.device.memory().available
+        sizes = candidate.plan
+        needed, free = max(sizes.weight_bytes, sizes.loading_bytes), lane.runner.device.memory().available
         if needed > free:
             raise ModelError(
                 f"The new weights need {needed} bytes ({gib(needed)}) beside the old ones, "
@@ -137,13 +138,15 @@ class UpdateLoader:
                 f"The checkpoint was made for {info.context_length} tokens, but {grant.context} are served"
             )
         tasks, refused = choose_tasks(settings, info, self._host.serves(info, self._config.settings_of(settings)))
-        plan = plan_model(source, info, settings, lane.model.device)
+        transforms = self._host.transforms(info, self._config.settings_of(settings))
+        plan = plan_model(source, info, settings, lane.model.device).stored_as([one.value for one in transforms])
         for name, shape in served.plan.shapes.items():
             if name in plan.shapes and plan.shapes[name] != shape:
                 raise ModelError(f"Attempted to load weight ({plan.shapes[name]}) into parameter ({shape}): {name}")
         if different := sorted(plan.shapes.keys() ^ served.plan.shapes.keys()):
             raise ModelError(f"The checkpoint's config makes another model: {different[0]} is in one of them only")
-        return Candidate(settings, source, source, info, tasks, refused, plan, served.default_chunk, served.backend)
+        chunk, backend = served.default_chunk, served.backend
+        return Candidate(settings, source, source, info, tasks, refused, plan, chunk, backend, transforms)
 
     def _next_settings(self, lane: Lane, arguments: UpdateWeights) -> ModelSettings:
         """The lane's settings with the new path, which becomes the model's name unless another model has this name."""

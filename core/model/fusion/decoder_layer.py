@@ -255,7 +255,8 @@ class FusedForward:
         self.original, self.output = backend.row_invariant(base.forward), output
         self.embed, self.rotary = backend.row_invariant(base.embed_tokens), backend.row_invariant(base.rotary_emb)
         self.layers, self.norm = layers, norm
-        self.replay = False  # whether short passes are recorded and replayed, see can_replay
+        self.replay = False  # whether short passes are recorded and replayed
+        self.check_replay: Callable[[float], bool] = lambda _: False  # whether they can be, see can_replay
         self._recorded: RecordedLayers | None = None
 
     def __call__(

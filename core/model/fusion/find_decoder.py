@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -148,9 +149,10 @@ def _fuse_forward(
 
     if check_fused_forward(base, expected.dtype, error):
         rotary_dim = observed[0].keywords["position_embeddings"][0].shape[-1]
-        fused_forward.replay = can_replay(
-            fused_forward.layers, expected.shape[-1], rotary_dim, expected.dtype, backend, TOLERANCE
+        fused_forward.check_replay = partial(
+            can_replay, fused_forward.layers, expected.shape[-1], rotary_dim, expected.dtype, backend
         )
+        fused_forward.replay = fused_forward.check_replay(TOLERANCE)
         return True
     del base.forward
     return False

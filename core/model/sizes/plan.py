@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from trunkline.core.model.attention import NAME
 from trunkline.core.model.loader import quiet
 from trunkline.core.model.proof import shapes_of
 from trunkline.core.model.refusal import BYPASSED, explained, failed_pass, reason_of
-from trunkline.core.types import ModelInfo, ModelSource
+from trunkline.core.types import ModelInfo, ModelSource, Transform
 
 from . import dry_run
 
@@ -45,6 +46,16 @@ class ModelPlan:
     shapes: dict[str, torch.Size] = field(default_factory=dict)  # of the class's parameters
     bytes_per_token: int = 0
     bytes_per_logits_row: int = 0
+    matrix_numbers: int = 0  # of the matrices that transforms may store otherwise: all but embeddings and the output's
+    loading_bytes: int = 0  # of weights while they are loaded, if that is more than ``weight_bytes``
+
+    def stored_as(self, transforms: Sequence[Transform]) -> ModelPlan:
+        """The plan if these transforms store the matrices; unchanged if one doesn't say how large they become."""
+        bits = [one.bits for one in transforms if one.bits is not None]
+        if not bits or len(bits) < len(transforms):
+            return self
+        saved = self.matrix_numbers * (self.dtype.itemsize - max(bits) / 8)
+        return replace(self, weight_bytes=self.weight_bytes - int(saved), loading_bytes=self.weight_bytes)
 
 
 @explained
@@ -75,6 +86,7 @@ def plan_model(source: ModelSource, info: ModelInfo, settings: ModelSettings, de
         shapes={name: parameter.shape for name, parameter in whole.named_parameters()},
         bytes_per_token=activations + _expert_bytes(whole, config, dtype),
         bytes_per_logits_row=logits * torch.float32.itemsize * LOGIT_COPIES,
+        matrix_numbers=_matrix_numbers(whole),
     )
 
 
@@ -102,6 +114,13 @@ def _shape_in_config(config: Any) -> KVShape:
     widths = [config.hidden_size // heads]
     widths += [getattr(config, name, None) or 0 for name in ("head_dim", "qk_head_dim", "v_head_dim")]
     return heads, int(max(widths)), int(max(widths))
+
+
+def _matrix_numbers(whole: Any) -> int:
+    """How many numbers the matrices of layers have, without those of experts."""
+    others = {id(whole.get_input_embeddings().weight), id(getattr(output_matrix(whole), "weight", None))}
+    matrices = (one for name, one in whole.named_parameters() if one.ndim == 2 and ".embeddings." not in f".{name}")
+    return sum(one.numel() for one in matrices if id(one) not in others)
 
 
 def _active_parameters(whole: Any, config: Any) -> int:

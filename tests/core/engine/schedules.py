@@ -107,10 +107,10 @@ def schedules(models: Sequence[str]) -> st.SearchStrategy[Schedule]:
 
 
 @contextmanager
-def engines(folders: Sequence[Path], dtype: str, *, threads: int = 2) -> Iterator[tuple[Engine, Engine]]:
+def engines(folders: Sequence[Path], dtype: str, *, threads: int = 2, **others: Any) -> Iterator[tuple[Engine, Engine]]:
     """One engine in which each request is alone, cold and undivided, and one that computes requests together."""
     before = torch.get_num_threads()
-    options: dict[str, Any] = {"dtype": dtype, "threads": threads, "enable_deterministic_inference": True}
+    options: dict[str, Any] = {"dtype": dtype, "threads": threads, "enable_deterministic_inference": True, **others}
     paths = [str(folder) for folder in folders]
     try:
         with Engine(*paths, **options, **ALONE) as alone, Engine(*paths, **options, **TOGETHER) as together:

@@ -28,6 +28,7 @@ from .schedules import BOUNDARY, GRAMMARS, LONG_ROPE, MODELS, TASK_OF, Schedule,
 
 Run = Callable[[Schedule], None]
 UNHURRIED: Any = {"suppress_health_check": list(HealthCheck), "deadline": None}
+QUANTISED = ("llama", "qwen3-moe", "bert", "llama-score")
 LONG: dict[str, int] = {"float32": 120, "bfloat16": 80}  # schedules
 
 
@@ -39,8 +40,8 @@ def zoo(zoo: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @contextmanager
-def runner(zoo: Callable[[str], Path], models: Sequence[str], dtype: str) -> Iterator[Run]:
-    with engines([zoo(name) for name in models], dtype) as (alone, together):
+def runner(zoo: Callable[[str], Path], models: Sequence[str], dtype: str, **options: Any) -> Iterator[Run]:
+    with engines([zoo(name) for name in models], dtype, **options) as (alone, together):
         yield lambda schedule: run(alone, together, models, schedule)
 
 
@@ -48,6 +49,12 @@ def runner(zoo: Callable[[str], Path], models: Sequence[str], dtype: str) -> Ite
 def test_schedules(dtype: str, zoo: Callable[[str], Path]) -> None:
     with runner(zoo, MODELS, dtype) as run_one:
         given(schedules(MODELS))(settings(max_examples=3, phases=[Phase.generate], **UNHURRIED)(run_one))()
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_schedules_of_quantised_models(quantization: str, zoo: Callable[[str], Path]) -> None:
+    with runner(zoo, QUANTISED, "float32", quantization=quantization) as run_one:
+        given(schedules(QUANTISED))(settings(max_examples=3, phases=[Phase.generate], **UNHURRIED)(run_one))()
 
 
 @pytest.mark.faults

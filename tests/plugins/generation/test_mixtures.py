@@ -77,7 +77,7 @@ def bodies(draw: st.DrawFn) -> dict[str, Any]:
     return body
 
 
-@pytest.fixture(params=["synchronous", "overlapping"])
+@pytest.fixture(params=["synchronous", "overlapping", "quantised"])
 def pair(
     request: pytest.FixtureRequest,
     zoo: Callable[[str], Path],
@@ -85,14 +85,16 @@ def pair(
 ) -> tuple[Any, Any]:
     """An engine for single requests, and one with small chunks and a small pool for mixtures.
 
-    In half of the tests the latter prepares a batch while the one before it is in flight.
+    In a third of the tests the latter prepares a batch while the one before it is in flight, and in another both have
+    quantised weights.
     """
-    busy = recorded_engine(zoo("llama"), chunked_prefill_size=7, max_total_tokens=150)
+    options: dict[str, Any] = {"quantization": "int8"} if request.param == "quantised" else {}
+    busy = recorded_engine(zoo("llama"), chunked_prefill_size=7, max_total_tokens=150, **options)
     if request.param == "overlapping":
         late = importlib.import_module("tests.core.engine.device.late")
         late.move(busy.lane, late.LateDevice())
     busy.lane.scheduler.reserve.ratio = 0.0
-    return recorded_engine(zoo("llama")), busy
+    return recorded_engine(zoo("llama"), **options), busy
 
 
 def last_of(answers: list[dict[str, Any]], body: dict[str, Any]) -> list[dict[str, Any]]:

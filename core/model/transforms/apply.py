@@ -1,0 +1,135 @@
+"""Stores the weights of a loaded model's linear layers as the plugins' transforms say, and measures what that costs."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trunkline.core.errors import ModelError
+from trunkline.core.model.fusion.decoder_layer import FusedForward
+from trunkline.core.model.fusion.origins import LinearRows
+from trunkline.core.model.fusion.warm_up import TOLERANCE
+from trunkline.core.types import Transform
+from trunkline.kernels.linear import LinearLayer
+
+if TYPE_CHECKING:
+    from trunkline.core.discovery import Provided
+    from trunkline.core.model.packed import PackedModel
+
+log = logging.getLogger("trunkline.model")
+
+PIECE = 1024  # rows of a weight
+ROWS = 8  # of random numbers, on which a layer's error is measured
+# Of hidden rows after all layers, where rows are rounded to integers: last bits decide about some of them.
+ROUNDED = 0.1
+
+
+@torch.inference_mode()
+def apply_transforms(model: PackedModel, provided: Sequence[Provided[Transform]]) -> str:
+    """Replace the linear layers of fused layers, in place; returns a sentence about the result, "" if there is nothing
+    to do. Each original's memory is freed when it is replaced.
+
+    ModelError if no weight can be stored so. PluginError, by the plugin's name, for a transform that fails.
+    """
+    if not provided:
+        return ""
+    results: dict[str, list[float]] = {}  # by transform: the errors of its layers
+    kept: list[str] = []
+    for prefix, layer in model.whole.named_modules():
+        origins = getattr(layer, "origins", {})
+        for attribute in list(layer._modules):
+            linear: Any = layer._modules[attribute]
+            names = _names(prefix, origins, linear)
+            if not names:
+                continue
+            for one in provided:
+                replacement, error = _packed(one, names, linear, model.dtype)
+                if replacement is not None:
+                    results.setdefault(one.value.name, []).append(error)
+                    setattr(layer, attribute, replacement)
+                    _redirect(origins, linear, replacement)
+                    break
+            else:
+                kept.append(names[0])
+    if not results:
+        asked = ", ".join(one.value.name for one in provided)
+        raise ModelError(f"No weight of {model.info.architecture} can be stored as {asked}; leave that out.")
+    if isinstance(forward := model.backbone.forward, FusedForward):
+        lossy = any(one.value.error for one in provided)
+        forward.replay = forward.check_replay(ROUNDED if lossy else TOLERANCE)
+    total = sum(map(len, results.values())) + len(kept)
+    parts = [f"{len(errors)} of {total} matrices as {name}" for name, errors in results.items()]
+    if kept:
+        log.info("%s: these matrices stay as they are: %s", model.info.architecture, ", ".join(kept))
+    for name, errors in results.items():
+        log.info("%s: relative errors of %s are %.4f to %.4f", model.info.architecture, name, min(errors), max(errors))
+    return ", ".join(parts)
+
+
+def _names(prefix: str, origins: dict[str, Any], linear: Any) -> list[str]:
+    """The checkpoint's tensors in a linear layer of a fused layer, in the order of its rows; [] for other modules."""
+    if not isinstance(linear, LinearLayer):
+        return []
+    rows = [
+        (origin.start, name)
+        for name, origin in origins.items()
+        if isinstance(origin, LinearRows) and origin.linear is linear
+    ]
+    return [f"{prefix}.{name}" for _, name in sorted(rows)]
+
+
+def _packed(
+    provided: Provided[Transform], names: list[str], linear: LinearLayer, dtype: torch.dtype
+) -> tuple[LinearLayer | None, float]:
+    """The replacement of a layer and its error; None if the weight stays as it is."""
+    transform, weight = provided.value, linear.weight(slice(0, linear.out_features))
+    try:
+        replacement = transform.pack(names, weight)
+        if replacement is None:
+            return None, 0.0
+        if not isinstance(replacement, LinearLayer):
+            raise TypeError(f"pack must return a LinearLayer or None, not a {type(replacement).__name__}")
+        rows = torch.randn(ROWS, linear.in_features, generator=torch.Generator().manual_seed(4))
+        rows = rows.to(weight)
+        plain = copy.copy(linear)
+        plain.set_bias(None)
+        expected, result = plain.forward(rows), replacement.forward(rows)
+        if result.shape != expected.shape or result.dtype != dtype:
+            raise TypeError(
+                f"the layer gives {result.dtype} {tuple(result.shape)}, not {dtype} {tuple(expected.shape)}"
+            )
+        if not _comes_back(replacement, weight, exact=not transform.error):
+            raise ValueError("the weight that comes back from the layer isn't the one that it was given")
+        replacement.set_bias(linear.bias)
+    except ModelError:
+        raise
+    except Exception as problem:
+        raise provided.failed(f"the transform {transform.name!r} failed for {names[0]}: {problem}") from problem
+    error = float((result.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
+    rounding = float(torch.finfo(dtype).eps) * 4
+    if not error <= transform.error + rounding:
+        log.warning("%s stays as it is: as %s its error would be %.4f", names[0], transform.name, error)
+        return None, error
+    return replacement, error
+
+
+def _comes_back(layer: LinearLayer, weight: torch.Tensor, *, exact: bool) -> bool:
+    """Whether the layer gives its weight back, with the same bits if ``exact``; in pieces, to save memory."""
+    for rows in range(0, len(weight) if exact else 1, PIECE):
+        part = weight[rows : rows + PIECE]
+        back = layer.weight(slice(rows, rows + len(part)))
+        if back.shape != part.shape or (exact and not torch.equal(back, part)):
+            return False
+    return True
+
+
+def _redirect(origins: dict[str, Any], linear: LinearLayer, replacement: LinearLayer) -> None:
+    """Let the tensors of a layer be read from its replacement."""
+    for name, origin in origins.items():
+        if isinstance(origin, LinearRows) and origin.linear is linear:
+            origins[name] = replace(origin, linear=replacement)

@@ -1,0 +1,1 @@
+"""The product of rows with quantised weights on CPUs: rows, codes, tiles, and the launch."""

@@ -1,0 +1,210 @@
+"""The microkernels of :mod:`.gemm`: tiles of a few rows of one panel, with integer accumulators in registers.
+
+A tile multiplies int8 numbers of its rows by the unsigned codes of one panel's columns. Within a group of inputs, sums
+are exact integers; after each group they are multiplied by the group's scales and added to float32 sums, which lie on
+the stack, so a row's result has the same bits in any batch.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core.cgutils import alloca_once, get_or_insert_function
+from numba.extending import intrinsic
+
+from trunkline.kernels.cpu.gemm_tiles import CACHE_LINE
+from trunkline.kernels.cpu.threads import OPTIONS
+from trunkline.kernels.cpu.vectors import INT, Vectors, generator
+
+from .codes import SHORT_STEPS, WIDE_LANES, Form, Step
+
+
+class Codes(NamedTuple):
+    """What a kernel is compiled for.
+
+    ``bits`` of a code: 4 or 8. ``shifted``: each group of inputs has a minimum of each column, beside its scale;
+    without, rows bring what sums begin with. ``half_out``: results and addends are bfloat16.
+    """
+
+    form: Form
+    bits: int
+    shifted: bool
+    half_out: bool
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of a panel's codes for one step."""
+        return self.form.columns * self.form.inputs * self.bits // 8
+
+    @property
+    def out_bytes(self) -> int:
+        """Bytes of a result, and of an addend."""
+        return 2 if self.half_out else 4
+
+
+def quantized_panel(codes: Codes) -> Any:
+    """Compiled ``panel(a, p, first, last)``: all inputs of the rows ``[first, last)`` times panel ``p``.
+
+    ``a``: :class:`.gemm.Arguments`. Rows are divided into tiles as in :mod:`.gemm_tiles`.
+    """
+    most, fewer = (12, 8) if codes.form.lanes == WIDE_LANES else (6, 4)  # AVX-512 has twice as many registers
+    tile_most, tile_fewer, tile4, tile2, tile1 = (_tile(rows, codes) for rows in (most, fewer, 4, 2, 1))
+    columns, step_bytes, inputs, size = codes.form.columns, codes.step_bytes, codes.form.inputs, codes.out_bytes
+
+    def panel(a: Any, p: int, first: int, last: int) -> None:
+        panel_bytes = a.inputs // inputs * step_bytes
+        weight, factors = a.codes + p * panel_bytes, a.factors + p * columns * 4
+        scales, minima = a.scales + p * a.groups * columns * 2, a.minima + p * a.groups * columns * 2
+        out_row, addend_row = a.outputs * size, a.addend_row * size
+        addresses, strides = (weight, scales, minima, factors), (a.x_row, a.numbers, addend_row, out_row)
+        fixed = addresses + strides + (a.groups, a.group // inputs, panel_bytes)
+        m = first
+        while m < last:
+            x = a.x + m * a.x_row
+            addend = a.addend + m * addend_row + p * columns * size
+            out = a.out + m * out_row + p * columns * size
+            left = last - m
+            if left >= most and left != 8:  # 8 rows are 4 + 4
+                tile_most((x, addend, out, *fixed))
+                m += most
+            elif left >= fewer:
+                tile_fewer((x, addend, out, *fixed))
+                m += fewer
+            elif left >= 4:
+                tile4((x, addend, out, *fixed))
+                m += 4
+            elif left >= 2:
+                tile2((x, addend, out, *fixed))
+                m += 2
+            else:
+                tile1((x, addend, out, *fixed))
+                m += 1
+
+    return njit(**OPTIONS)(panel)
+
+
+class Places(NamedTuple):
+    """A tile's arguments: addresses, bytes from row to row, and counts, as LLVM values."""
+
+    x: Any
+    addend: Any
+    out: Any
+    weight: Any
+    scales: Any  # float16 [groups, columns]
+    minima: Any  # the same
+    factors: Any  # float32 [columns]
+    x_row: Any
+    numbers: Any  # bytes of a row's numbers, which the scales and sums of its groups follow
+    addend_row: Any
+    out_row: Any
+    groups: Any
+    steps: Any  # of a group
+    next_panel: Any  # bytes from a code to the same one of the next panel
+
+
+def _tile(rows: int, codes: Codes) -> Any:
+    """``tile(places)``, a tuple with the fields of :class:`Places`: ``rows`` rows times one panel."""
+
+    def emit(v: Vectors, values: Any) -> None:
+        tile = _Tile(v, rows, codes, Places(*(v.builder.extract_value(values, i) for i in range(len(Places._fields)))))
+        v.loop(tile.places.groups, [], tile.add_group)
+        tile.finish()
+
+    def typed(typing: Any, places: Any) -> Any:
+        return types.void(types.UniTuple(types.int64, len(Places._fields))), generator(emit)
+
+    return intrinsic(typed)
+
+
+class _Tile:
+    """Emits the code of one tile. Row ``r`` and half ``i`` of the panel have the sum ``2 r + i``."""
+
+    def __init__(self, v: Vectors, rows: int, codes: Codes, places: Places) -> None:
+        self.v, self.rows, self.codes, self.places = v, rows, codes, places
+        self.lanes = codes.form.lanes
+        self.floats = ir.VectorType(ir.FloatType(), self.lanes)
+        self.emit = Step(v, codes.form, codes.bits)
+        self.starts = [v.at(places.x, places.x_row, r) for r in range(rows)]
+        self.sums = [alloca_once(v.builder, self.floats) for _ in range(2 * rows)]
+        for place in self.sums:
+            v.builder.store(self.floats([0.0] * self.lanes), place)
+
+    def add_group(self, g: Any, _: list[Any]) -> list[Any]:
+        """Add the products of a group of inputs to the sums on the stack."""
+        v, builder, places, codes = self.v, self.v.builder, self.places, self.codes
+        # Their addresses; the sum of each group's numbers follows its scale.
+        row_scales = [v.at(builder.add(start, places.numbers), 8, g) for start in self.starts]
+        first_step = builder.mul(g, places.steps)
+        if codes.shifted:
+            totals = [self.emit.words([0] * self.lanes)] * (2 * self.rows)
+        else:  # minus what the codes' zero adds
+            starts = [self.emit.load_word(v.at(one, 1, 4)) for one in row_scales]
+            totals = [one for one in starts for _ in range(2)]
+        if codes.form.instruction == "short":
+            runs = builder.sdiv(places.steps, INT(SHORT_STEPS))
+            totals = v.loop(runs, totals, partial(self._short_run, first_step))
+        else:
+            totals = v.loop(places.steps, totals, partial(self._step, first_step))
+        for i in range(2):
+            at = v.at(builder.mul(INT(2 * self.lanes), INT(i)), 4 * self.lanes, g)
+            scale = self._halves(builder.add(places.scales, at))
+            minimum = self._halves(builder.add(places.minima, at)) if codes.shifted else None
+            for r in range(self.rows):
+                factor = builder.fmul(self._number(row_scales[r]), scale)
+                place, number = self.sums[2 * r + i], builder.sitofp(totals[2 * r + i], self.floats)
+                total = self._fma(number, factor, builder.load(place))
+                if minimum is not None:
+                    total = self._fma(self._number(v.at(row_scales[r], 1, 4)), minimum, total)
+                builder.store(total, place)
+        return []
+
+    def finish(self) -> None:
+        """Store the sums times the columns' factors, plus the addend."""
+        v, places, codes, lanes = self.v, self.places, self.codes, self.lanes
+        for i in range(2):
+            column = codes.out_bytes * lanes * i
+            factor = v.load(v.at(places.factors, 4 * lanes, i), lanes=lanes)
+            for r in range(self.rows):
+                added = v.load(v.at(v.at(places.addend, places.addend_row, r), 1, column), codes.half_out, lanes)
+                total = self._fma(v.builder.load(self.sums[2 * r + i]), factor, added)
+                v.store(total, v.at(v.at(places.out, places.out_row, r), 1, column), codes.half_out, lanes)
+
+    def _step(self, first: Any, k: Any, totals: list[Any]) -> list[Any]:
+        """Step ``k`` after the step ``first``."""
+        v, step_bytes = self.v, self.codes.step_bytes
+        k = v.builder.add(first, k)
+        where = v.at(self.places.weight, step_bytes, k)
+        halves = self.emit.load_codes(where)
+        # The CPU's prefetcher doesn't know that the next panel follows; this brings it into the L2 cache.
+        for line in range(0, step_bytes, CACHE_LINE):
+            v.prefetch(v.builder.add(v.at(where, 1, line), self.places.next_panel))
+        result = []
+        for r, start in enumerate(self.starts):
+            numbers = self.emit.load_numbers(v.at(start, 4, k))
+            result += [self.emit.add(totals[2 * r + i], half, numbers) for i, half in enumerate(halves)]
+        return result
+
+    def _short_run(self, first: Any, run: Any, totals: list[Any]) -> list[Any]:
+        """Some steps with int16 sums."""
+        builder = self.v.builder
+        start = builder.add(first, builder.mul(run, INT(SHORT_STEPS)))
+        none = self.emit.shorts([0] * self.emit.shorts.count)
+        shorts = self.v.loop(INT(SHORT_STEPS), [none] * len(totals), partial(self._step, start))
+        return [self.emit.widened(total, one) for total, one in zip(totals, shorts, strict=True)]
+
+    def _halves(self, where: Any) -> Any:
+        """Load float16 numbers as float32."""
+        builder, halves = self.v.builder, ir.VectorType(ir.HalfType(), self.lanes)
+        return builder.fpext(builder.load(self.v.pointer(where, halves), align=2), self.floats)
+
+    def _number(self, where: Any) -> Any:
+        """Load one float32 number into all lanes."""
+        return self.v.broadcast(self.v.load(where, lanes=1), self.lanes)
+
+    def _fma(self, x: Any, y: Any, z: Any) -> Any:
+        builder = self.v.builder
+        kind = ir.FunctionType(self.floats, [self.floats] * 3)
+        return builder.call(get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{self.lanes}f32"), [x, y, z])

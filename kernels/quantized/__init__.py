@@ -1,0 +1,1 @@
+"""Weights as small integers, and linear layers that multiply them."""

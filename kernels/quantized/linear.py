@@ -1,0 +1,128 @@
+"""Linear layers with quantised weights, on a CPU: rows are quantised to int8 when they are multiplied."""
+
+from __future__ import annotations
+
+import torch
+
+from trunkline.kernels.cpu.quantized.codes import Form, best_form
+from trunkline.kernels.cpu.quantized.gemm import PackedCodes, product
+from trunkline.kernels.cpu.quantized.rows import quantize_rows_reference
+from trunkline.kernels.linear import LinearLayer
+
+from .weight import QuantizedWeight, dequantize
+
+LARGEST_GROUP = 1 << 16  # inputs: as many products of 255 and 127 fit into an int32
+
+
+class QuantizedLinear(LinearLayer):
+    """A linear layer on a CPU that holds a packed copy of a :class:`.QuantizedWeight`.
+
+    Each row is quantised to int8, with a scale for each of the weight's groups of inputs. Products are added as exact
+    integers within a group, and in the order of the groups: the result for a row doesn't depend on the other rows.
+    """
+
+    def __init__(
+        self,
+        weight: QuantizedWeight,
+        dtype: torch.dtype,
+        bias: torch.Tensor | None = None,
+        form: Form | None = None,
+    ) -> None:
+        """Pack ``weight`` [N, K] for rows and results of ``dtype``, float32 or bfloat16, and ``bias`` [N].
+
+        ``form``: how codes are packed, by default the best for this CPU. ValueError for groups or codes that it can't
+        hold.
+        """
+        super().__init__()
+        self.dtype = dtype
+        self.out_features, self.in_features = weight.codes.shape
+        form = form or best_form(weight.bits)
+        if weight.group % form.least_group(weight.bits) or self.in_features % weight.group:
+            raise ValueError(f"{self.in_features} inputs in groups of {weight.group} don't fit; take groups of 32")
+        if weight.group > LARGEST_GROUP:
+            raise ValueError(f"groups have up to {LARGEST_GROUP} inputs, not {weight.group}: sums are int32")
+        if int(weight.codes.max()) >> weight.bits:
+            raise ValueError(f"codes have up to {weight.bits} bits, not {int(weight.codes.max())}")
+        panels = -(-self.out_features // form.columns)
+
+        def by_panel(values: torch.Tensor | None) -> torch.Tensor:
+            if values is None:
+                return torch.empty(0, dtype=torch.float16)
+            padded = values.new_zeros(panels * form.columns, values.shape[1])
+            padded[: len(values)] = values
+            return padded.view(panels, form.columns, -1).transpose(1, 2).contiguous()
+
+        factors = torch.zeros(panels * form.columns)
+        factors[: self.out_features] = weight.factors
+        self.packed = PackedCodes(
+            form=form,
+            bits=weight.bits,
+            group=weight.group,
+            inputs=self.in_features,
+            zero=weight.zero,
+            codes=form.pack(weight.codes, weight.bits),
+            factors=factors,
+            scales=by_panel(weight.scales),
+            minima=by_panel(weight.minima),
+        )
+        self.set_bias(bias)
+
+    def set_bias(self, bias: torch.Tensor | None) -> None:
+        """Replace the bias [N]; None for no bias."""
+        self.bias = None if bias is None else bias.detach()
+        self.addend = torch.zeros(self.packed.width, dtype=self.dtype)
+        if bias is not None:
+            self.addend[: self.out_features] = bias
+
+    def weight(self, rows: slice) -> torch.Tensor:
+        """Rows ``rows`` of the quantised weight, as numbers of the layer's dtype."""
+        packed, columns = self.packed, self.packed.form.columns
+        codes = packed.form.unpack(packed.codes, packed.bits, rows)
+
+        def of_rows(values: torch.Tensor) -> torch.Tensor:
+            return values.transpose(1, 2).reshape(len(values) * columns, -1)[rows]
+
+        minima = of_rows(packed.minima) if len(packed.minima) else None
+        return dequantize(codes, packed.factors[rows], of_rows(packed.scales), minima, packed.zero).to(self.dtype)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether the width is a whole number of panels: then a forward pass is two launches of our kernels."""
+        return self.out_features == self.packed.width
+
+    def forward_into(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Two launches; ValueError for tensors that aren't contiguous or don't fit."""
+        product(x, self.packed, self.addend if residual is None else residual, out)
+        return out
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """``x`` [..., K] -> [..., N]; a residual is added by the kernel if there is no bias."""
+        flat = x.reshape(-1, self.in_features).contiguous()
+        added = None if residual is None else residual.reshape(-1, self.out_features)
+        fused = added is not None and self.bias is None and self.recordable
+        addend = added.to(self.dtype).contiguous() if fused and added is not None else self.addend
+        out = torch.empty(flat.shape[0], self.packed.width, dtype=self.dtype)
+        product(flat, self.packed, addend, out)
+        if not self.recordable:
+            out = out[:, : self.out_features].contiguous()
+        if added is not None and not fused:
+            out += added
+        return out if x.ndim == 2 else out.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Sizes and the number format of the weight, for ``print``."""
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bits={self.packed.bits}, group={self.packed.group}"
+
+
+def quantized_linear_reference(
+    x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, residual: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What a :class:`QuantizedLinear` computes, in float64: ``x`` [M, K] -> [M, N], of ``x``'s dtype."""
+    numbers, scales = quantize_rows_reference(x, weight.group)
+    rows = numbers * scales.double().repeat_interleave(weight.group, 1)
+    out = rows @ weight.numbers().double().t()
+    for added in (bias, residual):
+        if added is not None:
+            out = out + added.double()
+    return out.to(x.dtype)

@@ -1,0 +1,154 @@
+"""Transforms of plugins, applied to models: what replaces a layer, what stays, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trunkline.core.discovery import Plugin, Provided
+from trunkline.core.errors import ModelError, PluginError
+from trunkline.core.model import loader
+from trunkline.core.model.attention import packed_layout
+from trunkline.core.model.loaded import LoadedModel
+from trunkline.core.model.sources.info import read_info
+from trunkline.core.settings import ModelSettings
+from trunkline.core.types import ModelSource, Transform
+from trunkline.kernels.backend import choose
+from trunkline.kernels.linear import LinearLayer, PackedLinear, PlainLinear
+
+Pack = Callable[[Sequence[str], torch.Tensor], LinearLayer | None]
+Apply = Callable[..., LoadedModel]
+
+NAME = "model.layers.1.self_attn.k_proj.weight"
+
+
+def halved(_: Sequence[str], weight: torch.Tensor) -> LinearLayer:
+    return PlainLinear(weight / 2)
+
+
+def exact(_: Sequence[str], weight: torch.Tensor) -> LinearLayer:
+    return PlainLinear(weight)
+
+
+@pytest.fixture
+def apply(zoo: Callable[[str], Path]) -> Apply:
+    """``apply(*transforms)``: a Llama that is stored so."""
+
+    def made(*transforms: Transform, name: str = "llama", backend: str = "cpu") -> LoadedModel:
+        source = ModelSource(name, str(zoo(name)))
+        settings = ModelSettings(model_path=source.path, dtype="float32")
+        provided = [Provided(Plugin("p", "p:p", "dist", "1.0"), one) for one in transforms]
+        kernels = choose(backend, "cpu")
+        return loader.load(source, read_info(source, settings), settings, [], kernels, transforms=provided)
+
+    return made
+
+
+def hidden(model: LoadedModel) -> torch.Tensor:
+    ids = torch.arange(5, 45)
+    return model.forward(ids, torch.arange(40), packed_layout([40]), None)
+
+
+def test_the_layer_computes_what_is_served_and_the_weight_is_read_from_it(apply: Apply) -> None:
+    plain, half = apply(), apply(Transform("half", halved, 0.6))
+    assert half.stored_as.endswith("matrices as half")
+    assert not torch.allclose(hidden(half), hidden(plain), atol=1e-2)
+    mine, theirs = half.tensor(NAME, 3), plain.tensor(NAME, 3)
+    assert mine is not None
+    assert theirs is not None
+    assert torch.equal(2 * mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "qwen3-moe", "gemma2"])
+def test_an_exact_transform_changes_nothing(apply: Apply, name: str) -> None:
+    seen: list[str] = []
+
+    def pack(names: Sequence[str], weight: torch.Tensor) -> LinearLayer:
+        seen.extend(names)
+        return PlainLinear(weight)
+
+    model, plain = apply(Transform("same", pack, 0.0), name=name), apply(name=name)
+    torch.testing.assert_close(hidden(model), hidden(plain), rtol=1e-4, atol=1e-4)
+    for tensor in seen:
+        mine, theirs = (one.tensor(tensor, 5) for one in (model, plain))
+        assert mine is not None
+        assert theirs is not None
+        assert torch.equal(mine, theirs)
+
+
+def test_merged_tensors_are_named_in_the_order_of_their_rows(apply: Apply) -> None:
+    seen: dict[tuple[str, ...], torch.Tensor] = {}
+
+    def pack(names: Sequence[str], weight: torch.Tensor) -> None:
+        seen[tuple(names)] = weight.clone()
+
+    with pytest.raises(ModelError, match=r"No weight of LlamaForCausalLM can be stored as none; leave that out\."):
+        apply(Transform("none", pack, 0.0))
+    plain = apply()
+    for names, weight in seen.items():
+        parts = [plain.tensor(name, weight.shape[0]) for name in names]
+        assert torch.equal(torch.cat([part for part in parts if part is not None]), weight)
+    assert {len(names) for names in seen} == {1, 2, 3}
+
+
+def test_the_first_transform_that_packs_a_matrix_wins(apply: Apply) -> None:
+    def queries(names: Sequence[str], weight: torch.Tensor) -> LinearLayer | None:
+        return PackedLinear(weight) if "q_proj" in names[0] else None
+
+    stored = apply(Transform("queries", queries, 0.0), Transform("rest", exact, 0.0)).stored_as
+    layers, total = 2, 8
+    assert stored == f"{layers} of {total} matrices as queries, {total - layers} of {total} matrices as rest"
+
+
+def test_a_matrix_that_loses_too_much_stays_as_it_is(apply: Apply, caplog: pytest.LogCaptureFixture) -> None:
+    def some(names: Sequence[str], weight: torch.Tensor) -> LinearLayer:
+        return PlainLinear(weight / 2) if "down_proj" in names[0] else PlainLinear(weight)
+
+    model = apply(Transform("some", some, 0.1))
+    assert model.stored_as == "6 of 8 matrices as some"
+    torch.testing.assert_close(hidden(model), hidden(apply()), rtol=1e-4, atol=1e-4)
+    assert "model.layers.0.mlp.down_proj.weight stays as it is: as some its error would be 0.5000" in caplog.text
+
+
+def wrong_type(_: Sequence[str], weight: torch.Tensor) -> Any:
+    return torch.nn.Linear(weight.shape[1], weight.shape[0])
+
+
+def wrong_shape(_: Sequence[str], weight: torch.Tensor) -> LinearLayer:
+    return PlainLinear(weight[:-1])
+
+
+def wrong_dtype(_: Sequence[str], weight: torch.Tensor) -> LinearLayer:
+    return PlainLinear(weight.double())
+
+
+def fails(_: Sequence[str], weight: torch.Tensor) -> LinearLayer:
+    raise KeyError("oops")
+
+
+@pytest.mark.parametrize(
+    ("pack", "error", "message"),
+    [
+        (wrong_type, 0.1, "pack must return a LinearLayer or None, not a Linear"),
+        (wrong_shape, 0.1, r"the layer gives torch\.float32 \(8, \d+\), not torch\.float32"),
+        (wrong_dtype, 0.1, "the transform 'bad' failed for model.layers.0"),
+        (fails, 0.1, "oops"),
+        (halved, 0.0, "the weight that comes back from the layer isn't the one that it was given"),
+    ],
+)
+def test_a_transform_that_fails_is_reported_with_its_plugin(
+    apply: Apply, pack: Pack, error: float, message: str
+) -> None:
+    with pytest.raises(PluginError, match=rf"dist 1\.0.*{message}"):
+        apply(Transform("bad", pack, error))
+
+
+def test_recorded_passes_follow(apply: Apply) -> None:
+    """A layer that can't be recorded ends the recording of passes; one that can keeps it."""
+    model = apply(Transform("plain", exact, 0.0))
+    assert not model.backbone.forward.replay
+    assert apply(Transform("packed", lambda _, weight: PackedLinear(weight), 0.0)).backbone.forward.replay

@@ -1,0 +1,143 @@
+"""Quantised linear layers against their formula, for every form of codes that this CPU can run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trunkline.kernels.cpu.quantized import gemm
+from trunkline.kernels.cpu.quantized.codes import Form, best_form
+from trunkline.kernels.cpu.recording import Recording
+from trunkline.kernels.quantized.linear import QuantizedLinear, quantized_linear_reference
+from trunkline.kernels.quantized.weight import QuantizedWeight, quantize_int4, quantize_int8
+
+# Plain LLVM IR runs everywhere, and has the layouts of the instructions that this CPU may lack.
+CASES = [(4, best_form(4)), (4, Form(16, 4)), (8, best_form(8)), (8, Form(8, 4)), (8, Form(16, 4))]
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
+QUANTIZE: dict[int, Callable[[torch.Tensor], QuantizedWeight | None]] = {4: quantize_int4, 8: quantize_int8}
+
+
+def quantized(outputs: int, inputs: int, bits: int) -> QuantizedWeight:
+    made = QUANTIZE[bits](torch.randn(outputs, inputs) / inputs**0.5)
+    assert made is not None
+    return made
+
+
+@settings(max_examples=60)
+@given(
+    rows=st.integers(0, 30),
+    groups=st.integers(1, 7),
+    outputs=st.integers(1, 70),
+    bias=st.booleans(),
+    residual=st.booleans(),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    case=st.sampled_from(CASES),
+)
+def test_equals_the_formula(
+    rows: int, groups: int, outputs: int, bias: bool, residual: bool, dtype: torch.dtype, case: tuple[int, Form]
+) -> None:
+    bits, form = case
+    weight = quantized(outputs, 32 * groups, bits)
+    shift = torch.randn(outputs).to(dtype) if bias else None
+    x = torch.randn(rows, 32 * groups).to(dtype)
+    added = torch.randn(rows, outputs).to(dtype) if residual else None
+    before = None if added is None else added.clone()
+    result = QuantizedLinear(weight, dtype, shift, form)(x, added)
+    expected = quantized_linear_reference(x, weight, shift, added)
+    assert result.dtype == dtype
+    torch.testing.assert_close(result, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert added is None or torch.equal(added, before)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_integer_sums_dont_overflow(bits: int) -> None:
+    """All numbers and codes the largest, with the largest group, and with the int16 sums of some instructions."""
+    inputs = 192 if bits == 8 else 64
+    for sign in (-1.0, 1.0):
+        rows, weight = torch.full((3, inputs), sign), torch.ones(16, inputs)
+        made = QUANTIZE[bits](weight)
+        assert made is not None
+        assert int(made.codes.min()) == 2**bits - 1
+        result = QuantizedLinear(made, torch.float32)(rows)
+        torch.testing.assert_close(result, torch.full((3, 16), sign * inputs), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("bits", "form"), CASES)
+def test_a_rows_result_has_the_same_bits_in_any_batch(bits: int, form: Form) -> None:
+    layer, x = QuantizedLinear(quantized(48, 96, bits), torch.float32, form=form), torch.randn(37, 96)
+    whole = layer(x)
+    for first, last in ((0, 1), (3, 5), (1, 9), (20, 37)):
+        assert torch.equal(layer(x[first:last]), whole[first:last])
+
+
+def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemm, "BLOCK_BYTES", 12 * 256)
+    layer, x = QuantizedLinear(quantized(48, 96, 8), torch.float32), torch.randn(101, 96)
+    assert torch.equal(layer(x), torch.cat([layer(one) for one in x.split(5)]))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_row_that_isnt_finite_has_no_finite_result_and_leaves_others_alone(number: float) -> None:
+    for bits in (4, 8):
+        layer, x = QuantizedLinear(quantized(32, 64, bits), torch.float32), torch.randn(4, 64)
+        expected = layer(x)
+        x[2, 40] = number
+        result = layer(x)
+        assert not result[2].isfinite().any()
+        assert torch.equal(result[[0, 1, 3]], expected[[0, 1, 3]])
+
+
+def test_rows_of_zeros_and_of_very_small_numbers() -> None:
+    layer = QuantizedLinear(quantized(32, 64, 8), torch.float32)
+    for rows in (torch.zeros(2, 64), torch.full((2, 64), 1e-38)):
+        assert torch.equal(layer(rows), torch.zeros(2, 32))
+
+
+@pytest.mark.parametrize(("bits", "form"), CASES)
+def test_the_weight_can_be_read(bits: int, form: Form) -> None:
+    weight = quantized(160, 192, bits)
+    layer, numbers = QuantizedLinear(weight, torch.float32, form=form), weight.numbers()
+    for rows in (slice(0, 160), slice(3, 20), slice(33, 34)):
+        assert torch.equal(layer.weight(rows), numbers[rows])
+    packed = layer.packed
+    stored = sum(one.nbytes for one in (packed.codes, packed.factors, packed.scales, packed.minima))
+    assert stored <= numbers.nbytes * (bits + 1.4) / 32
+
+
+def test_launches_are_recorded() -> None:
+    layer, x, out = QuantizedLinear(quantized(64, 96, 8), torch.float32), torch.randn(9, 96), torch.zeros(9, 64)
+    assert layer.recordable
+    with (recording := Recording()):
+        layer.forward_into(x, out, out)
+    x.normal_()
+    residual = out.normal_().clone()
+    recording.run(5)
+    torch.testing.assert_close(out[:5], layer(x[:5], residual[:5]))
+    assert torch.equal(out[5:], residual[5:])
+
+
+def test_weights_that_dont_fit_are_refused() -> None:
+    codes, factors = torch.full((4, 48), 15, dtype=torch.uint8), torch.ones(4)
+    for bits, group, message in ((4, 16, "groups of 16"), (8, 6, "groups of 6"), (8, 32, "groups of 32")):
+        weight = QuantizedWeight(bits, group, codes, factors, torch.ones(4, 3).half(), zero=8)
+        with pytest.raises(ValueError, match=message):
+            QuantizedLinear(weight, torch.float32, form=Form(8, 4, "short") if bits == 4 else Form(8, 4))
+    weight = QuantizedWeight(4, 48, codes + 1, factors, torch.ones(4, 1).half(), zero=8)
+    with pytest.raises(ValueError, match="codes have up to 4 bits, not 16"):
+        QuantizedLinear(weight, torch.float32, form=Form(8, 4))
+    with pytest.raises(ValueError, match="int16 sums hold codes of 4 bits only"):
+        QuantizedLinear(quantized(32, 64, 8), torch.float32, form=Form(8, 4, "short"))
+
+
+def test_tensors_that_dont_fit_are_refused() -> None:
+    layer = QuantizedLinear(quantized(32, 64, 8), torch.float32)
+    with pytest.raises(ValueError, match="don't fit"):
+        layer.forward_into(torch.randn(2, 32), torch.empty(2, 32))
+    with pytest.raises(ValueError, match="addend has 3 rows"):
+        layer.forward_into(torch.randn(2, 64), torch.empty(2, 32), torch.empty(3, 32))
+    with pytest.raises(ValueError, match="contiguous CPU tensor"):
+        layer.forward_into(torch.randn(2, 64).double(), torch.empty(2, 32))
