@@ -37,8 +37,14 @@ def trunkline_resolve_model(reference: str) -> ModelSource | None:
     folder = Path(reference).expanduser()
     if folder.is_dir():
         return ModelSource(reference, str(folder.resolve()))
+    if folder.suffix == ".gguf" and folder.is_file():
+        from trunkline.core.model.sources.gguf.folder import folder_of
+
+        return ModelSource(reference, str(folder_of(folder)))
     if folder.exists():
-        raise ModelError(f"{reference} is a file; give the folder that holds config.json and the weights.")
+        raise ModelError(
+            f"{reference} is a file; give the folder that holds config.json and the weights, or a GGUF file."
+        )
     return ModelSource(reference, _from_hub(reference))
 
 
@@ -52,7 +58,10 @@ def trunkline_tokenizer(source: ModelSource) -> Tokenizer | None:
 @hookimpl(trylast=True)
 def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, StoredTensor]] | None:
     from trunkline.core.model.sources import weights
+    from trunkline.core.model.sources.gguf import tensors
 
+    if tensors.is_prepared(source.path):
+        return tensors.stream(source.path)
     weights.files(source.path)  # so that a folder without weights is refused here, not in mid-stream
     return weights.stream(source.path)
 
@@ -69,12 +78,17 @@ def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
 
 @hookimpl(trylast=True)
 def trunkline_transforms(model: ModelInfo, settings: Settings) -> Iterable[Transform]:
-    name = settings[GROUP].quantization
-    if name is None:
-        return []
-    from .transforms import quantization
+    from trunkline.core.model.sources.gguf import tensors
 
-    return [quantization.transform(name)]
+    if (name := settings[GROUP].quantization) is not None:
+        from .transforms import quantization
+
+        return [quantization.transform(name)]
+    if tensors.is_prepared(model.path):
+        from .transforms import gguf
+
+        return [gguf.transform(model.path)]
+    return []
 
 
 def _from_hub(reference: str) -> str:

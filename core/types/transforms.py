@@ -24,10 +24,12 @@ class Transform:
     ``error``: the largest relative error of a layer's results, as the root mean square over rows of random numbers.
     Core measures it at load, and a weight whose layer exceeds it stays as it is. 0: nothing is lost, and the weight
     must come back with the same bits. ``bits``: stored for each number, if all matrices are packed; None if they may
-    not be, and the plan of the memory counts them as plain.
+    not be, and the plan of the memory counts them as plain. ``optional``: whether a model is served of which it packs
+    nothing.
     """
 
     name: str
     pack: Callable[[Sequence[str], torch.Tensor], LinearLayer | None]
     error: float
     bits: float | None = None
+    optional: bool = False

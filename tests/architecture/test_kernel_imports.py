@@ -24,6 +24,7 @@ ALLOWED = {
     "quantized.weight.QuantizedWeight": "the weights that it stores",
     "quantized.weight.quantize_int4": "the same",
     "quantized.weight.quantize_int8": "the same",
+    "quantized.weight.stacked": "the same",
     "logprobs.RowLogprobs": "the result of an operation",
     "activation.ACTIVATIONS": "names that two operations take",
 }

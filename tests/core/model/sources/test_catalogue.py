@@ -113,7 +113,7 @@ def test_pip_s_reason_and_the_way_out_are_named(tiny: DemoModel, index: Path) ->
 
 
 def test_python_without_pip_is_named(tiny: DemoModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "_run", lambda *_: (1, "/usr/bin/python: No module named pip\n"))
+    monkeypatch.setattr(catalogue, "run", lambda *_: (1, "/usr/bin/python: No module named pip\n"))
     with pytest.raises(ModelError, match="-m ensurepip"):
         fetch("demo:tiny", quiet)
 
