@@ -21,11 +21,15 @@ def transform(folder: str) -> Transform:
 
 
 def _pack(tensors: Mapping[str, GgufTensor], names: Sequence[str], weight: torch.Tensor) -> QuantizedLinear | None:
-    """None if a tensor isn't stored as integers, or several that are merged aren't of one kind."""
+    """None if a tensor isn't stored as integers, several that are merged aren't of one kind, or ``weight`` has other
+    numbers than the file: a client has sent them.
+    """
     if not weight.is_cpu or any(name not in tensors for name in names):
         return None
     parts = [part for name in names if (part := tensors[name].quantized()) is not None]
     kinds = {(part.bits, part.group, part.zero, part.minima is None) for part in parts}
     if len(parts) < len(names) or len(kinds) > 1:
+        return None
+    if not torch.equal(torch.cat([tensors[name].to(dtype=weight.dtype) for name in names]), weight):
         return None
     return QuantizedLinear(stacked(parts), weight.dtype)

@@ -23,6 +23,7 @@ from trunkline.core.model.sources.gguf.folder import folder_of
 from trunkline.core.model.sources.gguf.table import TensorPlace
 from trunkline.core.model.sources.gguf.tensors import GgufTensor, is_prepared, stream
 from trunkline.core.model.sources.tensor_file import StoredTensor, file_identity, open_regular
+from trunkline.core.model.transforms import gguf as gguf_transform
 from trunkline.kernels.quantized.linear import QuantizedLinear
 from trunkline.plugins.generation.offline import generate
 
@@ -205,6 +206,15 @@ def test_tensors_without_a_place_are_refused(
     write_gguf(tmp_path / "model.gguf", extra=extra)
     with pytest.raises(ModelError, match=message):
         folder_of(tmp_path / "model.gguf")
+
+
+def test_a_tensor_that_was_sent_replaces_the_file_s(write_gguf: Write, tmp_path: Path) -> None:
+    """Even if it is nearly the same, as after a step of training."""
+    tensors = write_gguf(tmp_path / "model.gguf")
+    name = "model.layers.1.mlp.down_proj.weight"
+    kept = gguf_transform.transform(str(folder_of(tmp_path / "model.gguf")))
+    assert kept.pack([name], tensors[name]) is not None
+    assert kept.pack([name], tensors[name] * 1.001) is None
 
 
 def test_updates_take_folders(write_gguf: Write, tmp_path: Path) -> None:
