@@ -58,11 +58,14 @@ def trunkline_tokenizer(source: ModelSource) -> Tokenizer | None:
 @hookimpl(trylast=True)
 def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, StoredTensor]] | None:
     from trunkline.core.model.sources import weights
-    from trunkline.core.model.sources.gguf import tensors
+    from trunkline.core.model.sources.gguf import tensors as gguf
+    from trunkline.core.model.sources.quantized import tensors as quantized
 
-    if tensors.is_prepared(source.path):
-        return tensors.stream(source.path)
+    if gguf.is_prepared(source.path):
+        return gguf.stream(source.path)
     weights.files(source.path)  # so that a folder without weights is refused here, not in mid-stream
+    if (format := quantized.format_of(source.path)) is not None:
+        return quantized.stream(source.path, format)
     return weights.stream(source.path)
 
 
@@ -78,16 +81,16 @@ def trunkline_heads(model: ModelInfo, settings: Settings) -> Iterable[Head]:
 
 @hookimpl(trylast=True)
 def trunkline_transforms(model: ModelInfo, settings: Settings) -> Iterable[Transform]:
-    from trunkline.core.model.sources.gguf import tensors
+    from .sources.gguf import tensors as gguf
+    from .sources.quantized import tensors as quantized
+    from .transforms import quantization, stored
 
     if (name := settings[GROUP].quantization) is not None:
-        from .transforms import quantization
-
         return [quantization.transform(name)]
-    if tensors.is_prepared(model.path):
-        from .transforms import gguf
-
-        return [gguf.transform(model.path)]
+    if gguf.is_prepared(model.path):
+        return [stored.transform("gguf", gguf.stream(model.path))]
+    if (format := quantized.format_of(model.path)) is not None:
+        return [stored.transform(format.name, quantized.stream(model.path, format))]
     return []
 
 

@@ -15,6 +15,7 @@ from trunkline.core.types import ModelInfo
 from trunkline.kernels.backend import multiplies_bfloat16
 
 from . import attention, experts, rotary
+from .sources.quantized import formats
 
 RECURRENT_LAYERS = frozenset(("linear_attention", "mamba", "mamba2", "conv", "recurrent", "ssm"))
 DTYPES = {
@@ -42,6 +43,8 @@ def resolve(info: ModelInfo) -> tuple[Any, Any]:
         raise ModelError(f"{info.path}/config.json is refused by transformers: {error}") from error
     if reason := why_not(cls, config):
         raise ModelError(f"{info.architecture} can't be served: {reason}")
+    if hasattr(config, formats.KEY):
+        delattr(config, formats.KEY)  # transformers gets numbers, and must not look for integers
     if not info.causal and not info.score_rows:
         # Heads that predict masked tokens, answers or tags aren't used.
         cls = base_class(config, cls) or cls
@@ -81,8 +84,10 @@ def why_not(cls: Any, config: Any) -> str:
         return "its attention temperature counts positions from the start of the batch, not of the sequence."
     if kind := rotary.unknown_type(text):
         return f"transformers {transformers.__version__} has no rotary scaling of the type {kind!r}."
-    if getattr(config, "quantization_config", None) is not None:
-        return "its weights are quantised; use the float16, bfloat16 or float32 checkpoint."
+    try:
+        formats.find({formats.KEY: getattr(config, formats.KEY, None)})
+    except ModelError as error:
+        return str(error)
     return ""
 
 

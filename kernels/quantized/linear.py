@@ -31,7 +31,7 @@ class QuantizedLinear(LinearLayer):
         """Pack ``weight`` [N, K] for rows and results of ``dtype``, float32 or bfloat16, and ``bias`` [N].
 
         ``form``: how codes are packed, by default the best for this CPU. ValueError for groups or codes that it can't
-        hold.
+        hold, and for an order that isn't a permutation.
         """
         super().__init__()
         self.dtype = dtype
@@ -43,6 +43,9 @@ class QuantizedLinear(LinearLayer):
             raise ValueError(f"groups have up to {LARGEST_GROUP} inputs, not {weight.group}: sums are int32")
         if int(weight.codes.max()) >> weight.bits:
             raise ValueError(f"codes have up to {weight.bits} bits, not {int(weight.codes.max())}")
+        order = None if weight.order is None else weight.order.to(torch.int32).contiguous()
+        if order is not None and not torch.equal(order.sort().values, torch.arange(self.in_features)):
+            raise ValueError(f"the order must have each of the {self.in_features} inputs once")
         panels = -(-self.out_features // form.columns)
 
         def by_panel(values: torch.Tensor | None) -> torch.Tensor:
@@ -64,6 +67,7 @@ class QuantizedLinear(LinearLayer):
             factors=factors,
             scales=by_panel(weight.scales),
             minima=by_panel(weight.minima),
+            order=order,
         )
         self.set_bias(bias)
 
@@ -83,7 +87,8 @@ class QuantizedLinear(LinearLayer):
             return values.transpose(1, 2).reshape(len(values) * columns, -1)[rows]
 
         minima = of_rows(packed.minima) if len(packed.minima) else None
-        return dequantize(codes, packed.factors[rows], of_rows(packed.scales), minima, packed.zero).to(self.dtype)
+        numbers = dequantize(codes, packed.factors[rows], of_rows(packed.scales), minima, packed.zero, packed.order)
+        return numbers.to(self.dtype)
 
     @property
     def recordable(self) -> bool:
@@ -119,9 +124,10 @@ def quantized_linear_reference(
     x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, residual: torch.Tensor | None = None
 ) -> torch.Tensor:
     """What a :class:`QuantizedLinear` computes, in float64: ``x`` [M, K] -> [M, N], of ``x``'s dtype."""
-    numbers, scales = quantize_rows_reference(x, weight.group)
+    order = slice(None) if weight.order is None else weight.order
+    numbers, scales = quantize_rows_reference(x[:, order], weight.group)
     rows = numbers * scales.double().repeat_interleave(weight.group, 1)
-    out = rows @ weight.numbers().double().t()
+    out = rows @ weight.numbers()[:, order].double().t()
     for added in (bias, residual):
         if added is not None:
             out = out + added.double()

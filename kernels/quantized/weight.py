@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,8 @@ class QuantizedWeight:
 
     Its numbers are ``factors[n] * (scales[n, g] * (codes[n, k] - zero) - minima[n, g])``, g the group of k. There is
     either a zero or minima. The rows that it multiplies are quantised in the same groups.
+
+    ``order``: column k of the codes belongs to input ``order[k]``, where inputs were sorted before they were grouped.
     """
 
     bits: int  # 4 or 8
@@ -27,21 +30,32 @@ class QuantizedWeight:
     scales: torch.Tensor  # float16 [N, K / group]
     minima: torch.Tensor | None = None  # the same
     zero: int = 0
+    order: torch.Tensor | None = None  # int32 [K]; None: column k is input k
 
     def numbers(self) -> torch.Tensor:
         """The weight, float32 [N, K]."""
-        return dequantize(self.codes, self.factors, self.scales, self.minima, self.zero)
+        return dequantize(self.codes, self.factors, self.scales, self.minima, self.zero, self.order)
 
 
 def dequantize(
-    codes: torch.Tensor, factors: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor | None, zero: int
+    codes: torch.Tensor,
+    factors: torch.Tensor,
+    scales: torch.Tensor,
+    minima: torch.Tensor | None,
+    zero: int,
+    order: torch.Tensor | None,
 ) -> torch.Tensor:
     """The numbers of :class:`QuantizedWeight`, float32 [N, K]."""
     outputs, inputs = codes.shape
     groups = (codes.float() - zero).view(outputs, scales.shape[1], -1) * scales.float()[..., None]
     if minima is not None:
         groups -= minima.float()[..., None]
-    return groups.view(outputs, inputs) * factors[:, None]
+    numbers = groups.view(outputs, inputs) * factors[:, None]
+    if order is None:
+        return numbers
+    by_input = torch.empty_like(numbers)
+    by_input[:, order.long()] = numbers
+    return by_input
 
 
 def quantize_int8(weight: torch.Tensor) -> QuantizedWeight | None:
@@ -83,9 +97,53 @@ def quantize_int4(weight: torch.Tensor, group: int = SMALL_GROUP) -> QuantizedWe
     return stacked([quantized(rows) for rows in _pieces(weight)])
 
 
+def grouped(
+    bits: int, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, groups: torch.Tensor
+) -> QuantizedWeight:
+    """The weight ``scales[n, g] * (codes[n, k] - zeros[n, g])``, g = ``groups[k]``.
+
+    ``codes`` uint8 [N, K] of ``bits`` bits, ``scales`` and ``zeros`` float32 [N, G], ``groups`` int64 [K]. Inputs are
+    sorted by group, and large groups divided, since the rows that a weight multiplies are quantised in its groups.
+    ValueError unless all groups have the same multiple of 32 inputs.
+    """
+    inputs, counts = codes.shape[1], torch.bincount(groups, minlength=scales.shape[1])
+    size = int(counts[0])
+    if size == 0 or size % SMALL_GROUP or not bool((counts == size).all()):
+        raise ValueError(f"groups of {int(counts.min())} to {int(counts.max())} inputs aren't multiples of 32")
+    group = SMALL_GROUP if inputs <= NARROW or size % LARGE_GROUP else LARGE_GROUP
+    order = groups.argsort(stable=True)
+    neighbours = torch.equal(order, torch.arange(inputs))
+    # Divided by a power of two, float16 and bfloat16 scales keep their bits.
+    factors = torch.exp2(torch.frexp(scales.abs().amax(1).clamp_min(1e-30)).exponent.float())
+    halves = (scales / factors[:, None]).half()
+    zero = int(zeros[0, 0])
+    constant = bool((zeros == zero).all())
+    minima = None if constant else (halves.float() * zeros).half()
+    return QuantizedWeight(
+        bits,
+        group,
+        codes if neighbours else codes[:, order],
+        factors,
+        halves.repeat_interleave(size // group, 1),
+        None if minima is None else minima.repeat_interleave(size // group, 1),
+        zero if constant else 0,
+        None if neighbours else order.int(),
+    )
+
+
 def stacked(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
-    """Weights with the same bits, groups and zero, one below the other."""
+    """Weights [N, K] one below the other. ValueError if the orders of their inputs differ.
+
+    If they differ in bits, groups or zeros, the result has the most bits, the smallest groups, and minima.
+    """
     first = parts[0]
+    if any(not _same(part.order, first.order) for part in parts):
+        raise ValueError("their inputs have different orders")
+    kinds = {(part.bits, part.group, part.zero, part.minima is None) for part in parts}
+    if len(kinds) > 1:
+        bits, group = max(part.bits for part in parts), math.gcd(*(part.group for part in parts))
+        parts = [_with_minima(part, bits, group) for part in parts]
+        first = parts[0]
     minima = [part.minima for part in parts if part.minima is not None]
     return replace(
         first,
@@ -94,6 +152,18 @@ def stacked(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
         scales=torch.cat([part.scales for part in parts]),
         minima=torch.cat(minima) if minima else None,
     )
+
+
+def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
+def _with_minima(weight: QuantizedWeight, bits: int, group: int) -> QuantizedWeight:
+    """The same numbers with more bits, smaller groups, and minima in place of a zero."""
+    repeats = weight.group // group
+    minima = weight.scales * weight.zero if weight.minima is None else weight.minima
+    scales, minima = (values.repeat_interleave(repeats, 1) for values in (weight.scales, minima))
+    return replace(weight, bits=bits, group=group, scales=scales, minima=minima, zero=0)
 
 
 def _pieces(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:

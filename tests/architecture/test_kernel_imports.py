@@ -22,6 +22,7 @@ ALLOWED = {
     "linear.LinearLayer": "the interface of the backend's linear layers",
     "quantized.linear.QuantizedLinear": "what transforms may make of a weight",
     "quantized.weight.QuantizedWeight": "the weights that it stores",
+    "quantized.weight.grouped": "the same",
     "quantized.weight.quantize_int4": "the same",
     "quantized.weight.quantize_int8": "the same",
     "quantized.weight.stacked": "the same",

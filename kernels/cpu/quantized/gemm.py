@@ -47,6 +47,7 @@ class PackedCodes:
     factors: torch.Tensor  # float32 [panels · P]
     scales: torch.Tensor  # float16 [panels, K / group, P]
     minima: torch.Tensor  # the same, or empty
+    order: torch.Tensor | None = None  # int32 [K]: the input of each column of the codes
 
     @property
     def width(self) -> int:
@@ -92,7 +93,7 @@ def product(x: torch.Tensor, packed: PackedCodes, addend: torch.Tensor, out: tor
     row = row_bytes(inputs, groups, size)
     quantized = scratch_memory(rows * row)
     shifted = len(packed.minima) > 0
-    quantize_rows(x, packed.group, None if shifted else packed.zero, size, quantized)
+    quantize_rows(x, packed.group, None if shifted else packed.zero, size, quantized, packed.order)
     codes = Codes(packed.form, packed.bits, shifted, half_out=out.dtype == torch.bfloat16)
     _kernel(codes).run(
         team_size(rows * inputs * outputs > _MIN_PARALLEL),

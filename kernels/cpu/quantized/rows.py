@@ -48,10 +48,20 @@ class Arguments:
     out: int
     out_row: int  # bytes from row to row
     numbers: int  # bytes of a row's numbers
+    order: int  # the input of each number, if they are reordered
 
 
-def quantize_rows(x: torch.Tensor, group: int, zero: int | None, number_bytes: int, out: torch.Tensor) -> None:
+def quantize_rows(
+    x: torch.Tensor,
+    group: int,
+    zero: int | None,
+    number_bytes: int,
+    out: torch.Tensor,
+    order: torch.Tensor | None = None,
+) -> None:
     """:func:`quantize_rows_reference`, compiled: ``x`` [M, K] float32 or bfloat16 -> ``out`` uint8 [>= M · row bytes].
+
+    With ``order`` int32 [K] of ``x[:, order]``.
 
     After a group's scale follows -``zero`` times the sum of its numbers, as int32; without a zero, minus the sum of
     its numbers times its scale, as float32. ``number_bytes`` of a number: 1 or 2.
@@ -60,7 +70,7 @@ def quantize_rows(x: torch.Tensor, group: int, zero: int | None, number_bytes: i
     row = row_bytes(inputs, inputs // group, number_bytes)
     if inputs % group or len(out) < rows * row:
         raise ValueError(f"x {tuple(x.shape)} doesn't fit into groups of {group} inputs and {len(out)} bytes")
-    _kernel(x.dtype, number_bytes, zero is None).run(
+    _kernel(x.dtype, number_bytes, zero is None, order is not None).run(
         team_for(rows * inputs),
         x=address(x, "x"),
         rows=rows,
@@ -70,20 +80,27 @@ def quantize_rows(x: torch.Tensor, group: int, zero: int | None, number_bytes: i
         out=address(out, "out", torch.uint8),
         out_row=row,
         numbers=inputs * number_bytes,
+        order=0 if order is None else address(order, "order", torch.int32),
     )
 
 
 @cache
-def _kernel(dtype: torch.dtype, number_bytes: int, shifted: bool) -> Kernel:
+def _kernel(dtype: torch.dtype, number_bytes: int, shifted: bool, ordered: bool) -> Kernel:
     read, _, size = access(dtype)
     stored = int8s if number_bytes == 1 else int16s
     kind = np.int8 if number_bytes == 1 else np.int16
 
-    def quantize(x: int, count: int, out: int) -> tuple[Any, Any]:
+    def place(order: int, i: int) -> Any:
+        """Where the ``i``-th number of a group comes from."""
+        return np.int64(int32s(order)[i]) if ordered else i
+
+    place = njit(**OPTIONS)(place)
+
+    def quantize(x: int, order: int, count: int, out: int) -> tuple[Any, Any]:
         """Quantise a group; returns its scale and the sum of its numbers."""
         bits = np.int32(0)  # of the largest absolute value: positive numbers have the order of their bits
         for i in range(count):
-            bits = max(bits, bits_of_float(read(x, i)) & np.int32(0x7FFFFFFF))
+            bits = max(bits, bits_of_float(read(x, place(order, i))) & np.int32(0x7FFFFFFF))
         most = float_of_bits(bits)
         inverse = np.float32(LARGEST) / most if np.float32(LEAST) <= most < np.inf else np.float32(0)
         total, numbers = np.int32(0), stored(out)
@@ -92,7 +109,7 @@ def _kernel(dtype: torch.dtype, number_bytes: int, shifted: bool) -> Kernel:
                 numbers[i] = kind(0)
             return (np.float32(0) if most < np.inf else np.float32(np.nan)), total
         for i in range(count):
-            number = np.int32(np.rint(read(x, i) * inverse))
+            number = np.int32(np.rint(read(x, place(order, i)) * inverse))
             numbers[i] = kind(number)
             total += number
         return most / np.float32(LARGEST), total
@@ -106,7 +123,9 @@ def _kernel(dtype: torch.dtype, number_bytes: int, shifted: bool) -> Kernel:
             scales = float32s(out + a.numbers)
             sums = int32s(out + a.numbers)
             for g in range(a.inputs // a.group):
-                scale, total = quantize(x + g * a.group * size, a.group, out + g * a.group * number_bytes)
+                first = g * a.group
+                source, order = (x, a.order + first * 4) if ordered else (x + first * size, 0)
+                scale, total = quantize(source, order, a.group, out + first * number_bytes)
                 scales[2 * g] = scale
                 if shifted:
                     scales[2 * g + 1] = -scale * np.float32(total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,14 +35,24 @@ def quantized(outputs: int, inputs: int, bits: int) -> QuantizedWeight:
     outputs=st.integers(1, 70),
     bias=st.booleans(),
     residual=st.booleans(),
+    ordered=st.booleans(),
     dtype=st.sampled_from(list(TOLERANCE)),
     case=st.sampled_from(CASES),
 )
 def test_equals_the_formula(
-    rows: int, groups: int, outputs: int, bias: bool, residual: bool, dtype: torch.dtype, case: tuple[int, Form]
+    rows: int,
+    groups: int,
+    outputs: int,
+    bias: bool,
+    residual: bool,
+    ordered: bool,
+    dtype: torch.dtype,
+    case: tuple[int, Form],
 ) -> None:
     bits, form = case
     weight = quantized(outputs, 32 * groups, bits)
+    if ordered:
+        weight = replace(weight, order=torch.randperm(32 * groups))
     shift = torch.randn(outputs).to(dtype) if bias else None
     x = torch.randn(rows, 32 * groups).to(dtype)
     added = torch.randn(rows, outputs).to(dtype) if residual else None
@@ -101,8 +112,11 @@ def test_rows_of_zeros_and_of_very_small_numbers() -> None:
 def test_the_weight_can_be_read(bits: int, form: Form) -> None:
     weight = quantized(160, 192, bits)
     layer, numbers = QuantizedLinear(weight, torch.float32, form=form), weight.numbers()
+    order = torch.randperm(192)
+    sorted_inputs = QuantizedLinear(replace(weight, order=order), torch.float32, form=form)
     for rows in (slice(0, 160), slice(3, 20), slice(33, 34)):
         assert torch.equal(layer.weight(rows), numbers[rows])
+        assert torch.equal(sorted_inputs.weight(rows)[:, order], numbers[rows])
     packed = layer.packed
     stored = sum(one.nbytes for one in (packed.codes, packed.factors, packed.scales, packed.minima))
     assert stored <= numbers.nbytes * (bits + 1.4) / 32
@@ -129,6 +143,9 @@ def test_weights_that_dont_fit_are_refused() -> None:
     weight = QuantizedWeight(4, 48, codes + 1, factors, torch.ones(4, 1).half(), zero=8)
     with pytest.raises(ValueError, match="codes have up to 4 bits, not 16"):
         QuantizedLinear(weight, torch.float32, form=Form(8, 4))
+    for order in (torch.zeros(64).int(), torch.arange(63), torch.arange(64) + 1):
+        with pytest.raises(ValueError, match="each of the 64 inputs once"):
+            QuantizedLinear(replace(quantized(32, 64, 8), order=order), torch.float32)
     with pytest.raises(ValueError, match="int16 sums hold codes of 4 bits only"):
         QuantizedLinear(quantized(32, 64, 8), torch.float32, form=Form(8, 4, "short"))
 

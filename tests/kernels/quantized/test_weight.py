@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline.kernels.quantized.weight import QuantizedWeight, quantize_int4, quantize_int8
+from trunkline.kernels.quantized.weight import QuantizedWeight, grouped, quantize_int4, quantize_int8, stacked
 
 
 def made(weight: QuantizedWeight | None) -> QuantizedWeight:
@@ -63,3 +65,52 @@ def test_groups(inputs: int, group: int) -> None:
 def test_inputs_without_groups_arent_quantised() -> None:
     assert quantize_int8(torch.randn(4, 40)) is None
     assert quantize_int4(torch.randn(4, 40)) is None
+
+
+def test_weights_of_different_kinds_can_be_stacked() -> None:
+    """Every format can be written with 8 bits, small groups and minima; zeros that are powers of two lose nothing."""
+    int8, int4 = made(quantize_int8(torch.randn(5, 1024))), made(quantize_int4(torch.randn(7, 1024)))
+    sixths = QuantizedWeight(
+        8, 16, torch.randint(0, 64, (3, 1024), dtype=torch.uint8), torch.rand(3), torch.rand(3, 64).half(), zero=32
+    )
+    for parts in ([int8, int8], [int4, int4], [int8, int4], [int4, sixths, int8]):
+        whole = stacked(parts)
+        assert torch.equal(whole.numbers(), torch.cat([part.numbers() for part in parts]))
+    assert (whole.bits, whole.group, whole.zero) == (8, 16, 0)
+
+
+def test_weights_with_different_orders_cant_be_stacked() -> None:
+    weight = made(quantize_int8(torch.randn(5, 64)))
+    sorted_inputs = replace(weight, order=torch.randperm(64).int())
+    assert torch.equal(
+        stacked([sorted_inputs, sorted_inputs]).numbers(), torch.cat([sorted_inputs.numbers(), sorted_inputs.numbers()])
+    )
+    for other in (weight, replace(weight, order=torch.arange(64).int())):
+        with pytest.raises(ValueError, match="different orders"):
+            stacked([sorted_inputs, other])
+
+
+@given(
+    st.integers(1, 9), st.sampled_from([32, 64, 96, 128]), st.integers(1, 5), st.booleans(), st.booleans(), st.data()
+)
+def test_grouped(outputs: int, size: int, count: int, constant: bool, shuffled: bool, data: st.DataObject) -> None:
+    bits = data.draw(st.sampled_from([4, 8]))
+    groups = torch.arange(size * count) // size
+    if shuffled:
+        groups = groups[torch.randperm(len(groups))]
+    codes = torch.randint(0, 1 << bits, (outputs, len(groups)), dtype=torch.uint8)
+    scales = (torch.rand(outputs, count) + 0.01).to(data.draw(st.sampled_from([torch.float16, torch.bfloat16]))).float()
+    zeros = torch.full((outputs, count), 1 << bits - 1) if constant else torch.randint(0, 1 << bits, (outputs, count))
+    weight = grouped(bits, codes, scales, zeros.float(), groups)
+    expected = scales[:, groups] * (codes - zeros.float()[:, groups])
+    # Minima are products, which are rounded to 11 bits.
+    atol = 0 if constant else float(scales.max()) * (1 << bits) * 2**-11
+    torch.testing.assert_close(weight.numbers(), expected, rtol=0, atol=atol)
+    assert weight.group == (64 if len(groups) > 512 and size % 64 == 0 else 32)
+
+
+@pytest.mark.parametrize("groups", [torch.arange(48) // 16, torch.arange(96) // 64, torch.ones(64).long()])
+def test_groups_that_arent_multiples_of_32(groups: torch.Tensor) -> None:
+    count = int(groups.max()) + 1
+    with pytest.raises(ValueError, match="aren't multiples of 32"):
+        grouped(4, torch.zeros(2, len(groups), dtype=torch.uint8), torch.ones(2, count), torch.zeros(2, count), groups)

@@ -10,6 +10,7 @@ import torch
 
 from trunkline.core.errors import ModelError
 from trunkline.core.model.sources.catalogue import cache_folder
+from trunkline.core.model.sources.quantized_tensor import Dequantized, QuantizedTensor
 from trunkline.core.model.sources.tensor_file import StoredTensor, file_identity, open_regular
 from trunkline.kernels.quantized.weight import QuantizedWeight
 
@@ -44,11 +45,19 @@ class GgufTensor(StoredTensor):
         result = result[self._order]
         return result if device is None else result.to(device)
 
-    def quantized(self) -> QuantizedWeight | None:
-        """The weight [N, K] with the codes of the file; None if its type has none, or it isn't a matrix."""
+    @property
+    def _order(self) -> torch.Tensor | slice:
+        return torch.tensor(self._entry.order) if self._entry.order else slice(None)
+
+
+class QuantizedGgufTensor(GgufTensor, QuantizedTensor):
+    """A tensor of a type that isn't one of floats."""
+
+    def quantized(self) -> QuantizedWeight:
+        """The weight [N, K] with the codes of the file. Dequantized if its type has none, or it isn't a matrix."""
         entry = self._entry
         if entry.type not in READ or len(self.shape) != 2:
-            return None
+            raise Dequantized(f"there is no kernel for the type {entry.type}")
         outputs, inputs = self.shape
         found = READ[entry.type](self._raw.to().numpy().reshape(outputs * self._blocks_of_a_row, -1))
         codes = torch.from_numpy(found.codes).view(outputs, inputs)
@@ -71,17 +80,15 @@ class GgufTensor(StoredTensor):
             found.zero,
         )
         known = (weight.scales, weight.minima)
-        return weight if all(one is None or bool(one.isfinite().all()) for one in known) else None
+        if not all(one is None or bool(one.isfinite().all()) for one in known):
+            raise Dequantized("its scales aren't finite")
+        return weight
 
     @property
     def _blocks_of_a_row(self) -> int:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         return int(self.shape[-1] // GGML_QUANT_SIZES[GGMLQuantizationType[self._entry.type]][0])
-
-    @property
-    def _order(self) -> torch.Tensor | slice:
-        return torch.tensor(self._entry.order) if self._entry.order else slice(None)
 
 
 def stream(folder: str) -> Iterator[tuple[str, GgufTensor]]:
@@ -93,7 +100,8 @@ def stream(folder: str) -> Iterator[tuple[str, GgufTensor]]:
     with open_regular(file) as opened:
         identity = file_identity(opened)
     for name, entry in table.tensors.items():
-        yield name, GgufTensor(StoredTensor(file, identity, torch.uint8, torch.Size([entry.bytes]), entry.at), entry)
+        kind = GgufTensor if entry.type in FLOATS else QuantizedGgufTensor
+        yield name, kind(StoredTensor(file, identity, torch.uint8, torch.Size([entry.bytes]), entry.at), entry)
 
 
 def is_prepared(folder: str) -> bool:

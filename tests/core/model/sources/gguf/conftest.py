@@ -61,10 +61,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture(scope="session")
 def write_gguf(checkpoint: Callable[[str], Path]) -> Callable[..., dict[str, torch.Tensor]]:
-    """``write_gguf(file, name, type)``: a checkpoint as GGUF; returns its tensors as they come back from it."""
+    """``write_gguf(file, name, type)``: a checkpoint as GGUF; returns its tensors as they come back from it.
+
+    ``values``: the type of matrices that make values, by default the same.
+    """
 
     def write(
-        file: Path, name: str = "llama", kind: str = "Q8_0", extra: dict[str, np.ndarray] | None = None
+        file: Path,
+        name: str = "llama",
+        kind: str = "Q8_0",
+        extra: dict[str, np.ndarray] | None = None,
+        values: str | None = None,
     ) -> dict[str, torch.Tensor]:
         model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint(name), dtype=torch.float32)
         config, architecture = model.config, model.config.model_type
@@ -85,15 +92,17 @@ def write_gguf(checkpoint: Callable[[str], Path]) -> Callable[..., dict[str, tor
         for full, parameter in model.state_dict().items():
             if full == "lm_head.weight" and config.tie_word_embeddings:
                 continue
-            values, wanted = parameter.numpy(), kind if parameter.ndim == 2 else "F32"
+            numbers, wanted = parameter.numpy(), kind if parameter.ndim == 2 else "F32"
+            if values is not None and "v_proj" in full:
+                wanted = values
             heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
             count = next((number for part, number in heads.items() if part in full and architecture == "llama"), 0)
             quantised = gguf.GGMLQuantizationType[wanted]
-            data = gguf.quantize(paired(values, count) if count else values, quantised)
+            data = gguf.quantize(paired(numbers, count) if count else numbers, quantised)
             writer.add_tensor(name_in_gguf(full), data, raw_dtype=quantised)
-            stored[full] = torch.from_numpy(gguf.dequantize(gguf.quantize(values, quantised), quantised).copy())
-        for full, values in (extra or {}).items():
-            writer.add_tensor(full, values)
+            stored[full] = torch.from_numpy(gguf.dequantize(gguf.quantize(numbers, quantised), quantised).copy())
+        for full, numbers in (extra or {}).items():
+            writer.add_tensor(full, numbers)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -17,13 +17,15 @@ import transformers
 from trunkline.core import Engine
 from trunkline.core.errors import ModelError
 from trunkline.core.model.attention import packed_layout
+from trunkline.core.model.fusion.origins import read
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.sources.gguf import folder, prepare
 from trunkline.core.model.sources.gguf.folder import folder_of
 from trunkline.core.model.sources.gguf.table import TensorPlace
-from trunkline.core.model.sources.gguf.tensors import GgufTensor, is_prepared, stream
+from trunkline.core.model.sources.gguf.tensors import QuantizedGgufTensor, is_prepared, stream
+from trunkline.core.model.sources.quantized_tensor import QuantizedTensor
 from trunkline.core.model.sources.tensor_file import StoredTensor, file_identity, open_regular
-from trunkline.core.model.transforms import gguf as gguf_transform
+from trunkline.core.model.transforms import stored
 from trunkline.kernels.quantized.linear import QuantizedLinear
 from trunkline.plugins.generation.offline import generate
 
@@ -83,6 +85,18 @@ def test_logits_are_those_of_the_dequantised_weights(
         assert stored == "8 of 8 matrices as gguf"
 
 
+def test_merged_matrices_of_several_types(write_gguf: Write, tmp_path: Path) -> None:
+    """As queries, keys and values have in llama.cpp's mixtures."""
+    expected = write_gguf(tmp_path / "model.gguf", kind="Q4_0", values="Q8_0")
+    with start(tmp_path / "model.gguf") as engine:
+        assert engine.client.models[0].stored_as == "8 of 8 matrices as gguf"
+        for part in ("q_proj", "k_proj", "v_proj"):
+            name = f"model.layers.1.self_attn.{part}.weight"
+            found = read(model_of(engine).whole, name, 10_000)
+            assert found is not None
+            assert torch.equal(found, expected[name])
+
+
 @pytest.mark.parametrize("kind", [*KEPT, "F16", "BF16", "F32"])
 def test_tensors_have_the_numbers_of_the_file(write_gguf: Write, tmp_path: Path, kind: str) -> None:
     expected = write_gguf(tmp_path / "model.gguf", "llama", kind)
@@ -90,10 +104,9 @@ def test_tensors_have_the_numbers_of_the_file(write_gguf: Write, tmp_path: Path,
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         assert torch.equal(tensor.to(dtype=torch.float32), expected[name].float()), name
-        weight = tensor.quantized()
-        assert (weight is not None) == (kind in KEPT and tensor.to().ndim == 2)
-        if weight is not None:
-            assert torch.equal(weight.numbers(), expected[name]), name
+        assert isinstance(tensor, QuantizedTensor) == (kind in KEPT and tensor.to().ndim == 2)
+        if isinstance(tensor, QuantizedTensor):
+            assert torch.equal(tensor.quantized().numbers(), expected[name]), name
 
 
 def test_tokenizer_and_chat_template_come_from_the_file(
@@ -167,11 +180,10 @@ def test_types_that_only_llama_cpp_writes(tmp_path: Path, kind: str) -> None:
         identity = file_identity(opened)
     raw = StoredTensor(tmp_path / "data", identity, torch.uint8, torch.Size([blocks.size]), 4)
     order = random.permutation(outputs).tolist()
-    tensor = GgufTensor(raw, TensorPlace(kind, (outputs, 2 * size), 4, blocks.size, order))
+    tensor = QuantizedGgufTensor(raw, TensorPlace(kind, (outputs, 2 * size), 4, blocks.size, order))
     numbers = tensor.to()
     assert np.array_equal(numbers.numpy(), gguf.dequantize(blocks, quantised).reshape(outputs, -1)[order])
     weight = tensor.quantized()
-    assert weight is not None
     largest = numbers.abs().amax(1, keepdim=True)
     assert ((weight.numbers() - numbers).abs() <= 2e-3 * largest).all()
     rows = torch.randn(5, 2 * size)
@@ -212,7 +224,7 @@ def test_a_tensor_that_was_sent_replaces_the_file_s(write_gguf: Write, tmp_path:
     """Even if it is nearly the same, as after a step of training."""
     tensors = write_gguf(tmp_path / "model.gguf")
     name = "model.layers.1.mlp.down_proj.weight"
-    kept = gguf_transform.transform(str(folder_of(tmp_path / "model.gguf")))
+    kept = stored.transform("gguf", stream(str(folder_of(tmp_path / "model.gguf"))))
     assert kept.pack([name], tensors[name]) is not None
     assert kept.pack([name], tensors[name] * 1.001) is None
 

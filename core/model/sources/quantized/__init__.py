@@ -1,0 +1,1 @@
+"""Folders with quantised weights, as GPTQ, AWQ and compressed-tensors write them."""

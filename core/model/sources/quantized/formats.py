@@ -1,0 +1,139 @@
+"""Which quantised folders can be read: what config.json says about them, and how their layers are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import msgspec
+from msgspec import Meta, Struct
+
+from trunkline.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from .integers import Integers
+    from .parts import Parts
+
+KEY = "quantization_config"  # of config.json
+Bits = Annotated[int, Meta(ge=1)]
+
+
+class Format(NamedTuple):
+    """How quantised layers are stored. ``marks``: parts of a name of which a quantised layer has one."""
+
+    name: str
+    marks: tuple[str, ...]
+    parts: frozenset[str]
+    sizes: Callable[[Parts], tuple[int, int]]
+    read: Callable[[Parts], Integers]
+
+
+def find(config: dict[str, Any]) -> Format | None:
+    """The format of a checkpoint by its config; None for plain weights. ModelError if it can't be read."""
+    described = config.get(KEY)
+    if described is None:
+        return None
+    method = str(described.get("quant_method")) if isinstance(described, dict) else "none"
+    if method not in _METHODS:
+        known = ", ".join(_METHODS)
+        raise ModelError(
+            f"its weights are quantised as {method}, which can't be read; {known} and GGUF files can. Use one of "
+            "these, or the float16, bfloat16 or float32 checkpoint."
+        )
+    kind, make = _METHODS[method]
+    try:
+        return make(msgspec.convert(described, kind))
+    except msgspec.ValidationError as error:
+        raise ModelError(f"{KEY} in its config.json can't be read: {error}.") from error
+
+
+def _only(method: str, key: str, found: object, known: tuple[object, ...]) -> None:
+    """ModelError unless a value of the config is known."""
+    if found not in known:
+        names = ", ".join(str(one) for one in known)
+        raise ModelError(f"its weights are quantised by {method} with {key} {found}; of {key}, {names} can be read.")
+
+
+class _Gptq(Struct):
+    bits: Bits
+    checkpoint_format: str = "gptq"
+    is_marlin_format: bool = False
+
+
+def _gptq(described: _Gptq) -> Format:
+    from . import gptq
+
+    _only("gptq", "bits", described.bits, gptq.BITS)
+    kind = "marlin" if described.is_marlin_format else described.checkpoint_format
+    _only("gptq", "checkpoint_format", kind, ("gptq", "gptq_v2"))
+    return Format("gptq", (gptq.MARK,), gptq.PARTS, gptq.sizes, partial(gptq.read, plus_one=kind == "gptq"))
+
+
+class _Awq(Struct):
+    bits: Bits
+    version: str | None = None
+    checkpoint_format: str | None = None  # GPTQModel's name for it
+
+
+def _awq(described: _Awq) -> Format:
+    from . import awq
+
+    _only("awq", "bits", described.bits, (awq.BITS,))
+    _only("awq", "version", (described.version or described.checkpoint_format or "gemm").lower(), ("gemm",))
+    return Format("awq", (awq.MARK,), awq.PARTS, awq.sizes, awq.read)
+
+
+class _Weights(Struct):
+    num_bits: Bits
+    strategy: str | None = None
+    block_structure: tuple[Bits, Bits] | None = None
+
+
+class _Group(Struct):
+    weights: _Weights | None = None
+    format: str | None = None
+
+
+class _Compressed(Struct):
+    config_groups: dict[str, _Group]
+    format: str
+    quantization_status: str = "compressed"
+    sparsity_config: dict[str, Any] | None = None
+    transform_config: dict[str, Any] | None = None
+
+
+_COMPRESSED_FORMATS = ("dense", "pack-quantized", "int-quantized", "naive-quantized", "float-quantized")
+
+
+def _compressed(described: _Compressed) -> Format:
+    from . import compressed
+
+    method, groups = "compressed-tensors", list(described.config_groups.values())
+    for kind in {described.format, *(group.format for group in groups)} - {None, "mixed-precision"}:
+        _only(method, "format", kind, _COMPRESSED_FORMATS)
+    _only(method, "quantization_status", described.quantization_status, ("compressed",))
+    _only(method, "sparsity", (described.sparsity_config or {}).get("format", "dense"), ("dense",))
+    if (described.transform_config or {}).get("config_groups"):
+        raise ModelError(f"its weights are quantised by {method} with rotations, which can't be computed.")
+    weights = [group.weights for group in groups if group.weights is not None]
+    for one in weights:
+        _only(method, "num_bits", one.num_bits, (4, 8))
+    blocks = {one.block_structure for one in weights if one.strategy == "block"}
+    if len(blocks) > 1 or (blocks and len(weights) > 1):
+        raise ModelError(f"its weights are quantised by {method} in several ways, of which some have blocks.")
+    (block,) = blocks or {None}
+    return Format(
+        method,
+        (compressed.PACKED, compressed.SCALE),
+        compressed.PARTS,
+        partial(compressed.sizes, block=block),
+        partial(compressed.read, block=block),
+    )
+
+
+_METHODS: dict[str, tuple[Any, Callable[[Any], Format]]] = {
+    "gptq": (_Gptq, _gptq),
+    "awq": (_Awq, _awq),
+    "compressed-tensors": (_Compressed, _compressed),
+}

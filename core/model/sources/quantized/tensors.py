@@ -1,0 +1,68 @@
+"""The tensors of a quantised folder, under the names and with the numbers that transformers expects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from trunkline.core.model.sources import weights
+from trunkline.core.model.sources.info import read_config
+from trunkline.core.model.sources.quantized_tensor import QuantizedTensor
+from trunkline.core.model.sources.tensor_file import StoredTensor
+from trunkline.kernels.quantized.weight import QuantizedWeight
+
+from .formats import Format, find
+from .parts import Parts
+
+PIECE = 1 << 22  # numbers that are converted at a time
+
+
+class FolderTensor(QuantizedTensor):
+    """The weight of a quantised layer, which is made from several tensors."""
+
+    dtype = torch.float32
+
+    def __init__(self, parts: Parts, format: Format) -> None:
+        """ModelError for parts that don't fit together."""
+        self._parts, self._format = parts, format
+        self.shape = torch.Size(format.sizes(parts))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Read its numbers. ModelError when the file has changed."""
+        integers = self._format.read(self._parts)
+        result = torch.empty(self.shape, dtype=dtype or self.dtype)
+        step = max(1, PIECE // self.shape[1])
+        for first in range(0, len(result), step):
+            result[first : first + step] = integers.numbers(slice(first, first + step))
+        return result if device is None else result.to(device)
+
+    def quantized(self) -> QuantizedWeight:
+        """Its integers. Dequantized for layouts that the kernels don't have."""
+        return self._format.read(self._parts).quantized()
+
+
+def format_of(folder: str) -> Format | None:
+    """The format of a folder's weights; None if they are plain. ModelError if it can't be read."""
+    return find(read_config(Path(folder)))
+
+
+def stream(folder: str, format: Format) -> Iterator[tuple[str, StoredTensor]]:
+    """(name, tensor) of all tensors, quantised layers as ``weight``. ModelError for those that can't be read."""
+    return combined(weights.stream(folder), format)
+
+
+def combined(tensors: Iterable[tuple[str, StoredTensor]], format: Format) -> Iterator[tuple[str, StoredTensor]]:
+    """The tensors, with one :class:`FolderTensor` in place of the parts of each quantised layer."""
+    stored = dict(tensors)
+    ends = tuple(f".{mark}" for mark in format.marks)
+    layers = {name.rpartition(".")[0]: Parts(name.rpartition(".")[0]) for name in stored if name.endswith(ends)}
+    for name, tensor in stored.items():
+        layer, _, part = name.rpartition(".")
+        if layer in layers and part in format.parts:
+            layers[layer][part] = tensor
+        else:
+            yield name, tensor
+    for layer, parts in layers.items():
+        yield f"{layer}.weight", FolderTensor(parts, format)
