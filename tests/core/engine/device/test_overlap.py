@@ -100,7 +100,11 @@ def test_whatever_happens_answers_are_those_of_the_synchronous_engine(
 @pytest.mark.parametrize("number", range(10))
 def test_any_storm(number: int, suite: Any, start: Callable[..., Engine], zoo: Callable[[str], Path]) -> None:
     graphs = number % 2 == 1
-    engine, folders = start(late=False, **(GRAPHS if graphs else OPTIONS)), [str(zoo(name)) for name in MODELS]
+    options = GRAPHS if graphs else OPTIONS
+    if number % 4 == 2:
+        # Without this mode, last bits of attention may decide how a number is rounded.
+        options = OPTIONS | {"quantization": "int8", "enable_deterministic_inference": True}
+    engine, folders = start(late=False, **options), [str(zoo(name)) for name in MODELS]
 
     @hypothesis.seed(suite.random.randrange(10**9))
     @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
