@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,10 +26,3 @@ class WorkThreads:
     def close(self) -> None:
         for executor in (self.short, self.long):
             executor.shutdown(wait=False, cancel_futures=True)
-
-
-def give_memory_back() -> None:
-    """Make glibc return freed memory to the system; after many small allocations it would keep most of it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries don't have it
-    if trim is not None:
-        trim(0)

@@ -64,8 +64,8 @@ def trunkline_weights(source: ModelSource) -> Iterable[tuple[str, StoredTensor]]
     if gguf.is_prepared(source.path):
         return gguf.stream(source.path)
     weights.files(source.path)  # so that a folder without weights is refused here, not in mid-stream
-    if (format := quantized.format_of(source.path)) is not None:
-        return quantized.stream(source.path, format)
+    if (form := quantized.format_of(source.path)) is not None:
+        return quantized.stream(source.path, form)
     return weights.stream(source.path)
 
 
@@ -89,8 +89,8 @@ def trunkline_transforms(model: ModelInfo, settings: Settings) -> Iterable[Trans
         return [quantization.transform(name)]
     if gguf.is_prepared(model.path):
         return [stored.transform("gguf", gguf.stream(model.path))]
-    if (format := quantized.format_of(model.path)) is not None:
-        return [stored.transform(format.name, quantized.stream(model.path, format))]
+    if (form := quantized.format_of(model.path)) is not None:
+        return [stored.transform(form.name, quantized.stream(model.path, form))]
     return []
 
 

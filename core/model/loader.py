@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trunkline.core.errors import ModelError
+from trunkline.core.memory import give_memory_back
 from trunkline.core.model.sources import weights as safetensors
 from trunkline.core.model.sources.tensor_file import StoredTensor
 from trunkline.core.types import Head, ModelInfo, ModelSource, Tokenizer, Transform
@@ -91,7 +92,8 @@ def load(
     for head, reason in refused.items():
         refused[head] = f"{reason} {lacking}".strip()
         log.warning("%s: %s", name, refused[head])
-    stored_as = apply_transforms(model, transforms)
+    stored_as = apply_transforms(model, transforms, tensors)
+    give_memory_back()  # of the numbers that were packed
     if settings.enable_deterministic_inference:
         verify_rows(model, kv_shapes)
     return LoadedModel(

@@ -109,7 +109,8 @@ def grouped(
     inputs, counts = codes.shape[1], torch.bincount(groups, minlength=scales.shape[1])
     size = int(counts[0])
     if size == 0 or size % SMALL_GROUP or not bool((counts == size).all()):
-        raise ValueError(f"groups of {int(counts.min())} to {int(counts.max())} inputs aren't multiples of 32")
+        sizes = ", ".join(map(str, sorted(set(counts.tolist()))))
+        raise ValueError(f"its groups have {sizes} inputs, not one multiple of {SMALL_GROUP}")
     group = SMALL_GROUP if inputs <= NARROW or size % LARGE_GROUP else LARGE_GROUP
     order = groups.argsort(stable=True)
     neighbours = torch.equal(order, torch.arange(inputs))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from trunkline.core.errors import ModelError
 from trunkline.core.model.fusion.decoder_layer import FusedForward
 from trunkline.core.model.fusion.origins import LinearRows
 from trunkline.core.model.fusion.warm_up import TOLERANCE
+from trunkline.core.model.sources.quantized_tensor import QuantizedTensor
 from trunkline.core.types import Transform
 from trunkline.kernels.linear import LinearLayer
 
@@ -30,9 +32,11 @@ ROUNDED = 0.1
 
 
 @torch.inference_mode()
-def apply_transforms(model: PackedModel, provided: Sequence[Provided[Transform]]) -> str:
+def apply_transforms(
+    model: PackedModel, provided: Sequence[Provided[Transform]], stored: Mapping[str, object] = MappingProxyType({})
+) -> str:
     """Replace the linear layers of fused layers, in place; returns a sentence about the result, "" if there is nothing
-    to do. Each original's memory is freed when it is replaced.
+    to do. Each original's memory is freed when it is replaced. ``stored``: the checkpoint's tensors by name.
 
     ModelError if no weight can be stored so. PluginError, by the plugin's name, for a transform that fails.
     """
@@ -40,22 +44,29 @@ def apply_transforms(model: PackedModel, provided: Sequence[Provided[Transform]]
         return ""
     results: dict[str, list[float]] = {}  # by transform: the errors of its layers
     kept: list[str] = []
+    packed: set[str] = set()
     for prefix, layer in model.whole.named_modules():
         origins = getattr(layer, "origins", {})
         for attribute in list(layer._modules):
             linear: Any = layer._modules[attribute]
-            names = _names(prefix, origins, linear)
+            names = [_in_checkpoint(model, name, stored) for name in _names(prefix, origins, linear)]
             if not names:
                 continue
             for one in provided:
                 replacement, error = _packed(one, names, linear, model.dtype)
                 if replacement is not None:
                     results.setdefault(one.value.name, []).append(error)
+                    packed.update(names)
                     setattr(layer, attribute, replacement)
                     _redirect(origins, linear, replacement)
                     break
             else:
                 kept.append(names[0])
+    quantised = [name for name, one in stored.items() if isinstance(one, QuantizedTensor)]
+    if lost := [name for name in quantised if name not in packed]:
+        # Experts, output matrices, layers that aren't fused, and those that a transform has refused.
+        text = "%s: %d of the checkpoint's %d quantised matrices are dequantised, the first is %s"
+        log.warning(text, model.info.architecture, len(lost), len(quantised), lost[0])
     if not results and all(one.value.optional for one in provided):
         log.info("%s: no matrix is stored as %s", model.info.architecture, provided[0].value.name)
         return ""
@@ -84,6 +95,13 @@ def _names(prefix: str, origins: dict[str, Any], linear: Any) -> list[str]:
         if isinstance(origin, LinearRows) and origin.linear is linear
     ]
     return [f"{prefix}.{name}" for _, name in sorted(rows)]
+
+
+def _in_checkpoint(model: PackedModel, name: str, stored: Mapping[str, object]) -> str:
+    """A tensor's name in the checkpoint, which may have or lack the prefix of the base model."""
+    prefix = f"{model.whole.base_model_prefix}."
+    known = (name, name.removeprefix(prefix), prefix + name)
+    return next((one for one in known if one in stored), name)
 
 
 def _packed(

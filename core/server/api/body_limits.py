@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from trunkline.core.client.threads import give_memory_back
 from trunkline.core.errors import RequestError
+from trunkline.core.memory import give_memory_back
 from trunkline.core.settings import ServerSettings
 
 from .nesting import MAX_DEPTH, measure, too_deep

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from trunkline.core.errors import ModelError
-
 from .integers import Integers
-from .parts import Parts, unpack
+from .parts import Parts, check_groups, unpack
 
 MARK = "qweight"
 PARTS = frozenset((MARK, "qzeros", "scales"))
@@ -26,8 +24,7 @@ def sizes(parts: Parts) -> tuple[int, int]:
     parts.check(MARK, (inputs, words), dtype=torch.int32)
     parts.check("scales", (groups, outputs))
     parts.check("qzeros", (groups, words), dtype=torch.int32)
-    if inputs % groups:
-        raise ModelError(f"{parts.layer} has {inputs} inputs, which {groups} groups don't divide.")
+    check_groups(parts.layer, inputs, groups, None)
     return outputs, inputs
 
 

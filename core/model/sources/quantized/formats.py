@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .parts import Parts
 
 KEY = "quantization_config"  # of config.json
-Bits = Annotated[int, Meta(ge=1)]
+Size = Annotated[int, Meta(ge=1, le=1 << 30)]
 
 
 class Format(NamedTuple):
@@ -55,39 +55,52 @@ def _only(method: str, key: str, found: object, known: tuple[object, ...]) -> No
         raise ModelError(f"its weights are quantised by {method} with {key} {found}; of {key}, {names} can be read.")
 
 
+def _version(*keys: str | None) -> str:
+    """The version of a format, which different releases write with different keys; "" for none."""
+    return next((key.lower() for key in keys if key), "")
+
+
 class _Gptq(Struct):
-    bits: Bits
-    checkpoint_format: str = "gptq"
-    is_marlin_format: bool = False
+    bits: int
+    checkpoint_format: str | None = None
+    format: str | None = None
+    is_marlin_format: bool | None = None
+    rotation: str | None = None
 
 
 def _gptq(described: _Gptq) -> Format:
     from . import gptq
 
     _only("gptq", "bits", described.bits, gptq.BITS)
-    kind = "marlin" if described.is_marlin_format else described.checkpoint_format
-    _only("gptq", "checkpoint_format", kind, ("gptq", "gptq_v2"))
-    return Format("gptq", (gptq.MARK,), gptq.PARTS, gptq.sizes, partial(gptq.read, plus_one=kind == "gptq"))
+    version = _version(described.checkpoint_format, described.format) or "gptq"
+    _only("gptq", "format", "marlin" if described.is_marlin_format else version, ("gptq", "gptq_v2"))
+    _only("gptq", "rotation", described.rotation or "none", ("none",))
+    read = partial(gptq.read, minus_one=version == "gptq")
+    return Format("gptq", (gptq.MARK,), gptq.PARTS, gptq.sizes, read)
 
 
 class _Awq(Struct):
-    bits: Bits
+    bits: int
     version: str | None = None
-    checkpoint_format: str | None = None  # GPTQModel's name for it
+    checkpoint_format: str | None = None
+    format: str | None = None
+    rotation: str | None = None
 
 
 def _awq(described: _Awq) -> Format:
     from . import awq
 
     _only("awq", "bits", described.bits, (awq.BITS,))
-    _only("awq", "version", (described.version or described.checkpoint_format or "gemm").lower(), ("gemm",))
+    version = _version(described.version, described.checkpoint_format, described.format)
+    _only("awq", "version", version or "gemm", ("gemm",))
+    _only("awq", "rotation", described.rotation or "none", ("none",))
     return Format("awq", (awq.MARK,), awq.PARTS, awq.sizes, awq.read)
 
 
 class _Weights(Struct):
-    num_bits: Bits
+    num_bits: int
     strategy: str | None = None
-    block_structure: tuple[Bits, Bits] | None = None
+    block_structure: tuple[Size, Size] | None = None
 
 
 class _Group(Struct):
@@ -98,7 +111,6 @@ class _Group(Struct):
 class _Compressed(Struct):
     config_groups: dict[str, _Group]
     format: str
-    quantization_status: str = "compressed"
     sparsity_config: dict[str, Any] | None = None
     transform_config: dict[str, Any] | None = None
 
@@ -112,17 +124,16 @@ def _compressed(described: _Compressed) -> Format:
     method, groups = "compressed-tensors", list(described.config_groups.values())
     for kind in {described.format, *(group.format for group in groups)} - {None, "mixed-precision"}:
         _only(method, "format", kind, _COMPRESSED_FORMATS)
-    _only(method, "quantization_status", described.quantization_status, ("compressed",))
     _only(method, "sparsity", (described.sparsity_config or {}).get("format", "dense"), ("dense",))
     if (described.transform_config or {}).get("config_groups"):
         raise ModelError(f"its weights are quantised by {method} with rotations, which can't be computed.")
     weights = [group.weights for group in groups if group.weights is not None]
     for one in weights:
         _only(method, "num_bits", one.num_bits, (4, 8))
-    blocks = {one.block_structure for one in weights if one.strategy == "block"}
-    if len(blocks) > 1 or (blocks and len(weights) > 1):
-        raise ModelError(f"its weights are quantised by {method} in several ways, of which some have blocks.")
-    (block,) = blocks or {None}
+    blocks = {one.block_structure if one.strategy == "block" else None for one in weights} or {None}
+    if len(blocks) > 1:
+        raise ModelError(f"its weights are quantised by {method} with several sizes of blocks.")
+    (block,) = blocks
     return Format(
         method,
         (compressed.PACKED, compressed.SCALE),

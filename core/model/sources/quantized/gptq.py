@@ -11,7 +11,7 @@ import torch
 from trunkline.core.errors import ModelError
 
 from .integers import Integers
-from .parts import WORD, Parts, unpack
+from .parts import WORD, Parts, check_groups, unpack
 
 MARK = "qweight"
 PARTS = frozenset((MARK, "qzeros", "scales", "g_idx"))
@@ -28,23 +28,23 @@ def sizes(parts: Parts) -> tuple[int, int]:
     parts.check("qzeros", (groups, outputs * bits // WORD), dtype=torch.int32)
     if "g_idx" in parts:
         parts.check("g_idx", (inputs,), dtype=torch.int32)
-    elif inputs % groups:
-        raise ModelError(f"{parts.layer} has {inputs} inputs, which {groups} groups don't divide.")
     return outputs, inputs
 
 
-def read(parts: Parts, *, plus_one: bool) -> Integers:
-    """``plus_one``: zeros are stored minus one, as in all versions of the format but "gptq_v2"."""
+def read(parts: Parts, *, minus_one: bool) -> Integers:
+    """``minus_one``: zeros are stored minus one, as in all versions of the format but "gptq_v2".
+
+    GPTQModel subtracts from whole words, where a zero of 0 borrows from the next one.
+    """
     bits = _bits(parts)
     codes = unpack(parts[MARK].to(), bits).transpose(1, 2).flatten(0, 1).t()
-    zeros = unpack(parts["qzeros"].to(), bits).flatten(1).t()
-    if plus_one:
-        zeros = zeros + 1 & (1 << bits) - 1  # zero itself is stored as the largest number
+    zeros = parts["qzeros"].to()
+    if minus_one:
+        zeros = zeros + sum(1 << place for place in range(0, WORD, bits))
     scales = parts["scales"].to(dtype=torch.float32).t()
     groups = parts["g_idx"].to(dtype=torch.int64) if "g_idx" in parts else None
-    if groups is not None and not bool(((groups >= 0) & (groups < scales.shape[1])).all()):
-        raise ModelError(f"{parts.layer}.g_idx must have groups from 0 to {scales.shape[1] - 1}.")
-    return Integers(bits, codes.contiguous(), scales, zeros.float(), groups)
+    check_groups(parts.layer, codes.shape[1], scales.shape[1], groups)
+    return Integers(bits, codes.contiguous(), scales, unpack(zeros, bits).flatten(1).t().float(), groups)
 
 
 def _bits(parts: Parts) -> int:

@@ -37,6 +37,14 @@ class Parts(dict[str, StoredTensor]):
             raise ModelError(f"{self.layer}.{part} is stored as {str(found.dtype).removeprefix('torch.')}.")
 
 
+def check_groups(layer: str, inputs: int, count: int, groups: torch.Tensor | None) -> None:
+    """ModelError unless ``count`` groups divide the inputs, or ``groups`` int64 [K] are numbers of them."""
+    if groups is None and inputs % count:
+        raise ModelError(f"{layer} has {inputs} inputs, which {count} groups don't divide.")
+    if groups is not None and not bool(((groups >= 0) & (groups < count)).all()):
+        raise ModelError(f"The inputs of {layer} have groups from {groups.min()} to {groups.max()}, not of {count}.")
+
+
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     """int32 [R, C] -> uint8 [R, C, 32 / bits]: the unsigned integers of 4 or 8 bits in each word, lowest bits first."""
     octets = words.contiguous().view(torch.uint8).view(*words.shape, WORD // 8)

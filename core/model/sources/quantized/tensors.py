@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from trunkline.core.errors import ModelError
 from trunkline.core.model.sources import weights
 from trunkline.core.model.sources.info import read_config
 from trunkline.core.model.sources.quantized_tensor import QuantizedTensor
@@ -24,14 +25,14 @@ class FolderTensor(QuantizedTensor):
 
     dtype = torch.float32
 
-    def __init__(self, parts: Parts, format: Format) -> None:
+    def __init__(self, parts: Parts, form: Format) -> None:
         """ModelError for parts that don't fit together."""
-        self._parts, self._format = parts, format
-        self.shape = torch.Size(format.sizes(parts))
+        self._parts, self._form = parts, form
+        self.shape = torch.Size(form.sizes(parts))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Read its numbers. ModelError when the file has changed."""
-        integers = self._format.read(self._parts)
+        integers = self._form.read(self._parts)
         result = torch.empty(self.shape, dtype=dtype or self.dtype)
         step = max(1, PIECE // self.shape[1])
         for first in range(0, len(result), step):
@@ -40,7 +41,7 @@ class FolderTensor(QuantizedTensor):
 
     def quantized(self) -> QuantizedWeight:
         """Its integers. Dequantized for layouts that the kernels don't have."""
-        return self._format.read(self._parts).quantized()
+        return self._form.read(self._parts).quantized()
 
 
 def format_of(folder: str) -> Format | None:
@@ -48,21 +49,22 @@ def format_of(folder: str) -> Format | None:
     return find(read_config(Path(folder)))
 
 
-def stream(folder: str, format: Format) -> Iterator[tuple[str, StoredTensor]]:
-    """(name, tensor) of all tensors, quantised layers as ``weight``. ModelError for those that can't be read."""
-    return combined(weights.stream(folder), format)
+def stream(folder: str, form: Format) -> Iterator[tuple[str, StoredTensor]]:
+    """(name, tensor) of all tensors, with one :class:`FolderTensor` in place of the parts of each quantised layer.
 
-
-def combined(tensors: Iterable[tuple[str, StoredTensor]], format: Format) -> Iterator[tuple[str, StoredTensor]]:
-    """The tensors, with one :class:`FolderTensor` in place of the parts of each quantised layer."""
-    stored = dict(tensors)
-    ends = tuple(f".{mark}" for mark in format.marks)
+    ModelError for layers that can't be read.
+    """
+    stored = dict(weights.stream(folder))
+    ends = tuple(f".{mark}" for mark in form.marks)
     layers = {name.rpartition(".")[0]: Parts(name.rpartition(".")[0]) for name in stored if name.endswith(ends)}
     for name, tensor in stored.items():
         layer, _, part = name.rpartition(".")
-        if layer in layers and part in format.parts:
+        if layer in layers and part in form.parts:
             layers[layer][part] = tensor
+        elif part in form.parts and part != "weight":
+            # Such as AWQ's scales of an activation, which the module would have to divide by.
+            raise ModelError(f"{name} has no quantised weight beside it, so that it can't be taken into account.")
         else:
             yield name, tensor
     for layer, parts in layers.items():
-        yield f"{layer}.weight", FolderTensor(parts, format)
+        yield f"{layer}.weight", FolderTensor(parts, form)

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from trunkline.core.client.threads import give_memory_back
 from trunkline.core.errors import RequestError
+from trunkline.core.memory import give_memory_back
 from trunkline.core.server.api.body_limits import LARGE_BODY, MAX_ITEMS, MAX_NODES, SMALL_BODY, BodyLimits, InvalidBody
 from trunkline.core.settings import ServerSettings
 

@@ -26,6 +26,7 @@ class Kind:
     group: int | None = 32  # None: all inputs
     symmetric: bool = False
     ordered: bool = False  # groups of inputs that aren't neighbours
+    alike: bool = True  # the same groups in all layers with as many inputs
     config: tuple[tuple[str, Any], ...] = ()
 
 
@@ -34,6 +35,7 @@ KINDS = {
     "gptq-8": Kind("gptq", bits=8, group=None, symmetric=True),
     "gptq-asymmetric": Kind("gptq", group=64),
     "gptq-ordered": Kind("gptq", ordered=True, config=(("desc_act", True),)),
+    "gptq-unlike": Kind("gptq", ordered=True, alike=False),
     "gptq-16": Kind("gptq", group=16),
     "gptq-v2": Kind("gptq", config=(("checkpoint_format", "gptq_v2"),)),
     "awq": Kind("awq", group=64, config=(("version", "gemm"),)),
@@ -46,7 +48,8 @@ def rounded(weight: torch.Tensor, kind: Kind) -> tuple[torch.Tensor, torch.Tenso
     size, most = kind.group or inputs, (1 << kind.bits) - 1
     groups = torch.arange(inputs) // size
     if kind.ordered:
-        groups = groups[torch.randperm(inputs, generator=torch.Generator().manual_seed(inputs))]
+        seed = inputs if kind.alike else len(weight)
+        groups = groups[torch.randperm(inputs, generator=torch.Generator().manual_seed(seed))]
     scales, zeros = torch.empty(outputs, inputs // size), torch.empty(outputs, inputs // size)
     for group in range(inputs // size):
         part = weight[:, groups == group]
@@ -57,6 +60,7 @@ def rounded(weight: torch.Tensor, kind: Kind) -> tuple[torch.Tensor, torch.Tenso
         else:
             scales[:, group] = (high - low) / most
             zeros[:, group] = (-low / scales[:, group]).round()
+            zeros[::5, group] = 0  # as where all numbers are positive
     scales = scales.half()
     codes = (weight / scales.float()[:, groups] + zeros[:, groups]).round().clamp(0, most)
     return codes.int(), scales, zeros.int(), groups.int()
@@ -77,9 +81,9 @@ def layer_tensors(weight: torch.Tensor, kind: Kind) -> tuple[Tensors, torch.Tens
         places = torch.arange(len(weight)).view(-1, 8)[:, AWQ_ORDER].flatten()
         stored = {"qweight": words(codes.t()[:, places], 4), "qzeros": words(zeros.t()[:, places], 4)}
     else:
-        v2 = ("checkpoint_format", "gptq_v2") in kind.config
-        shifted = zeros if v2 else (zeros - 1) % (1 << kind.bits)
-        stored = {"qweight": words(codes, kind.bits).t(), "qzeros": words(shifted.t(), kind.bits), "g_idx": groups}
+        stored = {"qweight": words(codes, kind.bits).t(), "qzeros": words(zeros.t(), kind.bits), "g_idx": groups}
+        if ("checkpoint_format", "gptq_v2") not in kind.config:
+            stored["qzeros"] -= 0x11111111 if kind.bits == 4 else 0x01010101  # a zero of 0 borrows from the next
     return stored | {"scales": scales.t()}, numbers
 
 
@@ -88,7 +92,8 @@ Quantise = Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]
 
 @pytest.fixture(scope="session")
 def rewrite(zoo: Callable[[str], Path]) -> Callable[[Path, str, Quantise, dict[str, Any]], Tensors]:
-    """``rewrite(folder, name, quantise, config)``: a checkpoint with other tensors for the matrices of its layers.
+    """``rewrite(folder, name, quantise, config)``: a checkpoint with other tensors for the matrices of its layers,
+    but for very small ones.
 
     ``quantise`` returns a layer's tensors and the numbers that they stand for, which are the result, by name.
     """
@@ -102,7 +107,7 @@ def rewrite(zoo: Callable[[str], Path]) -> Callable[[Path, str, Quantise, dict[s
         (folder / "config.json").write_text(json.dumps({**described, "quantization_config": config}))
         expected, written = load_file(zoo(name) / "model.safetensors"), {}
         for full, tensor in list(expected.items()):
-            if tensor.ndim != 2 or ".layers." not in full:
+            if tensor.ndim != 2 or ".layers." not in full or tensor.shape[0] % 8 or tensor.shape[1] % 32:
                 written[full] = tensor
                 continue
             parts, expected[full] = quantise(tensor.float())

@@ -19,6 +19,7 @@ from trunkline.core import Engine
 from trunkline.core.errors import ModelError
 from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.sources.quantized.tensors import FolderTensor, format_of, stream
+from trunkline.core.model.sources.tensor_file import StoredTensor
 
 Tensors = dict[str, torch.Tensor]
 INT4 = {"num_bits": 4, "type": "int"}
@@ -92,9 +93,7 @@ def test_tensors_have_the_numbers_that_the_package_reads(
     write: Callable[..., Tensors], tmp_path: Path, scheme: str
 ) -> None:
     expected = write(scheme)
-    format = format_of(str(tmp_path / "model"))
-    assert format is not None
-    found = dict(stream(str(tmp_path / "model"), format))
+    found = stored_tensors(tmp_path / "model")
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         numbers = expected[name].float()
@@ -127,17 +126,56 @@ def test_logits_are_those_of_the_dequantised_weights(
         assert stored_as == ""
 
 
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    form = format_of(str(folder))
+    assert form is not None
+    return dict(stream(str(folder), form))
+
+
 def test_an_order_of_inputs(write: Callable[..., Tensors], tmp_path: Path) -> None:
     """Older releases of the package wrote the group of each input, or -1 where it wasn't used."""
     expected = write("w4a16")
     file, layer = tmp_path / "model" / "model.safetensors", "model.layers.0.self_attn.o_proj"
-    tensors, format = load_file(file), format_of(str(tmp_path / "model"))
-    assert format is not None
-    for groups in (torch.full((128,), -1), torch.arange(128) // 32, torch.arange(128) % 4):
-        save_file({**tensors, f"{layer}.weight_g_idx": groups.int()}, file)
-        found = dict(stream(str(tmp_path / "model"), format))[f"{layer}.weight"].to()
-        same = bool((groups < 0).all()) or torch.equal(groups, torch.arange(128) // 32)
-        assert torch.allclose(found, expected[f"{layer}.weight"]) == same
+    tensors, neighbours = load_file(file), torch.arange(128) // 32
+    scales = tensors[f"{layer}.weight_scale"].float()
+    codes = expected[f"{layer}.weight"] / scales[:, neighbours]
+    for named, groups in (
+        (torch.full((128,), -1), neighbours),
+        (neighbours, neighbours),
+        (torch.arange(128) % 4, torch.arange(128) % 4),
+    ):
+        save_file({**tensors, f"{layer}.weight_g_idx": named.int()}, file)
+        found = stored_tensors(tmp_path / "model")[f"{layer}.weight"]
+        assert isinstance(found, FolderTensor)
+        for numbers in (found.to(), found.quantized().numbers()):
+            torch.testing.assert_close(numbers, codes * scales[:, groups], rtol=1e-3, atol=1e-5)
+
+
+def test_zeros_of_older_releases(write: Callable[..., Tensors], tmp_path: Path) -> None:
+    """They wrote those of symmetric codes, too, and not packed."""
+    expected = write("w4a16")
+    file, name = tmp_path / "model" / "model.safetensors", "model.layers.0.self_attn.o_proj"
+    tensors = load_file(file)
+    shape = tensors[f"{name}.weight_shape"].int()
+    zeros = torch.zeros(128, 4, dtype=torch.int8)
+    save_file({**tensors, f"{name}.weight_zero_point": zeros, f"{name}.weight_shape": shape}, file)
+    found = stored_tensors(tmp_path / "model")[f"{name}.weight"].to()
+    torch.testing.assert_close(found, expected[f"{name}.weight"].float())
+
+
+def test_float8_with_zeros(write: Callable[..., Tensors], tmp_path: Path) -> None:
+    expected = write("float8")
+    file, name = tmp_path / "model" / "model.safetensors", "model.layers.0.self_attn.o_proj"
+    tensors = load_file(file)
+    for zero in (0.0, 1.0):
+        zeros = torch.full((128, 1), zero).to(torch.float8_e4m3fn)
+        save_file({**tensors, f"{name}.weight_zero_point": zeros}, file)
+        found = stored_tensors(tmp_path / "model")[f"{name}.weight"]
+        if zero:
+            with pytest.raises(ModelError, match="must be 0 for float8 weights"):
+                found.to()
+        else:
+            torch.testing.assert_close(found.to(), expected[f"{name}.weight"].float())
 
 
 @pytest.mark.parametrize(
@@ -151,7 +189,8 @@ def test_an_order_of_inputs(write: Callable[..., Tensors], tmp_path: Path) -> No
         ("weight_shape", torch.ones(2), "weight_shape is stored as float32"),
         ("weight_packed", torch.zeros(128, 16, dtype=torch.int64), "weight_packed is stored as int64"),
         ("weight_zero_point", torch.zeros(3, 4, dtype=torch.int32), r"weight_zero_point is \[3, 4\]"),
-        ("weight_g_idx", torch.full((128,), 9, dtype=torch.int32), "must have groups from 0 to 3"),
+        ("weight_g_idx", torch.full((128,), 9, dtype=torch.int32), "o_proj have groups from 9 to 9, not of 4"),
+        ("weight_g_idx", torch.arange(128).int() % 5 - 1, "groups from -1 to 3, not of 4"),
     ],
 )
 def test_damaged_layers_are_refused(

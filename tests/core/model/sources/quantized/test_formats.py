@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ COMPRESSED = {
     "config_groups": {"group_0": GROUP},
 }
 BLOCK = GROUP | {"weights": {"num_bits": 8, "strategy": "block", "block_structure": [128, 128]}}
+HUGE = {"num_bits": 8, "block_structure": [1 << 70, 1]}
 
 
 @pytest.mark.parametrize(
@@ -27,11 +29,14 @@ BLOCK = GROUP | {"weights": {"num_bits": 8, "strategy": "block", "block_structur
     [
         (GPTQ, "gptq"),
         (GPTQ | {"bits": 8, "checkpoint_format": "gptq_v2"}, "gptq"),
+        (GPTQ | {"format": "gptq_v2"}, "gptq"),
+        (GPTQ | {"checkpoint_format": None, "is_marlin_format": None, "rotation": None}, "gptq"),
         (AWQ, "awq"),
         ({"quant_method": "awq", "bits": 4, "version": "GEMM"}, "awq"),
         (COMPRESSED, "compressed-tensors"),
         (COMPRESSED | {"format": "mixed-precision", "sparsity_config": {"format": "dense"}}, "compressed-tensors"),
-        (COMPRESSED | {"config_groups": {"group_0": BLOCK}}, "compressed-tensors"),
+        (COMPRESSED | {"config_groups": {"group_0": BLOCK, "group_1": BLOCK}}, "compressed-tensors"),
+        (COMPRESSED | {"quantization_status": "frozen"}, "compressed-tensors"),
     ],
 )
 def test_known_formats(described: dict[str, Any], name: str) -> None:
@@ -54,20 +59,35 @@ def test_plain_weights_have_no_format() -> None:
         (GPTQ | {"bits": 3}, "by gptq with bits 3; of bits, 4, 8 can be read"),
         (GPTQ | {"bits": "four"}, r"quantization_config in its config\.json can't be read: .*bits"),
         ({"quant_method": "gptq"}, "missing required field `bits`"),
-        (GPTQ | {"checkpoint_format": "marlin"}, "checkpoint_format marlin"),
-        (GPTQ | {"is_marlin_format": True}, "checkpoint_format marlin"),
+        (GPTQ | {"checkpoint_format": "marlin"}, "format marlin; of format, gptq, gptq_v2 can be read"),
+        (GPTQ | {"is_marlin_format": True}, "format marlin"),
+        (GPTQ | {"rotation": "hadamard"}, "rotation hadamard"),
+        (AWQ | {"rotation": "random"}, "rotation random"),
+        ({"quant_method": "awq", "bits": 4, "format": "gemv"}, "version gemv"),
         (AWQ | {"bits": 8}, "by awq with bits 8"),
         (AWQ | {"version": "gemv"}, "version gemv; of version, gemm can be read"),
         (COMPRESSED | {"format": "nvfp4-pack-quantized"}, "format nvfp4-pack-quantized; of format, dense, pack-"),
         (COMPRESSED | {"config_groups": {"group_0": GROUP | {"format": "mxfp4-pack-quantized"}}}, "mxfp4"),
         (COMPRESSED | {"config_groups": {"group_0": GROUP | {"weights": {"num_bits": 2}}}}, "num_bits 2"),
-        (COMPRESSED | {"quantization_status": "frozen"}, "quantization_status frozen"),
         (COMPRESSED | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity sparse-24-bitmask"),
         (COMPRESSED | {"transform_config": {"config_groups": {"u": {}}}}, "rotations, which can't be computed"),
-        (COMPRESSED | {"config_groups": {"group_0": GROUP, "group_1": BLOCK}}, "of which some have blocks"),
+        (COMPRESSED | {"config_groups": {"group_0": GROUP, "group_1": BLOCK}}, "with several sizes of blocks"),
+        (
+            COMPRESSED | {"config_groups": {"g": {"weights": {"num_bits": 8, "block_structure": [1 << 70, 1]}}}},
+            "can't be",
+        ),
         (COMPRESSED | {"config_groups": []}, "can't be read: .*config_groups"),
     ],
 )
 def test_others_are_refused(described: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         find({KEY: described})
+
+
+@pytest.mark.parametrize(("version", "subtracted"), [("gptq", True), ("GPTQ_V2", False)])
+@pytest.mark.parametrize("key", ["checkpoint_format", "format"])
+def test_zeros_of_gptq(key: str, version: str, subtracted: bool) -> None:
+    found = find({KEY: GPTQ | {key: version}})
+    assert found is not None
+    assert isinstance(found.read, partial)
+    assert found.read.keywords == {"minus_one": subtracted}

@@ -18,6 +18,7 @@ from trunkline.core.model.fusion.origins import read
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.sources.quantized.tensors import FolderTensor, format_of, stream
 from trunkline.core.model.sources.tensor_file import StoredTensor
+from trunkline.core.model.transforms import stored
 from trunkline.plugins.generation.offline import generate
 
 Tensors = dict[str, torch.Tensor]
@@ -36,9 +37,9 @@ def model_of(engine: Engine) -> LoadedModel:
 
 
 def tensors_of(folder: Path) -> dict[str, StoredTensor]:
-    format = format_of(str(folder))
-    assert format is not None
-    return dict(stream(str(folder), format))
+    form = format_of(str(folder))
+    assert form is not None
+    return dict(stream(str(folder), form))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,9 +98,70 @@ def test_groups_that_kernels_dont_have(
     with start(tmp_path / "model") as engine:
         assert model_of(engine).stored_as == ""
         assert len(generate(engine, ["the cat"], max_new_tokens=2, temperature=0)[0]["output_ids"]) > 0
-    lines = [line for line in caplog.messages if "dequantised from gptq" in line]
-    assert len(lines) == 1
-    assert "groups of 16 to 16 inputs aren't multiples of 32" in lines[0]
+    (reason,) = (line for line in caplog.messages if "dequantised from gptq" in line)
+    assert "its groups have 16 inputs, not one multiple of 32" in reason
+    assert any("14 of the checkpoint's 14 quantised matrices are dequantised" in line for line in caplog.messages)
+
+
+def test_merged_matrices_with_different_orders(
+    write_quantised: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_quantised(tmp_path / "model", kind="gptq-unlike")
+    with start(tmp_path / "model") as engine:
+        # Queries have more outputs than keys and values; gates have as many as the matrices that they are merged with.
+        assert model_of(engine).stored_as == "6 of 8 matrices as gptq"
+    assert any("their inputs have different orders" in line for line in caplog.messages)
+    assert any("6 of the checkpoint's 14 quantised matrices are dequantised" in line for line in caplog.messages)
+
+
+def test_experts_are_dequantised(write_quantised: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_quantised(tmp_path / "model", "qwen3-moe")
+    with start(tmp_path / "model") as engine:
+        assert model_of(engine).stored_as == "4 of 4 matrices as gptq"
+        assert len(generate(engine, ["the cat"], max_new_tokens=2, temperature=0)[0]["output_ids"]) > 0
+    (line,) = (line for line in caplog.messages if "quantised matrices are dequantised" in line)
+    assert ".experts." in line
+
+
+def test_names_without_the_prefix_of_the_base_model(write_quantised: Write, tmp_path: Path) -> None:
+    write_quantised(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    save_file({name.removeprefix("model."): one for name, one in load_file(file).items()}, file)
+    with start(tmp_path / "model") as engine:
+        assert model_of(engine).stored_as == "8 of 8 matrices as gptq"
+
+
+def test_without_the_group_of_each_input(write_quantised: Write, tmp_path: Path) -> None:
+    expected = write_quantised(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    save_file({name: one for name, one in load_file(file).items() if not name.endswith("g_idx")}, file)
+    for name, tensor in tensors_of(tmp_path / "model").items():
+        assert torch.equal(tensor.to(dtype=torch.float32), expected[name].float())
+
+
+def test_tensors_that_a_client_sends_are_plain(write_quantised: Write, tmp_path: Path) -> None:
+    tensors = write_quantised(tmp_path / "model")
+    name = "model.layers.1.mlp.down_proj.weight"
+    kept = stored.transform("gptq", tensors_of(tmp_path / "model").items())
+    assert kept.pack([name], tensors[name]) is not None
+    assert kept.pack([name], tensors[name] * 1.001) is None
+
+
+@pytest.mark.parametrize("options", [{"quantization": "int8"}, {"enable_deterministic_inference": True}])
+def test_with_other_options(write_quantised: Write, tmp_path: Path, options: dict[str, Any]) -> None:
+    write_quantised(tmp_path / "model", kind="gptq-ordered")
+    with start(tmp_path / "model", **options) as engine:
+        kind = options.get("quantization", "gptq")
+        assert model_of(engine).stored_as == f"8 of 8 matrices as {kind}"
+
+
+def test_scales_of_an_activation_are_refused(write_quantised: Write, tmp_path: Path) -> None:
+    """AutoAWQ writes them for some architectures, whose activation must be divided by them."""
+    write_quantised(tmp_path / "model", kind="awq")
+    file = tmp_path / "model" / "model.safetensors"
+    save_file({**load_file(file), "model.layers.0.mlp.act.scales": torch.ones(192)}, file)
+    with pytest.raises(ModelError, match=r"mlp\.act\.scales has no quantised weight beside it"):
+        start(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
@@ -113,8 +175,8 @@ def test_groups_that_kernels_dont_have(
         ("qweight", torch.zeros(0, 64, dtype=torch.int32), r"must be a matrix, not \[0, 64\]"),
         ("qweight", torch.zeros(24, 128, dtype=torch.int64), "qweight is stored as int64"),
         ("qzeros", torch.zeros(6, 12, dtype=torch.int32), "is stored with 3 bits; 4 and 8"),
-        ("g_idx", torch.full((192,), 99, dtype=torch.int32), "must have groups from 0 to 5"),
-        ("g_idx", torch.full((192,), -1, dtype=torch.int32), "must have groups from 0 to 5"),
+        ("g_idx", torch.full((192,), 99, dtype=torch.int32), "down_proj have groups from 99 to 99, not of 6"),
+        ("g_idx", torch.full((192,), -1, dtype=torch.int32), "down_proj have groups from -1 to -1, not of 6"),
         ("g_idx", torch.zeros(5, dtype=torch.int32), r"g_idx is \[5\], expected is \[192\]"),
         ("g_idx", torch.zeros(192, dtype=torch.int64), "g_idx is stored as int64"),
     ],
