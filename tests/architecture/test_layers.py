@@ -14,7 +14,7 @@ from .conftest import Source, graph
 
 LAYERS = (
     ("kernels",),
-    ("core.types", "core.errors", "core.guard", "core.logs"),
+    ("core.types", "core.errors", "core.guard", "core.logs", "core.memory"),
     ("core.hookspecs",),
     ("core.config", "core.host", "core.registry", "core.discovery", "core.settings"),
     ("core.cache", "core.model"),

@@ -62,7 +62,9 @@ def merge(stored: Mapping[str, torch.Tensor | StoredTensor], sent: Mapping[str, 
         spellings += [variant for each in spellings for variant in (each.removeprefix(prefix), prefix + each)]
         stored_name = next((spelling for spelling in spellings if spelling in stored), None)
         if stored_name is None:
-            raise ModelError(f"{name} is none of the checkpoint's tensors; use the names in its safetensors files")
+            raise ModelError(
+                f"{name} is none of the checkpoint's tensors; use the names in its safetensors files, with .weight for quantised layers"
+            )
         if stored_name in sent_as and name in tied:
             continue  # the tensor that it is tied to was sent, too
         if stored_name in sent_as and sent_as[stored_name] not in tied:
