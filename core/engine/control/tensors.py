@@ -63,7 +63,8 @@ def merge(stored: Mapping[str, torch.Tensor | StoredTensor], sent: Mapping[str, 
         stored_name = next((spelling for spelling in spellings if spelling in stored), None)
         if stored_name is None:
             raise ModelError(
-                f"{name} is none of the checkpoint's tensors; use the names in its safetensors files, with .weight for quantised layers"
+                f"{name} is none of the checkpoint's tensors; use the names in its safetensors files, and .weight "
+                "for the layers that are quantised there"
             )
         if stored_name in sent_as and name in tied:
             continue  # the tensor that it is tied to was sent, too
