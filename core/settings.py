@@ -130,7 +130,14 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     ] = None
     dtype: Annotated[
         Literal["auto", "half", "float16", "bfloat16", "float", "float32"],
-        _about("Number format of weights and KV cache."),
+        _about("Number format of weights and, by default, KV cache."),
+    ] = "auto"
+    kv_cache_dtype: Annotated[
+        Literal["auto", "int8"],
+        _about(
+            "Number format of the KV cache: that of --dtype, or int8 with a scale for each token and head, for the "
+            "backend cpu."
+        ),
     ] = "auto"
     attention_backend: Annotated[
         Literal["auto", "cpu", "torch_native", "triton"], _about("Kernels of all operations.")

@@ -34,9 +34,10 @@ def decode_reference(
     """Causal attention of one query per row, in plain torch: gathers each row's keys and values.
 
     ``q`` [T, H, D], ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv], of any float dtype. The
-    last two are one layer of the KV pool, and already contain the new tokens. ``row_ids`` int32 [N]
-    selects rows of ``layout`` with one query each. Computes in float32, or in float64 for float64
-    inputs, and writes ``out`` [T, H, Dv] at the selected rows' tokens only.
+    last two are one layer of the KV pool, and already contain the new tokens; an int8 pool has rows of
+    another width, see :mod:`.quantized.cache`. ``row_ids`` int32 [N] selects rows of ``layout`` with one
+    query each. Computes in float32, or in float64 for float64 inputs, and writes ``out`` [T, H, Dv] at the
+    selected rows' tokens only.
 
     ``scale``, ``window``, ``softcap``, ``sinks`` and ``chunk``: see :meth:`.Backend.attention`.
     """
@@ -44,7 +45,7 @@ def decode_reference(
     for r in row_ids:
         tokens = slice(int(layout.q_start[r]), int(layout.q_start[r]) + 1)
         slots = layout.on(keys.device).table[int(layout.table_row[r]), : int(layout.kv_len[r])]
-        k, v = keys.index_select(0, slots).to(exact), values.index_select(0, slots).to(exact)
+        k, v = (x.to(exact) for x in attention_extend.pooled(keys, values, slots, q.shape[2], out.shape[2]))
         mask = attention_extend.visible(1, len(k), True, window, chunk, q.device)
         row = attention_extend.attend(q[tokens].to(exact), k, v, mask, scale=scale, softcap=softcap, sinks=sinks)
         out[tokens] = row.to(out.dtype)
@@ -118,13 +119,13 @@ def decode_cpu(
     """:func:`decode_reference`, compiled, on torch's threads: the split-KV scheme of Flash-Decoding.
 
     All tensors are on the CPU. ``q``, ``keys``, ``values`` and ``out`` are of one dtype, float32 or
-    bfloat16; sums are float32. ``keys``, ``values`` and ``out`` are contiguous. Nothing of this is
-    checked: :meth:`.Backend.attention` is the caller, and the loop reads and writes by address.
+    bfloat16, or the pool is int8; sums are float32. ``keys``, ``values`` and ``out`` are contiguous. Nothing
+    of this is checked: :meth:`.Backend.attention` is the caller, and the loop reads and writes by address.
 
     Source: Dao et al., "Flash-Decoding for long-context inference" (2023).
     """
     heads, key_dim = q.shape[1:]
-    kv_heads, value_dim = values.shape[1:]
+    kv_heads, value_dim = keys.shape[1], out.shape[2]
     if q.stride(2) != 1:
         q = q.contiguous()
     row_ids = np.ascontiguousarray(row_ids, dtype=np.int32)
@@ -132,7 +133,7 @@ def decode_cpu(
     size = paged.scratch_bytes(heads, key_dim, value_dim)
     scratch = scratch_memory(shares * size)
     sinks = None if sinks is None else keep_alive(sinks.detach().float().contiguous())
-    kernel = paged.kernel(key_dim, value_dim, q.dtype == torch.bfloat16)
+    kernel = paged.kernel(key_dim, value_dim, q.dtype == torch.bfloat16, keys.dtype == torch.int8)
     arguments: dict[str, float] = {
         "q": q.data_ptr(),
         "q_token": q.stride(0),
@@ -175,8 +176,8 @@ def decode_ordered(
     So a query's result depends neither on other rows, nor on whether it was computed with other queries of its row.
     """
     heads, key_dim = q.shape[1:]
-    kv_heads, value_dim = values.shape[1:]
-    if attention_extend.multiplies_pairs(q.dtype, key_dim, value_dim):
+    kv_heads, value_dim, int8 = keys.shape[1], out.shape[2], keys.dtype == torch.int8
+    if not int8 and attention_extend.multiplies_pairs(q.dtype, key_dim, value_dim):
         attention_extend.decode_pairs(
             q, keys, values, layout, row_ids, out,
             scale=scale, window=window, softcap=softcap, sinks=sinks, chunk=chunk,
@@ -191,7 +192,7 @@ def decode_ordered(
     size = ordered.scratch_bytes(group_size, key_dim, value_dim, block_keys)
     scratch = scratch_memory(team_size() * size)  # the whole team replays recorded launches
     sinks = None if sinks is None else keep_alive(sinks.detach().float().contiguous())
-    ordered.kernel(key_dim, value_dim, q.dtype == torch.bfloat16).run(
+    ordered.kernel(key_dim, value_dim, q.dtype == torch.bfloat16, int8).run(
         team,
         q=q.data_ptr(),
         q_token=q.stride(0),

@@ -15,6 +15,7 @@ from trunkline.kernels.cpu.recording import keep_alive, scratch_memory
 from trunkline.kernels.cpu.threads import team_size
 
 from .layout import Layout
+from .quantized.cache import dequantize
 
 SCORE_BYTES = 1 << 28  # of the scores that :func:`extend_reference` computes at a time
 MIN_PARALLEL = 1 << 19  # multiply-adds of the scores; below, waking the other threads costs more than it saves
@@ -41,9 +42,10 @@ def extend_reference(
 
     ``q`` [T, H, D], ``k`` [T, KV, D] and ``v`` [T, KV, Dv] hold the new tokens of all rows, of any
     float dtype. ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv] are one layer of the KV pool,
-    which already contains the new tokens, or None where no row has a cached prefix. ``row_ids``
-    selects rows of ``layout``. Computes in float32, or in float64 for float64 inputs, and writes
-    ``out`` [T, H, Dv] at the selected rows' tokens only. Non-causal rows have no cached prefix.
+    which already contains the new tokens, or None where no row has a cached prefix. An int8 pool has rows of
+    another width (:mod:`.quantized.cache`), and all keys and values are read from it. ``row_ids`` selects
+    rows of ``layout``. Computes in float32, or in float64 for float64 inputs, and writes ``out`` [T, H, Dv]
+    at the selected rows' tokens only. Non-causal rows have no cached prefix.
 
     ``scale``, ``window``, ``softcap``, ``sinks`` and ``chunk``: see :meth:`.Backend.attention`.
     """
@@ -79,8 +81,8 @@ def extend_cpu(
 ) -> None:
     """:func:`extend_reference`, compiled, all rows in one call, on torch's threads: flash attention.
 
-    All tensors are on the CPU and of one dtype, float32 or bfloat16; sums are float32. ``keys``,
-    ``values`` and ``out`` are contiguous. ValueError for another dtype of ``q``; the rest isn't checked.
+    All tensors are on the CPU and of one dtype, float32 or bfloat16, or the pool is int8; sums are float32.
+    ``keys``, ``values`` and ``out`` are contiguous. ValueError for another dtype of ``q``; the rest isn't checked.
 
     Source: Dao, "FlashAttention-2" (2023, arXiv:2307.08691), for CPU caches: :mod:`.flash_arguments`.
     """
@@ -136,24 +138,26 @@ def _run_flash(
     chunk: int,
     decoding: bool,
 ) -> None:
-    """Launch the kernel. Without ``k`` and ``v``, all keys and values are read from the pool."""
+    """Launch the kernel. All keys and values are read from the pool if it is int8, and without ``k`` and ``v``."""
     heads, key_dim = q.shape[1:]
-    like = values if v is None else v
+    like, value_dim = keys if k is None else k, out.shape[2]
     assert like is not None
-    kv_heads, value_dim = like.shape[1:]
+    kv_heads, int8 = like.shape[1], keys is not None and keys.dtype == torch.int8
+    if int8:  # results must not depend on which of a token's keys are new in its pass
+        k = v = None
     q = _with_contiguous_heads(q)
     k, v = (None if x is None else _with_contiguous_heads(x) for x in (k, v))
     row_ids = np.ascontiguousarray(row_ids, dtype=np.int32)
     query_counts = layout.q_start[row_ids + 1] - layout.q_start[row_ids]
     multiplications = int(np.dot(query_counts.astype(np.int64), layout.kv_len[row_ids])) * heads * key_dim
     team = team_size(multiplications > MIN_PARALLEL)
-    pairs = multiplies_pairs(q.dtype, key_dim, value_dim)
+    pairs = not int8 and multiplies_pairs(q.dtype, key_dim, value_dim)
     panels_per_call = flash_pairs.PANELS_PER_CALL if pairs else 1
     blocks = sizes(heads // kv_heads, key_dim, value_dim, panels_per_call)
     scratch = scratch_memory(team_size() * blocks.scratch_size)  # the whole team replays recorded launches
     sinks = None if sinks is None else keep_alive(sinks.detach().float().contiguous())
     rows = {"decodes" if decoding else "prompts": len(row_ids)}
-    flash.kernel(q.dtype, pairs, decoding).run(
+    flash.kernel(q.dtype, pairs, decoding, int8).run(
         team,
         **_strided("q", q),
         **_strided("k", k),
@@ -231,13 +235,21 @@ def row_keys(
     """All keys [kv_len, KV, D] and values [kv_len, KV, Dv] of row number ``row``.
 
     ``k``, ``v``, ``keys`` and ``values``: see :func:`extend_reference`. Returns views of ``k`` and ``v``
-    when the row has no cached prefix, else copies gathered from the pool.
+    when the row has no cached prefix and the pool isn't int8, else copies gathered from the pool.
     """
     start, stop, length = int(layout.q_start[row]), int(layout.q_start[row + 1]), int(layout.kv_len[row])
-    if length == stop - start or keys is None or values is None:
+    if keys is None or values is None or (length == stop - start and keys.dtype != torch.int8):
         return k[start:stop], v[start:stop]
     slots = layout.on(keys.device).table[int(layout.table_row[row]), :length]
-    return keys.index_select(0, slots), values.index_select(0, slots)
+    return pooled(keys, values, slots, k.shape[2], v.shape[2])
+
+
+def pooled(
+    keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, key_dim: int, value_dim: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The keys [n, KV, D] and values [n, KV, Dv] in ``slots``, int32 [n]; those of an int8 pool are float32."""
+    k, v = keys.index_select(0, slots), values.index_select(0, slots)
+    return (k, v) if keys.dtype != torch.int8 else (dequantize(k, key_dim), dequantize(v, value_dim))
 
 
 def visible(n: int, m: int, causal: bool, window: int, chunk: int, device: torch.device) -> torch.Tensor:

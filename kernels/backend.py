@@ -56,7 +56,8 @@ class Backend:
     documents.
 
     ``captures``: whether decode-only passes can be CUDA graphs: ``decode``, ``write`` and ``rope`` read all that
-    differs between passes from tensors, and don't take longer for a wider slot table. ``scratch_bytes``: an estimate of
+    differs between passes from tensors, and don't take longer for a wider slot table. ``int8_cache``: whether
+    attention, ``write`` and ``rope`` take an int8 KV pool (:mod:`.quantized.cache`). ``scratch_bytes``: an estimate of
     the memory that attention takes beside its arguments, in bytes. ``row_invariant``: wraps a function that calls
     torch's operations, so that its result for a row has the same bits in any batch where this backend promises that
     (:data:`CPU_DETERMINISTIC`); others return the function as it is. ``pack_experts``: makes a layer in place of
@@ -89,6 +90,7 @@ class Backend:
     mask_tokens: Callable[..., None]
     logprobs: Callable[..., logprobs.RowLogprobs]
     captures: bool = False
+    int8_cache: bool = False
     scratch_bytes: int = 0
     row_invariant: Callable[[F], F] = _unchanged
     pack_experts: Callable[[torch.Tensor], torch.nn.Module] | None = None
@@ -119,7 +121,8 @@ class Backend:
         ``q`` [T, H, D], ``k`` [T, KV, D], ``v`` [T, KV, Dv] -> [T, H, Dv], contiguous and of ``q``'s dtype;
         written to ``out`` if given. ``keys`` [slots, KV, D] and ``values`` [slots, KV, Dv] are this
         layer's part of the KV pool, or None; without a pool, and when not causal, no row has a cached
-        prefix. The mask and the scores:
+        prefix. With an int8 pool, causal layers read keys and values of new tokens from it, too. The mask
+        and the scores:
 
         * ``scale`` multiplies ``q kᵀ``. ``softcap`` c > 0 replaces a score s by ``c * tanh(s / c)`` (Gemma 2).
         * ``window`` w > 0, in tokens: a query at position p sees keys at ``p - w < j <= p``; when not
@@ -172,6 +175,7 @@ CPU = Backend(
     adjust=adjust.adjust_cpu,
     mask_tokens=adjust.mask_tokens_cpu,
     logprobs=logprobs.logprobs_cpu,
+    int8_cache=True,
 )
 CPU_DETERMINISTIC = replace(
     CPU,

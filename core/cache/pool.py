@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from trunkline.kernels.quantized.cache import stored_width
+
 KVShape = tuple[int, int, int]
 """One layer's ``(kv_heads, key_dim, value_dim)``."""
 
@@ -108,18 +110,27 @@ class SlotTable:
 class KVPool:
     """Keys and values of all slots: for each layer ``[slots + 1, kv_heads, dim]``; dims of keys and values may differ.
 
+    With the dtype int8, each is quantised, and dim is that of :func:`.stored_width`.
     The last slot belongs to no request: rows that only fill up a CUDA graph write to it.
     """
 
     def __init__(self, shapes: Sequence[KVShape], slots: int, dtype: torch.dtype, device: torch.device | str) -> None:
         self.slots = slots
-        self.keys = [_zeros((slots + 1, heads, key_dim), dtype, device) for heads, key_dim, _ in shapes]
-        self.values = [_zeros((slots + 1, heads, value_dim), dtype, device) for heads, _, value_dim in shapes]
+        stored = [_stored(shape, dtype) for shape in shapes]
+        self.keys = [_zeros((slots + 1, heads, key_dim), dtype, device) for heads, key_dim, _ in stored]
+        self.values = [_zeros((slots + 1, heads, value_dim), dtype, device) for heads, _, value_dim in stored]
 
     @staticmethod
     def bytes_per_token(shapes: Sequence[KVShape], dtype: torch.dtype) -> int:
         """Bytes of one slot, over all layers."""
-        return sum(heads * (key_dim + value_dim) for heads, key_dim, value_dim in shapes) * dtype.itemsize
+        stored = [_stored(shape, dtype) for shape in shapes]
+        return sum(heads * (key_dim + value_dim) for heads, key_dim, value_dim in stored) * dtype.itemsize
+
+
+def _stored(shape: KVShape, dtype: torch.dtype) -> KVShape:
+    """The shape with the widths that keys and values have in a pool of ``dtype``."""
+    heads, key_dim, value_dim = shape
+    return (heads, stored_width(key_dim), stored_width(value_dim)) if dtype == torch.int8 else shape
 
 
 def _zeros(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:

@@ -76,6 +76,12 @@ def examine(settings: ModelSettings, every: Settings, host: Host, device: torch.
     chunk = gpu_chunk(device_bytes) if device.type != "cpu" else cpu_chunk(plan.active_parameters, plan.dtype)
     widest = max((max(key, value) for _, key, value in plan.kv_shapes), default=0)
     backend = choose_backend(settings, device, widest)
+    if plan.kv_shapes and settings.kv_cache_dtype == "int8" and not backend.int8_cache:
+        raise ModelError(
+            f"{settings.name} can't be served with --kv-cache-dtype int8: only the attention backend 'cpu' on a CPU "
+            f"has it, not {backend.name!r} on {device.type!r}. Leave the option out, or give --device cpu "
+            "--attention-backend cpu."
+        )
     return Candidate(settings, source, tokenizer_source, info, tasks, refused, plan, chunk, backend, transforms)
 
 

@@ -106,7 +106,7 @@ def load(candidate: Candidate, grant: MemoryShare, settings: Settings, host: Hos
         log.warning("%s: context reduced to %d tokens, all that %s", candidate.name, grant.context, holder)
     tokenizer = None if candidate.settings.skip_tokenizer_init else host.tokenizer(candidate.tokenizer_source)
     served, model, stages = assemble(candidate, grant, settings, host, device.kind, tokenizer)
-    pool = KVPool(model.kv_shapes, grant.slots, model.dtype, model.device) if grant.kv_bytes else None
+    pool = KVPool(model.kv_shapes, grant.slots, model.kv_dtype, model.device) if grant.kv_bytes else None
     table = SlotTable(served.max_running_requests, grant.context)
     scheduler = schedule(candidate, served, pool, table, model.length_boundaries)
     runner = Runner(model, stages, pool, table, device, model.expert_watch)
@@ -207,6 +207,7 @@ def describe(candidate: Candidate, grant: MemoryShare, model: LoadedModel, refus
         max_running_requests=min(candidate.running, grant.slots),  # each needs a slot
         chunked_prefill_size=candidate.pass_tokens or -1,
         dtype=str(model.dtype).removeprefix("torch."),
+        kv_cache_dtype=str(model.kv_dtype).removeprefix("torch.") if grant.kv_bytes else None,
         attention_backend=model.backend.name,
         deterministic=own.enable_deterministic_inference,
         device=str(model.device),

@@ -160,3 +160,8 @@ def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
     if dtype is torch.float16 and device.type == "cpu":
         raise ModelError("--dtype float16 is slow and inexact on a CPU; use bfloat16 or float32.")
     return dtype
+
+
+def choose_kv_dtype(asked: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the KV pool for ``--kv-cache-dtype``, of a model of ``dtype``."""
+    return torch.int8 if asked == "int8" else dtype

@@ -21,6 +21,7 @@ from .architecture import (
     backbone_of,
     base_class,
     choose_dtype,
+    choose_kv_dtype,
     options,
     position_offset,
     position_table,
@@ -34,7 +35,7 @@ from .float32 import float32_view
 from .head_proof import verify_heads, wrong_heads
 from .loaded import LoadedModel
 from .packed import PackedModel
-from .proof import verify_attention
+from .proof import verify_attention, verify_cache
 from .refusal import explained
 from .transforms.apply import apply_transforms
 
@@ -75,6 +76,7 @@ def load(
     """
     cls, config = resolve(info)
     dtype = choose_dtype(settings.dtype, device)
+    kv_dtype = choose_kv_dtype(settings.kv_cache_dtype, dtype)
     stream = safetensors.stream(source.path) if weights is None else weights
     tensors = {name: one if isinstance(one, StoredTensor) else one.to(device) for name, one in stream}
     placed = {name: PlacedTensor(tensor, device) for name, tensor in tensors.items()}
@@ -94,14 +96,17 @@ def load(
         log.warning("%s: %s", name, refused[head])
     stored_as = apply_transforms(model, transforms, tensors)
     give_memory_back()  # of the numbers that were packed
+    if kv_shapes and kv_dtype != dtype:
+        verify_cache(model, kv_shapes, kv_dtype)
     if settings.enable_deterministic_inference:
-        verify_rows(model, kv_shapes)
+        verify_rows(model, kv_shapes, kv_dtype)
     return LoadedModel(
         **vars(model),
         name=name,
         tokenizer=tokenizer,
         max_request_tokens=max_request_tokens or info.context_length,
         kv_shapes=kv_shapes,
+        kv_dtype=kv_dtype,
         heads={name: backend.row_invariant(apply) for name, apply in verified.items()},
         refused=refused,
         fused=fused,

@@ -72,6 +72,7 @@ class ServedModel(Struct, frozen=True, kw_only=True):
     max_running_requests: int
     chunked_prefill_size: int = -1  # limit on the tokens of one pass, -1 = no limit
     dtype: str
+    kv_cache_dtype: str | None = None  # of the KV pool; None without one
     attention_backend: str
     deterministic: bool = False  # whether a request has the same result, bit for bit, in any batch
     device: str = "cpu"  # where it is computed; "cuda:0" is the first GPU

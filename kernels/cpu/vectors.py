@@ -71,6 +71,13 @@ class Vectors:
         number = self.builder.zext(self.builder.load(self.pointer(where, halves), align=2), bits)
         return self.builder.bitcast(self.builder.shl(number, _same(bits, 16)), wide)
 
+    def load_int8(self, where: Any, lanes: int = LANES) -> Any:
+        """Load int8 numbers as float32: a vector, or a scalar for one lane."""
+        narrow = ir.IntType(8) if lanes == 1 else ir.VectorType(ir.IntType(8), lanes)
+        wide, bits, _ = _kinds(lanes)
+        number = self.builder.load(self.pointer(where, narrow), align=1)
+        return self.builder.sitofp(self.builder.sext(number, bits), wide)
+
     def load_int(self, where: Any) -> Any:
         """Load one int64."""
         return self.builder.load(self.pointer(where, INT))

@@ -1,1 +1,1 @@
-"""Weights as small integers, and linear layers that multiply them."""
+"""Weights, keys and values as small integers, and linear layers that multiply them."""

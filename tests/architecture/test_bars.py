@@ -20,7 +20,7 @@ from trunkline.core.settings import ModelSettings, PluginSelection
 
 FILE, FUNCTION = 300, 60  # lines; a function's docstring doesn't count
 FOLDER = 18  # modules, without __init__.py
-FLAGS = 74  # of `trunkline serve`: who adds one changes this number, and has asked whether a default would do
+FLAGS = 75  # of `trunkline serve`: who adds one changes this number, and has asked whether a default would do
 
 
 def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

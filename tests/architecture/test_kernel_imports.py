@@ -20,6 +20,7 @@ ALLOWED = {
     "layout.Layout": "the rows of a pass",
     "layout.LayoutTensors": "the same on the device",
     "linear.LinearLayer": "the interface of the backend's linear layers",
+    "quantized.cache.stored_width": "bytes of a key in the KV pool",
     "quantized.linear.QuantizedLinear": "what transforms may make of a weight",
     "quantized.weight.QuantizedWeight": "the weights that it stores",
     "quantized.weight.grouped": "the same",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count as count_from
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,18 +19,19 @@ LENGTHS = (37, 1, 150, 6)  # tokens of the sequences
 CHUNKS = (1, 16, 5, 64, 1)  # tokens of the passes of each sequence, in turn
 
 
-def verify_rows(model: PackedModel, shapes: Sequence[KVShape]) -> None:
+def verify_rows(model: PackedModel, shapes: Sequence[KVShape], kv_dtype: torch.dtype) -> None:
     """ModelError unless each hidden row has the same bits alone and in other batches.
 
-    ``shapes``: each layer's key and value shape, () for encoders.
+    ``shapes``: each layer's key and value shape, () for encoders. ``kv_dtype``: of the KV pool.
     """
     name = model.info.architecture
     try:
         sequences = _sequences(model)
-        alone = [_whole(model, [one])[0] for one in sequences]
-        others = [_whole(model, sequences)]
+        cache = _Cache(shapes, kv_dtype)
+        alone = [_whole(model, [one], cache)[0] for one in sequences]
+        others = [_whole(model, sequences, cache)]
         if shapes:
-            others += [_chunked(model, sequences, shapes, shift) for shift in range(2)]
+            others += [_chunked(model, sequences, cache, shift) for shift in range(2)]
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{name} can't be served with --enable-deterministic-inference: {error}.") from error
     for rows in others:
@@ -63,24 +65,38 @@ def _inputs(
     return ids, positions, lengths if exceeded else None
 
 
-def _whole(model: PackedModel, sequences: Sequence[Sample]) -> Sequence[torch.Tensor]:
+class _Cache(NamedTuple):
+    """The KV pool's shapes by layer, () for encoders, and its dtype."""
+
+    shapes: Sequence[KVShape]
+    dtype: torch.dtype
+
+    def allocate(self, model: PackedModel, counts: Sequence[int]) -> tuple[KVPool, np.ndarray]:
+        """A pool for sequences of ``counts`` tokens, and a slot table."""
+        pool = KVPool(self.shapes, sum(counts), self.dtype, model.device)
+        table = np.zeros((len(counts), max(counts)), np.int32)
+        slots = np.split(np.arange(sum(counts), dtype=np.int32)[::-1], np.cumsum(counts)[:-1])
+        for row, own in enumerate(slots):
+            table[row, : len(own)] = own
+        return pool, table
+
+
+def _whole(model: PackedModel, sequences: Sequence[Sample], cache: _Cache) -> Sequence[torch.Tensor]:
     """The hidden rows of whole sequences, computed in one pass."""
     counts = [len(one.ids) for one in sequences]
-    ids, positions, lengths = _inputs(model, sequences, [(0, count) for count in counts])
+    spans = [(0, count) for count in counts]
+    ids, positions, lengths = _inputs(model, sequences, spans)
     context = ForwardContext(packed_layout(counts), None, model.backend)
-    return torch.split(model.run(ids, positions, context, lengths=lengths), counts)
+    if cache.shapes:
+        context.pool, table = cache.allocate(model, counts)
+        context.layout = paged_layout(table, spans, model.device)
+    return [rows.clone() for rows in torch.split(model.run(ids, positions, context, lengths=lengths), counts)]
 
 
-def _chunked(
-    model: PackedModel, sequences: Sequence[Sample], shapes: Sequence[KVShape], shift: int
-) -> list[torch.Tensor]:
+def _chunked(model: PackedModel, sequences: Sequence[Sample], cache: _Cache, shift: int) -> list[torch.Tensor]:
     """The hidden rows of sequences in passes of :data:`CHUNKS`, from that number on; one token at a time is decoded."""
     counts = [len(one.ids) for one in sequences]
-    pool = KVPool(list(shapes), sum(counts), model.dtype, model.device)
-    table = np.zeros((len(counts), max(counts)), np.int32)
-    slots = np.split(np.arange(sum(counts), dtype=np.int32)[::-1], np.cumsum(counts)[:-1])
-    for row, own in enumerate(slots):
-        table[row, : len(own)] = own
+    pool, table = cache.allocate(model, counts)
     done = [0] * len(counts)
     pieces: list[list[torch.Tensor]] = [[] for _ in counts]
     for number in count_from(shift):

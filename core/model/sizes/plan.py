@@ -12,7 +12,15 @@ import torch
 
 from trunkline.core.cache.pool import KVPool, KVShape
 from trunkline.core.errors import ModelError
-from trunkline.core.model.architecture import adapt, choose_dtype, layer_count, options, output_matrix, resolve
+from trunkline.core.model.architecture import (
+    adapt,
+    choose_dtype,
+    choose_kv_dtype,
+    layer_count,
+    options,
+    output_matrix,
+    resolve,
+)
 from trunkline.core.model.attention import NAME
 from trunkline.core.model.loader import quiet
 from trunkline.core.model.proof import shapes_of
@@ -80,7 +88,7 @@ def plan_model(source: ModelSource, info: ModelInfo, settings: ModelSettings, de
     return ModelPlan(
         weight_bytes=sum(tensor.nbytes for tensor in (*whole.parameters(), *whole.buffers())),
         kv_shapes=shapes,
-        kv_bytes_per_token=KVPool.bytes_per_token(shapes, dtype),
+        kv_bytes_per_token=KVPool.bytes_per_token(shapes, choose_kv_dtype(settings.kv_cache_dtype, dtype)),
         dtype=dtype,
         active_parameters=_active_parameters(whole, config),
         shapes={name: parameter.shape for name, parameter in whole.named_parameters()},

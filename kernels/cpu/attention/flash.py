@@ -23,6 +23,7 @@ import torch
 from numba import njit
 
 from trunkline.kernels.cpu.exponential import LOG2E
+from trunkline.kernels.cpu.quantized import cache as int8_cache
 from trunkline.kernels.cpu.threads import OPTIONS, Kernel, claim, float32s, int32s, thread, threads
 from trunkline.kernels.cpu.vectors import LANES
 
@@ -138,9 +139,12 @@ def _start_panel(load_vector: Any, size: int, pairs: bool) -> Any:
     return njit(**OPTIONS)(start_panel)
 
 
-def _copy(load_vector: Any, size: int) -> Any:
+def _copy(load_vector: Any, size: int, int8: bool) -> Any:
     def copy(a: Any, row: Any, kv_head: Any, low: Any, high: Any, k_block: Any, v_block: Any) -> None:
-        """Copy keys and values ``[low, high)`` of a row: from the pool if it has a cached prefix, else from k and v."""
+        """Copy keys and values ``[low, high)`` of a row: from the pool if it has a cached prefix, else from k and v.
+
+        With an int8 pool, there are no k and v.
+        """
         start = np.int64(int32s(a.q_start)[row])
         new = np.int64(int32s(a.q_start)[row + 1]) - start
         pooled = a.keys != 0 and (a.k == 0 or np.int64(int32s(a.kv_len)[row]) > new)
@@ -148,8 +152,12 @@ def _copy(load_vector: Any, size: int) -> Any:
         for j in range(low, high):
             if pooled:
                 address = np.int64(slots[j]) * a.kv_heads + kv_head
-                k = a.keys + address * a.key_dim * size
-                v = a.values + address * a.value_dim * size
+                if int8:
+                    k = a.keys + address * int8_cache.row_bytes(a.key_dim)
+                    v = a.values + address * int8_cache.row_bytes(a.value_dim)
+                else:
+                    k = a.keys + address * a.key_dim * size
+                    v = a.values + address * a.value_dim * size
             else:
                 k = a.k + (start + j) * a.k_token + kv_head * a.k_head
                 v = a.v + (start + j) * a.v_token + kv_head * a.v_head
@@ -185,7 +193,7 @@ def _finish_panel(store_vector: Any, size: int, pairs: bool) -> Any:
     return njit(**OPTIONS)(finish_panel)
 
 
-def _unit(dtype: torch.dtype, pairs: bool) -> Any:
+def _unit(dtype: torch.dtype, pairs: bool, int8: bool) -> Any:
     bf16, size = dtype == torch.bfloat16, dtype.itemsize
     load, store_vector = convert(bf16, False), convert(False, bf16)
 
@@ -198,7 +206,7 @@ def _unit(dtype: torch.dtype, pairs: bool) -> Any:
         load_vector = store_vector = flash_pairs.copy_bits
     else:
         load_vector = njit(**OPTIONS)(load_vector)
-        panels_per_call, copy, attend = 1, _copy(load_vector, size), float_attend
+        panels_per_call, copy, attend = 1, _copy(int8_cache.load if int8 else load_vector, size, int8), float_attend
     start_panel, finish_panel = _start_panel(load_vector, size, pairs), _finish_panel(store_vector, size, pairs)
 
     def unit(a: Any, row: Any, kv_head: Any, query: Any, lanes: Any) -> None:
@@ -246,12 +254,13 @@ def _decodes(a: Any) -> Any:
 
 
 @cache
-def kernel(dtype: torch.dtype, pairs: bool, decoding: bool = False) -> Kernel:
+def kernel(dtype: torch.dtype, pairs: bool, decoding: bool = False, int8: bool = False) -> Kernel:
     """The compiled kernel for float32 or bfloat16 tensors of any widths; with ``pairs``: :mod:`.flash_pairs`.
 
-    Its arguments are :class:`.DecodeArguments` if ``decoding``, else :class:`.PromptArguments`.
+    The pool is int8 if ``int8``, which excludes ``pairs``, else of ``dtype``. Its arguments are
+    :class:`.DecodeArguments` if ``decoding``, else :class:`.PromptArguments`.
     """
-    unit, rows_of = _unit(dtype, pairs), njit(**OPTIONS)(_decodes if decoding else _prompts)
+    unit, rows_of = _unit(dtype, pairs, int8), njit(**OPTIONS)(_decodes if decoding else _prompts)
 
     def body(a: Any) -> None:
         q_start, group_size, units = int32s(a.q_start), a.heads // a.kv_heads, np.int64(0)

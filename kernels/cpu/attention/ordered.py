@@ -24,8 +24,10 @@ import numpy as np
 from numba import njit
 
 from trunkline.kernels.cpu.exponential import LOG2E
+from trunkline.kernels.cpu.quantized import cache as int8_cache
 from trunkline.kernels.cpu.threads import OPTIONS, Kernel, claim, float32s, int32s, int64s, thread, threads
 from trunkline.kernels.cpu.vectors import LANES
+from trunkline.kernels.quantized.cache import stored_width
 
 from . import one_query
 from .flash_tiles import LOWEST, apply_softcap, convert
@@ -55,14 +57,14 @@ def _padded(width: int) -> int:
     return -(-width // LANES) * LANES
 
 
-def _locate(width: int, bf16: bool) -> Any:
+def _locate(width: int, bf16: bool, int8: bool) -> Any:
     """Compiled ``locate(pool, slots, n, stride, offset, where, copies)``: the addresses of ``n`` keys or values.
 
     They are written to ``where``; the last one is repeated up to a multiple of LANES. Numbers are used where they are
-    in the pool, if the width is a multiple of LANES, else copied as float32, padded with zeros.
+    in the pool, if the width is a multiple of LANES and they aren't int8, else copied as float32, padded with zeros.
     """
-    size, padded = 2 if bf16 else 4, _padded(width)
-    copied, load = padded != width, convert(bf16, False)
+    size, padded = 1 if int8 else 2 if bf16 else 4, _padded(width)
+    copied, load = int8 or padded != width, int8_cache.load if int8 else convert(bf16, False)
 
     def locate(pool: Any, slots: Any, n: Any, stride: Any, offset: Any, where: Any, copies: Any) -> None:
         addresses = int64s(where)
@@ -116,9 +118,9 @@ def _start(key_dim: int, value_dim: int, bf16: bool) -> Any:
 
 def _add_block(value_dim: int, bf16: bool) -> Any:
     """Compiled ``add_block(a, s, n, values, state)``: one head's softmax and sums over ``n`` keys, whose scores are in
-    ``s``, and whose values are at the addresses in ``values``."""
+    ``s``, and whose values, bfloat16 if ``bf16``, are at the addresses in ``values``."""
     width = _padded(value_dim)
-    accumulated = accumulate(width, bf16 and width == value_dim)
+    accumulated = accumulate(width, bf16)
 
     def add_block(a: Any, s: Any, n: Any, values: Any, total: Any) -> None:
         vectors, state, rest = (n + LANES - 1) // LANES, total + width * 4, float32s(s)
@@ -143,14 +145,16 @@ def _prefetch_keys(width: int, size: int) -> Any:
     return njit(**OPTIONS)(prefetch_keys)
 
 
-def _unit(key_dim: int, value_dim: int, bf16: bool) -> Any:
+def _unit(key_dim: int, value_dim: int, bf16: bool, int8: bool) -> Any:
     """Compiled attention of one row and one KV head."""
-    keys, values, size = _padded(key_dim), _padded(value_dim), 2 if bf16 else 4
+    keys, values, size = _padded(key_dim), _padded(value_dim), 1 if int8 else 2 if bf16 else 4
+    key_row, value_row = (stored_width(width) if int8 else width for width in (key_dim, value_dim))
     state_bytes = 4 * (values + 3 * LANES)
-    find_keys, find_values = _locate(key_dim, bf16), _locate(value_dim, bf16)
-    fetch_keys, fetch_values = _prefetch_keys(key_dim, size), _prefetch_keys(value_dim, size)
-    transpose = transpose_keys(keys, bf16 and keys == key_dim)
-    score, add_block = _score(key_dim), _add_block(value_dim, bf16)
+    find_keys, find_values = _locate(key_dim, bf16, int8), _locate(value_dim, bf16, int8)
+    fetch_keys, fetch_values = _prefetch_keys(key_row, size), _prefetch_keys(value_row, size)
+    halves = bf16 and not int8  # where numbers are used in the pool
+    transpose = transpose_keys(keys, halves and keys == key_dim)
+    score, add_block = _score(key_dim), _add_block(value_dim, halves and values == value_dim)
     start = _start(key_dim, value_dim, bf16)
 
     def unit(a: Any, row: Any, kv_head: Any) -> None:
@@ -172,12 +176,12 @@ def _unit(key_dim: int, value_dim: int, bf16: bool) -> Any:
             n = high - low
             for first in range(0, n, TILE):
                 count, here = min(np.int64(TILE), n - first), int32s(slots + (low + first) * 4)
-                find_keys(a.keys, here, count, a.kv_heads * key_dim, kv_head * key_dim, key_list, key_copies)
+                find_keys(a.keys, here, count, a.kv_heads * key_row, kv_head * key_row, key_list, key_copies)
                 fetch_values(a.values, here, count, a.kv_heads, kv_head)  # read when all scores are there
                 transpose(key_list, (count + LANES - 1) // LANES, tile)
                 score(queries, tile, s + first * 4, s_row, group_size)
             here = int32s(slots + low * 4)
-            find_values(a.values, here, n, a.kv_heads * value_dim, kv_head * value_dim, value_list, value_copies)
+            find_values(a.values, here, n, a.kv_heads * value_row, kv_head * value_row, value_list, value_copies)
             fetch_keys(a.keys, int32s(slots + high * 4), min(np.int64(TILE), end - high), a.kv_heads, kv_head)
             for h in range(group_size):
                 add_block(a, s + h * s_row, n, value_list, states + h * state_bytes)
@@ -192,9 +196,9 @@ def _unit(key_dim: int, value_dim: int, bf16: bool) -> Any:
 
 
 @cache
-def kernel(key_dim: int, value_dim: int, bf16: bool) -> Kernel:
-    """The compiled kernel for these widths, in float32, or in bfloat16 if ``bf16``."""
-    unit = _unit(key_dim, value_dim, bf16)
+def kernel(key_dim: int, value_dim: int, bf16: bool, int8: bool = False) -> Kernel:
+    """The compiled kernel for these widths, in float32, or in bfloat16 if ``bf16``; the pool is int8 if ``int8``."""
+    unit = _unit(key_dim, value_dim, bf16, int8)
 
     def body(a: Any) -> None:
         units = a.decodes * a.kv_heads

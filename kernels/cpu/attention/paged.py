@@ -18,8 +18,10 @@ import numpy as np
 from numba import njit
 
 from trunkline.kernels.cpu.exponential import LOG2E
+from trunkline.kernels.cpu.quantized import cache as int8_cache
 from trunkline.kernels.cpu.threads import OPTIONS, Kernel, float32s, int32s, int64s, thread, threads
 from trunkline.kernels.cpu.vectors import BYTES, LANES
+from trunkline.kernels.quantized.cache import stored_width
 
 from . import one_query
 from .flash_tiles import LOWEST, apply_softcap
@@ -78,7 +80,29 @@ def _gather(
         where[j] = where[n - 1]
 
 
-gather = njit(**OPTIONS)(_gather)
+def _gather_int8(
+    pool: int, slots: Any, n: int, ahead: Any, more: int, stride: int, offset: int, width: int, _: bool, block: int
+) -> None:
+    """:func:`_gather` for an int8 pool; ``stride`` and ``offset`` are in bytes.
+
+    Prefetches are issued between the copies: at once, they would wait for the processor's few buffers.
+    """
+    where, vector_bytes, row = int64s(block), padded(width) * 4, int8_cache.row_bytes(np.int64(width))
+    for j in range(n):
+        if j < more:
+            prefetch(pool + np.int64(ahead[j]) * stride + offset, row)
+        where[j] = block + 8 * (BLOCK + LANES) + j * vector_bytes
+        int8_cache.load(pool + np.int64(slots[j]) * stride + offset, where[j], width, np.float32(1))
+        vector = float32s(where[j])
+        for d in range(width, padded(width)):
+            vector[d] = _ZERO
+    for j in range(n, more):
+        prefetch(pool + np.int64(ahead[j]) * stride + offset, row)
+    for j in range(n, n + LANES):
+        where[j] = where[n - 1]
+
+
+float_gather, int8_gather = njit(**OPTIONS)(_gather), njit(**OPTIONS)(_gather_int8)
 
 
 def _store(a: Any, token: int, head: int, address: int, width: int, bf16: bool) -> None:
@@ -122,7 +146,7 @@ def _update(keys: int, values: int) -> Any:
 
 
 @cache
-def _segment(key_dim: int, value_dim: int, bf16: bool) -> Any:
+def _segment(key_dim: int, value_dim: int, bf16: bool, int8: bool) -> Any:
     """Compiled attention of one row's query over its keys ``[begin, end)``.
 
     The result is in ``state`` [heads, values + 3 * LANES] float32: sums over values, padded to LANES, then
@@ -130,6 +154,8 @@ def _segment(key_dim: int, value_dim: int, bf16: bool) -> Any:
     """
     keys, values = -(-key_dim // LANES) * LANES, -(-value_dim // LANES) * LANES
     update, size = _update(keys, values), 4 * (values + 3 * LANES)
+    gather = int8_gather if int8 else float_gather
+    key_row, value_row = (stored_width(width) if int8 else width for width in (key_dim, value_dim))
 
     def segment(a: Any, row: int, begin: int, end: int, follow: int, count: int, state: int, work: int) -> None:
         """``follow``: address of the next ``count`` slots that this thread will read, which are prefetched."""
@@ -151,8 +177,8 @@ def _segment(key_dim: int, value_dim: int, bf16: bool) -> Any:
             if block + BLOCK < end:
                 ahead, more = int32s(row_slots + (block + BLOCK) * 4), min(BLOCK, end - block - BLOCK)
             for kv_head in range(a.kv_heads):
-                gather(a.keys, slots, n, ahead, more, a.kv_heads * key_dim, kv_head * key_dim, key_dim, bf16, k)
-                gather(a.values, slots, n, ahead, more, a.kv_heads * value_dim, kv_head * value_dim, value_dim, bf16, v)
+                gather(a.keys, slots, n, ahead, more, a.kv_heads * key_row, kv_head * key_row, key_dim, bf16, k)
+                gather(a.values, slots, n, ahead, more, a.kv_heads * value_row, kv_head * value_row, value_dim, bf16, v)
                 for e in range(kv_head * group_size, (kv_head + 1) * group_size):
                     update(np.float32(a.softcap), work + e * keys * 4, k, v, n, s, state + e * size)
 
@@ -160,8 +186,8 @@ def _segment(key_dim: int, value_dim: int, bf16: bool) -> Any:
 
 
 @cache
-def kernel(key_dim: int, value_dim: int, bf16: bool) -> Kernel:
-    """The compiled kernel for these widths, in float32, or in bfloat16 if ``bf16``.
+def kernel(key_dim: int, value_dim: int, bf16: bool, int8: bool = False) -> Kernel:
+    """The compiled kernel for these widths, in float32, or in bfloat16 if ``bf16``; the pool is int8 if ``int8``.
 
     A share of the work is a sequence of segments::
 
@@ -175,7 +201,7 @@ def kernel(key_dim: int, value_dim: int, bf16: bool) -> Kernel:
     segment of kind 1 with those of kind 0 that follow, and writes the results.
     """
     values = -(-value_dim // LANES) * LANES
-    segment, width = _segment(key_dim, value_dim, bf16), values + 3 * LANES
+    segment, width = _segment(key_dim, value_dim, bf16, int8), values + 3 * LANES
 
     def finish(a: Any, row: int, state: Any) -> None:
         token = np.int64(int32s(a.q_start)[row])

@@ -1,1 +1,1 @@
-"""The product of rows with quantised weights on CPUs: rows, codes, tiles, and the launch."""
+"""Quantised numbers on CPUs: products of rows with weights (rows, codes, tiles, and the launch), and the KV cache."""

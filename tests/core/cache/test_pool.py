@@ -105,6 +105,14 @@ def test_kv_pool_has_one_pair_per_layer(dtype: torch.dtype) -> None:
     assert (7 + 1) * width == sum(tensor.nbytes for tensor in (*pool.keys, *pool.values))
 
 
+def test_an_int8_pool_has_a_scale_for_each_token_and_head() -> None:
+    shapes = [(2, 48, 30), (1, 16, 16)]
+    pool = KVPool(shapes, 7, torch.int8, "cpu")
+    assert [tuple(keys.shape) for keys in pool.keys] == [(8, 2, 52), (8, 1, 20)]
+    assert [tuple(values.shape) for values in pool.values] == [(8, 2, 36), (8, 1, 20)]
+    assert KVPool.bytes_per_token(shapes, torch.int8) == 2 * (52 + 36) + 20 + 20
+
+
 def test_the_slot_table_notes_what_changed() -> None:
     """From the first question on."""
     table = SlotTable(3, 9)

@@ -28,9 +28,10 @@ from .schedules import BOUNDARY, GRAMMARS, LONG_ROPE, MODELS, TASK_OF, Schedule,
 
 Run = Callable[[Schedule], None]
 UNHURRIED: Any = {"suppress_health_check": list(HealthCheck), "deadline": None}
+INT8_CACHE = ("llama", "mistral-sliding", "bert", "qwen3-base", "llama-score")
 QUANTISED = ("llama", "qwen3-moe", "bert", "llama-score")
 UNFUSED = ("gpt-oss", "gpt2")  # have no matrix that can be quantised
-LONG: dict[str, int] = {"float32": 120, "bfloat16": 80, "int8": 40}  # schedules
+LONG: dict[str, int] = {"float32": 120, "bfloat16": 80, "int8": 40, "int8 cache": 30}  # schedules
 
 
 @pytest.fixture(scope="session")
@@ -58,11 +59,19 @@ def test_schedules_of_quantised_models(quantization: str, zoo: Callable[[str], P
         given(schedules(QUANTISED))(settings(max_examples=3, phases=[Phase.generate], **UNHURRIED)(run_one))()
 
 
+def test_schedules_with_an_int8_cache(zoo: Callable[[str], Path]) -> None:
+    with runner(zoo, INT8_CACHE, "float32", kv_cache_dtype="int8") as run_one:
+        given(schedules(INT8_CACHE))(settings(max_examples=3, phases=[Phase.generate], **UNHURRIED)(run_one))()
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("numbers", LONG)
 def test_hundreds_of_schedules(numbers: str, zoo: Callable[[str], Path]) -> None:
     models = [name for name in TASK_OF if numbers != "int8" or name not in UNFUSED]
-    options = {"dtype": "float32", "quantization": "int8"} if numbers == "int8" else {"dtype": numbers}
+    options: dict[str, Any] = {
+        "int8": {"dtype": "float32", "quantization": "int8"},
+        "int8 cache": {"dtype": "bfloat16", "kv_cache_dtype": "int8"},
+    }.get(numbers, {"dtype": numbers})
     with runner(zoo, models, **options) as run_one:
         given(schedules(models))(settings(max_examples=LONG[numbers], **UNHURRIED)(run_one))()
 

@@ -21,6 +21,7 @@ from trunkline.core.model.fusion.recorded import CAPACITY, RecordedLayers
 from trunkline.kernels.backend import choose
 from trunkline.kernels.cpu.processor import has_bfloat16_pairs
 from trunkline.kernels.cpu.recording import Recording
+from trunkline.kernels.quantized.cache import dequantize, quantize
 
 BACKEND = choose("cpu", "cpu")
 MAX_LEN, ROWS = 400, 8
@@ -32,27 +33,30 @@ Spans = list[tuple[int, int]]
 class World:
     """A fused model with a pool full of noise."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype, kv_dtype: torch.dtype | None = None) -> None:
         self.model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention.NAME
         )
         self.model.eval().requires_grad_(False)
         fuse(self.model, BACKEND)
         self.forward = self.model.model.forward
-        self.dtype = dtype
+        self.dtype, self.kv_dtype = dtype, kv_dtype or dtype
         call = self.forward.layers[0].call
         self.shapes = [(call.kv_heads, call.width, call.width)] * len(self.forward.layers)
         self.allocate()
         self.table = np.random.default_rng(0).permutation(MAX_LEN * ROWS).astype(np.int32).reshape(ROWS, -1)
 
     def allocate(self) -> None:
-        self.pool = KVPool(self.shapes, MAX_LEN * ROWS, self.dtype, torch.device("cpu"))
+        self.pool = KVPool(self.shapes, MAX_LEN * ROWS, self.kv_dtype, torch.device("cpu"))
 
     def run(self, spans: Spans, wanted: list[int] | None, *, replay: bool) -> tuple[torch.Tensor, bool]:
         """The hidden rows, then the keys and values of the last layer, as one vector; and ``picked``."""
         noise = torch.Generator().manual_seed(1)
         for tensor in (*self.pool.keys, *self.pool.values):
-            tensor.normal_(generator=noise)
+            if self.kv_dtype == torch.int8:
+                tensor.copy_(quantize(torch.randn(*tensor.shape[:2], self.shapes[0][1], generator=noise)))
+            else:
+                tensor.normal_(generator=noise)
         layout = paged_layout(self.table, spans)
         tokens = sum(end - start for start, end in spans)
         ids = (torch.arange(tokens) * 31 + 7) % self.model.config.vocab_size
@@ -62,19 +66,23 @@ class World:
         self.forward.replay = replay
         with torch.inference_mode():
             output = self.model.model(input_ids=ids[None], position_ids=places[None], use_cache=False, trunk=context)
-        parts = output.last_hidden_state[0], self.pool.keys[-1], self.pool.values[-1]
+        stored = [self.pool.keys[-1], self.pool.values[-1]]
+        if self.kv_dtype == torch.int8:
+            stored = [dequantize(tensor, self.shapes[0][1]) for tensor in stored]
+        parts = output.last_hidden_state[0], *stored
         return torch.cat([part.flatten() for part in parts]).float(), output.picked
 
 
 @pytest.fixture(scope="module")
-def worlds(zoo: Callable[[str], Path]) -> Callable[[str, torch.dtype], World]:
+def worlds(zoo: Callable[[str], Path]) -> Callable[..., World]:
     attention.register()
     made: dict[Any, World] = {}
 
-    def get(name: str, dtype: torch.dtype) -> World:
-        if (name, dtype) not in made:
-            made[name, dtype] = World(zoo(name), dtype)
-        return made[name, dtype]
+    def get(name: str, dtype: torch.dtype, kv_dtype: torch.dtype | None = None) -> World:
+        key = name, dtype, kv_dtype or dtype
+        if key not in made:
+            made[key] = World(zoo(name), *key[1:])
+        return made[key]
 
     return get
 
@@ -113,6 +121,17 @@ def test_replay_equals_the_layers_one_by_one(
     worlds: Callable[[str, torch.dtype], World], name: str, dtype: torch.dtype, each: tuple[Spans, list[int] | None]
 ) -> None:
     assert_same(worlds(name, dtype), *each)
+
+
+@given(each=passes())
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_replay_over_an_int8_pool(worlds: Callable[..., World], each: tuple[Spans, list[int] | None]) -> None:
+    world = worlds("llama", torch.float32, torch.int8)
+    expected, _ = world.run(*each, replay=False)
+    replayed, _ = world.run(*each, replay=True)
+    # A number that is nearly half-way between two integers may be rounded to either.
+    bound = 0.01 * float(expected.abs().max())
+    torch.testing.assert_close(replayed, expected, rtol=0, atol=bound)
 
 
 MIXED: tuple[Spans, list[int]] = ([(70, 71), (9, 10), (0, 33), (20, 61), (0, 5)], [0, 1, 34, 75, 80])

@@ -1,0 +1,124 @@
+"""Compiled reading and writing of keys and values in the format of :mod:`trunkline.kernels.quantized.cache`."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, types
+from numba.extending import intrinsic
+
+from trunkline.kernels.cpu.elements import access, bits_of_float, float_of_bits
+from trunkline.kernels.cpu.threads import OPTIONS, Kernel, float32s, int8s, int64s, team_size, thread, threads
+from trunkline.kernels.cpu.vectors import INT, LANES, Vectors, generator
+from trunkline.kernels.quantized.cache import LARGEST, LEAST, SCALE_BYTES
+
+_MIN_PARALLEL = 1 << 15  # elements of ``k``; below, waking the other threads costs more than it saves
+
+row_bytes = njit(**OPTIONS)(lambda width: (width + SCALE_BYTES - 1) // SCALE_BYTES * SCALE_BYTES + SCALE_BYTES)
+
+
+def _load(typing: Any, source: Any, target: Any, n: Any, factor: Any) -> Any:
+    """``load(source, target, n, factor)``: copy a key or value of ``n`` numbers as float32.
+
+    Each is multiplied by the scale times ``factor``, so the signature is that of :func:`.flash_tiles.convert`'s.
+    """
+
+    def emit(v: Vectors, source: Any, target: Any, n: Any, factor: Any) -> None:
+        builder = v.builder
+        before = builder.and_(builder.add(n, INT(SCALE_BYTES - 1)), INT(-SCALE_BYTES))
+        scale = builder.fmul(v.load(builder.add(source, before), lanes=1), factor)
+        scales = v.broadcast(scale)
+
+        def some(first: Any, lanes: int) -> list[Any]:
+            numbers = v.load_int8(builder.add(source, first), lanes)
+            v.store(builder.fmul(numbers, scales if lanes == LANES else scale), v.at(target, 4, first), lanes=lanes)
+            return []
+
+        whole = builder.and_(n, INT(-LANES))
+        with builder.if_then(builder.icmp_signed(">", whole, INT(0))):
+            v.loop(builder.udiv(whole, INT(LANES)), [], lambda i, _: some(builder.mul(i, INT(LANES)), LANES))
+        with builder.if_then(builder.icmp_signed(">", n, whole)):
+            v.loop(builder.sub(n, whole), [], lambda i, _: some(builder.add(whole, i), 1))
+
+    return types.void(*[types.int64] * 3, types.float32), generator(emit)
+
+
+load = intrinsic(_load)
+
+
+class Arguments:
+    """The arguments of the writing kernel: addresses, sizes, strides in elements."""
+
+    slots: int
+    rows: int
+    kv_heads: int
+    k: int
+    k_token: int
+    k_head: int
+    k_width: int
+    keys: int
+    v: int
+    v_token: int
+    v_head: int
+    v_width: int
+    values: int
+
+
+def write(k: torch.Tensor, v: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out_slots: torch.Tensor) -> None:
+    """``keys[out_slots[t]] = quantize(k[t])`` and the same for values; the caller checks the arguments.
+
+    ``k`` [T, KV, D] and ``v`` [T, KV, Dv], of one dtype, float32 or bfloat16, have contiguous heads; ``keys``
+    [slots, KV, stored width] and ``values`` are contiguous int8. ``out_slots`` int64 [T].
+    """
+    _kernel(k.dtype).run(
+        team_size(k.numel() > _MIN_PARALLEL),
+        slots=out_slots.data_ptr(),
+        rows=k.shape[0],
+        kv_heads=k.shape[1],
+        k=k.data_ptr(),
+        k_token=k.stride(0),
+        k_head=k.stride(1),
+        k_width=k.shape[2],
+        keys=keys.data_ptr(),
+        v=v.data_ptr(),
+        v_token=v.stride(0),
+        v_head=v.stride(1),
+        v_width=v.shape[2],
+        values=values.data_ptr(),
+    )
+
+
+@cache
+def _kernel(dtype: torch.dtype) -> Kernel:
+    read, _, size = access(dtype)
+
+    def quantize(source: int, n: int, target: int) -> None:
+        numbers, scale = int8s(target), float32s(target + row_bytes(n) - SCALE_BYTES)
+        bits = np.int32(0)  # of the largest absolute value: positive numbers have the order of their bits
+        for i in range(n):
+            bits = max(bits, bits_of_float(read(source, i)) & np.int32(0x7FFFFFFF))
+        most = float_of_bits(bits)
+        if np.float32(LEAST) <= most < np.inf:
+            inverse = np.float32(LARGEST) / most
+            for i in range(n):
+                numbers[i] = np.int8(np.int32(np.rint(read(source, i) * inverse)))
+            scale[0] = most / np.float32(LARGEST)
+        else:
+            for i in range(n):
+                numbers[i] = np.int8(0)
+            scale[0] = np.float32(0) if most < np.inf else np.float32(np.nan)
+
+    quantize = njit(**OPTIONS)(quantize)
+
+    def body(a: Any) -> None:
+        for t in range(a.rows * thread() // threads(), a.rows * (thread() + 1) // threads()):
+            for g in range(a.kv_heads):
+                place = int64s(a.slots)[t] * a.kv_heads + g
+                k, v = a.k + (t * a.k_token + g * a.k_head) * size, a.v + (t * a.v_token + g * a.v_head) * size
+                quantize(k, a.k_width, a.keys + place * row_bytes(a.k_width))
+                quantize(v, a.v_width, a.values + place * row_bytes(a.v_width))
+
+    return Kernel(body, Arguments)
