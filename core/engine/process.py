@@ -54,6 +54,7 @@ def main() -> int:
         if not isinstance(error, TrunklineError):
             log.exception("the engine could not start")
         sock.sendall(frame([Failed(str(error) or type(error).__name__)]))
+        gc.unfreeze()  # or extension modules would report all objects that outlive them
         return 1
     for lane, update_number in zip(started.lanes, start_options.get("update_numbers", []), strict=False):
         lane.served = msgspec.structs.replace(lane.served, update_number=update_number)
@@ -77,7 +78,7 @@ def main() -> int:
         log.exception("the engine broke")
         return 1
     finally:
-        gc.unfreeze()  # extension modules of kernels report all objects that outlive them
+        gc.unfreeze()  # as above
     return 0
 
 

@@ -46,7 +46,10 @@ class FolderTensor(QuantizedTensor):
 
 def format_of(folder: str) -> Format | None:
     """The format of a folder's weights; None if they are plain. ModelError if it can't be read."""
-    return find(read_config(Path(folder)))
+    try:
+        return find(read_config(Path(folder)))
+    except ModelError as error:
+        raise ModelError(f"{folder} can't be served: {error}") from error
 
 
 def stream(folder: str, form: Format) -> Iterator[tuple[str, StoredTensor]]:
@@ -62,9 +65,15 @@ def stream(folder: str, form: Format) -> Iterator[tuple[str, StoredTensor]]:
         if layer in layers and part in form.parts:
             layers[layer][part] = tensor
         elif part in form.parts and part != "weight":
-            # Such as AWQ's scales of an activation, which the module would have to divide by.
-            raise ModelError(f"{name} has no quantised weight beside it, so that it can't be taken into account.")
+            # Such as AWQ's scales of an activation, by which the module would have to divide.
+            raise ModelError(
+                f"{folder} can't be served: {name} has no quantised weight beside it, to which it belongs."
+            )
         else:
             yield name, tensor
     for layer, parts in layers.items():
-        yield f"{layer}.weight", FolderTensor(parts, form)
+        try:
+            tensor = FolderTensor(parts, form)
+        except ModelError as error:
+            raise ModelError(f"{folder} can't be served: {error}") from error
+        yield f"{layer}.weight", tensor
