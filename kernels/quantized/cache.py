@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-LARGEST = 127  # of the numbers, so that they are symmetric about 0
-LEAST = 1e-30  # smaller numbers are taken for zero: their reciprocal isn't finite
+from trunkline.kernels.cpu.quantized.rows import quantize_rows_reference
+
 SCALE_BYTES = 4
 
 
@@ -22,17 +22,13 @@ def stored_width(width: int) -> int:
 def quantize(x: torch.Tensor) -> torch.Tensor:
     """``x`` [..., D] of any float dtype -> int8 [..., stored width].
 
-    The scale is the largest absolute value divided by 127; 0 if that value is below 1e-30, and NaN if a number isn't
-    finite. The numbers are rounded to nearest, ties to even.
+    The numbers and the scale are those of :func:`.quantize_rows_reference`, for one group.
     """
-    exact = x.float()
-    most, finite = exact.abs().amax(-1, keepdim=True), exact.isfinite().all(-1, keepdim=True)
-    used = finite & (most >= LEAST)
-    inverse = torch.full_like(most, LARGEST) / most  # not 127 / most: torch multiplies that by a rounded reciprocal
-    numbers = torch.where(used, torch.round(exact * torch.where(used, inverse, 0.0)), 0.0).to(torch.int8)
-    scale = torch.where(used, most / LARGEST, torch.where(finite, 0.0, torch.nan))
-    padding = numbers.new_zeros(*x.shape[:-1], stored_width(x.shape[-1]) - SCALE_BYTES - x.shape[-1])
-    return torch.cat([numbers, padding, scale.view(torch.int8)], dim=-1)
+    width = x.shape[-1]
+    numbers, scales = quantize_rows_reference(x.reshape(-1, width), width)
+    numbers, scales = numbers.to(torch.int8).view(x.shape), scales.view(*x.shape[:-1], 1)
+    padding = numbers.new_zeros(*x.shape[:-1], stored_width(width) - SCALE_BYTES - width)
+    return torch.cat([numbers, padding, scales.view(torch.int8)], dim=-1)
 
 
 def dequantize(stored: torch.Tensor, width: int) -> torch.Tensor:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from numba import njit, types
 from numba.extending import intrinsic
 
-from trunkline.kernels.cpu.elements import access, bits_of_float, float_of_bits
-from trunkline.kernels.cpu.threads import OPTIONS, Kernel, float32s, int8s, int64s, team_size, thread, threads
+from trunkline.kernels.cpu.threads import OPTIONS, Kernel, float32s, int64s, team_size, thread, threads
 from trunkline.kernels.cpu.vectors import INT, LANES, Vectors, generator
-from trunkline.kernels.quantized.cache import LARGEST, LEAST, SCALE_BYTES
+from trunkline.kernels.quantized.cache import SCALE_BYTES
+
+from .rows import quantizer
 
 _MIN_PARALLEL = 1 << 15  # elements of ``k``; below, waking the other threads costs more than it saves
 
@@ -93,32 +93,20 @@ def write(k: torch.Tensor, v: torch.Tensor, keys: torch.Tensor, values: torch.Te
 
 @cache
 def _kernel(dtype: torch.dtype) -> Kernel:
-    read, _, size = access(dtype)
+    quantize, size = quantizer(dtype, 1), dtype.itemsize
 
-    def quantize(source: int, n: int, target: int) -> None:
-        numbers, scale = int8s(target), float32s(target + row_bytes(n) - SCALE_BYTES)
-        bits = np.int32(0)  # of the largest absolute value: positive numbers have the order of their bits
-        for i in range(n):
-            bits = max(bits, bits_of_float(read(source, i)) & np.int32(0x7FFFFFFF))
-        most = float_of_bits(bits)
-        if np.float32(LEAST) <= most < np.inf:
-            inverse = np.float32(LARGEST) / most
-            for i in range(n):
-                numbers[i] = np.int8(np.int32(np.rint(read(source, i) * inverse)))
-            scale[0] = most / np.float32(LARGEST)
-        else:
-            for i in range(n):
-                numbers[i] = np.int8(0)
-            scale[0] = np.float32(0) if most < np.inf else np.float32(np.nan)
+    def store(source: int, n: int, target: int) -> None:
+        scale, _ = quantize(source, 0, n, target)
+        float32s(target + row_bytes(n) - SCALE_BYTES)[0] = scale
 
-    quantize = njit(**OPTIONS)(quantize)
+    store = njit(**OPTIONS)(store)
 
     def body(a: Any) -> None:
         for t in range(a.rows * thread() // threads(), a.rows * (thread() + 1) // threads()):
             for g in range(a.kv_heads):
                 place = int64s(a.slots)[t] * a.kv_heads + g
                 k, v = a.k + (t * a.k_token + g * a.k_head) * size, a.v + (t * a.v_token + g * a.v_head) * size
-                quantize(k, a.k_width, a.keys + place * row_bytes(a.k_width))
-                quantize(v, a.v_width, a.values + place * row_bytes(a.v_width))
+                store(k, a.k_width, a.keys + place * row_bytes(a.k_width))
+                store(v, a.v_width, a.values + place * row_bytes(a.v_width))
 
     return Kernel(body, Arguments)

@@ -85,19 +85,21 @@ def quantize_rows(
 
 
 @cache
-def _kernel(dtype: torch.dtype, number_bytes: int, shifted: bool, ordered: bool) -> Kernel:
-    read, _, size = access(dtype)
+def quantizer(dtype: torch.dtype, number_bytes: int, ordered: bool = False) -> Any:
+    """Compiled ``quantize(x, order, count, out)`` of ``count`` numbers of ``dtype``: their scale, and the results' sum.
+
+    ``x`` and ``out`` are addresses. If ``ordered``, the i-th number is at index ``order[i]`` (int32) of ``x``.
+    """
+    read, _, _ = access(dtype)
     stored = int8s if number_bytes == 1 else int16s
     kind = np.int8 if number_bytes == 1 else np.int16
 
     def place(order: int, i: int) -> Any:
-        """Where the ``i``-th number of a group comes from."""
         return np.int64(int32s(order)[i]) if ordered else i
 
     place = njit(**OPTIONS)(place)
 
     def quantize(x: int, order: int, count: int, out: int) -> tuple[Any, Any]:
-        """Quantise a group; returns its scale and the sum of its numbers."""
         bits = np.int32(0)  # of the largest absolute value: positive numbers have the order of their bits
         for i in range(count):
             bits = max(bits, bits_of_float(read(x, place(order, i))) & np.int32(0x7FFFFFFF))
@@ -114,7 +116,12 @@ def _kernel(dtype: torch.dtype, number_bytes: int, shifted: bool, ordered: bool)
             total += number
         return most / np.float32(LARGEST), total
 
-    quantize = njit(**OPTIONS)(quantize)
+    return njit(**OPTIONS)(quantize)
+
+
+@cache
+def _kernel(dtype: torch.dtype, number_bytes: int, shifted: bool, ordered: bool) -> Kernel:
+    quantize, size = quantizer(dtype, number_bytes, ordered), dtype.itemsize
 
     def body(a: Any) -> None:
         team, me = threads(), thread()
