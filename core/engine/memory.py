@@ -68,6 +68,7 @@ class MemoryPlan:
                 "model": one.name,
                 "dtype": str(one.plan.dtype).removeprefix("torch."),
                 "weight_bytes": one.plan.weight_bytes,
+                "kv_cache_dtype": one.settings.kv_cache_dtype if one.plan.kv_shapes else None,
                 "kv_bytes": share.kv_bytes,
                 "kv_bytes_per_token": one.plan.kv_bytes_per_token,
                 "tokens": share.slots,

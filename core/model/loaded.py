@@ -31,7 +31,7 @@ class LoadedModel(PackedModel):
     tokenizer: Tokenizer | None
     max_request_tokens: int
     kv_shapes: list[KVShape]
-    kv_dtype: torch.dtype  # of the KV pool: the model's, or int8
+    kv_dtype: torch.dtype  # of the KV pool, if there is one: the model's, or int8
     heads: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
     refused: Mapping[str, str]
     fused: str  # a sentence about fused layers

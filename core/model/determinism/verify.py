@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count as count_from
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from trunkline.core.cache.pool import KVPool, KVShape
 from trunkline.core.errors import ModelError
 from trunkline.core.model.attention import ForwardContext, packed_layout, paged_layout
+from trunkline.core.model.fusion.decoder_layer import FusedForward
 from trunkline.core.model.packed import PackedModel
 from trunkline.core.model.samples import Sample, warm_up_ids
 
@@ -82,15 +84,33 @@ class _Cache(NamedTuple):
 
 
 def _whole(model: PackedModel, sequences: Sequence[Sample], cache: _Cache) -> Sequence[torch.Tensor]:
-    """The hidden rows of whole sequences, computed in one pass."""
+    """The hidden rows of whole sequences, computed in one pass, layer by layer as in a pass that is too large to be
+    recorded.
+    """
     counts = [len(one.ids) for one in sequences]
     spans = [(0, count) for count in counts]
     ids, positions, lengths = _inputs(model, sequences, spans)
-    context = ForwardContext(packed_layout(counts), None, model.backend)
     if cache.shapes:
-        context.pool, table = cache.allocate(model, counts)
-        context.layout = paged_layout(table, spans, model.device)
-    return [rows.clone() for rows in torch.split(model.run(ids, positions, context, lengths=lengths), counts)]
+        pool, table = cache.allocate(model, counts)
+        context = ForwardContext(paged_layout(table, spans, model.device), pool, model.backend)
+    else:
+        context = ForwardContext(packed_layout(counts), None, model.backend)
+    with _unrecorded(model):
+        return torch.split(model.run(ids, positions, context, lengths=lengths), counts)
+
+
+@contextmanager
+def _unrecorded(model: PackedModel) -> Iterator[None]:
+    """No pass is recorded or replayed: :func:`_chunked` compares recorded passes with these."""
+    forward = model.backbone.forward
+    if not isinstance(forward, FusedForward):
+        yield
+        return
+    replay, forward.replay = forward.replay, False
+    try:
+        yield
+    finally:
+        forward.replay = replay
 
 
 def _chunked(model: PackedModel, sequences: Sequence[Sample], cache: _Cache, shift: int) -> list[torch.Tensor]:

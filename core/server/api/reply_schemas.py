@@ -126,8 +126,11 @@ class LongModelInfo(TypedDict):
     vocab_size: int
     max_total_num_tokens: int
     dtype: str
+    kv_cache_dtype: str | None
     attention_backend: str
+    deterministic: bool
     fused: str
+    stored_as: str
     tasks: list[str]
     refused: dict[str, str]
 

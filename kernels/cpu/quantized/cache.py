@@ -11,13 +11,13 @@ from numba.extending import intrinsic
 
 from trunkline.kernels.cpu.threads import OPTIONS, Kernel, float32s, int64s, team_size, thread, threads
 from trunkline.kernels.cpu.vectors import INT, LANES, Vectors, generator
-from trunkline.kernels.quantized.cache import SCALE_BYTES
+from trunkline.kernels.quantized.cache import SCALE_BYTES, stored_width
 
 from .rows import quantizer
 
 _MIN_PARALLEL = 1 << 15  # elements of ``k``; below, waking the other threads costs more than it saves
 
-row_bytes = njit(**OPTIONS)(lambda width: (width + SCALE_BYTES - 1) // SCALE_BYTES * SCALE_BYTES + SCALE_BYTES)
+row_bytes = njit(**OPTIONS)(stored_width)
 
 
 def _load(typing: Any, source: Any, target: Any, n: Any, factor: Any) -> Any:

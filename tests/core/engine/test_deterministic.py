@@ -17,6 +17,7 @@ from trunkline.core import Engine
 from trunkline.core.engine.candidates import choose_backend
 from trunkline.core.errors import ConfigError, ModelError
 from trunkline.core.model import loader
+from trunkline.core.model.fusion.decoder_layer import FusedLayer
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import Submission
 from trunkline.kernels import backend
@@ -131,6 +132,17 @@ def test_schedules_show_a_kernel_that_depends_on_the_batch(
 def test_such_a_kernel_is_found_at_load(zoo: Callable[[str], Path]) -> None:
     with pytest.raises(ModelError, match="depend on the other texts of a batch, or on how a text is divided"):
         Engine(str(zoo("llama")), dtype="float32", enable_deterministic_inference=True)
+
+
+@pytest.mark.parametrize("cache", ["auto", "int8"])
+def test_passes_that_differ_from_recorded_ones_are_found_at_load(
+    cache: str, zoo: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small passes are recorded, large ones aren't."""
+    compute = FusedLayer.compute
+    monkeypatch.setattr(FusedLayer, "compute", lambda *given: compute(*given) * (1 + 1e-5))
+    with pytest.raises(ModelError, match="depend on the other texts of a batch, or on how a text is divided"):
+        Engine(str(zoo("llama")), dtype="float32", enable_deterministic_inference=True, kv_cache_dtype=cache)
 
 
 @pytest.mark.parametrize(

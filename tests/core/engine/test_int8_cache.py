@@ -90,15 +90,21 @@ def test_parity_with_transformers_over_rounded_keys(
 def test_tokens_are_those_of_transformers_over_rounded_keys(
     zoo: Callable[[str], Path], rounded: Callable[[list[int]], torch.Tensor]
 ) -> None:
+    """Up to a step whose best two logits are so close that one number, rounded to the other side, may decide."""
     expected = []
     for prompt in PROMPTS:
         ids = list(prompt)
         for _ in range(NEW_TOKENS):
-            ids.append(int(rounded(ids)[-1].argmax()))
+            best = rounded(ids)[-1].topk(2)
+            if best.values[0] - best.values[1] < 4e-3:
+                break
+            ids.append(int(best.indices[0]))
         expected.append(ids[len(prompt) :])
+    assert sum(map(len, expected)) > NEW_TOKENS
     with start(zoo("llama"), kv_cache_dtype="int8", chunked_prefill_size=16) as engine:
-        assert answers(engine) == expected
-        assert answers(engine) == expected  # from the prefix cache
+        for _ in range(2):  # then from the prefix cache
+            found = answers(engine)
+            assert [own[: len(other)] for own, other in zip(found, expected, strict=True)] == expected
 
 
 def test_the_pool_has_the_planned_size(zoo: Callable[[str], Path]) -> None:

@@ -32,9 +32,12 @@ def test_numbers_that_are_not_finite(wrong: float) -> None:
     """They are seen: NaN, but only in their own head."""
     x = torch.ones(2, 2, 4)
     x[0, 1, 2] = wrong
-    found = dequantize(quantize(x), 4)
-    assert found[0, 1].isnan().all()
-    assert found.isnan().sum() == 4
+    pools = [torch.zeros(2, 2, stored_width(4), dtype=torch.int8) for _ in range(2)]
+    write_cpu(x, x, *pools, torch.arange(2))
+    for stored in (quantize(x), *pools):
+        found = dequantize(stored, 4)
+        assert found[0, 1].isnan().all()
+        assert found.isnan().sum() == 4
 
 
 @settings(max_examples=100)

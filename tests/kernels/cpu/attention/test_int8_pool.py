@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from trunkline.kernels.attention_extend import extend_cpu, extend_reference
 from trunkline.kernels.layout import Layout
 from trunkline.kernels.quantized.cache import dequantize, quantize
 
-TOLERANCE = 2e-5
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 HEADS, KV_HEADS = 6, 2
 KEY_DIM, VALUE_DIM = 21, 64  # of a stored key, the scale comes after padding; its copy is padded, too
 
@@ -24,7 +25,7 @@ KEY_DIM, VALUE_DIM = 21, 64  # of a stored key, the scale comes after padding; i
 class Pool:
     """Rows of ``spans`` over an int8 pool in which they are scattered, with random queries."""
 
-    def __init__(self, spans: list[tuple[int, int]], seed: int) -> None:
+    def __init__(self, spans: list[tuple[int, int]], seed: int, dtype: torch.dtype = torch.float32) -> None:
         noise = torch.Generator().manual_seed(seed)
         longest, tokens = max(end for _, end in spans), sum(end - start for start, end in spans)
         slots = longest * len(spans)
@@ -32,10 +33,10 @@ class Pool:
         self.layout: Layout = paged_layout(table, spans)
         self.keys = quantize(torch.randn(slots, KV_HEADS, KEY_DIM, generator=noise))
         self.values = quantize(torch.randn(slots, KV_HEADS, VALUE_DIM, generator=noise))
-        self.q = torch.randn(tokens, HEADS, KEY_DIM, generator=noise)
+        self.q = torch.randn(tokens, HEADS, KEY_DIM, generator=noise).to(dtype)
         # Attention of causal layers doesn't read the new tokens' own keys and values: the pool has other numbers.
-        self.k = torch.full((tokens, KV_HEADS, KEY_DIM), torch.nan)
-        self.v = torch.full((tokens, KV_HEADS, VALUE_DIM), torch.nan)
+        self.k = torch.full((tokens, KV_HEADS, KEY_DIM), torch.nan, dtype=dtype)
+        self.v = torch.full((tokens, KV_HEADS, VALUE_DIM), torch.nan, dtype=dtype)
 
     def rows(self) -> np.ndarray:
         return np.arange(self.layout.rows, dtype=np.int32)
@@ -71,35 +72,36 @@ def rules_of(draw: Any) -> dict[str, Any]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(data=st.data(), seed=st.integers(0, 99))
-def test_rows_with_one_query(data: Any, seed: int) -> None:
+@given(data=st.data(), seed=st.integers(0, 99), dtype=st.sampled_from(list(TOLERANCE)))
+def test_rows_with_one_query(data: Any, seed: int, dtype: torch.dtype) -> None:
     ends = data.draw(st.lists(st.integers(2, 90) | st.integers(200, 300), min_size=1, max_size=5))
-    pool, rules = Pool([(end - 1, end) for end in ends], seed), rules_of(data.draw)
+    pool, rules = Pool([(end - 1, end) for end in ends], seed, dtype), rules_of(data.draw)
     expected = pool.expected(**rules)
     for kernel in (decode_cpu, decode_ordered, decode_reference):
         found = pool.decode(kernel, **rules)
-        torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE, atol=TOLERANCE)
+        torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 @settings(max_examples=25, deadline=None)
-@given(data=st.data(), seed=st.integers(0, 99))
-def test_prompts(data: Any, seed: int) -> None:
+@given(data=st.data(), seed=st.integers(0, 99), dtype=st.sampled_from(list(TOLERANCE)))
+def test_prompts(data: Any, seed: int, dtype: torch.dtype) -> None:
     """With or without a cached prefix."""
     starts = data.draw(st.lists(st.just(0) | st.integers(1, 200), min_size=1, max_size=4))
     spans = [(start, start + data.draw(st.integers(1, 150))) for start in starts]
-    pool, rules = Pool(spans, seed), rules_of(data.draw)
+    pool, rules = Pool(spans, seed, dtype), rules_of(data.draw)
     expected = pool.expected(**rules)
     for kernel in (extend_cpu, extend_reference):
         found = pool.extend(kernel, **rules)
-        torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE, atol=TOLERANCE)
+        torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
-def test_the_deterministic_kernels_agree_in_every_bit() -> None:
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_deterministic_kernels_agree_in_every_bit(dtype: torch.dtype) -> None:
     """One query over 299 keys, alone, and as the last of a prompt of 99 or of 299 tokens."""
     last = []
     for start in (0, 200, 298):
-        pool = Pool([(start, 299)], 3)
-        single = Pool([(298, 299)], 3)
+        pool = Pool([(start, 299)], 3, dtype)
+        single = Pool([(298, 299)], 3, dtype)
         pool.q[-1] = single.q[0]
         last.append(pool.extend(extend_cpu)[-1])
         assert torch.equal(last[-1], last[0])
