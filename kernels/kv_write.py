@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from trunkline.kernels.cpu import kv_write as compiled
-from trunkline.kernels.cpu.quantized import cache as int8_cache
 
 from .quantized.cache import quantize
 
@@ -35,14 +34,11 @@ def write_cpu(
     the CPU; ``keys`` and ``values`` are contiguous, which isn't checked. Where dtypes differ from that of a
     pool that isn't int8, or numbers aren't 2 or 4 bytes wide, :func:`write_reference` does it.
     """
-    if keys.dtype == torch.int8 and k.dtype == v.dtype and k.dtype in (torch.float32, torch.bfloat16):
-        int8_cache.write(_with_contiguous_heads(k), _with_contiguous_heads(v), keys, values, out_slots)
-        return
-    if k.dtype != keys.dtype or v.dtype != values.dtype or keys.element_size() not in (2, 4):
+    copied = k.dtype == keys.dtype and v.dtype == values.dtype and keys.element_size() in (2, 4)
+    quantized = keys.dtype == torch.int8 and k.dtype == v.dtype and k.dtype in (torch.float32, torch.bfloat16)
+    if not copied and not quantized:
         write_reference(k, v, keys, values, out_slots)
         return
-    compiled.write(_with_contiguous_heads(k), _with_contiguous_heads(v), keys, values, out_slots)
-
-
-def _with_contiguous_heads(x: torch.Tensor) -> torch.Tensor:
-    return x if x.stride(2) == 1 else x.contiguous()
+    k = k if k.stride(2) == 1 else k.contiguous()
+    v = v if v.stride(2) == 1 else v.contiguous()
+    compiled.write(k, v, keys, values, out_slots)
