@@ -58,14 +58,19 @@ def _gather(
 
     Float32 vectors whose width is a multiple of LANES are used where they are in the pool. Others are
     first copied to the scratch memory after the addresses, as float32, padded with zeros. Prefetches the
-    vectors in the ``more`` slots of ``ahead``, which come next.
+    vectors in the ``more`` slots of ``ahead``, which come next: between the copies, if there are any, since
+    all at once they would wait for the processor's few buffers.
     """
     where, vector_bytes, number = int64s(block), padded(width) * 4, 2 if bf16 else 4
-    for j in range(more):
-        prefetch(pool + (np.int64(ahead[j]) * stride + offset) * number, np.int64(width * number))
+    copies, size = bf16 or width % LANES != 0, np.int64(width * number)
+    at_once = 0 if copies else more
+    for j in range(at_once):
+        prefetch(pool + (np.int64(ahead[j]) * stride + offset) * number, size)
     for j in range(n):
         source = pool + (np.int64(slots[j]) * stride + offset) * number
-        if bf16 or width % LANES != 0:
+        if copies:
+            if j < more:
+                prefetch(pool + (np.int64(ahead[j]) * stride + offset) * number, size)
             where[j] = block + 8 * (BLOCK + LANES) + j * vector_bytes
             if bf16:
                 widen(source, where[j], width, np.float32(1))
@@ -76,6 +81,8 @@ def _gather(
                 vector[d] = _ZERO
         else:
             where[j] = source
+    for j in range(max(n, at_once), more):
+        prefetch(pool + (np.int64(ahead[j]) * stride + offset) * number, size)
     for j in range(n, n + LANES):
         where[j] = where[n - 1]
 
@@ -83,10 +90,7 @@ def _gather(
 def _gather_int8(
     pool: int, slots: Any, n: int, ahead: Any, more: int, stride: int, offset: int, width: int, _: bool, block: int
 ) -> None:
-    """:func:`_gather` for an int8 pool; ``stride`` and ``offset`` are in bytes.
-
-    Prefetches are issued between the copies: at once, they would wait for the processor's few buffers.
-    """
+    """:func:`_gather` for an int8 pool; ``stride`` and ``offset`` are in bytes."""
     where, vector_bytes, row = int64s(block), padded(width) * 4, int8_cache.row_bytes(np.int64(width))
     for j in range(n):
         if j < more:

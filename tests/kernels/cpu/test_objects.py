@@ -88,7 +88,7 @@ def test_folder_of_others_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_fingerprint_reaches_nested_constants() -> None:
-    prints = {objects.fingerprint(paged._segment(64, width, False)) for width in (32, 48)}
+    prints = {objects.fingerprint(paged._segment(64, width, False, False)) for width in (32, 48)}
     assert len(prints) == 2
     assert "" not in prints
     assert objects.fingerprint(object()) == ""
