@@ -95,7 +95,8 @@ def load(
         refused[head] = f"{reason} {lacking}".strip()
         log.warning("%s: %s", name, refused[head])
     stored_as = apply_transforms(model, transforms, tensors)
-    give_memory_back()  # of the numbers that were packed
+    if stored_as:
+        give_memory_back()  # that of the numbers that were packed
     if kv_shapes and kv_dtype != dtype:
         verify_cache(model, kv_shapes, kv_dtype)
     if settings.enable_deterministic_inference:

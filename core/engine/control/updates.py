@@ -21,7 +21,6 @@ from trunkline.core.engine.lane import Lane
 from trunkline.core.engine.messages import Answer, Call, Heartbeat, ModelsChanged, Submit
 from trunkline.core.engine.weight_update import WeightUpdate
 from trunkline.core.errors import RequestError
-from trunkline.core.memory import give_memory_back
 from trunkline.core.model.sources.tensor_file import MAX_HEADER
 from trunkline.core.types import Step
 
@@ -293,6 +292,5 @@ def collect_garbage() -> None:
     frozen = gc.get_freeze_count() > 0
     gc.unfreeze()
     gc.collect()
-    give_memory_back()
     if frozen:
         gc.freeze()

@@ -55,45 +55,38 @@ def _only(method: str, key: str, found: object, known: tuple[object, ...]) -> No
         raise ModelError(f"its weights are quantised by {method} with {key} {found}; of {key}, {names} can be read.")
 
 
-def _version(*keys: str | None) -> str:
-    """The version of a format, which different releases write with different keys; "" for none."""
-    return next((key.lower() for key in keys if key), "")
+class _Packed(Struct):
+    """Of GPTQ and AWQ. Different releases write the version of the format with different keys."""
 
-
-class _Gptq(Struct):
     bits: int
     checkpoint_format: str | None = None
+    version: str | None = None
     format: str | None = None
     is_marlin_format: bool | None = None
     rotation: str | None = None
 
+    def check(self, method: str, bits: tuple[int, ...], versions: tuple[str, ...]) -> str:
+        """The version, by default the first one. ModelError for others, or a model that can't be computed."""
+        named = (key.lower() for key in (self.checkpoint_format, self.version, self.format) if key)
+        version = "marlin" if self.is_marlin_format else next(named, versions[0])
+        _only(method, "bits", self.bits, bits)
+        _only(method, "format", version, versions)
+        _only(method, "rotation", self.rotation or "none", ("none",))
+        return version
 
-def _gptq(described: _Gptq) -> Format:
+
+def _gptq(described: _Packed) -> Format:
     from . import gptq
 
-    _only("gptq", "bits", described.bits, gptq.BITS)
-    version = _version(described.checkpoint_format, described.format) or "gptq"
-    _only("gptq", "format", "marlin" if described.is_marlin_format else version, ("gptq", "gptq_v2"))
-    _only("gptq", "rotation", described.rotation or "none", ("none",))
+    version = described.check("gptq", gptq.BITS, ("gptq", "gptq_v2"))
     read = partial(gptq.read, minus_one=version == "gptq")
     return Format("gptq", (gptq.MARK,), gptq.PARTS, gptq.sizes, read)
 
 
-class _Awq(Struct):
-    bits: int
-    version: str | None = None
-    checkpoint_format: str | None = None
-    format: str | None = None
-    rotation: str | None = None
-
-
-def _awq(described: _Awq) -> Format:
+def _awq(described: _Packed) -> Format:
     from . import awq
 
-    _only("awq", "bits", described.bits, (awq.BITS,))
-    version = _version(described.version, described.checkpoint_format, described.format)
-    _only("awq", "version", version or "gemm", ("gemm",))
-    _only("awq", "rotation", described.rotation or "none", ("none",))
+    described.check("awq", (awq.BITS,), ("gemm",))
     return Format("awq", (awq.MARK,), awq.PARTS, awq.sizes, awq.read)
 
 
@@ -144,7 +137,7 @@ def _compressed(described: _Compressed) -> Format:
 
 
 _METHODS: dict[str, tuple[Any, Callable[[Any], Format]]] = {
-    "gptq": (_Gptq, _gptq),
-    "awq": (_Awq, _awq),
+    "gptq": (_Packed, _gptq),
+    "awq": (_Packed, _awq),
     "compressed-tensors": (_Compressed, _compressed),
 }
