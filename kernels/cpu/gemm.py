@@ -21,12 +21,12 @@ panels; threads claim units in the order of this loop nest::
 With a large K, a block would have few rows, so that W is read from memory many times; rows that are a power
 of two apart also compete for the same sets of the caches. Then K is divided into parts (:class:`Parts`)::
 
-    for each block of rows of x              128 rows in float32, 256 in bfloat16
-      for each group of panels               at most 256 columns; one unit
-        for each part of K                   at most 512 inputs
-          copy x[block, part] together       L2: 256 KiB
-          for each panel of the group        L1 or L2: 16 columns x 512: 32 KiB in float32, 16 KiB in bfloat16
-            for each tile                    begins with the sums of the parts before, in L2: 128 KiB (pairs: 256)
+    for each block of rows of x              120 rows
+      for each group of panels               at most 16: 256 columns (pairs: 512); one unit
+        for each part of K                   at most 2 KiB of a row
+          copy x[block, part] together       L2: 240 KiB
+          for each panel of the group        L1 or L2: 16 columns x 512: 32 KiB in float32, 16 KiB in bfloat16 (pairs: 64)
+            for each tile                    begins with the sums of the parts before, in L2: 120 KiB (pairs: 240)
 
 Each sum is added in order of k, whatever the rows, parts and threads: a row's results don't depend on the
 rows beside it, bit for bit.
@@ -49,13 +49,13 @@ from .elements import address
 from .gemm_tiles import CACHE_LINE, CONTINUE, FINISH, FLOAT_PANEL, PAIR_PANEL, float_panel, pair_panel
 from .recording import scratch_memory
 from .threads import OPTIONS, Kernel, claim, int32s, team_size, thread, threads
-from .units import SHARES, for_each_unit
+from .units import SHARES, even_block, for_each_unit
 
 _MIN_PARALLEL = 1 << 20  # multiply-adds; below, waking the other threads costs more than it saves
 BLOCK_BYTES = 256 << 10  # of x: a block of rows stays in the L2 cache while it is multiplied by all panels
-PART = 512  # inputs of a part, at most
+PART = 2 << 10  # bytes of a part of a row, at most
 _WHOLE = 1536  # inputs up to which K isn't divided
-_GROUP = 256  # columns of a group of panels
+_GROUP = 16  # panels of a group, at most
 _FEW_ROWS = 12  # up to which K isn't divided: one tile reads each weight once
 
 
@@ -89,12 +89,11 @@ class Parts(NamedTuple):
 
 def divide(inputs: int, size: int, panel: int) -> Parts:
     """How to divide a product of ``inputs`` inputs of ``size`` bytes each, by panels of ``panel`` columns."""
-    parts = -(-inputs // PART) if inputs > _WHOLE else 1
+    parts = -(-inputs * size // PART) if inputs > _WHOLE else 1
     part = inputs if parts == 1 else -(-inputs // parts // 8) * 8
     block = max(12, BLOCK_BYTES // (size * part) // 12 * 12)
-    group = max(1, _GROUP // panel)
-    scratch = block * (part * size + CACHE_LINE) + block * group * panel * 4
-    return Parts(block, part, group, scratch if parts > 1 else 0)
+    scratch = block * (part * size + CACHE_LINE) + block * _GROUP * panel * 4
+    return Parts(block, part, _GROUP, scratch if parts > 1 else 0)
 
 
 def pack(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -205,8 +204,8 @@ def _kernel(kind: torch.dtype, stored: torch.dtype, result: torch.dtype) -> Kern
 
     def divided(a: Any, panels: int) -> None:
         """Inputs in several parts; a unit is a group of panels."""
-        blocks = (a.rows + a.block - 1) // a.block
-        block = (a.rows + blocks - 1) // blocks
+        block = even_block(a)
+        blocks = (a.rows + block - 1) // block
         group = max(1, min(a.group, panels * blocks // (SHARES * threads())))
         groups = (panels + group - 1) // group
         x_row = a.part * x_size + CACHE_LINE

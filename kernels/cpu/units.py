@@ -12,6 +12,14 @@ from .threads import OPTIONS, claim, threads
 _CLAIM = 1 << 18  # multiply-adds that a thread claims at a time: enough to make the claim's cost negligible
 _NEIGHBOURS = 8  # panels that a thread claims at a time, so that the panel that it prefetches is its own next one
 SHARES = 8  # of each thread: at least as many units, so that threads finish at the same time
+TILE = 12  # rows that blocks are a multiple of: small tiles take longer for each row
+
+
+@njit(**OPTIONS)
+def even_block(a: Any) -> Any:
+    """Rows of a block, at most ``a.block`` (a multiple of TILE), so that no block has only a few of ``a.rows``."""
+    blocks = (a.rows + a.block - 1) // a.block
+    return min(a.rows, (a.rows + blocks * TILE - 1) // (blocks * TILE) * TILE)
 
 
 def for_each_unit(columns: int, multiply: Callable[[Any, int, int, int], None]) -> Any:
@@ -22,7 +30,7 @@ def for_each_unit(columns: int, multiply: Callable[[Any, int, int, int], None]) 
     multiply = njit(**OPTIONS)(multiply)
 
     def run(a: Any, panels: int) -> None:
-        block = min(a.block, a.rows)
+        block = even_block(a)
         units = panels * ((a.rows + block - 1) // block)
         chunk = max(_NEIGHBOURS, _CLAIM // (columns * a.inputs * block))
         chunk = max(1, min(chunk, units // (SHARES * threads())))

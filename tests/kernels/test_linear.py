@@ -102,8 +102,8 @@ def test_inputs_in_parts(kind: torch.dtype, part: int, threads: int, monkeypatch
     x, addend, product = products(kind)
     undivided = product(x, addend)
     monkeypatch.setattr(gemm, "_WHOLE", 0)
-    monkeypatch.setattr(gemm, "PART", part)
-    monkeypatch.setattr(gemm, "_GROUP", 64)
+    monkeypatch.setattr(gemm, "PART", part * kind.itemsize)
+    monkeypatch.setattr(gemm, "_GROUP", 3)
     monkeypatch.setattr(gemm, "_MIN_PARALLEL", 0)
     monkeypatch.setattr(gemm, "BLOCK_BYTES", 24 * part * kind.itemsize)
     monkeypatch.setattr(gemm, "team_size", lambda parallel=True: threads if parallel else 1)
@@ -118,7 +118,7 @@ def test_large_products_are_divided() -> None:
     """With the sizes that serve: parts of K for many rows of many inputs only."""
     assert gemm.divide(576, 4, FLOAT_PANEL) == gemm.Parts(block=108, part=576, group=16, scratch_size=0)
     assert gemm.divide(8192, 4, FLOAT_PANEL)[:3] == (120, 512, 16)
-    assert gemm.divide(8192, 2, PAIR_PANEL)[:3] == (252, 512, 8)
+    assert gemm.divide(8192, 2, PAIR_PANEL)[:3] == (120, 1024, 16)
     weight, x = weights(40, 2050, torch.float32, exact=True), torch.randn(150, 2050)
     torch.testing.assert_close(PackedLinear(weight)(x), linear_reference(x, weight, None), rtol=1e-4, atol=1e-4)
 
