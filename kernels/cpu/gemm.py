@@ -25,7 +25,7 @@ of two apart also compete for the same sets of the caches. Then K is divided int
       for each group of panels               at most 16: 256 columns (pairs: 512); one unit
         for each part of K                   at most 2 KiB of a row
           copy x[block, part] together       L2: 240 KiB
-          for each panel of the group        L1 or L2: 16 columns x 512: 32 KiB in float32, 16 KiB in bfloat16 (pairs: 64)
+          for each panel of the group        L1 or L2: 16 columns x 512: 32 or 16 KiB (pairs: 32 x 1024: 64 KiB)
             for each tile                    begins with the sums of the parts before, in L2: 120 KiB (pairs: 240)
 
 Each sum is added in order of k, whatever the rows, parts and threads: a row's results don't depend on the
