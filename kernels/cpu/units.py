@@ -15,11 +15,13 @@ SHARES = 8  # of each thread: at least as many units, so that threads finish at 
 TILE = 12  # rows that blocks are a multiple of: small tiles take longer for each row
 
 
-@njit(**OPTIONS)
-def even_block(a: Any) -> Any:
+def _even_block(a: Any) -> Any:
     """Rows of a block, at most ``a.block`` (a multiple of TILE), so that no block has only a few of ``a.rows``."""
     blocks = (a.rows + a.block - 1) // a.block
     return min(a.rows, (a.rows + blocks * TILE - 1) // (blocks * TILE) * TILE)
+
+
+even_block = njit(**OPTIONS)(_even_block)
 
 
 def for_each_unit(columns: int, multiply: Callable[[Any, int, int, int], None]) -> Any:

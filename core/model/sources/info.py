@@ -73,15 +73,20 @@ def read_info(source: ModelSource, settings: ModelSettings) -> ModelInfo:
 def read_config(folder: Path) -> dict[str, Any]:
     check_folder(folder)
     path = folder / "config.json"
+    if not path.exists():
+        raise ModelError(f"{folder} has no config.json, so it is not a transformers checkpoint.")
+    return read_object(path)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. ModelError when there is none."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder} has no config.json, so it is not a transformers checkpoint.") from error
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} can't be read: {error}.") from error
-    if not isinstance(config, dict):
+    if not isinstance(found, dict):
         raise ModelError(f"{path} must hold a JSON object.")
-    return config
+    return found
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:

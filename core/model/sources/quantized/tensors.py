@@ -9,15 +9,16 @@ import torch
 
 from trunkline.core.errors import ModelError
 from trunkline.core.model.sources import weights
-from trunkline.core.model.sources.info import read_config
+from trunkline.core.model.sources.info import read_config, read_object
 from trunkline.core.model.sources.quantized_tensor import QuantizedTensor
 from trunkline.core.model.sources.tensor_file import StoredTensor
 from trunkline.kernels.quantized.weight import QuantizedWeight
 
-from .formats import Format, find
+from .formats import KEY, Format, find
 from .parts import Parts
 
 PIECE = 1 << 22  # numbers that are converted at a time
+OWN_FILE = "quantize_config.json"  # where early releases of AutoGPTQ describe the weights, and not in config.json
 
 
 class FolderTensor(QuantizedTensor):
@@ -46,8 +47,12 @@ class FolderTensor(QuantizedTensor):
 
 def format_of(folder: str) -> Format | None:
     """The format of a folder's weights; None if they are plain. ModelError if it can't be read."""
+    config = read_config(Path(folder))
+    own = Path(folder, OWN_FILE)
+    if config.get(KEY) is None and own.exists():
+        config = {KEY: {"quant_method": "gptq", **read_object(own)}}
     try:
-        return find(read_config(Path(folder)))
+        return find(config)
     except ModelError as error:
         raise ModelError(f"{folder} can't be served: {error}") from error
 

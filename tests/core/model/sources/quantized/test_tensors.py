@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,27 @@ def test_without_the_group_of_each_input(write_quantised: Write, tmp_path: Path)
     save_file({name: one for name, one in load_file(file).items() if not name.endswith("g_idx")}, file)
     for name, tensor in tensors_of(tmp_path / "model").items():
         assert torch.equal(tensor.to(dtype=torch.float32), expected[name].float())
+
+
+def test_described_in_a_file_of_its_own(write_quantised: Write, tmp_path: Path) -> None:
+    """As early releases of AutoGPTQ write it: without a method, and nothing in config.json."""
+    write_quantised(tmp_path / "new")
+    expected = write_quantised(tmp_path / "old")
+    path = tmp_path / "old/config.json"
+    config = json.loads(path.read_text())
+    described = config.pop("quantization_config")
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="lacks 14 of the tensors"):
+        start(tmp_path / "old")
+    del described["quant_method"]
+    (tmp_path / "old/quantize_config.json").write_text(json.dumps(described))
+    found = tensors_of(tmp_path / "old")
+    assert found.keys() == expected.keys()
+    for name, tensor in tensors_of(tmp_path / "new").items():
+        assert torch.equal(found[name].to(), tensor.to())
+    (tmp_path / "old/quantize_config.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"quantize_config\.json must hold a JSON object"):
+        start(tmp_path / "old")
 
 
 def test_tensors_that_a_client_sends_are_plain(write_quantised: Write, tmp_path: Path) -> None:
