@@ -49,7 +49,7 @@ from .elements import address
 from .gemm_tiles import CACHE_LINE, CONTINUE, FINISH, FLOAT_PANEL, PAIR_PANEL, float_panel, pair_panel
 from .recording import scratch_memory
 from .threads import OPTIONS, Kernel, claim, int32s, team_size, thread, threads
-from .units import SHARES, even_block, for_each_unit
+from .units import SHARES, TILE, even_block, for_each_unit
 
 _MIN_PARALLEL = 1 << 20  # multiply-adds; below, waking the other threads costs more than it saves
 BLOCK_BYTES = 256 << 10  # of x: a block of rows stays in the L2 cache while it is multiplied by all panels
@@ -91,7 +91,7 @@ def divide(inputs: int, size: int, panel: int) -> Parts:
     """How to divide a product of ``inputs`` inputs of ``size`` bytes each, by panels of ``panel`` columns."""
     parts = -(-inputs * size // PART) if inputs > _WHOLE else 1
     part = inputs if parts == 1 else -(-inputs // parts // 8) * 8
-    block = max(12, BLOCK_BYTES // (size * part) // 12 * 12)
+    block = max(TILE, BLOCK_BYTES // (size * part) // TILE * TILE)
     scratch = block * (part * size + CACHE_LINE) + block * _GROUP * panel * 4
     return Parts(block, part, _GROUP, scratch if parts > 1 else 0)
 

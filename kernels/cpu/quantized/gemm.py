@@ -20,7 +20,7 @@ import torch
 from trunkline.kernels.cpu.elements import address
 from trunkline.kernels.cpu.recording import scratch_memory
 from trunkline.kernels.cpu.threads import Kernel, team_size
-from trunkline.kernels.cpu.units import for_each_unit
+from trunkline.kernels.cpu.units import TILE, for_each_unit
 
 from .codes import Form
 from .rows import quantize_rows, row_bytes
@@ -112,7 +112,7 @@ def product(x: torch.Tensor, packed: PackedCodes, addend: torch.Tensor, out: tor
         outputs=outputs,
         group=packed.group,
         groups=groups,
-        block=max(12, BLOCK_BYTES // row // 12 * 12),
+        block=max(TILE, BLOCK_BYTES // row // TILE * TILE),
         claimed=0,
     )
 
