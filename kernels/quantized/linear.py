@@ -9,6 +9,7 @@ from trunkline.kernels.cpu.quantized.gemm import PackedCodes, product
 from trunkline.kernels.cpu.quantized.rows import quantize_rows_reference
 from trunkline.kernels.linear import LinearLayer
 
+from .subgroups import Subgroups, expand
 from .weight import QuantizedWeight, dequantize
 
 LARGEST_GROUP = 1 << 16  # inputs: as many products of 255 and 127 fit into an int32
@@ -37,6 +38,8 @@ class QuantizedLinear(LinearLayer):
         self.dtype = dtype
         self.out_features, self.in_features = weight.codes.shape
         form = form or best_form(weight.bits)
+        if weight.subgroups is not None and form.instruction == "short":
+            weight = weight.with_minima()  # int16 sums hold codes of 4 bits only
         if weight.group % form.least_group(weight.bits) or self.in_features % weight.group:
             raise ValueError(f"{self.in_features} inputs in groups of {weight.group} don't fit; take groups of 32")
         if weight.group > LARGEST_GROUP:
@@ -50,7 +53,7 @@ class QuantizedLinear(LinearLayer):
 
         def by_panel(values: torch.Tensor | None) -> torch.Tensor:
             if values is None:
-                return torch.empty(0, dtype=torch.float16)
+                return torch.empty(0, 0)
             padded = values.new_zeros(panels * form.columns, values.shape[1])
             padded[: len(values)] = values
             return padded.view(panels, form.columns, -1).transpose(1, 2).contiguous()
@@ -67,6 +70,7 @@ class QuantizedLinear(LinearLayer):
             factors=factors,
             scales=by_panel(weight.scales),
             minima=by_panel(weight.minima),
+            subgroups=torch.stack([by_panel(each) for each in weight.subgroups or [None]], dim=-2),
             order=order,
         )
         self.set_bias(bias)
@@ -87,6 +91,8 @@ class QuantizedLinear(LinearLayer):
             return values.transpose(1, 2).reshape(len(values) * columns, -1)[rows]
 
         minima = of_rows(packed.minima) if len(packed.minima) else None
+        if len(packed.subgroups):
+            codes = expand(codes, Subgroups(*(of_rows(each) for each in packed.subgroups.unbind(2))))
         numbers = dequantize(codes, packed.factors[rows], of_rows(packed.scales), minima, packed.zero, packed.order)
         return numbers.to(self.dtype)
 

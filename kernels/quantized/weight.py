@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from .subgroups import SUBGROUP, ZERO, Subgroups, expand, subgroup_codes
+
 SMALL_GROUP, LARGE_GROUP = 32, 64  # inputs
+MOST_GROUP = 256  # inputs of a group that has subgroups
 PIECE = 1 << 22  # numbers of a weight that are quantised at a time
 NARROW = 512  # inputs of a layer up to which int8 has small groups: the fewer are added, the fewer errors cancel out
 
@@ -19,6 +22,9 @@ class QuantizedWeight:
 
     Its numbers are ``factors[n] * (scales[n, g] * (codes[n, k] - zero) - minima[n, g])``, g the group of k. There is
     either a zero or minima. The rows that it multiplies are quantised in the same groups.
+
+    With ``subgroups`` (and a zero), codes of 4 bits stand for those of 8 bits: groups can be larger than what the same
+    scale suits. In a product, integers are cheaper than scales.
 
     ``order``: column k of the codes belongs to input ``order[k]``, where inputs were sorted before they were grouped.
     """
@@ -31,10 +37,28 @@ class QuantizedWeight:
     minima: torch.Tensor | None = None  # the same
     zero: int = 0
     order: torch.Tensor | None = None  # int32 [K]; None: column k is input k
+    subgroups: Subgroups | None = None
 
     def numbers(self) -> torch.Tensor:
         """The weight, float32 [N, K]."""
-        return dequantize(self.codes, self.factors, self.scales, self.minima, self.zero, self.order)
+        return dequantize(self.expanded().codes, self.factors, self.scales, self.minima, self.zero, self.order)
+
+    def expanded(self) -> QuantizedWeight:
+        """The same numbers without subgroups, as the codes of 8 bits that these stand for."""
+        if self.subgroups is None:
+            return self
+        return replace(self, bits=8, codes=expand(self.codes, self.subgroups), subgroups=None)
+
+    def with_minima(self) -> QuantizedWeight:
+        """The same numbers with minima; subgroups become groups, of which scales and minima are rounded."""
+        if self.minima is not None:
+            return self
+        if self.subgroups is None:
+            return replace(self, minima=self.scales * self.zero, zero=0)
+        scales = self.scales.float().repeat_interleave(self.group // SUBGROUP, 1)
+        minima = (scales * (self.zero - self.subgroups.offsets.float())).half()
+        scales = (scales * self.subgroups.multipliers).half()
+        return replace(self, group=SUBGROUP, scales=scales, minima=minima, zero=0, subgroups=None)
 
 
 def dequantize(
@@ -72,27 +96,26 @@ def quantize_int8(weight: torch.Tensor) -> QuantizedWeight | None:
     def quantized(rows: torch.Tensor) -> QuantizedWeight:
         groups = rows.float().view(len(rows), -1, group)
         scales, factors = _relative(groups.abs().amax(2) / 127)
-        codes = _codes(groups, scales, factors, 0.0).clamp_(-127, 127).add_(128)
+        codes = _steps(groups, scales, factors).round_().clamp_(-127, 127).add_(128)
         return QuantizedWeight(8, group, codes.to(torch.uint8).view(len(rows), inputs), factors, scales, zero=128)
 
     return stacked([quantized(rows) for rows in _pieces(weight)])
 
 
-def quantize_int4(weight: torch.Tensor, group: int = SMALL_GROUP) -> QuantizedWeight | None:
-    """``weight`` [N, K] with 4 bits, and a scale and a minimum for each ``group`` of inputs; None if it doesn't divide
-    K. Each group's range includes zero.
+def quantize_int4(weight: torch.Tensor) -> QuantizedWeight | None:
+    """``weight`` [N, K] with 4 bits, and an integer multiplier and offset for each 32 inputs; None if 32 doesn't divide
+    K. Groups, which have a scale, have up to 256 inputs.
     """
     inputs = weight.shape[1]
-    if inputs % group:
+    group = max((size for size in range(SUBGROUP, MOST_GROUP + 1, SUBGROUP) if inputs % size == 0), default=0)
+    if not group:
         return None
 
     def quantized(rows: torch.Tensor) -> QuantizedWeight:
         groups = rows.float().view(len(rows), -1, group)
-        low, high = groups.amin(2).clamp_max(0), groups.amax(2).clamp_min(0)
-        scales, factors = _relative((high - low) / 15)
-        minima = (-low / factors[:, None]).half()
-        codes = _codes(groups, scales, factors, minima.float()[..., None]).clamp_(0, 15)
-        return QuantizedWeight(4, group, codes.to(torch.uint8).view(len(rows), inputs), factors, scales, minima)
+        scales, factors = _relative(groups.abs().amax(2) / 127)
+        codes, subgroups = subgroup_codes(_steps(groups, scales, factors).view(len(rows), inputs))
+        return QuantizedWeight(4, group, codes, factors, scales, zero=ZERO, subgroups=subgroups)
 
     return stacked([quantized(rows) for rows in _pieces(weight)])
 
@@ -140,18 +163,20 @@ def stacked(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
     first = parts[0]
     if any(not _same(part.order, first.order) for part in parts):
         raise ValueError("their inputs have different orders")
-    kinds = {(part.bits, part.group, part.zero, part.minima is None) for part in parts}
+    kinds = {(part.bits, part.group, part.zero, part.minima is None, part.subgroups is None) for part in parts}
     if len(kinds) > 1:
         bits, group = max(part.bits for part in parts), math.gcd(*(part.group for part in parts))
-        parts = [_with_minima(part, bits, group) for part in parts]
-        first = parts[0]
+        parts = [_with_groups(part.expanded().with_minima(), group) for part in parts]
+        first = replace(parts[0], bits=bits)
     minima = [part.minima for part in parts if part.minima is not None]
+    subgroups = [part.subgroups for part in parts if part.subgroups is not None]
     return replace(
         first,
         codes=torch.cat([part.codes for part in parts]),
         factors=torch.cat([part.factors for part in parts]),
         scales=torch.cat([part.scales for part in parts]),
         minima=torch.cat(minima) if minima else None,
+        subgroups=Subgroups(*map(torch.cat, zip(*subgroups, strict=True))) if subgroups else None,
     )
 
 
@@ -159,12 +184,11 @@ def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
-def _with_minima(weight: QuantizedWeight, bits: int, group: int) -> QuantizedWeight:
-    """The same numbers with more bits, smaller groups, and minima in place of a zero."""
-    repeats = weight.group // group
-    minima = weight.scales * weight.zero if weight.minima is None else weight.minima
-    scales, minima = (values.repeat_interleave(repeats, 1) for values in (weight.scales, minima))
-    return replace(weight, bits=bits, group=group, scales=scales, minima=minima, zero=0)
+def _with_groups(weight: QuantizedWeight, group: int) -> QuantizedWeight:
+    """The same numbers in smaller groups."""
+    assert weight.minima is not None
+    scales, minima = (values.repeat_interleave(weight.group // group, 1) for values in (weight.scales, weight.minima))
+    return replace(weight, group=group, scales=scales, minima=minima)
 
 
 def _pieces(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -179,8 +203,6 @@ def _relative(steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (steps / factors[:, None]).half(), factors
 
 
-def _codes(
-    groups: torch.Tensor, scales: torch.Tensor, factors: torch.Tensor, shift: torch.Tensor | float
-) -> torch.Tensor:
-    """The nearest steps, with the scales as they are rounded."""
-    return ((groups / factors[:, None, None] + shift) / scales.float().clamp_min(1e-7)[..., None]).round_()
+def _steps(groups: torch.Tensor, scales: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Numbers [N, groups, group] in units of the scales as they are rounded."""
+    return groups / factors[:, None, None] / scales.float().clamp_min(1e-7)[..., None]

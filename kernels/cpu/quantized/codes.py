@@ -13,6 +13,7 @@ from numba.core.cgutils import get_or_insert_function
 from trunkline.kernels.cpu.vectors import Vectors
 
 SHORT_STEPS = 8  # of 4 inputs that int16 sums hold: 8 times two products of 15 and 127 are less than 2**15
+SUBGROUP = 32  # inputs whose codes are expanded by the same integers
 WIDE_LANES = 16  # of AVX-512
 _BYTE, _SHORT, _WORD = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
@@ -108,6 +109,30 @@ class Step:
             one = builder.load(self.v.pointer(where, kind), align=1)
             both = [builder.and_(one, kind([15] * count)), builder.lshr(one, kind([4] * count))]
         return [builder.zext(codes, self.flat) for codes in both] if self.form.inputs == 2 else both
+
+    def load_subgroup(self, where: Any) -> list[tuple[Any, Any]]:
+        """The multipliers and the offsets of the codes in both vectors, see :meth:`expand`."""
+        # A multiplier fills 16 bits, which hold one or two codes; an offset as many as a code.
+        sizes, kinds = (2, self.form.number_bytes), (self.shorts, self.flat)
+        return [
+            (self._spread(where, i, sizes[0], kinds[0]), self._spread(where, 2 + i, sizes[1], kinds[1]))
+            for i in range(2)
+        ]
+
+    def _spread(self, where: Any, index: int, size: int, kind: Any) -> Any:
+        """Load one byte for each column, and repeat it in the column's 32 bits, in numbers of ``size`` bytes."""
+        builder, lanes = self.v.builder, self.form.lanes
+        columns = ir.VectorType(_BYTE, lanes)
+        loaded = builder.load(self.v.pointer(self.v.at(where, lanes, index), columns), align=1)
+        order = [lane if byte % size == 0 else lanes for lane in range(lanes) for byte in range(4)]  # lanes: a zero
+        repeated = builder.shuffle_vector(loaded, columns([0] * lanes), ir.VectorType(_WORD, 4 * lanes)(order))
+        return builder.bitcast(repeated, kind)
+
+    def expand(self, codes: Any, multipliers: Any, offsets: Any) -> Any:
+        """The codes of 8 bits that codes of 4 bits stand for. Products don't carry into a neighbour: they are bytes."""
+        builder = self.v.builder
+        product = builder.mul(builder.bitcast(codes, self.shorts), multipliers)
+        return builder.add(builder.bitcast(product, self.flat), offsets)
 
     def load_numbers(self, where: Any) -> Any:
         """One row's inputs of a step, in every lane."""

@@ -47,6 +47,7 @@ class PackedCodes:
     factors: torch.Tensor  # float32 [panels · P]
     scales: torch.Tensor  # float16 [panels, K / group, P]
     minima: torch.Tensor  # the same, or empty
+    subgroups: torch.Tensor  # uint8 [panels, K / 32, 2, P]: multipliers and offsets; or empty
     order: torch.Tensor | None = None  # int32 [K]: the input of each column of the codes
 
     @property
@@ -65,6 +66,7 @@ class Arguments:
     scales: int
     minima: int
     factors: int
+    subgroups: int
     addend: int
     addend_row: int  # elements from row to row; 0: one row for all (bias)
     out: int
@@ -94,7 +96,9 @@ def product(x: torch.Tensor, packed: PackedCodes, addend: torch.Tensor, out: tor
     quantized = scratch_memory(rows * row)
     shifted = len(packed.minima) > 0
     quantize_rows(x, packed.group, None if shifted else packed.zero, size, quantized, packed.order)
-    codes = Codes(packed.form, packed.bits, shifted, half_out=out.dtype == torch.bfloat16)
+    codes = Codes(
+        packed.form, packed.bits, shifted, half_out=out.dtype == torch.bfloat16, expanded=len(packed.subgroups) > 0
+    )
     _kernel(codes).run(
         team_size(rows * inputs * outputs > _MIN_PARALLEL),
         x=quantized.data_ptr(),
@@ -104,6 +108,7 @@ def product(x: torch.Tensor, packed: PackedCodes, addend: torch.Tensor, out: tor
         scales=packed.scales.data_ptr(),
         minima=packed.minima.data_ptr(),
         factors=address(packed.factors, "factors", torch.float32),
+        subgroups=packed.subgroups.data_ptr(),
         addend=address(addend, "addend", out.dtype),
         addend_row=outputs if addend.ndim == 2 else 0,
         out=address(out, "out"),

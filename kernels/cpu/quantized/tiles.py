@@ -19,20 +19,22 @@ from trunkline.kernels.cpu.gemm_tiles import CACHE_LINE
 from trunkline.kernels.cpu.threads import OPTIONS
 from trunkline.kernels.cpu.vectors import INT, Vectors, generator
 
-from .codes import SHORT_STEPS, WIDE_LANES, Form, Step
+from .codes import SHORT_STEPS, SUBGROUP, WIDE_LANES, Form, Step
 
 
 class Codes(NamedTuple):
     """What a kernel is compiled for.
 
     ``bits`` of a code: 4 or 8. ``shifted``: each group of inputs has a minimum of each column, beside its scale;
-    without, rows bring what sums begin with. ``half_out``: results and addends are bfloat16.
+    without, rows bring what sums begin with. ``half_out``: results and addends are bfloat16. ``expanded``: codes are
+    multiplied and shifted by their subgroup's integers before they are multiplied by rows.
     """
 
     form: Form
     bits: int
     shifted: bool
     half_out: bool
+    expanded: bool = False
 
     @property
     def step_bytes(self) -> int:
@@ -59,7 +61,8 @@ def quantized_panel(codes: Codes) -> Any:
         weight, factors = a.codes + p * panel_bytes, a.factors + p * columns * 4
         scales, minima = a.scales + p * a.groups * columns * 2, a.minima + p * a.groups * columns * 2
         out_row, addend_row = a.outputs * size, a.addend_row * size
-        addresses, strides = (weight, scales, minima, factors), (a.x_row, a.numbers, addend_row, out_row)
+        subgroups = a.subgroups + p * a.inputs // SUBGROUP * columns * 2
+        addresses, strides = (weight, scales, minima, factors, subgroups), (a.x_row, a.numbers, addend_row, out_row)
         fixed = addresses + strides + (a.groups, a.group // inputs, panel_bytes)
         m = first
         while m < last:
@@ -96,6 +99,7 @@ class Places(NamedTuple):
     scales: Any  # float16 [groups, columns]
     minima: Any  # the same
     factors: Any  # float32 [columns]
+    subgroups: Any  # uint8 [inputs / 32, 2, columns]: multipliers and offsets
     x_row: Any
     numbers: Any  # bytes of a row's numbers, which the scales and sums of its groups follow
     addend_row: Any
@@ -125,6 +129,7 @@ class _Tile:
     def __init__(self, v: Vectors, rows: int, codes: Codes, places: Places) -> None:
         self.v, self.rows, self.codes, self.places = v, rows, codes, places
         self.lanes = codes.form.lanes
+        self.subgroup_steps = SUBGROUP // codes.form.inputs
         self.floats = ir.VectorType(ir.FloatType(), self.lanes)
         self.emit = Step(v, codes.form, codes.bits)
         self.starts = [v.at(places.x, places.x_row, r) for r in range(rows)]
@@ -143,7 +148,10 @@ class _Tile:
         else:  # minus what the codes' zero adds
             starts = [self.emit.load_word(v.at(one, 1, 4)) for one in row_scales]
             totals = [one for one in starts for _ in range(2)]
-        if codes.form.instruction == "short":
+        if codes.expanded:
+            count = builder.udiv(places.steps, INT(self.subgroup_steps))
+            totals = v.loop(count, totals, partial(self._subgroup, first_step))
+        elif codes.form.instruction == "short":
             runs = builder.sdiv(places.steps, INT(SHORT_STEPS))
             totals = v.loop(runs, totals, partial(self._short_run, first_step))
         else:
@@ -172,12 +180,22 @@ class _Tile:
                 total = self._fma(v.builder.load(self.sums[2 * r + i]), factor, added)
                 v.store(total, v.at(v.at(places.out, places.out_row, r), 1, column), codes.half_out, lanes)
 
-    def _step(self, first: Any, k: Any, totals: list[Any]) -> list[Any]:
-        """Step ``k`` after the step ``first``."""
+    def _subgroup(self, first: Any, s: Any, totals: list[Any]) -> list[Any]:
+        """The steps of subgroup ``s`` after the step ``first``."""
+        v, builder = self.v, self.v.builder
+        start = builder.add(first, builder.mul(s, INT(self.subgroup_steps)))
+        where = v.at(self.places.subgroups, 2 * self.codes.form.columns, builder.udiv(start, INT(self.subgroup_steps)))
+        integers = self.emit.load_subgroup(where)
+        return v.loop(INT(self.subgroup_steps), totals, partial(self._step, start, subgroup=integers))
+
+    def _step(self, first: Any, k: Any, totals: list[Any], subgroup: Any = None) -> list[Any]:
+        """Step ``k`` after the step ``first``; ``subgroup``: the integers that expand its codes."""
         v, step_bytes = self.v, self.codes.step_bytes
         k = v.builder.add(first, k)
         where = v.at(self.places.weight, step_bytes, k)
         halves = self.emit.load_codes(where)
+        if subgroup is not None:
+            halves = [self.emit.expand(half, *integers) for half, integers in zip(halves, subgroup, strict=True)]
         # The CPU's prefetcher doesn't know that the next panel follows; this brings it into the L2 cache.
         for line in range(0, step_bytes, CACHE_LINE):
             v.prefetch(v.builder.add(v.at(where, 1, line), self.places.next_panel))

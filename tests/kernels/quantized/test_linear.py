@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import llvmlite.binding as llvm
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,15 +18,18 @@ from trunkline.kernels.quantized.linear import QuantizedLinear, quantized_linear
 from trunkline.kernels.quantized.weight import QuantizedWeight, quantize_int4, quantize_int8
 
 # Plain LLVM IR runs everywhere, and has the layouts of the instructions that this CPU may lack.
-CASES = [(4, best_form(4)), (4, Form(16, 4)), (8, best_form(8)), (8, Form(8, 4)), (8, Form(16, 4))]
+CASES = [(bits, form) for bits in (4, 8) for form in (best_form(bits), Form(8, 2), Form(8, 4), Form(16, 4))]
+if llvm.get_host_cpu_features().get("avx2"):
+    CASES += [(4, Form(8, 4, "short")), (4, Form(8, 2, "madd")), (8, Form(8, 2, "madd"))]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 QUANTIZE: dict[int, Callable[[torch.Tensor], QuantizedWeight | None]] = {4: quantize_int4, 8: quantize_int8}
 
 
-def quantized(outputs: int, inputs: int, bits: int) -> QuantizedWeight:
+def quantized(outputs: int, inputs: int, bits: int, form: Form | None = None) -> QuantizedWeight:
+    """A random weight, as a layer of this form holds it."""
     made = QUANTIZE[bits](torch.randn(outputs, inputs) / inputs**0.5)
     assert made is not None
-    return made
+    return made.with_minima() if form is not None and form.instruction == "short" else made
 
 
 @settings(max_examples=60)
@@ -50,7 +54,7 @@ def test_equals_the_formula(
     case: tuple[int, Form],
 ) -> None:
     bits, form = case
-    weight = quantized(outputs, 32 * groups, bits)
+    weight = quantized(outputs, 32 * groups, bits, form)
     if ordered:
         weight = replace(weight, order=torch.randperm(32 * groups))
     shift = torch.randn(outputs).to(dtype) if bias else None
@@ -110,7 +114,7 @@ def test_rows_of_zeros_and_of_very_small_numbers() -> None:
 
 @pytest.mark.parametrize(("bits", "form"), CASES)
 def test_the_weight_can_be_read(bits: int, form: Form) -> None:
-    weight = quantized(160, 192, bits)
+    weight = quantized(160, 192, bits, form)
     layer, numbers = QuantizedLinear(weight, torch.float32, form=form), weight.numbers()
     order = torch.randperm(192)
     sorted_inputs = QuantizedLinear(replace(weight, order=order), torch.float32, form=form)
@@ -118,8 +122,18 @@ def test_the_weight_can_be_read(bits: int, form: Form) -> None:
         assert torch.equal(layer.weight(rows), numbers[rows])
         assert torch.equal(sorted_inputs.weight(rows)[:, order], numbers[rows])
     packed = layer.packed
-    stored = sum(one.nbytes for one in (packed.codes, packed.factors, packed.scales, packed.minima))
+    stored = sum(one.nbytes for one in (packed.codes, packed.factors, packed.scales, packed.minima, packed.subgroups))
     assert stored <= numbers.nbytes * (bits + 1.4) / 32
+
+
+def test_int16_sums_hold_no_subgroups() -> None:
+    """They become groups, with the same numbers but for 11 bits of scales and minima."""
+    made = quantize_int4(torch.randn(48, 96))
+    assert made is not None
+    assert made.group == 96
+    layer = QuantizedLinear(made, torch.float32, form=Form(8, 4, "short"))
+    assert layer.packed.group == 32
+    torch.testing.assert_close(layer.weight(slice(0, 48)), made.numbers(), rtol=0, atol=4e-3)
 
 
 def test_launches_are_recorded() -> None:
