@@ -134,6 +134,15 @@ class Step:
         product = builder.mul(builder.bitcast(codes, self.shorts), multipliers)
         return builder.add(builder.bitcast(product, self.flat), offsets)
 
+    def store_expanded(self, where: Any, subgroup: list[tuple[Any, Any]], target: Any) -> None:
+        """Write the codes of 8 bits for which a step's codes at ``where`` stand."""
+        size = self.form.lanes * self.form.inputs
+        kind = ir.VectorType(_BYTE, size)
+        for i, (half, integers) in enumerate(zip(self.load_codes(where), subgroup, strict=True)):
+            expanded = self.expand(half, *integers)
+            codes = self.v.builder.trunc(expanded, kind) if self.form.inputs == 2 else expanded
+            self.v.builder.store(codes, self.v.pointer(self.v.at(target, size, i), kind), align=1)
+
     def load_numbers(self, where: Any) -> Any:
         """One row's inputs of a step, in every lane."""
         number = self.v.builder.load(self.v.pointer(where, _WORD), align=2)

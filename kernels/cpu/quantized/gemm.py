@@ -67,6 +67,7 @@ class Arguments:
     minima: int
     factors: int
     subgroups: int
+    scratch: int  # for each thread, a panel's codes with 8 bits
     addend: int
     addend_row: int  # elements from row to row; 0: one row for all (bias)
     out: int
@@ -93,14 +94,14 @@ def product(x: torch.Tensor, packed: PackedCodes, addend: torch.Tensor, out: tor
         raise ValueError(f"addend has {addend.shape[0]} rows, x has {rows}")
     size = packed.form.number_bytes
     row = row_bytes(inputs, groups, size)
-    quantized = scratch_memory(rows * row)
-    shifted = len(packed.minima) > 0
+    shifted, expanded = len(packed.minima) > 0, len(packed.subgroups) > 0
+    team = team_size(rows * inputs * outputs > _MIN_PARALLEL)
+    panels = team * inputs * packed.form.columns if expanded else 0
+    quantized = scratch_memory(rows * row + panels)
     quantize_rows(x, packed.group, None if shifted else packed.zero, size, quantized, packed.order)
-    codes = Codes(
-        packed.form, packed.bits, shifted, half_out=out.dtype == torch.bfloat16, expanded=len(packed.subgroups) > 0
-    )
+    codes = Codes(packed.form, packed.bits, shifted, half_out=out.dtype == torch.bfloat16, expanded=expanded)
     _kernel(codes).run(
-        team_size(rows * inputs * outputs > _MIN_PARALLEL),
+        team,
         x=quantized.data_ptr(),
         x_row=row,
         numbers=inputs * size,
@@ -109,6 +110,7 @@ def product(x: torch.Tensor, packed: PackedCodes, addend: torch.Tensor, out: tor
         minima=packed.minima.data_ptr(),
         factors=address(packed.factors, "factors", torch.float32),
         subgroups=packed.subgroups.data_ptr(),
+        scratch=quantized.data_ptr() + rows * row,
         addend=address(addend, "addend", out.dtype),
         addend_row=outputs if addend.ndim == 2 else 0,
         out=address(out, "out"),

@@ -10,16 +10,19 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core.cgutils import alloca_once, get_or_insert_function
 from numba.extending import intrinsic
 
 from trunkline.kernels.cpu.gemm_tiles import CACHE_LINE
-from trunkline.kernels.cpu.threads import OPTIONS
+from trunkline.kernels.cpu.threads import OPTIONS, thread
 from trunkline.kernels.cpu.vectors import INT, Vectors, generator
 
 from .codes import SHORT_STEPS, SUBGROUP, WIDE_LANES, Form, Step
+
+MANY_ROWS = 60  # from here on, writing expanded codes costs less than expanding them again for each tile
 
 
 class Codes(NamedTuple):
@@ -50,20 +53,67 @@ class Codes(NamedTuple):
 def quantized_panel(codes: Codes) -> Any:
     """Compiled ``panel(a, p, first, last)``: all inputs of the rows ``[first, last)`` times panel ``p``.
 
-    ``a``: :class:`.gemm.Arguments`. Rows are divided into tiles as in :mod:`.gemm_tiles`.
+    ``a``: :class:`.gemm.Arguments`. With many rows, codes that are to be expanded are expanded once, not for each tile.
+    """
+    few, code_bytes, columns = _rows(codes), codes.step_bytes // codes.form.inputs, codes.form.columns
+    many, expand = _rows(codes._replace(bits=8, expanded=False)), _expand(codes)
+
+    def panel(a: Any, p: int, first: int, last: int) -> None:
+        panel_bytes = a.inputs * code_bytes
+        weight = a.codes + p * panel_bytes
+        if last - first < MANY_ROWS:
+            few(a, p, first, last, weight, panel_bytes)
+        else:
+            wide = a.scratch + np.int64(thread()) * a.inputs * columns
+            expand(weight, a.subgroups + p * (a.inputs // SUBGROUP) * columns * 2, wide, a.inputs // SUBGROUP)
+            many(a, p, first, last, wide, np.int64(0))
+
+    def panel_as_it_is(a: Any, p: int, first: int, last: int) -> None:
+        panel_bytes = a.inputs * code_bytes
+        few(a, p, first, last, a.codes + p * panel_bytes, panel_bytes)
+
+    return njit(**OPTIONS)(panel if codes.expanded else panel_as_it_is)
+
+
+def _expand(codes: Codes) -> Any:
+    """``expand(weight, subgroups, out, count)``: write a panel's codes of 8 bits, for ``count`` subgroups."""
+    steps, step_bytes = SUBGROUP // codes.form.inputs, codes.step_bytes
+
+    def emit(v: Vectors, weight: Any, subgroups: Any, out: Any, count: Any) -> None:
+        step = Step(v, codes.form, codes.bits)
+
+        def subgroup(s: Any, _: list[Any]) -> list[Any]:
+            integers = step.load_subgroup(v.at(subgroups, 2 * codes.form.columns, s))
+            first, target = v.at(weight, steps * step_bytes, s), v.at(out, 2 * steps * step_bytes, s)
+            for k in range(steps):
+                step.store_expanded(v.at(first, step_bytes, k), integers, v.at(target, 2 * step_bytes, k))
+            return []
+
+        v.loop(count, [], subgroup)
+
+    def typed(typing: Any, weight: Any, subgroups: Any, out: Any, count: Any) -> Any:
+        return types.void(*[types.int64] * 4), generator(emit)
+
+    return intrinsic(typed)
+
+
+def _rows(codes: Codes) -> Any:
+    """Compiled ``rows(a, p, first, last, weight, next_panel)``: as :func:`quantized_panel`, with the panel's codes at
+    ``weight``, and those of the next one ``next_panel`` bytes further.
+
+    Rows are divided into tiles as in :mod:`..gemm_tiles`.
     """
     most, fewer = (12, 8) if codes.form.lanes == WIDE_LANES else (6, 4)  # AVX-512 has twice as many registers
     tile_most, tile_fewer, tile4, tile2, tile1 = (_tile(rows, codes) for rows in (most, fewer, 4, 2, 1))
-    columns, step_bytes, inputs, size = codes.form.columns, codes.step_bytes, codes.form.inputs, codes.out_bytes
+    columns, inputs, size = codes.form.columns, codes.form.inputs, codes.out_bytes
 
-    def panel(a: Any, p: int, first: int, last: int) -> None:
-        panel_bytes = a.inputs // inputs * step_bytes
-        weight, factors = a.codes + p * panel_bytes, a.factors + p * columns * 4
+    def rows(a: Any, p: int, first: int, last: int, weight: int, next_panel: int) -> None:
+        factors = a.factors + p * columns * 4
         scales, minima = a.scales + p * a.groups * columns * 2, a.minima + p * a.groups * columns * 2
         out_row, addend_row = a.outputs * size, a.addend_row * size
-        subgroups = a.subgroups + p * a.inputs // SUBGROUP * columns * 2
+        subgroups = a.subgroups + p * (a.inputs // SUBGROUP) * columns * 2
         addresses, strides = (weight, scales, minima, factors, subgroups), (a.x_row, a.numbers, addend_row, out_row)
-        fixed = addresses + strides + (a.groups, a.group // inputs, panel_bytes)
+        fixed = addresses + strides + (a.groups, a.group // inputs, next_panel)
         m = first
         while m < last:
             x = a.x + m * a.x_row
@@ -86,7 +136,7 @@ def quantized_panel(codes: Codes) -> Any:
                 tile1((x, addend, out, *fixed))
                 m += 1
 
-    return njit(**OPTIONS)(panel)
+    return njit(**OPTIONS)(rows)
 
 
 class Places(NamedTuple):

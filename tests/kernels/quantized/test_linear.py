@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trunkline.kernels.cpu.quantized import gemm
+from trunkline.kernels.cpu.quantized import gemm, tiles
 from trunkline.kernels.cpu.quantized.codes import Form, best_form
 from trunkline.kernels.cpu.recording import Recording
 from trunkline.kernels.quantized.linear import QuantizedLinear, quantized_linear_reference
@@ -92,6 +92,14 @@ def test_a_rows_result_has_the_same_bits_in_any_batch(bits: int, form: Form) -> 
 def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gemm, "BLOCK_BYTES", 12 * 256)
     layer, x = QuantizedLinear(quantized(48, 96, 8), torch.float32), torch.randn(101, 96)
+    assert torch.equal(layer(x), torch.cat([layer(one) for one in x.split(5)]))
+
+
+@pytest.mark.parametrize("form", [form for bits, form in CASES if bits == 4])
+def test_many_rows_have_the_bits_of_few(form: Form) -> None:
+    """Codes are expanded once for all of their tiles, if they are expanded."""
+    layer, x = QuantizedLinear(quantized(80, 96, 4), torch.bfloat16, form=form), torch.randn(101, 96).bfloat16()
+    assert len(x) > tiles.MANY_ROWS
     assert torch.equal(layer(x), torch.cat([layer(one) for one in x.split(5)]))
 
 
