@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trunkline.kernels.cpu.attention import ordered, paged
-from trunkline.kernels.cpu.attention.flash_arguments import sizes
+from trunkline.kernels.cpu.attention import ordered, ordered_pairs, paged
 from trunkline.kernels.cpu.elements import layout_of
 from trunkline.kernels.cpu.recording import keep_alive, scratch_memory
 from trunkline.kernels.cpu.threads import team_size
@@ -177,22 +176,20 @@ def decode_ordered(
     """
     heads, key_dim = q.shape[1:]
     kv_heads, value_dim, int8 = keys.shape[1], out.shape[2], keys.dtype == torch.int8
-    if not int8 and attention_extend.multiplies_pairs(q.dtype, key_dim, value_dim):
-        attention_extend.decode_pairs(
-            q, keys, values, layout, row_ids, out,
-            scale=scale, window=window, softcap=softcap, sinks=sinks, chunk=chunk,
-        )  # fmt: skip
-        return
     if q.stride(2) != 1:
         q = q.contiguous()
     row_ids = np.ascontiguousarray(row_ids, dtype=np.int32)
     team = team_size(len(row_ids) * heads * key_dim * int(layout.kv_len.max()) > attention_extend.MIN_PARALLEL)
-    group_size = heads // kv_heads
-    block_keys = sizes(group_size, key_dim, value_dim).block_keys
-    size = ordered.scratch_bytes(group_size, key_dim, value_dim, block_keys)
+    group_size, pairs = heads // kv_heads, not int8 and attention_extend.multiplies_pairs(q.dtype, key_dim, value_dim)
+    block_keys = attention_extend.block_sizes(group_size, key_dim, value_dim, pairs).block_keys
+    size = (ordered_pairs if pairs else ordered).scratch_bytes(group_size, key_dim, value_dim, block_keys)
     scratch = scratch_memory(team_size() * size)  # the whole team replays recorded launches
     sinks = None if sinks is None else keep_alive(sinks.detach().float().contiguous())
-    ordered.kernel(key_dim, value_dim, q.dtype == torch.bfloat16, int8).run(
+    if pairs:
+        kernel = ordered_pairs.kernel(key_dim, value_dim)
+    else:
+        kernel = ordered.kernel(key_dim, value_dim, q.dtype == torch.bfloat16, int8)
+    kernel.run(
         team,
         q=q.data_ptr(),
         q_token=q.stride(0),

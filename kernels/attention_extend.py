@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from trunkline.kernels.cpu.attention import flash, flash_pairs
-from trunkline.kernels.cpu.attention.flash_arguments import sizes
+from trunkline.kernels.cpu.attention.flash_arguments import Blocks, sizes
 from trunkline.kernels.cpu.elements import layout_of
 from trunkline.kernels.cpu.processor import has_bfloat16_pairs
 from trunkline.kernels.cpu.recording import keep_alive, scratch_memory
@@ -88,86 +88,30 @@ def extend_cpu(
     """
     if q.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"the cpu backend computes in float32 and bfloat16, not {q.dtype}")
-    _run_flash(
-        q, k, v, keys, values, layout, row_ids, out, decoding=False, causal=causal,
-        scale=scale, window=window, softcap=softcap, sinks=sinks, chunk=chunk,
-    )  # fmt: skip
-
-
-def decode_pairs(
-    q: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    layout: Layout,
-    row_ids: np.ndarray,
-    out: torch.Tensor,
-    *,
-    scale: float,
-    window: int = 0,
-    softcap: float = 0.0,
-    sinks: torch.Tensor | None = None,
-    chunk: int = 0,
-) -> None:
-    """:func:`.decode_reference` by the kernel of :func:`extend_cpu`, if :func:`multiplies_pairs`."""
-    _run_flash(
-        q, None, None, keys, values, layout, row_ids, out, decoding=True, causal=True,
-        scale=scale, window=window, softcap=softcap, sinks=sinks, chunk=chunk,
-    )  # fmt: skip
-
-
-def multiplies_pairs(dtype: torch.dtype, key_dim: int, value_dim: int) -> bool:
-    """Whether :func:`extend_cpu` multiplies pairs of bfloat16 numbers, for keys and values of these widths."""
-    return dtype == torch.bfloat16 and flash_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
-
-
-def _run_flash(
-    q: torch.Tensor,
-    k: torch.Tensor | None,
-    v: torch.Tensor | None,
-    keys: torch.Tensor | None,
-    values: torch.Tensor | None,
-    layout: Layout,
-    row_ids: Sequence[int] | np.ndarray,
-    out: torch.Tensor,
-    *,
-    scale: float,
-    causal: bool,
-    window: int,
-    softcap: float,
-    sinks: torch.Tensor | None,
-    chunk: int,
-    decoding: bool,
-) -> None:
-    """Launch the kernel. All keys and values are read from the pool if it is int8, and without ``k`` and ``v``."""
     heads, key_dim = q.shape[1:]
-    like, value_dim = keys if k is None else k, out.shape[2]
-    assert like is not None
-    kv_heads, int8 = like.shape[1], keys is not None and keys.dtype == torch.int8
-    if int8:  # results must not depend on which of a token's keys are new in its pass
-        k = v = None
+    kv_heads, value_dim, int8 = k.shape[1], out.shape[2], keys is not None and keys.dtype == torch.int8
     q = _with_contiguous_heads(q)
-    k, v = (None if x is None else _with_contiguous_heads(x) for x in (k, v))
+    # With an int8 pool, all keys are read from it: results must not depend on which of them are new in the pass.
+    new_k, new_v = (None if int8 else _with_contiguous_heads(x) for x in (k, v))
     row_ids = np.ascontiguousarray(row_ids, dtype=np.int32)
     query_counts = layout.q_start[row_ids + 1] - layout.q_start[row_ids]
     multiplications = int(np.dot(query_counts.astype(np.int64), layout.kv_len[row_ids])) * heads * key_dim
     team = team_size(multiplications > MIN_PARALLEL)
     pairs = not int8 and multiplies_pairs(q.dtype, key_dim, value_dim)
-    panels_per_call = flash_pairs.PANELS_PER_CALL if pairs else 1
-    blocks = sizes(heads // kv_heads, key_dim, value_dim, panels_per_call)
+    blocks = block_sizes(heads // kv_heads, key_dim, value_dim, pairs)
     scratch = scratch_memory(team_size() * blocks.scratch_size)  # the whole team replays recorded launches
     sinks = None if sinks is None else keep_alive(sinks.detach().float().contiguous())
-    rows = {"decodes" if decoding else "prompts": len(row_ids)}
-    flash.kernel(q.dtype, pairs, decoding, int8).run(
+    flash.kernel(q.dtype, pairs, int8).run(
         team,
         **_strided("q", q),
-        **_strided("k", k),
-        **_strided("v", v),
+        **_strided("k", new_k),
+        **_strided("v", new_v),
         keys=0 if keys is None else keys.data_ptr(),
         values=0 if values is None else values.data_ptr(),
         out=out.data_ptr(),
         sinks=0 if sinks is None else sinks.data_ptr(),
         **layout_of(layout, row_ids),
-        **rows,
+        prompts=len(row_ids),
         claimed=0,
         heads=heads,
         kv_heads=kv_heads,
@@ -181,6 +125,16 @@ def _run_flash(
         softcap=softcap,
         **blocks._asdict(),
     )
+
+
+def multiplies_pairs(dtype: torch.dtype, key_dim: int, value_dim: int) -> bool:
+    """Whether :func:`extend_cpu` multiplies pairs of bfloat16 numbers, for keys and values of these widths."""
+    return dtype == torch.bfloat16 and flash_pairs.fits(key_dim, value_dim) and has_bfloat16_pairs()
+
+
+def block_sizes(group_size: int, key_dim: int, value_dim: int, pairs: bool) -> Blocks:
+    """The sizes of :func:`extend_cpu`'s blocks; ``pairs``: whether it multiplies pairs."""
+    return sizes(group_size, key_dim, value_dim, flash_pairs.PANELS_PER_CALL if pairs else 1)
 
 
 def _with_contiguous_heads(x: torch.Tensor) -> torch.Tensor:

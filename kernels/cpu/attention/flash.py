@@ -28,7 +28,7 @@ from trunkline.kernels.cpu.threads import OPTIONS, Kernel, claim, float32s, int3
 from trunkline.kernels.cpu.vectors import LANES
 
 from . import flash_pairs
-from .flash_arguments import DecodeArguments, PromptArguments
+from .flash_arguments import Arguments
 from .flash_tiles import (
     BOUNDS,
     LOWEST,
@@ -167,18 +167,28 @@ def _copy(load_vector: Any, size: int, int8: bool) -> Any:
     return njit(**OPTIONS)(copy)
 
 
+def _normalizer(a: Any, head: Any, largest: Any, weight: Any) -> Any:
+    """The factor of one query head's sums over values.
+
+    ``largest``: the score to which they and ``weight``, the sum of softmax weights, are scaled.
+    """
+    if a.sinks == 0:
+        return _ONE / weight
+    sink = float32s(a.sinks)[head] * LOG2E  # one more softmax column, without a value
+    top = max(largest, sink)
+    scale = np.float32(math.exp((largest - top) * _LN2))
+    return scale / (weight * scale + np.float32(math.exp((sink - top) * _LN2)))
+
+
+normalizer = njit(**OPTIONS)(_normalizer)
+
+
 def _finish_panel(store_vector: Any, size: int, pairs: bool) -> Any:
     def finish_panel(a: Any, token: Any, head: Any, lane: Any, lanes: Any, staging: Any, panel: Any) -> None:
         """Write a panel's results: sums over values, divided by the sums of softmax weights."""
         group_size, state = a.heads // a.kv_heads, float32s(panel)
         for i in range(min(PANEL, lanes - lane)):
-            factor = _ONE / state[PANEL + i]
-            if a.sinks != 0:  # the sink: one more softmax column, without a value
-                sink = float32s(a.sinks)[head + (lane + i) % group_size] * LOG2E
-                top = max(state[i], sink)
-                scale = np.float32(math.exp((state[i] - top) * _LN2))
-                factor = scale / (state[PANEL + i] * scale + np.float32(math.exp((sink - top) * _LN2)))
-            state[2 * PANEL + i] = factor
+            state[2 * PANEL + i] = normalizer(a, head + (lane + i) % group_size, state[i], state[PANEL + i])
         numbers = a.value_dim
         if pairs:
             numbers //= 2
@@ -245,26 +255,17 @@ def _unit(dtype: torch.dtype, pairs: bool, int8: bool) -> Any:
     return njit(**OPTIONS)(unit)
 
 
-def _prompts(a: Any) -> Any:
-    return a.prompts
-
-
-def _decodes(a: Any) -> Any:
-    return a.decodes
-
-
 @cache
-def kernel(dtype: torch.dtype, pairs: bool, decoding: bool = False, int8: bool = False) -> Kernel:
+def kernel(dtype: torch.dtype, pairs: bool, int8: bool = False) -> Kernel:
     """The compiled kernel for float32 or bfloat16 tensors of any widths; with ``pairs``: :mod:`.flash_pairs`.
 
-    The pool is int8 if ``int8``, which excludes ``pairs``, else of ``dtype``. Its arguments are
-    :class:`.DecodeArguments` if ``decoding``, else :class:`.PromptArguments`.
+    The pool is int8 if ``int8``, which excludes ``pairs``, else of ``dtype``.
     """
-    unit, rows_of = _unit(dtype, pairs, int8), njit(**OPTIONS)(_decodes if decoding else _prompts)
+    unit = _unit(dtype, pairs, int8)
 
     def body(a: Any) -> None:
         q_start, group_size, units = int32s(a.q_start), a.heads // a.kv_heads, np.int64(0)
-        for r in range(rows_of(a)):
+        for r in range(a.prompts):
             row = np.int64(int32s(a.row_ids)[r])
             queries = np.int64(q_start[row + 1]) - np.int64(q_start[row])
             units += (queries + a.unit_queries - 1) // a.unit_queries * a.kv_heads
@@ -284,4 +285,4 @@ def kernel(dtype: torch.dtype, pairs: bool, decoding: bool = False, int8: bool =
                 unit(a, row, (u - base) % a.kv_heads, query, min(a.unit_queries, queries - query) * group_size)
             claimed = claim(a, grain)
 
-    return Kernel(body, DecodeArguments if decoding else PromptArguments)
+    return Kernel(body, Arguments)

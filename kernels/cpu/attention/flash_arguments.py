@@ -39,7 +39,7 @@ _KEY_BYTES = 96 << 10  # bound of a block of keys and values
 
 
 class Arguments:
-    """The kernel's arguments without the number of rows: addresses, sizes, strides in bytes."""
+    """The kernel's arguments: addresses, sizes, strides in bytes."""
 
     q: int
     q_token: int
@@ -60,6 +60,7 @@ class Arguments:
     q_start: int
     kv_len: int
     row_ids: int  # int32
+    prompts: int  # rows
     claimed: int  # units of work that threads have claimed so far
     heads: int
     kv_heads: int
@@ -79,18 +80,6 @@ class Arguments:
     scratch: int
     scale: float
     softcap: float
-
-
-class PromptArguments(Arguments):
-    """The arguments for prompts."""
-
-    prompts: int  # rows
-
-
-class DecodeArguments(Arguments):
-    """The arguments for rows with one query each; a recording has another number of them than of prompts."""
-
-    decodes: int  # rows
 
 
 class Blocks(NamedTuple):

@@ -198,7 +198,7 @@ def _copy(a: Any, row: Any, kv_head: Any, low: Any, high: Any, k_block: Any, v_b
     """
     start, vectors = np.int64(int32s(a.q_start)[row]), a.value_dim // PAIR_LANES
     new = np.int64(int32s(a.q_start)[row + 1]) - start
-    if a.keys == 0 or (a.k != 0 and np.int64(int32s(a.kv_len)[row]) == new):
+    if a.keys == 0 or np.int64(int32s(a.kv_len)[row]) == new:
         k, v = a.k + start * a.k_token + kv_head * a.k_head, a.v + start * a.v_token + kv_head * a.v_head
         for j in range(low, high):
             copy_bits(k + j * a.k_token, k_block + (j - low) * a.k_stride, a.key_dim // 2, _ONE)

@@ -47,34 +47,36 @@ class Arguments(one_query.Arguments):
 
 def scratch_bytes(group_size: int, key_dim: int, value_dim: int, block_keys: int) -> int:
     """Scratch bytes of one thread, for ``group_size`` query heads per KV head."""
-    keys, values = _padded(key_dim), _padded(value_dim)
+    keys, values = padded(key_dim), padded(value_dim)
     head = 4 * (keys + values + 3 * LANES + block_keys + TILE)  # a query; sums and state; scores
     copies = 4 * block_keys * (keys + values)
     return group_size * head + keys * TILE_BYTES + 2 * 8 * (block_keys + TILE) + copies + 64
 
 
-def _padded(width: int) -> int:
+def padded(width: int) -> int:
+    """``width``, rounded up to LANES."""
     return -(-width // LANES) * LANES
 
 
-def _locate(width: int, bf16: bool, int8: bool) -> Any:
+def locate(width: int, size: int, load: Any, copied: bool = False) -> Any:
     """Compiled ``locate(pool, slots, n, stride, offset, where, copies)``: the addresses of ``n`` keys or values.
 
-    They are written to ``where``; the last one is repeated up to a multiple of LANES. Numbers are used where they are
-    in the pool, if the width is a multiple of LANES and they aren't int8, else copied as float32, padded with zeros.
+    They are written to ``where``; the last one is repeated up to a multiple of LANES. Numbers, of ``size`` bytes, are
+    used where they are in the pool, if the width is a multiple of LANES. Else, or if ``copied``, ``load`` copies them,
+    4 bytes each, padded with zeros.
     """
-    size, padded = 1 if int8 else 2 if bf16 else 4, _padded(width)
-    copied, load = int8 or padded != width, int8_cache.load if int8 else convert(bf16, False)
+    whole = padded(width)
+    copied = copied or whole != width
 
     def locate(pool: Any, slots: Any, n: Any, stride: Any, offset: Any, where: Any, copies: Any) -> None:
         addresses = int64s(where)
         for j in range(n):
             source = pool + (np.int64(slots[j]) * stride + offset) * size
             if copied:
-                addresses[j] = copies + j * padded * 4
+                addresses[j] = copies + j * whole * 4
                 load(source, addresses[j], width, _ONE)
                 vector = float32s(addresses[j])
-                for d in range(width, padded):
+                for d in range(width, whole):
                     vector[d] = _ZERO
             else:
                 addresses[j] = source
@@ -86,7 +88,7 @@ def _locate(width: int, bf16: bool, int8: bool) -> Any:
 
 def _score(key_dim: int) -> Any:
     """Compiled ``score(queries, tile, s, s_row, group_size)``: the scores of all query heads for one tile of keys."""
-    score1, score2, query_row = scores(1), scores(2), _padded(key_dim) * 4
+    score1, score2, query_row = scores(1), scores(2), padded(key_dim) * 4
 
     def score(queries: Any, tile: Any, s: Any, s_row: Any, group_size: Any) -> None:
         h, row, width = np.int64(0), np.int64(query_row), np.int64(key_dim)
@@ -101,7 +103,7 @@ def _score(key_dim: int) -> Any:
 
 def _start(key_dim: int, value_dim: int, bf16: bool) -> Any:
     """Compiled ``start(a, row, head, queries, states)``: load the queries of a unit and initialise their states."""
-    keys, values = _padded(key_dim), _padded(value_dim)
+    keys, values = padded(key_dim), padded(value_dim)
 
     def start(a: Any, row: Any, head: Any, queries: Any, states: Any) -> None:
         token = np.int64(int32s(a.q_start)[row])
@@ -119,7 +121,7 @@ def _start(key_dim: int, value_dim: int, bf16: bool) -> Any:
 def _add_block(value_dim: int, bf16: bool) -> Any:
     """Compiled ``add_block(a, s, n, values, state)``: one head's softmax and sums over ``n`` keys, whose scores are in
     ``s``, and whose values, bfloat16 if ``bf16``, are at the addresses in ``values``."""
-    width = _padded(value_dim)
+    width = padded(value_dim)
     accumulated = accumulate(width, bf16)
 
     def add_block(a: Any, s: Any, n: Any, values: Any, total: Any) -> None:
@@ -134,24 +136,25 @@ def _add_block(value_dim: int, bf16: bool) -> Any:
     return njit(**OPTIONS)(add_block)
 
 
-def _prefetch_keys(width: int, size: int) -> Any:
-    """Compiled ``prefetch_keys(pool, slots, n, kv_heads, kv_head)``, of keys or values; one has ``width`` numbers."""
+def prefetch_slots(width: int, size: int) -> Any:
+    """Compiled ``prefetch_slots(pool, slots, n, kv_heads, kv_head)``, of keys or values; one has ``width`` numbers."""
 
-    def prefetch_keys(pool: Any, slots: Any, n: Any, kv_heads: Any, kv_head: Any) -> None:
+    def prefetch_slots(pool: Any, slots: Any, n: Any, kv_heads: Any, kv_head: Any) -> None:
         for j in range(n):
             number = np.int64(slots[j]) * kv_heads + kv_head
             prefetch(pool + number * width * size, np.int64(width * size))
 
-    return njit(**OPTIONS)(prefetch_keys)
+    return njit(**OPTIONS)(prefetch_slots)
 
 
 def _unit(key_dim: int, value_dim: int, bf16: bool, int8: bool) -> Any:
     """Compiled attention of one row and one KV head."""
-    keys, values, size = _padded(key_dim), _padded(value_dim), 1 if int8 else 2 if bf16 else 4
+    keys, values, size = padded(key_dim), padded(value_dim), 1 if int8 else 2 if bf16 else 4
     key_row, value_row = (stored_width(width) if int8 else width for width in (key_dim, value_dim))
     state_bytes = 4 * (values + 3 * LANES)
-    find_keys, find_values = _locate(key_dim, bf16, int8), _locate(value_dim, bf16, int8)
-    fetch_keys, fetch_values = _prefetch_keys(key_row, size), _prefetch_keys(value_row, size)
+    load = int8_cache.load if int8 else convert(bf16, False)
+    find_keys, find_values = (locate(width, size, load, copied=int8) for width in (key_dim, value_dim))
+    fetch_keys, fetch_values = prefetch_slots(key_row, size), prefetch_slots(value_row, size)
     halves = bf16 and not int8  # where numbers are used in the pool
     transpose = transpose_keys(keys, halves and keys == key_dim)
     score, add_block = _score(key_dim), _add_block(value_dim, halves and values == value_dim)
@@ -195,10 +198,8 @@ def _unit(key_dim: int, value_dim: int, bf16: bool, int8: bool) -> Any:
     return njit(**OPTIONS)(unit)
 
 
-@cache
-def kernel(key_dim: int, value_dim: int, bf16: bool, int8: bool = False) -> Kernel:
-    """The compiled kernel for these widths, in float32, or in bfloat16 if ``bf16``; the pool is int8 if ``int8``."""
-    unit = _unit(key_dim, value_dim, bf16, int8)
+def for_each_head(unit: Any) -> Any:
+    """The body of a kernel: ``unit(a, row, kv_head)`` for all rows and KV heads, which its threads claim."""
 
     def body(a: Any) -> None:
         units = a.decodes * a.kv_heads
@@ -209,4 +210,10 @@ def kernel(key_dim: int, value_dim: int, bf16: bool, int8: bool = False) -> Kern
                 unit(a, np.int64(int32s(a.row_ids)[u // a.kv_heads]), u % a.kv_heads)
             claimed = claim(a, grain)
 
-    return Kernel(body, Arguments)
+    return body
+
+
+@cache
+def kernel(key_dim: int, value_dim: int, bf16: bool, int8: bool = False) -> Kernel:
+    """The compiled kernel for these widths, in float32, or in bfloat16 if ``bf16``; the pool is int8 if ``int8``."""
+    return Kernel(for_each_head(_unit(key_dim, value_dim, bf16, int8)), Arguments)

@@ -13,7 +13,8 @@ from trunkline.core.model.attention import paged_layout
 from trunkline.kernels import attention_decode
 from trunkline.kernels.backend import CPU, CPU_DETERMINISTIC, choose
 
-WIDTHS = [(6, 2, 64, 64), (5, 1, 20, 12)]  # H, KV, D, Dv
+# H, KV, D, Dv; bfloat16 numbers are multiplied in pairs, on CPUs that can, where Dv is a multiple of 16.
+WIDTHS = [(6, 2, 64, 64), (5, 1, 20, 12), (7, 1, 20, 144), (8, 2, 128, 16)]
 RULES: list[dict[str, Any]] = [
     {},
     {"window": 7},
@@ -78,26 +79,6 @@ def test_the_default_kernel_has_other_bits() -> None:
     made = Sequences(WIDTHS[0], torch.float32, {})
     whole = made.whole()
     assert not torch.equal(made.single([1], [299], attention_decode.decode_cpu)[0], whole[1][298])
-
-
-def test_pairs_of_bfloat16_by_the_kernel_of_long_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CPUs with AVX512_BF16, both are one kernel; here it is made to run in float32."""
-    made = Sequences(WIDTHS[0], torch.float32, {})
-    whole = made.whole()
-    monkeypatch.setattr(attention_decode.attention_extend, "multiplies_pairs", lambda *_: True)
-    calls: list[Any] = []
-    run = attention_decode.attention_extend._run_flash
-
-    def counted(*args: Any, **kwargs: Any) -> None:
-        calls.append(args)
-        monkeypatch.setattr(attention_decode.attention_extend, "multiplies_pairs", lambda *_: False)
-        run(*args, **kwargs)
-
-    monkeypatch.setattr(attention_decode.attention_extend, "_run_flash", counted)
-    found = made.single([1, 3], [299, 0], CPU_DETERMINISTIC.decode)  # the last row has one key
-    assert len(calls) == 1
-    assert torch.equal(found[0], whole[1][298])
-    assert torch.equal(found[1], made.single([3], [0], CPU_DETERMINISTIC.decode)[0])
 
 
 def test_choice() -> None:
