@@ -170,8 +170,8 @@ def trunkline_transforms(model: ModelInfo, settings: Settings) -> Iterable[Trans
 
         @hookimpl
         def trunkline_transforms(model, settings):
-            pack = lambda names, weight: QuantizedLinear(quantize_int4(weight), weight.dtype)
-            return [Transform("coarse", pack, error=0.2, bits=5.0)]
+            pack = lambda names, weight: TernaryLinear(weight) if ".mlp." in names[0] else None
+            return [Transform("ternary", pack, error=0.6)]
     """
 
 

@@ -182,13 +182,14 @@ def decode_ordered(
     team = team_size(len(row_ids) * heads * key_dim * int(layout.kv_len.max()) > attention_extend.MIN_PARALLEL)
     group_size, pairs = heads // kv_heads, not int8 and attention_extend.multiplies_pairs(q.dtype, key_dim, value_dim)
     block_keys = attention_extend.block_sizes(group_size, key_dim, value_dim, pairs).block_keys
-    size = (ordered_pairs if pairs else ordered).scratch_bytes(group_size, key_dim, value_dim, block_keys)
-    scratch = scratch_memory(team_size() * size)  # the whole team replays recorded launches
-    sinks = None if sinks is None else keep_alive(sinks.detach().float().contiguous())
+    widths = group_size, key_dim, value_dim, block_keys
     if pairs:
-        kernel = ordered_pairs.kernel(key_dim, value_dim)
+        kernel, size = ordered_pairs.kernel(key_dim, value_dim), ordered_pairs.scratch_bytes(*widths)
     else:
         kernel = ordered.kernel(key_dim, value_dim, q.dtype == torch.bfloat16, int8)
+        size = ordered.scratch_bytes(*widths)
+    scratch = scratch_memory(team_size() * size)  # the whole team replays recorded launches
+    sinks = None if sinks is None else keep_alive(sinks.detach().float().contiguous())
     kernel.run(
         team,
         q=q.data_ptr(),

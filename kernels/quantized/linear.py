@@ -9,7 +9,7 @@ from trunkline.kernels.cpu.quantized.gemm import PackedCodes, product
 from trunkline.kernels.cpu.quantized.rows import quantize_rows_reference
 from trunkline.kernels.linear import LinearLayer
 
-from .subgroups import Subgroups, expand
+from .subgroups import LARGEST_CODE, SUBGROUP, Subgroups, expand
 from .weight import QuantizedWeight, dequantize
 
 LARGEST_GROUP = 1 << 16  # inputs: as many products of 255 and 127 fit into an int32
@@ -38,26 +38,28 @@ class QuantizedLinear(LinearLayer):
         self.dtype = dtype
         self.out_features, self.in_features = weight.codes.shape
         form = form or best_form(weight.bits)
-        if weight.subgroups is not None and form.instruction == "short":
-            weight = weight.with_minima()  # int16 sums hold codes of 4 bits only
         if weight.group % form.least_group(weight.bits) or self.in_features % weight.group:
             raise ValueError(f"{self.in_features} inputs in groups of {weight.group} don't fit; take groups of 32")
         if weight.group > LARGEST_GROUP:
             raise ValueError(f"groups have up to {LARGEST_GROUP} inputs, not {weight.group}: sums are int32")
         if int(weight.codes.max()) >> weight.bits:
             raise ValueError(f"codes have up to {weight.bits} bits, not {int(weight.codes.max())}")
+        if weight.subgroups is not None:
+            _check_subgroups(weight, weight.subgroups)
+        if weight.subgroups is not None and form.instruction == "short":
+            weight = weight.with_minima()  # int16 sums hold codes of 4 bits only
         order = None if weight.order is None else weight.order.to(torch.int32).contiguous()
         if order is not None and not torch.equal(order.sort().values, torch.arange(self.in_features)):
             raise ValueError(f"the order must have each of the {self.in_features} inputs once")
         panels = -(-self.out_features // form.columns)
 
-        def by_panel(values: torch.Tensor | None) -> torch.Tensor:
-            if values is None:
-                return torch.empty(0, 0)
+        def by_panel(values: torch.Tensor) -> torch.Tensor:
             padded = values.new_zeros(panels * form.columns, values.shape[1])
             padded[: len(values)] = values
             return padded.view(panels, form.columns, -1).transpose(1, 2).contiguous()
 
+        none = torch.empty(0)
+        subgroups = none if weight.subgroups is None else torch.stack([by_panel(each) for each in weight.subgroups], 2)
         factors = torch.zeros(panels * form.columns)
         factors[: self.out_features] = weight.factors
         self.packed = PackedCodes(
@@ -69,8 +71,8 @@ class QuantizedLinear(LinearLayer):
             codes=form.pack(weight.codes, weight.bits),
             factors=factors,
             scales=by_panel(weight.scales),
-            minima=by_panel(weight.minima),
-            subgroups=torch.stack([by_panel(each) for each in weight.subgroups or [None]], dim=-2),
+            minima=none if weight.minima is None else by_panel(weight.minima),
+            subgroups=subgroups,
             order=order,
         )
         self.set_bias(bias)
@@ -124,6 +126,20 @@ class QuantizedLinear(LinearLayer):
         """Sizes and the number format of the weight, for ``print``."""
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{sizes}, bits={self.packed.bits}, group={self.packed.group}"
+
+
+def _check_subgroups(weight: QuantizedWeight, subgroups: Subgroups) -> None:
+    """ValueError for subgroups that a layer can't hold."""
+    outputs, inputs = weight.codes.shape
+    if weight.bits != 4 or weight.minima is not None or weight.group % SUBGROUP:
+        raise ValueError(
+            f"subgroups have codes of 4 bits, no minima, and lie in groups of a multiple of {SUBGROUP} inputs"
+        )
+    for values in subgroups:
+        if values.dtype != torch.uint8 or values.shape != (outputs, inputs // SUBGROUP):
+            raise ValueError(f"multipliers and offsets are uint8 [{outputs}, {inputs // SUBGROUP}]")
+    if int((LARGEST_CODE * subgroups.multipliers.int() + subgroups.offsets).max()) > 255:
+        raise ValueError(f"multipliers and offsets make codes of more than 255 from {LARGEST_CODE}")
 
 
 def quantized_linear_reference(

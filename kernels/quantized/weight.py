@@ -158,15 +158,16 @@ def grouped(
 def stacked(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
     """Weights [N, K] one below the other. ValueError if the orders of their inputs differ.
 
-    If they differ in bits, groups or zeros, the result has the most bits, the smallest groups, and minima.
+    If they differ in bits, groups, subgroups or zeros, the result has the most bits, the smallest groups, and minima.
     """
     first = parts[0]
     if any(not _same(part.order, first.order) for part in parts):
         raise ValueError("their inputs have different orders")
     kinds = {(part.bits, part.group, part.zero, part.minima is None, part.subgroups is None) for part in parts}
     if len(kinds) > 1:
-        bits, group = max(part.bits for part in parts), math.gcd(*(part.group for part in parts))
-        parts = [_with_groups(part.expanded().with_minima(), group) for part in parts]
+        parts, group = [part.expanded() for part in parts], math.gcd(*(part.group for part in parts))
+        bits = max(part.bits for part in parts)
+        parts = [_with_groups(part.with_minima(), group) for part in parts]
         first = replace(parts[0], bits=bits)
     minima = [part.minima for part in parts if part.minima is not None]
     subgroups = [part.subgroups for part in parts if part.subgroups is not None]

@@ -14,7 +14,6 @@ beside it nor on the number of threads.
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import Any
 
@@ -43,9 +42,10 @@ from .flash_tiles import (
     softmax,
     transpose,
 )
+from .one_query import normalizer
 from .paged_blocks import prefetch
 
-_ONE, _ZERO, _LOWEST, _LN2 = np.float32(1), np.float32(0), np.float32(LOWEST), np.float32(math.log(2))
+_ONE, _ZERO, _LOWEST = np.float32(1), np.float32(0), np.float32(LOWEST)
 
 
 _tile6, _tile4 = register_tile(6), register_tile(4)
@@ -165,22 +165,6 @@ def _copy(load_vector: Any, size: int, int8: bool) -> Any:
             load_vector(v, v_block + (j - low) * a.v_stride, a.value_dim, _ONE)
 
     return njit(**OPTIONS)(copy)
-
-
-def _normalizer(a: Any, head: Any, largest: Any, weight: Any) -> Any:
-    """The factor of one query head's sums over values.
-
-    ``largest``: the score to which they and ``weight``, the sum of softmax weights, are scaled.
-    """
-    if a.sinks == 0:
-        return _ONE / weight
-    sink = float32s(a.sinks)[head] * LOG2E  # one more softmax column, without a value
-    top = max(largest, sink)
-    scale = np.float32(math.exp((largest - top) * _LN2))
-    return scale / (weight * scale + np.float32(math.exp((sink - top) * _LN2)))
-
-
-normalizer = njit(**OPTIONS)(_normalizer)
 
 
 def _finish_panel(store_vector: Any, size: int, pairs: bool) -> Any:

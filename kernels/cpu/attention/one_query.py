@@ -1,4 +1,4 @@
-"""What :mod:`.paged` and :mod:`.ordered`, the kernels for rows with one query, have in common."""
+"""What the kernels for rows with one query have in common: :mod:`.paged`, :mod:`.ordered` and its variant for pairs."""
 
 from __future__ import annotations
 
@@ -83,22 +83,29 @@ def _load_query(a: Any, token: int, head: int, width: int, bf16: bool, address: 
 load_query = njit(**OPTIONS)(_load_query)
 
 
-def _normalize(a: Any, token: int, head: int, address: int, width: int, bf16: bool, largest: Any, weight: Any) -> None:
-    """Write one query head's output: the sums over values at ``address``, divided by the sum of softmax weights.
+def _normalizer(a: Any, head: Any, largest: Any, weight: Any) -> Any:
+    """The factor of one query head's sums over values.
 
-    ``largest``: the score to which sums and ``weight`` are scaled.
+    ``largest``: the score to which they and ``weight``, the sum of softmax weights, are scaled.
     """
-    scale = _ONE
-    if a.sinks != 0:  # the sink: one more softmax column, without a value
-        sink = float32s(a.sinks)[head] * LOG2E
-        top = max(largest, sink)
-        scale = np.float32(math.exp((largest - top) * _LN2))
-        weight = weight * scale + np.float32(math.exp((sink - top) * _LN2))
-    offset = (token * a.heads + head) * width
+    if a.sinks == 0:
+        return _ONE / weight
+    sink = float32s(a.sinks)[head] * LOG2E  # one more softmax column, without a value
+    top = max(largest, sink)
+    scale = np.float32(math.exp((largest - top) * _LN2))
+    return scale / (weight * scale + np.float32(math.exp((sink - top) * _LN2)))
+
+
+normalizer = njit(**OPTIONS)(_normalizer)
+
+
+def _normalize(a: Any, token: int, head: int, address: int, width: int, bf16: bool, largest: Any, weight: Any) -> None:
+    """Write one query head's output: the sums over values at ``address``, times their :func:`normalizer`."""
+    offset, factor = (token * a.heads + head) * width, normalizer(a, head, largest, weight)
     if bf16:
-        narrow(address, a.out + offset * 2, width, scale / weight)
+        narrow(address, a.out + offset * 2, width, factor)
     else:
-        copy(address, a.out + offset * 4, width, scale / weight)
+        copy(address, a.out + offset * 4, width, factor)
 
 
 normalize = njit(**OPTIONS)(_normalize)

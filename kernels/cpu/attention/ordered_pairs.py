@@ -24,7 +24,6 @@ from trunkline.kernels.cpu.threads import OPTIONS, Kernel, float32s, int32s, thr
 from trunkline.kernels.cpu.vectors import LANES
 
 from . import one_query
-from .flash import normalizer
 from .flash_pairs import copy_bits
 from .flash_tiles import LOWEST, apply_softcap
 from .ordered import Arguments, for_each_head, locate, padded, prefetch_slots
@@ -38,8 +37,13 @@ _LOWEST = np.float32(LOWEST)
 def scratch_bytes(group_size: int, key_dim: int, value_dim: int, block_keys: int) -> int:
     """Scratch bytes of one thread, for ``group_size`` query heads per KV head."""
     keys, row = padded(key_dim // 2), 4 * (block_keys + TILE)
-    head = 4 * value_dim + STATE_BYTES + row + row // 2  # sums, state, scores, rounded weights
+    head = _sums_bytes(value_dim) + row + row // 2  # scores, rounded weights
     return group_size * head + keys * TILE_BYTES + 4 * row + 4 * block_keys * keys + 64
+
+
+def _sums_bytes(value_dim: int) -> int:
+    """Bytes of a head's sums over values and its state."""
+    return 4 * value_dim + STATE_BYTES
 
 
 def _score(key_dim: int) -> Any:
@@ -68,7 +72,7 @@ def _add_block(value_dim: int) -> Any:
     """Compiled ``add_block(a, s, s_row, n, skipped, values, states, rounded, group_size)``: softmax and sums of all
     query heads over ``n`` keys, whose scores are in ``s``; the first ``skipped`` of them, 0 or 1, have no weight."""
     accumulate4, accumulate2, accumulate1 = (accumulate(heads, value_dim) for heads in _HEADS)
-    state_row = 4 * value_dim + STATE_BYTES
+    state_row = _sums_bytes(value_dim)
 
     def add_block(
         a: Any, s: Any, s_row: Any, n: Any, skipped: Any, values: Any, states: Any, rounded: Any, group_size: Any
@@ -106,7 +110,7 @@ def _unit(key_dim: int, value_dim: int) -> Any:
     find_keys, find_values = (locate(width, 4, copy_bits) for width in (key_pairs, value_pairs))
     fetch_keys, fetch_values = (prefetch_slots(width, 4) for width in (key_pairs, value_pairs))
     transpose, score, add_block = transpose_keys(keys, False), _score(key_dim), _add_block(value_dim)
-    state_bytes = 4 * value_dim + STATE_BYTES
+    state_bytes = _sums_bytes(value_dim)
 
     def unit(a: Any, row: Any, kv_head: Any) -> None:
         group_size, slots = a.heads // a.kv_heads, one_query.slots_of(a, row)
@@ -145,7 +149,7 @@ def _unit(key_dim: int, value_dim: int) -> Any:
         for h in range(group_size):
             total = states + h * state_bytes
             state = float32s(total + 4 * value_dim)
-            factor = normalizer(a, head + h, state[0], state[PAIR_LANES])
+            factor = one_query.normalizer(a, head + h, state[0], state[PAIR_LANES])
             out = a.out + (token * a.heads + head + h) * value_dim * 2
             store_scaled(total, np.int64(value_dim // PAIR_LANES), factor, out)
 

@@ -13,7 +13,6 @@ from numba.core.cgutils import get_or_insert_function
 from trunkline.kernels.cpu.vectors import Vectors
 
 SHORT_STEPS = 8  # of 4 inputs that int16 sums hold: 8 times two products of 15 and 127 are less than 2**15
-SUBGROUP = 32  # inputs whose codes are expanded by the same integers
 WIDE_LANES = 16  # of AVX-512
 _BYTE, _SHORT, _WORD = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 

@@ -4,6 +4,8 @@ Codes of 8 or 4 bits take a half or a quarter of the memory of bfloat16, which l
 many rows the instructions limit it: one adds the products of two int8 numbers (as int16, VPMADDWD) or of four (with
 AVX512_VNNI or AVX_VNNI, VPDPBUSD) in each 32-bit lane, where a multiply-add of float32 has one.
 
+Codes of 4 bits with subgroups are expanded to 8 bits in registers, or for units of many rows once, into scratch memory.
+
 Weights are packed in panels of P columns, as in :mod:`..gemm`: ``[N / P, K / S, P, S]``, S inputs side by side that one
 step multiplies (:class:`.codes.Form`). Codes of 4 bits: of both halves of the P · S codes of a step, the first has the
 low bits of the bytes and the second the high ones.
@@ -24,7 +26,7 @@ from trunkline.kernels.cpu.units import TILE, for_each_unit
 
 from .codes import Form
 from .rows import quantize_rows, row_bytes
-from .tiles import Codes, quantized_panel
+from .tiles import MANY_ROWS, Codes, quantized_panel
 
 _MIN_PARALLEL = 1 << 21  # multiply-adds; below, waking the other threads costs more than it saves
 BLOCK_BYTES = 256 << 10  # of quantised rows: a block stays in the L2 cache while it is multiplied by all panels
@@ -35,7 +37,7 @@ class PackedCodes:
     """A weight [N, K] as the kernel reads it, N filled up to whole panels.
 
     Its numbers are ``factors[n] * (scales[n, g] * (code - zero) - minima[n, g])`` for inputs of group g. There is
-    either a zero or minima.
+    either a zero or minima. With subgroups, which have a zero, ``code`` is ``multiplier * code of 4 bits + offset``.
     """
 
     form: Form
@@ -95,13 +97,14 @@ def product(x: torch.Tensor, packed: PackedCodes, addend: torch.Tensor, out: tor
     size = packed.form.number_bytes
     row = row_bytes(inputs, groups, size)
     shifted, expanded = len(packed.minima) > 0, len(packed.subgroups) > 0
-    team = team_size(rows * inputs * outputs > _MIN_PARALLEL)
-    panels = team * inputs * packed.form.columns if expanded else 0
-    quantized = scratch_memory(rows * row + panels)
+    block = max(TILE, BLOCK_BYTES // row // TILE * TILE)
+    # For each thread of a whole team, which replays recorded launches.
+    wide = team_size() * inputs * packed.form.columns if expanded and min(rows, block) >= MANY_ROWS else 0
+    quantized = scratch_memory(rows * row + wide)
     quantize_rows(x, packed.group, None if shifted else packed.zero, size, quantized, packed.order)
     codes = Codes(packed.form, packed.bits, shifted, half_out=out.dtype == torch.bfloat16, expanded=expanded)
     _kernel(codes).run(
-        team,
+        team_size(rows * inputs * outputs > _MIN_PARALLEL),
         x=quantized.data_ptr(),
         x_row=row,
         numbers=inputs * size,
@@ -119,7 +122,7 @@ def product(x: torch.Tensor, packed: PackedCodes, addend: torch.Tensor, out: tor
         outputs=outputs,
         group=packed.group,
         groups=groups,
-        block=max(TILE, BLOCK_BYTES // row // TILE * TILE),
+        block=block,
         claimed=0,
     )
 

@@ -19,10 +19,11 @@ from numba.extending import intrinsic
 from trunkline.kernels.cpu.gemm_tiles import CACHE_LINE
 from trunkline.kernels.cpu.threads import OPTIONS, thread
 from trunkline.kernels.cpu.vectors import INT, Vectors, generator
+from trunkline.kernels.quantized.subgroups import SUBGROUP
 
-from .codes import SHORT_STEPS, SUBGROUP, WIDE_LANES, Form, Step
+from .codes import SHORT_STEPS, WIDE_LANES, Form, Step
 
-MANY_ROWS = 60  # from here on, writing expanded codes costs less than expanding them again for each tile
+MANY_ROWS = 60  # of a unit; from here on, writing expanded codes costs less than expanding them for each tile
 
 
 class Codes(NamedTuple):
@@ -53,7 +54,7 @@ class Codes(NamedTuple):
 def quantized_panel(codes: Codes) -> Any:
     """Compiled ``panel(a, p, first, last)``: all inputs of the rows ``[first, last)`` times panel ``p``.
 
-    ``a``: :class:`.gemm.Arguments`. With many rows, codes that are to be expanded are expanded once, not for each tile.
+    ``a``: :class:`.gemm.Arguments`. For many rows, codes that are to be expanded are expanded once, not for each tile.
     """
     few, code_bytes, columns = _rows(codes), codes.step_bytes // codes.form.inputs, codes.form.columns
     many, expand = _rows(codes._replace(bits=8, expanded=False)), _expand(codes)

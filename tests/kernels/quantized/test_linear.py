@@ -15,6 +15,7 @@ from trunkline.kernels.cpu.quantized import gemm, tiles
 from trunkline.kernels.cpu.quantized.codes import Form, best_form
 from trunkline.kernels.cpu.recording import Recording
 from trunkline.kernels.quantized.linear import QuantizedLinear, quantized_linear_reference
+from trunkline.kernels.quantized.subgroups import Subgroups
 from trunkline.kernels.quantized.weight import QuantizedWeight, quantize_int4, quantize_int8
 
 # Plain LLVM IR runs everywhere, and has the layouts of the instructions that this CPU may lack.
@@ -35,7 +36,7 @@ def quantized(outputs: int, inputs: int, bits: int, form: Form | None = None) ->
 @settings(max_examples=60)
 @given(
     rows=st.integers(0, 30),
-    groups=st.integers(1, 7),
+    groups=st.integers(1, 12),
     outputs=st.integers(1, 70),
     bias=st.booleans(),
     residual=st.booleans(),
@@ -68,16 +69,17 @@ def test_equals_the_formula(
     assert added is None or torch.equal(added, before)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_integer_sums_dont_overflow(bits: int) -> None:
-    """All numbers and codes the largest, with the largest group, and with the int16 sums of some instructions."""
-    inputs = 192 if bits == 8 else 64
+@pytest.mark.parametrize(("bits", "form"), CASES)
+def test_integer_sums_dont_overflow(bits: int, form: Form) -> None:
+    """All numbers and codes the largest, in the largest groups."""
+    inputs = 1024
     for sign in (-1.0, 1.0):
         rows, weight = torch.full((3, inputs), sign), torch.ones(16, inputs)
         made = QUANTIZE[bits](weight)
         assert made is not None
+        assert made.group == (256 if bits == 4 else 64)
         assert int(made.codes.min()) == 2**bits - 1
-        result = QuantizedLinear(made, torch.float32)(rows)
+        result = QuantizedLinear(made, torch.float32, form=form)(rows)
         torch.testing.assert_close(result, torch.full((3, 16), sign * inputs), rtol=1e-3, atol=0)
 
 
@@ -98,7 +100,7 @@ def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("form", [form for bits, form in CASES if bits == 4])
 def test_many_rows_have_the_bits_of_few(form: Form) -> None:
     """Codes are expanded once for all of their tiles, if they are expanded."""
-    layer, x = QuantizedLinear(quantized(80, 96, 4), torch.bfloat16, form=form), torch.randn(101, 96).bfloat16()
+    layer, x = QuantizedLinear(quantized(80, 320, 4), torch.bfloat16, form=form), torch.randn(101, 320).bfloat16()
     assert len(x) > tiles.MANY_ROWS
     assert torch.equal(layer(x), torch.cat([layer(one) for one in x.split(5)]))
 
@@ -144,16 +146,34 @@ def test_int16_sums_hold_no_subgroups() -> None:
     torch.testing.assert_close(layer.weight(slice(0, 48)), made.numbers(), rtol=0, atol=4e-3)
 
 
-def test_launches_are_recorded() -> None:
-    layer, x, out = QuantizedLinear(quantized(64, 96, 8), torch.float32), torch.randn(9, 96), torch.zeros(9, 64)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_launches_are_recorded(bits: int) -> None:
+    layer, x, out = QuantizedLinear(quantized(64, 96, bits), torch.float32), torch.randn(90, 96), torch.zeros(90, 64)
     assert layer.recordable
     with (recording := Recording()):
         layer.forward_into(x, out, out)
     x.normal_()
-    residual = out.normal_().clone()
-    recording.run(5)
-    torch.testing.assert_close(out[:5], layer(x[:5], residual[:5]))
-    assert torch.equal(out[5:], residual[5:])
+    for rows in (5, 90):
+        residual = out.normal_().clone()
+        recording.run(rows)
+        torch.testing.assert_close(out[:rows], layer(x[:rows], residual[:rows]))
+        assert torch.equal(out[rows:], residual[rows:])
+
+
+def test_a_recording_has_scratch_memory_for_the_whole_team() -> None:
+    """Also if the product is too small for more than one thread: the team replays it."""
+    layer, x, sizes = QuantizedLinear(quantized(64, 96, 4), torch.float32), torch.randn(90, 96), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            with (recording := Recording()):
+                layer.forward_into(x, torch.zeros(90, 64))
+            sizes.append(len(recording.scratch(1)))
+    finally:
+        torch.set_num_threads(before)
+    panel = 96 * layer.packed.form.columns
+    assert sizes[1] - sizes[0] == (2 * panel if len(layer.packed.subgroups) else 0)
 
 
 def test_weights_that_dont_fit_are_refused() -> None:
@@ -165,6 +185,19 @@ def test_weights_that_dont_fit_are_refused() -> None:
     weight = QuantizedWeight(4, 48, codes + 1, factors, torch.ones(4, 1).half(), zero=8)
     with pytest.raises(ValueError, match="codes have up to 4 bits, not 16"):
         QuantizedLinear(weight, torch.float32, form=Form(8, 4))
+    weight = quantized(8, 96, 4)
+    assert weight.subgroups is not None
+    multipliers, offsets = weight.subgroups
+    for changes in (
+        {"group": 48, "scales": torch.ones(8, 2).half()},
+        {"bits": 8},
+        {"minima": torch.ones(8, 1).half()},
+        {"subgroups": Subgroups(multipliers, offsets[:, :2])},
+        {"subgroups": Subgroups(multipliers.int(), offsets)},
+        {"subgroups": Subgroups(multipliers + 200, offsets)},
+    ):
+        with pytest.raises(ValueError, match=r"subgroups have codes of 4 bits|multipliers and offsets"):
+            QuantizedLinear(replace(weight, **changes), torch.float32, form=Form(8, 4))
     for order in (torch.zeros(64).int(), torch.arange(63), torch.arange(64) + 1):
         with pytest.raises(ValueError, match="each of the 64 inputs once"):
             QuantizedLinear(replace(quantized(32, 64, 8), order=order), torch.float32)

@@ -79,9 +79,13 @@ def test_weights_of_different_kinds_can_be_stacked() -> None:
     sixths = QuantizedWeight(
         8, 16, torch.randint(0, 64, (3, 1024), dtype=torch.uint8), torch.rand(3), torch.rand(3, 64).half(), zero=32
     )
-    for parts in ([int8, int8], [int4, int4], [int8, int4], [int4, sixths, int8]):
+    fourths = QuantizedWeight(
+        4, 64, torch.randint(0, 16, (6, 1024), dtype=torch.uint8), torch.rand(6), torch.rand(6, 16).half(), zero=8
+    )
+    for parts in ([int8, int8], [int4, int4], [int8, int4], [int4, fourths], [fourths, int4], [int4, sixths, int8]):
         whole = stacked(parts)
         assert torch.equal(whole.numbers(), torch.cat([part.numbers() for part in parts]))
+        assert int(whole.codes.max()) < 2**whole.bits
     assert (whole.bits, whole.group, whole.zero) == (8, 16, 0)
 
 

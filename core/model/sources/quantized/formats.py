@@ -29,8 +29,11 @@ class Format(NamedTuple):
     read: Callable[[Parts], Integers]
 
 
-def find(config: dict[str, Any]) -> Format | None:
-    """The format of a checkpoint by its config; None for plain weights. ModelError if it can't be read."""
+def find(config: dict[str, Any], where: str = f"{KEY} in its config.json") -> Format | None:
+    """The format of a checkpoint by its config; None for plain weights. ModelError if it can't be read.
+
+    ``where``: what describes the weights, for the message.
+    """
     described = config.get(KEY)
     if described is None:
         return None
@@ -45,7 +48,7 @@ def find(config: dict[str, Any]) -> Format | None:
     try:
         return make(msgspec.convert(described, kind))
     except msgspec.ValidationError as error:
-        raise ModelError(f"{KEY} in its config.json can't be read: {error}.") from error
+        raise ModelError(f"{where} can't be read: {error}.") from error
 
 
 def _only(method: str, key: str, found: object, known: tuple[object, ...]) -> None:

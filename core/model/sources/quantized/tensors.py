@@ -18,7 +18,8 @@ from .formats import KEY, Format, find
 from .parts import Parts
 
 PIECE = 1 << 22  # numbers that are converted at a time
-OWN_FILE = "quantize_config.json"  # where early releases of AutoGPTQ describe the weights, and not in config.json
+# Where early releases of AutoGPTQ and AutoAWQ describe the weights, and not in config.json.
+OWN_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 class FolderTensor(QuantizedTensor):
@@ -48,11 +49,13 @@ class FolderTensor(QuantizedTensor):
 def format_of(folder: str) -> Format | None:
     """The format of a folder's weights; None if they are plain. ModelError if it can't be read."""
     config = read_config(Path(folder))
-    own = Path(folder, OWN_FILE)
-    if config.get(KEY) is None and own.exists():
-        config = {KEY: {"quant_method": "gptq", **read_object(own)}}
+    own = next((name for name in OWN_FILES if Path(folder, name).exists()), None)
     try:
-        return find(config)
+        if own is None or config.get(KEY) is not None:
+            return find(config)
+        described = {"bits" if key == "w_bit" else key: value for key, value in read_object(Path(folder, own)).items()}
+        # Without bits it is about something else.
+        return find({KEY: {"quant_method": OWN_FILES[own], **described}}, own) if "bits" in described else None
     except ModelError as error:
         raise ModelError(f"{folder} can't be served: {error}") from error
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import random
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,7 @@ import torch
 from trunkline.core.model.attention import paged_layout
 from trunkline.kernels import attention_decode
 from trunkline.kernels.backend import CPU, CPU_DETERMINISTIC, choose
+from trunkline.kernels.cpu.processor import has_bfloat16_pairs
 
 # H, KV, D, Dv; bfloat16 numbers are multiplied in pairs, on CPUs that can, where Dv is a multiple of 16.
 WIDTHS = [(6, 2, 64, 64), (5, 1, 20, 12), (7, 1, 20, 144), (8, 2, 128, 16)]
@@ -79,6 +84,29 @@ def test_the_default_kernel_has_other_bits() -> None:
     made = Sequences(WIDTHS[0], torch.float32, {})
     whole = made.whole()
     assert not torch.equal(made.single([1], [299], attention_decode.decode_cpu)[0], whole[1][298])
+
+
+COMPILE = """
+from trunkline.kernels.cpu.attention import ordered_pairs
+print(ordered_pairs.kernel(64, 64)._owner._library.get_asm_str())
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="instructions of x86")
+def test_pairs_of_bfloat16_numbers_are_multiplied() -> None:
+    """Compiled for a CPU that can, and not run: this one may lack the instruction."""
+    features = "+sse4.2,+avx,+avx2,+fma,+f16c,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512bf16"
+    environment = {**os.environ, "NUMBA_CPU_NAME": "cooperlake", "NUMBA_CPU_FEATURES": features}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("vdpbf16ps") > 20
+
+
+@pytest.mark.skipif(not has_bfloat16_pairs(), reason="needs AVX512_BF16")
+def test_pairs_have_a_kernel_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Sequences(WIDTHS[0], torch.bfloat16, {})
+    monkeypatch.setattr(attention_decode.ordered, "kernel", None)
+    made.single([1], [299], CPU_DETERMINISTIC.decode)
 
 
 def test_choice() -> None:

@@ -140,10 +140,19 @@ def test_without_the_group_of_each_input(write_quantised: Write, tmp_path: Path)
         assert torch.equal(tensor.to(dtype=torch.float32), expected[name].float())
 
 
-def test_described_in_a_file_of_its_own(write_quantised: Write, tmp_path: Path) -> None:
-    """As early releases of AutoGPTQ write it: without a method, and nothing in config.json."""
-    write_quantised(tmp_path / "new")
-    expected = write_quantised(tmp_path / "old")
+@pytest.mark.parametrize(
+    ("kind", "file", "renamed"),
+    [
+        ("gptq", "quantize_config.json", {}),
+        ("awq", "quant_config.json", {"bits": "w_bit", "group_size": "q_group_size"}),
+    ],
+)
+def test_described_in_a_file_of_its_own(
+    write_quantised: Write, tmp_path: Path, kind: str, file: str, renamed: dict[str, str]
+) -> None:
+    """As early releases of AutoGPTQ and AutoAWQ write it: without a method, and nothing in config.json."""
+    write_quantised(tmp_path / "new", kind=kind)
+    expected = write_quantised(tmp_path / "old", kind=kind)
     path = tmp_path / "old/config.json"
     config = json.loads(path.read_text())
     described = config.pop("quantization_config")
@@ -151,13 +160,19 @@ def test_described_in_a_file_of_its_own(write_quantised: Write, tmp_path: Path) 
     with pytest.raises(ModelError, match="lacks 14 of the tensors"):
         start(tmp_path / "old")
     del described["quant_method"]
-    (tmp_path / "old/quantize_config.json").write_text(json.dumps(described))
+    described = {renamed.get(key, key): value for key, value in described.items()}
+    (tmp_path / "old" / file).write_text(json.dumps(described))
     found = tensors_of(tmp_path / "old")
     assert found.keys() == expected.keys()
     for name, tensor in tensors_of(tmp_path / "new").items():
         assert torch.equal(found[name].to(), tensor.to())
-    (tmp_path / "old/quantize_config.json").write_text("[]")
-    with pytest.raises(ModelError, match=r"quantize_config\.json must hold a JSON object"):
+    (tmp_path / "old" / file).write_text(json.dumps(described | {"w_bit": "four", "bits": "four"}))
+    with pytest.raises(ModelError, match=rf"{file} can't be read: .*bits"):
+        start(tmp_path / "old")
+    (tmp_path / "old" / file).write_text('{"unrelated": 1}')
+    assert format_of(str(tmp_path / "old")) is None
+    (tmp_path / "old" / file).write_text("[]")
+    with pytest.raises(ModelError, match=rf"{file} must hold a JSON object"):
         start(tmp_path / "old")
 
 
