@@ -46,8 +46,6 @@ class QuantizedLinear(LinearLayer):
             raise ValueError(f"codes have up to {weight.bits} bits, not {int(weight.codes.max())}")
         if weight.subgroups is not None:
             _check_subgroups(weight, weight.subgroups)
-        if weight.subgroups is not None and form.instruction == "short":
-            weight = weight.with_minima()  # int16 sums hold codes of 4 bits only
         order = None if weight.order is None else weight.order.to(torch.int32).contiguous()
         if order is not None and not torch.equal(order.sort().values, torch.arange(self.in_features)):
             raise ValueError(f"the order must have each of the {self.in_features} inputs once")

@@ -49,17 +49,6 @@ class QuantizedWeight:
             return self
         return replace(self, bits=8, codes=expand(self.codes, self.subgroups), subgroups=None)
 
-    def with_minima(self) -> QuantizedWeight:
-        """The same numbers with minima; subgroups become groups, of which scales and minima are rounded."""
-        if self.minima is not None:
-            return self
-        if self.subgroups is None:
-            return replace(self, minima=self.scales * self.zero, zero=0)
-        scales = self.scales.float().repeat_interleave(self.group // SUBGROUP, 1)
-        minima = (scales * (self.zero - self.subgroups.offsets.float())).half()
-        scales = (scales * self.subgroups.multipliers).half()
-        return replace(self, group=SUBGROUP, scales=scales, minima=minima, zero=0, subgroups=None)
-
 
 def dequantize(
     codes: torch.Tensor,
@@ -167,8 +156,8 @@ def stacked(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
     if len(kinds) > 1:
         parts, group = [part.expanded() for part in parts], math.gcd(*(part.group for part in parts))
         bits = max(part.bits for part in parts)
-        parts = [_with_groups(part.with_minima(), group) for part in parts]
-        first = replace(parts[0], bits=bits)
+        parts = [_with_minima(part, bits, group) for part in parts]
+        first = parts[0]
     minima = [part.minima for part in parts if part.minima is not None]
     subgroups = [part.subgroups for part in parts if part.subgroups is not None]
     return replace(
@@ -185,11 +174,12 @@ def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
-def _with_groups(weight: QuantizedWeight, group: int) -> QuantizedWeight:
-    """The same numbers in smaller groups."""
-    assert weight.minima is not None
-    scales, minima = (values.repeat_interleave(weight.group // group, 1) for values in (weight.scales, weight.minima))
-    return replace(weight, group=group, scales=scales, minima=minima)
+def _with_minima(weight: QuantizedWeight, bits: int, group: int) -> QuantizedWeight:
+    """The same numbers with more bits, smaller groups, and minima in place of a zero."""
+    repeats = weight.group // group
+    minima = weight.scales * weight.zero if weight.minima is None else weight.minima
+    scales, minima = (values.repeat_interleave(repeats, 1) for values in (weight.scales, minima))
+    return replace(weight, bits=bits, group=group, scales=scales, minima=minima, zero=0)
 
 
 def _pieces(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:

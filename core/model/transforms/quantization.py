@@ -20,7 +20,7 @@ Quantize = Callable[["torch.Tensor"], QuantizedWeight | None]
 def transform(name: str) -> Transform:
     """The transform of ``--quantization NAME``, "int8" or "int4"."""
     # Rows lose 0.9% and weights, if they are normally distributed, 0.9% of their size in int8 and 8% in int4.
-    quantize, bits, error = {"int8": (quantize_int8, 8.25, 0.02), "int4": (quantize_int4, 5.0, 0.15)}[name]
+    quantize, bits, error = {"int8": (quantize_int8, 8.25, 0.02), "int4": (quantize_int4, 4.65, 0.15)}[name]
     return Transform(name, partial(_pack, name, quantize), error, bits)
 
 

@@ -110,9 +110,11 @@ class Step:
         return [builder.zext(codes, self.flat) for codes in both] if self.form.inputs == 2 else both
 
     def load_subgroup(self, where: Any) -> list[tuple[Any, Any]]:
-        """The multipliers and the offsets of the codes in both vectors, see :meth:`expand`."""
-        # A multiplier fills 16 bits, which hold one or two codes; an offset as many as a code.
-        sizes, kinds = (2, self.form.number_bytes), (self.shorts, self.flat)
+        """The multipliers and the offsets of the codes in both vectors, see :meth:`expand` and :meth:`widened`."""
+        # A multiplier fills 16 bits, which hold one or two codes; an offset as many as a code. Where int16 sums are
+        # multiplied, an offset fills 32 bits: it is multiplied once for all of them.
+        summed = self.form.instruction == "short"
+        sizes, kinds = (2, 4 if summed else self.form.number_bytes), (self.shorts, self.shorts if summed else self.flat)
         return [
             (self._spread(where, i, sizes[0], kinds[0]), self._spread(where, 2 + i, sizes[1], kinds[1]))
             for i in range(2)
@@ -169,10 +171,10 @@ class Step:
             total = builder.add(total, product)
         return total
 
-    def widened(self, total: Any, shorts: Any) -> Any:
-        """``total`` plus the two int16 sums of each column."""
-        ones = self.shorts([1] * self.shorts.count)
-        return self.v.builder.add(total, self._call(_MADD[32 * self.form.lanes], self.words, shorts, ones))
+    def widened(self, total: Any, shorts: Any, factors: Any = None) -> Any:
+        """``total`` plus the two int16 sums of each column, times int16 ``factors``."""
+        factors = self.shorts([1] * self.shorts.count) if factors is None else factors
+        return self.v.builder.add(total, self._call(_MADD[32 * self.form.lanes], self.words, shorts, factors))
 
     def _call(self, name: str, result: Any, *operands: Any) -> Any:
         kind = ir.FunctionType(result, [one.type for one in operands])

@@ -5,6 +5,7 @@ many rows the instructions limit it: one adds the products of two int8 numbers (
 AVX512_VNNI or AVX_VNNI, VPDPBUSD) in each 32-bit lane, where a multiply-add of float32 has one.
 
 Codes of 4 bits with subgroups are expanded to 8 bits in registers, or for units of many rows once, into scratch memory.
+Where sums are int16, they are multiplied instead, and offsets by the sums of the rows' numbers.
 
 Weights are packed in panels of P columns, as in :mod:`..gemm`: ``[N / P, K / S, P, S]``, S inputs side by side that one
 step multiplies (:class:`.codes.Form`). Codes of 4 bits: of both halves of the P · S codes of a step, the first has the
@@ -95,14 +96,14 @@ def product(x: torch.Tensor, packed: PackedCodes, addend: torch.Tensor, out: tor
     if addend.ndim == 2 and addend.shape[0] != rows:
         raise ValueError(f"addend has {addend.shape[0]} rows, x has {rows}")
     size = packed.form.number_bytes
-    row = row_bytes(inputs, groups, size)
-    shifted, expanded = len(packed.minima) > 0, len(packed.subgroups) > 0
+    shifted, subgroups = len(packed.minima) > 0, len(packed.subgroups) > 0
+    codes = Codes(packed.form, packed.bits, shifted, out.dtype == torch.bfloat16, subgroups)
+    row = row_bytes(inputs, groups, size, codes.summed)
     block = max(TILE, BLOCK_BYTES // row // TILE * TILE)
     # For each thread of a whole team, which replays recorded launches.
-    wide = team_size() * inputs * packed.form.columns if expanded and min(rows, block) >= MANY_ROWS else 0
+    wide = team_size() * inputs * packed.form.columns if codes.expanded and min(rows, block) >= MANY_ROWS else 0
     quantized = scratch_memory(rows * row + wide)
-    quantize_rows(x, packed.group, None if shifted else packed.zero, size, quantized, packed.order)
-    codes = Codes(packed.form, packed.bits, shifted, half_out=out.dtype == torch.bfloat16, expanded=expanded)
+    quantize_rows(x, packed.group, None if shifted else packed.zero, size, quantized, packed.order, codes.summed)
     _kernel(codes).run(
         team_size(rows * inputs * outputs > _MIN_PARALLEL),
         x=quantized.data_ptr(),

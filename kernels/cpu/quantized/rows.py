@@ -11,15 +11,18 @@ from numba import njit
 
 from trunkline.kernels.cpu.elements import access, address, bits_of_float, float_of_bits, team_for
 from trunkline.kernels.cpu.threads import OPTIONS, Kernel, float32s, int8s, int16s, int32s, thread, threads
+from trunkline.kernels.quantized.subgroups import SUBGROUP
 
 LARGEST = 127  # of the numbers, so that they are symmetric about 0
 LEAST = 1e-30  # smaller numbers are taken for zero: their reciprocal isn't finite
 CACHE_LINE = 64  # bytes
 
 
-def row_bytes(inputs: int, groups: int, number_bytes: int) -> int:
-    """Bytes from one quantised row to the next: its numbers, then 8 bytes for each group."""
-    return -(-(inputs * number_bytes + 8 * groups) // CACHE_LINE) * CACHE_LINE
+def row_bytes(inputs: int, groups: int, number_bytes: int, sums: bool = False) -> int:
+    """Bytes from one quantised row to the next: its numbers, 8 bytes for each group, and with ``sums`` 4 bytes for each
+    subgroup."""
+    used = inputs * number_bytes + 8 * groups + (4 * (inputs // SUBGROUP) if sums else 0)
+    return -(-used // CACHE_LINE) * CACHE_LINE
 
 
 def quantize_rows_reference(x: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,7 +41,10 @@ def quantize_rows_reference(x: torch.Tensor, group: int) -> tuple[torch.Tensor, 
 
 
 class Arguments:
-    """The kernel's arguments. A quantised row has its numbers, then for each group a scale (float32) and a sum."""
+    """The kernel's arguments. A quantised row has its numbers, then for each group a scale (float32) and a sum.
+
+    Where int16 sums are multiplied by the integers of subgroups, the sum of each subgroup's numbers (int32) follows.
+    """
 
     x: int
     rows: int
@@ -58,19 +64,20 @@ def quantize_rows(
     number_bytes: int,
     out: torch.Tensor,
     order: torch.Tensor | None = None,
+    sums: bool = False,
 ) -> None:
     """:func:`quantize_rows_reference`, compiled: ``x`` [M, K] float32 or bfloat16 -> ``out`` uint8 [>= M · row bytes].
 
     With ``order`` int32 [K] of ``x[:, order]``.
 
     After a group's scale follows -``zero`` times the sum of its numbers, as int32; without a zero, minus the sum of
-    its numbers times its scale, as float32. ``number_bytes`` of a number: 1 or 2.
+    its numbers times its scale, as float32. ``number_bytes`` of a number: 1 or 2. ``sums``: those of subgroups, too.
     """
     rows, inputs = x.shape
-    row = row_bytes(inputs, inputs // group, number_bytes)
+    row = row_bytes(inputs, inputs // group, number_bytes, sums)
     if inputs % group or len(out) < rows * row:
         raise ValueError(f"x {tuple(x.shape)} doesn't fit into groups of {group} inputs and {len(out)} bytes")
-    _kernel(x.dtype, number_bytes, zero is None, order is not None).run(
+    _kernel(x.dtype, number_bytes, zero is None, order is not None, sums).run(
         team_for(rows * inputs),
         x=address(x, "x"),
         rows=rows,
@@ -120,8 +127,18 @@ def quantizer(dtype: torch.dtype, number_bytes: int, ordered: bool = False) -> A
 
 
 @cache
-def _kernel(dtype: torch.dtype, number_bytes: int, shifted: bool, ordered: bool) -> Kernel:
+def _kernel(dtype: torch.dtype, number_bytes: int, shifted: bool, ordered: bool, summed: bool) -> Kernel:
     quantize, size = quantizer(dtype, number_bytes, ordered), dtype.itemsize
+
+    def add_up(row: int, inputs: int, sums: Any) -> None:
+        numbers = int8s(row)
+        for s in range(inputs // SUBGROUP):
+            total = np.int32(0)
+            for i in range(SUBGROUP):
+                total += numbers[s * SUBGROUP + i]
+            sums[s] = total
+
+    add_up = njit(**OPTIONS)(add_up)
 
     def body(a: Any) -> None:
         team, me = threads(), thread()
@@ -138,5 +155,7 @@ def _kernel(dtype: torch.dtype, number_bytes: int, shifted: bool, ordered: bool)
                     scales[2 * g + 1] = -scale * np.float32(total)
                 else:
                     sums[2 * g + 1] = -a.zero * total
+            if summed:
+                add_up(out, a.inputs, int32s(out + a.numbers + 8 * (a.inputs // a.group)))
 
     return Kernel(body, Arguments)

@@ -30,15 +30,25 @@ class Codes(NamedTuple):
     """What a kernel is compiled for.
 
     ``bits`` of a code: 4 or 8. ``shifted``: each group of inputs has a minimum of each column, beside its scale;
-    without, rows bring what sums begin with. ``half_out``: results and addends are bfloat16. ``expanded``: codes are
-    multiplied and shifted by their subgroup's integers before they are multiplied by rows.
+    without, rows bring what sums begin with. ``half_out``: results and addends are bfloat16. ``subgroups``: codes of 4
+    bits stand for codes of 8 bits.
     """
 
     form: Form
     bits: int
     shifted: bool
     half_out: bool
-    expanded: bool = False
+    subgroups: bool = False
+
+    @property
+    def expanded(self) -> bool:
+        """Whether codes are multiplied and shifted by their subgroup's integers before they are multiplied by rows."""
+        return self.subgroups and not self.summed
+
+    @property
+    def summed(self) -> bool:
+        """Whether a subgroup's int16 sum is multiplied, and its offset by the sum of the row's numbers."""
+        return self.subgroups and self.form.instruction == "short"
 
     @property
     def step_bytes(self) -> int:
@@ -57,7 +67,7 @@ def quantized_panel(codes: Codes) -> Any:
     ``a``: :class:`.gemm.Arguments`. For many rows, codes that are to be expanded are expanded once, not for each tile.
     """
     few, code_bytes, columns = _rows(codes), codes.step_bytes // codes.form.inputs, codes.form.columns
-    many, expand = _rows(codes._replace(bits=8, expanded=False)), _expand(codes)
+    many, expand = _rows(codes._replace(bits=8, subgroups=False)), _expand(codes)
 
     def panel(a: Any, p: int, first: int, last: int) -> None:
         panel_bytes = a.inputs * code_bytes
@@ -199,9 +209,10 @@ class _Tile:
         else:  # minus what the codes' zero adds
             starts = [self.emit.load_word(v.at(one, 1, 4)) for one in row_scales]
             totals = [one for one in starts for _ in range(2)]
-        if codes.expanded:
+        if codes.subgroups:
             count = builder.udiv(places.steps, INT(self.subgroup_steps))
-            totals = v.loop(count, totals, partial(self._subgroup, first_step))
+            run = self._summed_subgroup if codes.summed else self._subgroup
+            totals = v.loop(count, totals, partial(run, first_step))
         elif codes.form.instruction == "short":
             runs = builder.sdiv(places.steps, INT(SHORT_STEPS))
             totals = v.loop(runs, totals, partial(self._short_run, first_step))
@@ -232,12 +243,35 @@ class _Tile:
                 v.store(total, v.at(v.at(places.out, places.out_row, r), 1, column), codes.half_out, lanes)
 
     def _subgroup(self, first: Any, s: Any, totals: list[Any]) -> list[Any]:
-        """The steps of subgroup ``s`` after the step ``first``."""
-        v, builder = self.v, self.v.builder
+        """The steps of subgroup ``s`` after the step ``first``, whose codes are expanded."""
+        start, _, integers = self._integers(first, s)
+        return self.v.loop(INT(self.subgroup_steps), totals, partial(self._step, start, subgroup=integers))
+
+    def _summed_subgroup(self, first: Any, s: Any, totals: list[Any]) -> list[Any]:
+        """The same with int16 sums, which are multiplied after the steps; rows have the sums of their numbers."""
+        v, places = self.v, self.places
+        start, number, integers = self._integers(first, s)
+        none = self.emit.shorts([0] * self.emit.shorts.count)
+        shorts = v.loop(INT(SHORT_STEPS), [none] * len(totals), partial(self._step, start))
+        result = []
+        for r, row in enumerate(self.starts):
+            sums = v.at(v.builder.add(row, places.numbers), 8, places.groups)
+            total = self.v.builder.bitcast(self.emit.load_word(v.at(sums, 4, number)), self.emit.shorts)
+            for i, (multipliers, offsets) in enumerate(integers):
+                widened = self.emit.widened(totals[2 * r + i], shorts[2 * r + i], multipliers)
+                result.append(self.emit.widened(widened, total, offsets))
+        return result
+
+    def _integers(self, first: Any, s: Any) -> tuple[Any, Any, list[tuple[Any, Any]]]:
+        """The first step, the number and the integers of subgroup ``s`` after the step ``first``."""
+        builder = self.v.builder
         start = builder.add(first, builder.mul(s, INT(self.subgroup_steps)))
-        where = v.at(self.places.subgroups, 2 * self.codes.form.columns, builder.udiv(start, INT(self.subgroup_steps)))
-        integers = self.emit.load_subgroup(where)
-        return v.loop(INT(self.subgroup_steps), totals, partial(self._step, start, subgroup=integers))
+        number = builder.udiv(start, INT(self.subgroup_steps))
+        return (
+            start,
+            number,
+            self.emit.load_subgroup(self.v.at(self.places.subgroups, 2 * self.codes.form.columns, number)),
+        )
 
     def _step(self, first: Any, k: Any, totals: list[Any], subgroup: Any = None) -> list[Any]:
         """Step ``k`` after the step ``first``; ``subgroup``: the integers that expand its codes."""

@@ -47,9 +47,7 @@ def test_what_fits_is_exact() -> None:
     codes[..., 0], codes[..., 1] = 0, 15
     multipliers, offsets = torch.tensor([16, 4])[:, None], torch.tensor([1, 100])[:, None]
     weight = 0.25 * (codes * multipliers + offsets - 128).view(9, 64)
-    quantized = made(quantize_int4(weight))
-    assert torch.equal(quantized.numbers(), weight)
-    torch.testing.assert_close(quantized.with_minima().numbers(), weight, rtol=0, atol=0.25 * 128 * 2**-11)
+    assert torch.equal(made(quantize_int4(weight)).numbers(), weight)
 
 
 @pytest.mark.parametrize("quantize", [quantize_int4, quantize_int8])
