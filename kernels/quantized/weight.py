@@ -11,7 +11,7 @@ import torch
 from .subgroups import SUBGROUP, ZERO, Subgroups, expand, subgroup_codes
 
 SMALL_GROUP, LARGE_GROUP = 32, 64  # inputs
-MOST_GROUP = 256  # inputs of a group that has subgroups
+MOST_GROUP = 256  # inputs, with 4 bits: weights are off by more than rows, which have the same groups
 PIECE = 1 << 22  # numbers of a weight that are quantised at a time
 NARROW = 512  # inputs of a layer up to which int8 has small groups: the fewer are added, the fewer errors cancel out
 
@@ -80,7 +80,7 @@ def quantize_int8(weight: torch.Tensor) -> QuantizedWeight | None:
     inputs = weight.shape[1]
     if inputs % SMALL_GROUP:
         return None
-    group = SMALL_GROUP if inputs <= NARROW or inputs % LARGE_GROUP else LARGE_GROUP
+    group = _group(8, inputs, inputs)
 
     def quantized(rows: torch.Tensor) -> QuantizedWeight:
         groups = rows.float().view(len(rows), -1, group)
@@ -96,9 +96,9 @@ def quantize_int4(weight: torch.Tensor) -> QuantizedWeight | None:
     K. Groups, which have a scale, have up to 256 inputs.
     """
     inputs = weight.shape[1]
-    group = max((size for size in range(SUBGROUP, MOST_GROUP + 1, SUBGROUP) if inputs % size == 0), default=0)
-    if not group:
+    if inputs % SUBGROUP:
         return None
+    group = _group(4, inputs, inputs)
 
     def quantized(rows: torch.Tensor) -> QuantizedWeight:
         groups = rows.float().view(len(rows), -1, group)
@@ -123,7 +123,7 @@ def grouped(
     if size == 0 or size % SMALL_GROUP or not bool((counts == size).all()):
         sizes = ", ".join(map(str, sorted(set(counts.tolist()))))
         raise ValueError(f"its groups have {sizes} inputs, not one multiple of {SMALL_GROUP}")
-    group = SMALL_GROUP if inputs <= NARROW or size % LARGE_GROUP else LARGE_GROUP
+    group = _group(bits, inputs, size)
     order = groups.argsort(stable=True)
     neighbours = torch.equal(order, torch.arange(inputs))
     # Divided by a power of two, float16 and bfloat16 scales keep their bits.
@@ -180,6 +180,13 @@ def _with_minima(weight: QuantizedWeight, bits: int, group: int) -> QuantizedWei
     minima = weight.scales * weight.zero if weight.minima is None else weight.minima
     scales, minima = (values.repeat_interleave(repeats, 1) for values in (weight.scales, minima))
     return replace(weight, bits=bits, group=group, scales=scales, minima=minima, zero=0)
+
+
+def _group(bits: int, inputs: int, size: int) -> int:
+    """How many of ``size`` inputs, a multiple of 32, a group has in a layer of ``inputs``."""
+    if bits == 4:
+        return max(group for group in range(SMALL_GROUP, MOST_GROUP + 1, SMALL_GROUP) if size % group == 0)
+    return SMALL_GROUP if inputs <= NARROW or size % LARGE_GROUP else LARGE_GROUP
 
 
 def _pieces(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -1,1 +1,1 @@
-"""Quantised numbers on CPUs: products of rows with weights (rows, codes, tiles, and the launch), and the KV cache."""
+"""Quantised numbers on CPUs: products of rows with weights (rows, codes, tiles, panels, gemm), and the KV cache."""

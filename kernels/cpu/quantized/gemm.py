@@ -26,8 +26,9 @@ from trunkline.kernels.cpu.threads import Kernel, team_size
 from trunkline.kernels.cpu.units import TILE, for_each_unit
 
 from .codes import Form
+from .panels import MANY_ROWS, quantized_panel
 from .rows import quantize_rows, row_bytes
-from .tiles import MANY_ROWS, Codes, quantized_panel
+from .tiles import Codes
 
 _MIN_PARALLEL = 1 << 21  # multiply-adds; below, waking the other threads costs more than it saves
 BLOCK_BYTES = 256 << 10  # of quantised rows: a block stays in the L2 cache while it is multiplied by all panels

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trunkline.kernels.cpu.quantized import gemm, tiles
+from trunkline.kernels.cpu.quantized import gemm, panels
 from trunkline.kernels.cpu.quantized.codes import Form, best_form
 from trunkline.kernels.cpu.recording import Recording
 from trunkline.kernels.quantized.linear import QuantizedLinear, quantized_linear_reference
@@ -100,7 +100,7 @@ def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_many_rows_have_the_bits_of_few(form: Form) -> None:
     """Codes are expanded once for all of their tiles, if they are expanded."""
     layer, x = QuantizedLinear(quantized(80, 320, 4), torch.bfloat16, form=form), torch.randn(101, 320).bfloat16()
-    assert len(x) > tiles.MANY_ROWS
+    assert len(x) > panels.MANY_ROWS
     assert torch.equal(layer(x), torch.cat([layer(one) for one in x.split(5)]))
 
 

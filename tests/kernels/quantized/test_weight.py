@@ -114,7 +114,7 @@ def test_grouped(outputs: int, size: int, count: int, constant: bool, shuffled: 
     # Minima are products, which are rounded to 11 bits.
     atol = 0 if constant else float(scales.max()) * (1 << bits) * 2**-11
     torch.testing.assert_close(weight.numbers(), expected, rtol=0, atol=atol)
-    assert weight.group == (64 if len(groups) > 512 and size % 64 == 0 else 32)
+    assert weight.group == (size if bits == 4 else 64 if len(groups) > 512 and size % 64 == 0 else 32)
 
 
 @pytest.mark.parametrize("groups", [torch.arange(48) // 16, torch.arange(96) // 64, torch.ones(64).long()])
