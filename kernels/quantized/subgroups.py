@@ -53,7 +53,7 @@ def _encoded(
     width = LARGEST_CODE * multipliers
     offsets = _offsets((ends - width) / 2, width)
     codes = _nearest(parts, multipliers, offsets)
-    offsets = _offsets((parts - codes * multipliers).mean(2, keepdim=True), width)
+    offsets = _offsets(parts.mean(2, keepdim=True) - multipliers * codes.mean(2, keepdim=True), width)
     return _nearest(parts, multipliers, offsets), multipliers, offsets
 
 
@@ -63,9 +63,9 @@ def _offsets(shifts: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
 
 
 def _nearest(parts: torch.Tensor, multipliers: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    return ((parts + ZERO - offsets) / multipliers).round_().clamp_(0, LARGEST_CODE)
+    return (parts + (ZERO - offsets)).div_(multipliers).round_().clamp_(0, LARGEST_CODE)
 
 
 def _error(parts: torch.Tensor, codes: torch.Tensor, multipliers: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """The squared error of each subgroup [N, K / 32]."""
-    return (codes * multipliers + offsets - ZERO - parts).square_().sum(2)
+    return (codes * multipliers).add_(offsets - ZERO).sub_(parts).square_().sum(2)

@@ -12,7 +12,7 @@ from .subgroups import SUBGROUP, ZERO, Subgroups, expand, subgroup_codes
 
 SMALL_GROUP, LARGE_GROUP = 32, 64  # inputs
 MOST_GROUP = 256  # inputs, with 4 bits: weights are off by more than rows, which have the same groups
-PIECE = 1 << 22  # numbers of a weight that are quantised at a time
+PIECE = 1 << 19  # numbers of a weight that are quantised at a time: intermediate results stay in a CPU's cache
 NARROW = 512  # inputs of a layer up to which int8 has small groups: the fewer are added, the fewer errors cancel out
 
 
@@ -190,7 +190,7 @@ def _group(bits: int, inputs: int, size: int) -> int:
 
 
 def _pieces(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Rows of the weight, to bound the memory for float32 numbers."""
+    """Rows of the weight, about :data:`PIECE` numbers each."""
     return torch.split(weight, max(1, PIECE // weight.shape[1]))
 
 

@@ -1,4 +1,7 @@
-"""What the kernels for rows with one query have in common: :mod:`.paged`, :mod:`.ordered` and its variant for pairs."""
+"""What the kernels for rows with one query have in common: :mod:`.paged`, :mod:`.ordered` and its variant for pairs.
+
+:mod:`.flash` has the :func:`normalizer`, too.
+"""
 
 from __future__ import annotations
 
