@@ -30,6 +30,8 @@ def problem_of_needs(needs: Any, request: Request) -> str:
         return f"{needs!r:.200}: {error}"
     if needs.rows_from is not None and needs.rows_from >= request.prompt_len > 0:
         return f"rows_from={needs.rows_from} for a prompt of {request.prompt_len} tokens"
+    if needs.rows_up_to is not None and (needs.rows_from is None or needs.rows_up_to <= needs.rows_from):
+        return f"rows_up_to={needs.rows_up_to} with rows_from={needs.rows_from}"
     return ""
 
 

@@ -225,17 +225,20 @@ def split_by_task(rows: Sequence[Row]) -> list[tuple[Part, list[int]]]:
     parts: dict[str, tuple[Part, list[int]]] = {}
     packed = 0  # index of the row's first token in the packed axis
     for row in rows:
-        first = first_needed(row)
-        if first < row.end:
+        first, stop = needed(row)
+        if first < stop or row.final:
             part, indices = parts.setdefault(row.request.task, (Part(row.request.task, []), []))
-            part.rows.append(PartRow(row.request, row.start, row.end, first, len(indices), row.final))
-            indices.extend(range(packed + first - row.start, packed + row.end - row.start))
+            part.rows.append(PartRow(row.request, row.start, row.end, first, stop, len(indices), row.final))
+            indices.extend(range(packed + first - row.start, packed + stop - row.start))
         packed += row.end - row.start
     return list(parts.values())
 
 
-def first_needed(row: Row) -> int:
-    """The first position whose hidden row the stage needs; ``row.end`` if it needs none of this row."""
-    if row.request.needs.rows_from is None:
-        return row.end - 1 if row.final else row.end
-    return max(row.start, row.request.needs.rows_from)
+def needed(row: Row) -> tuple[int, int]:
+    """The positions ``(first, stop)`` of the row whose hidden rows the stage needs; ``first == stop`` for none."""
+    needs = row.request.needs
+    if needs.rows_from is None:
+        return (row.end - 1 if row.final else row.end), row.end
+    first = min(max(row.start, needs.rows_from), row.end)
+    stop = row.end if needs.rows_up_to is None else min(row.end, needs.rows_up_to)
+    return first, max(first, stop)

@@ -16,6 +16,7 @@ class Needs(Struct, frozen=True):
 
     ``new_tokens``: limit on output tokens; 0 reserves no slots for them.
     ``rows_from``: first position whose hidden row the stage gets; None = only the last position's.
+    ``rows_up_to``: the position after the last one whose hidden row it gets, with ``rows_from``; None = no limit.
     ``reuse_up_to``: limit on prefix tokens that are taken from the cache; None = all but the last.
     ``lockstep``: the next step may be launched only after this one was collected (no overlap). Required where the
     next step's input isn't exactly the id in ``Launched.next_ids``, or depends on the tokens before it on the host.
@@ -23,14 +24,15 @@ class Needs(Struct, frozen=True):
 
     new_tokens: Annotated[int, Meta(ge=0)] = 0
     rows_from: Annotated[int, Meta(ge=0)] | None = None  # below the prompt's length
+    rows_up_to: Annotated[int, Meta(ge=1)] | None = None  # above rows_from
     reuse_up_to: Annotated[int, Meta(ge=0)] | None = None
     lockstep: bool = False
 
     @classmethod
     def of_rows(cls, rows: str) -> Needs:
         """The needs of a stage that pools the ``rows`` that a head takes ("first", "last" or "mean"), without output
-        tokens: the last row allows cached prefixes; the others need the hidden rows of the whole prompt."""
-        return cls() if rows == "last" else cls(rows_from=0, reuse_up_to=0)
+        tokens: the last row allows cached prefixes; the others need the whole prompt to be computed."""
+        return cls() if rows == "last" else cls(rows_from=0, rows_up_to=1 if rows == "first" else None, reuse_up_to=0)
 
 
 @dataclass(slots=True, eq=False)

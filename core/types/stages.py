@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class PartRow:
     """A request's share of one batch, as its stage sees it: positions ``[start, end)`` were computed in it.
 
-    The stage gets hidden rows for positions ``[first, end)`` at ``hidden[offset : offset + end - first]``.
+    The stage gets hidden rows for positions ``[first, stop)`` at ``hidden[offset : offset + stop - first]``. ``stop``
+    is ``end``, unless the request has ``Needs.rows_up_to``: then a final row may have no hidden rows.
     ``final``: ``end`` is the last known token, so a decoding stage may produce the next one.
     """
 
@@ -31,13 +32,14 @@ class PartRow:
     start: int
     end: int
     first: int
+    stop: int
     offset: int
     final: bool
 
 
 @dataclass(slots=True)
 class Part:
-    """One task's rows in a batch. A request is left out if its stage gets no hidden row of it."""
+    """One task's rows in a batch. A request is left out if its stage gets no hidden row of it, unless it is final."""
 
     task: str
     rows: list[PartRow]
@@ -50,7 +52,7 @@ def sequence_starts(part: Part) -> np.ndarray:
     """int64 ``[len(part.rows) + 1]``: where each request's hidden rows begin, and where the last one's end."""
     import numpy as np
 
-    ends = [row.offset + row.end - row.first for row in part.rows]
+    ends = [row.offset + row.stop - row.first for row in part.rows]
     return np.array([0, *ends], np.int64)
 
 

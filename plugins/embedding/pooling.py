@@ -35,20 +35,22 @@ class Pooler:
     def __init__(self, modes: tuple[str, ...], operation: Callable[..., Tensor]) -> None:
         """``operation``: the backend's ``pool``."""
         self._modes, self._operation = modes, operation
-        self._only_last = set(modes) == {"lasttoken"}
+        self._only_last, self._only_first = set(modes) == {"lasttoken"}, set(modes) == {"cls"}
 
     def needs(self, skip: int) -> Needs:
         """The needs of a request whose first ``skip`` tokens aren't pooled.
 
         A cached prefix can be used only with last-token pooling, because cached tokens have no hidden rows.
         """
-        return Needs() if self._only_last else Needs(rows_from=skip, reuse_up_to=0)
+        if self._only_last:
+            return Needs()
+        return Needs(rows_from=skip, rows_up_to=skip + 1 if self._only_first else None, reuse_up_to=0)
 
     def arrays(self, part: Part) -> dict[str, np.ndarray]:
         """What :meth:`pool` reads on the device: "starts" where all sequences are whole, else "last" where only last
         rows are pooled."""
         if self._only_last:
-            last = [row.offset + row.end - row.first - 1 for row in part.rows if row.final]
+            last = [row.offset + row.stop - row.first - 1 for row in part.rows if row.final]
             return {"last": np.array(last, np.int64)}
         if all(row.final and row.first == 0 for row in part.rows):
             return {"starts": sequence_starts(part)}
@@ -73,7 +75,7 @@ class Pooler:
         """
         chunks: dict[int, Partial] = row.request.state
         before = chunks[max(first for first in chunks if first < row.first)] if row.first > skip else {}
-        rows = hidden[row.offset : row.offset + row.end - row.first].float()
+        rows = hidden[row.offset : row.offset + row.stop - row.first].float()
         chunks[row.first] = {mode: _continued(mode, before.get(mode), rows, row.first) for mode in self._modes}
         if not row.final:
             return None

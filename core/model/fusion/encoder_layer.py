@@ -64,9 +64,11 @@ class FusedEncoderLayer(nn.Module):
             raise ValueError("fused layers run packed sequences: they need a ForwardContext, and take no mask")
         return self.compute(hidden_states[0], trunk)[None]
 
-    def compute(self, x: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
-        """``x`` [T, H] -> [T, H]."""
+    def compute(self, x: torch.Tensor, trunk: ForwardContext, wanted: torch.Tensor | None = None) -> torch.Tensor:
+        """``x`` [T, H] -> [T, H], or [W, H] with only the rows ``wanted`` (int64 [W])."""
         attended = self._attend(x, trunk)
+        if wanted is not None:
+            attended, x = attended[wanted], x[wanted]
         result = torch.empty_like(x)
         for first in range(0, len(x), BLOCK_TOKENS):
             block = slice(first, first + BLOCK_TOKENS)
@@ -142,7 +144,10 @@ class FusedEncoderForward:
         trunk: ForwardContext | None = None,
         **others: Any,
     ) -> Any:
-        """Ids, token types and positions ``[1, T]``; returns transformers' output object, hidden ``[1, T, H]``."""
+        """Ids, token types and positions ``[1, T]``; returns transformers' output object, hidden ``[1, T, H]``.
+
+        With ``trunk.wanted``, hidden rows are only those, and there is no ``pooler_output``.
+        """
         given = {"input_ids": input_ids, "position_ids": position_ids}
         if token_type_ids is not None:  # models without token types don't accept the argument
             given["token_type_ids"] = token_type_ids
@@ -152,9 +157,12 @@ class FusedEncoderForward:
             return self.original(attention_mask=attention_mask, trunk=trunk, **given, **others)
         assert trunk is not None
         x = self.embeddings(**given)[0]
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer.compute(x, trunk)
-        hidden = x[None]
-        if self.pooler is None:
-            return self.output(last_hidden_state=hidden)
-        return self.output(last_hidden_state=hidden, pooler_output=self.pooler(hidden))
+        hidden = self.layers[-1].compute(x, trunk, trunk.wanted)[None]
+        if self.pooler is None or trunk.wanted is not None:
+            result = self.output(last_hidden_state=hidden)
+        else:
+            result = self.output(last_hidden_state=hidden, pooler_output=self.pooler(hidden))
+        result.picked = trunk.wanted is not None
+        return result

@@ -80,10 +80,9 @@ class Echo:
         return hidden if wanted is None else hidden[wanted]
 
 
-def request(task: str, tokens: list[int], rows_from: int | None = None) -> Request:
-    return Request(
-        key=0, rid="", task=task, params=None, tokens=tokens, prompt_len=len(tokens), needs=Needs(rows_from=rows_from)
-    )
+def request(task: str, tokens: list[int], rows_from: int | None = None, rows_up_to: int | None = None) -> Request:
+    needs = Needs(rows_from=rows_from, rows_up_to=rows_up_to)
+    return Request(key=0, rid="", task=task, params=None, tokens=tokens, prompt_len=len(tokens), needs=needs)
 
 
 def share(request: Request, start: int, end: int, table_row: int) -> Row:
@@ -185,6 +184,22 @@ def test_offsets_of_a_part_follow_its_rows() -> None:
     ((part, wanted),) = split_by_task(rows)
     assert [(row.first, row.offset) for row in part.rows] == [(1, 0), (2, 2), (0, 4)]
     assert wanted == [1, 2, 3, 4, 5]
+
+
+def test_a_stage_that_needs_few_rows_gets_every_final_row() -> None:
+    first_chunk, middle, last_chunk = (request("record", list(range(9)), 1, 3) for _ in range(3))
+    whole, before = request("record", [1, 2, 3], 0, 1), request("record", [1, 2, 3], 2, 3)
+    rows = [
+        share(first_chunk, 0, 2, 0),
+        share(middle, 4, 6, 1),
+        share(last_chunk, 6, 9, 2),
+        share(whole, 0, 3, 3),
+        share(before, 0, 1, 4),
+    ]
+    ((part, wanted),) = split_by_task(rows)
+    assert [row.request for row in part.rows] == [first_chunk, last_chunk, whole]
+    assert [(row.first, row.stop, row.offset) for row in part.rows] == [(1, 2, 0), (6, 6, 1), (0, 1, 1)]
+    assert wanted == [1, 7]
 
 
 def test_embeddings_are_told_by_packed_index() -> None:

@@ -45,14 +45,15 @@ def feed(stage: EmbeddingStage, request: Request, rows: torch.Tensor, start: int
     """One pass over positions ``[start, end)`` of the request, alone."""
     skip = request.params.skip
     first = end - 1 if request.needs.rows_from is None else max(start, skip)
-    part = Part("embedding", [PartRow(request, start, end, first, 0, end == len(rows))])
-    return run_stage(stage, part, rows[first:end])
+    stop = end if request.needs.rows_up_to is None else max(first, min(end, request.needs.rows_up_to))
+    part = Part("embedding", [PartRow(request, start, end, first, stop, 0, end == len(rows))])
+    return run_stage(stage, part, rows[first:stop])
 
 
 @pytest.mark.parametrize("skip", [0, 4])
-@pytest.mark.parametrize("mode", MODES)
-def test_chunks_a_pass_run_twice_and_a_retraction_give_the_same(mode: str, skip: int) -> None:
-    stage, rows = stage_of(mode, "mean"), torch.randn(11, WIDTH)
+@pytest.mark.parametrize("modes", [(mode, "mean") for mode in MODES] + [("cls",)], ids="+".join)
+def test_chunks_a_pass_run_twice_and_a_retraction_give_the_same(modes: tuple[str, ...], skip: int) -> None:
+    stage, rows = stage_of(*modes), torch.randn(11, WIDTH)
     [whole] = feed(stage, request_of(stage, 11, skip=skip), rows, 0, 11)
     request = request_of(stage, 11, skip=skip)
     assert feed(stage, request, rows * 3, 0, 7) == []
@@ -62,7 +63,8 @@ def test_chunks_a_pass_run_twice_and_a_retraction_give_the_same(mode: str, skip:
     [chunked] = feed(stage, request, rows, 8, 11)
     ours, theirs = vector_of(asdict(chunked)), vector_of(asdict(whole))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    np.testing.assert_allclose(theirs[WIDTH:], rows[skip:].mean(0).numpy(), atol=1e-6)
+    expected = rows[skip] if modes == ("cls",) else rows[skip:].mean(0)
+    np.testing.assert_allclose(theirs[-WIDTH:], expected.numpy(), atol=1e-6)
 
 
 def asdict(step: Any) -> dict[str, bytes]:
@@ -72,10 +74,10 @@ def asdict(step: Any) -> dict[str, bytes]:
 
 
 def test_only_last_token_pooling_allows_reuse() -> None:
+    others = {"lasttoken": Needs(), "cls": Needs(rows_from=2, rows_up_to=3, reuse_up_to=0)}
     for mode in MODES:
-        stage = stage_of(mode)
-        needs = request_of(stage, 9, skip=2).needs
-        assert needs == (Needs() if mode == "lasttoken" else Needs(rows_from=2, reuse_up_to=0))
+        needs = request_of(stage_of(mode), 9, skip=2).needs
+        assert needs == others.get(mode, Needs(rows_from=2, reuse_up_to=0))
     assert request_of(stage_of("mean", "lasttoken"), 9).needs == Needs(rows_from=0, reuse_up_to=0)
 
 
@@ -83,7 +85,7 @@ def test_requests_of_one_pass_get_what_each_asked_for() -> None:
     stage, rows = stage_of("mean", normalize=True), torch.randn(8, WIDTH)
     asked = [{}, {"normalize": False}, {"dimensions": 2}, {"dimensions": 4, "normalize": False}]
     requests = [request_of(stage, 2, **params) for params in asked]
-    part = Part("embedding", [PartRow(request, 0, 2, 0, 2 * i, True) for i, request in enumerate(requests)])
+    part = Part("embedding", [PartRow(request, 0, 2, 0, 2, 2 * i, True) for i, request in enumerate(requests)])
     steps = run_stage(stage, part, rows)
     means = rows.reshape(4, 2, WIDTH).mean(1).numpy()
     expected = [
@@ -100,7 +102,7 @@ def test_a_row_that_is_not_finite_ends_its_request_only() -> None:
     stage, rows = stage_of("mean"), torch.randn(6, WIDTH)
     rows[3, 1] = torch.nan
     requests = [request_of(stage, 2) for _ in range(3)]
-    part = Part("embedding", [PartRow(request, 0, 2, 0, 2 * i, True) for i, request in enumerate(requests)])
+    part = Part("embedding", [PartRow(request, 0, 2, 0, 2, 2 * i, True) for i, request in enumerate(requests)])
     steps = run_stage(stage, part, rows)
     assert [step.error is None for step in steps] == [True, False, True]
     assert steps[1].error is not None

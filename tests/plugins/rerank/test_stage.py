@@ -33,7 +33,7 @@ def request(labels: tuple[int, ...] = (), tokens: tuple[int, ...] = (1, 2, 3)) -
 def part(*lengths: int, labels: tuple[tuple[int, ...], ...] = ()) -> Part:
     rows, offset = [], 0
     for index, length in enumerate(lengths):
-        rows.append(PartRow(request(labels[index] if labels else ()), 0, length, 0, offset, True))
+        rows.append(PartRow(request(labels[index] if labels else ()), 0, length, 0, length, offset, True))
         offset += length
     return Part("rerank", rows)
 
@@ -46,7 +46,7 @@ def values(step: Step) -> list[float]:
 @pytest.mark.parametrize(
     ("rows", "needs", "wanted"),
     [
-        ("first", Needs(rows_from=0, reuse_up_to=0), [0.0, 3.0]),
+        ("first", Needs(rows_from=0, rows_up_to=1, reuse_up_to=0), [0.0, 3.0]),
         ("mean", Needs(rows_from=0, reuse_up_to=0), [1.0, 3.5]),
     ],
 )

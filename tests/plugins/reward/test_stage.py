@@ -43,20 +43,20 @@ def whole(*lengths: int) -> Part:
     """Sequences that come whole, packed one after another."""
     rows, offset = [], 0
     for length in lengths:
-        rows.append(PartRow(request(*range(length)), 0, length, 0, offset, final=True))
+        rows.append(PartRow(request(*range(length)), 0, length, 0, length, offset, final=True))
         offset += length
     return Part("reward", rows)
 
 
 def test_what_is_needed_of_the_scheduler() -> None:
     assert stage("last").admit(request(1, 2)) == Needs()
-    for rows in ("first", "mean"):
-        assert stage(rows).admit(request(1, 2)) == Needs(rows_from=0, reuse_up_to=0)
+    assert stage("first").admit(request(1, 2)) == Needs(rows_from=0, rows_up_to=1, reuse_up_to=0)
+    assert stage("mean").admit(request(1, 2)) == Needs(rows_from=0, reuse_up_to=0)
 
 
 def test_rows_of_each_kind() -> None:
     hidden = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-    last = Part("reward", [PartRow(request(1, 2), 4, 9, 8, index, final=True) for index in range(3)])
+    last = Part("reward", [PartRow(request(1, 2), 4, 9, 8, 9, index, final=True) for index in range(3)])
     assert scores(stage("last"), last, hidden) == [[2, 4], [6, 8], [10, 12]]
     assert scores(stage("first"), whole(2, 1), hidden) == [[2, 4], [10, 12]]
     assert scores(stage("mean"), whole(2, 1), hidden) == [[4, 6], [10, 12]]

@@ -149,6 +149,21 @@ def test_more_tokens_than_are_done_at_once(
     torch.testing.assert_close(hidden(model, backend), before, rtol=1e-4, atol=1e-4)
 
 
+def test_only_rows_that_are_wanted_leave_the_last_layer(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
+    model, wanted = build("bert"), torch.tensor([0, LENGTHS[0], LENGTHS[0] + 2])
+    assert fuse(model, backend).fused_forward
+    every = hidden(model, backend)
+    normed: list[int] = []
+    last = layers_of(model)[-1]
+    norm = last.mlp_norm
+    monkeypatch.setattr(last, "mlp_norm", lambda x, *others: normed.append(len(x)) or norm(x, *others))
+    context = ForwardContext(packed_layout(LENGTHS), None, backend, wanted)
+    torch.testing.assert_close(hidden(model, backend, trunk=context), every[wanted], rtol=1e-5, atol=1e-5)
+    assert normed == [3]
+
+
 def test_sequences_do_not_see_each_other(build: Callable[..., Any], backend: Backend) -> None:
     model = build("roberta")
     fuse(model, backend)

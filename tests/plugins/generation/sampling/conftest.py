@@ -59,9 +59,10 @@ class Driver:
 
     def steps(self, *rows: tuple[Request, torch.Tensor]) -> list[Step]:
         """Run a pass with these logits for each request; returns its steps."""
+        lengths = [len(request.tokens) for request, _ in rows]
         parts = [
-            PartRow(request, len(request.tokens) - 1, len(request.tokens), len(request.tokens) - 1, index, True)
-            for index, (request, _) in enumerate(rows)
+            PartRow(request, n - 1, n, n - 1, n, index, True)
+            for index, ((request, _), n) in enumerate(zip(rows, lengths, strict=True))
         ]
         part = Part("generation", parts)
         steps = run_stage(self.stage, part, torch.stack([logits for _, logits in rows]))
