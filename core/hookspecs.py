@@ -166,7 +166,7 @@ def trunkline_transforms(model: ModelInfo, settings: Settings) -> Iterable[Trans
 
     Engine: once for each model, before any is loaded. Update: from disk, once, with the new checkpoint.
 
-    They apply to the merged matrices of fused layers. The first that packs a matrix wins; ``--quantization`` is last::
+    They apply to matrices of layers and of experts. The first that packs one wins; ``--quantization`` is last::
 
         @hookimpl
         def trunkline_transforms(model, settings):

@@ -31,7 +31,8 @@ from . import (
 )
 from .cpu.processor import has_bfloat16
 from .deterministic import torch_calls
-from .deterministic.linear import OrderedExperts, OrderedLinear
+from .deterministic.linear import OrderedLinear, ordered_experts
+from .grouped_linear import GroupedLinear
 from .layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Backend:
     int8_cache: bool = False
     scratch_bytes: int = 0
     row_invariant: Callable[[F], F] = _unchanged
-    pack_experts: Callable[[torch.Tensor], torch.nn.Module] | None = None
+    pack_experts: Callable[[torch.Tensor], GroupedLinear] | None = None
 
     def attention(
         self,
@@ -181,7 +182,7 @@ CPU_DETERMINISTIC = replace(
     CPU,
     decode=attention_decode.decode_ordered,
     linear=OrderedLinear,
-    pack_experts=OrderedExperts,
+    pack_experts=ordered_experts,
     row_invariant=torch_calls.row_invariant,
 )
 TORCH_NATIVE = Backend(

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
+from torch import nn
 from torch.nn import functional as F
+
+from .linear import LinearLayer
 
 ALIGNMENT = 16  # bytes of which a row's size must be a multiple in grouped_mm
 
@@ -34,3 +40,23 @@ def grouped_linear_cpu(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor
             out[start:end] = F.linear(x[start:end], weight[expert])
             start = end
     return out
+
+
+class GroupedLinear(nn.Module):
+    """:func:`grouped_linear_reference` with a linear layer for each group, on a CPU."""
+
+    def __init__(self, layers: Iterable[LinearLayer]) -> None:
+        """``layers``: one for each group, of the same sizes."""
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def weight(self, most: int) -> torch.Tensor:
+        """The weights of at most the first ``most`` groups, [E, O, H]."""
+        layers: Iterable[Any] = self.layers[:most]
+        return torch.stack([one.weight(slice(0, one.out_features)) for one in layers])
+
+    def forward(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """``x`` [N, H] -> [N, O] of its dtype, N > 0; group ``e`` ends before row ``ends[e]``, int32 [E]."""
+        with torch._C.DisableTorchFunction():  # modules that aren't ours call it, inside of row_invariant
+            parts = zip(self.layers, x.tensor_split(ends[:-1].tolist()), strict=True)
+            return torch.cat([layer(rows) for layer, rows in parts if len(rows)]).to(x.dtype)

@@ -33,10 +33,14 @@ def bind_backend(model: torch.nn.Module, backend: Backend) -> None:
 
     transformers calls :func:`run_experts` without a context, so each module refers to the operations themselves.
     """
-    for module in model.modules():
-        if hasattr(module, "has_gate") and hasattr(module, "num_experts"):
-            setattr(module, COUNTS, backend.expert_counts)
-            setattr(module, GROUPED_LINEAR, backend.grouped_linear)
+    for module in find_experts(model):
+        setattr(module, COUNTS, backend.expert_counts)
+        setattr(module, GROUPED_LINEAR, backend.grouped_linear)
+
+
+def find_experts(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules of experts that call :func:`run_experts`, once they are bound."""
+    return [one for one in model.modules() if hasattr(one, "has_gate") and hasattr(one, "num_experts")]
 
 
 def is_bound(module: torch.nn.Module) -> bool:

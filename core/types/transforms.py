@@ -18,7 +18,8 @@ class Transform:
 
     ``pack(names, weight)`` makes a layer, without bias, that stores ``weight`` [N, K] and multiplies by it; None if
     this weight stays as it is. The tensor has the model's dtype and device, and doesn't outlive the call. ``names`` are
-    the checkpoint's tensors that are merged in it, one below the other. The layer's method ``weight`` is the way back:
+    the checkpoint's tensors that are merged in it, one below the other. Where a tensor has the matrices of all experts,
+    the expert's number follows its name: ``…experts.down_proj[3]``. The layer's method ``weight`` is the way back:
     ``/get_weights_by_name`` calls it.
 
     ``error``: the largest relative error of a layer's results, as the root mean square over rows of random numbers.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
+from trunkline.kernels.grouped_linear import GroupedLinear
 from trunkline.kernels.linear import PackedLinear
 
 
@@ -14,16 +14,9 @@ class OrderedLinear(PackedLinear):
     uses_onednn = False
 
 
-class OrderedExperts(nn.Module):
-    """:func:`.grouped_linear_reference` with packed weights; results for a row don't depend on the other rows."""
+def ordered_experts(weight: torch.Tensor) -> GroupedLinear:
+    """Pack ``weight`` [E, O, H], of any strides, on the CPU, float32 or bfloat16.
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        """Pack ``weight`` [E, O, H], of any strides, on the CPU, float32 or bfloat16."""
-        super().__init__()
-        self.layers = nn.ModuleList(OrderedLinear(one.contiguous(), float32_out=True) for one in weight)
-
-    def forward(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        """``x`` [N, H] -> [N, O] of its dtype; group ``e`` ends before row ``ends[e]``, int32 [E]."""
-        with torch._C.DisableTorchFunction():  # modules that aren't ours call it, inside of row_invariant
-            parts = zip(self.layers, x.tensor_split(ends[:-1].tolist()), strict=True)
-            return torch.cat([layer(rows) for layer, rows in parts if len(rows)]).to(x.dtype)
+    The layer's results for a row don't depend on the other rows.
+    """
+    return GroupedLinear(OrderedLinear(one.contiguous(), float32_out=True) for one in weight)

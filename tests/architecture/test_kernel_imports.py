@@ -16,6 +16,7 @@ ALLOWED = {
     "backend.Backend": "the operations",
     "backend.choose": "the engine chooses the backend by the user's settings",
     "backend.multiplies_bfloat16": "the default dtype depends on it",
+    "grouped_linear.GroupedLinear": "the interface of layers for experts",
     "layout.KVSlots": "where a layer's new keys and values are written",
     "layout.Layout": "the rows of a pass",
     "layout.LayoutTensors": "the same on the device",
@@ -35,6 +36,7 @@ EXCEPTIONS = {
     ("core.model.fusion.recorded", "cpu.recording.Recording"): "launches of compiled code, which only a CPU has",
     ("core.model.fusion.recorded", "cpu.recording.keep_alive"): "the memory of these launches",
     ("core.model.fusion.decoder_layer", "glu.COMPILED"): "the activations whose launches can be recorded",
+    ("core.model.transforms.matrices", "linear.PlainLinear"): "the weight of a module that isn't ours, not copied",
     ("core.engine.control.pages", "cpu.threads.Kernel"): "compiled code isn't part of a model's memory",
     ("core.engine.startup", "compiled"): "sets the folder in which the process stores compiled code",
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from trunkline.core.model.experts import MATRICES, is_bound
-from trunkline.core.model.fusion.origins import LinearRows, Origins, StackedLinears, TransposedLinear
+from trunkline.core.model.fusion.origins import GroupedMatrices, LinearRows, Origins, TransposedLinear
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend
@@ -53,8 +53,8 @@ def _pack_experts(module: Any, backend: Backend) -> None:
     for name in MATRICES:
         weight = module._parameters.pop(name, None)
         if weight is not None:
-            layer: Any = backend.pack_experts(weight.transpose(1, 2) if module.is_transposed else weight)
+            layer = backend.pack_experts(weight.transpose(1, 2) if module.is_transposed else weight)
             module.add_module(name, layer)
-            origins[name] = StackedLinears(layer.layers, module.is_transposed)
+            origins[name] = GroupedMatrices(layer, module.is_transposed)
     if origins:  # there are none if they have been packed before
         module.origins = origins

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from trunkline.kernels.grouped_linear import GroupedLinear
 from trunkline.kernels.linear import LinearLayer
 
 
@@ -37,19 +38,19 @@ class TransposedLinear:
 
 
 @dataclass(frozen=True, slots=True)
-class StackedLinears:
-    """A tensor [E, N, K] of the checkpoint, or [E, K, N] if ``transposed``: the weights of E linear layers."""
+class GroupedMatrices:
+    """A tensor [E, N, K] of the checkpoint, or [E, K, N] if ``transposed``: the weights of E experts."""
 
-    linears: Sequence[LinearLayer]
+    linear: GroupedLinear
     transposed: bool
 
     def read(self, most: int) -> torch.Tensor:
         """At most the first ``most`` matrices of the tensor."""
-        weights = torch.stack([one.weight(slice(0, one.out_features)) for one in self.linears[:most]])
+        weights = self.linear.weight(most)
         return weights.transpose(1, 2) if self.transposed else weights
 
 
-Packed = LinearRows | TransposedLinear | StackedLinears
+Packed = LinearRows | TransposedLinear | GroupedMatrices
 Origins = dict[str, Packed | torch.Tensor]
 """By the name of a parameter in its layer. Norms and biases are copies, since fused layers may store them changed."""
 

@@ -22,6 +22,7 @@ from trunkline.core.model.architecture import (
     resolve,
 )
 from trunkline.core.model.attention import NAME
+from trunkline.core.model.experts import MATRICES, find_experts
 from trunkline.core.model.loader import quiet
 from trunkline.core.model.proof import shapes_of
 from trunkline.core.model.refusal import BYPASSED, explained, failed_pass, reason_of
@@ -54,7 +55,7 @@ class ModelPlan:
     shapes: dict[str, torch.Size] = field(default_factory=dict)  # of the class's parameters
     bytes_per_token: int = 0
     bytes_per_logits_row: int = 0
-    matrix_numbers: int = 0  # of the matrices that transforms may store otherwise: all but embeddings and the output's
+    matrix_numbers: int = 0  # of the matrices that transforms may store otherwise: those of layers and experts
     loading_bytes: int = 0  # of weights while they are loaded, if that is more than ``weight_bytes``
 
     def stored_as(self, transforms: Sequence[Transform]) -> ModelPlan:
@@ -125,10 +126,11 @@ def _shape_in_config(config: Any) -> KVShape:
 
 
 def _matrix_numbers(whole: Any) -> int:
-    """How many numbers the matrices of layers have, without those of experts."""
-    others = {id(whole.get_input_embeddings().weight), id(getattr(output_matrix(whole), "weight", None))}
-    matrices = (one for name, one in whole.named_parameters() if one.ndim == 2 and ".embeddings." not in f".{name}")
-    return sum(one.numel() for one in matrices if id(one) not in others)
+    """How many numbers the matrices of layers and of experts have."""
+    layers = [module for module in whole.modules() if isinstance(module, torch.nn.ModuleList)]
+    matrices = {id(one): one.numel() for layer in layers for one in layer.parameters() if one.ndim == 2}
+    experts = (module._parameters.get(name) for module in find_experts(whole) for name in MATRICES)
+    return sum(matrices.values()) + sum(one.numel() for one in experts if one is not None)
 
 
 def _active_parameters(whole: Any, config: Any) -> int:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from trunkline.core.errors import ModelError
+from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.fusion.decoder_layer import FusedForward
-from trunkline.core.model.fusion.origins import LinearRows
 from trunkline.core.model.fusion.warm_up import TOLERANCE
+from trunkline.core.model.refusal import reason_of
+from trunkline.core.model.samples import warm_up_ids
 from trunkline.core.model.sources.quantized_tensor import QuantizedTensor
 from trunkline.core.types import Transform
 from trunkline.kernels.linear import LinearLayer
+
+from .matrices import ModelMatrices
 
 if TYPE_CHECKING:
     from trunkline.core.discovery import Provided
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("trunkline.model")
 
 PIECE = 1024  # rows of a weight
+NAMED = 32  # matrices in a log message: a mixture of experts may have thousands
 ROWS = 8  # of random numbers, on which a layer's error is measured
 # Of hidden rows after all layers, where rows are rounded to integers: last bits decide about some of them.
 ROUNDED = 0.1
@@ -35,8 +39,8 @@ ROUNDED = 0.1
 def apply_transforms(
     model: PackedModel, provided: Sequence[Provided[Transform]], stored: Mapping[str, object] = MappingProxyType({})
 ) -> str:
-    """Replace the linear layers of fused layers, in place; returns a sentence about the result, "" if there is nothing
-    to do. Each original's memory is freed when it is replaced. ``stored``: the checkpoint's tensors by name.
+    """Replace the linear layers of layers and experts, in place; returns a sentence about the result, "" if there is
+    nothing to do. Each original's memory is freed when it is replaced. ``stored``: the checkpoint's tensors by name.
 
     ModelError if no weight can be stored so. PluginError, by the plugin's name, for a transform that fails.
     """
@@ -45,26 +49,19 @@ def apply_transforms(
     results: dict[str, list[float]] = {}  # by transform: the errors of its layers
     kept: list[str] = []
     packed: set[str] = set()
-    for prefix, layer in model.whole.named_modules():
-        origins = getattr(layer, "origins", {})
-        for attribute in list(layer._modules):
-            linear: Any = layer._modules[attribute]
-            names = [_in_checkpoint(model, name, stored) for name in _names(prefix, origins, linear)]
-            if not names:
-                continue
-            for one in provided:
-                replacement, error = _packed(one, names, linear, model.dtype)
-                if replacement is not None:
-                    results.setdefault(one.value.name, []).append(error)
-                    packed.update(names)
-                    setattr(layer, attribute, replacement)
-                    _redirect(origins, linear, replacement)
-                    break
-            else:
-                kept.append(names[0])
+    for matrix in ModelMatrices(model, stored):
+        for one in provided:
+            replacement, error = _packed(one, matrix.names, matrix.linear, model.dtype)
+            if replacement is not None:
+                results.setdefault(one.value.name, []).append(error)
+                packed.update(matrix.names)
+                matrix.replace(replacement)
+                break
+        else:
+            kept.append(matrix.names[0])
     quantised = [name for name, one in stored.items() if isinstance(one, QuantizedTensor)]
     if lost := [name for name in quantised if name not in packed]:
-        # Experts, output matrices, layers that aren't fused, and those that a transform has refused.
+        # Embeddings, output matrices, routers, and those that a transform has refused.
         text = "%s: %d of the checkpoint's %d quantised matrices are dequantised, the first is %s"
         log.warning(text, model.info.architecture, len(lost), len(quantised), lost[0])
     if not results and all(one.value.optional for one in provided):
@@ -76,32 +73,25 @@ def apply_transforms(
     if isinstance(forward := model.backbone.forward, FusedForward):
         lossy = any(one.value.error for one in provided)
         forward.replay = forward.check_replay(ROUNDED if lossy else TOLERANCE)
+    if model.backend.pack_experts is None:  # in the deterministic mode, no module has had its own weight before
+        _check_pass(model, ", ".join(results))
     total = sum(map(len, results.values())) + len(kept)
     parts = [f"{len(errors)} of {total} matrices as {name}" for name, errors in results.items()]
     if kept:
-        log.info("%s: these matrices stay as they are: %s", model.info.architecture, ", ".join(kept))
+        named = ", ".join(kept[:NAMED]) + (f" and {len(kept) - NAMED} more" if len(kept) > NAMED else "")
+        log.info("%s: these matrices stay as they are: %s", model.info.architecture, named)
     for name, errors in results.items():
         log.info("%s: relative errors of %s are %.4f to %.4f", model.info.architecture, name, min(errors), max(errors))
     return ", ".join(parts)
 
 
-def _names(prefix: str, origins: dict[str, Any], linear: Any) -> list[str]:
-    """The checkpoint's tensors in a linear layer of a fused layer, in the order of its rows; [] for other modules."""
-    if not isinstance(linear, LinearLayer):
-        return []
-    rows = [
-        (origin.start, name)
-        for name, origin in origins.items()
-        if isinstance(origin, LinearRows) and origin.linear is linear
-    ]
-    return [f"{prefix}.{name}" for _, name in sorted(rows)]
-
-
-def _in_checkpoint(model: PackedModel, name: str, stored: Mapping[str, object]) -> str:
-    """A tensor's name in the checkpoint, which may have or lack the prefix of the base model."""
-    prefix = f"{model.whole.base_model_prefix}."
-    known = (name, name.removeprefix(prefix), prefix + name)
-    return next((one for one in known if one in stored), name)
+def _check_pass(model: PackedModel, stored_as: str) -> None:
+    """ModelError if a forward pass fails: a class may read the weight of a module in place of calling it."""
+    ids = warm_up_ids(model, 2)
+    try:
+        model.forward(ids, torch.arange(2, device=model.device), packed_layout([2]), None)
+    except Exception as error:  # foreign code
+        raise ModelError(f"{model.info.architecture} can't be served as {stored_as}: {reason_of(error)}") from error
 
 
 def _packed(
@@ -147,10 +137,3 @@ def _comes_back(layer: LinearLayer, weight: torch.Tensor, *, exact: bool) -> boo
         if back.shape != part.shape or (exact and not torch.equal(back, part)):
             return False
     return True
-
-
-def _redirect(origins: dict[str, Any], linear: LinearLayer, replacement: LinearLayer) -> None:
-    """Let the tensors of a layer be read from its replacement."""
-    for name, origin in origins.items():
-        if isinstance(origin, LinearRows) and origin.linear is linear:
-            origins[name] = replace(origin, linear=replacement)

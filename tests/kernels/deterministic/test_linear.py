@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trunkline.kernels.deterministic.linear import OrderedExperts
+from trunkline.kernels.deterministic.linear import ordered_experts
 from trunkline.kernels.grouped_linear import grouped_linear_reference
 
 
@@ -15,7 +15,7 @@ def test_experts(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(3, 48, 24, generator=generator).to(dtype).transpose(1, 2)
     x, ends = torch.randn(30, 48, generator=generator).to(dtype), torch.tensor([11, 11, 30], dtype=torch.int32)
-    experts = OrderedExperts(weight)
+    experts = ordered_experts(weight)
     found = experts(x, ends)
     assert found.dtype == dtype
     torch.testing.assert_close(found, grouped_linear_reference(x, weight, ends), atol=0.05, rtol=0.02)

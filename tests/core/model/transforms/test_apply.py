@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,18 @@ from trunkline.core.errors import ModelError, PluginError
 from trunkline.core.model import loader
 from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.loaded import LoadedModel
+from trunkline.core.model.sizes.plan import plan_model
 from trunkline.core.model.sources.info import read_info
 from trunkline.core.settings import ModelSettings
 from trunkline.core.types import ModelSource, Transform
-from trunkline.kernels.backend import choose
+from trunkline.kernels.backend import CPU, CPU_DETERMINISTIC
 from trunkline.kernels.linear import LinearLayer, PackedLinear, PlainLinear
 
 Pack = Callable[[Sequence[str], torch.Tensor], LinearLayer | None]
 Apply = Callable[..., LoadedModel]
 
+KINDS = ["llama", "bert", "gemma2", "qwen2-moe", "mixtral", "gpt-oss", "gpt2", "modernbert"]
+NOT_DETERMINISTIC = ["llama4", "deepseek-v2", "deberta"]  # can't be served in that mode
 NAME = "model.layers.1.self_attn.k_proj.weight"
 
 
@@ -38,11 +43,11 @@ def exact(_: Sequence[str], weight: torch.Tensor) -> LinearLayer:
 def apply(zoo: Callable[[str], Path]) -> Apply:
     """``apply(*transforms)``: a Llama that is stored so."""
 
-    def made(*transforms: Transform, name: str = "llama", backend: str = "cpu") -> LoadedModel:
+    def made(*transforms: Transform, name: str = "llama", deterministic: bool = False) -> LoadedModel:
         source = ModelSource(name, str(zoo(name)))
         settings = ModelSettings(model_path=source.path, dtype="float32")
         provided = [Provided(Plugin("p", "p:p", "dist", "1.0"), one) for one in transforms]
-        kernels = choose(backend, "cpu")
+        kernels = CPU_DETERMINISTIC if deterministic else CPU
         return loader.load(source, read_info(source, settings), settings, [], kernels, transforms=provided)
 
     return made
@@ -63,21 +68,87 @@ def test_the_layer_computes_what_is_served_and_the_weight_is_read_from_it(apply:
     assert torch.equal(2 * mine, theirs)
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", "qwen3-moe", "gemma2"])
-def test_an_exact_transform_changes_nothing(apply: Apply, name: str) -> None:
-    seen: list[str] = []
-
-    def pack(names: Sequence[str], weight: torch.Tensor) -> LinearLayer:
-        seen.extend(names)
-        return PlainLinear(weight)
-
-    model, plain = apply(Transform("same", pack, 0.0), name=name), apply(name=name)
+@pytest.mark.parametrize(
+    ("name", "deterministic"), [*product(KINDS, [False, True]), *product(NOT_DETERMINISTIC, [False])]
+)
+def test_an_exact_transform_changes_nothing(apply: Apply, name: str, deterministic: bool) -> None:
+    plain = apply(name=name)
+    same = Transform("same", lambda _, weight: PackedLinear(weight), 0.0)
+    model = apply(same, name=name, deterministic=deterministic)
+    matrices = re.fullmatch(r"(\d+) of (\d+) matrices as same", model.stored_as)
+    assert matrices is not None
+    assert matrices[1] == matrices[2]
     torch.testing.assert_close(hidden(model), hidden(plain), rtol=1e-4, atol=1e-4)
-    for tensor in seen:
-        mine, theirs = (one.tensor(tensor, 5) for one in (model, plain))
+    for tensor, parameter in plain.whole.named_parameters():
+        mine = model.tensor(tensor, 5)
         assert mine is not None
-        assert theirs is not None
-        assert torch.equal(mine, theirs)
+        assert torch.equal(mine, parameter[:5])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gpt2", ["attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"]),
+        ("modernbert", ["attn.Wqkv.weight", "attn.Wo.weight", "mlp.Wi.weight", "mlp.Wo.weight"]),
+        ("qwen2-moe", [
+            "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.o_proj.weight",
+            "mlp.experts.3.gate_proj.weight", "mlp.experts.3.up_proj.weight", "mlp.experts.3.down_proj.weight",
+            "mlp.shared_expert.gate_proj.weight", "mlp.shared_expert.up_proj.weight",
+            "mlp.shared_expert.down_proj.weight",
+        ]),
+        ("mixtral", [
+            "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.o_proj.weight",
+            "block_sparse_moe.experts.3.w1.weight", "block_sparse_moe.experts.3.w3.weight",
+            "block_sparse_moe.experts.3.w2.weight",
+        ]),
+        ("gpt-oss", [
+            "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.o_proj.weight",
+            "mlp.experts.gate_up_proj[3]", "mlp.experts.down_proj[3]",
+        ]),
+    ],
+)  # fmt: skip
+def test_all_matrices_of_a_layer_are_seen_but_those_of_routers(apply: Apply, name: str, expected: list[str]) -> None:
+    seen: list[str] = []
+    with pytest.raises(ModelError, match="No weight"):
+        apply(Transform("none", lambda names, _: seen.extend(names), 0.0), name=name)
+    layer = [one.partition(".1.")[2] for one in seen if re.search(r"(layers|h)\.1\.", one)]
+    assert [one for one in layer if not re.search(r"experts\D*[0-24-9]\b", one)] == expected
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt2", "modernbert", "qwen2-moe", "gpt-oss"])
+def test_the_plan_knows_how_many_numbers_there_are(apply: Apply, zoo: Callable[[str], Path], name: str) -> None:
+    numbers: list[int] = []
+    with pytest.raises(ModelError, match="No weight"):
+        apply(Transform("none", lambda _, weight: numbers.append(weight.numel()), 0.0), name=name)
+    source = ModelSource(name, str(zoo(name)))
+    settings = ModelSettings(model_path=source.path, dtype="float32")
+    plan = plan_model(source, read_info(source, settings), settings, torch.device("cpu"))
+    assert plan.matrix_numbers == pytest.approx(sum(numbers), rel=0.03)  # it counts routers, too
+
+
+def test_experts_that_stay_multiply_beside_those_that_are_packed(apply: Apply) -> None:
+    def pack(names: Sequence[str], weight: torch.Tensor) -> LinearLayer | None:
+        return PackedLinear(weight) if "experts.2." in names[0] else None
+
+    plain, some = apply(name="qwen3-moe"), apply(Transform("second", pack, 0.0), name="qwen3-moe")
+    assert some.stored_as.startswith("4 of ")
+    torch.testing.assert_close(hidden(some), hidden(plain), rtol=1e-4, atol=1e-4)
+    name = "model.layers.1.mlp.experts.down_proj"
+    mine, theirs = some.tensor(name, 8), plain.tensor(name, 8)
+    assert mine is not None
+    assert theirs is not None
+    assert torch.equal(mine, theirs)
+    assert name not in dict(some.whole.named_parameters())  # its memory is freed
+
+
+def test_a_class_that_reads_weights_of_its_modules_is_refused(apply: Apply, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+
+    forward = GPT2MLP.forward
+    monkeypatch.setattr(GPT2MLP, "forward", lambda self, x: forward(self, x.to(self.c_fc.weight.dtype)))
+    apply(name="gpt2")
+    with pytest.raises(ModelError, match=r"GPT2LMHeadModel can't be served as same: .*has no attribute 'dtype'"):
+        apply(Transform("same", exact, 0.0), name="gpt2")
 
 
 def test_merged_tensors_are_named_in_the_order_of_their_rows(apply: Apply) -> None:

@@ -16,6 +16,7 @@ from trunkline.core.errors import ConfigError, ModelError
 from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.transforms import quantization
+from trunkline.core.testing import build_checkpoint
 from trunkline.kernels.quantized.linear import QuantizedLinear
 from trunkline.plugins.embedding.offline import encode
 from trunkline.plugins.generation.offline import generate
@@ -60,7 +61,7 @@ def update(engine: Engine, folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("name", list(ERROR))
-@pytest.mark.parametrize("checkpoint", ["llama", "qwen3", "gemma2"])
+@pytest.mark.parametrize("checkpoint", ["llama", "qwen3", "gemma2", "gpt2", "granite"])
 def test_hidden_rows_are_near(zoo: Callable[[str], Path], checkpoint: str, name: str) -> None:
     with start(zoo(checkpoint)) as plain, start(zoo(checkpoint), quantization=name) as small:
         expected, found = rows(lane_of(plain).model), rows(lane_of(small).model)
@@ -84,7 +85,7 @@ def test_rows_are_those_of_the_dequantised_weights(zoo: Callable[[str], Path], n
 
 
 @pytest.mark.parametrize("name", list(ERROR))
-def test_the_plan_counts_what_is_stored(tmp_path: Path, zoo: Callable[[str], Path], name: str) -> None:
+def test_the_plan_counts_what_is_stored(zoo: Callable[[str], Path], name: str) -> None:
     with start(zoo("llama"), quantization=name) as engine:
         lane = lane_of(engine)
         assert lane.candidate is not None
@@ -131,10 +132,11 @@ def test_generated_text(zoo: Callable[[str], Path]) -> None:
     assert first[0]["output_ids"] == second[0]["output_ids"]
 
 
-def test_what_is_refused(zoo: Callable[[str], Path]) -> None:
+def test_what_is_refused(zoo: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="quantization = 'fp8'"):
         start(zoo("llama"), quantization="fp8")
-    with pytest.raises(ModelError, match=r"No weight of GPT2LMHeadModel can be stored as int8"):
-        start(zoo("gpt2"), quantization="int8")
+    odd = build_checkpoint("llama", tmp_path / "odd", hidden_size=72, intermediate_size=100, head_dim=18)
+    with pytest.raises(ModelError, match=r"No weight of LlamaForCausalLM can be stored as int8"):
+        start(odd, quantization="int8")
     with pytest.raises(ModelError, match=r"--quantization int8 is for CPUs; leave it out, or give --device cpu"):
         quantization.transform("int8").pack(["x"], torch.empty(32, 32, device="meta"))

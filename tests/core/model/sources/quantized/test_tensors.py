@@ -115,13 +115,19 @@ def test_merged_matrices_with_different_orders(
     assert any("6 of the checkpoint's 14 quantised matrices are dequantised" in line for line in caplog.messages)
 
 
-def test_experts_are_dequantised(write_quantised: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_quantised(tmp_path / "model", "qwen3-moe")
+def test_experts_keep_their_integers(write_quantised: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = write_quantised(tmp_path / "model", "qwen3-moe")
     with start(tmp_path / "model") as engine:
-        assert model_of(engine).stored_as == "4 of 4 matrices as gptq"
+        assert model_of(engine).stored_as == "20 of 36 matrices as gptq"  # the others' inputs aren't a multiple of 32
+        found = read(model_of(engine).whole, "model.layers.1.mlp.experts.gate_up_proj", 8)
         assert len(generate(engine, ["the cat"], max_new_tokens=2, temperature=0)[0]["output_ids"]) > 0
+    assert found is not None
+    for expert, numbers in enumerate(found):
+        parts = [expected[f"model.layers.1.mlp.experts.{expert}.{part}_proj.weight"] for part in ("gate", "up")]
+        torch.testing.assert_close(numbers, torch.cat(parts), rtol=0, atol=1e-6)
     (line,) = (line for line in caplog.messages if "quantised matrices are dequantised" in line)
-    assert ".experts." in line
+    assert line.endswith("2 of the checkpoint's 42 quantised matrices are dequantised, the first is "
+                         "model.layers.0.mlp.gate.weight")  # fmt: skip
 
 
 def test_names_without_the_prefix_of_the_base_model(write_quantised: Write, tmp_path: Path) -> None:
