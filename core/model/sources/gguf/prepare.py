@@ -6,6 +6,7 @@ parsers don't use the server's memory. The tensors' data stays in the file.
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import numpy as np
 from .table import TABLE, Table, TensorPlace, identity_of
 
 # transformers reads more, but ignores some of their keys and tensors without an error.
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3moe")
+EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight")  # a matrix for each expert of a layer
 ROPE_FACTORS = "rope_freqs.weight"  # of Llama 3.1 and later; GGUF has no key for their rotary embedding
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -41,17 +43,21 @@ def prepare(source: Path, folder: Path) -> None:
     config = transformers.AutoConfig.from_pretrained(source.parent, **options)
     cls = transformers.AutoModelForCausalLM._model_mapping[type(config)]
     config.architectures, config.dtype = [cls.__name__], "bfloat16"
+    if width := _value(reader, f"{architecture}.expert_feed_forward_length"):
+        config.moe_intermediate_size = int(width)
     _set_rotary(config, reader, architecture)
     with torch.device("meta"):
         whole = cls(config)
     processor = theirs.TENSOR_PROCESSORS.get(architecture, theirs.TensorProcessor)(config=parsed)
     names = theirs.get_gguf_hf_weights_map(whole, processor)
-    tensors = [tensor for tensor in reader.tensors if tensor.name != ROPE_FACTORS]
-    if unknown := [tensor.name for tensor in tensors if tensor.name not in names]:
+    experts = [one for one in reader.tensors if EXPERTS.fullmatch(one.name) and hasattr(config, "num_experts")]
+    others = [one for one in reader.tensors if one.name not in (ROPE_FACTORS, *(expert.name for expert in experts))]
+    if unknown := [tensor.name for tensor in others if tensor.name not in names]:
         raise ValueError(f"the model has no place for {len(unknown)} of its tensors, the first is {unknown[0]}")
-    table = Table(
-        str(source.resolve()), identity_of(source), {names[one.name]: _entry(one, processor, names) for one in tensors}
-    )
+    places = {names[one.name]: _entry(one, processor, names) for one in others}
+    for tensor in experts:
+        places |= _entries_of_experts(tensor)
+    table = Table(str(source.resolve()), identity_of(source), places)
     config.save_pretrained(folder)
     transformers.GenerationConfig.from_model_config(config).save_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, **options)
@@ -87,6 +93,19 @@ def _entry(tensor: Any, processor: Any, names: dict[str, str]) -> TensorPlace:
         if sorted(order) == list(range(shape[0])) and np.array_equal(changed, given[order]):
             return msgspec.structs.replace(entry, order=order)
     raise ValueError(f"the tensor {tensor.name} ({'x'.join(map(str, shape))}) can't be served from GGUF")
+
+
+def _entries_of_experts(tensor: Any) -> dict[str, TensorPlace]:
+    """The places of the matrices in a tensor [E, N, K], under the names that they have in checkpoints of one each."""
+    layer, part = EXPERTS.fullmatch(tensor.name).groups()  # type: ignore[union-attr]
+    count, *shape = (int(size) for size in reversed(tensor.shape))
+    size = int(tensor.n_bytes) // count
+    return {
+        f"model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight": TensorPlace(
+            tensor.tensor_type.name, tuple(shape), int(tensor.data_offset) + expert * size, size
+        )
+        for expert in range(count)
+    }
 
 
 def _set_rotary(config: Any, reader: Any, architecture: str) -> None:

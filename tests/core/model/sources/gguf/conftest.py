@@ -27,6 +27,7 @@ LAYER = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
 }
 PLAIN = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
@@ -37,7 +38,34 @@ def paired(weight: np.ndarray, heads: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
+def separate(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """transformers' tensors, with gates and others of experts apart as in GGUF."""
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.endswith("experts.gate_up_proj"):
+            layer = name.removesuffix("gate_up_proj")
+            found |= dict(zip((f"{layer}gate", f"{layer}up"), tensor.chunk(2, 1), strict=True))
+        else:
+            found[name.replace("experts.down_proj", "experts.down")] = tensor
+    return found
+
+
+def merge_experts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The counterpart of :func:`separate`."""
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.endswith("experts.gate"):
+            both = tensor, tensors[f"{name.removesuffix('gate')}up"]
+            found[f"{name}_up_proj"] = torch.cat(both, 1)
+        elif not name.endswith("experts.up"):
+            found[name.replace("experts.down", "experts.down_proj")] = tensor
+    return found
+
+
 def name_in_gguf(name: str) -> str:
+    if ".experts." in name:
+        _, _, layer, _, _, part = name.split(".")
+        return f"blk.{layer}.ffn_{part}_exps.weight"
     stem, _, suffix = name.rpartition(".")
     if stem in PLAIN:
         return f"{PLAIN[stem]}.{suffix}"
@@ -53,7 +81,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     def build(name: str) -> Path:
         if name not in made:
             rope = {"rope_type": "default", "rope_theta": 10000.0}
-            made[name] = build_checkpoint(name, tmp_path_factory.mktemp("gguf") / name, rope_parameters=rope)
+            experts = {"moe_intermediate_size": 64, "norm_topk_prob": True} if "moe" in name else {}
+            folder = tmp_path_factory.mktemp("gguf") / name
+            made[name] = build_checkpoint(name, folder, rope_parameters=rope, **experts)
         return made[name]
 
     return build
@@ -74,7 +104,7 @@ def write_gguf(checkpoint: Callable[[str], Path]) -> Callable[..., dict[str, tor
         values: str | None = None,
     ) -> dict[str, torch.Tensor]:
         model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint(name), dtype=torch.float32)
-        config, architecture = model.config, model.config.model_type
+        config, architecture = model.config, model.config.model_type.replace("_", "")
         writer = gguf.GGUFWriter(file, architecture)
         writer.add_block_count(config.num_hidden_layers)
         writer.add_context_length(config.max_position_embeddings)
@@ -87,12 +117,16 @@ def write_gguf(checkpoint: Callable[[str], Path]) -> Callable[..., dict[str, tor
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
         writer.add_vocab_size(config.vocab_size)
+        if experts := getattr(config, "num_experts", None):
+            writer.add_expert_count(experts)
+            writer.add_expert_used_count(config.num_experts_per_tok)
+            writer.add_expert_feed_forward_length(config.moe_intermediate_size)
         add_tokenizer(writer, checkpoint(name))
         stored: dict[str, torch.Tensor] = {}
-        for full, parameter in model.state_dict().items():
+        for full, parameter in separate(model.state_dict()).items():
             if full == "lm_head.weight" and config.tie_word_embeddings:
                 continue
-            numbers, wanted = parameter.numpy(), kind if parameter.ndim == 2 else "F32"
+            numbers, wanted = parameter.numpy(), kind if parameter.ndim > 1 and "mlp.gate." not in full else "F32"
             if values is not None and "v_proj" in full:
                 wanted = values
             heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}

@@ -29,6 +29,8 @@ from trunkline.core.model.transforms import stored
 from trunkline.kernels.quantized.linear import QuantizedLinear
 from trunkline.plugins.generation.offline import generate
 
+from .conftest import merge_experts
+
 KEPT = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]  # the package can write them
 Write = Callable[..., dict[str, torch.Tensor]]
 
@@ -83,6 +85,28 @@ def test_logits_are_those_of_the_dequantised_weights(
     else:  # rows are quantised
         assert error < 0.05
         assert stored == "8 of 8 matrices as gguf"
+
+
+def test_experts(write_gguf: Write, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """As floats, to compare logits: rounded rows would choose other experts. As integers, to compare numbers."""
+    tensors = write_gguf(tmp_path / "floats.gguf", "qwen3-moe", "F16")
+    reference = transformers.AutoModelForCausalLM.from_pretrained(checkpoint("qwen3-moe"), dtype=torch.float32)
+    reference.load_state_dict(merge_experts(tensors), strict=False)
+    ids = torch.arange(5, 69)
+    with start(tmp_path / "floats.gguf") as engine, torch.inference_mode():
+        model = model_of(engine)
+        found = model.heads["lm"](model.forward(ids, torch.arange(64), packed_layout([64]), None))
+        expected = reference(ids[None]).logits[0]
+    assert float((found - expected).norm() / expected.norm()) < 1e-4
+    numbers = merge_experts(write_gguf(tmp_path / "model.gguf", "qwen3-moe", "Q4_0"))
+    with start(tmp_path / "model.gguf") as engine:
+        assert engine.client.models[0].stored_as == "36 of 36 matrices as gguf"
+        for part in ("gate_up", "down"):
+            name = f"model.layers.1.mlp.experts.{part}_proj"
+            kept = read(model_of(engine).whole, name, 8)
+            assert kept is not None
+            assert torch.equal(kept, numbers[name])
+        assert len(generate(engine, ["the cat"], max_new_tokens=4, temperature=0)[0]["output_ids"]) > 0
 
 
 def test_merged_matrices_of_several_types(write_gguf: Write, tmp_path: Path) -> None:
