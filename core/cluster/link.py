@@ -79,9 +79,19 @@ class Link:
     async def _run(self, handle: Handle) -> None:
         try:
             async with handle.attach(self.name) as attachment:
-                self.broken = await self._connect(attachment)
-        except Exception as error:  # of what carries the call, or of the connection
-            self.broken = describe_error(error).splitlines()[0]
+                try:
+                    self._end(await self._connect(attachment))
+                except Exception as error:  # of what carries the call, or of the connection
+                    self._end(error)
+                # Now the call must be ended, which may take long if its actor has died.
+        except Exception as error:
+            self._end(error)
+
+    def _end(self, reason: str | Exception) -> None:
+        """The connection has broken, or couldn't be made. Only the first reason counts."""
+        if self.broken:
+            return
+        self.broken = reason if isinstance(reason, str) else describe_error(reason).splitlines()[0]
         log.warning("the connection to replica %s has ended: %s", self.name, self.broken)
         self._changed(self, None)
 

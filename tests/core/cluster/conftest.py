@@ -64,12 +64,15 @@ class LocalHandle:
     """Implements :class:`trunkline.core.cluster.handle.Handle` over relays in this process.
 
     ``slow``: seconds by which a replica's messages are late. ``cut``: their connections end, and can't be made.
+    ``held``: not set while the ends of calls are delayed, as Ray's may be when an actor dies.
     """
 
     def __init__(self, relays: dict[str, Relay] | None = None) -> None:
         self.relays: dict[str, Relay] = {} if relays is None else relays
         self.slow: dict[str, float] = {}
         self.ended: dict[str, asyncio.Future[Any]] = {}  # of the last attachment to each replica
+        self.held = asyncio.Event()
+        self.held.set()
         self._cut: set[str] = set()
         self._paths: dict[str, Path] = {}
         self._changed: Callable[[Sequence[str]], None] = lambda names: None
@@ -107,8 +110,11 @@ class LocalHandle:
             ended = self.ended[replica] = asyncio.get_running_loop().create_future()
             yield Attachment(encode_address(address), ended)
         finally:
-            await path.close()
-            await call.aclose()
+            try:
+                await self.held.wait()
+            finally:
+                await path.close()
+                await call.aclose()
 
 
 class Cluster:

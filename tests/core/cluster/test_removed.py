@@ -37,6 +37,27 @@ async def test_a_call_at_a_replica_that_is_removed_is_answered(cluster: Callable
     await until(lambda: not started.handle.relays["r1"]._fronts)
 
 
+async def test_requests_are_lost_at_once_although_the_call_that_carried_the_connection_goes_on(
+    cluster: Callable[..., Any], params: Any, until: Any
+) -> None:
+    client, started = await cluster(2)
+    lost = submit(client, [1], params(n=1000, delay=0.01))
+    await lost.wait()
+    name = started.submitted[0]
+    other = {"r0": "r1", "r1": "r0"}[name]
+    started.handle.held.clear()
+    await started.handle.cut(name)
+    await asyncio.sleep(0.1)
+    started.handle.show(other)  # while the call is being ended
+    async with asyncio.timeout(5):
+        with pytest.raises(EngineDown, match=f"replica {name}"):
+            await lost.result()
+    started.handle.held.set()
+    await submit(client, [1], params()).result()
+    assert client.transport.replicas == [other]
+    await until(lambda: not client.transport._groups[0].replicas._draining)
+
+
 async def test_a_call_ends_with_its_replica(cluster: Callable[..., Any]) -> None:
     client, started = await cluster(2)
     with on_replica("r1"):
