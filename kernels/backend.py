@@ -53,8 +53,7 @@ class Backend:
 
     Nothing outside of this package calls a device's kernel by name: models, stages and plugins call these fields.
     The module of each operation documents its arguments and results, at the function ``*_reference`` (plain torch, for
-    every device); all backends take the same arguments. A backend may support fewer dtypes, which its own function
-    documents.
+    every device); all backends take the same. A backend may support fewer dtypes, which its own function documents.
 
     ``captures``: whether decode-only passes can be CUDA graphs: ``decode``, ``write`` and ``rope`` read all that
     differs between passes from tensors, and don't take longer for a wider slot table. ``int8_cache``: whether
@@ -62,7 +61,7 @@ class Backend:
     the memory that attention takes beside its arguments, in bytes. ``row_invariant``: wraps a function that calls
     torch's operations, so that its result for a row has the same bits in any batch where this backend promises that
     (:data:`CPU_DETERMINISTIC`); others return the function as it is. ``pack_experts``: makes a layer in place of
-    ``grouped_linear`` of a weight, once; None if there is no such layer.
+    ``grouped_linear`` of a weight; None if there is none. ``packs_modules``: whether ``linear`` replaces any nn.Linear.
 
     Decoding rows go to ``decode``. All prompt rows go to ``extend``, even a prompt whose only uncached token
     is its last one: the two kernels add in different orders, and a prompt's result must not depend on how
@@ -95,6 +94,7 @@ class Backend:
     scratch_bytes: int = 0
     row_invariant: Callable[[F], F] = _unchanged
     pack_experts: Callable[[torch.Tensor], GroupedLinear] | None = None
+    packs_modules: bool = False
 
     def attention(
         self,
@@ -177,12 +177,14 @@ CPU = Backend(
     mask_tokens=adjust.mask_tokens_cpu,
     logprobs=logprobs.logprobs_cpu,
     int8_cache=True,
+    pack_experts=grouped_linear.packed_experts,
 )
 CPU_DETERMINISTIC = replace(
     CPU,
     decode=attention_decode.decode_ordered,
     linear=OrderedLinear,
     pack_experts=ordered_experts,
+    packs_modules=True,
     row_invariant=torch_calls.row_invariant,
 )
 TORCH_NATIVE = Backend(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .linear import LinearLayer
+from .linear import LinearLayer, PackedLinear
 
 ALIGNMENT = 16  # bytes of which a row's size must be a multiple in grouped_mm
 
@@ -60,3 +60,8 @@ class GroupedLinear(nn.Module):
         with torch._C.DisableTorchFunction():  # modules that aren't ours call it, inside of row_invariant
             parts = zip(self.layers, x.tensor_split(ends[:-1].tolist()), strict=True)
             return torch.cat([layer(rows) for layer, rows in parts if len(rows)]).to(x.dtype)
+
+
+def packed_experts(weight: torch.Tensor) -> GroupedLinear:
+    """The layer of ``weight`` [E, O, H], of any strides, on the CPU, float32 or bfloat16, with packed weights."""
+    return GroupedLinear(PackedLinear(one.contiguous()) for one in weight)

@@ -27,7 +27,6 @@ from .architecture import (
     position_table,
     resolve,
 )
-from .determinism.pack import pack_weights
 from .determinism.verify import verify_rows
 from .expert_watch import watch_experts
 from .experts import bind_backend
@@ -121,6 +120,7 @@ def load(
 def _fuse(model: PackedModel) -> str:
     """Fuse layers, in place; returns a sentence about the result."""
     from trunkline.core.model.fusion.find_decoder import fuse
+    from trunkline.core.model.fusion.pack import pack_weights
 
     backbone, report = model.backbone, None if model.padded else fuse(model.whole, model.backend)
     pack_weights(backbone, model.backend)

@@ -19,11 +19,11 @@ from torch import nn
 
 from trunkline.core.model.architecture import output_matrix
 from trunkline.core.model.attention import ForwardContext, packed_layout
-from trunkline.core.model.determinism.pack import pack_weights
 
 from .decoder_layer import AttentionCall, FusedForward, FusedLayer, Matrices
 from .decoder_modules import Mismatch, decoder_modules, norm_of
 from .find_encoder import encoder_layers, fuse_encoder
+from .pack import pack_weights
 from .recorded import can_replay
 from .warm_up import (
     ROUNDING,

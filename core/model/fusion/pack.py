@@ -1,27 +1,36 @@
-"""Packs the weights of modules that aren't ours, for the deterministic mode, so that it has one copy of them.
+"""Packs the weights of modules that aren't ours into layers of the backend: mixtures of experts, and linear layers.
 
-These are the linear layers of layers that aren't fused, and mixtures of experts. A parameter that a class multiplies
-itself, such as the matrix of a router, stays as it is, and :func:`.torch_calls.packed` keeps a packed copy.
+Experts are packed where the backend has layers for them (on a CPU, they multiply few rows several times as fast).
+Linear layers of layers that aren't fused are packed only in the deterministic mode, which so has one copy of them: a
+class that reads the weight of such a module, in place of calling it, can't be served then. A parameter that a class
+multiplies itself, such as the matrix of a router, stays as it is, and :func:`.torch_calls.packed` keeps a packed copy.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from trunkline.core.model.experts import MATRICES, is_bound
-from trunkline.core.model.fusion.origins import GroupedMatrices, LinearRows, Origins, TransposedLinear
+
+from .origins import GroupedMatrices, LinearRows, Origins, TransposedLinear
+from .warm_up import relative_error, tolerance
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend
 
+log = logging.getLogger("trunkline.model")
+
 
 def pack_weights(module: Any, backend: Backend) -> None:
-    """Replace the linear layers and the experts' matrices below ``module``, in place, by packed ones of ``backend``.
+    """Replace the experts' matrices below ``module``, in place, by layers of ``backend``, and in the deterministic mode
+    the linear layers.
 
-    Does nothing unless the backend is deterministic. Poolers are left out: heads have float32 copies of them. Each
-    original's memory is freed when it is replaced. Parameters can still be read by their names (:func:`.origins.read`).
+    Poolers are left out: heads have float32 copies of them. Each original's memory is freed when it is replaced.
+    Parameters can still be read by their names (:func:`.origins.read`).
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -31,7 +40,8 @@ def pack_weights(module: Any, backend: Backend) -> None:
         _pack_experts(module, backend)
     for name, child in module.named_children():
         if type(child) in (nn.Linear, Conv1D):
-            setattr(module, name, _packed(child, backend))
+            if backend.packs_modules:
+                setattr(module, name, _packed(child, backend))
         elif not name.startswith("pooler"):
             pack_weights(child, backend)
 
@@ -46,15 +56,22 @@ def _packed(module: Any, backend: Backend) -> nn.Module:
     return packed
 
 
+@torch.inference_mode()
 def _pack_experts(module: Any, backend: Backend) -> None:
-    """Replace the parameters of an experts module that have a matrix for each expert."""
+    """Replace the parameters of an experts module that have a matrix for each expert, unless results differ."""
     assert backend.pack_experts is not None
-    origins: Origins = {}
     for name in MATRICES:
-        weight = module._parameters.pop(name, None)
-        if weight is not None:
-            layer = backend.pack_experts(weight.transpose(1, 2) if module.is_transposed else weight)
-            module.add_module(name, layer)
-            origins[name] = GroupedMatrices(layer, module.is_transposed)
-    if origins:  # there are none if they have been packed before
-        module.origins = origins
+        weight = module._parameters.get(name)
+        if weight is None:
+            continue
+        matrices = weight.transpose(1, 2) if module.is_transposed else weight
+        layer = backend.pack_experts(matrices)
+        rows = torch.randn(len(matrices), matrices.shape[2], generator=torch.Generator().manual_seed(5)).to(weight)
+        ends = torch.arange(1, len(matrices) + 1, dtype=torch.int32)  # one row for each expert
+        error = relative_error(layer(rows, ends), backend.grouped_linear(rows, matrices, ends))
+        if not error <= tolerance(weight.dtype):
+            log.warning("the experts' %s isn't replaced, its relative error would be %.1e", name, error)
+            continue
+        del module._parameters[name]
+        module.add_module(name, layer)
+        module.origins = {**getattr(module, "origins", {}), name: GroupedMatrices(layer, module.is_transposed)}

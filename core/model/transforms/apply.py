@@ -73,7 +73,7 @@ def apply_transforms(
     if isinstance(forward := model.backbone.forward, FusedForward):
         lossy = any(one.value.error for one in provided)
         forward.replay = forward.check_replay(ROUNDED if lossy else TOLERANCE)
-    if model.backend.pack_experts is None:  # in the deterministic mode, no module has had its own weight before
+    if not model.backend.packs_modules:  # else no module has had its own weight before
         _check_pass(model, ", ".join(results))
     total = sum(map(len, results.values())) + len(kept)
     parts = [f"{len(errors)} of {total} matrices as {name}" for name, errors in results.items()]

@@ -47,7 +47,9 @@ class ModelMatrices:
 
     def _below(self, prefix: str, module: Any, *, in_layer: bool) -> Iterator[Matrix]:
         """The matrices below ``module``, whose name with a dot is ``prefix``. Layers are in lists of modules."""
-        if is_bound(module):
+        if (
+            is_bound(module) and self._model.device.type == "cpu"
+        ):  # a layer for each expert has no place in a CUDA graph
             for name in MATRICES:
                 yield from self._of_experts(f"{prefix}{name}", module, name)
         in_layer = in_layer or isinstance(module, nn.ModuleList)
