@@ -13,7 +13,7 @@ from trunkline.core.errors import RequestError
 from .attention import ForwardContext, packed_layout
 from .loaded import LoadedModel
 from .refusal import reason_of
-from .samples import WARM_UP, warm_up_ids
+from .verification.samples import WARM_UP, warm_up_ids
 
 log = logging.getLogger("trunkline.model")
 

@@ -27,16 +27,16 @@ from .architecture import (
     position_table,
     resolve,
 )
-from .determinism.verify import verify_rows
 from .expert_watch import watch_experts
 from .experts import bind_backend
 from .float32 import float32_view
-from .head_proof import verify_heads, wrong_heads
 from .loaded import LoadedModel
 from .packed import PackedModel
-from .proof import verify_attention, verify_cache
 from .refusal import explained
 from .transforms.apply import apply_transforms
+from .verification.attention import verify_attention, verify_cache
+from .verification.heads import verify_heads, wrong_heads
+from .verification.rows import verify_rows
 
 if TYPE_CHECKING:
     from trunkline.core.discovery import Provided

@@ -24,8 +24,8 @@ from trunkline.core.model.architecture import (
 from trunkline.core.model.attention import NAME
 from trunkline.core.model.experts import MATRICES, find_experts
 from trunkline.core.model.loader import quiet
-from trunkline.core.model.proof import shapes_of
 from trunkline.core.model.refusal import BYPASSED, explained, failed_pass, reason_of
+from trunkline.core.model.verification.attention import shapes_of
 from trunkline.core.types import ModelInfo, ModelSource, Transform
 
 from . import dry_run

@@ -15,8 +15,8 @@ from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.fusion.decoder_layer import FusedForward
 from trunkline.core.model.fusion.warm_up import TOLERANCE
 from trunkline.core.model.refusal import reason_of
-from trunkline.core.model.samples import warm_up_ids
 from trunkline.core.model.sources.quantized_tensor import QuantizedTensor
+from trunkline.core.model.verification.samples import warm_up_ids
 from trunkline.core.types import Transform
 from trunkline.kernels.linear import LinearLayer
 

@@ -15,8 +15,8 @@ from trunkline.core import Engine
 from trunkline.core.cache.pool import KVPool
 from trunkline.core.engine.lane import Lane
 from trunkline.core.errors import ConfigError, ModelError
-from trunkline.core.model import proof
 from trunkline.core.model.attention import paged_layout
+from trunkline.core.model.verification import attention
 from trunkline.core.server.info import InfoReplies
 from trunkline.kernels.quantized.cache import dequantize, quantize
 from trunkline.plugins.embedding.offline import encode
@@ -146,6 +146,6 @@ def test_what_is_refused(zoo: Callable[[str], Path], monkeypatch: pytest.MonkeyP
         start(zoo("llama"), kv_cache_dtype="fp8")
     with pytest.raises(ModelError, match="only the attention backend 'cpu' on a CPU has it, not 'torch_native'"):
         start(zoo("llama"), kv_cache_dtype="int8", attention_backend="torch_native")
-    monkeypatch.setattr(proof, "LOW_PRECISION", 1e-5)
+    monkeypatch.setattr(attention, "LOW_PRECISION", 1e-5)
     with pytest.raises(ModelError, match="can't be served with --kv-cache-dtype int8: its warm-up differs by"):
         start(zoo("llama"), kv_cache_dtype="int8")

@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trunkline.core.errors import ModelError
-from trunkline.core.model import loader, proof, scores
+from trunkline.core.model import loader, scores
 from trunkline.core.model.architecture import choose_dtype
 from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.sizes.plan import plan_model
 from trunkline.core.model.sources.info import read_info
+from trunkline.core.model.verification.attention import verify_attention
 from trunkline.core.settings import ModelSettings
 from trunkline.core.testing import ZOO, build_checkpoint
 from trunkline.core.types import Head, ModelInfo, ModelSource
@@ -298,4 +299,4 @@ def test_the_proof_catches_layers_that_skip_attention(zoo: Callable[[str], Path]
     layer = model.whole.model.layers[1]
     layer.self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
     with pytest.raises(ModelError, match="calls attention 1 times in a pass through 2 layers"):
-        proof.verify_attention(model)
+        verify_attention(model)

@@ -19,10 +19,9 @@ import torch
 from torch import nn
 
 from trunkline.core.errors import ModelError
-
-from .architecture import options
-from .packed import PackedModel
-from .refusal import reason_of
+from trunkline.core.model.architecture import options
+from trunkline.core.model.packed import PackedModel
+from trunkline.core.model.refusal import reason_of
 
 log = logging.getLogger("trunkline.model")
 

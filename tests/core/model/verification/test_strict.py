@@ -13,11 +13,13 @@ import transformers
 
 from trunkline.core import Engine
 from trunkline.core.errors import ModelError
-from trunkline.core.model import architecture, loader, proof, refusal, strict
+from trunkline.core.model import architecture, loader, refusal
 from trunkline.core.model.attention import ForwardContext, attend, packed_layout
 from trunkline.core.model.loaded import LoadedModel
 from trunkline.core.model.sizes.plan import plan_model
 from trunkline.core.model.sources.info import read_info
+from trunkline.core.model.verification import strict
+from trunkline.core.model.verification.attention import verify_attention
 from trunkline.core.settings import ModelSettings
 from trunkline.core.testing import build_checkpoint, randomize
 from trunkline.core.testing.tiny import CONTEXT, LIMIT, tiny_config
@@ -93,7 +95,7 @@ def test_a_class_that_refuses_narrow_windows_is_compared_as_it_is(
     monkeypatch.setattr(transformers.MistralForCausalLM, "_from_config", lambda *_, **__: 1 / 0)
     with strict.short_windows(model):
         assert model.whole.config.sliding_window == LIMIT
-    assert proof.verify_attention(model)[1] == model.kv_shapes
+    assert verify_attention(model)[1] == model.kv_shapes
 
 
 # -- state ------------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ def test_rounding_hides_no_soft_cap(dtype: str, tmp_path: Path) -> None:
 def test_the_proof_in_float32_leaves_every_bit_as_it_was(name: str, tmp_path: Path) -> None:
     model = start(build_checkpoint(name, tmp_path / name), dtype="bfloat16")
     before = {key: tensor.clone() for key, tensor in model.whole.state_dict().items()}
-    proof.verify_attention(model)
+    verify_attention(model)
     after = model.whole.state_dict()
     assert all(before[key].dtype == after[key].dtype and torch.equal(before[key], after[key]) for key in before)
     assert model.dtype == torch.bfloat16

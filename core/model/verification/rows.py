@@ -15,7 +15,8 @@ from trunkline.core.errors import ModelError
 from trunkline.core.model.attention import ForwardContext, packed_layout, paged_layout
 from trunkline.core.model.fusion.decoder_layer import FusedForward
 from trunkline.core.model.packed import PackedModel
-from trunkline.core.model.samples import Sample, warm_up_ids
+
+from .samples import Sample, warm_up_ids
 
 LENGTHS = (37, 1, 150, 6)  # tokens of the sequences
 CHUNKS = (1, 16, 5, 64, 1)  # tokens of the passes of each sequence, in turn

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .packed import PackedModel
+from trunkline.core.model.packed import PackedModel
 
 WARM_UP = (6, 19)  # lengths in tokens of the two warm-up sequences; the first ends with a decode pass
 WHOLE_WARM_UP = (6, 16, 19)  # the same for encoders; the last two are in one padded batch

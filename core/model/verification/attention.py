@@ -13,11 +13,11 @@ import torch
 
 from trunkline.core.cache.pool import KVPool, KVShape
 from trunkline.core.errors import ModelError
+from trunkline.core.model.architecture import layer_count
+from trunkline.core.model.attention import EAGER, NAME, ForwardContext, packed_layout, paged_layout
+from trunkline.core.model.packed import PackedModel
+from trunkline.core.model.refusal import BYPASSED, failed_pass
 
-from .architecture import layer_count
-from .attention import EAGER, NAME, ForwardContext, packed_layout, paged_layout
-from .packed import PackedModel
-from .refusal import BYPASSED, failed_pass
 from .samples import Sample, samples
 from .strict import strict
 

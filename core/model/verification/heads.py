@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trunkline.core.errors import ModelError
+from trunkline.core.model.attention import ForwardContext, packed_layout
+from trunkline.core.model.packed import PackedModel
 from trunkline.core.types import Head
 
-from .attention import ForwardContext, packed_layout
-from .packed import PackedModel
 from .samples import WARM_UP, warm_up_ids
 from .strict import in_float32
 

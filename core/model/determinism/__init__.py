@@ -1,1 +1,0 @@
-"""The deterministic mode: what is verified at load."""
