@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .cpu.recording import Together
 from .linear import LinearLayer, PackedLinear
 
 ALIGNMENT = 16  # bytes of which a row's size must be a multiple in grouped_mm
@@ -45,10 +46,13 @@ def grouped_linear_cpu(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor
 class GroupedLinear(nn.Module):
     """:func:`grouped_linear_reference` with a linear layer for each group, on a CPU."""
 
-    def __init__(self, layers: Iterable[LinearLayer]) -> None:
+    def __init__(self, layers: Sequence[LinearLayer]) -> None:
         """``layers``: one for each group, of the same sizes."""
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        # Products of all groups run together, if their launches are of one kind.
+        kinds = {(one.launches, one.out_features) if one.recordable else (0, 0) for one in layers}
+        self._launches, self._outputs = kinds.pop() if len(kinds) == 1 else (0, 0)
 
     def weight(self, most: int) -> torch.Tensor:
         """The weights of at most the first ``most`` groups, [E, O, H]."""
@@ -58,10 +62,22 @@ class GroupedLinear(nn.Module):
     def forward(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         """``x`` [N, H] -> [N, O] of its dtype, N > 0; group ``e`` ends before row ``ends[e]``, int32 [E]."""
         with torch._C.DisableTorchFunction():  # modules that aren't ours call it, inside of row_invariant
-            parts = zip(self.layers, x.tensor_split(ends[:-1].tolist()), strict=True)
-            return torch.cat([layer(rows) for layer, rows in parts if len(rows)]).to(x.dtype)
+            last = ends.tolist()
+            groups = [
+                (layer, slice(start, end))
+                for layer, start, end in zip(self.layers, [0, *last], last, strict=False)
+                if end > start
+            ]
+            if self._launches == 0:
+                return torch.cat([layer(x[rows]) for layer, rows in groups]).to(x.dtype)
+            x = x.contiguous()
+            out = x.new_empty(len(x), self._outputs)
+            with Together(self._launches):
+                for layer, rows in groups:
+                    layer.forward_into(x[rows], out[rows])
+            return out
 
 
 def packed_experts(weight: torch.Tensor) -> GroupedLinear:
     """The layer of ``weight`` [E, O, H], of any strides, on the CPU, float32 or bfloat16, with packed weights."""
-    return GroupedLinear(PackedLinear(one.contiguous()) for one in weight)
+    return GroupedLinear([PackedLinear(one.contiguous()) for one in weight])

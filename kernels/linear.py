@@ -44,6 +44,11 @@ class LinearLayer(nn.Module, ABC):
         """Whether a forward pass only launches our own kernels, in the model's dtype, so that it can be recorded."""
         return False
 
+    @property
+    def launches(self) -> int:
+        """How many launches a forward pass of a :attr:`recordable` layer has, each of which needs the one before."""
+        return 1
+
     def forward_into(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """:meth:`forward` of a :attr:`recordable` layer: ``x`` [T, K] -> ``out`` [T, N], which may be ``residual``.
 

@@ -67,10 +67,10 @@ def run_experts(
     experts, order = top_k_index.reshape(-1).sort(stable=True)
     counts = module.__dict__[COUNTS](top_k_index, module.num_experts)
     ends = counts.cumsum(0, dtype=torch.int32)
-    results = _mlp(module, hidden[order // k], experts, ends)
-    results = results * top_k_weights.reshape(-1)[order].unsqueeze(-1)
-    by_token = torch.empty_like(results)
-    by_token[order] = results
+    # With few rows, indexing by [] takes several times as long as these functions.
+    results = _mlp(module, hidden.index_select(0, order // k), experts, ends)
+    results = results * top_k_weights.reshape(-1).index_select(0, order).unsqueeze(-1)
+    by_token = torch.empty_like(results).index_copy_(0, order, results)
     return by_token.view(tokens, k, -1).sum(1).to(hidden.dtype)
 
 

@@ -1,4 +1,5 @@
-"""Records a sequence of kernel launches and replays it without Python between them, like a CUDA graph.
+"""Records a sequence of kernel launches and replays it without Python between them, like a CUDA graph; or runs launches
+that don't depend on each other in one parallel region.
 
 When one row is decoded, launches from Python take most of the time.
 """
@@ -6,6 +7,7 @@ When one row is decoded, launches from Python take most of the time.
 from __future__ import annotations
 
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -97,6 +99,57 @@ class Recording:
         _replay().run(self._team, program=self._program.ctypes.data, launches=launches)
 
 
+class Together:
+    """Inside ``with Together(steps):``, this thread's launches are collected; they run at its end.
+
+    A parallel region for each would cost a few microseconds, and threads would wait for each other at its end. Every
+    ``steps`` of them in turn depend on each other: the first ones of all run together, then the second ones, and so on.
+    In a recording, launches are recorded one after another as usual.
+    """
+
+    def __init__(self, steps: int = 1) -> None:
+        self._steps = steps
+        self._launches: list[tuple[Kernel, bytes, bool]] = []
+        self._kept: list[torch.Tensor] = []
+        self._outer: Any = None
+
+    def __enter__(self) -> Together:
+        self._outer = recorder.recording
+        if self._outer is None:
+            recorder.recording = self
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        recorder.recording = self._outer
+        if kind is None and self._launches:
+            self._run()
+
+    def record(self, task: Kernel, block: bytes, single_thread: bool) -> None:
+        """Collect one launch; called by :meth:`.Kernel.run`."""
+        self._launches.append((task, block, single_thread))
+
+    def keep_alive(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Keep ``tensor`` alive until the launches have run; returns it."""
+        self._kept.append(tensor)
+        return tensor
+
+    def scratch(self, size: int) -> torch.Tensor:
+        """``size`` bytes of its own for each launch."""
+        return self.keep_alive(torch.empty(size, dtype=torch.uint8))
+
+    def _run(self) -> None:
+        launches = [one for step in range(self._steps) for one in self._launches[step :: self._steps]]
+        blocks = np.frombuffer(b"".join([block for _, block, _ in launches]), np.uint8).copy()
+        starts = [0, *accumulate(len(block) for _, block, _ in launches)]
+        base, each = blocks.ctypes.data, len(launches) // self._steps
+        rows = [
+            (task.address, base + start, single, (number + 1) % each == 0)
+            for number, ((task, _, single), start) in enumerate(zip(launches, starts, strict=False))
+        ]
+        program = np.array(rows, np.int64)
+        _run_all().run(team_size(), program=program.ctypes.data, launches=len(rows))
+
+
 def keep_alive(tensor: torch.Tensor) -> torch.Tensor:
     """Keep scratch memory alive as long as the recording, if launches are being recorded; returns ``tensor``.
 
@@ -147,3 +200,24 @@ def _replay() -> Kernel:
                 barrier()
 
     return Kernel(body, Arguments)
+
+
+class TogetherArguments:
+    """``program`` has four int64 for each launch: function, address of its arguments, 1 if one thread runs it, 1 if
+    the launches after it depend on it."""
+
+    program: int
+    launches: int
+
+
+@cache
+def _run_all() -> Kernel:
+    def body(a: Any) -> None:
+        program = int64s(a.program)
+        for i in range(a.launches):
+            if program[4 * i + 2] == 0 or thread() == 0:
+                call(program[4 * i], program[4 * i + 1])
+            if program[4 * i + 3] != 0 and i + 1 < a.launches:
+                barrier()
+
+    return Kernel(body, TogetherArguments)

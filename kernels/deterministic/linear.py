@@ -19,4 +19,4 @@ def ordered_experts(weight: torch.Tensor) -> GroupedLinear:
 
     The layer's results for a row don't depend on the other rows.
     """
-    return GroupedLinear(OrderedLinear(one.contiguous(), float32_out=True) for one in weight)
+    return GroupedLinear([OrderedLinear(one.contiguous()) for one in weight])

@@ -38,10 +38,10 @@ __int__ __invert__ __isub__ __itruediv__ __le__ __len__ __lt__ __mul__ __ne__ __
 __rtruediv__ __set__ __setitem__
 abs add add_ all amax amin any arange argmax argsort as_strided bfloat16 bool broadcast_to cat chunk clamp clone
 contiguous copy_ cpu data_ptr detach dim div div_ dropout element_size embedding empty empty_like eq expand expand_as
-eye fill_ flatten float full full_like gather ge get_device gt half index_put index_select is_complex is_contiguous
-is_floating_point is_inference isfinite item le linspace logical_and logical_not logical_or long lt masked_fill
-masked_fill_ max maximum min minimum movedim mul mul_ narrow ne neg new_empty new_full new_ones new_zeros numel numpy
-ones ones_like pad permute reciprocal relu repeat repeat_interleave reshape roll select size sort split
+eye fill_ flatten float full full_like gather ge get_device gt half index_copy_ index_put index_select is_complex
+is_contiguous is_floating_point is_inference isfinite item le linspace logical_and logical_not logical_or long lt
+masked_fill masked_fill_ max maximum min minimum movedim mul mul_ narrow ne neg new_empty new_full new_ones new_zeros
+numel numpy ones ones_like pad permute reciprocal relu repeat repeat_interleave reshape roll select size sort split
 split_with_sizes sqrt square squeeze stack storage_offset stride sub sub_ t to tolist topk transpose tril triu
 true_divide type type_as unbind unflatten unsqueeze untyped_storage view view_as where zeros zeros_like
 """

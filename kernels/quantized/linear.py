@@ -101,6 +101,11 @@ class QuantizedLinear(LinearLayer):
         """Whether the width is a whole number of panels: then a forward pass is two launches of our kernels."""
         return self.out_features == self.packed.width
 
+    @property
+    def launches(self) -> int:
+        """Two: rows are quantised first."""
+        return 2
+
     def forward_into(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Two launches; ValueError for tensors that aren't contiguous or don't fit."""
         product(x, self.packed, self.addend if residual is None else residual, out)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import cycle
+
 import pytest
 import torch
 
 from trunkline.kernels import grouped_linear
-from trunkline.kernels.grouped_linear import grouped_linear_cpu, grouped_linear_reference
+from trunkline.kernels.cpu.recording import Together
+from trunkline.kernels.deterministic.linear import OrderedLinear
+from trunkline.kernels.grouped_linear import GroupedLinear, grouped_linear_cpu, grouped_linear_reference
+from trunkline.kernels.linear import LinearLayer, PackedLinear, PlainLinear
+from trunkline.kernels.quantized.linear import QuantizedLinear
+from trunkline.kernels.quantized.weight import quantize_int4, quantize_int8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -48,3 +56,55 @@ def test_the_reference_loops_only_where_it_must(inputs: int, outputs: int, monke
     else:
         with pytest.raises(NotImplementedError):
             grouped_linear_reference(*given)
+
+
+def layer_of(kind: str, weight: torch.Tensor) -> LinearLayer:
+    if kind in ("int8", "int4"):
+        quantized = (quantize_int8 if kind == "int8" else quantize_int4)(weight)
+        assert quantized is not None
+        return QuantizedLinear(quantized, weight.dtype)
+    return {"packed": PackedLinear, "ordered": OrderedLinear, "plain": PlainLinear}[kind](weight)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [[3, 0, 40, 1], [0, 0, 0, 1]])
+@pytest.mark.parametrize(
+    ("kinds", "inputs"),
+    [
+        ("packed", 96),
+        ("packed", 2048),
+        ("ordered", 96),
+        ("int8", 96),
+        ("int4", 2048),
+        ("plain", 96),
+        ("packed int8", 96),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_layers_of_groups_have_the_results_that_they_have_alone(
+    kinds: str, inputs: int, dtype: torch.dtype, sizes: list[int], threads: int
+) -> None:
+    torch.manual_seed(inputs)
+    known = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        weights = [torch.randn(64, inputs).to(dtype) for _ in sizes]
+        layers = [layer_of(kind, weight) for kind, weight in zip(cycle(kinds.split()), weights, strict=False)]
+        x, ends = torch.randn(sum(sizes), inputs).to(dtype), torch.tensor(sizes).cumsum(0).to(torch.int32)
+        found = GroupedLinear(layers)(x, ends)
+        expected = torch.cat([layer(rows) for layer, rows in zip(layers, x.split(sizes), strict=True) if len(rows)])
+    finally:
+        torch.set_num_threads(known)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+
+
+def test_launches_that_fail_to_start_run_nothing() -> None:
+    layer, x, out = PackedLinear(torch.randn(32, 64)), torch.randn(2, 64), torch.zeros(2, 32)
+    with suppress(ZeroDivisionError), Together():
+        layer.forward_into(x, out)
+        raise ZeroDivisionError
+    assert not out.any()
+    layer.forward_into(x, out)  # launches run at once again
+    assert out.any()
