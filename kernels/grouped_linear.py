@@ -63,13 +63,13 @@ class GroupedLinear(nn.Module):
         """``x`` [N, H] -> [N, O] of its dtype, N > 0; group ``e`` ends before row ``ends[e]``, int32 [E]."""
         with torch._C.DisableTorchFunction():  # modules that aren't ours call it, inside of row_invariant
             last = ends.tolist()
-            groups = [
+            groups: list[tuple[Any, slice]] = [
                 (layer, slice(start, end))
                 for layer, start, end in zip(self.layers, [0, *last], last, strict=False)
                 if end > start
             ]
             if self._launches == 0:
-                return torch.cat([layer(x[rows]) for layer, rows in groups]).to(x.dtype)
+                return torch.cat([layer.forward(x[rows]) for layer, rows in groups]).to(x.dtype)
             x = x.contiguous()
             out = x.new_empty(len(x), self._outputs)
             with Together(self._launches):

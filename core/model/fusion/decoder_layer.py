@@ -1,4 +1,4 @@
-"""The fused decoder layer, and the forward pass over fused layers; :mod:`.find_decoder` puts them into a model."""
+"""The fused decoder layer; :mod:`.find_decoder` puts it into a model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from trunkline.kernels.glu import COMPILED
 from trunkline.kernels.layout import KVSlots
 
 from .origins import Origins
-from .recorded import CAPACITY, RecordedLayers, Scratch
+from .recorded import Scratch
 
 if TYPE_CHECKING:
-    from trunkline.kernels.backend import Backend
     from trunkline.kernels.linear import LinearLayer
 
 
@@ -212,10 +211,9 @@ class FusedLayer(nn.Module):
         )
         return (
             self.call.causal
-            and self.mlp is None
-            and self.activation in COMPILED
+            and (self.mlp is not None or self.activation in COMPILED)
             and not biased
-            and all(linear is not None and linear.recordable for linear in linears)
+            and all(linear.recordable for linear in linears if linear is not None)
         )
 
     def record_attention(
@@ -227,15 +225,18 @@ class FusedLayer(nn.Module):
         return self._attend(qkv, cos, sin, trunk, scratch("attended", self.out.in_features))
 
     def record_rest(self, x: torch.Tensor, attended: torch.Tensor, trunk: ForwardContext, scratch: Scratch) -> None:
-        """:meth:`complete` of a :attr:`recordable` layer, in place on ``x``; other results are in ``scratch``."""
-        assert self.gate_up is not None
-        assert self.down is not None
+        """:meth:`complete` of a :attr:`recordable` layer, in place on ``x``; other results are in ``scratch``.
+
+        Without the MLP, if that is a module which is kept; its input is then in ``scratch`` as "normed".
+        """
         norms, width = self.norms, x.shape[1]
         if norms.after_attention is None:
             self.out.forward_into(attended, x, x)
         else:
             norms.after_attention(self.out.forward_into(attended, scratch("added", width)), x, x)
         normed = norms.mlp(x, out=scratch("normed", width))
+        if self.gate_up is None or self.down is None:
+            return
         gate_up = self.gate_up.forward_into(normed, scratch("gate_up", self.gate_up.out_features))
         gated = trunk.backend.glu(gate_up, self.activation, scratch("gated", self.down.in_features))
         if norms.after_mlp is None:
@@ -243,56 +244,11 @@ class FusedLayer(nn.Module):
         else:
             norms.after_mlp(self.down.forward_into(gated, scratch("added", width)), x, x)
 
-
-class FusedForward:
-    """Replaces ``forward`` of a base model whose layers are all fused and share one rotary embedding.
-
-    Calls that request more than the last hidden state run the class's own ``forward``.
-    """
-
-    def __init__(self, base: Any, layers: list[FusedLayer], norm: Norm, output: type, backend: Backend) -> None:
-        """``output``: the class of what ``base`` returns."""
-        self.original, self.output = backend.row_invariant(base.forward), output
-        self.embed, self.rotary = backend.row_invariant(base.embed_tokens), backend.row_invariant(base.rotary_emb)
-        self.layers, self.norm = layers, norm
-        self.replay = False  # whether short passes are recorded and replayed
-        self.check_replay: Callable[[float], bool] = lambda _: False  # whether they can be, see can_replay
-        self._recorded: RecordedLayers | None = None
-
-    def __call__(
-        self,
-        input_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        trunk: ForwardContext | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **others: Any,
-    ) -> Any:
-        """Ids and positions ``[1, T]``; returns transformers' output object, hidden ``[1, T, H]``.
-
-        ``inputs_embeds`` ``[1, T, H]`` may stand in place of ids, and is overwritten.
-        """
-        one_input = (input_ids is None) != (inputs_embeds is None)
-        more = any(value is not None and value is not False for value in others.values())
-        if not one_input or position_ids is None or trunk is None or more:
-            given = {} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
-            return self.original(input_ids=input_ids, position_ids=position_ids, trunk=trunk, **given, **others)
-        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
-        cos, sin = self.rotary(x, position_ids)
-        x, picked = self._layers(x[0], cos[0].contiguous(), sin[0].contiguous(), trunk)
-        result = self.output(last_hidden_state=self.norm(x)[None])
-        result.picked = picked
-        return result
-
-    def _layers(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext
-    ) -> tuple[torch.Tensor, bool]:
-        """The hidden rows after all layers, and whether they are only those of ``trunk.wanted``."""
-        if self.replay and trunk.pool is not None and len(x) <= CAPACITY:
-            if self._recorded is None or not self._recorded.covers(trunk):
-                self._recorded = RecordedLayers(self.layers, trunk, x, cos)
-            return self._recorded.run(x, cos, sin, trunk), trunk.wanted is not None
-        for layer in self.layers[:-1]:
-            x = layer.compute(x, cos, sin, trunk)
-        # A mixture of experts must see all tokens: observers count them.
-        wanted = trunk.wanted if self.layers[-1].mlp is None else None
-        return self.layers[-1].compute(x, cos, sin, trunk, wanted), wanted is not None
+    def add_kept_mlp(self, x: torch.Tensor, normed: torch.Tensor) -> None:
+        """What :meth:`record_rest` leaves out, in place on ``x`` [T, H]."""
+        assert self.mlp is not None
+        h = self.mlp(normed[None])[0]
+        if self.norms.after_mlp is None:
+            x += h
+        else:
+            self.norms.after_mlp(h, x, x)

@@ -20,7 +20,8 @@ from torch import nn
 from trunkline.core.model.architecture import output_matrix
 from trunkline.core.model.attention import ForwardContext, packed_layout
 
-from .decoder_layer import AttentionCall, FusedForward, FusedLayer, Matrices
+from .decoder_forward import FusedForward
+from .decoder_layer import AttentionCall, FusedLayer, Matrices
 from .decoder_modules import Mismatch, decoder_modules, norm_of
 from .find_encoder import encoder_layers, fuse_encoder
 from .pack import pack_weights

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -51,6 +51,10 @@ class Layer(Protocol):
     def recordable(self) -> bool:
         """Whether the layer can be recorded."""
 
+    @property
+    def mlp(self) -> Any:
+        """Its MLP if that is a module which can't be recorded, such as a mixture of experts; else None."""
+
     def compute(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor: ...
     def complete(self, x: torch.Tensor, attended: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
         """What follows attention in :meth:`compute` -> [T, H]."""
@@ -61,13 +65,17 @@ class Layer(Protocol):
         """The attention of :meth:`compute`; ``attended`` and intermediate results are in ``scratch``."""
 
     def record_rest(self, x: torch.Tensor, attended: torch.Tensor, trunk: ForwardContext, scratch: Scratch) -> None:
-        """:meth:`complete`, in place on ``x``; intermediate results are in ``scratch``."""
+        """:meth:`complete` up to ``mlp``, in place on ``x``; intermediate results are in ``scratch``."""
+
+    def add_kept_mlp(self, x: torch.Tensor, normed: torch.Tensor) -> None:
+        """The rest with ``mlp``, whose input is ``normed`` [T, H], in place on ``x``."""
 
 
 class RecordedLayers:
     """All layers, recorded once for a KV pool and replayed in every pass of at most :data:`CAPACITY` tokens.
 
-    Decoding rows and prompts may be in a pass in any mix.
+    Decoding rows and prompts may be in a pass in any mix. A recording ends where a layer has an MLP that can't be
+    recorded.
     """
 
     def __init__(self, layers: Sequence[Layer], trunk: ForwardContext, x: torch.Tensor, cos: torch.Tensor) -> None:
@@ -85,26 +93,31 @@ class RecordedLayers:
             scratch(name, like.shape[1]) for name, like in (("x", x), ("cos", cos), ("sin", cos))
         )
         context = ForwardContext(self.layout, trunk.pool, trunk.backend)
-        *former, self._last = layers
-        self._recording = Recording()
-        with self._recording:
-            for layer in former:
-                attended = layer.record_attention(self.x, self.cos, self.sin, context, scratch)
-                layer.record_rest(self.x, attended, context, scratch)
-            self._attended = self._last.record_attention(self.x, self.cos, self.sin, context, scratch)
-            self._all_attended = len(self._recording)
-            self._last.record_rest(self.x, self._attended, context, scratch)
+        self._last, self._normed = layers[-1], scratch("normed", x.shape[1])
+        self._recordings: list[tuple[Recording, Layer | None]] = []  # each with the layer whose MLP follows it
+        left = list(layers)
+        while left:
+            recording, kept = Recording(), None
+            with recording:
+                while left and kept is None:
+                    layer = left.pop(0)
+                    self._attended = layer.record_attention(self.x, self.cos, self.sin, context, scratch)
+                    self._all_attended = len(recording)
+                    layer.record_rest(self.x, self._attended, context, scratch)
+                    kept = None if layer.mlp is None else layer
+            self._recordings.append((recording, kept))
 
     def covers(self, trunk: ForwardContext) -> bool:
         """Whether the recording fits the pass: it has the same pool and slot table."""
         return trunk.pool is self._pool() and trunk.layout.table is self.table
 
-    def run(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
-        """``x`` [T, H], ``cos`` and ``sin`` [T, R] -> [T, H], which the next call overwrites.
-
-        Only the rows ``trunk.wanted``, unless that is None.
-        """
-        tokens, layout, wanted = len(x), trunk.layout, trunk.wanted
+    def run(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext
+    ) -> tuple[torch.Tensor, bool]:
+        """``x`` [T, H], ``cos`` and ``sin`` [T, R] -> [T, H], which the next call overwrites; True if only the rows
+        ``trunk.wanted`` were computed, which are the result then."""
+        # A mixture of experts must see all tokens: observers count them.
+        tokens, layout, wanted = len(x), trunk.layout, trunk.wanted if self._last.mlp is None else None
         rows, decodes = layout.rows, layout.decodes
         self.layout.q_start[: rows + 1] = layout.q_start
         self.layout.kv_len[:rows] = layout.kv_len
@@ -112,11 +125,14 @@ class RecordedLayers:
         self.layout.out_slots[:tokens] = layout.out_slots
         self._prompts[: rows - decodes] = np.arange(decodes, rows)
         self.x[:tokens], self.cos[:tokens], self.sin[:tokens] = x, cos, sin
-        end = None if wanted is None else self._all_attended
-        self._recording.run(tokens, decodes, rows - decodes, end)
+        for number, (recording, kept) in enumerate(self._recordings, 1):
+            end = self._all_attended if wanted is not None and number == len(self._recordings) else None
+            recording.run(tokens, decodes, rows - decodes, end)
+            if kept is not None:
+                kept.add_kept_mlp(self.x[:tokens], self._normed[:tokens])
         if wanted is None:
-            return self.x[:tokens]
-        return self._last.complete(self.x[wanted], self._attended[wanted], trunk)
+            return self.x[:tokens], False
+        return self._last.complete(self.x[wanted], self._attended[wanted], trunk), True
 
 
 def can_replay(
@@ -145,7 +161,7 @@ def can_replay(
     recorded = RecordedLayers(layers, ForwardContext(layout, pool, backend), x, cos)
     bound = tolerance * expected.abs().max()
     for wanted in (None, torch.tensor([0, 2, tokens - 1])):
-        replayed = recorded.run(x, cos, sin, ForwardContext(layout, pool, backend, wanted))
-        if not (replayed - (expected if wanted is None else expected[wanted])).abs().max() <= bound:
+        replayed, picked = recorded.run(x, cos, sin, ForwardContext(layout, pool, backend, wanted))
+        if not (replayed - (expected[wanted] if picked else expected)).abs().max() <= bound:
             return False
     return True

@@ -12,7 +12,7 @@ import torch
 
 from trunkline.core.errors import ModelError
 from trunkline.core.model.attention import packed_layout
-from trunkline.core.model.fusion.decoder_layer import FusedForward
+from trunkline.core.model.fusion.decoder_forward import FusedForward
 from trunkline.core.model.fusion.warm_up import TOLERANCE
 from trunkline.core.model.refusal import reason_of
 from trunkline.core.model.sources.quantized_tensor import QuantizedTensor

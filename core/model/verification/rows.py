@@ -13,7 +13,7 @@ import torch
 from trunkline.core.cache.pool import KVPool, KVShape
 from trunkline.core.errors import ModelError
 from trunkline.core.model.attention import ForwardContext, packed_layout, paged_layout
-from trunkline.core.model.fusion.decoder_layer import FusedForward
+from trunkline.core.model.fusion.decoder_forward import FusedForward
 from trunkline.core.model.packed import PackedModel
 
 from .samples import Sample, warm_up_ids
