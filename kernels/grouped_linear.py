@@ -51,8 +51,8 @@ class GroupedLinear(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         # Products of all groups run together, if their launches are of one kind.
-        kinds = {(one.launches, one.out_features) if one.recordable else (0, 0) for one in layers}
-        self._launches, self._outputs = kinds.pop() if len(kinds) == 1 else (0, 0)
+        kinds = {one.launches if one.recordable else 0 for one in layers}
+        self._launches, self._outputs = kinds.pop() if len(kinds) == 1 else 0, layers[0].out_features
 
     def weight(self, most: int) -> torch.Tensor:
         """The weights of at most the first ``most`` groups, [E, O, H]."""
@@ -60,7 +60,7 @@ class GroupedLinear(nn.Module):
         return torch.stack([one.weight(slice(0, one.out_features)) for one in layers])
 
     def forward(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        """``x`` [N, H] -> [N, O] of its dtype, N > 0; group ``e`` ends before row ``ends[e]``, int32 [E]."""
+        """``x`` [N, H] -> [N, O] of its dtype; group ``e`` ends before row ``ends[e]``, int32 [E]."""
         with torch._C.DisableTorchFunction():  # modules that aren't ours call it, inside of row_invariant
             last = ends.tolist()
             groups: list[tuple[Any, slice]] = [
@@ -69,7 +69,8 @@ class GroupedLinear(nn.Module):
                 if end > start
             ]
             if self._launches == 0:
-                return torch.cat([layer.forward(x[rows]) for layer, rows in groups]).to(x.dtype)
+                parts = [layer.forward(x[rows]) for layer, rows in groups]
+                return torch.cat(parts or [x.new_empty(0, self._outputs)]).to(x.dtype)
             x = x.contiguous()
             out = x.new_empty(len(x), self._outputs)
             with Together(self._launches):

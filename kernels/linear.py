@@ -46,8 +46,9 @@ class LinearLayer(nn.Module, ABC):
 
     @property
     def launches(self) -> int:
-        """How many launches a forward pass of a :attr:`recordable` layer has, each of which needs the one before."""
-        return 1
+        """How many launches :meth:`forward_into` has, each of which needs the one before; 0 if that isn't known, so that
+        it can't run together with others."""
+        return 0
 
     def forward_into(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """:meth:`forward` of a :attr:`recordable` layer: ``x`` [T, K] -> ``out`` [T, N], which may be ``residual``.
@@ -141,6 +142,10 @@ class PackedLinear(LinearLayer):
         if self.onednn or gemm.rows_dtype(self.packed) != self.dtype:
             return False
         return self.out_features == gemm.width_of(self.packed)
+
+    @property
+    def launches(self) -> int:
+        return 1
 
     def forward_into(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """One launch; ValueError for tensors that aren't contiguous or don't fit."""

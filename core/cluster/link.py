@@ -83,7 +83,7 @@ class Link:
                     self._end(await self._connect(attachment))
                 except Exception as error:  # of what carries the call, or of the connection
                     self._end(error)
-                # Now the call must be ended, which may take long if its actor has died.
+                # Ending the call may take long if its actor has died; `close` doesn't wait for that.
         except Exception as error:
             self._end(error)
 
@@ -93,7 +93,10 @@ class Link:
             return
         self.broken = reason if isinstance(reason, str) else describe_error(reason).splitlines()[0]
         log.warning("the connection to replica %s has ended: %s", self.name, self.broken)
-        self._changed(self, None)
+        try:
+            self._changed(self, None)
+        except Exception:
+            log.exception("the end of the connection to replica %s could not be handled", self.name)
 
     async def _connect(self, attachment: Attachment) -> str:
         """Returns the reason when the connection has ended."""

@@ -31,7 +31,7 @@ def problem_of_needs(needs: Any, request: Request) -> str:
     if needs.rows_from is not None and needs.rows_from >= request.prompt_len > 0:
         return f"rows_from={needs.rows_from} for a prompt of {request.prompt_len} tokens"
     if needs.rows_up_to is not None and (needs.rows_from is None or needs.rows_up_to <= needs.rows_from):
-        return f"rows_up_to={needs.rows_up_to} with rows_from={needs.rows_from}"
+        return f"rows_up_to={needs.rows_up_to}, which must be above rows_from={needs.rows_from}"
     return ""
 
 

@@ -172,7 +172,7 @@ def product(x: torch.Tensor, packed: torch.Tensor, addend: torch.Tensor, out: to
     if addend.ndim == 2 and addend.shape[0] != rows:
         raise ValueError(f"addend has {addend.shape[0]} rows, x has {rows}")
     parts = divide(inputs, x.itemsize, packed.shape[2])
-    scratch = scratch_memory(team_size() * parts.scratch_size if rows > _FEW_ROWS else 0)
+    scratch = scratch_memory(team_size() * parts.scratch_size if rows > _FEW_ROWS else 0, of_threads=True)
     _kernel(kind, packed.dtype, out.dtype).run(
         team_size(packed.numel() * rows > _MIN_PARALLEL),
         x=address(x, "x", kind),

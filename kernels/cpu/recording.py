@@ -30,10 +30,11 @@ class Recording:
     immediately, once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, former: Recording | None = None) -> None:
+        """``former``: a recording whose scratch memory this one shares, because they never run at the same time."""
         self._launches: list[tuple[Kernel, bytes, bool]] = []
         self.kept_alive: list[torch.Tensor] = []
-        self._scratch: list[torch.Tensor] = []
+        self._scratch: dict[bool, list[torch.Tensor]] = {True: [], False: []} if former is None else former._scratch
         self._team = 1
         self._blocks = self._program = self._claimed = np.empty(0, np.int64)
         self._counts: dict[str, np.ndarray] = {}
@@ -80,11 +81,12 @@ class Recording:
         self.kept_alive.append(tensor)
         return tensor
 
-    def scratch(self, size: int) -> torch.Tensor:
-        """At least ``size`` bytes, which all launches share."""
-        if not self._scratch or len(self._scratch[-1]) < size:
-            self._scratch.append(torch.empty(size, dtype=torch.uint8))
-        return self._scratch[-1]
+    def scratch(self, size: int, of_threads: bool) -> torch.Tensor:
+        """At least ``size`` bytes, which all launches share; another memory for that ``of_threads``."""
+        made = self._scratch[of_threads]
+        if not made or len(made[-1]) < size:
+            made.append(torch.empty(size, dtype=torch.uint8))
+        return made[-1]
 
     def run(self, rows: int, decodes: int = 0, prompts: int = 0, end: int | None = None) -> None:
         """Replay the launches over the first ``rows`` rows of the recorded tensors.
@@ -100,17 +102,18 @@ class Recording:
 
 
 class Together:
-    """Inside ``with Together(steps):``, this thread's launches are collected; they run at its end.
+    """Inside ``with Together(steps):``, this thread's launches are collected; they run at the end of the block.
 
     A parallel region for each would cost a few microseconds, and threads would wait for each other at its end. Every
-    ``steps`` of them in turn depend on each other: the first ones of all run together, then the second ones, and so on.
-    In a recording, launches are recorded one after another as usual.
+    ``steps`` launches in turn need each other's results: the first ones of all run together, then the second ones, and
+    so on. Launches that run together must not need each other. In a recording, they are recorded one after another.
     """
 
     def __init__(self, steps: int = 1) -> None:
         self._steps = steps
         self._launches: list[tuple[Kernel, bytes, bool]] = []
         self._kept: list[torch.Tensor] = []
+        self._of_threads: dict[int, torch.Tensor] = {}
         self._outer: Any = None
 
     def __enter__(self) -> Together:
@@ -133,11 +136,18 @@ class Together:
         self._kept.append(tensor)
         return tensor
 
-    def scratch(self, size: int) -> torch.Tensor:
-        """``size`` bytes of its own for each launch."""
-        return self.keep_alive(torch.empty(size, dtype=torch.uint8))
+    def scratch(self, size: int, of_threads: bool) -> torch.Tensor:
+        """``size`` bytes of its own for each launch, or ``of_threads`` the same for all with this size: a thread runs
+        them one after another."""
+        if not of_threads:
+            return self.keep_alive(torch.empty(size, dtype=torch.uint8))
+        if size not in self._of_threads:
+            self._of_threads[size] = torch.empty(size, dtype=torch.uint8)
+        return self._of_threads[size]
 
     def _run(self) -> None:
+        if len(self._launches) % self._steps:
+            raise RuntimeError(f"{len(self._launches)} launches aren't a multiple of {self._steps}")
         launches = [one for step in range(self._steps) for one in self._launches[step :: self._steps]]
         blocks = np.frombuffer(b"".join([block for _, block, _ in launches]), np.uint8).copy()
         starts = [0, *accumulate(len(block) for _, block, _ in launches)]
@@ -158,12 +168,16 @@ def keep_alive(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if recorder.recording is None else recorder.recording.keep_alive(tensor)
 
 
-def scratch_memory(size: int) -> torch.Tensor:
+def scratch_memory(size: int, of_threads: bool = False) -> torch.Tensor:
     """Uninitialised memory for a launch, of at least ``size`` bytes (uint8).
 
     All launches of a recording share it, so its contents are valid until the next launch that uses some.
+    ``of_threads``: each thread has a part of its own, whose contents it needs only while it computes one unit.
     """
-    return torch.empty(size, dtype=torch.uint8) if recorder.recording is None else recorder.recording.scratch(size)
+    if recorder.recording is None:
+        return torch.empty(size, dtype=torch.uint8)
+    found: torch.Tensor = recorder.recording.scratch(size, of_threads)
+    return found
 
 
 def _call(typing: Any, function: Any, argument: Any) -> Any:

@@ -134,7 +134,7 @@ class GenerationStage(Stage):
             part.inputs = Prepared(selection, adjusted, masks)
             part.arrays["mask.rows"] = masks.rows
         part.arrays |= self._sampling_arrays(rows) | kernel_arrays(adjusted)
-        part.arrays["last"] = np.array([row.offset + row.end - row.first - 1 for row in rows], np.int64)
+        part.arrays["last"] = np.array([row.offset + row.stop - row.first - 1 for row in rows], np.int64)
         part.arrays["position"] = np.array([row.end for row in rows], np.int64)
         if selection is not None:
             part.arrays |= selection.arrays()

@@ -1,4 +1,5 @@
-"""Short passes, recorded once and replayed: all fused layers are one list of kernel launches without Python.
+"""Short passes, recorded once and replayed: all fused layers are one list of kernel launches without Python,
+or one for each layer with experts.
 
 A pass of few tokens would otherwise spend more time in Python and in waking threads, for each of its hundreds of
 launches, than in the kernels.
@@ -97,7 +98,8 @@ class RecordedLayers:
         self._recordings: list[tuple[Recording, Layer | None]] = []  # each with the layer whose MLP follows it
         left = list(layers)
         while left:
-            recording, kept = Recording(), None
+            recording = Recording(self._recordings[-1][0] if self._recordings else None)
+            kept: Layer | None = None
             with recording:
                 while left and kept is None:
                     layer = left.pop(0)

@@ -95,7 +95,7 @@ def plan_model(source: ModelSource, info: ModelInfo, settings: ModelSettings, de
         shapes={name: parameter.shape for name, parameter in whole.named_parameters()},
         bytes_per_token=activations + _expert_bytes(whole, config, dtype),
         bytes_per_logits_row=logits * torch.float32.itemsize * LOGIT_COPIES,
-        matrix_numbers=_matrix_numbers(whole),
+        matrix_numbers=_matrix_numbers(whole, experts=device.type == "cpu"),
     )
 
 
@@ -125,12 +125,12 @@ def _shape_in_config(config: Any) -> KVShape:
     return heads, int(max(widths)), int(max(widths))
 
 
-def _matrix_numbers(whole: Any) -> int:
-    """How many numbers the matrices of layers and of experts have."""
+def _matrix_numbers(whole: Any, *, experts: bool) -> int:
+    """How many numbers the matrices of layers have, and those of ``experts``."""
     layers = [module for module in whole.modules() if isinstance(module, torch.nn.ModuleList)]
     matrices = {id(one): one.numel() for layer in layers for one in layer.parameters() if one.ndim == 2}
-    experts = (module._parameters.get(name) for module in find_experts(whole) for name in MATRICES)
-    return sum(matrices.values()) + sum(one.numel() for one in experts if one is not None)
+    found = (module._parameters.get(name) for module in find_experts(whole) for name in MATRICES) if experts else ()
+    return sum(matrices.values()) + sum(one.numel() for one in found if one is not None)
 
 
 def _active_parameters(whole: Any, config: Any) -> int:

@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from trunkline.core.errors import ModelError
-from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.fusion.decoder_forward import FusedForward
 from trunkline.core.model.fusion.warm_up import TOLERANCE
-from trunkline.core.model.refusal import reason_of
 from trunkline.core.model.sources.quantized_tensor import QuantizedTensor
-from trunkline.core.model.verification.samples import warm_up_ids
 from trunkline.core.types import Transform
 from trunkline.kernels.linear import LinearLayer
 
@@ -73,8 +70,6 @@ def apply_transforms(
     if isinstance(forward := model.backbone.forward, FusedForward):
         lossy = any(one.value.error for one in provided)
         forward.replay = forward.check_replay(ROUNDED if lossy else TOLERANCE)
-    if not model.backend.packs_modules:  # else no module has had its own weight before
-        _check_pass(model, ", ".join(results))
     total = sum(map(len, results.values())) + len(kept)
     parts = [f"{len(errors)} of {total} matrices as {name}" for name, errors in results.items()]
     if kept:
@@ -83,15 +78,6 @@ def apply_transforms(
     for name, errors in results.items():
         log.info("%s: relative errors of %s are %.4f to %.4f", model.info.architecture, name, min(errors), max(errors))
     return ", ".join(parts)
-
-
-def _check_pass(model: PackedModel, stored_as: str) -> None:
-    """ModelError if a forward pass fails: a class may read the weight of a module in place of calling it."""
-    ids = warm_up_ids(model, 2)
-    try:
-        model.forward(ids, torch.arange(2, device=model.device), packed_layout([2]), None)
-    except Exception as error:  # foreign code
-        raise ModelError(f"{model.info.architecture} can't be served as {stored_as}: {reason_of(error)}") from error
 
 
 def _packed(

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
+from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.experts import MATRICES, is_bound
 from trunkline.core.model.fusion.origins import GroupedMatrices, LinearRows, Origins, TransposedLinear
+from trunkline.core.model.refusal import reason_of
+from trunkline.core.model.verification.samples import warm_up_ids
 from trunkline.kernels.grouped_linear import GroupedLinear
 from trunkline.kernels.linear import LinearLayer, PlainLinear
 
 if TYPE_CHECKING:
     from trunkline.core.model.packed import PackedModel
 
+log = logging.getLogger("trunkline.model")
+
 # An expert's matrices in checkpoints that have a tensor for each expert, in the order of our rows; Mixtral's are the w.
-_OF_EXPERTS = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
+_OF_EXPERTS = {
+    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
+    "up_proj": (("up_proj",), ("w1",)),
+    "down_proj": (("down_proj",), ("w2",)),
+}
 _MIXTRAL = ".mlp.", ".block_sparse_moe."  # the name of its MLP in transformers and in checkpoints
 
 
@@ -41,15 +52,19 @@ class ModelMatrices:
     def __init__(self, model: PackedModel, stored: Mapping[str, object]) -> None:
         """``stored``: the checkpoint's tensors by name."""
         self._model, self._stored = model, stored
+        self._seen: WeakKeyDictionary[nn.Module, nn.Module | None] = WeakKeyDictionary()  # with their replacements
+        self._unfused = model.backend.packs_modules or _are_called(model)
 
     def __iter__(self) -> Iterator[Matrix]:
         yield from self._below("", self._model.whole, in_layer=False)
 
     def _below(self, prefix: str, module: Any, *, in_layer: bool) -> Iterator[Matrix]:
         """The matrices below ``module``, whose name with a dot is ``prefix``. Layers are in lists of modules."""
-        if (
-            is_bound(module) and self._model.device.type == "cpu"
-        ):  # a layer for each expert has no place in a CUDA graph
+        if module in self._seen:  # in some models, layers share modules
+            return
+        self._seen[module] = None
+        # A layer for each expert has no place in a CUDA graph.
+        if is_bound(module) and self._model.device.type == "cpu":
             for name in MATRICES:
                 yield from self._of_experts(f"{prefix}{name}", module, name)
         in_layer = in_layer or isinstance(module, nn.ModuleList)
@@ -60,10 +75,12 @@ class ModelMatrices:
             if rows := _merged(module, child):
                 names = [self._in_checkpoint(prefix + tensor) for tensor in rows]
                 yield Matrix(names, child, partial(_replace_fused, module, name))
+            elif (known := self._seen.get(child)) is not None:
+                setattr(module, name, known)
             elif in_layer and (linear := _plain(child)) is not None:
-                if linear.out_features > self._model.info.num_experts:  # a router's stays as it is
+                if self._unfused and linear.out_features > self._model.info.num_experts:  # a router's stays as it is
                     names = [self._in_checkpoint(f"{prefix}{name}.weight")]
-                    yield Matrix(names, linear, partial(_replace_plain, module, name))
+                    yield Matrix(names, linear, partial(self._replace_plain, module, name))
             else:
                 yield from self._below(f"{prefix}{name}.", child, in_layer=in_layer)
 
@@ -80,9 +97,11 @@ class ModelMatrices:
         if any(replaced):
             if name in module._parameters:
                 del module._parameters[name]
-                # A view would keep the matrices of all experts in memory.
+                kept = partial(
+                    torch.clone, memory_format=torch.contiguous_format
+                )  # a view would keep all experts' memory
                 layers = [
-                    layer if done else self._model.backend.linear(layer.weight(slice(None)).contiguous())
+                    layer if done else self._model.backend.linear(kept(layer.weight(slice(None))))
                     for layer, done in zip(layers, replaced, strict=True)
                 ]
             grouped = GroupedLinear(layers)
@@ -98,6 +117,17 @@ class ModelMatrices:
                 if all(one in self._stored for one in names):
                     return names
         return [f"{self._in_checkpoint(tensor)}[{expert}]"]
+
+    def _replace_plain(self, owner: Any, name: str, replacement: Any) -> None:
+        """Replace a linear layer that isn't part of a fused layer."""
+        old = getattr(owner, name)
+        known = getattr(old, "origins", {}).get("weight")
+        transposed = isinstance(known, TransposedLinear) if known else not isinstance(old, nn.Linear)
+        whole = TransposedLinear(replacement) if transposed else LinearRows(replacement, 0, replacement.out_features)
+        bias = {} if replacement.bias is None else {"bias": replacement.bias}
+        replacement.origins = {"weight": whole, **bias}
+        self._seen[old] = replacement
+        setattr(owner, name, replacement)
 
     def _in_checkpoint(self, name: str) -> str:
         """A tensor's name in the checkpoint, which may have or lack the prefix of the base model."""
@@ -135,15 +165,33 @@ def _plain(module: Any) -> LinearLayer | None:
     return None
 
 
-def _replace_plain(owner: Any, name: str, replacement: Any) -> None:
-    """Replace a linear layer that isn't part of a fused layer."""
-    old = getattr(owner, name)
-    known = getattr(old, "origins", {}).get("weight")
-    transposed = isinstance(known, TransposedLinear) if known else not isinstance(old, nn.Linear)
-    whole = TransposedLinear(replacement) if transposed else LinearRows(replacement, 0, replacement.out_features)
-    bias = {} if replacement.bias is None else {"bias": replacement.bias}
-    replacement.origins = {"weight": whole, **bias}
-    setattr(owner, name, replacement)
+def _are_called(model: PackedModel) -> bool:
+    """Whether layers that aren't fused call their linear layers, and don't read the weights of these modules."""
+    from transformers.pytorch_utils import Conv1D
+
+    layers = [module for module in model.whole.modules() if isinstance(module, nn.ModuleList)]
+    found = {
+        (owner, name): child
+        for owner in {module for layer in layers for module in layer.modules()}
+        for name, child in owner._modules.items()
+        if type(child) in (nn.Linear, Conv1D)
+    }
+    if not found:
+        return True
+    ids = warm_up_ids(model, 2)
+    try:
+        for (owner, name), child in found.items():
+            weight: Any = child.weight if type(child) is nn.Linear else child.weight.t()
+            owner._modules[name] = PlainLinear(weight, child.bias)
+        model.forward(ids, torch.arange(2, device=model.device), packed_layout([2]), None)
+    except Exception as error:  # foreign code
+        text = "%s: layers that aren't fused stay as they are, because a weight is read: %s"
+        log.warning(text, model.info.architecture, reason_of(error))
+        return False
+    finally:
+        for (owner, name), child in found.items():
+            owner._modules[name] = child
+    return True
 
 
 def _layers(module: Any, name: str) -> list[LinearLayer]:

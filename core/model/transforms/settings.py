@@ -16,8 +16,8 @@ class QuantizationSettings(Struct, frozen=True, kw_only=True):
         Literal["int8", "int4"] | None,
         Meta(
             description=(
-                "On a CPU, store the weights of layers as integers of 8 or 4 bits, and multiply int8 numbers; "
-                "by default they have the --dtype."
+                "On a CPU, store the weights of layers and experts as integers of 8 or 4 bits, and multiply int8 "
+                "numbers; by default they have the --dtype."
             )
         ),
     ] = None

@@ -55,7 +55,7 @@ class SurpriseStage(Stage):
 
     def collect(self, part: Part, tensors: Mapping[str, torch.Tensor]) -> Iterable[Step]:
         for row in part.rows:
-            nats = tensors["nats"][row.offset : row.offset + row.end - row.first]
+            nats = tensors["nats"][row.offset : row.offset + row.stop - row.first]
             row.request.state += float(nats.sum()) / math.log(2)
             if row.final:
                 yield Step(row.request, data=Surprise(row.request.state), finish={"type": "stop"})
@@ -66,5 +66,5 @@ class SurpriseStage(Stage):
 
 def followers(row: PartRow) -> list[int]:
     """The token after each of the row's positions; -1 after the last one."""
-    tokens = row.request.tokens[row.first + 1 : row.end + 1]
-    return tokens + [-1] * (row.end - row.first - len(tokens))
+    tokens = row.request.tokens[row.first + 1 : row.stop + 1]
+    return tokens + [-1] * (row.stop - row.first - len(tokens))

@@ -103,7 +103,7 @@ def product(x: torch.Tensor, packed: PackedCodes, addend: torch.Tensor, out: tor
     block = max(TILE, BLOCK_BYTES // row // TILE * TILE)
     # For each thread of a whole team, which replays recorded launches.
     wide = team_size() * inputs * packed.form.columns if codes.expanded and min(rows, block) >= MANY_ROWS else 0
-    quantized = scratch_memory(rows * row + wide)
+    quantized, expanded = scratch_memory(rows * row), scratch_memory(wide, of_threads=True)
     quantize_rows(x, packed.group, None if shifted else packed.zero, size, quantized, packed.order, codes.summed)
     _kernel(codes).run(
         team_size(rows * inputs * outputs > _MIN_PARALLEL),
@@ -115,7 +115,7 @@ def product(x: torch.Tensor, packed: PackedCodes, addend: torch.Tensor, out: tor
         minima=packed.minima.data_ptr(),
         factors=address(packed.factors, "factors", torch.float32),
         subgroups=packed.subgroups.data_ptr(),
-        scratch=quantized.data_ptr() + rows * row,
+        scratch=expanded.data_ptr(),
         addend=address(addend, "addend", out.dtype),
         addend_row=outputs if addend.ndim == 2 else 0,
         out=address(out, "out"),

@@ -141,14 +141,44 @@ def test_experts_that_stay_multiply_beside_those_that_are_packed(apply: Apply) -
     assert name not in dict(some.whole.named_parameters())  # its memory is freed
 
 
-def test_a_class_that_reads_weights_of_its_modules_is_refused(apply: Apply, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_that_reads_weights_of_its_modules_keeps_them(
+    apply: Apply, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
     forward = GPT2MLP.forward
     monkeypatch.setattr(GPT2MLP, "forward", lambda self, x: forward(self, x.to(self.c_fc.weight.dtype)))
-    apply(name="gpt2")
-    with pytest.raises(ModelError, match=r"GPT2LMHeadModel can't be served as same: .*has no attribute 'dtype'"):
-        apply(Transform("same", exact, 0.0), name="gpt2")
+    model = apply(Transform("same", exact, 0.0, optional=True), name="gpt2")
+    assert model.stored_as == ""
+    assert torch.equal(hidden(model), hidden(apply(name="gpt2")))
+    assert re.search(r"aren't fused stay as they are, because a weight is read: .*no attribute 'dtype'", caplog.text)
+
+
+def test_a_module_that_layers_share_is_stored_once(apply: Apply, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import GPT2Model
+
+    init = GPT2Model.__init__
+
+    def shared(self: Any, config: Any) -> None:
+        init(self, config)
+        self.h[1].mlp = self.h[0].mlp
+        self.h[1].attn.c_proj = self.h[0].attn.c_proj
+
+    monkeypatch.setattr(GPT2Model, "__init__", shared)
+    seen: list[str] = []
+
+    def pack(names: Sequence[str], weight: torch.Tensor) -> LinearLayer:
+        seen.extend(names)
+        return PlainLinear(weight / 2)
+
+    model = apply(Transform("half", pack, 0.6), name="gpt2")
+    assert [one.removeprefix("transformer.h.") for one in seen] == [
+        "0.attn.c_attn.weight", "0.attn.c_proj.weight", "0.mlp.c_fc.weight", "0.mlp.c_proj.weight",
+        "1.attn.c_attn.weight",
+    ]  # fmt: skip
+    first, second = model.backbone.h
+    assert first.attn.c_proj is second.attn.c_proj
+    assert first.mlp is second.mlp
 
 
 def test_merged_tensors_are_named_in_the_order_of_their_rows(apply: Apply) -> None:
