@@ -46,8 +46,10 @@ class LinearLayer(nn.Module, ABC):
 
     @property
     def launches(self) -> int:
-        """How many launches :meth:`forward_into` has, each of which needs the one before; 0 if that isn't known, so that
-        it can't run together with others."""
+        """How many launches :meth:`forward_into` has, each of which needs the one before.
+
+        0 if that isn't known: then it can't run together with others.
+        """
         return 0
 
     def forward_into(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -145,6 +147,7 @@ class PackedLinear(LinearLayer):
 
     @property
     def launches(self) -> int:
+        """One."""
         return 1
 
     def forward_into(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:

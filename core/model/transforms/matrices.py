@@ -97,9 +97,8 @@ class ModelMatrices:
         if any(replaced):
             if name in module._parameters:
                 del module._parameters[name]
-                kept = partial(
-                    torch.clone, memory_format=torch.contiguous_format
-                )  # a view would keep all experts' memory
+                # A view would keep the memory of all experts.
+                kept = partial(torch.clone, memory_format=torch.contiguous_format)
                 layers = [
                     layer if done else self._model.backend.linear(kept(layer.weight(slice(None))))
                     for layer, done in zip(layers, replaced, strict=True)
@@ -170,7 +169,7 @@ def _are_called(model: PackedModel) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     layers = [module for module in model.whole.modules() if isinstance(module, nn.ModuleList)]
-    found = {
+    found: dict[tuple[Any, str], Any] = {
         (owner, name): child
         for owner in {module for layer in layers for module in layer.modules()}
         for name, child in owner._modules.items()
