@@ -166,7 +166,7 @@ def test_a_recording_has_scratch_memory_for_the_whole_team() -> None:
             torch.set_num_threads(threads)
             with (recording := Recording()):
                 layer.forward_into(x, torch.zeros(90, 64))
-            sizes.append(len(recording.scratch(1)))
+            sizes.append(len(recording.scratch(1, of_threads=True)))
     finally:
         torch.set_num_threads(before)
     panel = 96 * layer.packed.form.columns
