@@ -73,6 +73,12 @@ def origins(layer: nn.Module, linears: Iterable[tuple[LinearLayer | None, Iterab
     return found
 
 
+def module_origins(linear: LinearLayer, *, transposed: bool) -> Origins:
+    """The origins of a module that a linear layer replaces; ``transposed``: its weight is [K, N]."""
+    weight = TransposedLinear(linear) if transposed else LinearRows(linear, 0, linear.out_features)
+    return {"weight": weight} if linear.bias is None else {"weight": weight, "bias": linear.bias}
+
+
 def read(whole: Any, name: str, most: int) -> torch.Tensor | None:
     """The first ``most`` rows of a parameter or buffer, by its name in transformers; None if it is unknown.
 

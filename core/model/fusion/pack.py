@@ -17,7 +17,7 @@ from torch import nn
 
 from trunkline.core.model.experts import MATRICES, is_bound
 
-from .origins import GroupedMatrices, LinearRows, Origins, TransposedLinear
+from .origins import GroupedMatrices, module_origins
 from .warm_up import relative_error, tolerance
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def _packed(module: Any, backend: Backend) -> nn.Module:
     """The replacement of a linear layer with a weight [N, K], or of GPT-2's, whose weight is [K, N]."""
     usual = isinstance(module, nn.Linear)
     linear: Any = backend.linear(module.weight if usual else module.weight.t().contiguous(), module.bias)
-    origins: Origins = {"weight": LinearRows(linear, 0, linear.out_features) if usual else TransposedLinear(linear)}
-    linear.origins = origins if linear.bias is None else origins | {"bias": linear.bias}
+    linear.origins = module_origins(linear, transposed=not usual)
     packed: nn.Module = linear
     return packed
 

@@ -14,7 +14,13 @@ from torch import nn
 
 from trunkline.core.model.attention import packed_layout
 from trunkline.core.model.experts import MATRICES, is_bound
-from trunkline.core.model.fusion.origins import GroupedMatrices, LinearRows, Origins, TransposedLinear
+from trunkline.core.model.fusion.origins import (
+    GroupedMatrices,
+    LinearRows,
+    Origins,
+    TransposedLinear,
+    module_origins,
+)
 from trunkline.core.model.refusal import reason_of
 from trunkline.core.model.verification.samples import warm_up_ids
 from trunkline.kernels.grouped_linear import GroupedLinear
@@ -122,9 +128,7 @@ class ModelMatrices:
         old = getattr(owner, name)
         known = getattr(old, "origins", {}).get("weight")
         transposed = isinstance(known, TransposedLinear) if known else not isinstance(old, nn.Linear)
-        whole = TransposedLinear(replacement) if transposed else LinearRows(replacement, 0, replacement.out_features)
-        bias = {} if replacement.bias is None else {"bias": replacement.bias}
-        replacement.origins = {"weight": whole, **bias}
+        replacement.origins = module_origins(replacement, transposed=transposed)
         self._seen[old] = replacement
         setattr(owner, name, replacement)
 
