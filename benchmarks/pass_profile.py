@@ -29,9 +29,9 @@ from scenarios import Scenario, build
 
 from trunkline.core import Engine
 from trunkline.core.engine.lane import Lane
+from trunkline.kernels.cpu.launches.recording import COUNTS, Recording
 from trunkline.kernels.cpu.processor import has_bfloat16
-from trunkline.kernels.cpu.recording import COUNTS, Recording, call
-from trunkline.kernels.cpu.threads import Kernel, barrier, int64s, recorder, thread
+from trunkline.kernels.cpu.threads import Kernel, barrier, call, int64s, recorder, thread
 from trunkline.plugins.generation.offline import generate
 
 WAITING, HOST, OUTSIDE = "threads that wait", "host, in passes", "host, between passes"
@@ -134,7 +134,7 @@ counter = intrinsic(_read_counter)
 
 @cache
 def _replay() -> Kernel:
-    """As the one of kernels/cpu/recording.py, with times."""
+    """As the one of kernels/cpu/launches/recording.py, with times."""
 
     def body(a: Any) -> None:
         program, times = int64s(a.program), int64s(a.times + thread() * (2 * a.launches + 1) * 8)

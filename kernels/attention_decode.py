@@ -7,7 +7,7 @@ import torch
 
 from trunkline.kernels.cpu.attention import ordered, ordered_pairs, paged
 from trunkline.kernels.cpu.elements import layout_of
-from trunkline.kernels.cpu.recording import keep_alive, scratch_memory
+from trunkline.kernels.cpu.launches.memory import keep_alive, scratch_memory
 from trunkline.kernels.cpu.threads import team_size
 
 from . import attention_extend

@@ -10,8 +10,8 @@ import torch
 from trunkline.kernels.cpu.attention import flash, flash_pairs
 from trunkline.kernels.cpu.attention.flash_arguments import Blocks, sizes
 from trunkline.kernels.cpu.elements import layout_of
+from trunkline.kernels.cpu.launches.memory import keep_alive, scratch_memory
 from trunkline.kernels.cpu.processor import has_bfloat16_pairs
-from trunkline.kernels.cpu.recording import keep_alive, scratch_memory
 from trunkline.kernels.cpu.threads import team_size
 
 from .layout import Layout

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .cpu.recording import Together
+from .cpu.launches.together import Together
 from .linear import LinearLayer, PackedLinear
 
 ALIGNMENT = 16  # bytes of which a row's size must be a multiple in grouped_mm

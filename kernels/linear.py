@@ -39,6 +39,12 @@ class LinearLayer(nn.Module, ABC):
         """Rows ``rows`` of the weight [N, K], with exactly the values that the constructor was given, unless the class
         says that it stores others."""
 
+    def rows(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` [..., K] as [M, K]; ValueError if it has another width."""
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"rows must have {self.in_features} numbers, not {x.shape[-1]}")
+        return x.reshape(-1, self.in_features)
+
     @property
     def recordable(self) -> bool:
         """Whether a forward pass only launches our own kernels, in the model's dtype, so that it can be recorded."""
@@ -156,8 +162,8 @@ class PackedLinear(LinearLayer):
         return out
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """``x`` [..., K] -> [..., N]; a residual is added by the kernel if there is no bias."""
-        flat = x.reshape(-1, self.in_features)
+        """``x`` [..., K] -> [..., N]; ValueError for another K. The kernel adds a residual if there is no bias."""
+        flat = self.rows(x)
         added = None if residual is None else residual.reshape(-1, self.out_features)
         out = self._onednn(flat, added) if self.onednn else self._compiled(flat, added)
         return out if x.ndim == 2 else out.view(*x.shape[:-1], self.out_features)

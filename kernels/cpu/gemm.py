@@ -47,7 +47,7 @@ from numba import njit
 
 from .elements import address
 from .gemm_tiles import CACHE_LINE, CONTINUE, FINISH, FLOAT_PANEL, PAIR_PANEL, float_panel, pair_panel
-from .recording import scratch_memory
+from .launches.memory import scratch_memory
 from .threads import OPTIONS, Kernel, claim, int32s, team_size, thread, threads
 from .units import SHARES, TILE, even_block, for_each_unit
 

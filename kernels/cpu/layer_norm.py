@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .elements import LOOPS, access, address, team_for
-from .recording import keep_alive
+from .launches.memory import keep_alive
 from .threads import Kernel, float32s, thread, threads
 
 

@@ -75,6 +75,36 @@ threads = _external("trunkline_threads", _library.omp_get_num_threads if _librar
 barrier = _external("trunkline_barrier", _library.GOMP_barrier if _library else _serial[0])
 
 
+def _call(typing: Any, function: Any, argument: Any) -> Any:
+    """``call(function, argument)``: call the function at an address, with another address as its argument."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointer = ir.FunctionType(ir.VoidType(), [ir.IntType(64)]).as_pointer()
+        builder.call(builder.inttoptr(values[0], pointer), [values[1]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+def _call_alone(typing: Any, function: Any, argument: Any) -> Any:
+    """``call_alone(function, argument)``: as ``call``, by a team of only this thread, which is then thread 0 of 1."""
+    word, i32 = ir.IntType(64), ir.IntType(32)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [word, word, i32, i32])
+        parallel = get_or_insert_function(builder.module, kind, "trunkline_parallel")
+        builder.call(parallel, [*values, i32(1), i32(0)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+if _library:
+    llvm.add_symbol("trunkline_parallel", ctypes.cast(_library.GOMP_parallel, ctypes.c_void_p).value)
+call = intrinsic(_call)
+call_alone = intrinsic(_call_alone) if _library else call
+
+
 def _claim(typing: Any, arguments: Any, count: Any) -> Any:
     """``claim(a, n)``: atomically add ``n`` to the field ``claimed`` of a kernel's arguments; returns its old value.
 
@@ -95,7 +125,7 @@ claim = intrinsic(_claim)
 
 
 class _Recorder(threading.local):
-    """The recording that stores this thread's launches instead of running them, see :mod:`.recording`."""
+    """What stores this thread's launches instead of running them, see :mod:`.launches`."""
 
     recording: Any = None
 
@@ -152,8 +182,10 @@ class Kernel:
 
 
 def team_size(parallel: bool = True) -> int:
-    """torch's number of threads, so that its team is reused; 1 if not ``parallel``, or without OpenMP."""
-    return torch.get_num_threads() if parallel and _library is not None else 1
+    """torch's number of threads, so that its team is reused; 1 if not ``parallel``, without OpenMP, and while launches
+    are recorded that a single thread will run."""
+    alone = recorder.recording is not None and recorder.recording.serial
+    return torch.get_num_threads() if parallel and _library is not None and not alone else 1
 
 
 def _pointer_to(element: Any) -> Any:

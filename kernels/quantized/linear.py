@@ -112,8 +112,8 @@ class QuantizedLinear(LinearLayer):
         return out
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """``x`` [..., K] -> [..., N]; a residual is added by the kernel if there is no bias."""
-        flat = x.reshape(-1, self.in_features).contiguous()
+        """``x`` [..., K] -> [..., N]; ValueError for another K. The kernel adds a residual if there is no bias."""
+        flat = self.rows(x).contiguous()
         added = None if residual is None else residual.reshape(-1, self.out_features)
         fused = added is not None and self.bias is None and self.recordable
         addend = added.to(self.dtype).contiguous() if fused and added is not None else self.addend

@@ -11,13 +11,13 @@ from .elements import activation as function
 from .launch import architecture, output
 
 
-def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
+def activate(x: torch.Tensor, activation: str, out: torch.Tensor | None = None) -> torch.Tensor:
     """:func:`trunkline.kernels.activation.activate_reference` of ``x`` [..., N] as a Triton kernel.
 
     float32, bfloat16 or float16; computes in float32.
     """
     width = x.shape[-1]
-    out, rows, plan = output(x, None, width), x.numel() // width, plans.columns(architecture(), width)
+    out, rows, plan = output(x, out, width), x.numel() // width, plans.columns(architecture(), width)
     activation_kernel[triton.cdiv(rows, plan.block_m), triton.cdiv(width, plan.block_n)](
         x.contiguous(), out, rows,
         WIDTH=width, ACTIVATION=activation, BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, num_warps=plan.warps,

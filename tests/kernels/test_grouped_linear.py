@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trunkline.kernels import grouped_linear
-from trunkline.kernels.cpu.recording import Together
+from trunkline.kernels.cpu.launches.together import Together
 from trunkline.kernels.deterministic.linear import OrderedLinear
 from trunkline.kernels.grouped_linear import GroupedLinear, grouped_linear_cpu, grouped_linear_reference
 from trunkline.kernels.linear import LinearLayer, PackedLinear, PlainLinear

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,8 @@ import torch
 from trunkline.core.model.attention import ForwardContext
 
 from .decoder_layer import FusedLayer, Norm
-from .recorded import CAPACITY, RecordedLayers
+from .recorded import CAPACITY, RecordedLayers, can_replay
+from .row_parallel import RowParallelLayers, row_parallel
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend
@@ -22,14 +23,29 @@ class FusedForward:
     Calls that request more than the last hidden state run the class's own ``forward``.
     """
 
-    def __init__(self, base: Any, layers: list[FusedLayer], norm: Norm, output: type, backend: Backend) -> None:
-        """``output``: the class of what ``base`` returns."""
+    def __init__(
+        self,
+        base: Any,
+        layers: list[FusedLayer],
+        norm: Norm,
+        output: type,
+        backend: Backend,
+        like: Sequence[torch.Tensor],
+    ) -> None:
+        """``output``: the class of what ``base`` returns. ``like``: hidden rows, cos and sin, of any number of rows."""
         self.original, self.output = backend.row_invariant(base.forward), output
         self.embed, self.rotary = backend.row_invariant(base.embed_tokens), backend.row_invariant(base.rotary_emb)
-        self.layers, self.norm = layers, norm
+        self.layers, self.norm, self.backend, self.like = layers, norm, backend, like
         self.replay = False  # whether short passes are recorded and replayed
-        self.check_replay: Callable[[float], bool] = lambda _: False  # whether they can be, see can_replay
+        self.row_parallel: RowParallelLayers | None = None  # computes long passes
         self._recorded: RecordedLayers | None = None
+
+    def verify(self, tolerance: float) -> None:
+        """Run several launches at once where results are the same within ``tolerance``; see :func:`.can_replay`."""
+        x, cos, _ = self.like
+        self.replay = can_replay(self.layers, x.shape[-1], cos.shape[-1], x.dtype, self.backend, tolerance)
+        if all(layer.mlp is None for layer in self.layers):
+            self.row_parallel = row_parallel(self.layers, self.like, self.backend, tolerance)
 
     def __call__(
         self,
@@ -63,6 +79,8 @@ class FusedForward:
             if self._recorded is None or not self._recorded.covers(trunk):
                 self._recorded = RecordedLayers(self.layers, trunk, x, cos)
             return self._recorded.run(x, cos, sin, trunk)
+        if self.row_parallel is not None and self.row_parallel.suits(x):
+            return self.row_parallel.run(x, (cos, sin), trunk), trunk.wanted is not None
         for layer in self.layers[:-1]:
             x = layer.compute(x, cos, sin, trunk)
         # A mixture of experts must see all tokens: observers count them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +141,7 @@ class FusedLayer(nn.Module):
         wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """``x`` [T, H], ``cos`` and ``sin`` [T, R] -> [T, H], or [W, H] with only the rows ``wanted`` (int64 [W])."""
-        attended = self._attend(self.qkv.forward(self.norms.attention(x)), cos, sin, trunk)
+        attended = self._rotate_and_attend(self.qkv.forward(self.norms.attention(x)), cos, sin, trunk)
         if wanted is not None:
             attended, x = attended[wanted], x[wanted]
         return self.complete(x, attended, trunk)
@@ -162,7 +162,7 @@ class FusedLayer(nn.Module):
             return self.down.forward(h, x)
         return self.norms.after_mlp(self.down.forward(h), x)
 
-    def _attend(
+    def _rotate_and_attend(
         self,
         qkv: torch.Tensor,
         cos: torch.Tensor,
@@ -170,28 +170,46 @@ class FusedLayer(nn.Module):
         trunk: ForwardContext,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attention of the merged ``qkv`` [T, (H + 2 KV) D] -> [T, H D], which it changes.
+        """:meth:`attend` with rotary embedding, which changes ``qkv``.
 
         Of a causal layer, keys and values are written to the pool with their rotary embedding; the attention of others
         reads keys from ``qkv``.
         """
-        call, norms, pool = self.call, self.norms, trunk.pool
-        heads = qkv.view(len(qkv), call.heads + 2 * call.kv_heads, call.width)
-        keys, values = (None, None) if pool is None else (pool.keys[call.layer], pool.values[call.layer])
         kv_slots = None
-        if keys is not None and values is not None and call.causal:
-            kv_slots = KVSlots(keys, values, trunk.layout.out_slots)
+        if trunk.pool is not None and self.call.causal:
+            keys, values = (per_layer[self.call.layer] for per_layer in (trunk.pool.keys, trunk.pool.values))
+            if keys is not None and values is not None:
+                kv_slots = KVSlots(keys, values, trunk.layout.out_slots)
+        self._rotate(qkv, cos, sin, trunk, kv_slots)
+        return self.attend(qkv, trunk, out, written=kv_slots is not None)
+
+    def _rotate(
+        self, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, trunk: ForwardContext, slots: KVSlots | None
+    ) -> None:
+        """Rotary embedding and norms of the queries and keys in ``qkv``, in place."""
+        call, norms = self.call, self.norms
         weights: tuple[Any, ...] = (None, None, 0.0)
         if norms.queries is not None and norms.keys is not None:
             weights = norms.queries.weight, norms.keys.weight, norms.queries.eps
-        trunk.backend.rope(heads, cos, sin, call.heads, call.kv_heads, *weights, kv_slots)
+        heads = qkv.view(len(qkv), call.heads + 2 * call.kv_heads, call.width)
+        trunk.backend.rope(heads, cos, sin, call.heads, call.kv_heads, *weights, slots)
+
+    def attend(
+        self, qkv: torch.Tensor, trunk: ForwardContext, out: torch.Tensor | None = None, written: bool = False
+    ) -> torch.Tensor:
+        """Attention of the merged ``qkv`` [T, (H + 2 KV) D] with rotary embedding -> [T, H D], written to ``out`` if
+        given. ``written``: keys and values are in the pool already.
+        """
+        call, pool = self.call, trunk.pool
         trunk.calls += 1
         trunk.kv_shapes[call.layer] = self.kv_shape
+        keys, values = (None, None) if pool is None else (pool.keys[call.layer], pool.values[call.layer])
+        heads = qkv.view(len(qkv), call.heads + 2 * call.kv_heads, call.width)
         q, k, v = heads.split_with_sizes([call.heads, call.kv_heads, call.kv_heads], 1)
         attended = trunk.backend.attention(
             q, k, v, keys, values, trunk.layout, scale=call.scale, causal=call.causal, window=call.window,
-            softcap=call.softcap, chunk=call.chunk, written=kv_slots is not None,
-            out=None if out is None else out.view(len(qkv), call.heads, call.width),
+            softcap=call.softcap, chunk=call.chunk, written=written,
+            out=None if out is None else out.view(q.shape),
         )  # fmt: skip
         return attended.view(len(qkv), call.heads * call.width)
 
@@ -222,7 +240,20 @@ class FusedLayer(nn.Module):
         """The attention of :meth:`compute`, of a :attr:`recordable` layer; results are in ``scratch``."""
         normed = self.norms.attention(x, out=scratch("normed", x.shape[1]))
         qkv = self.qkv.forward_into(normed, scratch("qkv", self.qkv.out_features))
-        return self._attend(qkv, cos, sin, trunk, scratch("attended", self.out.in_features))
+        return self._rotate_and_attend(qkv, cos, sin, trunk, scratch("attended", self.out.in_features))
+
+    def record_qkv(
+        self,
+        x: torch.Tensor,
+        rotary: Sequence[torch.Tensor],
+        trunk: ForwardContext,
+        scratch: Scratch,
+        out: torch.Tensor,
+    ) -> None:
+        """The input of :meth:`attend`, of a :attr:`recordable` layer, into ``out``. ``rotary``: cos and sin [T, R]."""
+        self.qkv.forward_into(self.norms.attention(x, out=scratch("normed", x.shape[1])), out)
+        cos, sin = rotary
+        self._rotate(out, cos, sin, trunk, None)
 
     def record_rest(self, x: torch.Tensor, attended: torch.Tensor, trunk: ForwardContext, scratch: Scratch) -> None:
         """:meth:`complete` of a :attr:`recordable` layer, in place on ``x``; other results are in ``scratch``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from trunkline.core.model.attention import ForwardContext
 
 from .decoder_layer import AttentionCall, Matrices
 from .origins import Origins
+from .recorded import Scratch
+from .row_parallel import RowParallelLayers, row_parallel
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend
@@ -66,9 +68,13 @@ class FusedEncoderLayer(nn.Module):
 
     def compute(self, x: torch.Tensor, trunk: ForwardContext, wanted: torch.Tensor | None = None) -> torch.Tensor:
         """``x`` [T, H] -> [T, H], or [W, H] with only the rows ``wanted`` (int64 [W])."""
-        attended = self._attend(x, trunk)
+        attended = self.attend(self.qkv.forward(x), trunk)
         if wanted is not None:
             attended, x = attended[wanted], x[wanted]
+        return self.complete(x, attended, trunk)
+
+    def complete(self, x: torch.Tensor, attended: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
+        """What follows attention in :meth:`compute`: ``x`` [T, H] and ``attended`` [T, A] -> [T, H]."""
         result = torch.empty_like(x)
         for first in range(0, len(x), BLOCK_TOKENS):
             block = slice(first, first + BLOCK_TOKENS)
@@ -77,26 +83,41 @@ class FusedEncoderLayer(nn.Module):
             self.mlp_norm(self.down.forward(h), y, result[block])
         return result
 
-    def _attend(self, x: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
+    def attend(self, qkv: torch.Tensor, trunk: ForwardContext, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Attention of the merged ``qkv`` [T, (H + 2 KV) D] -> [T, H D], written to ``out`` if given."""
         call = self.call
-        qkv = self.qkv.forward(x).view(len(x), call.heads + 2 * call.kv_heads, call.width)
-        q, k, v = torch.split(qkv, [call.heads, call.kv_heads, call.kv_heads], 1)
+        heads = qkv.view(len(qkv), call.heads + 2 * call.kv_heads, call.width)
+        q, k, v = heads.split_with_sizes([call.heads, call.kv_heads, call.kv_heads], 1)
         trunk.calls += 1
         trunk.kv_shapes[call.layer] = (call.kv_heads, call.width, call.width)
-        out = trunk.backend.attention(
-            q,
-            k,
-            v,
-            None,
-            None,
-            trunk.layout,
-            scale=call.scale,
-            causal=call.causal,
-            window=call.window,
-            softcap=call.softcap,
-            chunk=call.chunk,
-        )
-        return out.view(len(x), call.heads * call.width)
+        attended = trunk.backend.attention(
+            q, k, v, None, None, trunk.layout, scale=call.scale, causal=call.causal, window=call.window,
+            softcap=call.softcap, chunk=call.chunk, out=None if out is None else out.view(q.shape),
+        )  # fmt: skip
+        return attended.view(len(qkv), call.heads * call.width)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether everything but attention runs only kernels that can be recorded."""
+        return all(linear.recordable for linear in (self.qkv, self.out, self.up, self.down))
+
+    def record_qkv(
+        self,
+        x: torch.Tensor,
+        rotary: Sequence[torch.Tensor],
+        trunk: ForwardContext,
+        scratch: Scratch,
+        out: torch.Tensor,
+    ) -> None:
+        """The input of :meth:`attend`, of a :attr:`recordable` layer, into ``out``. ``rotary`` is empty."""
+        self.qkv.forward_into(x, out)
+
+    def record_rest(self, x: torch.Tensor, attended: torch.Tensor, trunk: ForwardContext, scratch: Scratch) -> None:
+        """:meth:`complete` of a :attr:`recordable` layer, in place on ``x``; other results are in ``scratch``."""
+        added = scratch("added", x.shape[1])
+        self.attention_norm(self.out.forward_into(attended, added), x, x)
+        h = self.up.forward_into(x, scratch("up", self.up.out_features))
+        self.mlp_norm(self.down.forward_into(trunk.backend.activate(h, self.activation, h), added), x, x)
 
 
 class FusedEmbeddings:
@@ -128,12 +149,21 @@ class FusedEncoderForward:
     """
 
     def __init__(
-        self, base: Any, layers: list[FusedEncoderLayer], output: type, embeddings: Any, backend: Backend
+        self,
+        base: Any,
+        layers: list[FusedEncoderLayer],
+        output: type,
+        embeddings: Any,
+        backend: Backend,
+        like: torch.Tensor,
     ) -> None:
-        """``output``: the class of what ``base`` returns; ``embeddings``: its own, or equivalent ones."""
+        """``output``: the class of what ``base`` returns; ``embeddings``: its own, or equivalent ones; ``like``: hidden
+        rows, of any number.
+        """
         self.original, self.output = backend.row_invariant(base.forward), output
         self.embeddings, self.pooler = backend.row_invariant(embeddings), getattr(base, "pooler", None)
-        self.layers = layers
+        self.layers, self.backend, self.like = layers, backend, [like]
+        self.row_parallel: RowParallelLayers | None = None  # computes long passes
 
     def __call__(
         self,
@@ -156,13 +186,22 @@ class FusedEncoderForward:
         if not packed or any(asked):
             return self.original(attention_mask=attention_mask, trunk=trunk, **given, **others)
         assert trunk is not None
-        x = self.embeddings(**given)[0]
-        for layer in self.layers[:-1]:
-            x = layer.compute(x, trunk)
-        hidden = self.layers[-1].compute(x, trunk, trunk.wanted)[None]
+        hidden = self._layers(self.embeddings(**given)[0], trunk)[None]
         if self.pooler is None or trunk.wanted is not None:
             result = self.output(last_hidden_state=hidden)
         else:
             result = self.output(last_hidden_state=hidden, pooler_output=self.pooler(hidden))
         result.picked = trunk.wanted is not None
         return result
+
+    def verify(self, tolerance: float) -> None:
+        """Run several launches at once if results are the same within ``tolerance``; see :func:`.row_parallel`."""
+        self.row_parallel = row_parallel(self.layers, self.like, self.backend, tolerance)
+
+    def _layers(self, x: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
+        """The hidden rows after all layers: all of them, or those of ``trunk.wanted``."""
+        if self.row_parallel is not None and self.row_parallel.suits(x):
+            return self.row_parallel.run(x, (), trunk)
+        for layer in self.layers[:-1]:
+            x = layer.compute(x, trunk)
+        return self.layers[-1].compute(x, trunk, trunk.wanted)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +24,6 @@ from .decoder_layer import AttentionCall, FusedLayer, Matrices
 from .decoder_modules import Mismatch, decoder_modules, norm_of
 from .find_encoder import encoder_layers, fuse_encoder
 from .pack import pack_weights
-from .recorded import can_replay
 from .warm_up import (
     ROUNDING,
     TOLERANCE,
@@ -143,17 +141,15 @@ def _fuse_forward(
     if len(embeddings) != 1 or norm is None or not hasattr(base, "embed_tokens") or not hasattr(base, "rotary_emb"):
         return False
     fused: list[Any] = list(layers)
-    base.forward = fused_forward = FusedForward(base, fused, norm, type(output), backend)
+    like = [expected[0], *(each[0] for each in observed[0].keywords["position_embeddings"])]
+    like = [one[:0].clone() for one in like]  # without the memory of the warm-up pass
+    base.forward = fused_forward = FusedForward(base, fused, norm, type(output), backend, like)
 
     def error() -> float:
         return relative_error(run(base, warm_up_context(base, backend)).last_hidden_state, expected)
 
     if check_fused_forward(base, expected.dtype, error):
-        rotary_dim = observed[0].keywords["position_embeddings"][0].shape[-1]
-        fused_forward.check_replay = partial(
-            can_replay, fused_forward.layers, expected.shape[-1], rotary_dim, expected.dtype, backend
-        )
-        fused_forward.replay = fused_forward.check_replay(TOLERANCE)
+        fused_forward.verify(TOLERANCE)
         return True
     del base.forward
     return False

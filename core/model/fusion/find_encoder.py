@@ -22,6 +22,7 @@ from .decoder_modules import Mismatch, activation_name, covered, merged, merged_
 from .encoder_layer import FusedEmbeddings, FusedEncoderForward, FusedEncoderLayer, LayerNorm
 from .origins import origins
 from .warm_up import (
+    TOLERANCE,
     FuseReport,
     ObservedLayer,
     check_fused_forward,
@@ -207,13 +208,15 @@ def _fuse_forward(base: Any, layers: nn.ModuleList, output: Any, backend: Backen
     def error(embeddings: Any) -> float:
         expected = [*output.to_tuple(), *results()[len(output) :]]
         fused: list[Any] = list(layers)
-        base.forward = FusedEncoderForward(base, fused, type(output), embeddings, backend)
+        like = output.last_hidden_state[0, :0].clone()
+        base.forward = FusedEncoderForward(base, fused, type(output), embeddings, backend, like)
         return max(relative_error(mine, theirs) for mine, theirs in zip(results(), expected, strict=True))
 
     for embeddings in (_embeddings(base.embeddings, backend), base.embeddings):
         if embeddings is not None and check_fused_forward(
             base, output.last_hidden_state.dtype, partial(error, embeddings)
         ):
+            base.forward.verify(TOLERANCE)
             return True
         base.__dict__.pop("forward", None)
     return False

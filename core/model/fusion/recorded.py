@@ -16,7 +16,8 @@ import torch
 
 from trunkline.core.cache.pool import KVPool
 from trunkline.core.model.attention import ForwardContext, packed_layout, paged_layout
-from trunkline.kernels.cpu.recording import Recording, keep_alive
+from trunkline.kernels.cpu.launches.memory import keep_alive
+from trunkline.kernels.cpu.launches.recording import Recording
 
 if TYPE_CHECKING:
     from trunkline.kernels.backend import Backend
@@ -36,6 +37,11 @@ class Scratch:
         if key not in self._made:
             self._made[key] = keep_alive(torch.zeros(self.rows, width, dtype=self.dtype))
         return self._made[key]
+
+    @property
+    def widest(self) -> int:
+        """The largest width so far."""
+        return max((width for _, width in self._made), default=0)
 
 
 class Layer(Protocol):

@@ -12,6 +12,7 @@ import torch
 
 from trunkline.core.errors import ModelError
 from trunkline.core.model.fusion.decoder_forward import FusedForward
+from trunkline.core.model.fusion.encoder_layer import FusedEncoderForward
 from trunkline.core.model.fusion.warm_up import TOLERANCE
 from trunkline.core.model.sources.quantized_tensor import QuantizedTensor
 from trunkline.core.types import Transform
@@ -67,9 +68,9 @@ def apply_transforms(
     if not results:
         asked = ", ".join(one.value.name for one in provided)
         raise ModelError(f"No weight of {model.info.architecture} can be stored as {asked}; leave that out.")
-    if isinstance(forward := model.backbone.forward, FusedForward):
+    if isinstance(forward := model.backbone.forward, FusedForward | FusedEncoderForward):
         lossy = any(one.value.error for one in provided)
-        forward.replay = forward.check_replay(ROUNDED if lossy else TOLERANCE)
+        forward.verify(ROUNDED if lossy else TOLERANCE)
     total = sum(map(len, results.values())) + len(kept)
     parts = [f"{len(errors)} of {total} matrices as {name}" for name, errors in results.items()]
     if kept:

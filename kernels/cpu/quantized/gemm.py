@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from trunkline.kernels.cpu.elements import address
-from trunkline.kernels.cpu.recording import scratch_memory
+from trunkline.kernels.cpu.launches.memory import scratch_memory
 from trunkline.kernels.cpu.threads import Kernel, team_size
 from trunkline.kernels.cpu.units import TILE, for_each_unit
 

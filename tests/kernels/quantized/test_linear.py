@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trunkline.kernels.cpu.launches.recording import Recording
 from trunkline.kernels.cpu.quantized import gemm, panels
 from trunkline.kernels.cpu.quantized.codes import Form, best_form
-from trunkline.kernels.cpu.recording import Recording
 from trunkline.kernels.quantized.linear import QuantizedLinear, quantized_linear_reference
 from trunkline.kernels.quantized.subgroups import Subgroups
 from trunkline.kernels.quantized.weight import QuantizedWeight, quantize_int4, quantize_int8
@@ -166,7 +166,7 @@ def test_a_recording_has_scratch_memory_for_the_whole_team() -> None:
             torch.set_num_threads(threads)
             with (recording := Recording()):
                 layer.forward_into(x, torch.zeros(90, 64))
-            sizes.append(len(recording.scratch(1, of_threads=True)))
+            sizes.append(len(recording.memory.scratch(1, of_threads=True)))
     finally:
         torch.set_num_threads(before)
     panel = 96 * layer.packed.form.columns

@@ -19,8 +19,8 @@ from trunkline.core.model.attention import ForwardContext, paged_layout
 from trunkline.core.model.fusion.find_decoder import fuse
 from trunkline.core.model.fusion.recorded import CAPACITY, RecordedLayers
 from trunkline.kernels.backend import choose
+from trunkline.kernels.cpu.launches.recording import Recording
 from trunkline.kernels.cpu.processor import has_bfloat16_pairs
-from trunkline.kernels.cpu.recording import Recording
 from trunkline.kernels.quantized.cache import dequantize, quantize
 
 BACKEND = choose("cpu", "cpu")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trunkline.kernels.cpu.recording import Recording, keep_alive
+from trunkline.kernels.cpu.launches.memory import keep_alive
+from trunkline.kernels.cpu.launches.recording import Recording
 from trunkline.kernels.glu import glu_cpu
 from trunkline.kernels.linear import PackedLinear
 from trunkline.kernels.norm import rms_norm_cpu
@@ -51,4 +52,4 @@ def test_scratch_lives_as_long_as_the_recording() -> None:
     with Recording() as recording:
         keep_alive(scratch)
         rms_norm_cpu(torch.zeros(1, 8), torch.ones(8), 1e-6)
-    assert recording.kept_alive == [scratch]
+    assert recording.memory.tensors == [scratch]

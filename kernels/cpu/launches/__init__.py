@@ -1,0 +1,1 @@
+"""Several launches of compiled kernels at once, without Python between them."""

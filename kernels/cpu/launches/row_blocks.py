@@ -1,0 +1,184 @@
+"""Long sequences of launches, run block by block of rows: each thread runs all launches for rows of its own.
+
+If every launch is divided among all threads, each reads what the others have written, from the memory beyond its own
+caches, and waits for the others at the end. In blocks, intermediate results stay in the L2 cache of one core. The
+weights are read once for each block, so this is for many rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, lru_cache
+
+import numpy as np
+import torch
+
+from trunkline.kernels.cpu.threads import Kernel, call_alone, claim, int64s, recorder, team_size, thread
+from trunkline.kernels.cpu.units import TILE
+
+from .memory import Memory
+
+CAPACITY = 168  # rows of a block, at most: more gain nothing, but intermediate results need more of the cache
+LEAST = 36  # rows of a block, if there are as many: with fewer, the weights' way from memory takes longer
+_STEP = 4  # rows that small blocks are a multiple of
+
+
+class RowBlocks:
+    """A list of launches whose results for a row need only that row's inputs.
+
+    Inside ``with blocks:``, this thread's launches are recorded and not run. They get ``inputs``, tensors
+    [CAPACITY, width], in place of tensors of any number of rows, which :meth:`run` is given. Scratch memory is that of
+    :func:`.memory.keep_alive`; there is a copy of it for each thread. All other addresses stay, so what is there must
+    live as long. Only our kernels are recorded; torch's operators run immediately, once.
+    """
+
+    serial = True
+
+    def __init__(self, inputs: Sequence[torch.Tensor], former: RowBlocks | None = None) -> None:
+        """``former``: blocks whose scratch memory these share, because they never run at the same time."""
+        self._inputs = inputs
+        self.memory: Memory = Memory() if former is None else former.memory
+        self._copies: dict[int, list[torch.Tensor]] = {} if former is None else former._copies
+        self._launches: list[tuple[Kernel, bytes]] = []
+
+    def __enter__(self) -> RowBlocks:
+        assert recorder.recording is None, "recordings can't be nested"
+        recorder.recording = self
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        recorder.recording = None
+        if kind is None:
+            self._link()
+
+    def record(self, task: Kernel, block: bytes, single_thread: bool) -> None:
+        """Record one launch; called by :meth:`.Kernel.run`."""
+        self._launches.append((task, block))
+
+    def _link(self) -> None:
+        """Give each thread its copy of the arguments, with the addresses of its scratch memory.
+
+        An argument is an address in a tensor if its value is: no count is that large, and as integers, floats are
+        larger than all addresses, or 0.
+        """
+        names = [name for task, _ in self._launches for name in task.fields]
+        arguments = np.frombuffer(b"".join(block for _, block in self._launches), np.int64)
+        self._team = team_size()
+        self._arguments = np.tile(arguments, (self._team, 1))
+        for tensor in self.memory.tensors:
+            for place in _places(arguments, tensor):
+                for number, copy in enumerate(self._of_threads(tensor)):
+                    self._arguments[number, place] += copy.data_ptr() - tensor.data_ptr()
+        self._rows = np.array([place for place, name in enumerate(names) if name == "rows"], np.int64)
+        self._claimed = np.array([place for place, name in enumerate(names) if name == "claimed"], np.int64)
+        moved = [
+            (place, number, tensor.stride(0) * tensor.itemsize, arguments[place] - tensor.data_ptr())
+            for number, tensor in enumerate(self._inputs)
+            for place in _places(arguments, tensor)
+        ]
+        self._moved = np.array(moved, np.int64).reshape(-1, 4)
+        starts = np.cumsum([0, *(len(task.fields) for task, _ in self._launches)])[:-1]
+        functions = np.array([task.address for task, _ in self._launches])
+        addresses = [row.ctypes.data + row.itemsize * starts for row in self._arguments]
+        self._program = np.stack([np.stack([functions, each], axis=1) for each in addresses])
+        self._starts = np.zeros(len(self._inputs), np.int64)
+
+    def _of_threads(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Scratch memory like ``tensor`` for each thread."""
+        copies = self._copies.setdefault(tensor.data_ptr(), [tensor])
+        copies += [torch.empty_like(tensor) for _ in range(len(copies), self._team)]
+        return copies[: self._team]
+
+    def run(self, *tensors: torch.Tensor) -> None:
+        """Run the launches over all rows of ``tensors``, which stand in the place of ``inputs``.
+
+        They are contiguous, of one number of rows, and each of its input's width and dtype; ValueError otherwise.
+        """
+        rows = len(tensors[0])
+        for number, (given, like) in enumerate(zip(tensors, self._inputs, strict=True)):
+            if given.shape != (rows, like.shape[1]) or given.dtype != like.dtype or not given.is_contiguous():
+                raise ValueError(f"input {number} must be a contiguous [{rows}, {like.shape[1]}] of {like.dtype}")
+            self._starts[number] = given.data_ptr()
+        bounds = block_bounds(rows, self._team)
+        _run_blocks().run(
+            self._team,
+            program=self._program.ctypes.data,
+            launches=len(self._launches),
+            arguments=self._arguments.ctypes.data,
+            arguments_row=self._arguments.shape[1],
+            rows=self._rows.ctypes.data,
+            rows_count=len(self._rows),
+            counters=self._claimed.ctypes.data,
+            counters_count=len(self._claimed),
+            moved=self._moved.ctypes.data,
+            moved_count=len(self._moved),
+            starts=self._starts.ctypes.data,
+            bounds=bounds.ctypes.data,
+            blocks=len(bounds) - 1,
+            claimed=0,
+        )
+
+
+def _places(arguments: np.ndarray, tensor: torch.Tensor) -> list[int]:
+    """Where ``arguments`` has addresses in ``tensor``."""
+    start = tensor.data_ptr()
+    return [int(place) for place in np.flatnonzero((arguments >= start) & (arguments < start + tensor.nbytes))]
+
+
+@lru_cache(maxsize=64)
+def block_bounds(rows: int, team: int) -> np.ndarray:
+    """The first row of each block, and ``rows`` at the end: int64.
+
+    As many blocks of a size as threads, smaller and smaller ones, so that all threads end at the same time, also if
+    one is slower than the others.
+    """
+    bounds = [0]
+    while (left := rows - bounds[-1]) > 2 * team * LEAST:
+        size = min(CAPACITY, max(LEAST, left // (2 * team) // TILE * TILE))
+        bounds += [bounds[-1] + (i + 1) * size for i in range(team)]
+    size = -(-left // (team * _STEP)) * _STEP
+    bounds += [min(bounds[-1] + (i + 1) * size, rows) for i in range(team)]
+    return np.unique(np.array(bounds, np.int64))
+
+
+class Arguments:
+    """The kernel's arguments: addresses of int64, and numbers."""
+
+    program: int  # of each thread: for each launch, its function and the address of its arguments
+    launches: int
+    arguments: int  # [threads, arguments_row]: those of all launches
+    arguments_row: int
+    rows: int  # places of the numbers of rows among a thread's arguments
+    rows_count: int
+    counters: int  # places of the counters of units
+    counters_count: int
+    moved: int  # for each address in an input: its place, which input, bytes of a row, bytes from the input's start
+    moved_count: int
+    starts: int  # addresses of the inputs
+    bounds: int
+    blocks: int
+    claimed: int  # blocks that threads have claimed so far
+
+
+@cache
+def _run_blocks() -> Kernel:
+    def body(a: Arguments) -> None:
+        number = np.int64(thread())
+        program = int64s(a.program + 16 * number * a.launches)
+        arguments = int64s(a.arguments + 8 * number * a.arguments_row)
+        rows, counters, moved = int64s(a.rows), int64s(a.counters), int64s(a.moved)
+        starts, bounds = int64s(a.starts), int64s(a.bounds)
+        block = claim(a, 1)
+        while block < a.blocks:
+            first = bounds[block]
+            for i in range(a.moved_count):
+                arguments[moved[4 * i]] = starts[moved[4 * i + 1]] + first * moved[4 * i + 2] + moved[4 * i + 3]
+            for i in range(a.rows_count):
+                arguments[rows[i]] = bounds[block + 1] - first
+            for i in range(a.counters_count):
+                arguments[counters[i]] = 0
+            for i in range(a.launches):
+                call_alone(program[2 * i], program[2 * i + 1])
+            block = claim(a, 1)
+
+    return Kernel(body, Arguments)
