@@ -13,25 +13,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timed_launches
 import torch
 from checkpoints import folder_of
 from floor import Machine, measure
-from llvmlite import ir
-from numba import types
-from numba.core.cgutils import get_or_insert_function
-from numba.extending import intrinsic
 from scenarios import Scenario, build
 
 from trunkline.core import Engine
 from trunkline.core.engine.lane import Lane
+from trunkline.kernels.cpu.launches import row_blocks
 from trunkline.kernels.cpu.launches.recording import COUNTS, Recording
+from trunkline.kernels.cpu.launches.row_blocks import RowBlocks
 from trunkline.kernels.cpu.processor import has_bfloat16
-from trunkline.kernels.cpu.threads import Kernel, barrier, call, int64s, recorder, thread
+from trunkline.kernels.cpu.threads import Kernel, recorder
 from trunkline.plugins.generation.offline import generate
 
 WAITING, HOST, OUTSIDE = "threads that wait", "host, in passes", "host, between passes"
@@ -93,8 +91,8 @@ def name_kernels() -> None:
 
 
 @contextmanager
-def replaced(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """The method ``name`` is ``make(original)`` inside."""
+def replaced(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """The method or function ``name`` is ``make(original)`` inside."""
     original = getattr(owner, name)
     setattr(owner, name, make(original))
     try:
@@ -103,78 +101,14 @@ def replaced(owner: type, name: str, make: Callable[[Callable[..., Any]], Callab
         setattr(owner, name, original)
 
 
-class Timed:
-    """The arguments of :func:`_replay`: those of a recording, and where each thread writes its times.
-
-    ``times`` int64 [threads, 2 · launches + 1]: the counter before and after each launch, and at the end.
-    """
-
-    program: int
-    launches: int
-    times: int
-
-
-class Stamp:
-    """The arguments of :func:`_clock`: where the counter is written."""
-
-    out: int
-    index: int
-
-
-def _read_counter(typing: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(64), [])
-        return builder.call(get_or_insert_function(builder.module, kind, "llvm.readcyclecounter"), [])
-
-    return types.int64(), generate
-
-
-counter = intrinsic(_read_counter)
-
-
-@cache
-def _replay() -> Kernel:
-    """As the one of kernels/cpu/launches/recording.py, with times."""
-
-    def body(a: Any) -> None:
-        program, times = int64s(a.program), int64s(a.times + thread() * (2 * a.launches + 1) * 8)
-        for i in range(a.launches):
-            times[2 * i] = counter()
-            runs = int64s(program[4 * i + 3])[0] != 0
-            if runs and (program[4 * i + 2] == 0 or thread() == 0):
-                call(program[4 * i], program[4 * i + 1])
-            times[2 * i + 1] = counter()
-            if runs:
-                barrier()
-        times[2 * a.launches] = counter()
-
-    return Kernel(body, Timed)
-
-
-@cache
-def _clock() -> tuple[Callable[[], int], float]:
-    """A function that reads the counter, and how many seconds one step of it takes."""
-
-    def body(a: Any) -> None:
-        int64s(a.out)[a.index] = counter()
-
-    kernel, out = Kernel(body, Stamp), np.zeros(1, np.int64)
-
-    def read() -> int:
-        kernel.run(1, out=out.ctypes.data, index=0)
-        return int(out[0])
-
-    first, began = read(), time.perf_counter()
-    time.sleep(0.1)
-    return read, (time.perf_counter() - began) / (read() - first)
-
-
 @contextmanager
 def timing(profile: Profile) -> Iterator[None]:
     """Time passes and kernels."""
     launch = Kernel.run
-    replay, (_, step) = _replay(), _clock()
-    replayed: list[tuple[list[Any], int, np.ndarray, float]] = []  # launches, rows, times, seconds of the whole
+    replay, (_, step) = timed_launches.replay(), timed_launches.clock()
+    # Launches, rows, how long each launch took on each thread in steps of the counter, seconds of the whole.
+    replayed: list[tuple[list[Any], int, np.ndarray, float]] = []
+    timed_blocks = timed_launches.run_blocks()
 
     def run(self: Kernel, team: int, single: bool = False, /, **arguments: float) -> None:
         start = time.perf_counter()
@@ -191,7 +125,21 @@ def timing(profile: Profile) -> Iterator[None]:
         start = time.perf_counter()
         launch(replay, self._team, program=self._program.ctypes.data, launches=launches, times=times.ctypes.data)
         whole = time.perf_counter() - start
-        replayed.append((self._launches[:end], rows, times, whole))
+        replayed.append((self._launches[:end], rows, times[:, 1::2] - times[:, :-1:2], whole))
+
+    def run_blocks(original: Callable[..., None]) -> Callable[..., None]:
+        def call(self: RowBlocks, *tensors: torch.Tensor) -> None:
+            times = np.zeros((torch.get_num_threads(), len(self.launches)), np.int64)
+
+            class Timed:
+                run = staticmethod(lambda team, **given: launch(timed_blocks, team, times=times.ctypes.data, **given))
+
+            with replaced(row_blocks, "run_blocks", lambda _: lambda: Timed):
+                start = time.perf_counter()
+                original(self, *tensors)
+            replayed.append((self.launches, len(tensors[0]), times, time.perf_counter() - start))
+
+        return call
 
     def timed(function: Callable[..., Any], passes: int) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -208,12 +156,13 @@ def timing(profile: Profile) -> Iterator[None]:
         replaced(Lane, "finish", lambda finish: timed(finish, 0)),
         replaced(Kernel, "run", lambda _: run),
         replaced(Recording, "run", lambda _: run_recording),
+        replaced(RowBlocks, "run", run_blocks),
     ):
         yield
     for launches, rows, times, whole in replayed:
-        spent = (times[:, 1::2] - times[:, :-1:2]).mean(0) * step
+        spent = times.mean(0) * step
         profile.waiting += whole - spent.sum()
-        for (kernel, block, _), seconds in zip(launches, spent.tolist(), strict=True):
+        for (kernel, block, *_), seconds in zip(launches, spent.tolist(), strict=True):
             arguments = dict(zip(kernel.fields, np.frombuffer(block, np.int64).tolist(), strict=True))
             profile.add(kernel, arguments, rows, seconds)
 

@@ -51,7 +51,7 @@ from .launches.memory import scratch_memory
 from .threads import OPTIONS, Kernel, claim, int32s, team_size, thread, threads
 from .units import SHARES, TILE, even_block, for_each_unit
 
-_MIN_PARALLEL = 1 << 20  # multiply-adds; below, waking the other threads costs more than it saves
+_MIN_PARALLEL = 1 << 18  # multiply-adds; below, waking the other threads costs more than it saves
 BLOCK_BYTES = 256 << 10  # of x: a block of rows stays in the L2 cache while it is multiplied by all panels
 PART = 2 << 10  # bytes of a part of a row, at most
 _WHOLE = 1536  # inputs up to which K isn't divided

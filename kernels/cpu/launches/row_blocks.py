@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+from numba import njit
 
-from trunkline.kernels.cpu.threads import Kernel, call_alone, claim, int64s, recorder, team_size, thread
+from trunkline.kernels.cpu.threads import OPTIONS, Kernel, call_alone, claim, int64s, recorder, team_size, thread
 from trunkline.kernels.cpu.units import TILE
 
 from .memory import Memory
@@ -39,7 +41,7 @@ class RowBlocks:
         self._inputs = inputs
         self.memory: Memory = Memory() if former is None else former.memory
         self._copies: dict[int, list[torch.Tensor]] = {} if former is None else former._copies
-        self._launches: list[tuple[Kernel, bytes]] = []
+        self.launches: list[tuple[Kernel, bytes]] = []
 
     def __enter__(self) -> RowBlocks:
         assert recorder.recording is None, "recordings can't be nested"
@@ -53,7 +55,7 @@ class RowBlocks:
 
     def record(self, task: Kernel, block: bytes, single_thread: bool) -> None:
         """Record one launch; called by :meth:`.Kernel.run`."""
-        self._launches.append((task, block))
+        self.launches.append((task, block))
 
     def _link(self) -> None:
         """Give each thread its copy of the arguments, with the addresses of its scratch memory.
@@ -61,8 +63,8 @@ class RowBlocks:
         An argument is an address in a tensor if its value is: no count is that large, and as integers, floats are
         larger than all addresses, or 0.
         """
-        names = [name for task, _ in self._launches for name in task.fields]
-        arguments = np.frombuffer(b"".join(block for _, block in self._launches), np.int64)
+        names = [name for task, _ in self.launches for name in task.fields]
+        arguments = np.frombuffer(b"".join(block for _, block in self.launches), np.int64)
         self._team = team_size()
         self._arguments = np.tile(arguments, (self._team, 1))
         for tensor in self.memory.tensors:
@@ -77,8 +79,8 @@ class RowBlocks:
             for place in _places(arguments, tensor)
         ]
         self._moved = np.array(moved, np.int64).reshape(-1, 4)
-        starts = np.cumsum([0, *(len(task.fields) for task, _ in self._launches)])[:-1]
-        functions = np.array([task.address for task, _ in self._launches])
+        starts = np.cumsum([0, *(len(task.fields) for task, _ in self.launches)])[:-1]
+        functions = np.array([task.address for task, _ in self.launches])
         addresses = [row.ctypes.data + row.itemsize * starts for row in self._arguments]
         self._program = np.stack([np.stack([functions, each], axis=1) for each in addresses])
         self._starts = np.zeros(len(self._inputs), np.int64)
@@ -100,10 +102,10 @@ class RowBlocks:
                 raise ValueError(f"input {number} must be a contiguous [{rows}, {like.shape[1]}] of {like.dtype}")
             self._starts[number] = given.data_ptr()
         bounds = block_bounds(rows, self._team)
-        _run_blocks().run(
+        run_blocks().run(
             self._team,
             program=self._program.ctypes.data,
-            launches=len(self._launches),
+            launches=len(self.launches),
             arguments=self._arguments.ctypes.data,
             arguments_row=self._arguments.shape[1],
             rows=self._rows.ctypes.data,
@@ -160,25 +162,39 @@ class Arguments:
     claimed: int  # blocks that threads have claimed so far
 
 
+def _take_block(a: Any, number: int) -> bool:
+    """Claim a block for the thread ``number``, and write its rows and addresses into the arguments of its launches.
+
+    False if none is left.
+    """
+    block = claim(a, 1)
+    if block >= a.blocks:
+        return False
+    arguments = int64s(a.arguments + 8 * number * a.arguments_row)
+    rows, counters, moved = int64s(a.rows), int64s(a.counters), int64s(a.moved)
+    starts, bounds = int64s(a.starts), int64s(a.bounds)
+    first = bounds[block]
+    for i in range(a.moved_count):
+        arguments[moved[4 * i]] = starts[moved[4 * i + 1]] + first * moved[4 * i + 2] + moved[4 * i + 3]
+    for i in range(a.rows_count):
+        arguments[rows[i]] = bounds[block + 1] - first
+    for i in range(a.counters_count):
+        arguments[counters[i]] = 0
+    return True
+
+
+take_block = njit(**OPTIONS)(_take_block)
+
+
 @cache
-def _run_blocks() -> Kernel:
-    def body(a: Arguments) -> None:
+def run_blocks() -> Kernel:
+    """Each thread takes blocks, and runs all launches for each."""
+
+    def body(a: Any) -> None:
         number = np.int64(thread())
         program = int64s(a.program + 16 * number * a.launches)
-        arguments = int64s(a.arguments + 8 * number * a.arguments_row)
-        rows, counters, moved = int64s(a.rows), int64s(a.counters), int64s(a.moved)
-        starts, bounds = int64s(a.starts), int64s(a.bounds)
-        block = claim(a, 1)
-        while block < a.blocks:
-            first = bounds[block]
-            for i in range(a.moved_count):
-                arguments[moved[4 * i]] = starts[moved[4 * i + 1]] + first * moved[4 * i + 2] + moved[4 * i + 3]
-            for i in range(a.rows_count):
-                arguments[rows[i]] = bounds[block + 1] - first
-            for i in range(a.counters_count):
-                arguments[counters[i]] = 0
+        while take_block(a, number):
             for i in range(a.launches):
                 call_alone(program[2 * i], program[2 * i + 1])
-            block = claim(a, 1)
 
     return Kernel(body, Arguments)

@@ -23,7 +23,7 @@ import torch
 
 from trunkline.core import Engine
 from trunkline.core.model.attention import ForwardContext
-from trunkline.core.model.fusion import find_decoder
+from trunkline.core.model.fusion import decoder_forward
 from trunkline.core.model.fusion.recorded import RecordedLayers
 from trunkline.core.model.sources import catalogue
 from trunkline.core.types import Submission
@@ -129,7 +129,7 @@ def test_the_comparison_sees_a_prompt_that_takes_the_kernel_of_decoding(
     if replayed:
         monkeypatch.setattr(RecordedLayers, "run", replay)
     else:
-        monkeypatch.setattr(find_decoder, "can_replay", lambda *_: False)
+        monkeypatch.setattr(decoder_forward, "can_replay", lambda *_: False)
         monkeypatch.setattr(Backend, "_split", staticmethod(by_queries))
     ways = every_way(starter(zoo("llama"), "float32"))
     assert ways["whole, cached"] != ways["whole, cold"]
