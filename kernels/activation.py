@@ -28,8 +28,10 @@ def activate_cpu(x: torch.Tensor, activation: str, out: torch.Tensor | None = No
     """:func:`activate_reference` of ``x`` [T, N], float32 or bfloat16, compiled.
 
     The error of "gelu" is at most 1e-6 in float32; its bfloat16 results are correctly rounded. ValueError for another
-    dtype, or for a tensor that isn't contiguous.
+    dtype, for a tensor that isn't contiguous, and for an ``out`` of another shape.
     """
+    if out is not None and out.shape != x.shape:
+        raise ValueError(f"out must have x's shape {tuple(x.shape)}, not {tuple(out.shape)}")
     out = torch.empty_like(x) if out is None else out
     compiled.activate(x, activation, out)
     return out

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .cpu.launches.together import Together
+from .cpu.launches.groups import Groups
 from .linear import LinearLayer, PackedLinear
 
 ALIGNMENT = 16  # bytes of which a row's size must be a multiple in grouped_mm
@@ -52,7 +53,8 @@ class GroupedLinear(nn.Module):
         self.layers = nn.ModuleList(layers)
         # Products of all groups run together, if their launches are of one kind.
         kinds = {one.launches if one.recordable else 0 for one in layers}
-        self._launches, self._outputs = kinds.pop() if len(kinds) == 1 else 0, layers[0].out_features
+        self._together, self._outputs = len(kinds) == 1 and kinds != {0}, layers[0].out_features
+        self._groups: Groups | None = None
 
     def weight(self, most: int) -> torch.Tensor:
         """The weights of at most the first ``most`` groups, [E, O, H]."""
@@ -62,20 +64,16 @@ class GroupedLinear(nn.Module):
     def forward(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         """``x`` [N, H] -> [N, O] of its dtype; group ``e`` ends before row ``ends[e]``, int32 [E]."""
         with torch._C.DisableTorchFunction():  # modules that aren't ours call it, inside of row_invariant
-            last = ends.tolist()
-            groups: list[tuple[Any, slice]] = [
-                (layer, slice(start, end))
-                for layer, start, end in zip(self.layers, [0, *last], last, strict=False)
-                if end > start
-            ]
-            if self._launches == 0:
-                parts = [layer.forward(x[rows]) for layer, rows in groups]
+            layers: Sequence[Any] = list(self.layers) if self._groups is None else ()
+            if not self._together:
+                sizes = [end - start for start, end in pairwise([0, *ends.tolist()])]
+                groups = torch.split(x, sizes)
+                parts = [layer.forward(rows) for layer, rows in zip(layers, groups, strict=True) if len(rows)]
                 return torch.cat(parts or [x.new_empty(0, self._outputs)]).to(x.dtype)
-            x = x.contiguous()
-            out = x.new_empty(len(x), self._outputs)
-            with Together(self._launches):
-                for layer, rows in groups:
-                    layer.forward_into(x[rows], out[rows])
+            x, out = x.contiguous(), x.new_empty(len(x), self._outputs)
+            if self._groups is None:
+                self._groups = Groups([layer.forward_into for layer in layers], x, out)
+            self._groups.run(x, out, ends)
             return out
 
 

@@ -35,8 +35,9 @@ ALLOWED = {
 EXCEPTIONS = {
     ("core.model.fusion.recorded", "cpu.launches.recording.Recording"): "launches, which only compiled code has",
     ("core.model.fusion.recorded", "cpu.launches.memory.keep_alive"): "the memory of these launches",
-    ("core.model.fusion.row_parallel", "cpu.launches.row_blocks.CAPACITY"): "the same",
-    ("core.model.fusion.row_parallel", "cpu.launches.row_blocks.RowBlocks"): "the same",
+    ("core.model.fusion.row_parallel", "cpu.launches.row_blocks.CAPACITY"): "sizes of blocks of these launches",
+    ("core.model.fusion.row_parallel", "cpu.launches.row_blocks.MIN_BLOCK"): "sizes of blocks of these launches",
+    ("core.model.fusion.row_parallel", "cpu.launches.row_blocks.RowBlocks"): "launches, which only compiled code has",
     ("core.model.fusion.decoder_layer", "glu.COMPILED"): "the activations whose launches can be recorded",
     ("core.model.transforms.matrices", "linear.PlainLinear"): "the weight of a module that isn't ours, not copied",
     ("core.engine.control.pages", "cpu.threads.Kernel"): "compiled code isn't part of a model's memory",

@@ -40,12 +40,18 @@ class FusedForward:
         self.row_parallel: RowParallelLayers | None = None  # computes long passes
         self._recorded: RecordedLayers | None = None
 
+    def forget(self) -> None:
+        """Run launches one by one until :meth:`verify` is called: linear layers will be replaced."""
+        self.replay, self.row_parallel, self._recorded = False, None, None
+
     def verify(self, tolerance: float) -> None:
-        """Run several launches at once where results are the same within ``tolerance``; see :func:`.can_replay`."""
+        """Run several launches at once where results are the same: those of recorded passes within ``tolerance``, those
+        of long ones with the same bits. See :func:`.can_replay` and :func:`.row_parallel`.
+        """
         x, cos, _ = self.like
         self.replay = can_replay(self.layers, x.shape[-1], cos.shape[-1], x.dtype, self.backend, tolerance)
         if all(layer.mlp is None for layer in self.layers):
-            self.row_parallel = row_parallel(self.layers, self.like, self.backend, tolerance)
+            self.row_parallel = row_parallel(self.layers, self.like, self.backend)
 
     def __call__(
         self,

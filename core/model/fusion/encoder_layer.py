@@ -117,7 +117,8 @@ class FusedEncoderLayer(nn.Module):
         added = scratch("added", x.shape[1])
         self.attention_norm(self.out.forward_into(attended, added), x, x)
         h = self.up.forward_into(x, scratch("up", self.up.out_features))
-        self.mlp_norm(self.down.forward_into(trunk.backend.activate(h, self.activation, h), added), x, x)
+        activated = trunk.backend.activate(h, self.activation, scratch("activated", self.down.in_features))
+        self.mlp_norm(self.down.forward_into(activated, added), x, x)
 
 
 class FusedEmbeddings:
@@ -194,9 +195,13 @@ class FusedEncoderForward:
         result.picked = trunk.wanted is not None
         return result
 
-    def verify(self, tolerance: float) -> None:
-        """Run several launches at once if results are the same within ``tolerance``; see :func:`.row_parallel`."""
-        self.row_parallel = row_parallel(self.layers, self.like, self.backend, tolerance)
+    def forget(self) -> None:
+        """Run launches one by one until :meth:`verify` is called: linear layers will be replaced."""
+        self.row_parallel = None
+
+    def verify(self, _: float) -> None:
+        """Run several launches at once if results have the same bits; see :func:`.row_parallel`."""
+        self.row_parallel = row_parallel(self.layers, self.like, self.backend)
 
     def _layers(self, x: torch.Tensor, trunk: ForwardContext) -> torch.Tensor:
         """The hidden rows after all layers: all of them, or those of ``trunk.wanted``."""

@@ -47,6 +47,9 @@ def apply_transforms(
     results: dict[str, list[float]] = {}  # by transform: the errors of its layers
     kept: list[str] = []
     packed: set[str] = set()
+    forward = model.backbone.forward
+    if isinstance(forward, FusedForward | FusedEncoderForward):
+        forward.forget()
     for matrix in ModelMatrices(model, stored):
         for one in provided:
             replacement, error = _packed(one, matrix.names, matrix.linear, model.dtype)
@@ -68,7 +71,7 @@ def apply_transforms(
     if not results:
         asked = ", ".join(one.value.name for one in provided)
         raise ModelError(f"No weight of {model.info.architecture} can be stored as {asked}; leave that out.")
-    if isinstance(forward := model.backbone.forward, FusedForward | FusedEncoderForward):
+    if isinstance(forward, FusedForward | FusedEncoderForward):
         lossy = any(one.value.error for one in provided)
         forward.verify(ROUNDED if lossy else TOLERANCE)
     total = sum(map(len, results.values())) + len(kept)

@@ -102,16 +102,17 @@ def _whole(model: PackedModel, sequences: Sequence[Sample], cache: _Cache) -> Se
 
 @contextmanager
 def _unrecorded(model: PackedModel) -> Iterator[None]:
-    """No pass is recorded or replayed: :func:`_chunked` compares recorded passes with these."""
+    """Launches run one by one: :func:`_chunked` compares recorded passes with these."""
     forward = model.backbone.forward
     if not isinstance(forward, FusedForward):
         yield
         return
-    replay, forward.replay = forward.replay, False
+    replay, row_parallel = forward.replay, forward.row_parallel
+    forward.replay, forward.row_parallel = False, None
     try:
         yield
     finally:
-        forward.replay = replay
+        forward.replay, forward.row_parallel = replay, row_parallel
 
 
 def _chunked(model: PackedModel, sequences: Sequence[Sample], cache: _Cache, shift: int) -> list[torch.Tensor]:

@@ -18,10 +18,11 @@ from numba import njit
 from trunkline.kernels.cpu.threads import OPTIONS, Kernel, call_alone, claim, int64s, recorder, team_size, thread
 from trunkline.kernels.cpu.units import TILE
 
+from .changes import changes_of, joined, places_in, write_changes
 from .memory import Memory
 
 CAPACITY = 168  # rows of a block, at most: more gain nothing, but intermediate results need more of the cache
-LEAST = 36  # rows of a block, if there are as many: with fewer, the weights' way from memory takes longer
+MIN_BLOCK = 36  # rows of a block, if there are as many: with fewer, reading the weights takes most of the time
 _STEP = 4  # rows that small blocks are a multiple of
 
 
@@ -42,6 +43,7 @@ class RowBlocks:
         self.memory: Memory = Memory() if former is None else former.memory
         self._copies: dict[int, list[torch.Tensor]] = {} if former is None else former._copies
         self.launches: list[tuple[Kernel, bytes]] = []
+        self._program: np.ndarray | None = None  # of each thread: each launch's function and address of its arguments
 
     def __enter__(self) -> RowBlocks:
         assert recorder.recording is None, "recordings can't be nested"
@@ -50,40 +52,27 @@ class RowBlocks:
 
     def __exit__(self, kind: object, *_: object) -> None:
         recorder.recording = None
-        if kind is None:
-            self._link()
 
     def record(self, task: Kernel, block: bytes, single_thread: bool) -> None:
         """Record one launch; called by :meth:`.Kernel.run`."""
         self.launches.append((task, block))
 
-    def _link(self) -> None:
-        """Give each thread its copy of the arguments, with the addresses of its scratch memory.
-
-        An argument is an address in a tensor if its value is: no count is that large, and as integers, floats are
-        larger than all addresses, or 0.
-        """
-        names = [name for task, _ in self.launches for name in task.fields]
-        arguments = np.frombuffer(b"".join(block for _, block in self.launches), np.int64)
+    def _link(self) -> np.ndarray:
+        """Give each thread its copy of the arguments, with the addresses of its scratch memory; returns its program."""
+        arguments = joined(self.launches)
         self._team = team_size()
         self._arguments = np.tile(arguments, (self._team, 1))
         for tensor in self.memory.tensors:
-            for place in _places(arguments, tensor):
+            for place in places_in(arguments, tensor):
                 for number, copy in enumerate(self._of_threads(tensor)):
                     self._arguments[number, place] += copy.data_ptr() - tensor.data_ptr()
-        self._rows = np.array([place for place, name in enumerate(names) if name == "rows"], np.int64)
-        self._claimed = np.array([place for place, name in enumerate(names) if name == "claimed"], np.int64)
-        moved = [
-            (place, number, tensor.stride(0) * tensor.itemsize, arguments[place] - tensor.data_ptr())
-            for number, tensor in enumerate(self._inputs)
-            for place in _places(arguments, tensor)
-        ]
-        self._moved = np.array(moved, np.int64).reshape(-1, 4)
-        starts = np.cumsum([0, *(len(task.fields) for task, _ in self.launches)])[:-1]
-        functions = np.array([task.address for task, _ in self.launches])
-        addresses = [row.ctypes.data + row.itemsize * starts for row in self._arguments]
-        self._program = np.stack([np.stack([functions, each], axis=1) for each in addresses])
+        inputs = [(one, one.stride(0) * one.itemsize) for one in self._inputs]
+        self._changes = np.array(changes_of(self.launches, inputs), np.int64).reshape(-1, 4)
         self._starts = np.zeros(len(self._inputs), np.int64)
+        offsets = np.cumsum([0, *(len(block) for _, block in self.launches)])[:-1]
+        functions = np.array([task.address for task, _ in self.launches])
+        addresses = [row.ctypes.data + offsets for row in self._arguments]
+        return np.stack([np.stack([functions, each], axis=1) for each in addresses])
 
     def _of_threads(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Scratch memory like ``tensor`` for each thread."""
@@ -96,6 +85,8 @@ class RowBlocks:
 
         They are contiguous, of one number of rows, and each of its input's width and dtype; ValueError otherwise.
         """
+        if self._program is None:
+            self._program = self._link()
         rows = len(tensors[0])
         for number, (given, like) in enumerate(zip(tensors, self._inputs, strict=True)):
             if given.shape != (rows, like.shape[1]) or given.dtype != like.dtype or not given.is_contiguous():
@@ -108,23 +99,13 @@ class RowBlocks:
             launches=len(self.launches),
             arguments=self._arguments.ctypes.data,
             arguments_row=self._arguments.shape[1],
-            rows=self._rows.ctypes.data,
-            rows_count=len(self._rows),
-            counters=self._claimed.ctypes.data,
-            counters_count=len(self._claimed),
-            moved=self._moved.ctypes.data,
-            moved_count=len(self._moved),
+            changes=self._changes.ctypes.data,
+            changes_count=len(self._changes),
             starts=self._starts.ctypes.data,
             bounds=bounds.ctypes.data,
             blocks=len(bounds) - 1,
             claimed=0,
         )
-
-
-def _places(arguments: np.ndarray, tensor: torch.Tensor) -> list[int]:
-    """Where ``arguments`` has addresses in ``tensor``."""
-    start = tensor.data_ptr()
-    return [int(place) for place in np.flatnonzero((arguments >= start) & (arguments < start + tensor.nbytes))]
 
 
 @lru_cache(maxsize=64)
@@ -135,8 +116,8 @@ def block_bounds(rows: int, team: int) -> np.ndarray:
     one is slower than the others.
     """
     bounds = [0]
-    while (left := rows - bounds[-1]) > 2 * team * LEAST:
-        size = min(CAPACITY, max(LEAST, left // (2 * team) // TILE * TILE))
+    while (left := rows - bounds[-1]) > 2 * team * MIN_BLOCK:
+        size = min(CAPACITY, max(MIN_BLOCK, left // (2 * team) // TILE * TILE))
         bounds += [bounds[-1] + (i + 1) * size for i in range(team)]
     size = -(-left // (team * _STEP)) * _STEP
     bounds += [min(bounds[-1] + (i + 1) * size, rows) for i in range(team)]
@@ -150,12 +131,8 @@ class Arguments:
     launches: int
     arguments: int  # [threads, arguments_row]: those of all launches
     arguments_row: int
-    rows: int  # places of the numbers of rows among a thread's arguments
-    rows_count: int
-    counters: int  # places of the counters of units
-    counters_count: int
-    moved: int  # for each address in an input: its place, which input, bytes of a row, bytes from the input's start
-    moved_count: int
+    changes: int  # see :func:`.changes_of`
+    changes_count: int
     starts: int  # addresses of the inputs
     bounds: int
     blocks: int
@@ -170,16 +147,9 @@ def _take_block(a: Any, number: int) -> bool:
     block = claim(a, 1)
     if block >= a.blocks:
         return False
-    arguments = int64s(a.arguments + 8 * number * a.arguments_row)
-    rows, counters, moved = int64s(a.rows), int64s(a.counters), int64s(a.moved)
-    starts, bounds = int64s(a.starts), int64s(a.bounds)
+    bounds, arguments = int64s(a.bounds), a.arguments + 8 * number * a.arguments_row
     first = bounds[block]
-    for i in range(a.moved_count):
-        arguments[moved[4 * i]] = starts[moved[4 * i + 1]] + first * moved[4 * i + 2] + moved[4 * i + 3]
-    for i in range(a.rows_count):
-        arguments[rows[i]] = bounds[block + 1] - first
-    for i in range(a.counters_count):
-        arguments[counters[i]] = 0
+    write_changes(arguments, a.changes, a.changes_count, a.starts, first, bounds[block + 1] - first)
     return True
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trunkline.kernels.activation import activate_cpu
 from trunkline.kernels.cpu import gemm
 from trunkline.kernels.cpu.launches.memory import keep_alive
-from trunkline.kernels.cpu.launches.row_blocks import CAPACITY, LEAST, RowBlocks, block_bounds
+from trunkline.kernels.cpu.launches.row_blocks import CAPACITY, MIN_BLOCK, RowBlocks, block_bounds
 from trunkline.kernels.layer_norm import layer_norm_cpu
 from trunkline.kernels.linear import LinearLayer, PackedLinear
 from trunkline.kernels.norm import rms_norm_cpu
@@ -70,7 +70,7 @@ def test_same_bits_for_any_number_of_rows(kind: str, dtype: torch.dtype, threads
     if not (mlp.up.recordable and mlp.down.recordable):
         pytest.skip("this CPU multiplies bfloat16 by oneDNN, whose products aren't recorded")
     blocks = mlp.blocks()
-    for rows in (1, 3, LEAST, 100, 2 * threads * LEAST + 1, 700, 5):
+    for rows in (1, 3, MIN_BLOCK, 100, 2 * threads * MIN_BLOCK + 1, 700, 5):
         given = torch.randn(rows, 64).to(dtype)
         kept, out = given.clone(), torch.full((rows + 1, 64), torch.nan, dtype=dtype)
         blocks.run(given, out[:rows])
@@ -141,5 +141,5 @@ def test_blocks_are_all_rows_once(rows: int, team: int) -> None:
     assert (sizes <= CAPACITY).all()
     earlier, last = sizes[:-team], sizes[-team:]
     assert (earlier[:-1] >= earlier[1:]).all()
-    assert (last <= 2 * LEAST).all()
+    assert (last <= 2 * MIN_BLOCK).all()
     assert last.max() - last.min() < 4 * team
