@@ -47,14 +47,19 @@ class LinearLayer(nn.Module, ABC):
 
     @property
     def recordable(self) -> bool:
-        """Whether a forward pass only launches our own kernels, in the model's dtype, so that it can be recorded."""
+        """Whether a forward pass only launches our own kernels, in the model's dtype, so that it can be recorded.
+
+        The number of rows is then their argument ``rows``, their scratch memory is that of :mod:`.cpu.launches.memory`,
+        and several threads may run them at once, each as a team of its own for other rows.
+        """
         return False
 
     @property
     def launches(self) -> int:
         """How many launches :meth:`forward_into` has, each of which needs the one before.
 
-        0 if that isn't known: then it can't run together with others.
+        They share one piece of scratch memory of each kind. 0 if that isn't known: then it can't run together with
+        others.
         """
         return 0
 

@@ -125,7 +125,10 @@ claim = intrinsic(_claim)
 
 
 class _Recorder(threading.local):
-    """What stores this thread's launches instead of running them, see :mod:`.launches`."""
+    """What stores this thread's launches instead of running them, see :mod:`.launches`; None if nothing does.
+
+    Its attribute ``serial`` is whether a single thread will run them, so that they need scratch memory for one only.
+    """
 
     recording: Any = None
 

@@ -14,6 +14,8 @@ from trunkline.kernels.cpu import gemm
 from trunkline.kernels.cpu.gemm_tiles import FLOAT_PANEL, PAIR_PANEL
 from trunkline.kernels.cpu.processor import has_bfloat16, has_bfloat16_pairs
 from trunkline.kernels.linear import LinearLayer, PackedLinear, PlainLinear, linear_reference, storage_dtype
+from trunkline.kernels.quantized.linear import QuantizedLinear
+from trunkline.kernels.quantized.weight import quantize_int8
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
@@ -73,6 +75,12 @@ def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gemm, "BLOCK_BYTES", 12 * 4 * 40)
     weight, x = weights(48, 40, torch.float32, exact=True), torch.randn(101, 40)
     torch.testing.assert_close(PackedLinear(weight)(x), linear_reference(x, weight, None), rtol=1e-5, atol=1e-5)
+
+
+def quantized(weight: torch.Tensor) -> LinearLayer:
+    stored = quantize_int8(weight)
+    assert stored is not None
+    return QuantizedLinear(stored, weight.dtype)
 
 
 def products(
@@ -249,3 +257,10 @@ def test_plain_linear(dtype: torch.dtype) -> None:
     torch.testing.assert_close(layer(x), x @ weight.T, rtol=3e-2, atol=6e-2)
     assert not layer.recordable
     assert PlainLinear(weight, bias, float32_out=True)(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("made", [PackedLinear, quantized])
+def test_refuses_rows_of_another_width(made: Callable[[torch.Tensor], LinearLayer]) -> None:
+    """Twice as many rows of half the width would have as many numbers."""
+    with pytest.raises(ValueError, match="rows must have 64 numbers, not 32"):
+        made(torch.randn(32, 64))(torch.randn(6, 32))

@@ -159,12 +159,13 @@ take_block = njit(**OPTIONS)(_take_block)
 @cache
 def run_blocks() -> Kernel:
     """Each thread takes blocks, and runs all launches for each."""
+    alone = call_alone  # in the closure, and so in the name of the stored code: it is another one without OpenMP
 
     def body(a: Any) -> None:
         number = np.int64(thread())
         program = int64s(a.program + 16 * number * a.launches)
         while take_block(a, number):
             for i in range(a.launches):
-                call_alone(program[2 * i], program[2 * i + 1])
+                alone(program[2 * i], program[2 * i + 1])
 
     return Kernel(body, Arguments)

@@ -19,6 +19,7 @@ from trunkline.core.model.attention import packed_layout, paged_layout
 from trunkline.core.model.fusion import row_parallel
 from trunkline.core.model.fusion.recorded import CAPACITY
 from trunkline.core.model.loaded import LoadedModel
+from trunkline.kernels.cpu.launches import changes, row_blocks
 from trunkline.kernels.cpu.processor import has_bfloat16_pairs
 
 ENCODERS, DECODERS = ["bert", "roberta", "distilbert", "xlm-roberta"], ["llama", "qwen2", "qwen3", "gemma2"]
@@ -129,6 +130,18 @@ def test_other_results_are_noticed(worlds: Callable[..., World]) -> None:
 
     other = replace(world.forward.backend, glu=another_when_recorded)
     assert row_parallel.row_parallel(world.forward.layers, world.forward.like, other) is None
+
+
+@pytest.mark.parametrize("source", [0, changes._CLAIMED], ids=["addresses of x", "counters of units"])
+def test_what_is_not_written_is_noticed(
+    worlds: Callable[..., World], monkeypatch: pytest.MonkeyPatch, source: int
+) -> None:
+    def without(*given: Any) -> list[tuple[int, int, int, int]]:
+        return [one for one in changes.changes_of(*given) if one[1] != source]
+
+    monkeypatch.setattr(row_blocks, "changes_of", without)
+    forward = worlds("llama").forward
+    assert row_parallel.row_parallel(forward.layers, forward.like, forward.backend) is None
 
 
 def test_few_rows_are_computed_by_all_threads_together(worlds: Callable[..., World]) -> None:
