@@ -60,6 +60,9 @@ def apply_transforms(
                 break
         else:
             kept.append(matrix.names[0])
+    if isinstance(forward, FusedForward | FusedEncoderForward):
+        lossy = bool(results) and any(one.value.error for one in provided)
+        forward.verify(ROUNDED if lossy else TOLERANCE)
     quantised = [name for name, one in stored.items() if isinstance(one, QuantizedTensor)]
     if lost := [name for name in quantised if name not in packed]:
         # Embeddings, output matrices, routers, and those that a transform has refused.
@@ -71,9 +74,6 @@ def apply_transforms(
     if not results:
         asked = ", ".join(one.value.name for one in provided)
         raise ModelError(f"No weight of {model.info.architecture} can be stored as {asked}; leave that out.")
-    if isinstance(forward, FusedForward | FusedEncoderForward):
-        lossy = any(one.value.error for one in provided)
-        forward.verify(ROUNDED if lossy else TOLERANCE)
     total = sum(map(len, results.values())) + len(kept)
     parts = [f"{len(errors)} of {total} matrices as {name}" for name, errors in results.items()]
     if kept:

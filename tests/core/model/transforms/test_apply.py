@@ -252,4 +252,11 @@ def test_recorded_passes_follow(apply: Apply) -> None:
     """A layer that can't be recorded ends the recording of passes; one that can keeps it."""
     model = apply(Transform("plain", exact, 0.0))
     assert not model.backbone.forward.replay
-    assert apply(Transform("packed", lambda _, weight: PackedLinear(weight), 0.0)).backbone.forward.replay
+    assert model.backbone.forward.row_parallel is None
+    for change in (
+        Transform("packed", lambda _, weight: PackedLinear(weight), 0.0),
+        Transform("nothing", lambda *_: None, 0.0, optional=True),
+    ):
+        forward = apply(change).backbone.forward
+        assert forward.replay
+        assert forward.row_parallel is not None
